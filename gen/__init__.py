@@ -1,0 +1,3 @@
+"""Generative models in JAX: pure functions, explicit state."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,46 @@
+"""Samples as files that people look at."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+MIN_SIDE = 28 * 16  # pixels; a smaller grid is enlarged, so that a person sees it
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] float -> [0, 255] uint8."""
+    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] as a near square, or [rows, columns, H, W, C] as it is -> [height, width, C], with a grey line between."""
+    if images.ndim == 4:
+        columns = math.ceil(math.sqrt(len(images)))
+        rows = math.ceil(len(images) / columns)
+        blank = np.full((rows * columns - len(images), *images.shape[1:]), 128, images.dtype)
+        images = np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:])
+    spaced = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=128)
+    return np.concatenate(np.concatenate(spaced, axis=1), axis=1)[:-1, :-1]
+
+
+def png(images: np.ndarray) -> bytes:
+    """A PNG of a grid of uint8 images, enlarged by a whole factor if it is small."""
+    picture = grid(images)
+    factor = max(1, MIN_SIDE // max(picture.shape[:2]))
+    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    content = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(content, format="PNG")
+    return content.getvalue()
+
+
+def files(arrays: Mapping[str, Any]) -> dict[str, bytes]:
+    """{file name: content} of what a model generated: a picture of "samples", and all arrays."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return {"samples.png": png(to_bytes(arrays["samples"])), "samples.npz": content.getvalue()}

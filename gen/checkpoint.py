@@ -1,0 +1,240 @@
+"""Checkpoints that can be trusted: written asynchronously, sealed by a manifest of SHA-256 sums, verified when read.
+
+A step is a folder with one item per field of the state (so that sampling restores the parameters alone). Orbax commits
+it by renaming; then `manifest.json` is written into it. A step without a manifest, or one that disagrees with it, is
+unsound and never used: one flipped bit restores silently otherwise. The only file that imports orbax.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+
+from gen.core import State, UserError, positive
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Checkpoints."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is saved in any case."""
+    keep: int = 2
+    """Number of last checkpoints to keep, at least 2, besides the best."""
+    best: tuple[str, Literal["min", "max"]] | None = None
+    """The validation metric that names the best checkpoint, and its better end; None: the last is the best."""
+
+    def __post_init__(self):
+        positive(every=self.every)
+        if self.keep < 2:
+            raise UserError(
+                f"save.keep is {self.keep}; keep at least 2, so that one is sound while the other is written"
+            )
+
+
+@contextmanager
+def saver(folder: Path, config: Config, start: int) -> Iterator[Callable[[State, dict[str, Any]], None]]:
+    """A function `save(state, meta)` that returns once the state is copied off the devices; writes in the background.
+
+    `meta` is JSON kept with the step; meta["validation"] ({metric: number}, if the step was evaluated) decides the best.
+    Leaving the context waits for the last save. A failed one is raised by the next, or when leaving. Steps after `start`,
+    from which training goes on, are unsound, and set aside.
+    """
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover)
+    for step in steps(folder):
+        if step > start:
+            shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
+            os.replace(folder / str(step), folder / f"{step}.unsound")
+    orbax = ocp.AsyncCheckpointer(_handler())
+    background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+    last: Future[None] | None = None
+
+    def finish(path: Path) -> None:
+        orbax.wait_until_finished()
+        _seal(path)
+        for step in sorted(set(steps(folder)) - _kept(folder, config)):
+            shutil.rmtree(folder / str(step))
+
+    def save(state: State, meta: dict[str, Any]) -> None:
+        nonlocal last
+        with _readable(folder):
+            if last:
+                last.result()
+            path = folder.absolute() / str(int(state.step))
+            arrays = {k: ocp.args.PyTreeSave(v) for k in ITEMS if jax.tree.leaves(v := getattr(state, k))}
+            meta = {"format": FORMAT, **meta}
+            orbax.save(path, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+            last = background.submit(finish, path)
+
+    try:
+        yield save
+    finally:
+        with _readable(folder):
+            try:
+                if last:
+                    last.result()
+            finally:
+                background.shutdown()
+                orbax.close()
+
+
+def steps(folder: Path) -> list[int]:
+    """Committed steps in ascending order, sound or not."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
+    """The newest sound step; each damaged one is named to `warn`. None if there is no checkpoint at all.
+
+    Raises: UserError if there are checkpoints and none is sound.
+    """
+    return _first_sound(folder, sorted(steps(folder), reverse=True), warn)
+
+
+def best(folder: Path, config: Config, warn: Callable[[str], None]) -> int | None:
+    """The sound step with the best validation metric, else the newest sound one. Raises as `newest`."""
+    ranked = sorted(steps(folder), key=lambda step: (_score(folder, step, config), step), reverse=True)
+    return _first_sound(folder, ranked, warn)
+
+
+def damage(folder: Path, step: int) -> str | None:
+    """What is wrong with a step, or None if each file is as it was written."""
+    path = folder / str(step)
+    if not path.is_dir():
+        return "there is no such checkpoint"
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        sums, version = manifest["sha256"], manifest["format"]
+    except FileNotFoundError:
+        return "it has no manifest (the save was interrupted)"
+    except (ValueError, KeyError, TypeError):
+        return "its manifest is damaged"
+    if version > FORMAT:
+        return f"it is of format {version}, and this version of gen reads up to {FORMAT}"
+    found = _sums(path)
+    for name in sorted(sums.keys() | found.keys()):
+        if sums.get(name) != found.get(name):
+            change = "is missing" if name not in found else "was added" if name not in sums else "has changed"
+            return f"{name} {change}"
+    return None
+
+
+def digest(folder: Path, step: int) -> str:
+    """SHA-256 of a step's manifest, which names each of its files."""
+    return hashlib.sha256((folder / str(step) / MANIFEST).read_bytes()).hexdigest()
+
+
+def meta(folder: Path, step: int) -> dict[str, Any]:
+    """The JSON that was saved with a step."""
+    return json.loads((folder / str(step) / "meta" / "metadata").read_text())
+
+
+def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
+    """The state of a step, on the devices and with the shardings of `abstract`; fields not in `items` are left empty.
+
+    Raises: UserError if the step's arrays are not those of `abstract`.
+    """
+    wanted = {k: v for k in items if jax.tree.leaves(v := getattr(abstract, k))}
+    arguments = {
+        k: ocp.args.PyTreeRestore(v, restore_args=ocp.checkpoint_utils.construct_restore_args(v))
+        for k, v in wanted.items()
+    }
+    with ocp.Checkpointer(_handler()) as orbax:
+        try:
+            found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(
+                f"checkpoint {folder / str(step)} is sound, but not of this model: {str(error).splitlines()[0]}"
+            ) from error
+    empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
+    return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    # Plain zarr files cost half the processor time of OCDBT's, and the manifest names the damaged array.
+    arrays: dict[str, Any] = {k: ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False) for k in ITEMS}
+    return ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **arrays)
+
+
+def _seal(path: Path) -> None:
+    text = json.dumps({"format": FORMAT, "sha256": _sums(path)}, indent=1)
+    with open(path / f"{MANIFEST}.tmp", "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path / f"{MANIFEST}.tmp", path / MANIFEST)
+
+
+def _sums(path: Path) -> dict[str, str]:
+    sums = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and not file.name.startswith(MANIFEST):
+            with open(file, "rb") as content:
+                sums[file.relative_to(path).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+    return sums
+
+
+def _kept(folder: Path, config: Config) -> set[int]:
+    """The last sealed steps and the best; each unsealed one is in the way only until it is written anew."""
+    sealed = [s for s in steps(folder) if (folder / str(s) / MANIFEST).exists()]
+    return {*sealed[-config.keep :], *sorted(sealed, key=lambda s: (_score(folder, s, config), s))[-1:]}
+
+
+def _score(folder: Path, step: int, config: Config) -> float:
+    """Higher is better; -inf for a step that was not evaluated."""
+    if config.best is None:
+        return 0.0
+    metric, end = config.best
+    try:
+        value = meta(folder, step)["validation"][metric]
+    except (OSError, ValueError, KeyError):
+        return -float("inf")
+    return value if end == "max" else -value
+
+
+def _first_sound(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
+    for step in order:
+        reason = damage(folder, step)
+        if reason is None:
+            return step
+        warn(f"checkpoint {folder / str(step)} is unsound and not used: {reason}")
+    if order:
+        raise UserError(f"no sound checkpoint in {folder}; start anew in another --workdir, or restore the folder")
+    return None
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Orbax's errors of a full or read-only disk, in one line."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{error} {error.__cause__ or ''}".lower()
+        for sign in ("no space left", "read-only file system", "permission denied", "disk quota exceeded"):
+            if sign in text:
+                kept = ", ".join(str(s) for s in steps(folder) if damage(folder, s) is None) or "none"
+                raise UserError(f"saving in {folder} failed: {sign}; sound checkpoints there: {kept}") from error
+        raise
+
+
+# Orbax reports each step of its work as a warning or an error of absl's; what matters is raised.
+logging.getLogger("absl").setLevel(logging.CRITICAL if not sys.flags.dev_mode else logging.INFO)

@@ -1,0 +1,262 @@
+"""An experiment as one frozen dataclass: loaded from a file of Python, overridden from the command line, kept as JSON."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from gen import checkpoint, log, parallel
+from gen.core import DataConfig, FamilyConfig, UserError, positive
+from gen.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment. What is not marked as launch is its identity: a run directory belongs to one identity."""
+
+    model: FamilyConfig
+    """The family and its hyper-parameters."""
+    data: DataConfig
+    """The examples."""
+    steps: int
+    """Updates to do."""
+    seed: int = 0
+    """Seed of the initialization, the order of the data and all noise."""
+    evaluate_every: int = 1000
+    """Steps between evaluations on the validation split (0: at the end only)."""
+    workdir: str | None = None
+    """The run directory; None: runs/NAME of the config."""
+    parallel: parallel.Config = parallel.Config()
+    """Engine and devices."""
+    save: checkpoint.Config = checkpoint.Config()
+    """Checkpoints."""
+    log: log.Config = log.Config()
+    """What is printed and written while training."""
+
+    def __post_init__(self):
+        positive(steps=self.steps)
+        if self.evaluate_every < 0:
+            raise UserError(
+                f"evaluate_every is {self.evaluate_every}; 0 evaluates at the end only, else it counts steps"
+            )
+
+
+LAUNCH = ("evaluate_every", "workdir", "parallel", "save", "log")
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a run is, as JSON: everything but launch fields, and `steps` only where a schedule reads it."""
+    kept = {k: v for k, v in encode(config).items() if k not in LAUNCH}
+    if not any(isinstance(x, Schedule) and x.reads_steps for x in _walk(config)):
+        del kept["steps"]
+    for x in fields(config.data):
+        if x.metadata.get("launch"):
+            del kept["data"][x.name]
+    return kept
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of the identity."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """Lines "field: old -> new" for the fields in which two identities differ."""
+    a, b = (dict(_flat(identity(c))) for c in (old, new))
+    shown = lambda side, key: json.dumps(side[key]) if key in side else "(absent)"
+    return [f"{k}: {shown(a, k)} -> {shown(b, k)}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+
+
+def _walk(x: Any) -> typing.Iterator[Any]:
+    yield x
+    children = [getattr(x, f.name) for f in fields(x)] if is_dataclass(x) else x if isinstance(x, tuple) else ()
+    for child in children:
+        yield from _walk(child)
+
+
+def _flat(x: Any, path: str = "") -> typing.Iterator[tuple[str, Any]]:
+    if isinstance(x, dict):
+        for key, value in x.items():
+            yield from _flat(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, x
+
+
+# --- from a file and the command line -------------------------------------------------------------------------------
+
+
+def load(name: str, root: Path = Path("configs")) -> Config:
+    """The `config` of a config file: a path, or the NAME of `root/NAME.py`.
+
+    Raises: UserError for an unknown name (with the nearest), or a file without `config`.
+    """
+    path = Path(name) if name.endswith(".py") else root / f"{name}.py"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.py"))
+        near = difflib.get_close_matches(path.stem, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"{path.parent}/ has {', '.join(known) or 'none'}"
+        raise UserError(f"no config file {path}; {hint}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "config", None), Config):
+        raise UserError(f"{path} defines no `config = Config(...)`")
+    return module.config
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Train a config in its run directory; run again, it goes on where it was."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Print the resolved config, the size of the state and the FLOPs of a step; train nothing."""
+
+
+def override(config: Config, arguments: Sequence[str], prog: str) -> Launch:
+    """The config with typed overrides such as `--model.latents 64`; `--help` lists every field. Exits 2 on a wrong one."""
+    # A field narrows to the class of its default, so that a family's own fields are options.
+    kind = tyro.conf.AvoidSubcommands[Launch]
+    return tyro.cli(kind, default=Launch(config), args=list(arguments), prog=prog, registry=_REGISTRY)
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _scalar(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """`Scalar` fields take a number or a schedule as Python writes it: `--model.optim.lr "WarmupCosine(1e-3, 500)"`."""
+    members = typing.get_args(info.type)
+    if Schedule not in members:
+        return None
+    optional = type(None) in members
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT|SCHEDULE",
+        instance_from_str=lambda args: None if optional and args[0] == "None" else scalar(args[0]),
+        is_instance=lambda x: isinstance(x, float | int | Schedule) or (optional and x is None),
+        str_from_instance=lambda x: [str(x)],
+    )
+
+
+def scalar(text: str) -> float | Schedule:
+    """`0.1`, or a schedule as Python writes it: `WarmupCosine(peak=1e-3, warmup=500)`. Nothing is evaluated.
+
+    Raises: ValueError with what was expected.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    kinds = {kind.__name__: kind for kind in Schedule.__subclasses__()}
+    try:
+        call = ast.parse(text, mode="eval").body
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        kind = kinds[call.func.id]
+        names = [field.name for field in fields(kind)]
+        arguments = [ast.literal_eval(a) for a in call.args]
+        assert len(arguments) <= len(names)
+        values = dict(zip(names, arguments, strict=False)) | {
+            str(k.arg): ast.literal_eval(k.value) for k in call.keywords
+        }
+        return decode(kind, {"type": _name(kind), **values}, at=text)
+    except (SyntaxError, AssertionError, KeyError, TypeError, ValueError, UserError):
+        raise ValueError(f"{text!r} is neither a number nor one of {', '.join(kinds)}(...)") from None
+
+
+# --- to and from JSON -----------------------------------------------------------------------------------------------
+
+
+def encode(x: Any) -> Any:
+    """A config as JSON values; each dataclass says its class as "type": "module.Class"."""
+    if is_dataclass(x) and not isinstance(x, type):
+        return {"type": _name(type(x))} | {f.name: encode(getattr(x, f.name)) for f in fields(x)}
+    return [encode(v) for v in x] if isinstance(x, tuple) else x
+
+
+def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config") -> Any:
+    """The inverse of `encode` for a value that should be a `kind`. Imports only families, kinds of data, and modules in `trust`.
+
+    Raises: UserError that names the field, for anything else than a `kind`.
+    """
+    wrong = UserError(f"{at} is {json.dumps(value)[:80]}, which is no {getattr(kind, '__name__', kind)}")
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        for member in members:
+            try:
+                return decode(member, value, trust, at)
+            except UserError as error:
+                wrong = error
+        raise wrong
+    if origin is Literal:
+        if value in members:
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            each = members[:1] * len(value) if members[1:] == (...,) else members
+            if len(each) == len(value):
+                return tuple(
+                    decode(k, v, trust, f"{at}[{i}]") for i, (k, v) in enumerate(zip(each, value, strict=True))
+                )
+    elif isinstance(kind, type) and is_dataclass(kind):
+        if isinstance(value, dict) and isinstance(value.get("type"), str):
+            return _decode_dataclass(kind, value, trust, at)
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif (kind is type(None) and value is None) or type(value) is kind:
+        return value
+    raise wrong
+
+
+def _decode_dataclass(kind: type, value: dict[str, Any], trust: Sequence[str], at: str) -> Any:
+    cls = _resolve(value["type"], kind, trust, at)
+    hints = typing.get_type_hints(cls)
+    given = {k: v for k, v in value.items() if k != "type"}
+    unknown = sorted(set(given) - {f.name for f in fields(cls)})
+    if unknown:
+        raise UserError(f"{at}.{unknown[0]} is no field of {value['type']}")
+    required = {f.name for f in fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(given)):
+        raise UserError(f"{at}.{missing[0]} is missing")
+    return cls(**{k: decode(hints[k], v, trust, f"{at}.{k}") for k, v in given.items()})
+
+
+def _resolve(name: str, kind: type, trust: Sequence[str], at: str) -> Any:
+    """The dataclass `name`, a `kind`. Its module's name is checked before anything is imported, since importing runs code."""
+    module, _, cls = name.rpartition(".")
+    trusted = any(module == t or module.startswith(t + ".") for t in ("gen.families", "gen.data", *trust))
+    plain = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
+    if not plain or not (trusted or (module.startswith("gen.") and module in sys.modules)):
+        raise UserError(
+            f"{at} names {name[:80]!r}, which is not part of gen; if you trust that code: --trust {module[:60]}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), cls, None)
+    except ImportError as error:
+        raise UserError(f"{at} names {name}, but {error}") from None
+    if not (isinstance(found, type) and is_dataclass(found) and issubclass(found, kind)):
+        raise UserError(f"{at} names {name}, which is no {kind.__name__}")
+    return found
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

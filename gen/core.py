@@ -1,0 +1,188 @@
+"""The types that every family, every data set and every engine agree on."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+Array = jax.Array
+Key = jax.Array
+Params = Any
+Batch = dict[str, Array]
+HostBatch = dict[str, np.ndarray]
+Metrics = dict[str, Array]
+Sums = dict[str, tuple[Array, Array]]
+
+
+class UserError(Exception):
+    """A mistake of the person at the terminal: a short message that names the thing and the fix. Exit status 2."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What one entry of a batch holds, as a model sees it (after preprocessing)."""
+
+    shape: tuple[int, ...]
+    """Shape of one example, without the batch axis."""
+    dtype: str = "float32"
+    """Its dtype by name."""
+    classes: int | None = None
+    """Number of classes, if it is a label in [0, classes)."""
+    vocab: int | None = None
+    """Size of the vocabulary, if it is tokens in [0, vocab)."""
+    sample_rate: int | None = None
+    """Samples per second in Hz, if it is audio."""
+    levels: int | None = None
+    """Number of equally spaced values in [-1, 1] that the feature takes: 256 for bytes, 2 if binarized; None if unknown."""
+    dequantized: bool = False
+    """Whether uniform noise of one level's width was added, so that a density bounds the mass of the levels."""
+
+
+Spec = Mapping[str, Feature]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All that training changes, and all that a checkpoint holds: arrays only. No random key: a step's key is
+    fold_in(key(seed), step)."""
+
+    step: Array
+    """int32[]. The number of updates done; never goes back."""
+    params: dict[str, Params]
+    """What is trained, by player or part."""
+    opt_state: dict[str, optax.OptState]
+    """By optimizer."""
+    ema: dict[str, Params] = field(default_factory=dict)
+    """Running averages of params that samples are drawn from; {} = use params."""
+    stats: dict[str, Any] = field(default_factory=dict)
+    """What is estimated rather than descended: batch statistics, codebook averages."""
+    frozen: dict[str, Params] = field(default_factory=dict)
+    """Read, never written: a fine-tuning base, another run's tokenizer. Kept in a checkpoint by digest only."""
+
+
+class GenerativeModel(NamedTuple):
+    """A generative model as pure functions, as optax pairs init with update.
+
+    `update`, `evaluate` and `test` run under a mapped axis named "data" (the devices, or an axis of size one) on a part
+    of the batch; every example carries its position `row` in the whole batch and its `weight` (0 = padding).
+    """
+
+    init: Callable[[Key], State]
+    update: Callable[[State, Batch, Key], tuple[State, Metrics]]
+    """One training step; metrics are scalars, already averaged over "data"."""
+    evaluate: Callable[[State, Batch, Key], Sums]
+    """{name: (total, count)} of a batch, summed over "data": exact under padding and any sharding. Run during training."""
+    test: Callable[[State, Batch, Key], Sums]
+    """As `evaluate`, as thorough as published numbers are. Run once, on the best checkpoint."""
+    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]]
+    """Sums of a split -> metrics. Scalars are logged; vectors are kept in the run's reference.npz."""
+    generate: Callable[..., dict[str, Array]]
+    """(state, key, given, request) -> {"samples": ...}. `given` holds arrays (images to change, prompts); `request` is
+    the family's frozen dataclass, of which sample.py makes its command line."""
+    request: type
+    """The class of `request`."""
+    protocol: Mapping[str, Mapping[str, Any]]
+    """{metric: how it is estimated}; stored beside the number."""
+
+
+@dataclass(frozen=True)
+class FamilyConfig:
+    """A config's `model`: hyper-parameters that build a family. Subclass it to add one."""
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        """The model for examples of `spec`, trained for `steps` (schedules read it)."""
+        raise NotImplementedError
+
+    def tiny(self) -> FamilyConfig:
+        """The same model, as small as the contract tests want it."""
+        raise NotImplementedError
+
+
+class Dataset(NamedTuple):
+    """Examples as pure functions of (seed, step, row): random access, no iterator state."""
+
+    spec: Spec
+    """What the model sees: features after `preprocess`."""
+    sizes: dict[str, int]
+    """Number of examples of "train", "validation" and "test"."""
+    digest: str
+    """SHA-256 over what the examples are made from."""
+    batch: Callable[[int, int, range], HostBatch]
+    """(seed, step, rows) -> those rows of a training batch: uint8 and integers, with "row" and "index"."""
+    evaluation: Callable[[str, int], Iterator[HostBatch]]
+    """(split, batch size) -> the split in order, the last batch padded; "weight" is 0 on padding."""
+    preprocess: Callable[[Batch, Key, bool], Batch]
+    """(batch, key, training) -> what the model sees. Runs in the compiled step; its noise belongs to (key, row)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A config's `data`. Subclass it to add a kind of data."""
+
+    batch_size: int = 128
+    """Examples a step, over all devices and hosts."""
+
+    def build(self) -> Dataset:
+        raise NotImplementedError
+
+
+def positive(**numbers: float) -> None:
+    """Raises UserError for the first of the named numbers that is not above zero."""
+    for name, value in numbers.items():
+        if not value > 0:
+            raise UserError(f"{name} is {value}; it must be above 0")
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run an entry point: a person's mistake or a full or read-only disk is one line and exit status 2, a bug keeps its
+    traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(f"error: {error}"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        sys.exit(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return 2
+
+
+def mean(tree: Any) -> Any:
+    """Average over the mapped axis "data": the devices under pmap, an axis of size one under jit."""
+    return jax.lax.pmean(tree, "data")
+
+
+def total(tree: Any) -> Any:
+    """Sum over the mapped axis "data"."""
+    return jax.lax.psum(tree, "data")
+
+
+def descend(
+    loss: Callable[[Params], tuple[Array, Any]],
+    params: Params,
+    opt_state: optax.OptState,
+    tx: optax.GradientTransformation,
+) -> tuple[Params, optax.OptState, Array, Any]:
+    """One optimizer step on `loss(params) -> (scalar, aux)`. The only place where gradients are averaged."""
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = tx.update(mean(grads), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value, aux
+
+
+def per_example(draw: Callable[[Key], Array], key: Key, row: Array) -> Array:
+    """`draw(key of the row)` for each row [B] -> [B, ...]: noise belongs to the example, whatever device holds it."""
+    return jax.vmap(lambda r: draw(jax.random.fold_in(key, r)))(row)

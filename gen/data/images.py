@@ -1,0 +1,195 @@
+"""Image data sets: a folder, a prepared TFDS set, or scikit-learn's digits, as functions of (seed, step, row)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal
+
+import numpy as np
+import PIL
+
+from gen import core
+from gen.core import UserError
+from gen.data import folder, pixels, prepared, sources
+from gen.data.cache import cached
+from gen.data.preprocess import preprocess
+from gen.data.sources import Record, Source
+
+Read = Callable[[np.ndarray], core.HostBatch]
+"""Positions in the source [n] -> {"image": uint8 [n, H, W, C], "label": int32 [n]}."""
+Shuffle = Callable[[int, range], np.ndarray]
+"""(seed, places in an endless sequence) -> positions in the split; each epoch is another permutation of it."""
+
+
+@dataclass(frozen=True)
+class Config(core.DataConfig):
+    """Images, and what is done to them before a model sees them."""
+
+    name: str = "digits"
+    """digits; a TFDS name such as mnist or name/config:1.0.0; or folder:PATH, whose sub-folders are the classes."""
+    data_dir: str | None = None
+    """Where TFDS sets are prepared; TFDS's own ~/tensorflow_datasets if None."""
+    train: str = "train[:90%]"
+    """Examples to train on, in TFDS's slicing syntax."""
+    validation: str = "train[90%:]"
+    """Examples to choose a model by."""
+    test: str = "test"
+    """Examples to report."""
+    size: int | None = None
+    """Resize the shorter side to this many pixels and cut out the square centre; None keeps the size."""
+    colors: Literal[1, 3] | None = None
+    """Convert to grey (1) or RGB (3); None keeps what there is."""
+    flip: bool = False
+    """Mirror half of the training images left to right."""
+    binarize: Literal["static", "dynamic"] | None = None
+    """Make pixels -1 or 1 with the grey level as probability: drawn once an example, or anew each time it is seen."""
+    dequantize: bool = False
+    """Add uniform noise of one level's width, so that a density over pixels bounds their probability."""
+    skip_bad: bool = False
+    """Skip images of a folder that can't be read, and log how many."""
+    in_memory: int = 2**31
+    """Sets of at most this many decoded bytes are held in memory, others decoded as needed, in another random order."""
+
+    def build(self) -> core.Dataset:
+        """Opens the source, decodes it if it is small, and checks all that a user can get wrong (UserError)."""
+        check(self)
+        source = open_source(self)
+        splits = {
+            field: sources.positions(field, getattr(self, field), source) for field in ("train", "validation", "test")
+        }
+        height, width, channels = source.shape
+        shape = (self.size or height, self.size or width, self.colors or channels)
+        used = np.unique(np.concatenate(list(splits.values())))
+        if len(used) * math.prod(shape) <= self.in_memory:
+            read, content = hold(source, used, self.size, shape)
+            shuffle = permuted(len(splits["train"]))
+        else:
+            read, content = partial(decoded, source, self.size, shape), source.content + sources.sha256(str(shape))
+            shuffle = permuted_by_grain(len(splits["train"]))
+
+        def batch(seed: int, step: int, rows: range) -> core.HostBatch:
+            first = step * self.batch_size
+            index = shuffle(seed, range(first + rows.start, first + rows.stop, rows.step))
+            return labelled(read(splits["train"][index]), np.asarray(rows), index, np.ones(len(rows)))
+
+        def evaluation(split: str, batch_size: int) -> Iterator[core.HostBatch]:
+            n = len(splits[split])
+            for start in range(0, n, batch_size):
+                row = np.arange(start, start + batch_size)
+                yield labelled(read(splits[split][np.where(row < n, row, 0)]), row, row, row < n)
+
+        def labelled(
+            examples: core.HostBatch, row: np.ndarray, index: np.ndarray, weight: np.ndarray
+        ) -> core.HostBatch:
+            if source.classes is None:
+                examples = {"image": examples["image"]}
+            own = {"row": row.astype(np.int32), "index": index.astype(np.int32), "weight": weight.astype(np.float32)}
+            return examples | own
+
+        spec = {"image": core.Feature(shape, levels=2 if self.binarize else source.levels, dequantized=self.dequantize)}
+        if source.classes is not None:
+            spec["label"] = core.Feature((), "int32", classes=len(source.classes))
+        return core.Dataset(
+            spec=spec,
+            sizes={split: len(positions) for split, positions in splits.items()},
+            digest=sources.sha256(content, *splits.values()),
+            batch=batch,
+            evaluation=evaluation,
+            preprocess=partial(
+                preprocess, levels=source.levels, flip=self.flip, dequantize=self.dequantize, binarize=self.binarize
+            ),
+        )
+
+
+def check(config: Config) -> None:
+    core.positive(**{"--data.batch-size": config.batch_size})
+    if config.size is not None:
+        core.positive(**{"--data.size": config.size})
+    if config.binarize and config.dequantize:
+        raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
+
+
+def open_source(config: Config) -> Source:
+    if config.name == "digits":
+        return sources.digits()
+    if config.name.startswith("folder:"):
+        return folder.source(config.name, config.size, config.skip_bad)
+    return prepared.source(config.name, config.data_dir, config.size)
+
+
+def hold(source: Source, used: np.ndarray, size: int | None, shape: tuple[int, int, int]) -> tuple[Read, str]:
+    """A gather from memory over the positions `used` (sorted), and the SHA-256 of the pixels and labels.
+
+    They are decoded once, and from then on mapped from the cache folder.
+    """
+
+    def make() -> dict[str, np.ndarray]:
+        arrays = decoded(source, size, shape, used)
+        return arrays | {"digest": np.array(sources.sha256(arrays["image"], arrays["label"]))}
+
+    key = sources.sha256(str(source.fingerprint), str((size, shape)), used, f"pillow {PIL.__version__}")
+    arrays = cached(key, make) if source.fingerprint else make()
+    image, label = arrays["image"], arrays["label"]
+
+    def read(positions: np.ndarray) -> core.HostBatch:
+        at = np.searchsorted(used, positions)
+        return {"image": image[at], "label": label[at]}
+
+    return read, str(arrays["digest"])
+
+
+def decoded(source: Source, size: int | None, shape: tuple[int, int, int], positions: np.ndarray) -> core.HostBatch:
+    """{"image": uint8 [n, *shape], "label": int32 [n]} of `positions` [n], decoded in threads."""
+    n = len(positions)
+    image, label = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
+
+    def fill(start: int, some: list[Record]) -> None:
+        for i, (encoded, label[i]) in enumerate(some, start):
+            try:
+                x = pixels.decode(encoded, size, shape[-1])
+                if x.shape != shape:
+                    raise ValueError(f"has the shape {x.shape} and not {shape}")
+            except ValueError as error:
+                raise source.unreadable(int(positions[i]), str(error)) from error
+            image[i] = np.minimum(x, source.levels - 1)  # resizing overshoots
+
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, n, 1024):
+            records = source.read(positions[first : first + 1024].tolist())
+            starts = range(0, len(records), 16)  # enough at once that small images don't queue for the threads' lock
+            list(pool.map(fill, (first + s for s in starts), (records[s : s + 16] for s in starts)))
+    return {"image": image, "label": label}
+
+
+def permuted(n: int) -> Shuffle:
+    """A new permutation of [0, n) each epoch, drawn from numpy's default_rng([seed, epoch])."""
+
+    @lru_cache(maxsize=2)  # a batch touches two epochs where they meet
+    def permutation(seed: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch]).permutation(n)
+
+    def shuffle(seed: int, places: range) -> np.ndarray:
+        epoch, position = np.divmod(np.asarray(places, np.int64), n)
+        for e in np.unique(epoch):
+            position[epoch == e] = permutation(seed, int(e))[position[epoch == e]]
+        return position
+
+    return shuffle
+
+
+def permuted_by_grain(n: int) -> Shuffle:
+    """The same from Grain's index shuffle, which needs no memory: for sets too large to hold."""
+    import grain
+
+    @lru_cache(maxsize=2)
+    def order(seed: int) -> grain.MapDataset[int]:
+        return grain.MapDataset.range(n).seed(seed).shuffle().repeat()
+
+    def shuffle(seed: int, places: range) -> np.ndarray:
+        return np.array([order(seed)[place] for place in places], np.int64)
+
+    return shuffle

@@ -1,0 +1,107 @@
+"""Where images come from: encoded pictures that can be read at random, and TFDS's slicing of their splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gen.core import UserError
+
+Record = tuple[bytes | Path | np.ndarray, int]
+"""An encoded image (bytes, a file, or its grey pixels) and its label, 0 if there are none."""
+
+
+class Source(NamedTuple):
+    """Encoded images by position, all splits one after the other."""
+
+    name: str
+    """As the user wrote it."""
+    splits: Mapping[str, Sequence[int]]
+    """The number of examples of each split, by shard."""
+    shape: tuple[int, int, int]
+    """(height, width, channels) as stored; height and width are 0 if the images differ."""
+    levels: int
+    """Pixels are integers in [0, levels)."""
+    classes: tuple[str, ...] | None
+    """Names of the classes that labels count; None if there are no labels."""
+    read: Callable[[Sequence[int]], list[Record]]
+    """Positions -> records."""
+    unreadable: Callable[[int, str], UserError]
+    """(position, reason) -> what to tell the user about an image that can't be decoded."""
+    content: str
+    """Digest of what the examples are, the same on every machine that has them."""
+    fingerprint: str | None
+    """Digest that changes whenever the files do, on this machine; None if there are no files to watch."""
+
+
+def digits() -> Source:
+    """1797 handwritten digits of 8 x 8 x 1 pixels in [0, 16], scikit-learn's copy of the UCI set, shuffled once and for
+    all: "train" are 1437 of them, "test" the other 360."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    order = np.random.default_rng(0).permutation(1797)
+    images, labels = bunch.images[order].astype(np.uint8), bunch.target[order]
+    return Source(
+        name="digits",
+        splits={"train": [1437], "test": [360]},
+        shape=(8, 8, 1),
+        levels=17,
+        classes=tuple("0123456789"),
+        read=lambda positions: [(images[i], int(labels[i])) for i in positions],
+        unreadable=lambda position, reason: UserError(f"digits: image {position} {reason}"),
+        content=sha256(images, labels),
+        fingerprint=None,
+    )
+
+
+def positions(field: str, split: str, source: Source) -> np.ndarray:
+    """The examples of a split in TFDS's slicing syntax, as int64 positions in the source. TFDS parses and rounds.
+
+    `field` names the option in errors. Raises UserError if the string is wrong or nothing is left.
+    """
+    import tensorflow_datasets as tfds
+
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
+        for name, lengths in source.splits.items()
+    }
+    ends = np.cumsum([info.num_examples for info in infos.values()])
+    of = {name: np.arange(end - infos[name].num_examples, end) for name, end in zip(infos, ends, strict=True)}
+    try:
+        pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, NotImplementedError) as error:
+        raise wrong(field, split, source, str(error).splitlines()[-1]) from error
+    found = np.concatenate([of[piece.splitname][piece.from_ : piece.to] for piece in pieces])
+    if not len(found):
+        raise wrong(field, split, source, "no examples are left")
+    return found
+
+
+def wrong(field: str, split: str, source: Source, reason: str) -> UserError:
+    """What is wrong with a split, which ones there are, and a way to slice them."""
+    there = ", ".join(f"{name} ({sum(lengths)})" for name, lengths in source.splits.items())
+    first, *others = source.splits
+    train, validation, test = f"{first}[:80%]", f"{first}[80%:90%]", f"{first}[90%:]"
+    if others:
+        train, validation, test = f"{first}[:90%]", f"{first}[90%:]", others[-1]
+    return UserError(
+        f"--data.{field} {split!r}: {reason}\n{source.name} has the splits {there};"
+        f' for instance --data.train "{train}" --data.validation "{validation}" --data.test "{test}"'
+    )
+
+
+def sha256(*parts: str | np.ndarray) -> str:
+    """Hex digest of strings and arrays; their types, shapes and order count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()

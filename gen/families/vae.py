@@ -1,0 +1,351 @@
+"""Variational autoencoders (Kingma and Welling 2014; Rezende et al. 2014), with one latent group or a hierarchy of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen import core, losses
+from gen.core import (
+    Array,
+    Batch,
+    Feature,
+    GenerativeModel,
+    Key,
+    Metrics,
+    Params,
+    Spec,
+    State,
+    Sums,
+    UserError,
+    positive,
+)
+from gen.latent import LatentModel, kl_by_latent
+from gen.likelihoods import Bernoulli, Likelihood, checked
+from gen.networks.vae import Architecture, Perceptron
+from gen.optim import OptimConfig
+from gen.priors import Prior, StandardNormal
+from gen.schedules import Scalar, schedule
+
+COLUMNS = 8  # of an interpolation or a traversal
+
+
+@dataclass(frozen=True)
+class Config(core.FamilyConfig):
+    """A variational autoencoder."""
+
+    latents: tuple[int, ...] = (20,)
+    """Dimensions of each latent group, top group first; one number is the plain VAE."""
+    network: Architecture = Perceptron()
+    """What encoder and decoder are made of."""
+    likelihood: Likelihood = Bernoulli()
+    """p(x | z)."""
+    prior: Prior = StandardNormal()
+    """p(z) of the top group."""
+    conditional: bool = False
+    """Condition encoder and decoder on the label."""
+    objective: Literal["elbo", "iwae"] = "elbo"
+    """The evidence lower bound, or the importance-weighted one (Burda et al. 2016)."""
+    samples: int = 1
+    """Posterior samples of an example in training (K of the importance-weighted bound)."""
+    dreg: bool = False
+    """Doubly reparameterized gradients of the importance-weighted bound (Tucker et al. 2019)."""
+    beta: Scalar = 1.0
+    """Weight of the KL in the evidence lower bound (Higgins et al. 2017); a Warmup for KL warm-up."""
+    free_bits: float = 0.0
+    """Nats below which the batch's mean KL of a latent is not pressed (Kingma et al. 2016)."""
+    ema: float = 0.0
+    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer of encoder, decoder and prior."""
+    validation_samples: int = 16
+    """K of `nll_bound` during training."""
+    test_samples: int = 1000
+    """K of `nll_bound` in the final test."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of activations."""
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of parameters."""
+
+    def __post_init__(self):
+        positive(**{"the number of latents": min(self.latents, default=0), "samples": self.samples})
+        positive(validation_samples=self.validation_samples, test_samples=self.test_samples)
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
+        if self.objective == "iwae" and (self.beta != 1.0 or self.free_bits):
+            raise UserError(
+                "beta and free_bits change the KL, which the importance-weighted bound has not; use objective elbo"
+            )
+        if self.dreg and self.objective != "iwae":
+            raise UserError("dreg is a gradient of the importance-weighted bound; the fix: --model.objective iwae")
+        if self.dreg and len(self.latents) > 1:
+            raise UserError("dreg is derived for one latent group (in a hierarchy its estimate is biased)")
+        if self.conditional and not isinstance(self.prior, StandardNormal):
+            raise UserError("pseudo-inputs have no label; a conditional VAE has prior StandardNormal()")
+
+    def tiny(self) -> Config:
+        return replace(
+            self,
+            latents=(3,) * len(self.latents),
+            network=self.network.tiny(),
+            prior=self.prior.tiny(),
+            samples=min(2, self.samples),
+            validation_samples=2,
+            test_samples=4,
+        )
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        return build(self, spec, steps)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate."""
+
+    n: int = 64
+    """Number of images (interpolate, traverse: in rows of 8)."""
+    mode: Literal["generate", "reconstruct", "interpolate", "traverse"] = "generate"
+    """Samples of the model; held-out images beside what is decoded of them; between two of them; along each latent, ordered
+    by KL."""
+    label: int | None = None
+    """Class to generate, of a conditional model; None: all in turn."""
+    temperature: float = 1.0
+    """Factor on the standard deviation of the prior."""
+    pixels: Literal["mean", "sample"] = "mean"
+    """Show the mean of p(x | z), or draw from it."""
+
+    def __post_init__(self):
+        positive(n=self.n, temperature=self.temperature)
+
+
+def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
+    if "image" not in spec:
+        raise UserError(f"a VAE models images, and the data have {', '.join(spec)}")
+    image = spec["image"]
+    classes = _classes(spec) if config.conditional else None
+    likelihood = checked(config.likelihood, image)
+    flaw = likelihood.flaw(image)
+    real = jnp.promote_types(config.dtype, jnp.float32)  # of latents, log-probabilities and sums
+    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    encoder = config.network.encoder(config.latents, dtypes)
+    decoder = config.network.decoder(config.latents, (*image.shape[:2], likelihood.outputs(image.shape[2])), dtypes)
+    model = LatentModel(encoder, decoder, config.prior, likelihood, image)
+    tx = config.optim.build(steps)
+    beta = schedule(config.beta, steps)
+
+    def init(key: Key) -> State:
+        encoder_key, decoder_key, prior_key = jax.random.split(key, 3)
+        x = jnp.zeros((1, *image.shape), real)
+        y = None if classes is None else jnp.zeros((1, classes), real)
+        z = [jnp.zeros((1, size), real) for size in config.latents]
+        params = {
+            "encoder": encoder.init(encoder_key, x, y, method="everything")["params"],
+            "decoder": decoder.init(decoder_key, z, y, method="everything")["params"],
+        }
+        if prior := config.prior.init(prior_key, config.latents[0], image, config.param_dtype):
+            params["prior"] = prior
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state={"vae": tx.init(params)},
+            ema=params if config.ema else {},
+        )
+
+    def inputs(batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        label = None if classes is None else jax.nn.one_hot(batch["label"], classes, dtype=real)
+        return batch["image"].astype(real), label
+
+    def noise(key: Key, row: Array, k: int) -> list[Array]:
+        """Standard normal noise of each group, [k, B, D]."""
+        draw = lambda key: jax.random.normal(key, (k, sum(config.latents)), real)
+        eps = jnp.moveaxis(core.per_example(draw, key, row), 0, 1)
+        return jnp.split(eps, np.cumsum(config.latents)[:-1], axis=-1)
+
+    # --- training ---
+
+    def elbo(params: Params, x: Array, label: Array | None, eps: Sequence[Array], step: Array) -> tuple[Array, Metrics]:
+        """-E_q[log p(x | z)] + beta KL(q || p), averaged over examples. Kingma and Welling 2014, equation 10."""
+        t = model.terms(params, x, label, *model.infer(params, model.encode(params, x, label), eps))
+        reconstruction = -t.log_px.mean()
+        kl = jnp.asarray(sum(k.sum(-1).mean() for k in t.kl))
+        pressed = kl
+        if config.free_bits:
+            floors = [config.free_bits * size / k.shape[-1] for size, k in zip(config.latents, t.kl, strict=True)]
+            pressed = sum(
+                losses.free_bits(k.mean(0), core.mean(k.mean((0, 1))), floor).sum(-1).mean()
+                for k, floor in zip(t.kl, floors, strict=True)
+            )
+        loss = reconstruction + beta(step) * pressed
+        return loss, {"loss": loss, "neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+    def iwae(params: Params, x: Array, label: Array | None, eps: Sequence[Array], step: Array) -> tuple[Array, Metrics]:
+        z, qs = model.infer(params, model.encode(params, x, label), eps)
+        if config.dreg:
+            constant = jax.lax.stop_gradient(qs)
+            bound, surrogate = losses.doubly_reparameterized(
+                lambda z: model.log_weight(params, x, label, z, constant), z
+            )
+            return -surrogate.mean(), {"loss": -bound.mean()}
+        bound = losses.importance_weighted_bound(model.log_weight(params, x, label, z, qs))
+        return -bound.mean(), {"loss": -bound.mean()}
+
+    def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        x, label = inputs(batch)
+        eps = noise(key, batch["row"], config.samples)
+        objective = {"elbo": elbo, "iwae": iwae}[config.objective]
+        loss = lambda params: objective(params, x, label, eps, state.step)
+        params, opt_state, _, metrics = core.descend(loss, state.params, state.opt_state["vae"], tx)
+        # The average starts as the parameters are: its decay grows from 1/10 to `ema`.
+        decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
+        toward = lambda average, p: average + ((1 - decay) * (p - average)).astype(average.dtype)
+        ema = jax.tree.map(toward, state.ema, params) if config.ema else {}
+        state = replace(state, step=state.step + 1, params=params, opt_state={"vae": opt_state}, ema=ema)
+        return state, core.mean(metrics)
+
+    # --- evaluation ---
+
+    def estimate(k: int) -> Any:
+        """Sums of a batch's terms and of its bound with k samples, in chunks that fit memory."""
+        chunk = max(c for c in range(1, min(k, 25) + 1) if k % c == 0)
+
+        def evaluate(state: State, batch: Batch, key: Key) -> Sums:
+            params = state.ema or state.params
+            x, label = inputs(batch)
+            features = model.encode(params, x, label)
+
+            def step(carry: Any, i: Array) -> tuple[Any, None]:
+                log_w, moments = carry
+                z, qs = model.infer(params, features, noise(jax.random.fold_in(key, i), batch["row"], chunk))
+                t = model.terms(params, x, label, z, qs)
+                # Where the KL is closed, the bound still weighs the drawn z.
+                log_w = jnp.logaddexp(log_w, jax.nn.logsumexp(model.log_weight(params, x, label, z, qs), axis=0))
+                now = {
+                    "reconstruction": -t.log_px.mean(0),
+                    "kl": sum(kl.sum(-1).mean(0) for kl in t.kl),
+                    "kl_per_latent": jnp.concatenate(
+                        [kl_by_latent(q, kl) for q, kl in zip(qs, t.kl, strict=True)], axis=-1
+                    ),
+                    "mean": jnp.concatenate([q.mean.mean(0) for q in qs], axis=-1),
+                }
+                return (log_w, jax.tree.map(lambda a, b: a + b * (chunk / k), moments, now)), None
+
+            b, d = x.shape[0], sum(config.latents)
+            zero = lambda *shape: jnp.zeros(shape, x.dtype)
+            start = {"reconstruction": zero(b), "kl": zero(b), "kl_per_latent": zero(b, d), "mean": zero(b, d)}
+            (log_w, values), _ = jax.lax.scan(step, (jnp.full(b, -jnp.inf, x.dtype), start), jnp.arange(k // chunk))
+            values["neg_elbo"] = values["reconstruction"] + values["kl"]
+            values["nll_bound"] = math.log(k) - log_w
+            values["mean_squared"] = jnp.square(values["mean"])
+            weight = batch["weight"].astype(x.dtype)
+            count = weight.sum()
+            return core.total({name: (jnp.tensordot(weight, v, axes=1), count) for name, v in values.items()})
+
+        return evaluate
+
+    def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+        value = {name: np.asarray(total, np.float64) / np.asarray(count) for name, (total, count) in sums.items()}
+        variance = value["mean_squared"] - value["mean"] ** 2
+        metrics = {
+            **{name: float(value[name]) for name in ("neg_elbo", "reconstruction", "kl")},
+            "active_units": float((variance > 0.01).sum()),
+            "kl_per_latent": value["kl_per_latent"],
+        }
+        if flaw is None:
+            metrics["nll_bound"] = float(value["nll_bound"])
+            if image.levels is not None:
+                metrics["bits_per_dim"] = metrics["nll_bound"] / (math.prod(image.shape) * math.log(2))
+        return metrics
+
+    # --- sampling ---
+
+    def ancestors(params: Params, key: Key, index: Array, temperature: float) -> list[Array]:
+        """z ~ p(z), group by group; each sample's noise is its own."""
+        keys = jax.random.split(key, len(config.latents))
+        top = lambda k: model.sample_top(params, k, temperature)
+        z = [core.per_example(top, keys[0], index).astype(real)]
+        for size, k in zip(config.latents[1:], keys[1:], strict=True):
+            eps = core.per_example(lambda key, size=size: jax.random.normal(key, (size,), real), k, index)
+            z.append(model.next_prior(params, z).sample(temperature * eps))
+        return z
+
+    def generate(state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
+        params = state.ema or state.params
+        z_key, x_key = jax.random.split(key)
+
+        def show(z: Sequence[Array], label: Array | None) -> Array:
+            """z: groups of [N, D] -> images [N, H, W, C]."""
+            outputs = model.decode(params, z, label)
+            if request.pixels == "mean":
+                x = likelihood.mean(outputs)
+            else:
+                keys = jax.vmap(lambda i: jax.random.fold_in(x_key, i))(jnp.arange(outputs.shape[0]))
+                x = jax.vmap(likelihood.sample)(outputs, keys)
+            return x.astype(jnp.float32)
+
+        if request.label is not None and (classes is None or not 0 <= request.label < classes):
+            has = "is not conditional" if classes is None else f"has labels 0 to {classes - 1}"
+            raise UserError(f"label {request.label} asked for, and the model {has}")
+
+        if request.mode == "generate":
+            index = jnp.arange(request.n)
+            label = None
+            if classes is not None:
+                label = jax.nn.one_hot(index % classes if request.label is None else request.label + 0 * index, classes)
+            z = ancestors(params, z_key, index, request.temperature)
+            return {"samples": show(z, label), "latents": jnp.concatenate(z, axis=-1)}
+
+        rows = max(1, request.n // COLUMNS)
+        n = {"reconstruct": request.n, "interpolate": rows + 1, "traverse": 1}[request.mode]
+        x, label = inputs({name: given[name][:n] for name in ("image", "label") if name in given})
+        zeros = [jnp.zeros((1, 1, size), x.dtype) for size in config.latents]
+        means = [z[0] for z in model.infer(params, model.encode(params, x, label), zeros)[0]]
+        if request.mode == "reconstruct":
+            pairs = jnp.stack([x.astype(jnp.float32), show(means, label)], axis=1)
+            if len(x) % (COLUMNS // 2) == 0:
+                pairs = pairs.reshape(-1, COLUMNS, *image.shape)
+            return {"samples": pairs, "latents": jnp.concatenate(means, axis=-1)}
+        if request.mode == "interpolate":
+            t = jnp.linspace(0, 1, COLUMNS)[None, :, None]
+            path = lambda m: (m[:-1, None] * (1 - t) + m[1:, None] * t).reshape(-1, m.shape[-1])
+            z, between = [path(m) for m in means], None if label is None else path(label)
+        else:
+            order = jnp.argsort(-given["kl_per_latent"])[:rows]
+            base = jnp.concatenate(means, axis=-1)[0]
+            values = jnp.linspace(-3, 3, COLUMNS)
+            moved = jax.vmap(lambda i: jax.vmap(lambda v: base.at[i].set(v))(values))(order)
+            z = jnp.split(moved.reshape(-1, base.shape[0]), np.cumsum(config.latents)[:-1], axis=-1)
+            between = None if label is None else jnp.repeat(label, z[0].shape[0], axis=0)
+        grid = show(z, between)
+        return {"samples": grid.reshape(-1, COLUMNS, *grid.shape[1:]), "latents": jnp.concatenate(z, axis=-1)}
+
+    bound = {"refused": flaw} if flaw else {"samples": config.test_samples, "source": "Burda et al. 2016, equation 8"}
+    return GenerativeModel(
+        init=init,
+        update=update,
+        evaluate=estimate(config.validation_samples),
+        test=estimate(config.test_samples),
+        summarize=summarize,
+        generate=generate,
+        request=Request,
+        protocol={
+            "neg_elbo": {"samples": config.test_samples, "unit": "nats"},
+            "nll_bound": {**bound, "unit": "nats"},
+            "bits_per_dim": {**bound, "of": "nll_bound"},
+            "active_units": {"threshold": 0.01, "source": "Burda et al. 2016, section 5"},
+        },
+    )
+
+
+def _classes(spec: Mapping[str, Feature]) -> int:
+    label = spec.get("label")
+    if label is None or label.classes is None:
+        raise UserError(
+            "a conditional model needs labels, and the data have none (folder: give each class a sub-folder)"
+        )
+    return label.classes

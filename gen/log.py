@@ -1,0 +1,192 @@
+"""What a run says: metrics.jsonl and TensorBoard events for the machine, a progress bar or plain lines for the person.
+
+metrics.jsonl holds only functions of the config and the step, so that it is the same file however often the run was
+killed; speed, memory, waiting, restarts and alarms go to telemetry.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+from gen.core import Metrics, UserError, positive
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is printed and written while training."""
+
+    every: int = 50
+    """Steps between two lines of metrics."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run directory."""
+
+    def __post_init__(self):
+        positive(every=self.every)
+
+
+class Log:
+    """The open files and the progress bar of a run in training."""
+
+    def __init__(self, workdir: Path, config: Config, start: int, steps: int, batch_size: int, bar: Progress):
+        self.path = workdir / "metrics.jsonl"
+        self.telemetry_path = workdir / "telemetry.jsonl"
+        self.config, self.batch_size, self.steps = config, batch_size, steps
+        # The synchronous writer: SummaryWriter's thread dies of a full disk, and its queue then blocks the run.
+        self.events = EventsWriter(str(workdir / "events")) if config.tensorboard else None
+        if self.events and start:
+            self._event(start, session_log=SessionLog(status=SessionLog.START))  # hides what came after `start`
+        self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
+        self.pending: tuple[int, Metrics] | None = None
+        self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
+
+    def step(self, step: int, metrics: Metrics, waited: float) -> None:
+        """Take the metrics of a dispatched step, and read those of the step before: the device is never waited for."""
+        self.waited += waited
+        self.settle()
+        self.pending = (step, metrics)
+
+    def settle(self) -> None:
+        """Read and check the metrics in flight. Raises: UserError at the first that is not finite."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        check_finite(step, "train", values)
+        if step % self.config.every == 0:
+            self.metrics(step, "train", values)
+            self.speed(step, values)
+
+    def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, and the same scalars to TensorBoard."""
+        self._append(self.path, {"step": step, "split": split, **values})
+        for name, value in values.items():
+            self._event(step, summary=summary.scalar(f"{split}/{name}", value))
+        if split != "train":
+            self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+    def speed(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        seconds, done = now - self.mark, step - self.marked
+        if done <= 0:
+            return
+        rate = done / seconds
+        self.telemetry(
+            step,
+            steps_per_second=rate,
+            examples_per_second=rate * self.batch_size,
+            waiting_for_data=self.waited / seconds,
+            **memory(),
+        )
+        loss = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("loss"))
+        speed = f"{rate:.4g} steps/s  {rate * self.batch_size:.4g} examples/s  data wait {self.waited / seconds:.1%}"
+        self.bar.update(self.task, completed=step, loss=loss, speed=speed)
+        if not self.bar.console.is_terminal:
+            left = (self.steps - step) / rate
+            self.say(f"step {step}/{self.steps}  {loss}  {speed}  {left:.0f} s left")
+        self.mark, self.marked, self.waited = now, step, 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside (evaluating, sampling, saving) is not counted as training."""
+        begun = time.monotonic()
+        yield
+        self.mark += time.monotonic() - begun
+
+    def telemetry(self, step: int, **values: Any) -> None:
+        self._append(self.telemetry_path, {"step": step, "time": time.time(), **values})
+
+    def alarm(self, step: int, text: str) -> None:
+        """A warning for the person and the telemetry."""
+        self.telemetry(step, alarm=text)
+        self.say(f"warning: {text}")
+
+    def say(self, text: str) -> None:
+        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def track(self, items: Iterable[T], what: str) -> Iterator[T]:
+        """The items, with their count in the bar."""
+        for i, item in enumerate(items):
+            self.bar.update(self.task, loss=f"{what} batch {i + 1}", speed="")
+            yield item
+
+    def length(self) -> int:
+        """Bytes of metrics.jsonl, which are safe on the disk: kept with a checkpoint."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        if self.events:
+            self.events.close()
+
+    def _event(self, step: int, **content: Any) -> None:
+        if self.events:
+            self.events.write_event(Event(step=step, wall_time=time.time(), **content))
+            self.events.flush()
+
+    @staticmethod
+    def _append(path: Path, record: Mapping[str, Any]) -> None:
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def opened(workdir: Path, config: Config, start: int, steps: int, batch_size: int, length: int) -> Iterator[Log]:
+    """The log of a run that goes on from step `start`, when metrics.jsonl had `length` bytes; it is cut to that."""
+    metrics = workdir / "metrics.jsonl"
+    metrics.touch()
+    if metrics.stat().st_size < length:
+        raise UserError(
+            f"{metrics} is shorter than when checkpoint {start} was saved; restore it to go on with this run"
+        )
+    os.truncate(metrics, length)
+    console = Console(file=sys.stdout)
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}  {task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        log = Log(workdir, config, start, steps, batch_size, bar)
+        try:
+            yield log
+        finally:
+            log.close()
+
+
+def check_finite(step: int, split: str, values: Mapping[str, Any]) -> None:
+    """Raises: UserError that names the step and the metrics that are NaN or infinite."""
+    bad = [name for name, value in values.items() if not np.all(np.isfinite(value))]
+    if bad:
+        raise UserError(
+            f"{', '.join(bad)} of {split} not finite at step {step}; training stopped, the last checkpoint is kept. "
+            "A lower learning rate or --model.optim.clip may help"
+        )
+
+
+def memory() -> dict[str, int]:
+    """Peak bytes of this process, and of the busiest accelerator where it counts them."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    stats = [
+        s["peak_bytes_in_use"] for d in jax.local_devices() if (s := d.memory_stats()) and "peak_bytes_in_use" in s
+    ]
+    return {"host_peak_bytes": peak} | ({"device_peak_bytes": max(stats)} if stats else {})

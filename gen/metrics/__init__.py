@@ -1,0 +1,1 @@
+"""How good samples are: arrays in, numbers out."""

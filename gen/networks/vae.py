@@ -1,0 +1,276 @@
+"""Encoders and decoders of variational autoencoders over a list of latent groups, top group first.
+
+    q(z | x) = q(z_0 | x) q(z_1 | x, z_0) ...        Encoder
+    p(x, z)  = p(z_0) p(z_1 | z_0) ... p(x | z)      Decoder, p(z_0) apart
+
+One group is the plain VAE (Kingma and Welling 2014); several are a hierarchy inferred from the top down
+(Sønderby et al. 2016). `Perceptron` and `Residual` say what both are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gen.core import Array, UserError, positive
+from gen.losses import Gaussian
+
+Activation = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]
+
+
+class Encoder(nn.Module):
+    """Images, and labels if any, to the parameters of q."""
+
+    trunk: nn.Module
+    latents: tuple[int, ...]
+    hidden: int
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    def setup(self):
+        self.heads = [
+            Head(size, self.hidden if i else None, self.activation, self.dtypes) for i, size in enumerate(self.latents)
+        ]
+
+    def __call__(self, x: Array, label: Array | None) -> Array:
+        """x: [B, H, W, C] in [-1, 1]; label: [B, classes] one-hot or None -> features [B, F]."""
+        if label is not None:
+            planes = jnp.broadcast_to(label[:, None, None, :], (*x.shape[:-1], label.shape[-1])).astype(x.dtype)
+            x = jnp.concatenate([x, planes], axis=-1)
+        return self.trunk(x)
+
+    def posterior(self, features: Array, z: Sequence[Array]) -> Gaussian:
+        """features: [B, F], z: the groups above, each [..., B, D] -> q of the next group, [..., B, D']."""
+        return self.heads[len(z)](joined(features, z))
+
+    def everything(self, x: Array, label: Array | None) -> Array:
+        """Touches every parameter, for init."""
+        features, z = self(x, label), []
+        for _ in self.latents:
+            z.append(self.posterior(features, z).mean)
+        return z[-1]
+
+
+class Decoder(nn.Module):
+    """Latents, and labels if any, to the likelihood's outputs, and to the priors of the groups below the top."""
+
+    trunk: nn.Module
+    latents: tuple[int, ...]
+    hidden: int
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    def setup(self):
+        self.heads = [Head(size, self.hidden, self.activation, self.dtypes) for size in self.latents[1:]]
+
+    def __call__(self, z: Sequence[Array], label: Array | None) -> Array:
+        """z: every group, each [..., B, D]; label: [B, classes] or None -> outputs [..., B, H, W, outputs]."""
+        return widened(self.trunk(joined(label, z)))
+
+    def prior(self, z: Sequence[Array]) -> Gaussian:
+        """z: the groups above, each [..., B, D] -> p of the next group."""
+        return self.heads[len(z) - 1](joined(None, z))
+
+    def everything(self, z: Sequence[Array], label: Array | None) -> Array:
+        """Touches every parameter, for init."""
+        for i in range(1, len(self.latents)):
+            self.prior(z[:i])
+        return self(z, label)
+
+
+class Head(nn.Module):
+    """A Gaussian from features: a linear map, behind a hidden layer if `hidden` is set."""
+
+    size: int
+    hidden: int | None
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Gaussian:
+        if self.hidden is not None:
+            x = ACTIVATIONS[self.activation](nn.Dense(self.hidden, **self.dtypes)(x))
+        mean, log_std = jnp.split(widened(nn.Dense(2 * self.size, **self.dtypes)(x)), 2, axis=-1)
+        return Gaussian(mean, jnp.clip(log_std, -8.0, 4.0))
+
+
+def widened(x: Array) -> Array:
+    """At least float32: log-probabilities are sums of many terms."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def joined(fixed: Array | None, z: Sequence[Array]) -> Array:
+    """[B, F] and several [..., B, D] side by side: [..., B, F + D + ...]."""
+    if fixed is None or not z:
+        return jnp.concatenate(list(z), axis=-1) if fixed is None else fixed
+    lead = z[-1].shape[:-1]
+    return jnp.concatenate([jnp.broadcast_to(fixed, (*lead, fixed.shape[-1])).astype(z[-1].dtype), *z], axis=-1)
+
+
+# --- what they are made of ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an encoder and a decoder are made of."""
+
+    def encoder(self, latents: tuple[int, ...], dtypes: dict[str, Any]) -> Encoder:
+        raise NotImplementedError
+
+    def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: dict[str, Any]) -> Decoder:
+        """For outputs of `shape` [H, W, outputs]."""
+        raise NotImplementedError
+
+    def tiny(self) -> Architecture:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Perceptron(Architecture):
+    """Fully connected layers."""
+
+    hidden: tuple[int, ...] = (400,)
+    """Widths of the encoder's hidden layers; the decoder has them in reverse."""
+    activation: Activation = "relu"
+    """Between layers."""
+
+    def __post_init__(self):
+        positive(**{"the least width of hidden": min(self.hidden, default=0)})
+
+    def encoder(self, latents: tuple[int, ...], dtypes: dict[str, Any]) -> Encoder:
+        trunk = DenseDown(self.hidden, self.activation, dtypes)
+        return Encoder(trunk, latents, self.hidden[-1], self.activation, dtypes)
+
+    def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: dict[str, Any]) -> Decoder:
+        trunk = DenseUp(self.hidden[::-1], shape, self.activation, dtypes)
+        return Decoder(trunk, latents, self.hidden[-1], self.activation, dtypes)
+
+    def tiny(self) -> Perceptron:
+        return Perceptron((16,) * min(2, len(self.hidden)), self.activation)
+
+
+@dataclass(frozen=True)
+class Residual(Architecture):
+    """Convolutions: each stage halves (the decoder: doubles) the resolution and has residual blocks (He et al. 2016)."""
+
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of each stage; 8 pixels suit one or two stages, 64 pixels four."""
+    blocks: int = 1
+    """Residual blocks a stage."""
+    activation: Activation = "silu"
+    """Before each convolution of a block."""
+    hidden: int = 256
+    """Width of the hidden layer between latent groups."""
+
+    def __post_init__(self):
+        positive(**{"the least of widths": min(self.widths, default=0), "hidden": self.hidden})
+
+    def encoder(self, latents: tuple[int, ...], dtypes: dict[str, Any]) -> Encoder:
+        trunk = ResidualDown(self.widths, self.blocks, self.activation, dtypes)
+        return Encoder(trunk, latents, self.hidden, self.activation, dtypes)
+
+    def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: dict[str, Any]) -> Decoder:
+        if min(shape[:2]) < 2 ** len(self.widths):
+            raise UserError(
+                f"{len(self.widths)} stages halve {shape[0]}x{shape[1]} pixels to nothing; use fewer widths"
+            )
+        trunk = ResidualUp(self.widths, self.blocks, shape, self.activation, dtypes)
+        return Decoder(trunk, latents, self.hidden, self.activation, dtypes)
+
+    def tiny(self) -> Residual:
+        return Residual((4,) * len(self.widths), 1, self.activation, 16)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
+    "silu": nn.silu,
+    "gelu": nn.gelu,
+    "tanh": jnp.tanh,
+}
+
+
+class DenseDown(nn.Module):
+    hidden: tuple[int, ...]
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, F]."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.hidden:
+            x = ACTIVATIONS[self.activation](nn.Dense(width, **self.dtypes)(x))
+        return x
+
+
+class DenseUp(nn.Module):
+    hidden: tuple[int, ...]
+    shape: tuple[int, ...]
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """[..., D] -> [..., *shape]."""
+        for width in self.hidden:
+            z = ACTIVATIONS[self.activation](nn.Dense(width, **self.dtypes)(z))
+        return nn.Dense(math.prod(self.shape), **self.dtypes)(z).reshape(*z.shape[:-1], *self.shape)
+
+
+class ResidualDown(nn.Module):
+    widths: tuple[int, ...]
+    blocks: int
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, F]."""
+        for width in self.widths:
+            x = nn.Conv(width, (4, 4), strides=(2, 2), **self.dtypes)(x)
+            for _ in range(self.blocks):
+                x = Block(self.activation, self.dtypes)(x)
+        return ACTIVATIONS[self.activation](x).reshape(x.shape[0], -1)
+
+
+class ResidualUp(nn.Module):
+    widths: tuple[int, ...]
+    blocks: int
+    shape: tuple[int, ...]
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """[..., D] -> [..., *shape]."""
+        height, width, outputs = self.shape
+        lead = z.shape[:-1]
+        # Sizes on the way down, e.g. 28, 14, 7, 4: an odd one is reached by cropping.
+        sizes = [(-(-height // 2**i), -(-width // 2**i)) for i in range(len(self.widths) + 1)]
+        h, w = sizes[-1]
+        x = nn.Dense(h * w * self.widths[-1], **self.dtypes)(z).reshape(-1, h, w, self.widths[-1])
+        for (h, w), out in zip(sizes[-2::-1], (*self.widths[-2::-1], outputs), strict=True):
+            for _ in range(self.blocks):
+                x = Block(self.activation, self.dtypes)(x)
+            x = ACTIVATIONS[self.activation](x)
+            x = nn.ConvTranspose(out, (4, 4), strides=(2, 2), **self.dtypes)(x)[:, :h, :w, :]
+        return x.reshape(*lead, height, width, outputs)
+
+
+class Block(nn.Module):
+    """x + f(x), f of two 3x3 convolutions, zero at the start."""
+
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        act, width = ACTIVATIONS[self.activation], x.shape[-1]
+        y = nn.Conv(width, (3, 3), **self.dtypes)(act(x))
+        return x + nn.Conv(width, (3, 3), kernel_init=nn.initializers.zeros, **self.dtypes)(act(y))

@@ -1,0 +1,164 @@
+"""Optimizers as configs that build optax transformations: schedules for every scalar, parameter groups by path."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+from optax import contrib
+
+from gen.core import Params, UserError
+from gen.schedules import Scalar, schedule
+
+Rule = Literal["adam", "muon", "sgd", "frozen"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The parameters whose path matches, with an optimizer of their own."""
+
+    path: str
+    """Regular expression, searched in paths such as "encoder/Dense_0/kernel"."""
+    rule: Rule | None = None
+    """Their update rule; None: the optimizer's."""
+    lr_factor: float = 1.0
+    """Factor on the learning rate."""
+    weight_decay: Scalar | None = None
+    """Their weight decay; None: the optimizer's."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019) unless told otherwise."""
+
+    rule: Rule = "adam"
+    """adam (AdamW where weight decay is set), muon (Jordan 2024; matrices and kernels, Adam for the rest), sgd, frozen."""
+    lr: Scalar = 1e-3
+    """Learning rate."""
+    b1: Scalar = 0.9
+    """Decay of the first moment; momentum of muon and sgd."""
+    b2: Scalar = 0.999
+    """Decay of Adam's second moment."""
+    eps: Scalar = 1e-8
+    """Adam's epsilon."""
+    weight_decay: Scalar = 0.0
+    """Decoupled weight decay, multiplied by the learning rate; none on parameters that match `undecayed`."""
+    undecayed: str = r"(bias|scale|embedding|pseudo_inputs)$"
+    """Regular expression of the paths without weight decay."""
+    clip: float | None = None
+    """Clip gradients to this global norm."""
+    accumulate: int = 1
+    """Average the gradients of so many steps into one update."""
+    groups: tuple[Group, ...] = ()
+    """Parameter groups; the first that matches a path takes it."""
+
+    def __post_init__(self):
+        if self.accumulate < 1:
+            raise UserError(f"accumulate is {self.accumulate}; it counts steps, so at least 1")
+        for group in self.groups:
+            try:
+                re.compile(group.path)
+            except re.error as error:
+                raise UserError(f"parameter group {group.path!r} is no regular expression: {error}") from None
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The transformation for a run of `steps` calls."""
+        updates = steps // self.accumulate
+        rest = Group("", self.rule)
+        transforms: dict[Any, optax.GradientTransformation] = {
+            str(i): _rule(self, group, updates) for i, group in enumerate((*self.groups, rest))
+        }
+
+        def label(path: str) -> str:
+            return str(
+                next((i for i, group in enumerate(self.groups) if re.search(group.path, path)), len(self.groups))
+            )
+
+        tx = transforms["0"]
+        if self.groups:
+            tx = optax.partition(transforms, lambda params: by_path(lambda path, _: label(path), params))
+        if self.clip is not None:
+            tx = optax.chain(optax.clip_by_global_norm(self.clip), tx)
+        if self.accumulate > 1:
+            every = optax.MultiSteps(tx, self.accumulate)
+            tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
+        return tx
+
+
+def by_path(function: Any, params: Params) -> Any:
+    """Map `function(path, leaf)` over a tree; paths are joined by "/"."""
+    return jax.tree_util.tree_map_with_path(lambda p, leaf: function(path_name(p), leaf), params)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """ "encoder/Dense_0/kernel" for a key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def _rule(config: OptimConfig, group: Group, steps: int) -> optax.GradientTransformation:
+    rule = group.rule or config.rule
+    if rule == "frozen":
+        return optax.set_to_zero()
+    moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    adam = _scheduled(optax.scale_by_adam, steps, **moments)
+    direction = {
+        "adam": lambda: adam,
+        "sgd": lambda: _scheduled(optax.trace, steps, decay=config.b1),
+        "muon": lambda: optax.partition(
+            {"muon": _muon(config.b1, steps), "adam": adam},
+            lambda params: by_path(lambda path, p: "muon" if _matrix(path, p) else "adam", params),
+        ),
+    }[rule]()
+    decay = config.weight_decay if group.weight_decay is None else group.weight_decay
+    decayed = lambda params: by_path(lambda path, _: not re.search(config.undecayed, path), params)
+    lr = schedule(config.lr, steps)
+    return optax.chain(
+        direction,
+        optax.add_decayed_weights(schedule(decay, steps), mask=decayed) if decay != 0.0 else optax.identity(),
+        optax.scale_by_learning_rate(lambda count: group.lr_factor * lr(count)),
+    )
+
+
+def _muon(momentum: Scalar, steps: int) -> optax.GradientTransformation:
+    """Orthogonalized momentum, scaled to the size of Adam's updates so that one learning rate serves both
+    (Liu et al. 2025, equation 4)."""
+
+    def scale(u: jax.Array) -> jax.Array:
+        fan_in = u.shape[1] if u.ndim == 3 else math.prod(u.shape[:-1])
+        return 0.2 * max(fan_in, u.shape[-1]) ** 0.5 * u
+
+    direction = lambda b1: contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_matrices)
+    return optax.chain(
+        _scheduled(direction, steps, b1=momentum), optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+    )
+
+
+def _scheduled(transformation: Any, steps: int, **scalars: Scalar) -> optax.GradientTransformation:
+    """`transformation(**scalars)`, with those that are schedules read at each step."""
+    if all(isinstance(value, float | int) for value in scalars.values()):
+        return transformation(**scalars)
+    return optax.inject_hyperparams(transformation)(**{k: schedule(v, steps) for k, v in scalars.items()})
+
+
+def _matrix(path: str, p: Any) -> contrib.MuonDimensionNumbers | None:
+    """Which axes of a kernel are in and out: [in, out], [h, w, in, out], or stacked over layers [L, in, out]."""
+    if not path.endswith("kernel"):
+        return None
+    match p.ndim:
+        case 2:
+            return contrib.MuonDimensionNumbers(0, 1)
+        case 3:
+            return contrib.MuonDimensionNumbers(1, 2)
+        case 4:
+            return contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        case _:
+            return None
+
+
+def _matrices(params: Params) -> Any:
+    # Inside the partition the other leaves are masked, so each that remains has its axes.
+    return by_path(lambda path, p: _matrix(path, p) if hasattr(p, "ndim") else p, params)

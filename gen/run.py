@@ -1,0 +1,142 @@
+"""The run directory: what it is made of, whose it is, and how it is read back.
+
+    config.json     the resolved config, and the digests of the run's identity and of its data
+    spec.json       what the model sees of the data
+    reference.npz   64 held-out examples, and statistics of the last evaluation (KL of each latent)
+    checkpoints/    metrics.jsonl  telemetry.jsonl  events*  samples/  evaluation.json
+
+A run is a folder that can be copied: sampling needs nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen import config as configs
+from gen.config import Config
+from gen.core import Dataset, Feature, Spec, UserError
+
+FORMAT = 1
+REFERENCE = 64
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold the run directory; a second process is refused. Creates it if need be."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{workdir} is in use by another process; wait for it, or choose another --workdir"
+            ) from None
+        yield
+
+
+def begin(workdir: Path, config: Config, data: Dataset) -> None:
+    """Write the run's facts, or check that a run that is there is the same.
+
+    Raises: UserError with the difference, if the directory belongs to another identity or other data.
+    """
+    if (workdir / "config.json").exists():
+        old, facts = read_config(workdir, trusted=configs.encode(config)["model"]["type"])
+        if changed := configs.difference(old, config):
+            raise UserError(
+                f"{workdir} is a run of another config:\n  " + "\n  ".join(changed) + "\nchoose another --workdir"
+            )
+        if facts["data"] != data.digest:
+            raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
+    write_json(
+        workdir / "config.json",
+        {"format": FORMAT, "identity": configs.digest(config), "data": data.digest, "config": configs.encode(config)},
+    )
+    write_json(workdir / "spec.json", {name: dataclasses.asdict(feature) for name, feature in data.spec.items()})
+
+
+def read_config(workdir: Path, trust: Sequence[str] = (), trusted: str = "") -> tuple[Config, dict[str, Any]]:
+    """The config of a run, and the other facts of config.json. Imports only families, and modules in `trust`.
+
+    Raises: UserError if there is no run, or its config.json is not a config.
+    """
+    facts = _read_json(workdir / "config.json", f"{workdir} is no run directory: it has no config.json")
+    if not isinstance(facts, dict) or not {"format", "identity", "data", "config"} <= facts.keys():
+        raise UserError(f"{workdir}/config.json is no config of gen")
+    if facts["format"] != FORMAT:
+        raise UserError(f"{workdir}/config.json is of format {facts['format']}; this version of gen reads {FORMAT}")
+    return configs.decode(Config, facts["config"], (*trust, *([trusted.rpartition(".")[0]] if trusted else []))), facts
+
+
+def read_spec(workdir: Path) -> Spec:
+    """What the model sees of the data. Raises: UserError if spec.json is missing or damaged."""
+    value = _read_json(workdir / "spec.json", f"{workdir} has no spec.json")
+    try:
+        return {name: Feature(**{**feature, "shape": tuple(feature["shape"])}) for name, feature in value.items()}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{workdir}/spec.json is damaged") from None
+
+
+def write_reference(workdir: Path, arrays: Mapping[str, Any]) -> None:
+    """Add arrays to reference.npz, in one rename."""
+    content = io.BytesIO()
+    all_arrays: dict[str, Any] = {**read_reference(workdir), **{k: np.asarray(v) for k, v in arrays.items()}}
+    np.savez_compressed(content, **all_arrays)
+    write_bytes(workdir / "reference.npz", content.getvalue())
+
+
+def read_reference(workdir: Path) -> dict[str, np.ndarray]:
+    path = workdir / "reference.npz"
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def read_evaluation(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "evaluation.json"
+    return _read_json(path, "") if path.exists() else None
+
+
+def write_evaluation(workdir: Path, metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
+    """Merge metrics and their protocols into evaluation.json."""
+    old = read_evaluation(workdir) or {"metrics": {}, "protocol": {}}
+    write_json(
+        workdir / "evaluation.json",
+        {"metrics": {**old["metrics"], **metrics}, "protocol": {**old["protocol"], **protocol}},
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """In one rename: the file is the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path, absent: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(absent) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None

@@ -1,0 +1,212 @@
+"""From a run directory alone to artifacts, with a manifest from which they can be made again, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import jax
+import tyro
+
+from gen import artifacts, checkpoint, parallel, run
+from gen import config as configs
+from gen.core import GenerativeModel, UserError
+
+FORMAT = 1
+VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Options(Generic[R]):
+    """Samples of a trained run: a PNG, the arrays, and a manifest."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    request: Annotated[R, tyro.conf.arg(name="")]
+    seed: int = 0
+    """Seed of the samples."""
+    step: int | None = None
+    """Checkpoint to sample from; None: the best."""
+    out: Path | None = None
+    """Where to write; None: generated/ in the run directory."""
+    trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A module outside gen that the run's config names and that may be imported (a fork's family)."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Make the outputs of a manifest again and compare them byte for byte."""
+
+    verify: Path
+    """The manifest.json."""
+    run: Path | None = None
+    """The run directory, if it was moved."""
+    trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A module outside gen that the run's config names and that may be imported."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line of sample.py; the exit status."""
+    prog = "sample.py"
+    if any(a.split("=")[0] == "--verify" for a in arguments):
+        return verify(tyro.cli(Verify, args=list(arguments), prog=prog))
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: sample.py RUN [OPTIONS]       (sample.py RUN --help lists those of the run's family)")
+        print("       sample.py --verify MANIFEST")
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    trust = tuple(value for flag, value in pairwise(arguments) if flag == "--trust")
+    model = load(Path(arguments[0]), trust)[1]
+    options = tyro.cli(Options[model.request], args=list(arguments), prog=prog)
+    sample(options, model)
+    return 0
+
+
+def load(workdir: Path, trust: Sequence[str]) -> tuple[configs.Config, GenerativeModel]:
+    """The config and the model of a run."""
+    config, _ = run.read_config(workdir, trust)
+    return config, config.model.build(run.read_spec(workdir), config.steps)
+
+
+def sample(options: Options[Any], model: GenerativeModel) -> None:
+    """Generate, and write the outputs and their manifest."""
+    config, _ = load(options.run, options.trust)
+    step = choose(options.run, config, options.step)
+    outputs = artifacts.files(generate(options.run, model, step, options.seed, options.request))
+    changed = {f.name: v for f in fields(options.request) if (v := getattr(options.request, f.name)) != f.default}
+    name = "-".join([f"step{step}", f"seed{options.seed}", *(f"{k}{v}" for k, v in changed.items())])
+    folder = options.out or options.run / "generated" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in outputs.items():
+        run.write_bytes(folder / file, content)
+    manifest = {
+        "format": FORMAT,
+        "run": os.path.relpath(options.run.resolve(), folder.resolve()),
+        "identity": configs.digest(config),
+        "checkpoint": {"step": step, "sha256": checkpoint.digest(options.run / "checkpoints", step)},
+        "reference": _sha256((options.run / "reference.npz").read_bytes()),
+        "seed": options.seed,
+        "request": configs.encode(options.request),
+        "conditions": conditions(),
+        "outputs": {file: _sha256(content) for file, content in outputs.items()},
+    }
+    run.write_json(folder / "manifest.json", manifest)
+    print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
+
+
+def choose(workdir: Path, config: configs.Config, step: int | None) -> int:
+    """The step asked for, or the best sound one. Raises: UserError if there is none."""
+    checkpoints = workdir / "checkpoints"
+    if step is not None:
+        if reason := checkpoint.damage(checkpoints, step):
+            there = ", ".join(map(str, checkpoint.steps(checkpoints))) or "none"
+            raise UserError(f"checkpoint {step} of {workdir}: {reason}; there: {there}")
+        return step
+    best = checkpoint.best(checkpoints, config.save, warn=lambda text: print(f"warning: {text}"))
+    if best is None:
+        raise UserError(f"{workdir} has no checkpoint yet; its training saves one each {config.save.every} steps")
+    return best
+
+
+def generate(workdir: Path, model: GenerativeModel, step: int, seed: int, request: Any) -> dict[str, Any]:
+    """Arrays, a function of the run, the checkpoint, the seed and the request; on one device."""
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema", "stats"))
+    state = replace(state, step=jax.numpy.int32(step))
+    given = run.read_reference(workdir)
+    arrays = jax.jit(partial(model.generate, request=request))(state, jax.random.key(seed), given)
+    return jax.device_get(arrays)
+
+
+def verify(options: Verify) -> int:
+    """Regenerate what a manifest describes and say what differs; 0 if nothing does, else 1."""
+    manifest = _read_manifest(options.verify)
+    workdir = options.run or options.verify.parent / manifest["run"]
+    config, model = load(workdir, options.trust)
+    step = manifest["checkpoint"]["step"]
+    choose(workdir, config, step)
+    request = configs.decode(model.request, manifest["request"], options.trust, at="request")
+    outputs = artifacts.files(generate(workdir, model, step, manifest["seed"], request))
+
+    found = {
+        "config": (manifest["identity"], configs.digest(config)),
+        "checkpoint": (manifest["checkpoint"]["sha256"], checkpoint.digest(workdir / "checkpoints", step)),
+        "reference.npz": (manifest["reference"], _sha256((workdir / "reference.npz").read_bytes())),
+    }
+    inputs = [name for name, (then, now) in found.items() if then != now]
+    here = conditions()
+    moved = [f"{k}: {v!r} then, {here.get(k)!r} now" for k, v in manifest["conditions"].items() if here.get(k) != v]
+    differ = []
+    for name, sha256 in manifest["outputs"].items():
+        file = options.verify.parent / name
+        if not file.is_file():
+            differ.append(f"{name} is missing")
+        elif _sha256(file.read_bytes()) != sha256:
+            differ.append(f"{name} is not the file that the manifest names")
+        if _sha256(outputs.get(name, b"")) != sha256:
+            differ.append(f"{name} comes out differently")
+    for line in differ:
+        print(f"differs: {line}")
+    for name in inputs:
+        print(f"changed: {name}")
+    for line in moved:
+        print(f"other conditions: {line}")
+    if differ and moved:
+        print("the same bytes are promised under the same conditions only")
+    if not differ:
+        print(f"verified: {', '.join(manifest['outputs'])}, byte for byte")
+    return 1 if differ else 0
+
+
+def conditions() -> dict[str, Any]:
+    """What the bytes of a result depend on besides its inputs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        **{name: metadata.version(name) for name in VERSIONS},
+        "gen": metadata.version("gen"),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "visible_cores": cores,
+    }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as a manifest: {error}") from None
+    shape = {"run": str, "identity": str, "checkpoint": dict, "reference": str, "seed": int, "request": dict}
+    shape |= {"conditions": dict, "outputs": dict}
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is no manifest of format {FORMAT}")
+    for name, kind in shape.items():
+        if not isinstance(manifest.get(name), kind):
+            raise UserError(f"{path}: {name} is missing or no {kind.__name__}")
+    if not isinstance(manifest["checkpoint"].get("step"), int):
+        raise UserError(f"{path}: checkpoint.step is missing")
+    if any(Path(name).name != name for name in manifest["outputs"]):
+        raise UserError(f"{path}: an output's name leaves the manifest's folder")
+    return manifest
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,149 @@
+"""The one training loop: data -> update -> log -> evaluate -> save, and at the end the test of the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gen import artifacts, checkpoint, log, parallel, run
+from gen import config as configs
+from gen.config import Config
+from gen.core import Dataset, GenerativeModel, State
+from gen.data.prefetch import prefetch
+from gen.data.preprocess import applied
+from gen.evaluate import evaluate
+from gen.parallel import Engine
+
+
+def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
+    """The three parts of a run. Raises: UserError for whatever a person got wrong, before anything is written."""
+    parallel.start(config.parallel)
+    data = config.data.build()
+    model = applied(config.model.build(data.spec, config.steps), data.preprocess)
+    return data, model, parallel.compile(model, config.parallel, config.seed, config.data.batch_size)
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Train in `workdir`, from the newest sound checkpoint if there is one, and test the best."""
+    data, model, engine = build(config)
+    with run.locked(workdir):
+        run.begin(workdir, config, data)
+        checkpoints = workdir / "checkpoints"
+        start = checkpoint.newest(checkpoints, warn=_warn)
+        if start is not None and start >= config.steps and run.read_evaluation(workdir):
+            print(f"{workdir} is finished: {start} steps done. More of them: --steps N")
+            return
+        if start is None:
+            state, length = engine.init(), 0
+            run.write_reference(workdir, reference(data))
+        else:
+            state, length = _resume(engine, checkpoints, start)
+        with log.opened(workdir, config.log, start or 0, config.steps, config.data.batch_size, length) as logger:
+            if start:
+                logger.telemetry(start, event="restart")
+                logger.say(f"resuming {workdir} at step {start}")
+            if (start or 0) < config.steps:
+                (workdir / "evaluation.json").unlink(missing_ok=True)
+                fit(config, workdir, data, model, engine, state, logger)
+            test(config, workdir, data, model, engine, logger)
+
+
+def fit(
+    config: Config, workdir: Path, data: Dataset, model: GenerativeModel, engine: Engine, state: State, logger: log.Log
+) -> None:
+    """Updates from `state` to the last step."""
+    start, rows = int(state.step), range(config.data.batch_size)
+    due = lambda step, every: step == config.steps or (every > 0 and step % every == 0)
+    sample = jax.jit(partial(model.generate, request=model.request()))
+    batches = prefetch(lambda step: data.batch(config.seed, step, rows), range(start, config.steps))
+    with checkpoint.saver(workdir / "checkpoints", config.save, start) as save:
+        for before, batch, waited in batches:
+            step = before + 1
+            state, metrics = engine.update(state, batch)
+            logger.step(step, metrics, waited)
+            validation: dict[str, float] = {}
+            if due(step, config.evaluate_every):
+                with logger.paused():
+                    logger.settle()
+                    split = data.evaluation("validation", config.data.batch_size)
+                    validation = _report(evaluate(model, engine.evaluate, state, split), workdir, logger, step)
+                    samples = sample(state, jax.random.key(0), run.read_reference(workdir))["samples"]
+                    path = workdir / "samples" / f"step_{step:07d}.png"
+                    path.parent.mkdir(exist_ok=True)
+                    run.write_bytes(path, artifacts.png(artifacts.to_bytes(np.asarray(samples))))
+            if due(step, config.save.every):
+                with logger.paused():
+                    logger.settle()
+                    save(state, {"metrics_bytes": logger.length(), "validation": validation})
+        logger.settle()
+
+
+def test(config: Config, workdir: Path, data: Dataset, model: GenerativeModel, engine: Engine, logger: log.Log) -> None:
+    """Metrics of the best checkpoint on the test split, into evaluation.json."""
+    checkpoints = workdir / "checkpoints"
+    step = checkpoint.best(checkpoints, config.save, warn=_warn)
+    assert step is not None
+    state = checkpoint.restore(checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
+    state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
+    logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")
+    batches = data.evaluation("test", config.data.batch_size)
+    metrics = scalars(evaluate(model, engine.test, state, logger.track(batches, "test")))
+    log.check_finite(step, "test", metrics)
+    common = {"split": "test", "n": data.sizes["test"], "data": data.digest, "checkpoint": step}
+    run.write_evaluation(workdir, metrics, {name: {**common, **model.protocol.get(name, {})} for name in metrics})
+    logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
+
+
+def reference(data: Dataset) -> dict[str, Any]:
+    """The first held-out examples, as the model sees them."""
+    batch = next(iter(data.evaluation("validation", run.REFERENCE)))
+    seen = jax.device_get(data.preprocess(jax.device_put(batch), jax.random.key(0), False))
+    return {name: seen[name][batch["weight"] > 0] for name in data.spec}
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+
+
+def dry_run(config: Config) -> None:
+    """Print the resolved config, the sizes of the state's parts and the FLOPs of a step; nothing is written or trained."""
+    data, _, engine = build(config)
+    print(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
+    size = lambda tree: (
+        sum(x.size for x in jax.tree.leaves(tree)),
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)),
+    )
+    parts = {f"params/{name}": tree for name, tree in engine.abstract.params.items()}
+    parts |= {"opt_state": engine.abstract.opt_state, "ema": engine.abstract.ema, "stats": engine.abstract.stats}
+    for name, tree in parts.items():
+        count, bytes_ = size(tree)
+        print(f"{name:24s} {count:>14,} numbers {bytes_:>16,} bytes")
+    batch = data.batch(config.seed, 0, range(config.data.batch_size))
+    cost = engine.lower(batch).compile().cost_analysis()
+    print(
+        f"{'step':24s} {cost['flops'] if cost else float('nan'):>14,.0f} FLOPs a device, on {engine.devices} device(s)"
+    )
+
+
+def _resume(engine: Engine, checkpoints: Path, start: int) -> tuple[State, int]:
+    state = checkpoint.restore(checkpoints, start, engine.abstract)
+    return state, checkpoint.meta(checkpoints, start)["metrics_bytes"]
+
+
+def _report(metrics: dict[str, Any], workdir: Path, logger: log.Log, step: int) -> dict[str, float]:
+    """Scalars to the log, vectors to reference.npz."""
+    log.check_finite(step, "validation", metrics)
+    logger.metrics(step, "validation", scalars(metrics))
+    run.write_reference(workdir, {name: value for name, value in metrics.items() if np.ndim(value)})
+    return scalars(metrics)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", flush=True)

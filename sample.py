@@ -1,0 +1,15 @@
+"""Sample a trained run: python sample.py RUN [--n 64] [--seed 0] [--mode ...]; python sample.py --verify manifest.json"""
+
+import sys
+
+from gen.core import command
+
+
+def main() -> None:
+    from gen.sample import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command(main)

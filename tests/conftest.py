@@ -1,0 +1,48 @@
+"""Eight devices on the processor; a broadcast between ranks is an error."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen import config as configs
+from gen.config import Config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 synthetic images of three classes, 28x28, grey: stands in for data that a test machine has not."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(60):
+        image = np.zeros((28, 28), np.uint8)
+        row, column = rng.integers(2, 14, 2)
+        image[row : row + 8 + 4 * (i % 3), column : column + 8] = rng.integers(128, 255)
+        path = folder / f"class{i % 3}" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(pictures: Path):
+    """A config of configs/ by name, as small as it goes, on data that is always there."""
+
+    def load(name: str) -> Config:
+        config = configs.load(name, CONFIGS)
+        data = replace(config.data, batch_size=8)
+        if getattr(data, "name", "digits") != "digits":
+            splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
+            data = replace(data, name=f"folder:{pictures}", **splits)
+        return replace(config, model=config.model.tiny(), data=data, steps=100)
+
+    return load

@@ -1,0 +1,29 @@
+"""Train a config: python train.py [CONFIG] [--workdir DIR] [--steps N] [--any.field value]
+
+CONFIG is a file, or the name of one in configs/ (vae_digits if left out); --help lists every field of it.
+"""
+
+import sys
+from pathlib import Path
+
+from gen import config as configs
+from gen.core import command
+
+ROOT = Path(__file__).parent / "configs"
+
+
+def main() -> None:
+    named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    name = sys.argv[1] if named else "vae_digits"
+    launch = configs.override(configs.load(name, ROOT), sys.argv[1 + named :], prog=f"train.py {name}")
+
+    from gen.train import dry_run, train
+
+    if launch.dry_run:
+        dry_run(launch.config)
+    else:
+        train(launch.config, Path(launch.config.workdir or f"runs/{Path(name).stem}"))
+
+
+if __name__ == "__main__":
+    command(main)
