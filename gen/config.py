@@ -9,25 +9,26 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import re
 import sys
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from gen import checkpoint, log, parallel
-from gen.core import DataConfig, FamilyConfig, UserError, positive
+from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, positive
 from gen.schedules import Schedule
 
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. What is not marked as launch is its identity: a run directory belongs to one identity."""
+    """One experiment. What is not marked LAUNCH is its identity: a run directory belongs to one identity."""
 
     model: FamilyConfig
     """The family and its hyper-parameters."""
@@ -37,15 +38,15 @@ class Config:
     """Updates to do."""
     seed: int = 0
     """Seed of the initialization, the order of the data and all noise."""
-    evaluate_every: int = 1000
+    evaluate_every: int = field(default=1000, metadata=LAUNCH)
     """Steps between evaluations on the validation split (0: at the end only)."""
-    workdir: str | None = None
+    workdir: str | None = field(default=None, metadata=LAUNCH)
     """The run directory; None: runs/NAME of the config."""
-    parallel: parallel.Config = parallel.Config()
+    parallel: parallel.Config = field(default=parallel.Config(), metadata=LAUNCH)
     """Engine and devices."""
-    save: checkpoint.Config = checkpoint.Config()
+    save: checkpoint.Config = field(default=checkpoint.Config(), metadata=LAUNCH)
     """Checkpoints."""
-    log: log.Config = log.Config()
+    log: log.Config = field(default=log.Config(), metadata=LAUNCH)
     """What is printed and written while training."""
 
     def __post_init__(self):
@@ -56,20 +57,14 @@ class Config:
             )
 
 
-LAUNCH = ("evaluate_every", "workdir", "parallel", "save", "log")
-
-
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What a run is, as JSON: everything but launch fields, and `steps` only where a schedule reads it."""
-    kept = {k: v for k, v in encode(config).items() if k not in LAUNCH}
+    kept = _identity(config)
     if not any(isinstance(x, Schedule) and x.reads_steps for x in _walk(config)):
         del kept["steps"]
-    for x in fields(config.data):
-        if x.metadata.get("launch"):
-            del kept["data"][x.name]
     return kept
 
 
@@ -82,7 +77,15 @@ def difference(old: Config, new: Config) -> list[str]:
     """Lines "field: old -> new" for the fields in which two identities differ."""
     a, b = (dict(_flat(identity(c))) for c in (old, new))
     shown = lambda side, key: json.dumps(side[key]) if key in side else "(absent)"
-    return [f"{k}: {shown(a, k)} -> {shown(b, k)}" for k in sorted(a | b) if a.get(k) != b.get(k)]
+    return [f"{k}: {shown(a, k)} -> {shown(b, k)}" for k in sorted(a | b) if shown(a, k) != shown(b, k)]
+
+
+def _identity(x: Any) -> Any:
+    """`encode` without launch fields."""
+    if is_dataclass(x) and not isinstance(x, type):
+        kept = [f.name for f in fields(x) if not f.metadata.get("launch")]
+        return {"type": _name(type(x))} | {name: _identity(getattr(x, name)) for name in kept}
+    return [_identity(v) for v in x] if isinstance(x, tuple) else x
 
 
 def _walk(x: Any) -> typing.Iterator[Any]:
@@ -164,17 +167,20 @@ def scalar(text: str) -> float | Schedule:
     Raises: ValueError with what was expected.
     """
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        pass
+        number = math.inf
+    if math.isfinite(number):
+        return number
     kinds = {kind.__name__: kind for kind in Schedule.__subclasses__()}
     try:
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
         kind = kinds[call.func.id]
-        names = [field.name for field in fields(kind)]
+        names = [f.name for f in fields(kind)]
         arguments = [ast.literal_eval(a) for a in call.args]
         assert len(arguments) <= len(names)
+        assert not {k.arg for k in call.keywords} & set(names[: len(arguments)])
         values = dict(zip(names, arguments, strict=False)) | {
             str(k.arg): ast.literal_eval(k.value) for k in call.keywords
         }
@@ -253,7 +259,8 @@ def _resolve(name: str, kind: type, trust: Sequence[str], at: str) -> Any:
         found = getattr(importlib.import_module(module), cls, None)
     except ImportError as error:
         raise UserError(f"{at} names {name}, but {error}") from None
-    if not (isinstance(found, type) and is_dataclass(found) and issubclass(found, kind)):
+    abstract = found in (FamilyConfig, DataConfig)
+    if not (isinstance(found, type) and is_dataclass(found) and issubclass(found, kind)) or abstract:
         raise UserError(f"{at} names {name}, which is no {kind.__name__}")
     return found
 

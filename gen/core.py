@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+
+LAUNCH = {"launch": True}
+"""Metadata of a config's field that may change between launches of one run: it is no part of the run's identity."""
 
 Array = jax.Array
 Key = jax.Array
@@ -134,6 +139,11 @@ class DataConfig:
         raise NotImplementedError
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept for the user: $XDG_CACHE_HOME/gen, by default ~/.cache/gen."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gen"
+
+
 def positive(**numbers: float) -> None:
     """Raises UserError for the first of the named numbers that is not above zero."""
     for name, value in numbers.items():
@@ -148,6 +158,9 @@ def command(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(f"error: {error}"))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gen import losses
-from gen.core import Array, Feature, Key, UserError
+from gen.core import Array, Feature, Key, UserError, positive
 from gen.losses import Gaussian as Normal
 
 PIXELS = (-3, -2, -1)
@@ -82,7 +82,7 @@ class ContinuousBernoulli(Likelihood):
         u = jax.random.uniform(key, outputs.shape, outputs.dtype)
         near = jnp.abs(outputs) < 1e-2
         l = jnp.where(near, 1.0, jnp.abs(outputs))
-        x = jnp.where(near, u, 1 + jnp.log(u + (1 - u) * jnp.exp(-l)) / l)
+        x = jnp.where(near, u, jnp.maximum(0.0, 1 + jnp.log(u + (1 - u) * jnp.exp(-l)) / l))
         return 2 * jnp.where(outputs < 0, 1 - x, x) - 1
 
 
@@ -92,6 +92,10 @@ class Gaussian(Likelihood):
 
     std: float | None = None
     """Standard deviation, in units of the range [-1, 1]; None: the decoder predicts it for each pixel."""
+
+    def __post_init__(self):
+        if self.std is not None:
+            positive(std=self.std)
 
     def outputs(self, channels: int) -> int:
         return channels if self.std is not None else 2 * channels
@@ -123,6 +127,9 @@ class DiscretizedLogistic(Likelihood):
     components: int = 1
     """Components of the mixture; more than one for colour."""
 
+    def __post_init__(self):
+        positive(**{"levels - 1": self.levels - 1, "components": self.components})
+
     def outputs(self, channels: int) -> int:
         return self.components * (1 + 2 * channels)
 
@@ -132,8 +139,12 @@ class DiscretizedLogistic(Likelihood):
         return jax.nn.logsumexp(log_pi + log_p, axis=-1).sum((-2, -1))
 
     def mean(self, outputs: Array) -> Array:
-        log_pi, mean, _ = self._parts(outputs)
-        return jnp.sum(jnp.exp(log_pi)[..., None] * jnp.clip(mean, -1, 1), axis=-2)
+        log_pi, mean, log_scale = self._parts(outputs)
+        step = 2 / (self.levels - 1)
+        # E[x] = 1 - step * sum of P(x < edge) over the edges between levels.
+        below = lambda i, total: total + jax.nn.sigmoid((-1 + (i + 0.5) * step - mean) * jnp.exp(-log_scale))
+        x = 1 - step * jax.lax.fori_loop(0, self.levels - 1, below, jnp.zeros_like(mean))
+        return jnp.sum(jnp.exp(log_pi)[..., None] * x, axis=-2)
 
     def sample(self, outputs: Array, key: Key) -> Array:
         component, logistic = jax.random.split(key)

@@ -61,7 +61,11 @@ def discretized_logistic_log_prob(mean: Array, log_scale: Array, x: Array, level
     inverse = jnp.exp(-log_scale)
     above, below = (x + half - mean) * inverse, (x - half - mean) * inverse
     # log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a))
-    inside = log_sigmoid(above) + log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * half * inverse))
+    width = 2 * half * inverse  # a - b, which underflows where the scale is wide: 1 - exp(-w) is w (1 - w / 2) there
+    wide = width < 1e-3
+    log_width = jnp.log(2 * half) - log_scale - width / 2
+    inside = log_sigmoid(above) + log_sigmoid(-below)
+    inside += jnp.where(wide, log_width, jnp.log(-jnp.expm1(-jnp.where(wide, 1.0, width))))
     return jnp.where(x < -1 + half, log_sigmoid(above), jnp.where(x > 1 - half, log_sigmoid(-below), inside))
 
 

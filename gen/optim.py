@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ import jax
 import optax
 from optax import contrib
 
-from gen.core import Params, UserError
+from gen.core import Params, UserError, positive
 from gen.schedules import Scalar, schedule
 
 Rule = Literal["adam", "muon", "sgd", "frozen"]
+At = Callable[[Scalar], optax.Schedule]
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,31 @@ class OptimConfig:
     def __post_init__(self):
         if self.accumulate < 1:
             raise UserError(f"accumulate is {self.accumulate}; it counts steps, so at least 1")
-        for group in self.groups:
+        if self.clip is not None:
+            positive(clip=self.clip)
+        for name, path in [("undecayed", self.undecayed), *(("parameter group", group.path) for group in self.groups)]:
             try:
-                re.compile(group.path)
+                re.compile(path)
             except re.error as error:
-                raise UserError(f"parameter group {group.path!r} is no regular expression: {error}") from None
+                raise UserError(f"{name} {path!r} is no regular expression: {error}") from None
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation for a run of `steps` calls."""
-        updates = steps // self.accumulate
-        rest = Group("", self.rule)
+        """The transformation for a run of `steps` calls. Schedules count calls, also where `accumulate` joins several."""
+        groups = (*self.groups, Group(""))
+        of = lambda path: next(i for i, group in enumerate(groups) if re.search(group.path, path))
+
+        def at(value: Scalar) -> optax.Schedule:
+            by_call = schedule(value, steps)
+            return lambda count: by_call(count * self.accumulate)
+
         transforms: dict[Any, optax.GradientTransformation] = {
-            str(i): _rule(self, group, updates) for i, group in enumerate((*self.groups, rest))
+            i: _rule(self, group, at) for i, group in enumerate(groups)
         }
-
-        def label(path: str) -> str:
-            return str(
-                next((i for i, group in enumerate(self.groups) if re.search(group.path, path)), len(self.groups))
-            )
-
-        tx = transforms["0"]
-        if self.groups:
-            tx = optax.partition(transforms, lambda params: by_path(lambda path, _: label(path), params))
+        tx = optax.partition(transforms, lambda params: by_path(lambda path, _: of(path), params))
         if self.clip is not None:
-            tx = optax.chain(optax.clip_by_global_norm(self.clip), tx)
+            thawed = lambda path, _: (groups[of(path)].rule or self.rule) != "frozen"
+            clip = optax.masked(optax.clip_by_global_norm(self.clip), lambda params: by_path(thawed, params))
+            tx = optax.chain(clip, tx)
         if self.accumulate > 1:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
@@ -99,31 +102,31 @@ def path_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
-def _rule(config: OptimConfig, group: Group, steps: int) -> optax.GradientTransformation:
+def _rule(config: OptimConfig, group: Group, at: At) -> optax.GradientTransformation:
     rule = group.rule or config.rule
     if rule == "frozen":
         return optax.set_to_zero()
     moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-    adam = _scheduled(optax.scale_by_adam, steps, **moments)
+    adam = _scheduled(optax.scale_by_adam, at, **moments)
     direction = {
         "adam": lambda: adam,
-        "sgd": lambda: _scheduled(optax.trace, steps, decay=config.b1),
+        "sgd": lambda: _scheduled(optax.trace, at, decay=config.b1),
         "muon": lambda: optax.partition(
-            {"muon": _muon(config.b1, steps), "adam": adam},
+            {"muon": _muon(config.b1, at), "adam": adam},
             lambda params: by_path(lambda path, p: "muon" if _matrix(path, p) else "adam", params),
         ),
     }[rule]()
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
     decayed = lambda params: by_path(lambda path, _: not re.search(config.undecayed, path), params)
-    lr = schedule(config.lr, steps)
+    lr = at(config.lr)
     return optax.chain(
         direction,
-        optax.add_decayed_weights(schedule(decay, steps), mask=decayed) if decay != 0.0 else optax.identity(),
+        optax.add_decayed_weights(at(decay), mask=decayed) if decay != 0.0 else optax.identity(),
         optax.scale_by_learning_rate(lambda count: group.lr_factor * lr(count)),
     )
 
 
-def _muon(momentum: Scalar, steps: int) -> optax.GradientTransformation:
+def _muon(momentum: Scalar, at: At) -> optax.GradientTransformation:
     """Orthogonalized momentum, scaled to the size of Adam's updates so that one learning rate serves both
     (Liu et al. 2025, equation 4)."""
 
@@ -133,15 +136,15 @@ def _muon(momentum: Scalar, steps: int) -> optax.GradientTransformation:
 
     direction = lambda b1: contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_matrices)
     return optax.chain(
-        _scheduled(direction, steps, b1=momentum), optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
+        _scheduled(direction, at, b1=momentum), optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
     )
 
 
-def _scheduled(transformation: Any, steps: int, **scalars: Scalar) -> optax.GradientTransformation:
+def _scheduled(transformation: Any, at: At, **scalars: Scalar) -> optax.GradientTransformation:
     """`transformation(**scalars)`, with those that are schedules read at each step."""
     if all(isinstance(value, float | int) for value in scalars.values()):
         return transformation(**scalars)
-    return optax.inject_hyperparams(transformation)(**{k: schedule(v, steps) for k, v in scalars.items()})
+    return optax.inject_hyperparams(transformation)(**{k: at(v) for k, v in scalars.items()})
 
 
 def _matrix(path: str, p: Any) -> contrib.MuonDimensionNumbers | None:

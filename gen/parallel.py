@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from gen.core import Batch, GenerativeModel, HostBatch, Metrics, State, Sums, UserError, positive
+from gen.core import Batch, GenerativeModel, HostBatch, Metrics, State, Sums, UserError, cache_folder, positive
 
 EVALUATION = np.uint32(2**32 - 1)  # the "step" that evaluation folds into the key; no training reaches it
 SMALL = 2**12  # elements; a smaller array is cheaper to copy than to gather
@@ -58,10 +58,13 @@ class Engine(NamedTuple):
 
 
 def start(config: Config) -> None:
-    """Settings of the backend; call it before the first array is made.
+    """Settings of the backend; call it before the first array is made. Compiled programs are kept in the user's cache.
 
     Raises: UserError if there are fewer devices than asked for.
     """
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if config.cpu_devices is not None:
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)

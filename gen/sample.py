@@ -74,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def load(workdir: Path, trust: Sequence[str]) -> tuple[configs.Config, GenerativeModel]:
     """The config and the model of a run."""
+    parallel.start(parallel.Config())
     config, _ = run.read_config(workdir, trust)
     return config, config.model.build(run.read_spec(workdir), config.steps)
 

@@ -31,8 +31,13 @@ class WarmupCosine(Schedule):
     warmup: int = 0
     end: float = 0.0
 
+    def __post_init__(self):
+        _check(self.warmup)
+
     def build(self, steps: int) -> optax.Schedule:
-        down = optax.cosine_decay_schedule(self.peak, max(1, steps - self.warmup), alpha=self.end / self.peak)
+        down = optax.cosine_decay_schedule(
+            self.peak, max(1, steps - self.warmup), alpha=self.end / self.peak if self.peak else 0.0
+        )
         return _after_warmup(self.warmup, self.peak, down)
 
 
@@ -43,6 +48,9 @@ class WarmupLinear(Schedule):
     peak: float
     warmup: int = 0
     end: float = 0.0
+
+    def __post_init__(self):
+        _check(self.warmup)
 
     def build(self, steps: int) -> optax.Schedule:
         down = optax.linear_schedule(self.peak, self.end, max(1, steps - self.warmup))
@@ -57,8 +65,15 @@ class Warmup(Schedule):
     warmup: int
     start: float = 0.0
 
+    def __post_init__(self):
+        _check(self.warmup)
+
     def build(self, steps: int) -> optax.Schedule:
-        return optax.linear_schedule(self.start, self.value, self.warmup)
+        return (
+            optax.linear_schedule(self.start, self.value, self.warmup)
+            if self.warmup
+            else optax.constant_schedule(self.value)
+        )
 
     @property
     def reads_steps(self) -> bool:
@@ -94,3 +109,8 @@ def schedule(value: Scalar, steps: int) -> optax.Schedule:
 
 def _after_warmup(warmup: int, peak: float, then: optax.Schedule) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), then], [warmup]) if warmup else then
+
+
+def _check(warmup: int) -> None:
+    if warmup < 0:
+        raise UserError(f"warmup is {warmup}; it counts steps, so at least 0")

@@ -1,5 +1,10 @@
 """Eight devices on the processor; a broadcast between ranks is an error."""
 
+import os
+
+# Half the time to compile; tests of processes (test_run.py) have the programs as people have them.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from gen.core import cache_folder
 
 Arrays = dict[str, np.ndarray]
 
@@ -18,7 +19,7 @@ def cached(key: str, make: Callable[[], Arrays]) -> Arrays:
 
     The arrays are read-only maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default ~/.cache), paged in as they are used.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gen" / key
+    folder = cache_folder() / key
     kept = load(folder)
     if kept is not None:
         return kept

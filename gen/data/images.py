@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -31,7 +31,7 @@ class Config(core.DataConfig):
 
     name: str = "digits"
     """digits; a TFDS name such as mnist or name/config:1.0.0; or folder:PATH, whose sub-folders are the classes."""
-    data_dir: str | None = None
+    data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Where TFDS sets are prepared; TFDS's own ~/tensorflow_datasets if None."""
     train: str = "train[:90%]"
     """Examples to train on, in TFDS's slicing syntax."""

@@ -78,6 +78,9 @@ class Config(core.FamilyConfig):
         positive(validation_samples=self.validation_samples, test_samples=self.test_samples)
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
+        for name in ("beta", "free_bits"):
+            if isinstance(value := getattr(self, name), float | int) and not value >= 0:
+                raise UserError(f"{name} is {value}; it must be at least 0")
         if self.objective == "iwae" and (self.beta != 1.0 or self.free_bits):
             raise UserError(
                 "beta and free_bits change the KL, which the importance-weighted bound has not; use objective elbo"
@@ -140,16 +143,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     beta = schedule(config.beta, steps)
 
     def init(key: Key) -> State:
-        encoder_key, decoder_key, prior_key = jax.random.split(key, 3)
-        x = jnp.zeros((1, *image.shape), real)
-        y = None if classes is None else jnp.zeros((1, classes), real)
-        z = [jnp.zeros((1, size), real) for size in config.latents]
-        params = {
-            "encoder": encoder.init(encoder_key, x, y, method="everything")["params"],
-            "decoder": decoder.init(decoder_key, z, y, method="everything")["params"],
-        }
-        if prior := config.prior.init(prior_key, config.latents[0], image, config.param_dtype):
-            params["prior"] = prior
+        label = None if classes is None else jnp.zeros((1, classes), real)
+        params = model.init(key, label, dtypes)
         return State(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -171,7 +166,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
     def elbo(params: Params, x: Array, label: Array | None, eps: Sequence[Array], step: Array) -> tuple[Array, Metrics]:
         """-E_q[log p(x | z)] + beta KL(q || p), averaged over examples. Kingma and Welling 2014, equation 10."""
-        t = model.terms(params, x, label, *model.infer(params, model.encode(params, x, label), eps))
+        t = model.terms(params, x, label, model.infer(params, model.encode(params, x, label), eps))
         reconstruction = -t.log_px.mean()
         kl = jnp.asarray(sum(k.sum(-1).mean() for k in t.kl))
         pressed = kl
@@ -185,14 +180,13 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         return loss, {"loss": loss, "neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     def iwae(params: Params, x: Array, label: Array | None, eps: Sequence[Array], step: Array) -> tuple[Array, Metrics]:
-        z, qs = model.infer(params, model.encode(params, x, label), eps)
+        draw = model.infer(params, model.encode(params, x, label), eps)
         if config.dreg:
-            constant = jax.lax.stop_gradient(qs)
-            bound, surrogate = losses.doubly_reparameterized(
-                lambda z: model.log_weight(params, x, label, z, constant), z
-            )
+            constant = jax.lax.stop_gradient(draw.q)
+            log_w = lambda z: model.log_weight(params, x, label, model.given(params, z, constant))
+            bound, surrogate = losses.doubly_reparameterized(log_w, draw.z)
             return -surrogate.mean(), {"loss": -bound.mean()}
-        bound = losses.importance_weighted_bound(model.log_weight(params, x, label, z, qs))
+        bound = losses.importance_weighted_bound(model.log_weight(params, x, label, draw))
         return -bound.mean(), {"loss": -bound.mean()}
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
@@ -221,17 +215,17 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
             def step(carry: Any, i: Array) -> tuple[Any, None]:
                 log_w, moments = carry
-                z, qs = model.infer(params, features, noise(jax.random.fold_in(key, i), batch["row"], chunk))
-                t = model.terms(params, x, label, z, qs)
+                draw = model.infer(params, features, noise(jax.random.fold_in(key, i), batch["row"], chunk))
+                t = model.terms(params, x, label, draw)
                 # Where the KL is closed, the bound still weighs the drawn z.
-                log_w = jnp.logaddexp(log_w, jax.nn.logsumexp(model.log_weight(params, x, label, z, qs), axis=0))
+                log_w = jnp.logaddexp(log_w, jax.nn.logsumexp(model.log_weight(params, x, label, draw), axis=0))
                 now = {
                     "reconstruction": -t.log_px.mean(0),
                     "kl": sum(kl.sum(-1).mean(0) for kl in t.kl),
                     "kl_per_latent": jnp.concatenate(
-                        [kl_by_latent(q, kl) for q, kl in zip(qs, t.kl, strict=True)], axis=-1
+                        [kl_by_latent(q, kl) for q, kl in zip(draw.q, t.kl, strict=True)], axis=-1
                     ),
-                    "mean": jnp.concatenate([q.mean.mean(0) for q in qs], axis=-1),
+                    "mean": jnp.concatenate([q.mean.mean(0) for q in draw.q], axis=-1),
                 }
                 return (log_w, jax.tree.map(lambda a, b: a + b * (chunk / k), moments, now)), None
 
@@ -265,14 +259,12 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     # --- sampling ---
 
     def ancestors(params: Params, key: Key, index: Array, temperature: float) -> list[Array]:
-        """z ~ p(z), group by group; each sample's noise is its own."""
-        keys = jax.random.split(key, len(config.latents))
-        top = lambda k: model.sample_top(params, k, temperature)
-        z = [core.per_example(top, keys[0], index).astype(real)]
-        for size, k in zip(config.latents[1:], keys[1:], strict=True):
-            eps = core.per_example(lambda key, size=size: jax.random.normal(key, (size,), real), k, index)
-            z.append(model.next_prior(params, z).sample(temperature * eps))
-        return z
+        """z ~ p(z), groups of [N, D]; each sample's noise is its own."""
+        top_key, *keys = jax.random.split(key, len(config.latents))
+        top = core.per_example(lambda k: model.sample_top(params, k, temperature), top_key, index).astype(real)
+        normal = lambda size: lambda k: temperature * jax.random.normal(k, (size,), real)
+        below = zip(config.latents[1:], keys, strict=True)
+        return model.ancestors(params, top, [core.per_example(normal(size), k, index) for size, k in below]).z
 
     def generate(state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         params = state.ema or state.params
@@ -280,7 +272,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
         def show(z: Sequence[Array], label: Array | None) -> Array:
             """z: groups of [N, D] -> images [N, H, W, C]."""
-            outputs = model.decode(params, z, label)
+            outputs = model.decode(params, model.given(params, z, [None] * len(z)), label)
             if request.pixels == "mean":
                 x = likelihood.mean(outputs)
             else:
@@ -304,7 +296,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         n = {"reconstruct": request.n, "interpolate": rows + 1, "traverse": 1}[request.mode]
         x, label = inputs({name: given[name][:n] for name in ("image", "label") if name in given})
         zeros = [jnp.zeros((1, 1, size), x.dtype) for size in config.latents]
-        means = [z[0] for z in model.infer(params, model.encode(params, x, label), zeros)[0]]
+        means = [z[0] for z in model.infer(params, model.encode(params, x, label), zeros).z]
         if request.mode == "reconstruct":
             pairs = jnp.stack([x.astype(jnp.float32), show(means, label)], axis=1)
             if len(x) % (COLUMNS // 2) == 0:

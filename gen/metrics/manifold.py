@@ -36,7 +36,7 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5) -> dict[str, Array]:
 def _distances(a: Array, b: Array) -> Array:
     """Euclidean distances [N, M] of [N, D] and [M, D]; row by row, so that no [N, M, D] is made, and by differences, since
     |a|^2 - 2ab + |b|^2 loses the small ones."""
-    return jax.lax.map(lambda row: jnp.sqrt(jnp.sum(jnp.square(row - b), axis=-1)), a)
+    return jax.lax.map(lambda row: jnp.sqrt(jnp.sum(jnp.square(row[None] - b), axis=-1)), a)
 
 
 def _kth_distance(x: Array, k: int) -> Array:

@@ -3,14 +3,15 @@
     q(z | x) = q(z_0 | x) q(z_1 | x, z_0) ...        Encoder
     p(x, z)  = p(z_0) p(z_1 | z_0) ... p(x | z)      Decoder, p(z_0) apart
 
-One group is the plain VAE (Kingma and Welling 2014); several are a hierarchy inferred from the top down
-(Sønderby et al. 2016). `Perceptron` and `Residual` say what both are made of.
+One group is the plain VAE (Kingma and Welling 2014). In a hierarchy the decoder's features of the groups above, the
+`context`, feed the prior of the next group, its posterior, and what comes below (Sønderby et al. 2016).
+`Perceptron` and `Residual` say what both are made of.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
 
     def setup(self):
         self.heads = [
-            Head(size, self.hidden if i else None, self.activation, self.dtypes) for i, size in enumerate(self.latents)
+            Head(d, self.hidden if i else None, self.activation, self.dtypes) for i, d in enumerate(self.latents)
         ]
 
     def __call__(self, x: Array, label: Array | None) -> Array:
@@ -44,16 +45,16 @@ class Encoder(nn.Module):
             x = jnp.concatenate([x, planes], axis=-1)
         return self.trunk(x)
 
-    def posterior(self, features: Array, z: Sequence[Array]) -> Gaussian:
-        """features: [B, F], z: the groups above, each [..., B, D] -> q of the next group, [..., B, D']."""
-        return self.heads[len(z)](joined(features, z))
+    def posterior(self, features: Array, context: Array | None, prior: Gaussian | None, group: int) -> Gaussian:
+        """q of a group. The top group has no context; those below are read relative to their prior (Vahdat and Kautz
+        2020, section 3.2), so that what the image adds is what is learned.
 
-    def everything(self, x: Array, label: Array | None) -> Array:
-        """Touches every parameter, for init."""
-        features, z = self(x, label), []
-        for _ in self.latents:
-            z.append(self.posterior(features, z).mean)
-        return z[-1]
+        features: [K, B, F]; context: [K', B, F']; prior: [K', B, D] -> [K or K', B, D].
+        """
+        if context is None or prior is None:
+            return self.heads[group](features)
+        change = self.heads[group](joined(features, context))
+        return Gaussian(prior.mean + jnp.exp(prior.log_std) * change.mean, prior.log_std + change.log_std)
 
 
 class Decoder(nn.Module):
@@ -66,21 +67,36 @@ class Decoder(nn.Module):
     dtypes: dict[str, Any]
 
     def setup(self):
-        self.heads = [Head(size, self.hidden, self.activation, self.dtypes) for size in self.latents[1:]]
+        below = self.latents[1:]
+        self.stages = [Hidden((self.hidden, self.hidden), self.activation, self.dtypes) for _ in below]
+        self.heads = [Head(d, self.hidden, self.activation, self.dtypes) for d in below]
 
-    def __call__(self, z: Sequence[Array], label: Array | None) -> Array:
-        """z: every group, each [..., B, D]; label: [B, classes] or None -> outputs [..., B, H, W, outputs]."""
-        return widened(self.trunk(joined(label, z)))
+    def __call__(self, context: Array | None, z: Array, label: Array | None) -> Array:
+        """context: [..., B, F] of the groups above the last; z: the last, [..., B, D]; label: [B, classes] or None
+        -> outputs [..., B, H, W, outputs]."""
+        return widened(self.trunk(joined(label, z if context is None else jnp.concatenate([context, z], axis=-1))))
 
-    def prior(self, z: Sequence[Array]) -> Gaussian:
-        """z: the groups above, each [..., B, D] -> p of the next group."""
-        return self.heads[len(z) - 1](joined(None, z))
+    def context(self, above: Array | None, z: Array, group: int) -> Array:
+        """Features of a group and of those above it, [..., B, F]."""
+        return self.stages[group](z if above is None else jnp.concatenate([above, z], axis=-1))
 
-    def everything(self, z: Sequence[Array], label: Array | None) -> Array:
-        """Touches every parameter, for init."""
-        for i in range(1, len(self.latents)):
-            self.prior(z[:i])
-        return self(z, label)
+    def prior(self, context: Array, group: int) -> Gaussian:
+        """p of a group below the top, given the context of those above."""
+        return self.heads[group - 1](context)
+
+
+class Hidden(nn.Module):
+    """Fully connected layers, each with its activation."""
+
+    widths: tuple[int, ...]
+    activation: Activation
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for width in self.widths:
+            x = ACTIVATIONS[self.activation](nn.Dense(width, **self.dtypes)(x))
+        return x
 
 
 class Head(nn.Module):
@@ -94,7 +110,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Gaussian:
         if self.hidden is not None:
-            x = ACTIVATIONS[self.activation](nn.Dense(self.hidden, **self.dtypes)(x))
+            x = Hidden((self.hidden,), self.activation, self.dtypes)(x)
         mean, log_std = jnp.split(widened(nn.Dense(2 * self.size, **self.dtypes)(x)), 2, axis=-1)
         return Gaussian(mean, jnp.clip(log_std, -8.0, 4.0))
 
@@ -104,12 +120,11 @@ def widened(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def joined(fixed: Array | None, z: Sequence[Array]) -> Array:
-    """[B, F] and several [..., B, D] side by side: [..., B, F + D + ...]."""
-    if fixed is None or not z:
-        return jnp.concatenate(list(z), axis=-1) if fixed is None else fixed
-    lead = z[-1].shape[:-1]
-    return jnp.concatenate([jnp.broadcast_to(fixed, (*lead, fixed.shape[-1])).astype(z[-1].dtype), *z], axis=-1)
+def joined(fixed: Array | None, x: Array) -> Array:
+    """[K or none, B, F] and [..., B, D] side by side, [..., B, F + D]."""
+    if fixed is None:
+        return x
+    return jnp.concatenate([jnp.broadcast_to(fixed, (*x.shape[:-1], fixed.shape[-1])).astype(x.dtype), x], axis=-1)
 
 
 # --- what they are made of ------------------------------------------------------------------------------------------
@@ -169,6 +184,8 @@ class Residual(Architecture):
 
     def __post_init__(self):
         positive(**{"the least of widths": min(self.widths, default=0), "hidden": self.hidden})
+        if self.blocks < 0:
+            raise UserError(f"blocks is {self.blocks}; it counts blocks a stage, so at least 0")
 
     def encoder(self, latents: tuple[int, ...], dtypes: dict[str, Any]) -> Encoder:
         trunk = ResidualDown(self.widths, self.blocks, self.activation, dtypes)
@@ -203,10 +220,7 @@ class DenseDown(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, F]."""
-        x = x.reshape(x.shape[0], -1)
-        for width in self.hidden:
-            x = ACTIVATIONS[self.activation](nn.Dense(width, **self.dtypes)(x))
-        return x
+        return Hidden(self.hidden, self.activation, self.dtypes)(x.reshape(x.shape[0], -1))
 
 
 class DenseUp(nn.Module):
@@ -218,8 +232,7 @@ class DenseUp(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """[..., D] -> [..., *shape]."""
-        for width in self.hidden:
-            z = ACTIVATIONS[self.activation](nn.Dense(width, **self.dtypes)(z))
+        z = Hidden(self.hidden, self.activation, self.dtypes)(z)
         return nn.Dense(math.prod(self.shape), **self.dtypes)(z).reshape(*z.shape[:-1], *self.shape)
 
 

@@ -1,0 +1,37 @@
+"""A convolutional VAE on a folder of your own pictures, 32x32 in colour. Not scored: the pictures are yours.
+
+python train.py vae_folder --data.name folder:PATH     (sub-folders are classes: --model.conditional uses them)
+Other sizes, 8 to 64: --data.size 64 --model.network.widths 32 64 128 256
+"""
+
+from gen.checkpoint import Config as Save
+from gen.config import Config
+from gen.data.images import Config as Images
+from gen.families.vae import Config as VAE
+from gen.likelihoods import DiscretizedLogistic
+from gen.networks.vae import Residual
+from gen.optim import OptimConfig
+from gen.schedules import WarmupCosine
+
+config = Config(
+    model=VAE(
+        latents=(128,),
+        network=Residual((32, 64, 128)),
+        likelihood=DiscretizedLogistic(levels=256, components=5),
+        ema=0.999,
+        optim=OptimConfig(lr=WarmupCosine(1e-3, warmup=500), clip=200.0),
+        test_samples=100,
+    ),
+    data=Images(
+        name="folder:images",
+        train="train[:80%]",
+        validation="train[80%:90%]",
+        test="train[90%:]",
+        size=32,
+        colors=3,
+        flip=True,
+        batch_size=64,
+    ),
+    steps=10_000,
+    save=Save(best=("neg_elbo", "min")),
+)

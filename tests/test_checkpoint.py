@@ -1,0 +1,144 @@
+"""A checkpoint is what was saved, or it is named as damaged; the newest sound one is used, never a silent restart."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gen import checkpoint, parallel
+from gen.checkpoint import Config
+from gen.core import State, UserError
+
+NEVER = pytest.fail
+
+
+def state(step: int) -> State:
+    params = {"net": {"kernel": jnp.arange(12.0).reshape(3, 4) + step, "bias": jnp.full(4, step, jnp.bfloat16)}}
+    return State(
+        step=jnp.int32(step),
+        params=params,
+        opt_state={"net": optax.adam(1e-3).init(params)},
+        ema={"net": params["net"]["kernel"] / 3},
+    )
+
+
+def saved(folder: Path, config: Config, scores: dict[int, float]) -> Path:
+    with checkpoint.saver(folder, config, 0) as save:
+        for step, score in scores.items():
+            save(state(step), {"validation": {"loss": score}, "metrics_bytes": step})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved(tmp_path / "checkpoints", Config(keep=3), {1: 0.0, 2: 0.0, 3: 0.0})
+
+
+def abstract() -> State:
+    return parallel.on_one_device(jax.eval_shape(lambda: state(0)))
+
+
+def test_a_state_comes_back_as_it_was(folder):
+    restored = checkpoint.restore(folder, 3, abstract())
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state(3)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert jax.tree.structure(restored) == jax.tree.structure(state(3))
+    assert checkpoint.meta(folder, 3)["metrics_bytes"] == 3
+
+
+def test_sampling_restores_parameters_alone(folder):
+    shutil.rmtree(folder / "3" / "opt_state")
+    restored = checkpoint.restore(folder, 3, abstract(), items=("params", "ema"))
+    np.testing.assert_array_equal(restored.params["net"]["kernel"], state(3).params["net"]["kernel"])
+    assert restored.opt_state == {}
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    config = Config(keep=2, best=("loss", "min"))
+    folder = saved(tmp_path / "c", config, {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5, 50: 4.0})
+    assert checkpoint.steps(folder) == [20, 40, 50]
+    assert checkpoint.best(folder, config, NEVER) == 20
+    assert checkpoint.best(folder, Config(best=("loss", "max")), NEVER) == 50
+    assert checkpoint.best(folder, Config(), NEVER) == 50
+    assert checkpoint.newest(folder, NEVER) == 50
+
+
+def array_file(folder: Path, step: int) -> Path:
+    files = [p for p in (folder / str(step) / "params").rglob("*") if p.is_file() and "kernel" in str(p.parent)]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def flip_a_bit(folder: Path) -> None:
+    file = array_file(folder, 3)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    file = array_file(folder, 3)
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def newer(folder: Path) -> None:
+    path = folder / "3" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+
+
+DAMAGES = {
+    "a flipped bit": (flip_a_bit, "has changed"),
+    "a truncated file": (truncate, "has changed"),
+    "a missing shard": (lambda folder: array_file(folder, 3).unlink(), "is missing"),
+    "a file too many": (lambda folder: (folder / "3" / "params" / "extra").write_text("x"), "was added"),
+    "no manifest": (lambda folder: (folder / "3" / "manifest.json").unlink(), "no manifest"),
+    "half a manifest": (lambda folder: (folder / "3" / "manifest.json").write_text('{"format"'), "manifest is damaged"),
+    "a newer format": (newer, "format 99"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_the_step_before_is_used(folder, damage):
+    inflict, message = DAMAGES[damage]
+    inflict(folder)
+    warnings: list[str] = []
+    assert checkpoint.newest(folder, warnings.append) == 2
+    assert len(warnings) == 1
+    assert f"{folder}/3" in warnings[0]
+    assert message in warnings[0]
+
+
+def test_no_sound_checkpoint_is_an_error_and_no_checkpoint_is_none(folder, tmp_path):
+    for step in (1, 2, 3):
+        (folder / str(step) / "manifest.json").unlink()
+    with pytest.raises(UserError, match="no sound checkpoint"):
+        checkpoint.newest(folder, lambda _: None)
+    assert checkpoint.newest(tmp_path / "nothing", NEVER) is None
+
+
+def test_going_on_sets_unsound_steps_aside_and_clears_what_a_kill_left(folder):
+    flip_a_bit(folder)
+    (folder / "7.orbax-checkpoint-tmp").mkdir()
+    with checkpoint.saver(folder, Config(), 2) as save:
+        assert checkpoint.steps(folder) == [1, 2]
+        save(state(3), {})
+    assert checkpoint.newest(folder, NEVER) == 3
+    assert (folder / "3.unsound").is_dir()
+    assert not (folder / "7.orbax-checkpoint-tmp").exists()
+
+
+def test_another_model_is_a_short_error(folder):
+    other = replace(abstract(), params={"other": abstract().params["net"]})
+    with pytest.raises(UserError, match="not of this model"):
+        checkpoint.restore(folder, 3, other)
+
+
+def test_a_kept_count_below_two_is_refused():
+    with pytest.raises(UserError, match="at least 2"):
+        Config(keep=1)

@@ -1,0 +1,225 @@
+"""Optimizers against optax and numpy; schedules at chosen steps."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gen.core import UserError
+from gen.optim import Group, OptimConfig
+from gen.schedules import Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear, schedule
+
+RNG = np.random.default_rng(0)
+
+
+def tree(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    shapes = {"encoder": {"kernel": (4, 3), "bias": (3,)}, "decoder": {"kernel": (3, 2), "scale": (2,)}}
+    array = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return jax.tree.map(array, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+PARAMS = tree(0)
+
+
+def gradient(step: int) -> Any:
+    return jax.tree.map(lambda g: g / (1 + step), tree(step + 1))
+
+
+def trained(tx: optax.GradientTransformation, steps: int = 4, params: Any = PARAMS) -> list[Any]:
+    """The parameters after each of some steps."""
+    state, seen, update = tx.init(params), [], jax.jit(tx.update)
+    for step in range(steps):
+        updates, state = update(gradient(step), state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(params)
+    return seen
+
+
+def assert_close(a: Any, b: Any, rtol: float = 1e-5) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), a, b)
+
+
+def test_adam_with_weight_decay_is_that_of_optax():
+    config = OptimConfig(lr=0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2)
+    kernels = {part: {name: name == "kernel" for name in leaves} for part, leaves in PARAMS.items()}
+    theirs = optax.adamw(0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2, mask=kernels)
+    assert_close(trained(config.build(4)), trained(theirs))
+
+
+def test_sgd_has_momentum():
+    assert_close(trained(OptimConfig(rule="sgd", lr=0.1, b1=0.5).build(4)), trained(optax.sgd(0.1, momentum=0.5)))
+
+
+def test_groups_take_their_own_rule_learning_rate_and_decay_and_the_first_match_wins():
+    groups = (
+        Group("encoder/bias", rule="frozen"),
+        Group("encoder", rule="sgd", lr_factor=0.5, weight_decay=0.3),
+        Group("kernel$", lr_factor=3.0),
+    )
+    found = trained(OptimConfig(lr=0.1, b1=0.0, b2=0.9, weight_decay=0.2, groups=groups).build(4))[-1]
+    decayed = optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.05))
+    assert_close(found["encoder"]["bias"], PARAMS["encoder"]["bias"], rtol=0)
+    assert_close(found["encoder"]["kernel"], trained(decayed)[-1]["encoder"]["kernel"])
+    adam = lambda lr, decay: trained(optax.adamw(lr, b1=0.0, b2=0.9, weight_decay=decay))[-1]["decoder"]
+    assert_close(found["decoder"]["kernel"], adam(0.3, 0.2)["kernel"])
+    assert_close(found["decoder"]["scale"], adam(0.1, 0.0)["scale"])
+
+
+def test_gradients_are_clipped_to_their_global_norm():
+    config = OptimConfig(rule="sgd", lr=1.0, b1=0.0, clip=0.5)
+    moved = jax.tree.map(lambda a, b: a - b, trained(config.build(1), 1)[0], PARAMS)
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.5, rel=1e-5)
+    grads = gradient(0)
+    assert_close(moved, jax.tree.map(lambda g: -0.5 * g / optax.tree.norm(grads), grads))
+
+
+def test_what_is_frozen_does_not_count_in_the_norm_that_is_clipped():
+    config = OptimConfig(rule="sgd", lr=1.0, b1=0.0, clip=0.5, groups=(Group("encoder", rule="frozen"),))
+    moved = jax.tree.map(lambda a, b: a - b, trained(config.build(1), 1)[0], PARAMS)
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_accumulation_over_micro_batches_is_one_large_batch():
+    config = OptimConfig(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1, accumulate=3)
+    micro = trained(config.build(6), 6)
+    assert_close(micro[:2], [PARAMS, PARAMS], rtol=0)
+    assert_close(micro[3:5], [micro[2], micro[2]], rtol=0)
+
+    large = OptimConfig(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1).build(2)
+    state, params = large.init(PARAMS), PARAMS
+    for update in range(2):
+        mean = jax.tree.map(lambda *g: sum(g) / 3, *(gradient(3 * update + i) for i in range(3)))
+        updates, state = large.update(mean, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_close(micro[-1], params)
+
+
+def test_every_scalar_may_be_a_schedule_and_is_read_at_its_step():
+    """AdamW written out in numpy, with hyper-parameters that jump at step 2."""
+    values = {"lr": (0.1, 0.3), "b1": (0.5, 0.9), "b2": (0.9, 0.5), "eps": (1e-2, 1.0), "weight_decay": (0.0, 0.4)}
+    schedules: dict[str, Any] = {name: Piecewise((2,), pair) for name, pair in values.items()}
+    config = OptimConfig(**schedules)
+    found = trained(config.build(4))
+    p = np.asarray(PARAMS["encoder"]["kernel"], np.float64)
+    m = v = np.zeros_like(p)
+    for step in range(4):
+        lr, b1, b2, eps, decay = (pair[step >= 2] for pair in values.values())
+        g = np.asarray(gradient(step)["encoder"]["kernel"], np.float64)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        m_hat, v_hat = m / (1 - b1 ** (step + 1)), v / (1 - b2 ** (step + 1))
+        p = p - lr * (m_hat / (np.sqrt(v_hat) + eps) + decay * p)
+        np.testing.assert_allclose(found[step]["encoder"]["kernel"], p, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "muon"])
+def test_momentum_may_be_a_schedule(rule):
+    """A schedule that stays is the number; one that changes is not."""
+    constant, steady, changing = (
+        trained(OptimConfig(rule=rule, lr=0.1, b1=b1).build(3), 3)[-1]
+        for b1 in (0.5, Piecewise((1,), (0.5, 0.5)), Piecewise((1,), (0.5, 0.9)))
+    )
+    assert_close(constant, steady)
+    assert np.abs(constant["encoder"]["kernel"] - changing["encoder"]["kernel"]).max() > 1e-3
+
+
+MATRICES = {
+    "dense": {"kernel": (24, 6), "bias": (6,)},
+    "wide": {"kernel": (5, 30)},
+    "conv": {"kernel": (3, 3, 4, 8)},
+    "layers": {"kernel": (3, 16, 8)},
+    "token": {"embedding": (9, 4)},
+}
+
+
+def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam():
+    params = jax.tree.map(
+        lambda shape: jnp.asarray(RNG.normal(size=shape), jnp.float32), MATRICES, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    tx = OptimConfig(rule="muon", lr=1.0).build(1)
+    moved = jax.tree.map(np.asarray, jax.jit(lambda grads: tx.update(grads, tx.init(grads), grads)[0])(params))
+    conv = moved["conv"]["kernel"].reshape(36, 8)
+    matrices = [moved["dense"]["kernel"], moved["wide"]["kernel"], conv, *moved["layers"]["kernel"]]
+    for matrix in matrices:
+        size = np.linalg.svd(matrix, compute_uv=False) / (0.2 * math.sqrt(max(matrix.shape)))
+        assert size.min() > 0.5 and size.max() < 1.3, size
+    # Singular vectors stay, so that the update descends: each layer, each conv kernel as a matrix [h w in, out].
+    gradients = [params["dense"]["kernel"], params["wide"]["kernel"], params["conv"]["kernel"].reshape(36, 8)]
+    for gradient, matrix in zip([*gradients, *params["layers"]["kernel"]], matrices, strict=True):
+        u, _, v = np.linalg.svd(gradient, full_matrices=False)
+        expected = -0.2 * math.sqrt(max(matrix.shape)) * u @ v
+        assert (expected * matrix).sum() / np.linalg.norm(expected) / np.linalg.norm(matrix) > 0.97
+    for part, name in (("dense", "bias"), ("token", "embedding")):
+        np.testing.assert_allclose(moved[part][name], -np.sign(params[part][name]), rtol=1e-4)  # Adam's first step
+
+
+def test_a_group_of_its_own_may_use_muon():
+    config = OptimConfig(lr=0.1, groups=(Group("encoder", rule="muon", lr_factor=2.0),))
+    found, muon = trained(config.build(2), 2)[-1], trained(OptimConfig(rule="muon", lr=0.2).build(2), 2)[-1]
+    assert_close(found["encoder"], muon["encoder"])
+    assert_close(found["decoder"], trained(optax.adam(0.1), 2)[-1]["decoder"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"accumulate": 0}, "accumulate"),
+        ({"groups": (Group("("),)}, "no regular expression"),
+        ({"undecayed": "("}, "no regular expression"),
+        ({"clip": 0.0}, "clip"),
+    ],
+)
+def test_an_impossible_optimizer_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        OptimConfig(**fields)
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"),
+    [
+        (WarmupCosine(2.0, 10, 0.5), {0: 0, 5: 1.0, 10: 2.0, 55: 1.25, 100: 0.5, 200: 0.5}),
+        (WarmupCosine(2.0), {0: 2.0, 25: 1 + math.cos(math.pi / 4), 50: 1.0, 100: 0.0}),
+        (WarmupLinear(2.0, 10, 0.5), {0: 0, 5: 1.0, 10: 2.0, 55: 1.25, 100: 0.5, 200: 0.5}),
+        (WarmupLinear(2.0), {0: 2.0, 50: 1.0, 100: 0.0}),
+        (Warmup(3.0, 10, start=1.0), {0: 1.0, 5: 2.0, 10: 3.0, 100: 3.0}),
+        (Warmup(3.0, 0), {0: 3.0, 50: 3.0}),
+        (Piecewise((10, 20), (1.0, 2.0, 0.5)), {0: 1.0, 9: 1.0, 10: 2.0, 19: 2.0, 20: 0.5, 100: 0.5}),
+        (Piecewise((), (1.0,)), {0: 1.0, 100: 1.0}),
+        (WarmupCosine(2.0, 100), {50: 1.0, 99: 1.98}),
+        (WarmupCosine(0.0), {0: 0.0, 50: 0.0}),
+        (0.3, {0: 0.3, 100: 0.3}),
+    ],
+    ids=str,
+)
+def test_a_schedule_has_its_values(shape, points):
+    value = schedule(shape, 100)
+    for step, expected in points.items():
+        assert np.asarray(value(jnp.int32(step))) == pytest.approx(expected, abs=1e-6), step
+
+
+def test_the_value_depends_on_the_length_of_the_run_where_a_schedule_says_so():
+    for shape in (WarmupCosine(2.0, 1), WarmupLinear(2.0, 1), Warmup(2.0, 9), Piecewise((5,), (1.0, 2.0))):
+        assert isinstance(shape, Schedule)
+        differs = shape.build(10)(7) != shape.build(20)(7)
+        assert differs == shape.reads_steps, shape
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "values"), [((5,), (1.0,)), ((5, 4), (1.0, 2.0, 3.0)), ((5, 5), (1.0, 2.0, 3.0)), ((), (1.0, 2.0))]
+)
+def test_boundaries_that_do_not_ascend_or_fit_are_refused(boundaries, values):
+    with pytest.raises(UserError, match="must ascend"):
+        Piecewise(boundaries, values)
+
+
+@pytest.mark.parametrize("kind", [WarmupCosine, WarmupLinear, Warmup])
+def test_a_negative_warm_up_is_refused(kind):
+    with pytest.raises(UserError, match="warmup"):
+        kind(1.0, -5)

@@ -1,0 +1,318 @@
+"""Entry scripts as people run them: processes, signals, full disks, wrong input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gen import checkpoint, parallel, run, sample
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4"),
+    *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.every", "1"),
+    *("--evaluate-every", "50", "--save.every", "25", "--steps", "1000"),
+]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return {**kept, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def gen(environment):
+    """gen(script, *arguments) -> the finished process."""
+
+    def call(script: str, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, **options)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(gen, tmp_path_factory) -> Path:
+    """A finished run of the small config, not interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert f"next: python sample.py {workdir}" in done.stdout
+    return workdir
+
+
+def copied(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+# --- the run directory ---
+
+
+def test_a_run_directory_holds_what_it_promises(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 1001))
+    validation = [x for x in lines if x["split"] == "validation"]
+    assert [x["step"] for x in validation] == list(range(50, 1001, 50))
+    assert {"neg_elbo", "reconstruction", "kl", "active_units", "nll_bound", "bits_per_dim"} <= validation[0].keys()
+    assert validation[-1]["neg_elbo"] < validation[0]["neg_elbo"]
+    assert not {"time", "steps_per_second"} & lines[0].keys()
+
+    telemetry = [json.loads(line) for line in (trained / "telemetry.jsonl").read_text().splitlines()]
+    assert {"steps_per_second", "examples_per_second", "waiting_for_data", "host_peak_bytes"} <= telemetry[0].keys()
+
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    assert evaluation["metrics"].keys() == evaluation["protocol"].keys()
+    assert evaluation["protocol"]["nll_bound"]["samples"] == 4
+    assert evaluation["protocol"]["nll_bound"]["n"] == 360
+    assert evaluation["metrics"]["nll_bound"] <= evaluation["metrics"]["neg_elbo"]
+
+    reference = run.read_reference(trained)
+    assert reference["image"].shape == (64, 8, 8, 1)
+    assert reference["kl_per_latent"].shape == (3,)
+    assert (trained / "samples" / "step_0001000.png").exists()
+    assert list(trained.glob("events*"))
+    assert json.loads((trained / "spec.json").read_text())["image"]["levels"] == 17
+
+
+def test_a_finished_run_says_so_and_grows_on_demand(trained, gen, tmp_path):
+    workdir = copied(trained, tmp_path)
+    again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
+    assert again.returncode == 0
+    assert "is finished: 1000 steps" in again.stdout
+    more = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", "1010")
+    assert more.returncode == 0, more.stderr
+    assert "resuming" in more.stdout
+    assert checkpoint.steps(workdir / "checkpoints")[-1] == 1010
+
+
+# --- killed at any moment ---
+
+
+def inside_a_save(workdir: Path) -> bool:
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def before_the_manifest(workdir: Path) -> bool:
+    folder = workdir / "checkpoints"
+    return any(not (folder / str(step) / "manifest.json").exists() for step in checkpoint.steps(folder))
+
+
+def between_saves(workdir: Path) -> bool:
+    metrics = workdir / "metrics.jsonl"
+    return metrics.exists() and metrics.read_bytes().count(b"\n") > 333
+
+
+def killed(workdir: Path, environment: dict[str, str], moment: Callable[[Path], bool]) -> bool:
+    """Start training and SIGKILL it at the moment; whether it was killed before it finished."""
+    command = [sys.executable, str(ROOT / "train.py"), "vae_digits", "--workdir", str(workdir), *SMALL]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not moment(workdir):
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_at_any_moment_ends_bit_identical(trained, gen, environment, tmp_path):
+    workdir = tmp_path / "killed"
+    moments = inside_a_save, between_saves, before_the_manifest
+    kills = [killed(workdir, environment, moment) for moment in moments]
+    assert any(kills)
+    finished = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
+    assert finished.returncode == 0, finished.stderr
+
+    assert (workdir / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
+    assert (workdir / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
+    config, model = sample.load(trained, ())
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    whole, resumed = (checkpoint.restore(path / "checkpoints", config.steps, abstract) for path in (trained, workdir))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+
+# --- sampling ---
+
+
+@pytest.mark.parametrize("mode", ["generate", "reconstruct", "interpolate", "traverse"])
+def test_samples_are_made_and_verified_from_a_copy_of_the_run(mode, trained, gen, tmp_path):
+    workdir = copied(trained, tmp_path)
+    made = gen("sample.py", workdir, "--mode", mode, "--n", 16, "--out", workdir / "out")
+    assert made.returncode == 0, made.stderr
+    assert (workdir / "out" / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert np.load(workdir / "out" / "samples.npz")["samples"].shape[-3:] == (8, 8, 1)
+    moved = tmp_path / "moved"
+    workdir.rename(moved)
+    verified = gen("sample.py", "--verify", moved / "out" / "manifest.json")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "byte for byte" in verified.stdout
+
+
+def test_verification_names_what_differs(trained, gen, tmp_path):
+    workdir = copied(trained, tmp_path)
+    gen("sample.py", workdir, "--n", 4, "--out", workdir / "out")
+    manifest = json.loads((workdir / "out" / "manifest.json").read_text())
+    manifest["seed"] += 1
+    manifest["conditions"]["visible_cores"] = 4096
+    (workdir / "out" / "manifest.json").write_text(json.dumps(manifest))
+    (workdir / "out" / "samples.png").write_bytes(b"other")
+    verified = gen("sample.py", "--verify", workdir / "out" / "manifest.json")
+    assert verified.returncode == 1
+    assert "samples.npz comes out differently" in verified.stdout
+    assert "samples.png is not the file that the manifest names" in verified.stdout
+    assert "visible_cores: 4096 then" in verified.stdout
+
+
+# --- bad input: a short error that names the thing and the fix, exit status 2, nothing written or lost ---
+
+WRONG = {
+    "an unknown config": (["vae_digit"], "did you mean vae_digits"),
+    "an unknown field": (["vae_digits", "--model.latent", "4"], "--model.latents"),
+    "a wrong type": (["vae_digits", "--steps", "many"], "--steps"),
+    "a wrong range": (["vae_digits", "--steps", "-3"], "must be above 0"),
+    "devices that are not there": (["vae_digits", "--parallel.devices", "3"], "--parallel.cpu-devices 3"),
+    "a batch that devices can't share": (
+        ["vae_digits", "--parallel.cpu-devices", "3", "--data.batch-size", "16"],
+        "--data.batch-size 15",
+    ),
+    "fsdp under pmap": (["vae_digits", "--parallel.fsdp"], "--parallel.engine jit"),
+    "a missing folder": (["vae_folder", "--data.name", "folder:/nowhere"], "/nowhere"),
+    "a set that isn't prepared": (["vae_mnist", "--data.data-dir", "/nowhere"], "python -m gen.data.prepare mnist"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_to_train_is_one_short_error(what, gen, tmp_path):
+    arguments, message = WRONG[what]
+    done = gen("train.py", *arguments, "--workdir", tmp_path / "run")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_of_another_run_is_refused_with_the_difference(trained, gen):
+    before = (trained / "config.json").read_bytes()
+    done = gen("train.py", "vae_digits", "--workdir", trained, *SMALL, "--model.latents", "5", "--seed", "3")
+    assert done.returncode == 2
+    assert "model.latents: [3] -> [5]" in done.stderr
+    assert "seed: 0 -> 3" in done.stderr
+    assert (trained / "config.json").read_bytes() == before
+
+
+def test_a_second_process_on_a_run_is_refused(trained, gen):
+    with run.locked(trained):
+        done = gen("train.py", "vae_digits", "--workdir", trained, *SMALL)
+    assert done.returncode == 2
+    assert "in use by another process" in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(gen, tmp_path):
+    boom = ["--model.optim.lr", "Piecewise(boundaries=(60,), values=(1e-3, 1e30))"]
+    done = gen("train.py", "vae_digits", "--workdir", tmp_path / "run", *SMALL, *boom)
+    assert done.returncode == 2
+    assert "not finite at step 6" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints", pytest.fail) == 50
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """disk(option): a tmpfs, first mounted, then remounted with the option (root ignores file modes)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(option: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"can't mount a tmpfs: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], check=False, capture_output=True)
+
+
+def test_a_full_disk_is_one_short_error(disk, gen):
+    done = gen("train.py", "vae_digits", "--workdir", disk("size=600k") / "run", *SMALL)
+    assert done.returncode == 2, done.stderr
+    assert "no space left" in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_read_only_directory_is_one_short_error(disk, trained, gen):
+    workdir = disk("size=50m") / "run"
+    shutil.copytree(trained, workdir)
+    subprocess.run(["mount", "-o", "remount,ro", workdir.parent], check=True)
+    for script, arguments in (("train.py", ["vae_digits", "--workdir", workdir, *SMALL]), ("sample.py", [workdir])):
+        done = gen(script, *arguments)
+        assert done.returncode == 2, done.stderr
+        assert "read-only file system" in done.stderr.lower()
+        assert "Traceback" not in done.stderr
+
+
+def tampered(workdir: Path, change: Callable[[dict], None]) -> None:
+    config = json.loads((workdir / "config.json").read_text())
+    change(config)
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+def foreign(config: dict) -> None:
+    config["config"]["model"]["type"] = "evil.Model"
+
+
+def test_a_tampered_config_runs_no_code(trained, gen, tmp_path, environment):
+    workdir = copied(trained, tmp_path)
+    (tmp_path / "evil.py").write_text("open('evil-was-here', 'w')")
+    tampered(workdir, foreign)
+    environment = {**environment, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "sample.py"), str(workdir)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 2
+    assert "--trust evil" in done.stderr
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
+    workdir = copied(trained, tmp_path)
+    shutil.rmtree(workdir / "checkpoints")
+    cases = {
+        "no config.json": [tmp_path],
+        "no checkpoint yet": [workdir],
+        "there is no such checkpoint": [trained, "--step", 3],
+        "labels 0 to 9": [trained, "--label", 10],
+        "n is 0": [trained, "--n", 0],
+        "can't be read as a manifest": ["--verify", tmp_path / "nothing.json"],
+    }
+    for message, arguments in cases.items():
+        done = gen("sample.py", *arguments)
+        assert done.returncode == 2, arguments
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+# --- looking before leaping ---
+
+
+def test_a_dry_run_prints_sizes_and_writes_nothing(gen, tmp_path):
+    done = gen("train.py", "vae_digits", "--dry-run", "--workdir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "params/encoder" in done.stdout
+    assert "FLOPs" in done.stdout
+    assert json.JSONDecoder().raw_decode(done.stdout)[0]["config"]["steps"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_field(gen):
+    done = gen("train.py", "vae_digits", "--help")
+    assert done.returncode == 0
+    for field in ("--steps", "--workdir", "--data.name", "--model.optim.lr", "--parallel.cpu-devices", "--save.keep"):
+        assert field in done.stdout
