@@ -97,11 +97,12 @@ class Log:
             **memory(),
         )
         loss = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("loss"))
-        speed = f"{rate:.4g} steps/s  {rate * self.batch_size:.4g} examples/s  data wait {self.waited / seconds:.1%}"
+        speed = f"{rate:,.1f} steps/s  {rate * self.batch_size:,.0f} examples/s"
         self.bar.update(self.task, completed=step, loss=loss, speed=speed)
         if not self.bar.console.is_terminal:
             left = (self.steps - step) / rate
-            self.say(f"step {step}/{self.steps}  {loss}  {speed}  {left:.0f} s left")
+            waited = f"waited for data {self.waited / seconds:.1%}"
+            self.say(f"step {step}/{self.steps}  {loss}  {speed}  {waited}  {left:,.0f} s left")
         self.mark, self.marked, self.waited = now, step, 0.0
 
     @contextmanager
@@ -161,7 +162,7 @@ def opened(workdir: Path, config: Config, start: int, steps: int, batch_size: in
     os.truncate(metrics, length)
     console = Console(file=sys.stdout)
     columns = (
-        BarColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}  {task.fields[speed]}"),
         TimeRemainingColumn(),
     )

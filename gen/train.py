@@ -35,7 +35,8 @@ def train(config: Config, workdir: Path) -> None:
     with run.locked(workdir):
         run.begin(workdir, config, data)
         checkpoints = workdir / "checkpoints"
-        start = checkpoint.newest(checkpoints, warn=_warn)
+        damaged: list[str] = []
+        start = checkpoint.newest(checkpoints, warn=damaged.append)
         if start is not None and start >= config.steps and run.read_evaluation(workdir):
             print(f"{workdir} is finished: {start} steps done. More of them: --steps N")
             return
@@ -45,6 +46,8 @@ def train(config: Config, workdir: Path) -> None:
         else:
             state, length = _resume(engine, checkpoints, start)
         with log.opened(workdir, config.log, start or 0, config.steps, config.data.batch_size, length) as logger:
+            for text in damaged:
+                logger.alarm(start or 0, text)
             if start:
                 logger.telemetry(start, event="restart")
                 logger.say(f"resuming {workdir} at step {start}")
@@ -87,7 +90,7 @@ def fit(
 def test(config: Config, workdir: Path, data: Dataset, model: GenerativeModel, engine: Engine, logger: log.Log) -> None:
     """Metrics of the best checkpoint on the test split, into evaluation.json."""
     checkpoints = workdir / "checkpoints"
-    step = checkpoint.best(checkpoints, config.save, warn=_warn)
+    step = checkpoint.best(checkpoints, config.save, warn=partial(logger.alarm, config.steps))
     assert step is not None
     state = checkpoint.restore(checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
     state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
@@ -143,7 +146,3 @@ def _report(metrics: dict[str, Any], workdir: Path, logger: log.Log, step: int) 
     logger.metrics(step, "validation", scalars(metrics))
     run.write_reference(workdir, {name: value for name, value in metrics.items() if np.ndim(value)})
     return scalars(metrics)
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", flush=True)
