@@ -63,7 +63,7 @@ class Config:
 def identity(config: Config) -> dict[str, Any]:
     """What a run is, as JSON: everything but launch fields, and `steps` only where a schedule reads it."""
     kept = _identity(config)
-    if not any(isinstance(x, Schedule) and x.reads_steps for x in _walk(config)):
+    if not any(isinstance(x, Schedule) and x.reads_steps for x in walk(config)):
         del kept["steps"]
     return kept
 
@@ -88,11 +88,12 @@ def _identity(x: Any) -> Any:
     return [_identity(v) for v in x] if isinstance(x, tuple) else x
 
 
-def _walk(x: Any) -> typing.Iterator[Any]:
+def walk(x: Any) -> typing.Iterator[Any]:
+    """Every value in a config, parents first."""
     yield x
     children = [getattr(x, f.name) for f in fields(x)] if is_dataclass(x) else x if isinstance(x, tuple) else ()
     for child in children:
-        yield from _walk(child)
+        yield from walk(child)
 
 
 def _flat(x: Any, path: str = "") -> typing.Iterator[tuple[str, Any]]:

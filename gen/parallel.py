@@ -6,8 +6,12 @@ forgotten average is an error when it is traced, and the state can be sharded to
 
 from __future__ import annotations
 
+import hashlib
+import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -63,7 +67,7 @@ def start(config: Config) -> None:
     Raises: UserError if there are fewer devices than asked for.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{_instructions()}"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if config.cpu_devices is not None:
         try:
@@ -144,6 +148,25 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
         lower=lambda batch: step.lower(abstract, place(batch)),
         devices=n,
     )
+
+
+def processor() -> str:
+    """The processor's name, as the system has it."""
+    found = re.search(r"model name\s*:\s*(.+)", _cpuinfo())
+    return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """A short digest of the processor's instruction set: a program compiled for another may not run on this one."""
+    flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", _cpuinfo())
+    return hashlib.sha256((flags.group(1) if flags else processor()).encode()).hexdigest()[:8]
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def on_one_device(shapes: Any) -> Any:

@@ -50,7 +50,10 @@ def begin(workdir: Path, config: Config, data: Dataset) -> None:
     Raises: UserError with the difference, if the directory belongs to another identity or other data.
     """
     if (workdir / "config.json").exists():
-        old, facts = read_config(workdir, trusted=configs.encode(config)["model"]["type"])
+        # What the person's own config is made of has been imported already.
+        old, facts = read_config(
+            workdir, trust=[type(x).__module__ for x in configs.walk(config) if dataclasses.is_dataclass(x)]
+        )
         if changed := configs.difference(old, config):
             raise UserError(
                 f"{workdir} is a run of another config:\n  " + "\n  ".join(changed) + "\nchoose another --workdir"
@@ -64,7 +67,7 @@ def begin(workdir: Path, config: Config, data: Dataset) -> None:
     write_json(workdir / "spec.json", {name: dataclasses.asdict(feature) for name, feature in data.spec.items()})
 
 
-def read_config(workdir: Path, trust: Sequence[str] = (), trusted: str = "") -> tuple[Config, dict[str, Any]]:
+def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
     """The config of a run, and the other facts of config.json. Imports only families, and modules in `trust`.
 
     Raises: UserError if there is no run, or its config.json is not a config.
@@ -74,7 +77,7 @@ def read_config(workdir: Path, trust: Sequence[str] = (), trusted: str = "") -> 
         raise UserError(f"{workdir}/config.json is no config of gen")
     if facts["format"] != FORMAT:
         raise UserError(f"{workdir}/config.json is of format {facts['format']}; this version of gen reads {FORMAT}")
-    return configs.decode(Config, facts["config"], (*trust, *([trusted.rpartition(".")[0]] if trusted else []))), facts
+    return configs.decode(Config, facts["config"], trust), facts
 
 
 def read_spec(workdir: Path) -> Spec:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -177,17 +175,9 @@ def conditions() -> dict[str, Any]:
         "gen": metadata.version("gen"),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "processor": _processor(),
+        "processor": parallel.processor(),
         "visible_cores": cores,
     }
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
 
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:
