@@ -42,7 +42,7 @@ class Config:
     """The validation metric that names the best checkpoint, and its better end; None: the last is the best."""
 
     def __post_init__(self):
-        positive(every=self.every)
+        positive(**{"save.every": self.every})
         if self.keep < 2:
             raise UserError(
                 f"save.keep is {self.keep}; keep at least 2, so that one is sound while the other is written"
@@ -127,6 +127,8 @@ def damage(folder: Path, step: int) -> str | None:
     except FileNotFoundError:
         return "it has no manifest (the save was interrupted)"
     except (ValueError, KeyError, TypeError):
+        return "its manifest is damaged"
+    if not (isinstance(sums, dict) and isinstance(version, int)):
         return "its manifest is damaged"
     if version > FORMAT:
         return f"it is of format {version}, and this version of gen reads up to {FORMAT}"

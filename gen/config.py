@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from gen import checkpoint, log, parallel
-from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, positive
+from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, checked_seed, positive
 from gen.schedules import Schedule
 
 
@@ -51,6 +51,7 @@ class Config:
 
     def __post_init__(self):
         positive(steps=self.steps)
+        checked_seed(self.seed)
         if self.evaluate_every < 0:
             raise UserError(
                 f"evaluate_every is {self.evaluate_every}; 0 evaluates at the end only, else it counts steps"
@@ -129,7 +130,9 @@ def load(name: str, root: Path = Path("configs")) -> Config:
 
 @dataclass(frozen=True)
 class Launch:
-    """Train a config in its run directory; run again, it goes on where it was."""
+    """train.py [CONFIG] [OPTIONS]: train a config in its run directory; run again, it goes on where it was.
+
+    CONFIG comes first: a file, or the name of one in configs/ (vae_digits if left out)."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
@@ -186,7 +189,9 @@ def scalar(text: str) -> float | Schedule:
             str(k.arg): ast.literal_eval(k.value) for k in call.keywords
         }
         return decode(kind, {"type": _name(kind), **values}, at=text)
-    except (SyntaxError, AssertionError, KeyError, TypeError, ValueError, UserError):
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    except (SyntaxError, AssertionError, KeyError, TypeError, ValueError):
         raise ValueError(f"{text!r} is neither a number nor one of {', '.join(kinds)}(...)") from None
 
 

@@ -145,10 +145,17 @@ def cache_folder() -> Path:
 
 
 def positive(**numbers: float) -> None:
-    """Raises UserError for the first of the named numbers that is not above zero."""
+    """Raises UserError for the first of the named numbers that is not finite and above zero."""
     for name, value in numbers.items():
-        if not value > 0:
+        if not 0 < value < float("inf"):
             raise UserError(f"{name} is {value}; it must be above 0")
+
+
+def checked_seed(seed: int) -> int:
+    """Raises UserError for a seed that is no uint32."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}; it must be at least 0 and below 2**32")
+    return seed
 
 
 def command(main: Callable[[], None]) -> None:
@@ -166,6 +173,7 @@ def command(main: Callable[[], None]) -> None:
             raise
         sys.exit(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
     except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
         sys.exit(130)
 
 

@@ -40,7 +40,7 @@ class Config:
     """Write TensorBoard events into the run directory."""
 
     def __post_init__(self):
-        positive(every=self.every)
+        positive(**{"log.every": self.every})
 
 
 class Log:

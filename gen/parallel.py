@@ -41,7 +41,7 @@ class Config:
     def __post_init__(self):
         if self.fsdp and self.engine != "jit":
             raise UserError("fsdp shards the state, and pmap replicates it; the fix: --parallel.engine jit")
-        positive(**{k: v for k in ("devices", "cpu_devices") if (v := getattr(self, k)) is not None})
+        positive(**{f"parallel.{k}": v for k in ("devices", "cpu_devices") if (v := getattr(self, k)) is not None})
 
 
 class Engine(NamedTuple):
@@ -129,7 +129,7 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
         evaluate, test = (
             jax.jit(
                 jax.vmap(keyed(f), in_axes=(None, 0), **bind),
-                in_shardings=(shardings, spread),
+                in_shardings=(None, spread),  # the state's as it lies, also without its optimizer
                 out_shardings=replicated,
             )
             for f in (model.evaluate, model.test)

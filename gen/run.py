@@ -33,7 +33,10 @@ REFERENCE = 64
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Hold the run directory; a second process is refused. Creates it if need be."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir} can't be a run directory: {error.strerror}") from None
     with open(workdir / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,8 +58,11 @@ def begin(workdir: Path, config: Config, data: Dataset) -> None:
             workdir, trust=[type(x).__module__ for x in configs.walk(config) if dataclasses.is_dataclass(x)]
         )
         if changed := configs.difference(old, config):
+            longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
             raise UserError(
-                f"{workdir} is a run of another config:\n  " + "\n  ".join(changed) + "\nchoose another --workdir"
+                f"{workdir} is a run of another config:\n  "
+                + "\n  ".join(changed)
+                + f"\n{longer}choose another --workdir"
             )
         if facts["data"] != data.digest:
             raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
@@ -109,8 +115,12 @@ def read_reference(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / "evaluation.json"
-    return _read_json(path, "") if path.exists() else None
+    """{"metrics": ..., "protocol": ...}, or None if there is none, or half of one: it can be made again."""
+    try:
+        value = json.loads((workdir / "evaluation.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) and {"metrics", "protocol"} <= value.keys() else None
 
 
 def write_evaluation(workdir: Path, metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ import tyro
 
 from gen import artifacts, checkpoint, parallel, run
 from gen import config as configs
-from gen.core import GenerativeModel, UserError
+from gen.core import GenerativeModel, UserError, checked_seed
 
 FORMAT = 1
 VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow")
@@ -40,6 +40,9 @@ class Options(Generic[R]):
     """Where to write; None: generated/ in the run directory."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported (a fork's family)."""
+
+    def __post_init__(self):
+        checked_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,12 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     for name, kind in shape.items():
         if not isinstance(manifest.get(name), kind):
             raise UserError(f"{path}: {name} is missing or no {kind.__name__}")
-    if not isinstance(manifest["checkpoint"].get("step"), int):
-        raise UserError(f"{path}: checkpoint.step is missing")
+    checked_seed(manifest["seed"])
+    checkpoint_facts = {k: type(v) for k, v in manifest["checkpoint"].items()}
+    if checkpoint_facts != {"step": int, "sha256": str}:
+        raise UserError(f"{path}: checkpoint is not a step and its sha256")
+    if not manifest["outputs"]:
+        raise UserError(f"{path} names no outputs")
     if any(Path(name).name != name for name in manifest["outputs"]):
         raise UserError(f"{path}: an output's name leaves the manifest's folder")
     return manifest

@@ -14,7 +14,7 @@ import numpy as np
 from gen import artifacts, checkpoint, log, parallel, run
 from gen import config as configs
 from gen.config import Config
-from gen.core import Dataset, GenerativeModel, State
+from gen.core import Dataset, GenerativeModel, State, UserError
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import applied
 from gen.evaluate import evaluate
@@ -40,11 +40,9 @@ def train(config: Config, workdir: Path) -> None:
         if start is not None and start >= config.steps and run.read_evaluation(workdir):
             print(f"{workdir} is finished: {start} steps done. More of them: --steps N")
             return
-        if start is None:
-            state, length = engine.init(), 0
+        if not data.spec.keys() <= run.read_reference(workdir).keys():
             run.write_reference(workdir, reference(data))
-        else:
-            state, length = _resume(engine, checkpoints, start)
+        state, length = (engine.init(), 0) if start is None else _resume(engine, checkpoints, start)
         with log.opened(workdir, config.log, start or 0, config.steps, config.data.batch_size, length) as logger:
             for text in damaged:
                 logger.alarm(start or 0, text)
@@ -75,7 +73,7 @@ def fit(
                 with logger.paused():
                     logger.settle()
                     split = data.evaluation("validation", config.data.batch_size)
-                    validation = _report(evaluate(model, engine.evaluate, state, split), workdir, logger, step)
+                    validation = _report(evaluate(model, engine.evaluate, state, split), config, workdir, logger, step)
                     samples = sample(state, jax.random.key(0), run.read_reference(workdir))["samples"]
                     path = workdir / "samples" / f"step_{step:07d}.png"
                     path.parent.mkdir(exist_ok=True)
@@ -140,9 +138,12 @@ def _resume(engine: Engine, checkpoints: Path, start: int) -> tuple[State, int]:
     return state, checkpoint.meta(checkpoints, start)["metrics_bytes"]
 
 
-def _report(metrics: dict[str, Any], workdir: Path, logger: log.Log, step: int) -> dict[str, float]:
+def _report(metrics: dict[str, Any], config: Config, workdir: Path, logger: log.Log, step: int) -> dict[str, float]:
     """Scalars to the log, vectors to reference.npz."""
     log.check_finite(step, "validation", metrics)
+    if config.save.best and config.save.best[0] not in metrics:
+        known = ", ".join(scalars(metrics))
+        raise UserError(f"save.best names {config.save.best[0]!r}, which is not measured; there are {known}")
     logger.metrics(step, "validation", scalars(metrics))
     run.write_reference(workdir, {name: value for name, value in metrics.items() if np.ndim(value)})
     return scalars(metrics)

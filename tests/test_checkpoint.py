@@ -99,6 +99,10 @@ DAMAGES = {
     "a file too many": (lambda folder: (folder / "3" / "params" / "extra").write_text("x"), "was added"),
     "no manifest": (lambda folder: (folder / "3" / "manifest.json").unlink(), "no manifest"),
     "half a manifest": (lambda folder: (folder / "3" / "manifest.json").write_text('{"format"'), "manifest is damaged"),
+    "an odd manifest": (
+        lambda folder: (folder / "3" / "manifest.json").write_text('{"format": 1, "sha256": []}'),
+        "manifest is damaged",
+    ),
     "a newer format": (newer, "format 99"),
 }
 

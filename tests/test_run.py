@@ -55,6 +55,22 @@ def copied(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
+def test_every_engine_runs_to_its_end(gen, tmp_path):
+    brief = [*SMALL, "--steps", "8", "--parallel.engine", "jit"]
+    for name, more in {"jit": [], "fsdp": ["--parallel.cpu-devices", "2", "--parallel.fsdp"]}.items():
+        done = gen("train.py", "vae_digits", "--workdir", tmp_path / name, *brief, *more)
+        assert done.returncode == 0, done.stderr
+    on_one, on_two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("jit", "fsdp"))
+    assert on_one["metrics"] == pytest.approx(on_two["metrics"], rel=1e-5)
+
+
+def test_the_readme_is_whole():
+    text = (ROOT / "README.md").read_text()
+    assert "@" not in text
+    assert all((ROOT / path).exists() for path in ("docs/vae_digits.png", "LICENSE"))
+    assert all(f"`{path.stem}`" in text for path in (ROOT / "configs").glob("*.py"))
+
+
 # --- the run directory ---
 
 
@@ -172,6 +188,24 @@ def test_verification_names_what_differs(trained, gen, tmp_path):
     assert "visible_cores: 4096 then" in verified.stdout
 
 
+def test_a_damaged_manifest_is_one_short_error(trained, gen, tmp_path):
+    good = gen("sample.py", trained, "--n", 4, "--out", tmp_path / "out")
+    assert good.returncode == 0, good.stderr
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change, message in (
+        ({"outputs": {}}, "names no outputs"),
+        ({"checkpoint": {"step": 1000}}, "checkpoint"),
+        ({"seed": 10**30}, "below 2**32"),
+        ({"outputs": {"../../x": "0"}}, "leaves the manifest's folder"),
+    ):
+        path.write_text(json.dumps({**manifest, **change}))
+        done = gen("sample.py", "--verify", path)
+        assert done.returncode == 2, done.stdout
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 # --- bad input: a short error that names the thing and the fix, exit status 2, nothing written or lost ---
 
 WRONG = {
@@ -184,6 +218,9 @@ WRONG = {
         ["vae_digits", "--parallel.cpu-devices", "3", "--data.batch-size", "16"],
         "--data.batch-size 15",
     ),
+    "a negative seed": (["vae_digits", "--seed", "-1"], "at least 0"),
+    "a schedule out of range": (["vae_digits", "--model.optim.lr", "WarmupCosine(1e-3, warmup=-5)"], "counts steps"),
+    "a folder without a path": (["vae_folder", "--data.name", "folder:"], "folder:PATH"),
     "fsdp under pmap": (["vae_digits", "--parallel.fsdp"], "--parallel.engine jit"),
     "a missing folder": (["vae_folder", "--data.name", "folder:/nowhere"], "/nowhere"),
     "a set that isn't prepared": (["vae_mnist", "--data.data-dir", "/nowhere"], "python -m gen.data.prepare mnist"),
@@ -207,6 +244,19 @@ def test_a_directory_of_another_run_is_refused_with_the_difference(trained, gen)
     assert "model.latents: [3] -> [5]" in done.stderr
     assert "seed: 0 -> 3" in done.stderr
     assert (trained / "config.json").read_bytes() == before
+
+
+def test_what_can_be_made_again_is_and_a_best_that_is_not_measured_is_refused(trained, gen, tmp_path):
+    workdir = copied(trained, tmp_path)
+    (workdir / "reference.npz").unlink()
+    (workdir / "evaluation.json").write_text("{")
+    again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert "image" in run.read_reference(workdir)
+    assert (workdir / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
+    typo = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", "1001", "--save.best", "loss", "min")
+    assert typo.returncode == 2
+    assert "there are neg_elbo" in typo.stderr
 
 
 def test_a_second_process_on_a_run_is_refused(trained, gen):
@@ -290,6 +340,9 @@ def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
         "there is no such checkpoint": [trained, "--step", 3],
         "labels 0 to 9": [trained, "--label", 10],
         "n is 0": [trained, "--n", 0],
+        "seed is -1": [trained, "--seed", -1],
+        "reference.npz has 64": [trained, "--n", 65, "--mode", "reconstruct"],
+        "--label goes with mode generate": [trained, "--label", 1, "--mode", "traverse"],
         "can't be read as a manifest": ["--verify", tmp_path / "nothing.json"],
     }
     for message, arguments in cases.items():

@@ -458,7 +458,7 @@ def test_a_traversal_moves_one_latent_at_a_time_by_falling_kl(deep, given):
         ({"objective": "iwae", "free_bits": 0.1}, "objective elbo"),
         ({"dreg": True}, "--model.objective iwae"),
         ({"dreg": True, "objective": "iwae", "latents": (2, 2)}, "one latent group"),
-        ({"conditional": True, "prior": VampPrior(3)}, "StandardNormal"),
+        ({"conditional": True, "prior": VampPrior(3)}, "pseudo-inputs"),
         ({"latents": ()}, "latents"),
         ({"latents": (2, 0)}, "latents"),
         ({"samples": 0}, "samples"),

@@ -109,6 +109,8 @@ def check(config: Config) -> None:
     core.positive(**{"--data.batch-size": config.batch_size})
     if config.size is not None:
         core.positive(**{"--data.size": config.size})
+    if config.name == "folder:":
+        raise UserError("--data.name folder: names no folder; the fix: --data.name folder:PATH")
     if config.binarize and config.dequantize:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
 

@@ -30,10 +30,11 @@ from gen.latent import LatentModel, kl_by_latent
 from gen.likelihoods import Bernoulli, Likelihood, checked
 from gen.networks.vae import Architecture, Perceptron
 from gen.optim import OptimConfig
-from gen.priors import Prior, StandardNormal
+from gen.priors import Prior, StandardNormal, VampPrior
 from gen.schedules import Scalar, schedule
 
 COLUMNS = 8  # of an interpolation or a traversal
+MOST = 100_000  # images of one request
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Config(core.FamilyConfig):
             raise UserError("dreg is a gradient of the importance-weighted bound; the fix: --model.objective iwae")
         if self.dreg and len(self.latents) > 1:
             raise UserError("dreg is derived for one latent group (in a hierarchy its estimate is biased)")
-        if self.conditional and not isinstance(self.prior, StandardNormal):
-            raise UserError("pseudo-inputs have no label; a conditional VAE has prior StandardNormal()")
+        if self.conditional and isinstance(self.prior, VampPrior):
+            raise UserError("the pseudo-inputs of a VampPrior have no label; a conditional VAE has another prior")
 
     def tiny(self) -> Config:
         return replace(
@@ -125,6 +126,12 @@ class Request:
 
     def __post_init__(self):
         positive(n=self.n, temperature=self.temperature)
+        if self.n > MOST:
+            raise UserError(f"n is {self.n}; at most {MOST} at once, with other seeds for more")
+        if self.label is not None and self.mode != "generate":
+            raise UserError(
+                f"mode {self.mode} keeps the labels of its held-out examples; --label goes with mode generate"
+            )
 
 
 def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
@@ -294,7 +301,13 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
         rows = max(1, request.n // COLUMNS)
         n = {"reconstruct": request.n, "interpolate": rows + 1, "traverse": 1}[request.mode]
-        x, label = inputs({name: given[name][:n] for name in ("image", "label") if name in given})
+        needed = ("image",) if classes is None else ("image", "label")
+        there = min((len(given[name]) if name in given else 0) for name in needed)
+        if n > there:
+            raise UserError(
+                f"mode {request.mode} with n {request.n} takes {n} held-out examples; reference.npz has {there}"
+            )
+        x, label = inputs({name: given[name][:n] for name in needed})
         zeros = [jnp.zeros((1, 1, size), x.dtype) for size in config.latents]
         means = [z[0] for z in model.infer(params, model.encode(params, x, label), zeros).z]
         if request.mode == "reconstruct":
@@ -307,6 +320,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             path = lambda m: (m[:-1, None] * (1 - t) + m[1:, None] * t).reshape(-1, m.shape[-1])
             z, between = [path(m) for m in means], None if label is None else path(label)
         else:
+            if "kl_per_latent" not in given:
+                raise UserError("mode traverse orders the latents by their KL, and the run was not evaluated yet")
             order = jnp.argsort(-given["kl_per_latent"])[:rows]
             base = jnp.concatenate(means, axis=-1)[0]
             values = jnp.linspace(-3, 3, COLUMNS)
