@@ -70,7 +70,7 @@ class State:
     stats: dict[str, Any] = field(default_factory=dict)
     """What is estimated rather than descended: batch statistics, codebook averages."""
     frozen: dict[str, Params] = field(default_factory=dict)
-    """Read, never written: a fine-tuning base, another run's tokenizer. Kept in a checkpoint by digest only."""
+    """Read, never written, nor saved: a fine-tuning base, another run's tokenizer."""
 
 
 class GenerativeModel(NamedTuple):

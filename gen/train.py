@@ -36,20 +36,20 @@ def train(config: Config, workdir: Path) -> None:
         run.begin(workdir, config, data)
         checkpoints = workdir / "checkpoints"
         damaged: list[str] = []
-        start = checkpoint.newest(checkpoints, warn=damaged.append)
-        if start is not None and start >= config.steps and run.read_evaluation(workdir):
+        start = checkpoint.newest(checkpoints, warn=damaged.append) or 0
+        if start >= config.steps and run.read_evaluation(workdir):
             print(f"{workdir} is finished: {start} steps done. More of them: --steps N")
             return
         if not data.spec.keys() <= run.read_reference(workdir).keys():
             run.write_reference(workdir, reference(data))
-        state, length = (engine.init(), 0) if start is None else _resume(engine, checkpoints, start)
-        with log.opened(workdir, config.log, start or 0, config.steps, config.data.batch_size, length) as logger:
+        state, length = _resume(engine, checkpoints, start) if start else (engine.init(), 0)
+        with log.opened(workdir, config.log, start, config.steps, config.data.batch_size, length) as logger:
             for text in damaged:
-                logger.alarm(start or 0, text)
+                logger.alarm(start, text)
             if start:
                 logger.telemetry(start, event="restart")
                 logger.say(f"resuming {workdir} at step {start}")
-            if (start or 0) < config.steps:
+            if start < config.steps:
                 (workdir / "evaluation.json").unlink(missing_ok=True)
                 fit(config, workdir, data, model, engine, state, logger)
             test(config, workdir, data, model, engine, logger)
@@ -89,7 +89,7 @@ def test(config: Config, workdir: Path, data: Dataset, model: GenerativeModel, e
     """Metrics of the best checkpoint on the test split, into evaluation.json."""
     checkpoints = workdir / "checkpoints"
     step = checkpoint.best(checkpoints, config.save, warn=partial(logger.alarm, config.steps))
-    assert step is not None
+    assert step is not None  # fit saves the last step
     state = checkpoint.restore(checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
     state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
     logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")

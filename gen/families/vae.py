@@ -60,7 +60,7 @@ class Config(core.FamilyConfig):
     beta: Scalar = 1.0
     """Weight of the KL in the evidence lower bound (Higgins et al. 2017); a Warmup for KL warm-up."""
     free_bits: float = 0.0
-    """Nats below which the batch's mean KL of a latent is not pressed (Kingma et al. 2016)."""
+    """Nats below which the batch's mean KL of a latent is not penalty (Kingma et al. 2016)."""
     ema: float = 0.0
     """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
     optim: OptimConfig = OptimConfig()
@@ -176,14 +176,14 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         t = model.terms(params, x, label, model.infer(params, model.encode(params, x, label), eps))
         reconstruction = -t.log_px.mean()
         kl = jnp.asarray(sum(k.sum(-1).mean() for k in t.kl))
-        pressed = kl
+        penalty = kl
         if config.free_bits:
             floors = [config.free_bits * size / k.shape[-1] for size, k in zip(config.latents, t.kl, strict=True)]
-            pressed = sum(
+            penalty = sum(
                 losses.free_bits(k.mean(0), core.mean(k.mean((0, 1))), floor).sum(-1).mean()
                 for k, floor in zip(t.kl, floors, strict=True)
             )
-        loss = reconstruction + beta(step) * pressed
+        loss = reconstruction + beta(step) * penalty
         return loss, {"loss": loss, "neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     def iwae(params: Params, x: Array, label: Array | None, eps: Sequence[Array], step: Array) -> tuple[Array, Metrics]:
@@ -212,7 +212,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     # --- evaluation ---
 
     def estimate(k: int) -> Any:
-        """Sums of a batch's terms and of its bound with k samples, in chunks that fit memory."""
+        """Sums of a batch's terms and of its bound with k samples, in chunks that fit memory: of the largest divisor of k
+        up to 25, so a round k is faster than a prime one."""
         chunk = max(c for c in range(1, min(k, 25) + 1) if k % c == 0)
 
         def evaluate(state: State, batch: Batch, key: Key) -> Sums:
@@ -295,7 +296,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             index = jnp.arange(request.n)
             label = None
             if classes is not None:
-                label = jax.nn.one_hot(index % classes if request.label is None else request.label + 0 * index, classes)
+                labels = index % classes if request.label is None else jnp.full_like(index, request.label)
+                label = jax.nn.one_hot(labels, classes)
             z = ancestors(params, z_key, index, request.temperature)
             return {"samples": show(z, label), "latents": jnp.concatenate(z, axis=-1)}
 
