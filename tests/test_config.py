@@ -151,7 +151,7 @@ def test_a_scalar_is_a_number_or_a_schedule_as_python_writes_it(text, expected):
 def test_what_is_neither_number_nor_schedule_is_refused(text):
     with pytest.raises(
         ValueError,
-        match="neither a number nor one of WarmupCosine, |is missing|which is no int|is no field|must ascend",
+        match=r"neither a number nor one of WarmupCosine, |is missing|which is no int|is no field|must ascend",
     ):
         configs.scalar(text)
 
