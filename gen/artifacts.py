@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 MIN_SIDE = 28 * 16  # pixels; a smaller grid is enlarged, so that a person sees it
+MOST_COLUMNS = 20
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
@@ -18,10 +19,11 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def grid(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, C] as a near square, or [rows, columns, H, W, C] as it is -> [height, width, C], with a grey line between."""
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """[N, H, W, C] in so many columns (None: a near square), or [rows, columns, H, W, C] as it is -> [height, width, C],
+    with a grey line between."""
     if images.ndim == 4:
-        columns = math.ceil(math.sqrt(len(images)))
+        columns = columns or math.ceil(math.sqrt(len(images)))
         rows = math.ceil(len(images) / columns)
         blank = np.full((rows * columns - len(images), *images.shape[1:]), 128, images.dtype)
         images = np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:])
@@ -29,9 +31,9 @@ def grid(images: np.ndarray) -> np.ndarray:
     return np.concatenate(np.concatenate(spaced, axis=1), axis=1)[:-1, :-1]
 
 
-def png(images: np.ndarray) -> bytes:
+def png(images: np.ndarray, columns: int | None = None) -> bytes:
     """A PNG of a grid of uint8 images, enlarged by a whole factor if it is small."""
-    picture = grid(images)
+    picture = grid(images, columns)
     factor = max(1, MIN_SIDE // max(picture.shape[:2]))
     picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     content = io.BytesIO()
@@ -39,8 +41,16 @@ def png(images: np.ndarray) -> bytes:
     return content.getvalue()
 
 
+def picture(arrays: Mapping[str, Any]) -> bytes:
+    """A PNG of what a model generated: "samples", with a column for each class where "labels" has them in turn."""
+    labels = np.asarray(arrays.get("labels", []))
+    classes = int(labels.max(initial=0)) + 1
+    in_turn = 2 < classes <= MOST_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
+    return png(to_bytes(np.asarray(arrays["samples"])), classes if in_turn else None)
+
+
 def files(arrays: Mapping[str, Any]) -> dict[str, bytes]:
-    """{file name: content} of what a model generated: a picture of "samples", and all arrays."""
+    """{file name: content} of what a model generated: the picture, and all arrays."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    return {"samples.png": png(to_bytes(arrays["samples"])), "samples.npz": content.getvalue()}
+    return {"samples.png": picture(arrays), "samples.npz": content.getvalue()}

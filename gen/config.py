@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen import checkpoint, log, parallel
+from gen import alarms, checkpoint, log, parallel
 from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, checked_seed, positive
 from gen.schedules import Schedule
 
@@ -48,6 +48,8 @@ class Config:
     """Checkpoints."""
     log: log.Config = field(default=log.Config(), metadata=LAUNCH)
     """What is printed and written while training."""
+    alarms: alarms.Config = field(default=alarms.Config(), metadata=LAUNCH)
+    """What is watched while training, and what an alarm does."""
 
     def __post_init__(self):
         positive(steps=self.steps)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -96,6 +97,8 @@ class GenerativeModel(NamedTuple):
     """The class of `request`."""
     protocol: Mapping[str, Mapping[str, Any]]
     """{metric: how it is estimated}; stored beside the number."""
+    batches: int | None = None
+    """Batches that an update takes, stacked on a leading axis [n, B, ...]; None: one, without that axis."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,30 @@ class DataConfig:
 
     def build(self) -> Dataset:
         raise NotImplementedError
+
+
+def classes(spec: Spec) -> int:
+    """The number of classes of the label. Raises: UserError if there is none."""
+    label = spec.get("label")
+    if label is None or label.classes is None:
+        raise UserError(
+            "a conditional model needs labels, and the data have none (folder: give each class a sub-folder)"
+        )
+    return label.classes
+
+
+def labels(n: int, asked: int | None, classes: int | None) -> Array | None:
+    """int32 [n] to generate: the class asked for, or all in turn; None of an unconditional model.
+
+    Raises: UserError for a label that the model doesn't have.
+    """
+    if asked is not None and (classes is None or not 0 <= asked < classes):
+        has = "is not conditional" if classes is None else f"has labels 0 to {classes - 1}"
+        raise UserError(f"label {asked} asked for, and the model {has}")
+    if classes is None:
+        return None
+    index = jnp.arange(n, dtype=jnp.int32)
+    return index % classes if asked is None else jnp.full_like(index, asked)
 
 
 def cache_folder() -> Path:
@@ -197,11 +224,19 @@ def descend(
     params: Params,
     opt_state: optax.OptState,
     tx: optax.GradientTransformation,
-) -> tuple[Params, optax.OptState, Array, Any]:
-    """One optimizer step on `loss(params) -> (scalar, aux)`. The only place where gradients are averaged."""
+) -> tuple[Params, optax.OptState, Array, Any, Params]:
+    """One optimizer step on `loss(params) -> (scalar, aux)`: params, opt_state, loss, aux, gradients. The only place where
+    gradients are averaged."""
     (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, opt_state = tx.update(mean(grads), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, value, aux
+    grads = mean(grads)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value, aux, grads
+
+
+def average(ema: Params, params: Params, decay: float, step: Array) -> Params:
+    """The running average, one step on. It starts as the parameters are: its decay grows from 1/10 to `decay`."""
+    now = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: a + ((1 - now) * (p - a)).astype(a.dtype), ema, params)
 
 
 def per_example(draw: Callable[[Key], Array], key: Key, row: Array) -> Array:

@@ -56,6 +56,7 @@ class Log:
             self._event(start, session_log=SessionLog(status=SessionLog.START))  # hides what came after `start`
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
         self.pending: tuple[int, Metrics] | None = None
+        self.latest: dict[str, float] = {}  # the metrics that were read last
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
     def step(self, step: int, metrics: Metrics, waited: float) -> None:
@@ -69,7 +70,7 @@ class Log:
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.latest = values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         check_finite(step, "train", values)
         if step % self.config.every == 0:
             self.metrics(step, "train", values)

@@ -13,6 +13,7 @@ import optax
 from optax import contrib
 
 from gen.core import Params, UserError, positive
+from gen.historical import historical_averaging
 from gen.schedules import Scalar, schedule
 
 Rule = Literal["adam", "muon", "sgd", "frozen"]
@@ -53,6 +54,8 @@ class OptimConfig:
     """Regular expression of the paths without weight decay."""
     clip: float | None = None
     """Clip gradients to this global norm."""
+    historical: float = 0.0
+    """Weight of historical averaging (Salimans et al. 2016), see gen/historical.py; 0: none."""
     accumulate: int = 1
     """Average the gradients of so many steps into one update."""
     groups: tuple[Group, ...] = ()
@@ -86,6 +89,8 @@ class OptimConfig:
             thawed = lambda path, _: (groups[of(path)].rule or self.rule) != "frozen"
             clip = optax.masked(optax.clip_by_global_norm(self.clip), lambda params: by_path(thawed, params))
             tx = optax.chain(clip, tx)
+        if self.historical:
+            tx = optax.chain(historical_averaging(self.historical), tx)
         if self.accumulate > 1:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]

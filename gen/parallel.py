@@ -50,7 +50,7 @@ class Engine(NamedTuple):
     init: Callable[[], State]
     """The state of step 0, placed."""
     update: Callable[[State, HostBatch], tuple[State, Metrics]]
-    """One step; the given state is consumed."""
+    """One step on a batch, or on as many stacked as the model takes; the given state is consumed."""
     evaluate: Callable[[State, HostBatch], Sums]
     """Sums of one batch."""
     test: Callable[[State, HostBatch], Sums]
@@ -104,6 +104,7 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
     def keyed(evaluate: Any) -> Any:
         return lambda state, batch: evaluate(state, batch, jax.random.fold_in(jax.random.key(seed), EVALUATION))
 
+    axis = 0 if model.batches is None else 1  # of the examples in what an update takes
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     shapes = jax.eval_shape(init)
     split = (lambda x: _fsdp(x.shape, n)) if config.fsdp else (lambda _: P())
@@ -112,40 +113,42 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
 
     if config.engine == "pmap":
         bind: Any = {"axis_name": "data", "out_axes": None, "devices": devices}
-        step = jax.pmap(update, in_axes=(None, 0), donate_argnums=0, **bind)
+        step = jax.pmap(update, in_axes=(None, axis), donate_argnums=0, **bind)
         evaluate, test = (jax.pmap(keyed(f), in_axes=(None, 0), **bind) for f in (model.evaluate, model.test))
 
-        def place(batch: HostBatch) -> Any:
-            return {k: v.reshape(n, len(v) // n, *v.shape[1:]) for k, v in batch.items()}
+        def place(batch: HostBatch, axis: int) -> Any:
+            split = lambda v: v.reshape(*v.shape[:axis], n, v.shape[axis] // n, *v.shape[axis + 1 :])
+            return {k: split(v) for k, v in batch.items()}
     else:
         bind: Any = {"axis_name": "data", "axis_size": 1, "out_axes": None}
-        replicated, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))
+        replicated = NamedSharding(mesh, P())
+        spread = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
         step = jax.jit(
-            jax.vmap(update, in_axes=(None, 0), **bind),
+            jax.vmap(update, in_axes=(None, axis), **bind),
             donate_argnums=0,
-            in_shardings=(shardings, spread),
+            in_shardings=(shardings, spread(axis)),
             out_shardings=(shardings, replicated),
         )
         evaluate, test = (
             jax.jit(
                 jax.vmap(keyed(f), in_axes=(None, 0), **bind),
-                in_shardings=(None, spread),  # the state's as it lies, also without its optimizer
+                in_shardings=(None, spread(0)),  # the state's as it lies, also without its optimizer
                 out_shardings=replicated,
             )
             for f in (model.evaluate, model.test)
         )
 
-        def place(batch: HostBatch) -> Any:
-            return jax.device_put({k: v[None] for k, v in batch.items()}, spread)
+        def place(batch: HostBatch, axis: int) -> Any:
+            return jax.device_put({k: np.expand_dims(v, axis) for k, v in batch.items()}, spread(axis))
 
     return Engine(
         # Compiled, so that params and their averages don't share buffers: a donated one would take the other with it.
         init=jax.jit(init, out_shardings=shardings),
-        update=lambda state, batch: step(state, place(batch)),
-        evaluate=lambda state, batch: evaluate(state, place(batch)),
-        test=lambda state, batch: test(state, place(batch)),
+        update=lambda state, batch: step(state, place(batch, axis)),
+        evaluate=lambda state, batch: evaluate(state, place(batch, 0)),
+        test=lambda state, batch: test(state, place(batch, 0)),
         abstract=abstract,
-        lower=lambda batch: step.lower(abstract, place(batch)),
+        lower=lambda batch: step.lower(abstract, place(batch, axis)),
         devices=n,
     )
 

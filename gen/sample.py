@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import jax
+import numpy as np
 import tyro
 
 from gen import artifacts, checkpoint, parallel, run
 from gen import config as configs
-from gen.core import GenerativeModel, UserError, checked_seed
+from gen.core import Dataset, GenerativeModel, State, UserError, checked_seed
+from gen.metrics.neighbours import neighbours
 
 FORMAT = 1
 VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow")
@@ -38,6 +40,10 @@ class Options(Generic[R]):
     """Checkpoint to sample from; None: the best."""
     out: Path | None = None
     """Where to write; None: generated/ in the run directory."""
+    neighbours: bool = False
+    """Show the nearest training images beside each sample, which needs the data set."""
+    data_dir: str | None = None
+    """Where the data set is, if not where it was in training."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported (a fork's family)."""
 
@@ -53,6 +59,8 @@ class Verify:
     """The manifest.json."""
     run: Path | None = None
     """The run directory, if it was moved."""
+    data_dir: str | None = None
+    """Where the data set is, if neighbours are shown and it is not where it was in training."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported."""
 
@@ -84,7 +92,9 @@ def sample(options: Options[Any], model: GenerativeModel) -> None:
     """Generate, and write the outputs and their manifest."""
     config, _ = load(options.run, options.trust)
     step = choose(options.run, config, options.step)
-    outputs = artifacts.files(generate(options.run, model, step, options.seed, options.request))
+    arrays = generate(options.run, model, step, options.seed, options.request)
+    data = dataset(options.run, options.data_dir, options.trust) if options.neighbours else None
+    outputs = files(arrays, data)
     changed = {f.name: v for f in fields(options.request) if (v := getattr(options.request, f.name)) != f.default}
     name = "-".join([f"step{step}", f"seed{options.seed}", *(f"{k}{v}" for k, v in changed.items())])
     folder = options.out or options.run / "generated" / name
@@ -98,6 +108,7 @@ def sample(options: Options[Any], model: GenerativeModel) -> None:
         "checkpoint": {"step": step, "sha256": checkpoint.digest(options.run / "checkpoints", step)},
         "reference": _sha256((options.run / "reference.npz").read_bytes()),
         "seed": options.seed,
+        "neighbours": options.neighbours,
         "request": configs.encode(options.request),
         "conditions": conditions(),
         "outputs": {file: _sha256(content) for file, content in outputs.items()},
@@ -120,14 +131,39 @@ def choose(workdir: Path, config: configs.Config, step: int | None) -> int:
     return best
 
 
-def generate(workdir: Path, model: GenerativeModel, step: int, seed: int, request: Any) -> dict[str, Any]:
-    """Arrays, a function of the run, the checkpoint, the seed and the request; on one device."""
+def restored(workdir: Path, model: GenerativeModel, step: int) -> State:
+    """What samples are drawn from, of a checkpoint; on one device."""
     abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema", "stats"))
-    state = replace(state, step=jax.numpy.int32(step))
-    given = run.read_reference(workdir)
+    return replace(state, step=jax.numpy.int32(step))
+
+
+def generate(workdir: Path, model: GenerativeModel, step: int, seed: int, request: Any) -> dict[str, Any]:
+    """Arrays, a function of the run, the checkpoint, the seed and the request; on one device."""
+    state, given = restored(workdir, model, step), run.read_reference(workdir)
     arrays = jax.jit(partial(model.generate, request=request))(state, jax.random.key(seed), given)
     return jax.device_get(arrays)
+
+
+def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str]) -> Dataset:
+    """The data set that a run was trained on. Raises: UserError if it is another one now."""
+    config, facts = run.read_config(workdir, trust)
+    moved = {"data_dir": data_dir} if data_dir is not None and hasattr(config.data, "data_dir") else {}
+    data = replace(config.data, **moved).build()
+    if data.digest != facts["data"]:
+        raise UserError(f"the data are not those that {workdir} was trained on (their digests differ)")
+    return data
+
+
+def files(arrays: Mapping[str, Any], data: Dataset | None) -> dict[str, bytes]:
+    """{file name: content} of what was generated; with the data set, its nearest training images too."""
+    if data is None:
+        return artifacts.files(arrays)
+    samples = np.asarray(arrays["samples"]).reshape(-1, *data.spec["image"].shape)
+    near = neighbours(data, samples)
+    beside = np.concatenate([samples[:, None], near.image], axis=1)
+    found = {"neighbour_index": near.index, "neighbour_distance": near.distance}
+    return artifacts.files({**arrays, **found}) | {"neighbours.png": artifacts.png(artifacts.to_bytes(beside))}
 
 
 def verify(options: Verify) -> int:
@@ -138,7 +174,8 @@ def verify(options: Verify) -> int:
     step = manifest["checkpoint"]["step"]
     choose(workdir, config, step)
     request = configs.decode(model.request, manifest["request"], options.trust, at="request")
-    outputs = artifacts.files(generate(workdir, model, step, manifest["seed"], request))
+    data = dataset(workdir, options.data_dir, options.trust) if manifest.get("neighbours") else None
+    outputs = files(generate(workdir, model, step, manifest["seed"], request), data)
 
     found = {
         "config": (manifest["identity"], configs.digest(config)),

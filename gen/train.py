@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen import artifacts, checkpoint, log, parallel, run
+from gen import alarms, artifacts, checkpoint, log, parallel, run
 from gen import config as configs
 from gen.config import Config
-from gen.core import Dataset, GenerativeModel, State, UserError
+from gen.core import Dataset, GenerativeModel, HostBatch, State, UserError
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import applied
-from gen.evaluate import evaluate
+from gen.metrics.split import measured
 from gen.parallel import Engine
 
 
@@ -37,13 +38,15 @@ def train(config: Config, workdir: Path) -> None:
         checkpoints = workdir / "checkpoints"
         damaged: list[str] = []
         start = checkpoint.newest(checkpoints, warn=damaged.append) or 0
-        if start >= config.steps and run.read_evaluation(workdir):
+        tested = (run.read_evaluation(workdir) or {"metrics": {}})["metrics"].keys() & model.protocol.keys()
+        if start >= config.steps and tested:
             print(f"{workdir} is finished: {start} steps done. More of them: --steps N")
             return
         if not data.spec.keys() <= run.read_reference(workdir).keys():
             run.write_reference(workdir, reference(data))
         state, length = _resume(engine, checkpoints, start) if start else (engine.init(), 0)
-        with log.opened(workdir, config.log, start, config.steps, config.data.batch_size, length) as logger:
+        examples = config.data.batch_size * (model.batches or 1)
+        with log.opened(workdir, config.log, start, config.steps, examples, length) as logger:
             for text in damaged:
                 logger.alarm(start, text)
             if start:
@@ -59,10 +62,11 @@ def fit(
     config: Config, workdir: Path, data: Dataset, model: GenerativeModel, engine: Engine, state: State, logger: log.Log
 ) -> None:
     """Updates from `state` to the last step."""
-    start, rows = int(state.step), range(config.data.batch_size)
+    start = int(state.step)
     due = lambda step, every: step == config.steps or (every > 0 and step % every == 0)
     sample = jax.jit(partial(model.generate, request=model.request()))
-    batches = prefetch(lambda step: data.batch(config.seed, step, rows), range(start, config.steps))
+    watch = alarms.watch(config.alarms, data, model) if config.alarms.action != "off" else None
+    batches = prefetch(feed(data, model, config), range(start, config.steps))
     with checkpoint.saver(workdir / "checkpoints", config.save, start) as save:
         for before, batch, waited in batches:
             step = before + 1
@@ -73,16 +77,34 @@ def fit(
                 with logger.paused():
                     logger.settle()
                     split = data.evaluation("validation", config.data.batch_size)
-                    validation = _report(evaluate(model, engine.evaluate, state, split), config, workdir, logger, step)
-                    samples = sample(state, jax.random.key(0), run.read_reference(workdir))["samples"]
+                    validation = _report(measured(model, engine.evaluate, state, split), config, workdir, logger, step)
+                    samples = sample(state, jax.random.key(0), run.read_reference(workdir))
                     path = workdir / "samples" / f"step_{step:07d}.png"
                     path.parent.mkdir(exist_ok=True)
-                    run.write_bytes(path, artifacts.png(artifacts.to_bytes(np.asarray(samples))))
+                    run.write_bytes(path, artifacts.picture(samples))
+            if watch and (due(step, config.evaluate_every) or due(step, config.save.every)):
+                with logger.paused():
+                    logger.settle()
+                    heed(watch(state, {**logger.latest, **validation}), config, workdir, logger, step)
             if due(step, config.save.every):
                 with logger.paused():
                     logger.settle()
                     save(state, {"metrics_bytes": logger.length(), "validation": validation})
         logger.settle()
+
+
+def heed(found: tuple[dict[str, float], list[str]], config: Config, workdir: Path, logger: log.Log, step: int) -> None:
+    """Numbers and alarms to the telemetry, alarms to the person too. Raises: UserError if they are to stop the run."""
+    numbers, texts = found
+    logger.telemetry(step, **numbers)
+    for text in texts:
+        logger.alarm(step, text)
+    if texts and config.alarms.action == "stop":
+        kept = checkpoint.newest(workdir / "checkpoints", warn=partial(logger.alarm, step))
+        raise UserError(
+            f"stopped by {len(texts)} alarm(s) at step {step}; the last checkpoint before is "
+            f"{'none' if kept is None else kept}. To go on all the same: --alarms.action warn"
+        )
 
 
 def test(config: Config, workdir: Path, data: Dataset, model: GenerativeModel, engine: Engine, logger: log.Log) -> None:
@@ -94,12 +116,25 @@ def test(config: Config, workdir: Path, data: Dataset, model: GenerativeModel, e
     state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
     logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")
     batches = data.evaluation("test", config.data.batch_size)
-    metrics = scalars(evaluate(model, engine.test, state, logger.track(batches, "test")))
+    metrics = scalars(measured(model, engine.test, state, logger.track(batches, "test")))
     log.check_finite(step, "test", metrics)
     common = {"split": "test", "n": data.sizes["test"], "data": data.digest, "checkpoint": step}
     run.write_evaluation(workdir, metrics, {name: {**common, **model.protocol.get(name, {})} for name in metrics})
     logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
+
+
+def feed(data: Dataset, model: GenerativeModel, config: Config) -> Callable[[int], HostBatch]:
+    """step -> what the update takes: a batch, or as many as it wants, stacked."""
+    rows, n = range(config.data.batch_size), model.batches
+
+    def batches(step: int) -> HostBatch:
+        if n is None:
+            return data.batch(config.seed, step, rows)
+        several = [data.batch(config.seed, step * n + i, rows) for i in range(n)]
+        return {name: np.stack([batch[name] for batch in several]) for name in several[0]}
+
+    return batches
 
 
 def reference(data: Dataset) -> dict[str, Any]:
@@ -115,7 +150,7 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
 
 def dry_run(config: Config) -> None:
     """Print the resolved config, the sizes of the state's parts and the FLOPs of a step; nothing is written or trained."""
-    data, _, engine = build(config)
+    data, model, engine = build(config)
     print(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
     size = lambda tree: (
         sum(x.size for x in jax.tree.leaves(tree)),
@@ -126,8 +161,7 @@ def dry_run(config: Config) -> None:
     for name, tree in parts.items():
         count, bytes_ = size(tree)
         print(f"{name:24s} {count:>14,} numbers {bytes_:>16,} bytes")
-    batch = data.batch(config.seed, 0, range(config.data.batch_size))
-    cost = engine.lower(batch).compile().cost_analysis()
+    cost = engine.lower(feed(data, model, config)(0)).compile().cost_analysis()
     print(
         f"{'step':24s} {cost['flops'] if cost else float('nan'):>14,.0f} FLOPs a device, on {engine.devices} device(s)"
     )

@@ -437,3 +437,35 @@ def test_prefetch_ends_its_thread_when_the_consumer_raises():
         consume()
     del error
     assert not prefetching()
+
+
+# Stacked digits
+
+
+def test_stacked_digits_are_digits_on_top_of_each_other():
+    single, data = Config(train="train", validation="train"), Config(name="stacked_digits", train="train")
+    known = {split: whole(single.build(), split) for split in ("train", "test")}
+    built = data.build()
+    assert built.sizes["train"] == 30_000
+    assert built.sizes["test"] == 3_000
+    assert built.spec == {
+        "image": Feature((8, 8, 3), levels=17),
+        "label": Feature((), "int32", classes=1000),
+    }
+    for split, digits in known.items():
+        label_of = {x.tobytes(): int(y) for x, y in zip(digits["image"], digits["label"], strict=True)}
+        stacks = whole(built, split)
+        for image, label in zip(stacks["image"], stacks["label"], strict=True):
+            channels = [label_of[np.ascontiguousarray(image[..., c]).tobytes()] for c in range(3)]
+            assert label == channels[0] * 100 + channels[1] * 10 + channels[2]
+
+
+def test_stacked_digits_are_every_class_about_as_often_and_always_the_same():
+    first, again = (Config(name="stacked_digits", train="train").build() for _ in range(2))
+    assert first.digest == again.digest
+    counts = np.bincount(whole(first, "train")["label"], minlength=1000)
+    assert counts.min() > 0
+    assert abs(counts - 30).max() < 30  # 5.5 standard deviations of a Poisson of mean 30
+    channels = whole(first, "train")["image"].reshape(-1, 64, 3)
+    r, g, b = (channels[..., c].mean(axis=1) for c in range(3))  # independent of each other
+    assert max(abs(np.corrcoef([r, g, b])[np.triu_indices(3, 1)])) < 5 / np.sqrt(30_000)

@@ -16,10 +16,10 @@ from scipy.special import logsumexp
 
 from gen import losses
 from gen.core import Feature, GenerativeModel, State, UserError
-from gen.evaluate import evaluate
 from gen.families.vae import Config, Request
 from gen.latent import Draw, LatentModel
 from gen.likelihoods import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian
+from gen.metrics.split import measured
 from gen.networks.vae import Decoder, Encoder, Perceptron, Residual
 from gen.optim import OptimConfig
 from gen.priors import StandardNormal, VampPrior
@@ -215,9 +215,9 @@ def test_evaluation_is_exact_under_padding_and_any_split_into_batches():
     rubbish = {"image": jnp.full((2, 2, 2, 1), 9.0), "label": jnp.zeros(2, int), "row": jnp.zeros(2, int)}
     nothing = {**rubbish, "weight": jnp.zeros(2)}
     padded = lambda start: {k: jnp.concatenate([v, nothing[k]]) for k, v in batch_of(2, start).items()}
-    whole = evaluate(model, engine, state, [batch_of(6)])  # pyright: ignore[reportArgumentType]
+    whole = measured(model, engine, state, [batch_of(6)])  # pyright: ignore[reportArgumentType]
     for batches in ([batch_of(4), padded(4)], [padded(0), padded(2), padded(4)]):
-        split = evaluate(model, engine, state, batches)  # pyright: ignore[reportArgumentType]
+        split = measured(model, engine, state, batches)  # pyright: ignore[reportArgumentType]
         assert split.keys() == whole.keys()
         for name, value in whole.items():
             np.testing.assert_allclose(split[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -400,7 +400,7 @@ def test_each_request_has_its_shape(name, request):
     image = (2, 2, 1)
     for n in (1, 5, 16, 64):
         rows = max(1, n // 8)
-        assert shapes(n=n) == [(n, *image), (n, d)]
+        assert shapes(n=n) == [(n, *image), (n, d)] + [(n,)] * (name == "conditional")
         pairs = (n // 4, 8) if n % 4 == 0 else (n, 2)
         assert shapes(n=n, mode="reconstruct") == [(*pairs, *image), (n, d)]
         assert shapes(n=n, mode="interpolate") == [(rows, 8, *image), (rows * 8, d)]

@@ -1,4 +1,4 @@
-"""Image data sets: a folder, a prepared TFDS set, or scikit-learn's digits, as functions of (seed, step, row)."""
+"""Image data sets: a folder, a prepared TFDS set, or built-in digits, as functions of (seed, step, row)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Config(core.DataConfig):
     """Images, and what is done to them before a model sees them."""
 
     name: str = "digits"
-    """digits; a TFDS name such as mnist or name/config:1.0.0; or folder:PATH, whose sub-folders are the classes."""
+    """digits; stacked_digits; a TFDS name as mnist or name/config:1.0.0; or folder:PATH, with a sub-folder for each class."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Where TFDS sets are prepared; TFDS's own ~/tensorflow_datasets if None."""
     train: str = "train[:90%]"
@@ -118,6 +118,8 @@ def check(config: Config) -> None:
 def open_source(config: Config) -> Source:
     if config.name == "digits":
         return sources.digits()
+    if config.name == "stacked_digits":
+        return sources.stacked_digits()
     if config.name.startswith("folder:"):
         return folder.source(config.name, config.size, config.skip_bad)
     return prepared.source(config.name, config.data_dir, config.size)

@@ -64,7 +64,12 @@ def applied(model: GenerativeModel, transform: Transform) -> GenerativeModel:
 
     def update(state, batch, key):
         data_key, model_key = jax.random.split(key)
-        return model.update(state, transform(batch, data_key, True), model_key)
+        if model.batches is None:
+            seen = transform(batch, data_key, True)
+        else:
+            keys = jax.random.split(data_key, model.batches)
+            seen = jax.vmap(lambda batch, key: transform(batch, key, True))(batch, keys)
+        return model.update(state, seen, model_key)
 
     def evaluate(state, batch, key):
         data_key, model_key = jax.random.split(key)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from gen import core, losses
 from gen.core import (
     Array,
     Batch,
-    Feature,
     GenerativeModel,
     Key,
     Metrics,
@@ -138,7 +138,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     if "image" not in spec:
         raise UserError(f"a VAE models images, and the data have {', '.join(spec)}")
     image = spec["image"]
-    classes = _classes(spec) if config.conditional else None
+    classes = core.classes(spec) if config.conditional else None
     likelihood = checked(config.likelihood, image)
     flaw = likelihood.flaw(image)
     real = jnp.promote_types(config.dtype, jnp.float32)  # of latents, log-probabilities and sums
@@ -201,13 +201,10 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         eps = noise(key, batch["row"], config.samples)
         objective = {"elbo": elbo, "iwae": iwae}[config.objective]
         loss = lambda params: objective(params, x, label, eps, state.step)
-        params, opt_state, _, metrics = core.descend(loss, state.params, state.opt_state["vae"], tx)
-        # The average starts as the parameters are: its decay grows from 1/10 to `ema`.
-        decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
-        toward = lambda average, p: average + ((1 - decay) * (p - average)).astype(average.dtype)
-        ema = jax.tree.map(toward, state.ema, params) if config.ema else {}
+        params, opt_state, _, metrics, grads = core.descend(loss, state.params, state.opt_state["vae"], tx)
+        ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
         state = replace(state, step=state.step + 1, params=params, opt_state={"vae": opt_state}, ema=ema)
-        return state, core.mean(metrics)
+        return state, core.mean(metrics) | {"gradient": optax.tree.norm(grads)}
 
     # --- evaluation ---
 
@@ -288,18 +285,12 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
                 x = jax.vmap(likelihood.sample)(outputs, keys)
             return x.astype(jnp.float32)
 
-        if request.label is not None and (classes is None or not 0 <= request.label < classes):
-            has = "is not conditional" if classes is None else f"has labels 0 to {classes - 1}"
-            raise UserError(f"label {request.label} asked for, and the model {has}")
-
+        labels = core.labels(request.n, request.label, classes)
         if request.mode == "generate":
-            index = jnp.arange(request.n)
-            label = None
-            if classes is not None:
-                labels = index % classes if request.label is None else jnp.full_like(index, request.label)
-                label = jax.nn.one_hot(labels, classes)
-            z = ancestors(params, z_key, index, request.temperature)
-            return {"samples": show(z, label), "latents": jnp.concatenate(z, axis=-1)}
+            z = ancestors(params, z_key, jnp.arange(request.n), request.temperature)
+            label = None if labels is None or classes is None else jax.nn.one_hot(labels, classes)
+            samples = {"samples": show(z, label), "latents": jnp.concatenate(z, axis=-1)}
+            return samples if labels is None else samples | {"labels": labels}
 
         rows = max(1, request.n // COLUMNS)
         n = {"reconstruct": request.n, "interpolate": rows + 1, "traverse": 1}[request.mode]
@@ -349,12 +340,3 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             "active_units": {"threshold": 0.01, "source": "Burda et al. 2016, section 5"},
         },
     )
-
-
-def _classes(spec: Mapping[str, Feature]) -> int:
-    label = spec.get("label")
-    if label is None or label.classes is None:
-        raise UserError(
-            "a conditional model needs labels, and the data have none (folder: give each class a sub-folder)"
-        )
-    return label.classes

@@ -11,17 +11,15 @@ One group is the plain VAE (Kingma and Welling 2014). In a hierarchy the decoder
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
 from gen.losses import Gaussian
-
-Activation = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]
+from gen.networks.layers import ACTIVATIONS, Activation
 
 
 class Encoder(nn.Module):
@@ -201,15 +199,6 @@ class Residual(Architecture):
 
     def tiny(self) -> Residual:
         return Residual((4,) * len(self.widths), 1, self.activation, 16)
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": nn.relu,
-    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
-    "silu": nn.silu,
-    "gelu": nn.gelu,
-    "tanh": jnp.tanh,
-}
 
 
 class DenseDown(nn.Module):

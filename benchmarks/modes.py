@@ -1,0 +1,261 @@
+"""How many modes a GAN covers: python -m benchmarks.modes [--seeds 5] [--steps 4000] [--out modes.json]
+
+Three digits as the channels of one image have 1000 classes, the modes (`stacked_digits`; PacGAN, Lin et al. 2018, section
+4.2, there of MNIST). Each method trains the same perceptrons for as many steps, with a discriminator as small as it takes
+for the plain GAN to lose modes (as Metz et al. 2017), and two rows show what becomes of it otherwise. 26,000 samples are
+told apart digit by digit, by their nearest neighbours. Beside them stand real examples, and a Gaussian fitted to the pixels
+of one digit: it covers every mode with blur, so that modes alone are no bar, and what is near to a real digit is counted too.
+
+Finished runs are kept in the file; a command that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from gen import alarms, checkpoint, log
+from gen.config import Config
+from gen.core import FamilyConfig, UserError, command, positive
+from gen.data.images import Config as Images
+from gen.families.gan import Config as GAN
+from gen.networks import discriminator, generator
+from gen.optim import OptimConfig
+from gen.run import write_json
+from gen.sample import choose, generate, load
+from gen.train import train
+
+SAMPLES = 26_000
+MODES = 1000
+NEAR = 0.95  # share of held-out digits that count as near to a training digit
+COLLAPSED = 0.5  # of the modes that real examples cover; fewer are a collapse
+WATCHED = 2048  # samples an alarm looks at: of 500 modes 256 would show 200, and 226 of all 1000
+
+Numbers = dict[str, Any]
+Results = dict[str, dict[str, Numbers]]
+"""{method: {seed: numbers}}."""
+Columns = Mapping[str, tuple[str, str]]
+"""{number: (title, format)}."""
+
+OPTIM = OptimConfig(lr=1e-3, b1=0.5, b2=0.99)
+PLAIN = GAN(
+    latent=64,
+    generator=generator.Perceptron(widths=(256, 256), norm="none"),
+    discriminator=discriminator.Perceptron(widths=(64, 64)),
+    ema=0.0,
+    generator_optim=OPTIM,
+    discriminator_optim=OPTIM,
+)
+HASTY = replace(OPTIM, b1=0.9, b2=0.999)
+METHODS = {
+    "plain": PLAIN,
+    "minibatch discrimination": replace(PLAIN, discriminator=replace(PLAIN.discriminator, minibatch=16)),
+    "packing, 2": replace(PLAIN, pack=2),
+    "packing, 4": replace(PLAIN, pack=4),
+    "R3GAN's loss": replace(PLAIN, objective="relativistic", r1=0.5, r2=0.5),
+    "plain, b1 = 0.9": replace(PLAIN, generator_optim=HASTY, discriminator_optim=HASTY),
+    "plain, D of 256-256": replace(PLAIN, discriminator=discriminator.Perceptron(widths=(256, 256))),
+}
+COLUMNS = {
+    "modes": ("modes", "{:.0f}"),
+    "reverse_kl": ("reverse KL", "{:.2f}"),
+    "near": ("near", "{:.3f}"),
+    "near_modes": ("near modes", "{:.0f}"),
+}
+
+
+# --- what is measured ---
+
+
+def coverage(modes: np.ndarray, of: int) -> Numbers:
+    """Of modes [N], integers in [0, of): how many there are, and KL(theirs || uniform) in nats, from 0 to log(of)."""
+    p = np.bincount(modes, minlength=of) / max(len(modes), 1)
+    there = p[p > 0]
+    return {"modes": len(there), "reverse_kl": float((there * np.log(there * of)).sum())}
+
+
+class Judge(NamedTuple):
+    classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """Digits [N, 64] in [-1, 1] -> their classes, the majority's of 5 neighbours among the training digits, int [N]; and
+    whether the first of them is as near as it is to the nearer `NEAR` of the held-out digits, bool [N]."""
+    accuracy: float
+    """Of the classes of held-out digits."""
+
+
+@cache
+def judge() -> Judge:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    (known, labels), (held_out, truth) = digits("train"), digits("test")
+    knn = KNeighborsClassifier(5, algorithm="brute").fit(known, labels)
+    limit = np.quantile(knn.kneighbors(held_out)[0][:, 0], NEAR)
+
+    def classify(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        distance, index = knn.kneighbors(x)
+        return np.eye(10)[labels[index]].sum(axis=1).argmax(axis=1), distance[:, 0] <= limit
+
+    return Judge(classify, float((classify(held_out)[0] == truth).mean()))
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [N, 64] in [-1, 1] and labels [N] of scikit-learn's "train" or "test" digits."""
+    return examples("digits", split, None)
+
+
+def examples(name: str, split: str, n: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first n (None: all) of a split in the order of seed 0: pixels [n, H W C] in [-1, 1], and labels [n]."""
+    data = Images(name=name, train=split).build()
+    batch = data.batch(0, 0, range(n or data.sizes["train"]))
+    return batch["image"].reshape(len(batch["image"]), -1) / 8.0 - 1, batch["label"]
+
+
+def scored(images: np.ndarray) -> Numbers:
+    """`coverage` of images [N, 8, 8, 3] in [-1, 1]; the share of their digits that is `near` to a real one; and the modes
+    of the images with three such digits."""
+    found, near = judge().classify(images.transpose(0, 3, 1, 2).reshape(-1, 64))
+    modes = found.reshape(-1, 3) @ np.array([100, 10, 1])
+    good = modes[near.reshape(-1, 3).all(axis=1)]
+    return {**coverage(modes, MODES), "near": float(near.mean()), "near_modes": coverage(good, MODES)["modes"]}
+
+
+def references() -> dict[str, Numbers]:
+    """Numbers of real examples, and of a Gaussian's."""
+    known, _ = digits("train")
+    rng = np.random.default_rng(0)
+    blur = rng.multivariate_normal(known.mean(axis=0), np.cov(known.T), SAMPLES * 3).clip(-1, 1)
+    return {
+        "real training examples": scored(examples("stacked_digits", "train", SAMPLES)[0].reshape(-1, 8, 8, 3)),
+        "Gaussian of a digit's pixels": scored(blur.reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1)),
+    }
+
+
+def measure(model: FamilyConfig, steps: int, seed: int) -> Numbers:
+    """One run: `scored`, and its alarms."""
+    data = Images(name="stacked_digits", batch_size=64)
+    with trained(Config(model, data, steps, seed, alarms=alarms.Config("warn", samples=WATCHED))) as workdir:
+        return scored(samples(workdir, SAMPLES)["samples"]) | {"alarms": collapses(workdir)}
+
+
+# --- runs, results and tables; benchmarks/improved_gan.py has them too ---
+
+
+@contextmanager
+def trained(config: Config) -> Iterator[Path]:
+    """A run directory, trained without a word, until the context is left. Evaluated, watched and saved at its end."""
+    quiet = replace(
+        config,
+        evaluate_every=0,
+        save=checkpoint.Config(every=config.steps),
+        log=log.Config(every=config.steps, tensorboard=False),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        with redirect_stdout(io.StringIO()):
+            train(quiet, Path(folder))
+        yield Path(folder)
+    jax.clear_caches()
+
+
+def samples(workdir: Path, n: int) -> dict[str, np.ndarray]:
+    """What a trained run generates, with seed 0."""
+    config, model = load(workdir, ())
+    return generate(workdir, model, choose(workdir, config, None), 0, model.request(n=n))
+
+
+def collapses(workdir: Path) -> list[str]:
+    """The alarms of a collapse that a run raised."""
+    records = map(json.loads, (workdir / "telemetry.jsonl").read_text().splitlines())
+    return [record["alarm"] for record in records if record.get("alarm", "").startswith("collapse")]
+
+
+def finished(
+    out: Path, protocol: Mapping[str, Any], methods: Sequence[str], seeds: int, run: Callable[[str, int], Numbers]
+) -> Results:
+    """The numbers of each method and seed: from the file `out`, or else of `run(method, seed)`, and then kept there.
+
+    Raises: UserError if the file is of another protocol.
+    """
+    positive(seeds=seeds)
+    kept = json.loads(out.read_text()) if out.exists() else {"protocol": dict(protocol), "results": {}}
+    if kept["protocol"] != dict(protocol):
+        raise UserError(f"{out} holds results of {kept['protocol']}, not of {dict(protocol)}; choose another --out")
+    for seed in range(seeds):
+        for method in methods:
+            of = kept["results"].setdefault(method, {})
+            if str(seed) not in of:
+                begun = time.monotonic()
+                of[str(seed)] = run(method, seed) | {"seconds": round(time.monotonic() - begun, 1)}
+                write_json(out, kept)
+                print(f"{method}, seed {seed}: {json.dumps(of[str(seed)])}", flush=True)
+    return {method: {str(s): kept["results"][method][str(s)] for s in range(seeds)} for method in methods}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half of its 95% confidence interval by Student's t; nan for a single value."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return float(np.mean(values)), math.nan
+    return float(np.mean(values)), float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def table(columns: Columns, references: Mapping[str, Numbers], results: Results) -> str:
+    """Markdown: a row for each reference and each method, with mean ± interval of the columns, and in how
+    many runs there was an alarm."""
+
+    def cell(values: Sequence[float], form: str) -> str:
+        mean, half = interval(values)
+        return form.format(mean) + ("" if math.isnan(half) else " ± " + form.format(half))
+
+    def row(name: str, runs: Sequence[Numbers]) -> list[str]:
+        cells = [cell([r[column] for r in runs], form) for column, (_, form) in columns.items()]
+        return [
+            name,
+            *cells,
+            f"{sum(map(bool, (r['alarms'] for r in runs)))} of {len(runs)}" if results.get(name) else "",
+        ]
+
+    rows = [
+        ["", *(title for title, _ in columns.values()), "alarms"],
+        ["---", *("---:" for _ in columns), "---:"],
+    ]
+    rows += [row(name, [numbers]) for name, numbers in references.items()]
+    rows += [row(name, list(runs.values())) for name, runs in results.items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def main(seeds: int = 5, steps: int = 4000, out: Path = Path("modes.json")) -> None:
+    """Train what isn't in the file yet, and print the table."""
+    protocol = {"benchmark": "modes", "steps": steps, "samples": SAMPLES}
+    results = finished(out, protocol, list(METHODS), seeds, lambda name, seed: measure(METHODS[name], steps, seed))
+    real = references()
+    print(table(COLUMNS, real, results))
+    collapsed = [
+        run
+        for runs in results.values()
+        for run in runs.values()
+        if run["modes"] < COLLAPSED * real["real training examples"]["modes"]
+    ]
+    print(
+        f"\n{SAMPLES:,} samples a run after {steps:,} steps; {seeds} seeds, 95% intervals; reverse KL in nats. The classes of digits are told "
+        f"with an accuracy of {judge().accuracy:.1%}.\nnear: share of digits as near to a real one as {NEAR:.0%} of held-out "
+        f"digits; near modes: those of images whose digits all are.\nBelow {COLLAPSED:.0%} of the real modes were "
+        f"{len(collapsed)} runs, with an alarm in {sum(map(bool, (run['alarms'] for run in collapsed)))} of them."
+    )
+
+
+if __name__ == "__main__":
+    command(lambda: tyro.cli(main))

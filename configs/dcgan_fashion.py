@@ -1,0 +1,26 @@
+"""DCGAN on Fashion-MNIST in the form of TensorFlow's tutorial: Dense 7x7x256, transposed 5x5 convolutions 128, 64, 1; two strided
+5x5 convolutions with dropout 0.3; Adam 1e-4. (LeakyReLU has slope 0.2 here, 0.3 there.) Unconditional.
+
+Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
+"""
+
+from gen.alarms import Config as Alarms
+from gen.config import Config
+from gen.data.images import Config as Images
+from gen.families.gan import Config as GAN
+from gen.networks import discriminator, generator
+from gen.optim import OptimConfig
+
+config = Config(
+    model=GAN(
+        latent=100,
+        generator=generator.DCGAN(widths=(256, 128, 64), strides=(1, 2, 2)),
+        discriminator=discriminator.DCGAN(widths=(64, 128), dropout=0.3),
+        objective="non_saturating",
+        generator_optim=OptimConfig(lr=1e-4),
+        discriminator_optim=OptimConfig(lr=1e-4),
+    ),
+    data=Images(name="fashion_mnist", batch_size=256),
+    steps=10_000,
+    alarms=Alarms("warn"),
+)

@@ -1,0 +1,40 @@
+"""A GAN for a folder of your own pictures, 32x32 in colour, made for few of them: DiffAugment (Zhao et al. 2020) keeps the
+discriminator from learning them by heart. Not scored: the pictures are yours.
+
+python train.py gan_folder --data.name folder:PATH     (sub-folders are classes: --model.conditioning projection uses them)
+Other sizes: --data.size 64 --model.generator.widths 256 128 64 32 --model.generator.strides 2 2 2 2
+"""
+
+from gen.alarms import Config as Alarms
+from gen.augment import DiffAugment
+from gen.config import Config
+from gen.data.images import Config as Images
+from gen.families.gan import Config as GAN
+from gen.networks import discriminator, generator
+from gen.optim import OptimConfig
+
+config = Config(
+    model=GAN(
+        latent=128,
+        generator=generator.DCGAN(widths=(256, 128, 64), strides=(2, 2, 2)),
+        discriminator=discriminator.DCGAN(widths=(64, 128, 256)),
+        objective="relativistic",
+        r1=0.5,
+        r2=0.5,
+        augment=DiffAugment(),
+        generator_optim=OptimConfig(lr=2e-4, b1=0.0, b2=0.99),
+        discriminator_optim=OptimConfig(lr=2e-4, b1=0.0, b2=0.99),
+    ),
+    data=Images(
+        name="folder:images",
+        train="train[:80%]",
+        validation="train[80%:90%]",
+        test="train[90%:]",
+        size=32,
+        colors=3,
+        flip=True,
+        batch_size=64,
+    ),
+    steps=20_000,
+    alarms=Alarms("warn"),
+)

@@ -1,0 +1,30 @@
+"""R3GAN's objective on Fashion-MNIST (Huang et al. 2024): relativistic pairs with R1 and R2, no batch norm, no other tricks. The
+networks are DCGAN's, not the paper's. Unconditional.
+
+Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
+"""
+
+from gen.alarms import Config as Alarms
+from gen.config import Config
+from gen.data.images import Config as Images
+from gen.families.gan import Config as GAN
+from gen.networks import discriminator, generator
+from gen.optim import OptimConfig
+from gen.schedules import WarmupCosine
+
+config = Config(
+    model=GAN(
+        latent=64,
+        generator=generator.DCGAN(widths=(128, 64, 32), strides=(1, 2, 2), norm="none"),
+        discriminator=discriminator.DCGAN(widths=(48, 96)),
+        objective="relativistic",
+        r1=0.1,
+        r2=0.1,
+        generator_optim=OptimConfig(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),
+        discriminator_optim=OptimConfig(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),
+    ),
+    data=Images(name="fashion_mnist", batch_size=64),
+    steps=14_000,
+    evaluate_every=2000,
+    alarms=Alarms("warn"),
+)

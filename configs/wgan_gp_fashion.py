@@ -1,0 +1,28 @@
+"""WGAN-GP on Fashion-MNIST (Gulrajani et al. 2017, algorithm 1 and its defaults): five critic steps of 64 for one of the
+generator, penalty 10, Adam 1e-4 with betas 0 and 0.9; the networks are DCGAN's, the critic without batch norm. Unconditional.
+
+Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
+"""
+
+from gen.alarms import Config as Alarms
+from gen.config import Config
+from gen.data.images import Config as Images
+from gen.families.gan import Config as GAN
+from gen.networks import discriminator, generator
+from gen.optim import OptimConfig
+
+config = Config(
+    model=GAN(
+        latent=128,
+        generator=generator.DCGAN(widths=(256, 128, 64), strides=(1, 2, 2), activation="relu"),
+        discriminator=discriminator.DCGAN(widths=(64, 128), norm="none"),
+        objective="wasserstein",
+        gradient_penalty=10.0,
+        critic_steps=5,
+        generator_optim=OptimConfig(lr=1e-4, b1=0.0, b2=0.9),
+        discriminator_optim=OptimConfig(lr=1e-4, b1=0.0, b2=0.9),
+    ),
+    data=Images(name="fashion_mnist", batch_size=64),
+    steps=10_000,
+    alarms=Alarms("warn"),
+)

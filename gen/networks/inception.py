@@ -1,0 +1,189 @@
+"""The Inception-v3 that Fréchet distances are measured with: TensorFlow's graph of 2015-12-05.
+
+Szegedy et al. 2016, with the three peculiarities of that graph: average pools do not count their padding, the last
+block pools by maximum, and there are 1008 classes. Its batch normalizations, of constant statistics, are part of the
+convolutions. The architecture is data: `LAYERS`, named as in the PyTorch ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array
+
+SIDE = 299
+CLASSES = 1008
+HIGHEST = jax.lax.Precision.HIGHEST  # float32 on accelerators too: the features are a measure
+
+
+class Conv(NamedTuple):
+    """A convolution, its normalization folded in, and a ReLU."""
+
+    name: str
+    width: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: str = "SAME"
+
+
+class Pool(NamedTuple):
+    """[B, H, W, C] -> [B, H', W', C]."""
+
+    apply: Callable[[Array], Array]
+
+
+class Block(NamedTuple):
+    """Branches that see the same input; their channels are concatenated. Its name begins the names within."""
+
+    name: str
+    branches: Sequence[Sequence[Layer]]
+
+
+Layer = Conv | Pool | Block
+
+AVERAGE = Pool(partial(nn.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False))
+MAXIMUM = Pool(partial(nn.max_pool, window_shape=(3, 3), padding="SAME"))
+HALVE = Pool(partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2)))
+
+
+def block_a(name: str, pooled: int) -> Block:
+    """35 x 35. `pooled`: channels after the pool."""
+    return Block(
+        name,
+        [
+            [Conv("branch1x1", 64)],
+            [Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))],
+            [
+                Conv("branch3x3dbl_1", 64),
+                Conv("branch3x3dbl_2", 96, (3, 3)),
+                Conv("branch3x3dbl_3", 96, (3, 3)),
+            ],
+            [AVERAGE, Conv("branch_pool", pooled)],
+        ],
+    )
+
+
+def block_b(name: str) -> Block:
+    """35 x 35 -> 17 x 17."""
+    return Block(
+        name,
+        [
+            [Conv("branch3x3", 384, (3, 3), 2, "VALID")],
+            [
+                Conv("branch3x3dbl_1", 64),
+                Conv("branch3x3dbl_2", 96, (3, 3)),
+                Conv("branch3x3dbl_3", 96, (3, 3), 2, "VALID"),
+            ],
+            [HALVE],
+        ],
+    )
+
+
+def block_c(name: str, inner: int) -> Block:
+    """17 x 17. `inner`: channels within the branches."""
+    return Block(
+        name,
+        [
+            [Conv("branch1x1", 192)],
+            [
+                Conv("branch7x7_1", inner),
+                Conv("branch7x7_2", inner, (1, 7)),
+                Conv("branch7x7_3", 192, (7, 1)),
+            ],
+            [
+                Conv("branch7x7dbl_1", inner),
+                Conv("branch7x7dbl_2", inner, (7, 1)),
+                Conv("branch7x7dbl_3", inner, (1, 7)),
+                Conv("branch7x7dbl_4", inner, (7, 1)),
+                Conv("branch7x7dbl_5", 192, (1, 7)),
+            ],
+            [AVERAGE, Conv("branch_pool", 192)],
+        ],
+    )
+
+
+def block_d(name: str) -> Block:
+    """17 x 17 -> 8 x 8."""
+    return Block(
+        name,
+        [
+            [Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2, "VALID")],
+            [
+                Conv("branch7x7x3_1", 192),
+                Conv("branch7x7x3_2", 192, (1, 7)),
+                Conv("branch7x7x3_3", 192, (7, 1)),
+                Conv("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
+            ],
+            [HALVE],
+        ],
+    )
+
+
+def block_e(name: str, pool: Pool) -> Block:
+    """8 x 8."""
+    cross = lambda wide, tall: Block("", [[Conv(wide, 384, (1, 3))], [Conv(tall, 384, (3, 1))]])
+    return Block(
+        name,
+        [
+            [Conv("branch1x1", 320)],
+            [Conv("branch3x3_1", 384), cross("branch3x3_2a", "branch3x3_2b")],
+            [
+                Conv("branch3x3dbl_1", 448),
+                Conv("branch3x3dbl_2", 384, (3, 3)),
+                cross("branch3x3dbl_3a", "branch3x3dbl_3b"),
+            ],
+            [pool, Conv("branch_pool", 192)],
+        ],
+    )
+
+
+LAYERS: Sequence[Layer] = [
+    Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
+    Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
+    Conv("Conv2d_2b_3x3", 64, (3, 3)),
+    HALVE,
+    Conv("Conv2d_3b_1x1", 80),
+    Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
+    HALVE,
+    block_a("Mixed_5b.", 32),
+    block_a("Mixed_5c.", 64),
+    block_a("Mixed_5d.", 64),
+    block_b("Mixed_6a."),
+    block_c("Mixed_6b.", 128),
+    block_c("Mixed_6c.", 160),
+    block_c("Mixed_6d.", 160),
+    block_c("Mixed_6e.", 192),
+    block_d("Mixed_7a."),
+    block_e("Mixed_7b.", AVERAGE),
+    block_e("Mixed_7c.", MAXIMUM),
+]
+
+
+class Inception(nn.Module):
+    """float32."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        """x: [B, 299, 299, 3] -> features [B, 2048] (the mean of the last block) and logits [B, 1008], without the
+        bias, as the Inception Score is published (Salimans et al. 2016)."""
+        features = _run(LAYERS, x).mean(axis=(1, 2))
+        logits = nn.Dense(CLASSES, use_bias=False, precision=HIGHEST, name="fc")(features)
+        return features, logits
+
+
+def _run(layers: Sequence[Layer], x: Array, scope: str = "") -> Array:
+    for layer in layers:
+        match layer:
+            case Conv(name, width, kernel, stride, padding):
+                x = nn.relu(nn.Conv(width, kernel, stride, padding, precision=HIGHEST, name=scope + name)(x))
+            case Pool(apply):
+                x = apply(x)
+            case Block(name, branches):
+                x = jnp.concatenate([_run(branch, x, scope + name) for branch in branches], axis=-1)
+    return x

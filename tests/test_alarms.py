@@ -1,0 +1,187 @@
+"""Alarms: what raises one, what doesn't, and what a run does then."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen import alarms, checkpoint, log, parallel
+from gen.alarms import Config, Watch
+from gen.config import Config as Experiment
+from gen.core import Dataset, UserError
+from gen.data.images import Config as Images
+from gen.families.gan import Config as GAN
+from gen.metrics import split
+from gen.metrics.split import seen
+from gen.networks import discriminator, generator
+from gen.train import train
+
+TINY = GAN(latent=3, generator=generator.Perceptron((4,)), discriminator=discriminator.Perceptron((4,)))
+SOUND = {
+    "classes_real": 10.0,
+    "classes_fake": 6.0,
+    "class_entropy_real": 2.0,
+    "class_entropy_fake": 1.2,
+    "duplicates": 0.1,
+    "spread": 0.6,
+    "saturation": 0.95,
+    "gradient/generator": 1e-7,
+    "gradient/discriminator": 1e4,
+    "loss/generator": 1e9,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, None),
+        ({"classes_fake": 5.0}, "collapse: 5 classes generated, 10 among as many real"),
+        ({"classes_real": 5.0, "classes_fake": 3.0}, None),
+        (
+            {"class_entropy_fake": 1.1},
+            "collapse: the generated classes have an entropy of 1.10 nats, the real ones 2.00",
+        ),
+        ({"duplicates": 0.2}, "collapse: 20% of the generated images have a near duplicate"),
+        ({"spread": 0.5}, "collapse: generated images are 0.50 times as far apart as real ones"),
+        ({"saturation": 0.96}, "the discriminator has won: nothing left to learn on 96% of held-out examples"),
+        ({"gradient/generator": 1e-8}, "gradient of the generator has a norm of 1e-08, outside [1e-07, 10000]"),
+        ({"gradient/discriminator": 2e4}, "gradient of the discriminator has a norm of 2e+04, outside [1e-07, 10000]"),
+        ({"gradient/generator": float("nan")}, "gradient of the generator has a norm of nan, outside [1e-07, 10000]"),
+    ],
+)
+def test_an_alarm_is_a_text_for_a_number_past_its_limit(changed, text):
+    assert alarms.alarms(Config(), {**SOUND, **changed}) == ([] if text is None else [text])
+
+
+def test_what_is_not_measured_raises_no_alarm_and_limits_are_the_configs():
+    assert alarms.alarms(Config(), {}) == []
+    strict = Config(classes=0.7, entropy=0.7, duplicates=0.05, spread=0.7, saturation=0.9, gradient=(1e-6, 1e3))
+    assert len(alarms.alarms(strict, SOUND)) == 7
+
+
+@pytest.mark.parametrize("samples", [1, 0])
+def test_samples_without_a_pair_are_refused(samples):
+    with pytest.raises(UserError, match="samples"):
+        Config(samples=samples)
+
+
+# --- models whose images are known ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the user's for these tests; compiled programs aren't kept in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(parallel, "start", lambda config: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return Images(name="digits").build()
+
+
+def watched(data: Dataset, images: Any, samples: int = 100) -> tuple[dict[str, float], list[str]]:
+    """Of a model that generates the first of these images in [-1, 1]."""
+    model = TINY.build(data.spec, 1)
+    showing: Any = lambda state, key, given, request: {"samples": jnp.asarray(images)[: request.n]}
+    watch: Watch = alarms.watch(Config(samples=samples), data, model._replace(generate=showing))
+    return watch(model.init(jax.random.key(0)), {"gradient/generator": 1.0})
+
+
+def test_a_model_of_real_digits_raises_no_alarm(digits):
+    numbers, texts = watched(digits, seen(split.training(digits, 1000).image))
+    assert texts == []
+    assert numbers["classes_fake"] == numbers["classes_real"] == 10
+    assert numbers["class_entropy_fake"] == pytest.approx(np.log(10), abs=0.1)
+    assert numbers["spread"] == pytest.approx(1, abs=0.05)
+    assert numbers["duplicates"] < 0.05
+    assert "gradient/generator" not in numbers
+
+
+def test_a_model_of_one_image_raises_every_alarm_of_collapse(digits):
+    numbers, texts = watched(digits, seen(split.training(digits, 1).image).repeat(100, axis=0))
+    assert len(texts) == 4
+    assert all(text.startswith("collapse") for text in texts)
+    assert numbers["classes_fake"] == 1
+    assert numbers["class_entropy_fake"] < 0.5
+    assert numbers["duplicates"] == 1
+    assert numbers["spread"] == 0
+
+
+def test_a_model_of_the_means_of_ten_classes_raises_that_of_duplicates(digits):
+    examples = split.training(digits, 1000)
+    means = np.stack([seen(examples.image[examples.label == i]).mean(0) for i in range(10)])
+    numbers, texts = watched(digits, np.tile(means, (10, 1, 1, 1)))
+    assert numbers["classes_fake"] > 8
+    assert numbers["duplicates"] == 1
+    assert numbers["support"] == pytest.approx(100 * 99 / 2 / (10 * 45))
+    assert "100% of the generated images have a near duplicate" in " ".join(texts)
+
+
+def test_a_model_of_one_class_raises_those_of_classes(digits):
+    examples = split.training(digits, 1000)
+    numbers, texts = watched(digits, seen(examples.image[examples.label == 0]), samples=64)
+    assert numbers["classes_fake"] <= 2
+    assert numbers["class_entropy_fake"] < 0.5
+    assert ["classes" in text for text in texts[:2]] == [True, True]
+
+
+def test_data_without_labels_are_watched_by_pixels_alone(digits):
+    unlabelled = digits._replace(spec={"image": digits.spec["image"]})
+    numbers, texts = watched(unlabelled, seen(split.training(digits, 1).image).repeat(100, axis=0))
+    assert numbers.keys() == {"duplicates", "spread", "support"}
+    assert len(texts) == 2
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp_path, capsys):
+    """Hardly trained, G makes one image for all latents."""
+    config = Experiment(
+        model=TINY,
+        data=Images(name="digits", batch_size=16),
+        steps=5,
+        evaluate_every=10,
+        parallel=parallel.Config(devices=1),
+        save=checkpoint.Config(every=5),
+        log=log.Config(every=1),
+        alarms=Config("off", samples=32),
+    )
+    train(config, tmp_path)
+    saved = lambda: checkpoint.steps(tmp_path / "checkpoints")
+    assert saved() == [5]
+    assert not any("duplicates" in line for line in lines(tmp_path / "telemetry.jsonl"))
+
+    longer = replace(config, steps=20)
+    with pytest.raises(
+        UserError, match=r"alarm\(s\) at step 10; the last checkpoint before is 5.*--alarms.action warn"
+    ):
+        train(replace(longer, alarms=Config("stop", samples=32)), tmp_path)
+    assert saved() == [5]
+    assert checkpoint.newest(tmp_path / "checkpoints", warn=pytest.fail) == 5
+    stopped = lines(tmp_path / "telemetry.jsonl")
+    assert [line["step"] for line in stopped if "duplicates" in line] == [10]
+    assert any("alarm" in line for line in stopped)
+    assert not (tmp_path / "evaluation.json").exists()
+
+    capsys.readouterr()
+    train(replace(longer, alarms=Config("warn", samples=32)), tmp_path)
+    assert saved()[-1] == 20
+    told = lines(tmp_path / "telemetry.jsonl")[len(stopped) :]
+    assert [line["step"] for line in told if "duplicates" in line] == [10, 15, 20]
+    assert {line["step"] for line in told if "alarm" in line} == {10, 15, 20}
+    assert "collapse: " in capsys.readouterr().out
+    assert not any("duplicates" in line for line in lines(tmp_path / "metrics.jsonl"))

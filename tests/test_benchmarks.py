@@ -1,0 +1,140 @@
+"""benchmarks: how modes are counted, how runs are kept, and the intervals of the tables."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import improved_gan, modes
+from gen.core import UserError
+
+
+def stacks(labels: np.ndarray, split: str = "test") -> np.ndarray:
+    """Images [N, 8, 8, 3] whose channels are real digits of the labels 100 r + 10 g + b."""
+    pixels, truth = modes.digits(split)
+    right = modes.judge().classify(pixels)[0] == truth
+    example = np.stack([pixels[right & (truth == c)][0] for c in range(10)])
+    channels = np.stack([labels // 100, labels // 10 % 10, labels % 10], axis=1)
+    return example[channels].reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1)
+
+
+def test_every_mode_once_is_uniform():
+    assert modes.coverage(np.arange(1000), 1000) == {"modes": 1000, "reverse_kl": pytest.approx(0, abs=1e-12)}
+
+
+def test_one_mode_is_log_1000_from_uniform():
+    found = modes.coverage(np.full(50, 123), 1000)
+    assert found == {"modes": 1, "reverse_kl": pytest.approx(math.log(1000))}
+
+
+def test_reverse_kl_is_scipys_entropy():
+    some = np.random.default_rng(0).zipf(1.5, 5000) % 1000
+    p = np.bincount(some, minlength=1000) / 5000
+    found = modes.coverage(some, 1000)
+    assert found["modes"] == np.count_nonzero(p)
+    assert found["reverse_kl"] == pytest.approx(stats.entropy(p, np.full(1000, 1e-3)))
+
+
+def test_no_images_have_no_modes():
+    assert modes.coverage(np.array([], int), 1000) == {"modes": 0, "reverse_kl": 0}
+
+
+def test_images_of_every_mode_are_told_apart():
+    found = modes.scored(stacks(np.arange(1000), "train"))
+    assert found == {"modes": 1000, "reverse_kl": pytest.approx(0, abs=1e-12), "near": 1.0, "near_modes": 1000}
+
+
+def test_half_the_modes_are_log_2_from_uniform():
+    found = modes.scored(stacks(np.arange(1000)[500:].repeat(3), "train"))
+    assert found["modes"] == found["near_modes"] == 500
+    assert found["reverse_kl"] == pytest.approx(math.log(2))
+
+
+def test_images_far_from_digits_are_not_near():
+    noisy = stacks(np.arange(1000), "train")
+    noisy[:400, :, :, 1] = np.random.default_rng(0).choice([-1, 1], (400, 8, 8))  # one bad digit spoils an image
+    found = modes.scored(noisy)
+    assert found["near"] == pytest.approx(1 - 400 / 3000)
+    assert found["near_modes"] == 600
+
+
+def test_as_many_held_out_digits_are_near_as_it_is_defined():
+    pixels, truth = modes.digits("test")
+    found, near = modes.judge().classify(pixels)
+    assert near.mean() == pytest.approx(modes.NEAR, abs=1 / len(pixels))
+    assert (found == truth).mean() == modes.judge().accuracy > 0.95
+
+
+@pytest.mark.parametrize("n", [2, 5, 30])
+def test_intervals_are_students(n):
+    values = np.random.default_rng(n).normal(3, 2, n)
+    mean, half = modes.interval(list(values))
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_a_single_value_has_no_interval():
+    mean, half = modes.interval([7.0])
+    assert mean == 7
+    assert math.isnan(half)
+
+
+def test_the_table_is_markdown():
+    results = {"ours": {"0": {"modes": 10, "alarms": []}, "1": {"modes": 12, "alarms": ["collapse: a", "collapse: b"]}}}
+    found = modes.table({"modes": ("modes", "{:.1f}")}, {"real": {"modes": 1000}}, results)
+    half = 12.706 * math.sqrt(2) / math.sqrt(2)  # t for one degree of freedom, times s / sqrt(n)
+    assert found.splitlines() == [
+        "|  | modes | alarms |",
+        "| --- | ---: | ---: |",
+        "| real | 1000.0 |  |",
+        f"| ours | 11.0 ± {half:.1f} | 1 of 2 |",
+    ]
+
+
+def test_a_stopped_benchmark_goes_on(tmp_path):
+    out, done = tmp_path / "out.json", []
+
+    def run(method: str, seed: int) -> dict:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((method, seed))
+        return {"modes": 10 * len(done)}
+
+    with pytest.raises(KeyboardInterrupt):
+        modes.finished(out, {"steps": 1}, ["a", "b"], 2, run)
+    assert done == [("a", 0), ("b", 0), ("a", 1)]
+    left = []
+    found = modes.finished(out, {"steps": 1}, ["a", "b"], 2, lambda *run: left.append(run) or {"modes": 0})
+    assert left == [("b", 1)]
+    assert {name: [run["modes"] for run in runs.values()] for name, runs in found.items()} == {
+        "a": [10, 30],
+        "b": [20, 0],
+    }
+
+
+def test_results_of_another_protocol_are_not_mixed(tmp_path):
+    out = tmp_path / "out.json"
+    modes.finished(out, {"steps": 1}, ["a"], 1, lambda *_: {"modes": 0})
+    with pytest.raises(UserError, match="choose another --out"):
+        modes.finished(out, {"steps": 2}, ["a"], 1, lambda *_: {"modes": 0})
+    assert json.loads(out.read_text())["protocol"] == {"steps": 1}
+
+
+def test_alarms_of_a_collapse_are_read_from_the_telemetry(tmp_path):
+    records = [
+        {"step": 1, "spread": 0.1},
+        {"alarm": "collapse: few classes"},
+        {"alarm": "gradient of the generator ..."},
+    ]
+    (tmp_path / "telemetry.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert modes.collapses(tmp_path) == ["collapse: few classes"]
+
+
+def test_each_switch_of_the_ablation_changes_only_itself_and_all_have_every_one():
+    for name, switch in improved_gan.SWITCHES.items():
+        assert replace(improved_gan.BASELINE, **switch) == improved_gan.METHODS[name] != improved_gan.BASELINE
+        for field, value in switch.items():
+            assert getattr(improved_gan.METHODS["all five"], field) == value
