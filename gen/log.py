@@ -181,7 +181,7 @@ def check_finite(step: int, split: str, values: Mapping[str, Any]) -> None:
     if bad:
         raise UserError(
             f"{', '.join(bad)} of {split} not finite at step {step}; training stopped, the last checkpoint is kept. "
-            "A lower learning rate or --model.optim.clip may help"
+            "A lower learning rate or clipped gradients (optim.clip) may help"
         )
 
 
