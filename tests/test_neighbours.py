@@ -23,7 +23,8 @@ def test_neighbours_are_those_of_a_full_search_across_chunks(data):
     batches = list(data.evaluation("train", CHUNK))
     train = np.concatenate([b["image"][b["weight"] > 0] for b in batches]) / 8.0 - 1
     rng = np.random.default_rng(0)
-    queries = np.concatenate([train[[3, CHUNK + 7]], rng.uniform(-1, 1, (4, 8, 8, 1))]).astype(np.float32)
+    # padding repeats the first image: were it not masked, that would be its own neighbour many times
+    queries = np.concatenate([train[[0, CHUNK + 7]], rng.uniform(-1, 1, (4, 8, 8, 1))]).astype(np.float32)
 
     found = neighbours(data, queries)
 
@@ -32,7 +33,7 @@ def test_neighbours_are_those_of_a_full_search_across_chunks(data):
     np.testing.assert_allclose(found.distance, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(distance, found.index, axis=1), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.image, train[found.index], atol=1e-6)
-    assert found.index[:2, 0].tolist() == [3, CHUNK + 7]
+    assert found.index[:2, 0].tolist() == [0, CHUNK + 7]
     assert found.distance[:2, 0].tolist() == [0, 0]
 
 
