@@ -17,7 +17,6 @@ import tyro
 
 from benchmarks.modes import Numbers, collapses, finished, samples, table, trained
 from gen import alarms
-from gen.artifacts import to_bytes
 from gen.config import Config
 from gen.core import Dataset, command
 from gen.data.images import Config as Images
@@ -29,6 +28,7 @@ from gen.metrics.manifold import prdc
 from gen.metrics.tstr import PERCEPTRON, tstr
 from gen.networks import discriminator, generator
 from gen.optim import OptimConfig
+from gen.pictures import to_bytes
 
 OPTIM = OptimConfig(lr=1e-3, b1=0.5, b2=0.99)
 BASELINE = GAN(

@@ -14,7 +14,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from gen.core import Dataset, GenerativeModel, State, positive
+from gen.core import Dataset, GenerativeModel, State, UserError, positive
 from gen.metrics import split
 from gen.metrics.classifier import seen, trained
 from gen.metrics.collapse import collapse
@@ -35,7 +35,7 @@ class Config:
     """Least share of classes covered, of those that as many real images cover (data with labels; by a classifier)."""
     entropy: float = 0.6
     """Least entropy of the predicted classes, as a share of the real images'."""
-    duplicates: float = 0.1
+    duplicates: float = 0.25
     """Largest share of images that have a near duplicate among the others (birthday test)."""
     spread: float = 0.6
     """Least mean distance between two images, as a share of the real images'."""
@@ -51,6 +51,8 @@ class Config:
 def watch(config: Config, data: Dataset, model: GenerativeModel) -> Watch:
     """The check of a run's states. Learns the classes first, if there are labels (kept in the user's cache). A validation
     split smaller than `samples` is compared with as many."""
+    if "image" not in data.spec:
+        raise UserError("alarms watch images; the fix: --alarms.action off")
     n = min(config.samples, data.sizes["validation"])
     real = seen(split.whole(data, "validation").image[:n])
     classify = trained(data).extract if "label" in data.spec else None

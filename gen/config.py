@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen import alarms, checkpoint, log, parallel
+from gen import adapters, alarms, checkpoint, log, parallel
 from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, checked_seed, positive
 from gen.schedules import Schedule
 
@@ -38,6 +38,16 @@ class Config:
     """Updates to do."""
     seed: int = 0
     """Seed of the initialization, the order of the data and all noise."""
+    init_from: str | None = None
+    """A run whose best checkpoint is the start: its network and its tokenizer are taken over."""
+    finetune: Literal["full", "lora", "prompt"] = "full"
+    """What is trained of it: all; low-rank changes of some matrices; a prompt of vectors."""
+    lora: adapters.LoRA = adapters.LoRA()
+    """How finetune lora adapts the base."""
+    prompt: adapters.Prompt = adapters.Prompt()
+    """How finetune prompt does."""
+    base: str | None = field(default=None, metadata=LAUNCH)
+    """Where the run of init_from is now, if it was moved."""
     evaluate_every: int = field(default=1000, metadata=LAUNCH)
     """Steps between evaluations on the validation split (0: at the end only)."""
     workdir: str | None = field(default=None, metadata=LAUNCH)
@@ -54,6 +64,8 @@ class Config:
     def __post_init__(self):
         positive(steps=self.steps)
         checked_seed(self.seed)
+        if self.finetune != "full" and self.init_from is None:
+            raise UserError(f"finetune {self.finetune} adapts a run that is there; the fix: --init-from RUN")
         if self.evaluate_every < 0:
             raise UserError(
                 f"evaluate_every is {self.evaluate_every}; 0 evaluates at the end only, else it counts steps"

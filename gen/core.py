@@ -43,6 +43,8 @@ class Feature:
     """Number of classes, if it is a label in [0, classes)."""
     vocab: int | None = None
     """Size of the vocabulary, if it is tokens in [0, vocab)."""
+    end: int | None = None
+    """The token that stands between documents, if it is tokens: each document begins with it."""
     sample_rate: int | None = None
     """Samples per second in Hz, if it is audio."""
     levels: int | None = None
@@ -52,6 +54,19 @@ class Feature:
 
 
 Spec = Mapping[str, Feature]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How a base is adapted: a few parameters are trained beside weights that stay as they are. Subclass it to add a way."""
+
+    def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
+        """What is trained, as it is before the first step: with it, the networks do what the base does, or nearly."""
+        raise NotImplementedError
+
+    def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
+        """The parameters that the networks take."""
+        raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +96,8 @@ class GenerativeModel(NamedTuple):
     of the batch; every example carries its position `row` in the whole batch and its `weight` (0 = padding).
     """
 
-    init: Callable[[Key], State]
+    init: Callable[..., State]
+    """(key) -> the state of step 0; (key, params) -> the same that starts from these, or stands on them if it is adapted."""
     update: Callable[[State, Batch, Key], tuple[State, Metrics]]
     """One training step; metrics are scalars, already averaged over "data"."""
     evaluate: Callable[[State, Batch, Key], Sums]
@@ -113,6 +129,23 @@ class FamilyConfig:
         """The same model, as small as the contract tests want it."""
         raise NotImplementedError
 
+    def inherit(self, base: FamilyConfig, spec: Spec) -> FamilyConfig:
+        """This config with what decides the shapes of parameters taken from the base's, which has examples of `spec`.
+
+        Raises: UserError if it is another family's.
+        """
+        if type(self) is not type(base):
+            family = lambda config: type(config).__module__
+            raise UserError(f"the base is of {family(base)}, and this config of {family(self)}; choose a config of it")
+        return self
+
+    def adapted(self, adapter: Adapter | None) -> FamilyConfig:
+        """The config of this model with its parameters as a fixed base, and the adapter trained; None: without one again.
+
+        Raises: UserError if the family has no adapters.
+        """
+        raise UserError(f"{type(self).__module__} has no adapters; the fix: --finetune full")
+
 
 class Dataset(NamedTuple):
     """Examples as pure functions of (seed, step, row): random access, no iterator state."""
@@ -129,6 +162,12 @@ class Dataset(NamedTuple):
     """(split, batch size) -> the split in order, the last batch padded; "weight" is 0 on padding."""
     preprocess: Callable[[Batch, Key, bool], Batch]
     """(batch, key, training) -> what the model sees. Runs in the compiled step; its noise belongs to (key, row)."""
+    files: Mapping[str, bytes] = {}
+    """What a run keeps of the data beside their spec, by file name: a tokenizer."""
+    protocol: Mapping[str, Any] = {}
+    """How the evaluation splits are read, stored beside each number."""
+    baselines: Callable[[], dict[str, float]] = dict
+    """() -> {metric: what a trivial model reaches on the test split}, stored beside the model's own."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +278,6 @@ def average(ema: Params, params: Params, decay: float, step: Array) -> Params:
     return jax.tree.map(lambda a, p: a + ((1 - now) * (p - a)).astype(a.dtype), ema, params)
 
 
-def per_example(draw: Callable[[Key], Array], key: Key, row: Array) -> Array:
+def per_example(draw: Callable[[Key], Any], key: Key, row: Array) -> Any:
     """`draw(key of the row)` for each row [B] -> [B, ...]: noise belongs to the example, whatever device holds it."""
     return jax.vmap(lambda r: draw(jax.random.fold_in(key, r)))(row)

@@ -19,7 +19,6 @@ import numpy as np
 import tyro
 
 from gen import checkpoint, core, run, sample
-from gen.artifacts import to_bytes
 from gen.core import Array, Dataset, GenerativeModel, Key, State, UserError, checked_seed, command, positive
 from gen.metrics import split
 from gen.metrics.classifier import trained
@@ -31,6 +30,7 @@ from gen.metrics.kernel import kid
 from gen.metrics.manifold import prdc
 from gen.metrics.split import CHUNK, Images
 from gen.metrics.tstr import PERCEPTRON, SEEDS, baselines, tstr
+from gen.pictures import to_bytes
 
 Metric = Literal["tstr", "frechet", "kid", "inception", "prdc"]
 SAMPLES = 10_000

@@ -99,6 +99,18 @@ def doubly_reparameterized(log_weight: Callable[[Sequence[Array]], Array], z: Se
     return jax.lax.stop_gradient(importance_weighted_bound(log_w)), surrogate
 
 
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Array, target: Array) -> tuple[Array, Array]:
+    """-log softmax(logits)[target] of each token, and log Z, the normalizer whose square the z-loss is. nats.
+
+    logits: [..., V]; target: int [...].
+    """
+    log_z = logsumexp(logits, axis=-1)
+    return log_z - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0], log_z
+
+
 # --- adversarial: D(x) is a score (a logit where a probability is meant), real = D(x), fake = D(G(z)), [B] each ----------
 
 

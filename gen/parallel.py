@@ -47,8 +47,8 @@ class Config:
 class Engine(NamedTuple):
     """A compiled model over placed states and host batches."""
 
-    init: Callable[[], State]
-    """The state of step 0, placed."""
+    init: Callable[..., State]
+    """The state of step 0, placed; given parameters, the one that starts from them."""
     update: Callable[[State, HostBatch], tuple[State, Metrics]]
     """One step on a batch, or on as many stacked as the model takes; the given state is consumed."""
     evaluate: Callable[[State, HostBatch], Sums]
@@ -95,8 +95,8 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
             f"the fix: --data.batch-size {max(n, batch_size // n * n)}, or --parallel.devices"
         )
 
-    def init() -> State:
-        return model.init(jax.random.key(seed))
+    def init(*params: Any) -> State:
+        return model.init(jax.random.key(seed), *params)
 
     def update(state: State, batch: Batch) -> tuple[State, Metrics]:
         return model.update(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))

@@ -2,6 +2,7 @@
 
     config.json     the resolved config, and the digests of the run's identity and of its data
     spec.json       what the model sees of the data
+    tokenizer.json  what the tokens of a text are
     reference.npz   64 held-out examples, and statistics of the last evaluation (KL of each latent)
     checkpoints/    metrics.jsonl  telemetry.jsonl  events*  samples/  evaluation.json
 
@@ -47,10 +48,11 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def begin(workdir: Path, config: Config, data: Dataset) -> None:
-    """Write the run's facts, or check that a run that is there is the same.
+def begin(workdir: Path, config: Config, data: Dataset, base: Mapping[str, Any] | None = None) -> None:
+    """Write the run's facts, or check that a run that is there is the same. base: what the run keeps of the run that it goes
+    on from (its path, step and SHA-256).
 
-    Raises: UserError with the difference, if the directory belongs to another identity or other data.
+    Raises: UserError with the difference, if the directory belongs to another identity, other data or another base.
     """
     if (workdir / "config.json").exists():
         # What the person's own config is made of has been imported already.
@@ -66,11 +68,18 @@ def begin(workdir: Path, config: Config, data: Dataset) -> None:
             )
         if facts["data"] != data.digest:
             raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
-    write_json(
-        workdir / "config.json",
-        {"format": FORMAT, "identity": configs.digest(config), "data": data.digest, "config": configs.encode(config)},
-    )
+        if (base or {}).get("sha256") != facts.get("base", {}).get("sha256"):
+            raise UserError(f"the base is not the one that {workdir} was begun on; choose another --workdir")
+    write_config(workdir, config, data.digest, base)
+    for name, content in data.files.items():
+        write_bytes(workdir / name, content)
     write_json(workdir / "spec.json", {name: dataclasses.asdict(feature) for name, feature in data.spec.items()})
+
+
+def write_config(workdir: Path, config: Config, data: str, base: Mapping[str, Any] | None = None) -> None:
+    """config.json. data: the digest of the data."""
+    facts = {"format": FORMAT, "identity": configs.digest(config), "data": data, "config": configs.encode(config)}
+    write_json(workdir / "config.json", facts if base is None else facts | {"base": base})
 
 
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:

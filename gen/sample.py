@@ -1,49 +1,51 @@
-"""From a run directory alone to artifacts, with a manifest from which they can be made again, byte for byte."""
+"""From a run directory alone to pictures and texts, with a manifest from which they can be made again, byte for byte."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import tyro
 
-from gen import artifacts, checkpoint, parallel, run
+from gen import checkpoint, finetune, parallel, pictures, run, texts
 from gen import config as configs
-from gen.core import Dataset, GenerativeModel, State, UserError, checked_seed
-from gen.metrics.neighbours import neighbours
+from gen.core import Dataset, GenerativeModel, Spec, State, UserError, checked_seed
+from gen.data import tokenizers
+from gen.networks.transformer import PADDING
 
-FORMAT = 1
-VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow")
+FORMAT = 2
+VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
 R = TypeVar("R")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
-class Options(Generic[R]):
-    """Samples of a trained run: a PNG, the arrays, and a manifest."""
+class Options(Generic[R, M]):
+    """Samples of a trained run: what people look at, the arrays, and a manifest."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     request: Annotated[R, tyro.conf.arg(name="")]
+    medium: Annotated[M, tyro.conf.arg(name="")]
     seed: int = 0
     """Seed of the samples."""
     step: int | None = None
     """Checkpoint to sample from; None: the best."""
     out: Path | None = None
     """Where to write; None: generated/ in the run directory."""
-    neighbours: bool = False
-    """Show the nearest training images beside each sample, which needs the data set."""
-    data_dir: str | None = None
-    """Where the data set is, if not where it was in training."""
+    base: str | None = None
+    """Where the run that an adapter stands on is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported (a fork's family)."""
 
@@ -61,6 +63,8 @@ class Verify:
     """The run directory, if it was moved."""
     data_dir: str | None = None
     """Where the data set is, if neighbours are shown and it is not where it was in training."""
+    base: str | None = None
+    """Where the run that an adapter stands on is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported."""
 
@@ -75,10 +79,53 @@ def main(arguments: Sequence[str]) -> int:
         print("       sample.py --verify MANIFEST")
         return 0 if {"-h", "--help"} & set(arguments) else 2
     trust = tuple(value for flag, value in pairwise(arguments) if flag == "--trust")
-    model = load(Path(arguments[0]), trust)[1]
-    options = tyro.cli(Options[model.request], args=list(arguments), prog=prog)
-    sample(options, model)
+    workdir = Path(arguments[0])
+    model = load(workdir, trust)[1]
+    medium = medium_of(run.read_spec(workdir))
+    options = tyro.cli(Options[model.request, medium.options], args=list(arguments), prog=prog)
+    sample(options, model, medium)
     return 0
+
+
+class Medium(NamedTuple):
+    """What samples are made of, and how people see them."""
+
+    options: type
+    """Its part of the command line."""
+    resolved: Callable[[Any], Any]
+    """The options with the contents of files that they name."""
+    given: Callable[[Path, Any], tuple[dict[str, Any], dict[str, Any]]]
+    """(run directory, options) -> what is given to `generate`: arrays, and functions by name."""
+    files: Callable[..., dict[str, bytes]]
+    """(run directory, options, arrays, trust) -> {file name: content}."""
+
+
+def medium_of(spec: Spec) -> Medium:
+    """Texts if the model's data are tokens, else pictures."""
+    return TEXTS if "tokens" in spec else PICTURES
+
+
+def _pictures(workdir: Path, options: pictures.Options, arrays: Any, trust: Sequence[str]) -> dict[str, bytes]:
+    return pictures.files(arrays, dataset(workdir, options.data_dir, trust) if options.neighbours else None)
+
+
+def _given(workdir: Path, options: texts.Options) -> tuple[dict[str, Any], dict[str, Any]]:
+    if options.source and "source" not in run.read_spec(workdir):
+        raise UserError(f"{workdir} was not trained on sources and their targets; give it a --prompt")
+    tokenizer = tokenizers.of_run(workdir)
+    listen = texts.listener(options, tokenizer)
+    return texts.given(options, tokenizer), {} if listen is None else {"listen": listen}
+
+
+PICTURES = Medium(
+    pictures.Options, lambda options: options, lambda workdir, _: (run.read_reference(workdir), {}), _pictures
+)
+TEXTS = Medium(
+    texts.Options,
+    texts.resolved,
+    _given,
+    lambda workdir, options, arrays, _: texts.files(arrays, tokenizers.of_run(workdir), options),
+)
 
 
 def load(workdir: Path, trust: Sequence[str]) -> tuple[configs.Config, GenerativeModel]:
@@ -88,15 +135,22 @@ def load(workdir: Path, trust: Sequence[str]) -> tuple[configs.Config, Generativ
     return config, config.model.build(run.read_spec(workdir), config.steps)
 
 
-def sample(options: Options[Any], model: GenerativeModel) -> None:
+def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -> None:
     """Generate, and write the outputs and their manifest."""
     config, _ = load(options.run, options.trust)
     step = choose(options.run, config, options.step)
-    arrays = generate(options.run, model, step, options.seed, options.request)
-    data = dataset(options.run, options.data_dir, options.trust) if options.neighbours else None
-    outputs = files(arrays, data)
+    asked = medium.resolved(options.medium)
+    given, functions = medium.given(options.run, asked)
+    arrays = generate(options.run, model, step, options.seed, options.request, given, functions, base=options.base)
+    if "listen" in functions:
+        functions["listen"](np.full(len(arrays["samples"]), PADDING))  # no more comes
+    outputs = medium.files(options.run, asked, arrays, options.trust)
     changed = {f.name: v for f in fields(options.request) if (v := getattr(options.request, f.name)) != f.default}
+    kept = {f.name: getattr(asked, f.name) for f in fields(asked) if not f.metadata.get("launch")}
+    beyond = {k: v for k, v in kept.items() if v != type(asked).__dataclass_fields__[k].default}
     name = "-".join([f"step{step}", f"seed{options.seed}", *(f"{k}{v}" for k, v in changed.items())])
+    if beyond:
+        name += "-" + _sha256(repr(beyond).encode())[:8]
     folder = options.out or options.run / "generated" / name
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
@@ -108,12 +162,14 @@ def sample(options: Options[Any], model: GenerativeModel) -> None:
         "checkpoint": {"step": step, "sha256": checkpoint.digest(options.run / "checkpoints", step)},
         "reference": _sha256((options.run / "reference.npz").read_bytes()),
         "seed": options.seed,
-        "neighbours": options.neighbours,
         "request": configs.encode(options.request),
+        "medium": {k: v for k, v in configs.encode(asked).items() if k == "type" or k in kept},
         "conditions": conditions(),
         "outputs": {file: _sha256(content) for file, content in outputs.items()},
     }
     run.write_json(folder / "manifest.json", manifest)
+    if "samples.txt" in outputs:
+        print("" if asked.stream else outputs["samples.txt"].decode())
     print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
 
 
@@ -131,17 +187,31 @@ def choose(workdir: Path, config: configs.Config, step: int | None) -> int:
     return best
 
 
-def restored(workdir: Path, model: GenerativeModel, step: int) -> State:
-    """What samples are drawn from, of a checkpoint; on one device."""
+def restored(workdir: Path, model: GenerativeModel, step: int, base: str | None = None) -> State:
+    """What samples are drawn from, of a checkpoint; on one device. base: where the run that it stands on was moved to."""
     abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema", "stats"))
+    if jax.tree.leaves(abstract.frozen):
+        state = finetune.standing(state, abstract, finetune.of_run(workdir, base))
     return replace(state, step=jax.numpy.int32(step))
 
 
-def generate(workdir: Path, model: GenerativeModel, step: int, seed: int, request: Any) -> dict[str, Any]:
-    """Arrays, a function of the run, the checkpoint, the seed and the request; on one device."""
-    state, given = restored(workdir, model, step), run.read_reference(workdir)
-    arrays = jax.jit(partial(model.generate, request=request))(state, jax.random.key(seed), given)
+def generate(
+    workdir: Path,
+    model: GenerativeModel,
+    step: int,
+    seed: int,
+    request: Any,
+    given: Mapping[str, Any] | None = None,
+    functions: Mapping[str, Any] = {},
+    base: str | None = None,
+) -> dict[str, Any]:
+    """Arrays, a function of the run, the checkpoint, the seed, the request and what is given; on one device."""
+    if functions.keys() - inspect.signature(model.generate).parameters.keys():
+        raise UserError("this model writes its tokens in any order, all at once: leave --stop and --stream out")
+    state = restored(workdir, model, step, base)
+    given = run.read_reference(workdir) if given is None else given
+    arrays = jax.jit(partial(model.generate, request=request, **functions))(state, jax.random.key(seed), given)
     return jax.device_get(arrays)
 
 
@@ -155,17 +225,6 @@ def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str]) -> Datase
     return data
 
 
-def files(arrays: Mapping[str, Any], data: Dataset | None) -> dict[str, bytes]:
-    """{file name: content} of what was generated; with the data set, its nearest training images too."""
-    if data is None:
-        return artifacts.files(arrays)
-    samples = np.asarray(arrays["samples"]).reshape(-1, *data.spec["image"].shape)
-    near = neighbours(data, samples)
-    beside = np.concatenate([samples[:, None], near.image], axis=1)
-    found = {"neighbour_index": near.index, "neighbour_distance": near.distance}
-    return artifacts.files({**arrays, **found}) | {"neighbours.png": artifacts.png(artifacts.to_bytes(beside))}
-
-
 def verify(options: Verify) -> int:
     """Regenerate what a manifest describes and say what differs; 0 if nothing does, else 1."""
     manifest = _read_manifest(options.verify)
@@ -174,8 +233,13 @@ def verify(options: Verify) -> int:
     step = manifest["checkpoint"]["step"]
     choose(workdir, config, step)
     request = configs.decode(model.request, manifest["request"], options.trust, at="request")
-    data = dataset(workdir, options.data_dir, options.trust) if manifest.get("neighbours") else None
-    outputs = files(generate(workdir, model, step, manifest["seed"], request), data)
+    medium = medium_of(run.read_spec(workdir))
+    asked = configs.decode(medium.options, manifest["medium"], options.trust, at="medium")
+    if options.data_dir is not None and hasattr(asked, "data_dir"):
+        asked = replace(asked, data_dir=options.data_dir)
+    given = medium.given(workdir, asked)
+    arrays = generate(workdir, model, step, manifest["seed"], request, *given, base=options.base)
+    outputs = medium.files(workdir, asked, arrays, options.trust)
 
     found = {
         "config": (manifest["identity"], configs.digest(config)),
@@ -226,7 +290,7 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as a manifest: {error}") from None
     shape = {"run": str, "identity": str, "checkpoint": dict, "reference": str, "seed": int, "request": dict}
-    shape |= {"conditions": dict, "outputs": dict}
+    shape |= {"medium": dict, "conditions": dict, "outputs": dict}
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} is no manifest of format {FORMAT}")
     for name, kind in shape.items():

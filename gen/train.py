@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen import alarms, artifacts, checkpoint, log, parallel, run
+from gen import alarms, checkpoint, finetune, log, parallel, pictures, run, texts
 from gen import config as configs
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel, HostBatch, State, UserError
+from gen.data import tokenizers
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import applied
 from gen.metrics.split import measured
@@ -25,16 +26,18 @@ from gen.parallel import Engine
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     """The three parts of a run. Raises: UserError for whatever a person got wrong, before anything is written."""
     parallel.start(config.parallel)
-    data = config.data.build()
+    data = finetune.data(config).build()
     model = applied(config.model.build(data.spec, config.steps), data.preprocess)
     return data, model, parallel.compile(model, config.parallel, config.seed, config.data.batch_size)
 
 
 def train(config: Config, workdir: Path) -> None:
     """Train in `workdir`, from the newest sound checkpoint if there is one, and test the best."""
+    config = finetune.resolved(config)
     data, model, engine = build(config)
+    base = finetune.chosen(config, workdir)
     with run.locked(workdir):
-        run.begin(workdir, config, data)
+        run.begin(workdir, config, data, base and finetune.facts(base, workdir))
         checkpoints = workdir / "checkpoints"
         damaged: list[str] = []
         start = checkpoint.newest(checkpoints, warn=damaged.append) or 0
@@ -44,7 +47,7 @@ def train(config: Config, workdir: Path) -> None:
             return
         if not data.spec.keys() <= run.read_reference(workdir).keys():
             run.write_reference(workdir, reference(data))
-        state, length = _resume(engine, checkpoints, start) if start else (engine.init(), 0)
+        state, length = _resume(engine, checkpoints, start, base) if start else (_begin(engine, base), 0)
         examples = config.data.batch_size * (model.batches or 1)
         with log.opened(workdir, config.log, start, config.steps, examples, length) as logger:
             for text in damaged:
@@ -55,7 +58,7 @@ def train(config: Config, workdir: Path) -> None:
             if start < config.steps:
                 (workdir / "evaluation.json").unlink(missing_ok=True)
                 fit(config, workdir, data, model, engine, state, logger)
-            test(config, workdir, data, model, engine, logger)
+            test(config, workdir, data, model, engine, logger, base)
 
 
 def fit(
@@ -79,9 +82,7 @@ def fit(
                     split = data.evaluation("validation", config.data.batch_size)
                     validation = _report(measured(model, engine.evaluate, state, split), config, workdir, logger, step)
                     samples = sample(state, jax.random.key(0), run.read_reference(workdir))
-                    path = workdir / "samples" / f"step_{step:07d}.png"
-                    path.parent.mkdir(exist_ok=True)
-                    run.write_bytes(path, artifacts.picture(samples))
+                    show(samples, data, workdir / "samples" / f"step_{step:07d}")
             if watch and (due(step, config.evaluate_every) or due(step, config.save.every)):
                 with logger.paused():
                     logger.settle()
@@ -91,6 +92,16 @@ def fit(
                     logger.settle()
                     save(state, {"metrics_bytes": logger.length(), "validation": validation})
         logger.settle()
+
+
+def show(samples: dict[str, Any], data: Dataset, path: Path) -> None:
+    """What was generated as a picture or a text."""
+    path.parent.mkdir(exist_ok=True)
+    if "tokens" in data.spec:
+        made = texts.samples(samples, tokenizers.load(data.files["tokenizer.json"]))
+        run.write_bytes(path.with_suffix(".txt"), (texts.RULE.join(made) + "\n").encode())
+    else:
+        run.write_bytes(path.with_suffix(".png"), pictures.picture(samples))
 
 
 def heed(found: tuple[dict[str, float], list[str]], config: Config, workdir: Path, logger: log.Log, step: int) -> None:
@@ -107,19 +118,34 @@ def heed(found: tuple[dict[str, float], list[str]], config: Config, workdir: Pat
         )
 
 
-def test(config: Config, workdir: Path, data: Dataset, model: GenerativeModel, engine: Engine, logger: log.Log) -> None:
+def test(
+    config: Config,
+    workdir: Path,
+    data: Dataset,
+    model: GenerativeModel,
+    engine: Engine,
+    logger: log.Log,
+    base: finetune.Base | None,
+) -> None:
     """Metrics of the best checkpoint on the test split, into evaluation.json."""
     checkpoints = workdir / "checkpoints"
     step = checkpoint.best(checkpoints, config.save, warn=partial(logger.alarm, config.steps))
     assert step is not None  # fit saves the last step
     state = checkpoint.restore(checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
+    state = finetune.standing(state, engine.abstract, base)
     state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
     logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")
     batches = data.evaluation("test", config.data.batch_size)
     metrics = scalars(measured(model, engine.test, state, logger.track(batches, "test")))
     log.check_finite(step, "test", metrics)
-    common = {"split": "test", "n": data.sizes["test"], "data": data.digest, "checkpoint": step}
-    run.write_evaluation(workdir, metrics, {name: {**common, **model.protocol.get(name, {})} for name in metrics})
+    common = {"split": "test", "n": data.sizes["test"], "data": data.digest, "checkpoint": step, **data.protocol}
+    if base is not None:
+        common["base"] = finetune.opened(base.path, base.step).sha256  # read anew: the base is as it was
+        assert common["base"] == base.sha256, "the base has changed while the run stood on it"
+    baselines = data.baselines()
+    protocol = {name: {**common, **model.protocol.get(name, {})} for name in metrics}
+    metrics |= baselines
+    run.write_evaluation(workdir, metrics, protocol | {name: common | {"baseline": True} for name in baselines})
     logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
 
@@ -150,6 +176,7 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
 
 def dry_run(config: Config) -> None:
     """Print the resolved config, the sizes of the state's parts and the FLOPs of a step; nothing is written or trained."""
+    config = finetune.resolved(config)
     data, model, engine = build(config)
     print(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
     size = lambda tree: (
@@ -158,6 +185,7 @@ def dry_run(config: Config) -> None:
     )
     parts = {f"params/{name}": tree for name, tree in engine.abstract.params.items()}
     parts |= {"opt_state": engine.abstract.opt_state, "ema": engine.abstract.ema, "stats": engine.abstract.stats}
+    parts |= {"frozen": engine.abstract.frozen}
     for name, tree in parts.items():
         count, bytes_ = size(tree)
         print(f"{name:24s} {count:>14,} numbers {bytes_:>16,} bytes")
@@ -167,8 +195,12 @@ def dry_run(config: Config) -> None:
     )
 
 
-def _resume(engine: Engine, checkpoints: Path, start: int) -> tuple[State, int]:
-    state = checkpoint.restore(checkpoints, start, engine.abstract)
+def _begin(engine: Engine, base: finetune.Base | None) -> State:
+    return engine.init() if base is None else engine.init(finetune.weights(base))
+
+
+def _resume(engine: Engine, checkpoints: Path, start: int, base: finetune.Base | None) -> tuple[State, int]:
+    state = finetune.standing(checkpoint.restore(checkpoints, start, engine.abstract), engine.abstract, base)
     return state, checkpoint.meta(checkpoints, start)["metrics_bytes"]
 
 

@@ -1,5 +1,6 @@
 """Eight devices on the processor; a broadcast between ranks is an error."""
 
+import json
 import os
 
 # Half the time to compile; tests of processes (test_run.py) have the programs as people have them.
@@ -20,6 +21,7 @@ from PIL import Image
 
 from gen import config as configs
 from gen.config import Config
+from gen.data.text import Config as Text
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -39,13 +41,27 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(pictures: Path):
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty pairs of a number and its words, as lines of JSON."""
+    path = tmp_path_factory.mktemp("texts") / "pairs.jsonl"
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    spelled = lambda i: " ".join(words[int(digit)] for digit in str(i))
+    path.write_text("".join(json.dumps({"source": str(7 * i), "target": spelled(7 * i)}) + "\n" for i in range(60)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(pictures: Path, texts: Path):
     """A config of configs/ by name, as small as it goes, on data that is always there."""
 
     def load(name: str) -> Config:
         config = configs.load(name, CONFIGS)
         data = replace(config.data, batch_size=8)
-        if getattr(data, "name", "digits") != "digits":
+        if isinstance(data, Text):
+            name = f"jsonl:{texts}" if data.name.startswith("jsonl:") else "pydoc"
+            source_length = data.source_length and 6
+            data = replace(data, name=name, split="hash:0.1", tokenizer="byte", length=16, source_length=source_length)
+        elif getattr(data, "name", "digits") != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             data = replace(data, name=f"folder:{pictures}", **splits)
         return replace(config, model=config.model.tiny(), data=data, steps=100)

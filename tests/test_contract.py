@@ -13,13 +13,19 @@ from conftest import CONFIGS
 from gen import checkpoint, core, parallel
 from gen import config as configs
 from gen.config import Config
-from gen.core import State
+from gen.core import Dataset, GenerativeModel, State
 from gen.data.preprocess import applied
 from gen.optim import OptimConfig
 from gen.train import feed
 
 EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
-FAMILIES = ["vae_digits", "gan_digits"]  # one config a family, for what is dear to compile
+FAMILIES = [
+    "vae_digits",
+    "gan_digits",
+    "lm_pydoc",
+    "mlm_pydoc",
+    "seq2seq_docstring",
+]  # one config a family, for what is dear to compile
 HELD = OptimConfig(rule="frozen")
 PLAYERS = {  # config -> each player's loss, and what holds the others
     "vae_digits": {"loss": {}},
@@ -27,6 +33,9 @@ PLAYERS = {  # config -> each player's loss, and what holds the others
         "loss/discriminator": {"generator_optim": HELD},
         "loss/generator": {"discriminator_optim": HELD},
     },
+    "lm_pydoc": {"loss": {}},
+    "mlm_pydoc": {"loss": {}},
+    "seq2seq_docstring": {"loss": {}},
 }
 
 
@@ -96,13 +105,7 @@ def test_every_config(name, tiny):
     again, _ = run(config, parallel.Config(devices=1), 3)
     assert_same(state, again)
 
-    request = replace(model.request(), n=5)
-    generate = jax.jit(lambda state, key: model.generate(state, key, {}, request))
-    one, other = (np.asarray(generate(state, jax.random.key(k))["samples"]) for k in (0, 1))
-    assert one.shape == (5, *data.spec["image"].shape)
-    assert one.dtype == np.float32
-    assert np.abs(one).max() <= 1.0001
-    assert not np.array_equal(one, other)
+    generates(data, model, state, batch(0))
 
     sums = engine.evaluate(state, next(data.evaluation("validation", 8)))
     assert all(np.isfinite(v).all() for v in model.summarize(jax.device_get(sums)).values())
@@ -110,6 +113,24 @@ def test_every_config(name, tiny):
     decoded = configs.decode(Config, json.loads(json.dumps(configs.encode(config))))
     assert decoded == config
     assert configs.digest(decoded) == configs.digest(config)
+
+
+def generates(data: Dataset, model: GenerativeModel, state: State, batch: core.HostBatch) -> None:
+    """Samples have the declared shape, dtype and range, and differ by key."""
+    short = {"tokens": 6} if "tokens" in data.spec else {}
+    request = replace(model.request(), n=5, **short)
+    given = {"source": batch["source"][:1]} if "source" in data.spec else {}
+    generate = jax.jit(lambda state, key: model.generate(state, key, given, request))
+    one, other = (np.asarray(generate(state, jax.random.key(k))["samples"]) for k in (0, 1))
+    if short:
+        assert one.shape == (5, 6)
+        assert one.dtype == np.int32
+        assert one.max() < (data.spec["tokens"].vocab or 0)
+    else:
+        assert one.shape == (5, *data.spec["image"].shape)
+        assert one.dtype == np.float32
+        assert np.abs(one).max() <= 1.0001
+    assert not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize(("name", "loss"), [(name, loss) for name in FAMILIES for loss in PLAYERS[name]])

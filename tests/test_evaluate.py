@@ -13,7 +13,6 @@ import pytest
 
 from gen import checkpoint, evaluate, parallel, run, sample
 from gen import config as configs
-from gen.artifacts import to_bytes
 from gen.checkpoint import Config as Save
 from gen.core import UserError
 from gen.data.images import Config as Digits
@@ -21,6 +20,7 @@ from gen.evaluate import Options, Score, check_comparable, generated, opened, sc
 from gen.metrics import split
 from gen.metrics.classifier import Recipe, trained
 from gen.metrics.tstr import baselines, tstr
+from gen.pictures import to_bytes
 from gen.train import build, train
 
 N = 200

@@ -18,7 +18,6 @@ from test_contract import ENGINES, assert_close, parts, run
 from test_losses import FORMULAS, numerical_gradient
 
 from gen import losses, parallel
-from gen.artifacts import picture
 from gen.augment import ADA, DiffAugment
 from gen.config import Config as Experiment
 from gen.core import Feature, GenerativeModel, State, UserError
@@ -31,6 +30,7 @@ from gen.networks.generator import doubled
 from gen.networks.layers import Conv, MinibatchDiscrimination, Norm, SelfAttention, dropout, spectral
 from gen.networks.virtual import REFERENCES
 from gen.optim import OptimConfig
+from gen.pictures import picture
 from gen.players import STANDING, packed
 from gen.schedules import Warmup, WarmupLinear
 from gen.train import feed

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
 from benchmarks import inception_weights
-from gen import artifacts
+from gen import pictures
 from gen.core import UserError
 from gen.metrics.inception import checked, inception, network_input, resized, shapes
 from gen.networks.inception import AVERAGE, MAXIMUM, Inception
@@ -196,7 +196,7 @@ def test_resizing_is_that_of_torch_fidelity(size):
 
 def test_the_network_sees_the_bytes_of_a_file_and_grey_as_three_equal_channels():
     x = np.random.default_rng(4).uniform(-1.1, 1.1, (2, 299, 299, 1)).astype(np.float32)
-    expected = (artifacts.to_bytes(x).astype(np.float32) - 128) / 128
+    expected = (pictures.to_bytes(x).astype(np.float32) - 128) / 128
     np.testing.assert_array_equal(network_input(jnp.asarray(x)), expected.repeat(3, axis=-1))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gen import run, sample
+from gen import pictures, run, sample
 from gen.core import UserError
 from gen.data.images import Config as Images
 from gen.metrics.neighbours import COUNT, neighbours
@@ -42,9 +42,9 @@ def test_a_run_shows_them_and_refuses_other_data(tiny, tmp_path, monkeypatch):
     config = replace(config, steps=2, evaluate_every=0, log=replace(config.log, tensorboard=False))
     train(config, tmp_path)
     model = sample.load(tmp_path, ())[1]
-    options = sample.Options(tmp_path, model.request(n=4), out=tmp_path / "out", neighbours=True)
+    options = sample.Options(tmp_path, model.request(n=4), pictures.Options(neighbours=True), out=tmp_path / "out")
 
-    sample.sample(options, model)
+    sample.sample(options, model, sample.PICTURES)
 
     arrays = np.load(tmp_path / "out" / "samples.npz")
     assert arrays["neighbour_index"].shape == arrays["neighbour_distance"].shape == (4, COUNT)
@@ -54,4 +54,4 @@ def test_a_run_shows_them_and_refuses_other_data(tiny, tmp_path, monkeypatch):
     facts = run._read_json(tmp_path / "config.json", "")
     run.write_json(tmp_path / "config.json", facts | {"data": "0" * 64})
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
-        sample.sample(options, model)
+        sample.sample(options, model, sample.PICTURES)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.artifacts import to_bytes
 from gen.core import Array, Dataset, GenerativeModel, HostBatch, State, Sums, UserError
 from gen.metrics.features import Features
+from gen.pictures import to_bytes
 
 CHUNK = 1000
 BATCH = 100  # images that features are taken of at once: Inception's need 1 GB

@@ -1,17 +1,30 @@
-"""Samples as files that people look at."""
+"""Pictures that people look at."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from gen.core import LAUNCH, Dataset
+
 MIN_SIDE = 28 * 16  # pixels; a smaller grid is enlarged, so that a person sees it
 MOST_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is shown beside the samples."""
+
+    neighbours: bool = False
+    """Show the nearest training images beside each sample, which needs the data set."""
+    data_dir: str | None = field(default=None, metadata=LAUNCH)
+    """Where the data set is, if not where it was in training."""
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
@@ -49,8 +62,17 @@ def picture(arrays: Mapping[str, Any]) -> bytes:
     return png(to_bytes(np.asarray(arrays["samples"])), classes if in_turn else None)
 
 
-def files(arrays: Mapping[str, Any]) -> dict[str, bytes]:
-    """{file name: content} of what a model generated: the picture, and all arrays."""
+def files(arrays: Mapping[str, Any], data: Dataset | None = None) -> dict[str, bytes]:
+    """{file name: content} of what a model generated: the picture, and all arrays; with the data set, the nearest training
+    images of each sample too."""
+    beside = {}
+    if data is not None:
+        from gen.metrics.neighbours import neighbours
+
+        samples = np.asarray(arrays["samples"]).reshape(-1, *data.spec["image"].shape)
+        near = neighbours(data, samples)
+        arrays = {**arrays, "neighbour_index": near.index, "neighbour_distance": near.distance}
+        beside = {"neighbours.png": png(to_bytes(np.concatenate([samples[:, None], near.image], axis=1)))}
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    return {"samples.png": picture(arrays), "samples.npz": content.getvalue()}
+    return {"samples.png": picture(arrays), "samples.npz": content.getvalue()} | beside

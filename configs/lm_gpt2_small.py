@@ -1,0 +1,21 @@
+"""GPT-2 small (Radford et al. 2019: 124M parameters, context 1024), for accelerators: not run here.
+
+python train.py lm_gpt2_small --data.name text:FOLDER
+"""
+
+from gen.config import Config
+from gen.data.text import Config as Text
+from gen.families.lm import Config as LM
+from gen.networks.transformer import Architecture
+from gen.optim import OptimConfig
+from gen.schedules import WarmupCosine
+
+config = Config(
+    model=LM(
+        network=Architecture(layers=12, width=768, heads=12, dropout=0.0),
+        optim=OptimConfig(lr=WarmupCosine(6e-4, warmup=2000, end=6e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        dtype="bfloat16",
+    ),
+    data=Text(name="text:corpus", tokenizer="bpe", vocabulary=50_257, length=1024, batch_size=480),
+    steps=100_000,
+)

@@ -1,0 +1,24 @@
+"""A masked language model of Python's documentation that can also write: each share of the tokens is masked in training.
+
+With --model.rate 0.15 it is BERT's objective.
+"""
+
+from gen.config import Config
+from gen.data.text import Config as Text
+from gen.families.mlm import Config as MLM
+from gen.networks.transformer import Architecture
+from gen.optim import OptimConfig
+from gen.schedules import WarmupCosine
+
+config = Config(
+    model=MLM(
+        network=Architecture(
+            layers=4, width=128, heads=4, positions="rotary", norm="rms", activation="swiglu", bias=False, unroll=4
+        ),
+        rate=None,
+        optim=OptimConfig(lr=WarmupCosine(2e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
+    ),
+    data=Text(name="pydoc", tokenizer="bpe", vocabulary=2048, length=128, batch_size=16),
+    steps=2000,
+    evaluate_every=500,
+)

@@ -1,0 +1,32 @@
+"""The first sentence of a docstring, given the function: an encoder and a decoder on pairs from Python's standard library.
+
+python -m gen.data.docstrings docstrings.jsonl
+python train.py seq2seq_docstring
+"""
+
+from gen.config import Config
+from gen.data.text import Config as Text
+from gen.families.seq2seq import Config as Seq2Seq
+from gen.networks.transformer import Architecture
+from gen.optim import OptimConfig
+from gen.schedules import WarmupCosine
+
+config = Config(
+    model=Seq2Seq(
+        network=Architecture(
+            layers=3, width=192, heads=6, positions="rotary", norm="rms", activation="swiglu", bias=False, dropout=0.1
+        ),
+        optim=OptimConfig(lr=WarmupCosine(1e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
+    ),
+    data=Text(
+        name="jsonl:docstrings.jsonl",
+        tokenizer="bpe",
+        vocabulary=2048,
+        pairs="separate",
+        template="{source}",
+        source_length=192,
+        length=48,
+        batch_size=32,
+    ),
+    steps=3000,
+)

@@ -1,0 +1,163 @@
+"""Autoregressive decoding with a cache of keys and values: one compiled loop.
+
+The draws of a sample depend on its own key and the place of the token alone, so not on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import io_callback
+
+from gen.core import Array, Key, UserError, positive
+from gen.networks.transformer import PADDING, Cache, places
+
+Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
+"""(tokens, segment, position: int32 [B, T], cache, whether they begin it) -> (logits [B, T, V], the longer cache)."""
+Listener = Callable[[Array], Array]
+"""Tokens [B] as they come -> bool [B], which samples have enough. Runs on the host."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the model's distribution."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0: always the most likely token (greedy)."""
+    top_k: int | None = None
+    """Draw from the k most likely tokens only (Fan et al. 2018)."""
+    top_p: float | None = None
+    """Draw from the fewest tokens that together have this probability (Holtzman et al. 2020)."""
+    min_p: float | None = None
+    """Draw from tokens with at least this share of the most likely one's probability (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Makes the logits of tokens that were there before so many times worse (Keskar et al. 2019)."""
+
+    def __post_init__(self):
+        positive(repetition_penalty=self.repetition_penalty)
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}; it must be at least 0")
+        if self.top_k is not None:
+            positive(top_k=self.top_k)
+        for name in ("top_p", "min_p"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise UserError(f"{name} is {value}; it is a probability above 0")
+
+
+class Decoded(NamedTuple):
+    """What was decoded, [B, N]."""
+
+    tokens: Array
+    """int32; PADDING after the end of a sample."""
+    log_probs: Array
+    """float32, nats: of each token under the model itself, whatever the sampling; 0 after the end."""
+
+
+def filtered(logits: Array, seen: Array, sampling: Sampling) -> Array:
+    """Logits [B, V] of the distribution to draw from; of equally likely tokens, the first are kept. seen: bool [B, V], which
+    tokens were there before."""
+    if sampling.repetition_penalty != 1:
+        worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = jnp.where(seen, worse, logits)
+    if sampling.temperature == 0:
+        return logits
+    logits /= sampling.temperature
+    only = lambda order, keep: jnp.where(
+        jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, keep, axis=-1, inplace=False), logits, -jnp.inf
+    )
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        logits = only(jax.lax.top_k(logits, sampling.top_k)[1], True)
+    if sampling.top_p is not None:
+        order = jnp.argsort(logits, axis=-1, descending=True)
+        p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
+        logits = only(order, jnp.cumsum(p, axis=-1) - p < sampling.top_p)
+    if sampling.min_p is not None:
+        best = logits.max(axis=-1, keepdims=True)
+        logits = jnp.where(logits < best + jnp.log(sampling.min_p), -jnp.inf, logits)
+    return logits
+
+
+def decode(
+    read: Read,
+    empty: Callable[[int], Cache],
+    prompt: Array,
+    keys: Array,
+    sampling: Sampling,
+    *,
+    n: int,
+    limit: int | None,
+    vocab: int,
+    end: int | None,
+    listen: Listener | None = None,
+) -> Decoded:
+    """Up to n tokens after each prompt: until the token `end`, or the listener has enough.
+
+    prompt: int32 [B, P], PADDING on the left of the shorter ones; keys: [B]; empty: number of places -> a cache.
+    limit: the places that the model can look at, or None. Where prompt and tokens are more, it reads the last limit / 2 of
+    them anew whenever it has come to the limit.
+    """
+    batch, width = prompt.shape
+    room = width + n if limit is None else min(width + n, limit)
+    total = width + n
+
+    def start(text: Array, first: Any, count: int) -> tuple[Array, Array, Cache]:
+        """The logits after `count` tokens of the text, read into an empty cache, and the position of what comes next."""
+        part = jax.lax.dynamic_slice_in_dim(text, first, count, axis=1)
+        segment, position = places(part, end)
+        logits, cache = read(jnp.maximum(part, 0), segment, position, empty(room), True)
+        return logits[:, -1, :vocab], position[:, -1] + 1, cache
+
+    def body(carry: Any) -> Any:
+        i, text, log_probs, seen, position, done, logits, cache = carry
+        # --- draw
+        choice = filtered(logits, seen, sampling)
+        if sampling.temperature == 0:
+            token = choice.argmax(-1).astype(jnp.int32)
+        else:
+            draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row)
+            token = jax.vmap(draw)(keys, choice).astype(jnp.int32)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
+        log_prob = jnp.where(done[:, None], 0.0, log_prob).astype(jnp.float32)
+        shown = jnp.where(done, PADDING, token)
+        text = jax.lax.dynamic_update_slice_in_dim(text, shown[:, None], width + i, axis=1)
+        log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob, i, axis=1)
+        seen |= jax.nn.one_hot(token, vocab, dtype=bool)
+        if end is not None:
+            done |= token == end
+        if listen is not None:
+            done |= io_callback(listen, jax.ShapeDtypeStruct(done.shape, bool), shown, ordered=True)
+
+        # --- read
+        def one(_: None) -> tuple[Array, Array, Cache]:
+            segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
+            new, longer = read(token[:, None], segment, position[:, None], cache, False)
+            return new[:, -1, :vocab], position + 1, longer
+
+        def anew(_: None) -> tuple[Array, Array, Cache]:
+            half = max(1, room // 2)
+            return start(text, width + i + 1 - half, half)
+
+        if total > room:
+            logits, position, cache = jax.lax.cond(cache.length < cache.segment.shape[1], one, anew, None)
+        else:
+            logits, position, cache = one(None)
+        return i + 1, text, log_probs, seen, position, done, logits, cache
+
+    text = jnp.concatenate([prompt, jnp.full((batch, n), PADDING, jnp.int32)], axis=1)
+    logits, position, cache = start(text, 0, width)
+    seen = jnp.zeros((batch, vocab), bool)
+    seen = seen.at[jnp.arange(batch)[:, None], jnp.where(prompt < 0, vocab, prompt)].set(True, mode="drop")
+    done = jnp.zeros(batch, bool)
+    log_probs = jnp.zeros((batch, n), jnp.float32)
+    going = lambda carry: (carry[0] < n) & ~carry[5].all()
+    carry = jax.lax.while_loop(going, body, (0, text, log_probs, seen, position, done, logits, cache))
+    return Decoded(carry[1][:, width:], carry[2])
+
+
+def row_keys(key: Key, n: int) -> Array:
+    """A key for each of n samples, from its number alone."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))

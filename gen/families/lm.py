@@ -1,0 +1,239 @@
+"""The causal language model (Radford et al. 2019): each token given those before it in its document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+
+from gen import adapters, core, decoding, language, losses
+from gen.core import (
+    Adapter,
+    Array,
+    Batch,
+    GenerativeModel,
+    Key,
+    Metrics,
+    Params,
+    Spec,
+    State,
+    Sums,
+    UserError,
+    positive,
+)
+from gen.networks.transformer import Architecture, Transformer, empty_cache, places
+from gen.optim import OptimConfig
+
+SENTINELS = 3  # tokens that fill in the middle adds to the vocabulary: prefix, suffix, middle
+
+
+@dataclass(frozen=True)
+class Config(core.FamilyConfig):
+    """A causal language model."""
+
+    network: Architecture = Architecture()
+    """The transformer."""
+    fill_in_the_middle: float = 0.0
+    """Share of the training windows whose middle is moved to the end (Bavarian et al. 2022), so that it can be asked for."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
+    ema: float = 0.0
+    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer."""
+    adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
+    """What is trained beside a base, see --finetune."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of activations."""
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of parameters."""
+
+    def __post_init__(self):
+        if not 0 <= self.fill_in_the_middle <= 1:
+            raise UserError(f"fill_in_the_middle is {self.fill_in_the_middle}; it is a share in [0, 1]")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
+        if self.z_loss < 0:
+            raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
+
+    def tiny(self) -> Config:
+        return replace(self, network=self.network.tiny())
+
+    def inherit(self, base: core.FamilyConfig, spec: Spec) -> Config:
+        super().inherit(base, spec)
+        assert isinstance(base, Config)
+        return replace(
+            self,
+            network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1),
+            fill_in_the_middle=base.fill_in_the_middle,
+        )
+
+    def adapted(self, adapter: Adapter | None) -> Config:
+        return replace(self, adapter=adapter)
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        return build(self, spec, steps)
+
+
+@dataclass(frozen=True)
+class Request(decoding.Sampling):
+    """What to generate."""
+
+    n: int = 4
+    """Number of samples (of each prompt)."""
+    tokens: int = 256
+    """At most so many tokens each."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        positive(n=self.n, tokens=self.tokens)
+
+
+def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
+    feature = language.tokens(spec)
+    assert feature.vocab is not None
+    arch, vocab, end = config.network, feature.vocab, feature.end
+    context = language.context(arch, feature.shape[0] - 1)
+    fim = config.fill_in_the_middle
+    real_dtype = jnp.promote_types(config.dtype, jnp.float32)
+    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    network = Transformer(arch, vocab + SENTINELS * bool(fim), context, causal=True, dtypes=dtypes)
+    tx = config.optim.build(steps)
+    if fim and end is None:
+        raise UserError("fill_in_the_middle ends with the token between documents, and the data have none")
+
+    def init(key: Key, base: Params | None = None) -> State:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        params = {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
+        trained, frozen = adapters.start(config.adapter, key, base or params)
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=trained,
+            opt_state={"transformer": tx.init(trained)},
+            ema=trained if config.ema else {},
+            frozen=frozen,
+        )
+
+    def weights(trained: Params, state: State) -> Params:
+        return adapters.merge(config.adapter, trained, state.frozen)
+
+    def nats(params: Params, batch: Batch, keys: Array | None) -> tuple[Array, Array, Array]:
+        """-log p(token | those before) [B, T], log Z, and how much each counts."""
+        x = batch["tokens"]
+        segment, position = places(x[:, :-1], end)
+        if "rearranged" in batch:  # one text, whatever it was cut from
+            whole = batch["rearranged"][:, None]
+            segment = jnp.where(whole, 0, segment)
+            position = jnp.where(whole, jnp.arange(x.shape[1] - 1, dtype=jnp.int32)[None], position)
+        logits, _ = network.apply({"params": params["transformer"]}, x[:, :-1], segment, position, keys)
+        value, log_z = losses.cross_entropy(logits, x[:, 1:])
+        return value, log_z, language.counted(batch, real_dtype)[:, 1:]
+
+    def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        dropout_key, middle_key = jax.random.split(key)
+        keys = jax.vmap(lambda row: jax.random.fold_in(dropout_key, row))(batch["row"]) if arch.dropout else None
+        if fim:
+            batch = middle_last(batch, middle_key, fim, vocab, end)
+
+        def loss(params: Params) -> tuple[Array, Array]:
+            value, log_z, weight = nats(weights(params, state), batch, keys)
+            cross_entropy = language.token_mean(value, weight)
+            return cross_entropy + config.z_loss * language.token_mean(jnp.square(log_z), weight), cross_entropy
+
+        opt_state = state.opt_state["transformer"]
+        params, opt_state, _, value, grads = core.descend(loss, state.params, opt_state, tx)
+        ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
+        state = replace(state, step=state.step + 1, params=params, opt_state={"transformer": opt_state}, ema=ema)
+        return state, {"loss": core.mean(value), "gradient": optax.tree.norm(grads)}
+
+    def evaluate(state: State, batch: Batch, key: Key) -> Sums:
+        value, _, weight = nats(weights(state.ema or state.params, state), batch, None)
+        by_place = {"loss_by_place": ((value * weight).sum(0), weight.sum(0))}
+        return core.total(language.token_sums(value, weight, batch) | by_place)
+
+    def generate(
+        state: State,
+        key: Key,
+        given: Mapping[str, Array],
+        request: Request,
+        listen: decoding.Listener | None = None,
+    ) -> dict[str, Array]:
+        """given: "prompt", int32 [P, W], PADDING on the left of shorter ones; or "prefix" and "suffix", int32 [1, W], to be
+        joined; without them, samples begin as documents do."""
+        prompt = given.get("prompt", jnp.full((1, 1), end or 0, jnp.int32))
+        if "prefix" in given:
+            if not fim:
+                raise UserError(
+                    "the model was not trained to fill in the middle; the fix: --model.fill-in-the-middle 0.5"
+                )
+            word = lambda i: jnp.full((1, 1), vocab + i, jnp.int32)
+            prompt = jnp.concatenate([word(0), given["prefix"], word(1), given["suffix"], word(2)], axis=1)
+        if prompt.shape[1] > context:
+            raise UserError(f"a prompt has {prompt.shape[1]} tokens, and the model's context is {context}; shorten it")
+        prompt = jnp.repeat(prompt, request.n, axis=0)
+        params = {"params": weights(state.ema or state.params, state)["transformer"]}
+        unlimited = arch.window is not None and arch.positions != "learned"
+
+        prefix = len(params["params"].get("prefix", ()))
+
+        def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
+            return network.apply(params, tokens, segment, position, cache=cache, begins=begins)
+
+        decoded = decoding.decode(
+            read,
+            lambda places: empty_cache(arch, len(prompt), prefix + places, dtypes["dtype"]),
+            prompt,
+            decoding.row_keys(key, len(prompt)),
+            request,
+            n=request.tokens,
+            limit=None if unlimited else context,
+            vocab=vocab,
+            end=end,
+            listen=listen,
+        )
+        return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "prompt": prompt}
+
+    return GenerativeModel(
+        init=init,
+        update=update,
+        evaluate=evaluate,
+        test=evaluate,
+        summarize=language.summarize,
+        generate=generate,
+        request=Request,
+        protocol={name: {"tokens": "each given those before it"} for name in ("loss", "perplexity", "bits_per_byte")},
+    )
+
+
+def middle_last(batch: Batch, key: Key, rate: float, vocab: int, end: int | None) -> Batch:
+    """The batch with the middle of a share of its rows moved to the end: [prefix] a [suffix] c [middle] b [end], cut at two
+    places drawn uniformly. The first three words are tokens from `vocab` on, which never count; as many tokens of the row
+    as there are words are lost. Bavarian et al. 2022, section 3 (PSM). "rearranged" [B] says which rows are so."""
+    tokens, counted = batch["tokens"], batch["counted"]
+    n = tokens.shape[1] - SENTINELS - 1
+
+    def draw(key: Key) -> tuple[Array, Array]:
+        choose_key, cut_key = jax.random.split(key)
+        return jax.random.uniform(choose_key) < rate, jnp.sort(jax.random.randint(cut_key, (2,), 0, n + 1))
+
+    chosen, cuts = core.per_example(draw, key, batch["row"])
+    a, b = cuts[:, :1], cuts[:, 1:]
+    suffix, middle, last = a + 1, a + 2 + n - b, n + SENTINELS  # where the words go
+    j = jnp.arange(n + SENTINELS + 1, dtype=jnp.int32)[None]
+    source = jnp.where(j < suffix, j - 1, jnp.where(j < middle, j - suffix - 1 + b, j - middle - 1 + a))
+    words = [(jnp.zeros_like(a), vocab), (suffix, vocab + 1), (middle, vocab + 2), (jnp.full_like(a, last), end)]
+    take = lambda x: jnp.take_along_axis(x, jnp.clip(source, 0, n - 1), axis=1)
+    moved, moved_counted = take(tokens), take(counted)
+    for place, token in words:
+        moved = jnp.where(j == place, token, moved)
+        moved_counted = jnp.where(j == place, j == last, moved_counted)
+    return batch | {
+        "tokens": jnp.where(chosen[:, None], moved, tokens),
+        "counted": jnp.where(chosen[:, None], moved_counted, counted),
+        "rearranged": chosen,
+    }

@@ -1,0 +1,173 @@
+"""Going on from another run: its weights and tokenizer as a start, or as the base that an adapter stands on.
+
+python -m gen.finetune merge RUN DIR [--base DIR]     a run of its own from an adapter and its base
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from gen import checkpoint, parallel, run
+from gen.config import Config
+from gen.core import DataConfig, Params, State, UserError, command
+
+
+class Base(NamedTuple):
+    """A checkpoint that other runs go on from."""
+
+    path: Path
+    config: Config
+    step: int
+    sha256: str
+    """Of the checkpoint's manifest, which names each of its files."""
+
+
+def opened(path: Path, step: int | None = None) -> Base:
+    """The base in a run directory, each of its files as it was written: its best checkpoint, or that of a step.
+
+    Raises: UserError if there is none.
+    """
+    config, _ = run.read_config(path)
+    checkpoints = path / "checkpoints"
+    if step is None:
+        step = checkpoint.best(checkpoints, config.save, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
+        if step is None:
+            raise UserError(f"{path} has no checkpoint to go on from")
+    elif reason := checkpoint.damage(checkpoints, step):
+        raise UserError(f"the base's checkpoint {checkpoints / str(step)}: {reason}")
+    return Base(path, config, step, checkpoint.digest(checkpoints, step))
+
+
+def resolved(config: Config) -> Config:
+    """The config with its base's network, and adapted as it says. Without a base, the config."""
+    if config.init_from is None:
+        return config
+    path = location(config)
+    base, _ = run.read_config(path)
+    if base.finetune != "full":
+        raise UserError(f"{path} is an adapter on another run; first: python -m gen.finetune merge {path} DIR")
+    model = config.model.inherit(base.model, run.read_spec(path))
+    if config.finetune != "full":
+        model = model.adapted({"lora": config.lora, "prompt": config.prompt}[config.finetune])
+    return replace(config, model=model)
+
+
+def data(config: Config) -> DataConfig:
+    """The config's data, with the base's tokenizer."""
+    if config.init_from is None or not (location(config) / "tokenizer.json").exists():
+        return config.data
+    return replace(config.data, tokenizer=str(location(config)))
+
+
+def location(config: Config) -> Path:
+    assert config.init_from is not None
+    path = Path(config.base or config.init_from)
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}, which this run goes on from, is no run directory; if it was moved: --base DIR")
+    return path
+
+
+def chosen(config: Config, workdir: Path) -> Base | None:
+    """The base of a config: the one that a run that is there was begun on, or else the best of `init_from`."""
+    if config.init_from is None:
+        return None
+    if (workdir / "config.json").exists() and "base" in run.read_config(workdir)[1]:
+        return of_run(workdir, str(location(config)))
+    return opened(location(config))
+
+
+def facts(base: Base, workdir: Path) -> dict[str, Any]:
+    """What a run keeps of its base."""
+    return {"path": os.path.relpath(base.path.resolve(), workdir.resolve()), "step": base.step, "sha256": base.sha256}
+
+
+def of_run(workdir: Path, moved: str | None = None) -> Base | None:
+    """The base of a run, None if it has none. Raises: UserError if it is not there, or not what it was."""
+    _, known = run.read_config(workdir)
+    if "base" not in known:
+        return None
+    path = Path(moved or workdir / known["base"]["path"])
+    if not path.is_dir():
+        raise UserError(f"{workdir} stands on the run {path}, which is not there; if it was moved: --base DIR")
+    base = opened(path, known["base"]["step"])
+    if base.sha256 != known["base"]["sha256"]:
+        raise UserError(f"{path} is not the base that {workdir} was trained on (their digests differ)")
+    return base
+
+
+def weights(base: Base) -> dict[str, Params]:
+    """The parameters that the base makes samples with, on the host: whoever takes them places them."""
+    model = base.config.model.build(run.read_spec(base.path), base.config.steps)
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    state = checkpoint.restore(base.path / "checkpoints", base.step, abstract, items=("params", "ema"))
+    return jax.device_get({**state.params, **state.ema})
+
+
+def standing(state: State, abstract: State, base: Base | None) -> State:
+    """A restored state with the base that it stands on, placed as `abstract` says."""
+    if not jax.tree.leaves(abstract.frozen):
+        return state
+    assert base is not None
+    put = lambda x, like: jax.device_put(x, like.sharding)
+    return replace(state, frozen=jax.tree.map(put, weights(base), abstract.frozen))
+
+
+def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
+    """Write a run of its own, which does what the adapter does on its base. moved: where the base is now."""
+    config, known = run.read_config(workdir)
+    base = of_run(workdir, moved)
+    if base is None or config.finetune == "full":
+        raise UserError(f"{workdir} is no adapter: it stands on its own already")
+    if config.finetune != "lora":
+        raise UserError(
+            "a learned prompt is no change of matrices, so it can't be merged; sample it with its base there"
+        )
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; choose another")
+    model = config.model.build(run.read_spec(workdir), config.steps)
+    step = checkpoint.best(workdir / "checkpoints", config.save, warn=print)
+    if step is None:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema"))
+    merged = config.lora.merge(state.ema or state.params, weights(base))
+    whole = replace(config, model=config.model.adapted(None), init_from=None, finetune="full")
+    aside = out.with_name(f".{out.name}.merging")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for name in ("spec.json", "tokenizer.json", "labels.json", "reference.npz"):
+            if (workdir / name).exists():
+                shutil.copy(workdir / name, aside / name)
+        run.write_config(aside, whole, known["data"])
+        with checkpoint.saver(aside / "checkpoints", config.save, 0) as save:
+            save(
+                State(jax.numpy.int32(step), params=merged, opt_state={}, ema=merged if state.ema else {}),
+                {"validation": {}, "merged": json.dumps(known["base"])},
+            )
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    print(f"{out}: {base.path} with what {workdir} changed; next: python sample.py {out}")
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["merge", workdir, out]:
+            merge(Path(workdir), Path(out))
+        case ["merge", workdir, out, "--base", base]:
+            merge(Path(workdir), Path(out), base)
+        case _:
+            raise UserError("usage: python -m gen.finetune merge RUN DIR [--base DIR]")
+
+
+if __name__ == "__main__":
+    command(main)

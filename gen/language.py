@@ -1,0 +1,61 @@
+"""What the families of language models share: how the nats of tokens become losses and metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gen import core
+from gen.core import Array, Batch, Feature, Spec, Sums, UserError
+from gen.networks.transformer import Architecture
+
+LIKELIEST = 30.0  # nats a token above which a perplexity is not worth its digits
+
+
+def tokens(spec: Spec) -> Feature:
+    """The tokens of the data. Raises: UserError if there are none."""
+    feature = spec.get("tokens")
+    if feature is None or feature.vocab is None:
+        raise UserError(f"a language model needs tokens, and the data have {', '.join(spec)}")
+    return feature
+
+
+def context(arch: Architecture, length: int) -> int:
+    """The places that a network trained on windows of `length` is used on. Raises: UserError if they are too long for it."""
+    if arch.context is not None and arch.positions == "learned" and length > arch.context:
+        raise UserError(
+            f"the network has learned {arch.context} places, and windows have {length}: --data.length {arch.context}"
+        )
+    return max(arch.context or 0, length)
+
+
+def counted(batch: Batch, dtype: Any) -> Array:
+    """How much each token counts as a target, [B, T + 1]: not at all if it is padding, or a condition."""
+    return batch["counted"].astype(dtype) * batch["weight"].astype(dtype)[:, None]
+
+
+def token_mean(nats: Array, weight: Array) -> Array:
+    """The part of this device in the mean over all counted tokens of the whole batch. nats, weight: [B, T]."""
+    count = core.mean(weight.sum())  # of a device: less than 1, where few count on many devices
+    return (nats * weight).sum() / jnp.where(count > 0, count, 1)
+
+
+def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:
+    """Sums of a batch over "data" for `summarize`: nats by token, and by byte of what the tokens stand for."""
+    total = (nats * weight).sum()
+    bytes_ = (batch["bytes"] * batch["weight"]).sum().astype(nats.dtype)
+    return {"loss": (total, weight.sum()), "bits_per_byte": (total / math.log(2), bytes_)}
+
+
+def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """`loss` in nats a token, its `perplexity`, `bits_per_byte`; others are means, vectors too."""
+    value = {
+        name: np.asarray(total, np.float64) / np.maximum(np.asarray(count, np.float64), 1e-9)
+        for name, (total, count) in sums.items()
+    }
+    metrics: dict[str, Any] = {name: float(v) if v.ndim == 0 else v for name, v in value.items()}
+    return metrics | {"perplexity": math.exp(min(metrics["loss"], LIKELIEST))}

@@ -1,0 +1,373 @@
+"""The transformer (Vaswani et al. 2017): a decoder, an encoder, or both, of the same blocks.
+
+Names of arrays end in their axes: B examples, T places that are computed, S places that are looked at, N heads, K heads of
+keys and values, H a head's width, D the model's width, F the hidden layer's, V vocabulary. Layers are stored stacked, [L, ...].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array, UserError, positive
+from gen.networks.layers import dropout
+
+PADDING = -1  # the segment of what is no part of any document
+PREFIX = -2  # the segment of what every document sees
+ROTATIONS = 10_000.0  # the longest wave of rotary positions, in places over 2 pi
+BUCKETS, FARTHEST = 32, 128  # of relative positions
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a transformer is made of. The defaults are nanoGPT's for characters."""
+
+    layers: int = 6
+    """Blocks; of an encoder-decoder, in each of the two."""
+    width: int = 384
+    """Channels between the blocks."""
+    heads: int = 6
+    """Attention heads, which share the width."""
+    kv_heads: int | None = None
+    """Heads of keys and values, each for heads / kv_heads of the queries (Ainslie et al. 2023); None: as many as heads."""
+    hidden: int | None = None
+    """Units of the feed-forward layers; None: 4 width, or 8/3 width with swiglu."""
+    positions: Literal["learned", "rotary", "relative"] = "learned"
+    """learned: a vector a place (as far as the training windows go); rotary (Su et al. 2021); relative: a bias by distance
+    (Raffel et al. 2020)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each part of a block and at the end."""
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """Of the feed-forward layers: GELU (the tanh form), or SwiGLU (Shazeer 2020)."""
+    bias: bool = True
+    """Whether dense layers and norms add a bias."""
+    tied: bool = True
+    """Read the logits with the embedding's matrix."""
+    dropout: float = 0.0
+    """Share of the units of embeddings and of each part's output that are dropped."""
+    qk_norm: bool = False
+    """Normalize queries and keys (Dehghani et al. 2023)."""
+    logit_cap: float | None = None
+    """Bound the logits softly: cap tanh(logits / cap) (Gemma 2)."""
+    context: int | None = None
+    """Places that are learned, or else that the model is used on; None: as many as the training windows have."""
+    window: int | None = None
+    """Attend to the last so many places only, which lets contexts grow beyond the training windows."""
+    remat: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    unroll: int = 1
+    """Blocks compiled one after the other in a turn of the loop over layers: more is slower to compile, and on a CPU
+    faster."""
+
+    def __post_init__(self):
+        positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
+        for name in ("kv_heads", "hidden", "logit_cap", "context", "window"):
+            if (value := getattr(self, name)) is not None:
+                positive(**{name: value})
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} can't be shared by {self.heads} heads; make it a multiple")
+        if self.heads % (self.kv_heads or self.heads):
+            raise UserError(f"{self.heads} heads can't share {self.kv_heads} kv_heads; make it a divisor")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise UserError(f"rotary turns pairs of channels, and a head has {self.width // self.heads}; make it even")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it is a share in [0, 1)")
+
+    def tiny(self) -> Architecture:
+        return replace(
+            self,
+            layers=2,
+            width=16,
+            heads=4,
+            kv_heads=None if self.kv_heads is None else 2,
+            hidden=None if self.hidden is None else 32,
+            context=None,
+            window=None if self.window is None else 4,
+            unroll=1,
+        )
+
+    def inherit(self, base: Architecture, context: int) -> Architecture:
+        """The base's network, which was trained on windows of `context`, run and regularized as this one is."""
+        own = {"dropout": self.dropout, "remat": self.remat, "unroll": self.unroll}
+        return replace(base, context=base.context or context, **own)
+
+
+class Cache(NamedTuple):
+    """What was read before: keys and values of each layer."""
+
+    key: Array
+    """[L, B, S, K, H]."""
+    value: Array
+    segment: Array
+    """int32 [B, S]."""
+    length: Array
+    """int32 []: how many of the S places are filled."""
+
+
+def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any) -> Cache:
+    """A cache with room for so many places."""
+    shape = (arch.layers, batch, places, arch.kv_heads or arch.heads, arch.width // arch.heads)
+    segment = jnp.full((batch, places), PADDING, jnp.int32)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), segment, jnp.zeros((), jnp.int32))
+
+
+def places(tokens_BT: Array, end: int | None) -> tuple[Array, Array]:
+    """(segment, position), int32 [B, T]: the number of the document in its row, which begins with the token `end`, and the
+    place in that document, or in the part of one that the row begins with. Tokens below 0 are padding."""
+    index_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+    padding_BT = tokens_BT < 0
+    begins_BT = jnp.pad(padding_BT[:, :-1], ((0, 0), (1, 0))) & ~padding_BT
+    if end is not None:
+        begins_BT |= tokens_BT == end
+    start_BT = jax.lax.cummax(jnp.where(begins_BT, index_T, 0), axis=1)
+    segment_BT = jnp.cumsum(begins_BT, axis=1, dtype=jnp.int32)
+    return jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT
+
+
+class Transformer(nn.Module):
+    """A stack of blocks between an embedding and logits."""
+
+    arch: Architecture
+    vocab: int
+    context: int
+    """Number of learned positions."""
+    causal: bool
+    """Whether a place sees only itself and what is before it."""
+    dtypes: dict[str, Any]
+    cross: bool = False
+    """Whether each block also attends to an encoder's output."""
+    readout: bool = True
+    """Whether logits come out, or (an encoder) what they would be read from."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Array,
+        segment_BT: Array,
+        position_BT: Array,
+        keys_B: Array | None = None,
+        cache: Cache | None = None,
+        memory_BSD: Array | None = None,
+        memory_segment_BS: Array | None = None,
+        begins: bool = True,
+    ) -> tuple[Array, Cache | None]:
+        """tokens, segment (PADDING: to be ignored) and position: int32 [B, T]. keys: [B] of dropout's noise, which belongs
+        to the example; None for no dropout. With a cache, the tokens are the places after those that it holds.
+        Parameters "prefix" [P, D], if there are any, stand before tokens that begin a text.
+
+        -> logits [B, T, V], at least float32 (without readout: [B, T, D]), and the longer cache.
+        """
+        arch, dtypes = self.arch, self.dtypes
+        embedding = nn.Embed(self.vocab, arch.width, embedding_init=normal(0.02), name="embedding", **dtypes)
+        x = embedding(tokens_BT)
+        if arch.positions == "learned":
+            learned = nn.Embed(self.context, arch.width, embedding_init=normal(0.02), name="position", **dtypes)
+            x += learned(position_BT)
+        x = dropout(x, keys_B, 0, arch.dropout)
+
+        prefixed = begins and self.has_variable("params", "prefix")
+        if prefixed:
+            prefix: Array = self.get_variable("params", "prefix").astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(prefix[None], (len(x), *prefix.shape)), x], axis=1)
+            segment_BT = jnp.pad(segment_BT, ((0, 0), (len(prefix), 0)), constant_values=PREFIX)
+        index_T = jnp.arange(x.shape[1], dtype=jnp.int32)
+        index_S, segment_BS = index_T, segment_BT
+        if cache is not None:
+            index_T += cache.length
+            index_S = jnp.arange(cache.segment.shape[1], dtype=jnp.int32)
+            segment_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment_BT, cache.length, axis=1)
+        distance_TS = index_T[:, None] - index_S[None]
+        mask = segment_BT[:, None, :, None] == segment_BS[:, None, None, :]
+        mask |= (segment_BS == PREFIX)[:, None, None, :]
+        if self.causal:
+            mask &= (distance_TS >= 0)[None, None]
+        if arch.window is not None:
+            mask &= (jnp.abs(distance_TS) < arch.window)[None, None]
+        bias = rotation = None
+        if arch.positions == "relative":
+            bias = RelativeBias(arch.heads, self.causal, dtypes, name="relative")(distance_TS)[None]
+        if arch.positions == "rotary":
+            rotation = rotations(index_T, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
+        memory_mask = None if memory_segment_BS is None else (memory_segment_BS != PADDING)[:, None, None, :]
+
+        block = nn.remat(Block, prevent_cse=False) if arch.remat else Block
+        same: Any = nn.broadcast
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, same, same, same, same, same, same, same),  # pyright: ignore[reportArgumentType]
+            length=arch.layers,
+            unroll=min(arch.unroll, arch.layers),
+        )(arch, self.cross, dtypes, name="layers")
+        kept = None if cache is None else (cache.key, cache.value)
+        at = None if cache is None else cache.length
+        layer = jnp.arange(arch.layers)
+        (x, kept), _ = stack((x, kept), layer, keys_B, mask, bias, rotation, at, memory_BSD, memory_mask)
+        if cache is not None:
+            assert kept is not None
+            cache = Cache(*kept, segment_BS, cache.length + x.shape[1])
+        x = norm(arch, dtypes, "norm")(x[:, -tokens_BT.shape[1] :])
+        if not self.readout:
+            return x, cache
+        logits = embedding.attend(x) if arch.tied else dense(self.vocab, False, dtypes, "head")(x)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if arch.logit_cap is not None:
+            logits = arch.logit_cap * jnp.tanh(logits / arch.logit_cap)
+        return logits, cache
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), the same with an encoder's output if there is one, then x + feed_forward(norm(x))."""
+
+    arch: Architecture
+    cross: bool
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, carry, layer, keys, mask, bias, rotation, at, memory, memory_mask):
+        (x, kept), arch, dtypes = carry, self.arch, self.dtypes
+        after = lambda y, part: dropout(y, keys, 3 * layer + part, arch.dropout)
+        y, kept = Attention(arch, dtypes, name="attention")(
+            norm(arch, dtypes, "attention_norm")(x), None, mask, bias, rotation, kept, (layer, at)
+        )
+        x += after(y, 1)
+        if self.cross:
+            y, _ = Attention(arch, dtypes, name="cross")(
+                norm(arch, dtypes, "cross_norm")(x), memory, memory_mask, None, None, None, None
+            )
+            x += after(y, 2)
+        y = FeedForward(arch, dtypes, name="feed_forward")(norm(arch, dtypes, "feed_forward_norm")(x))
+        return (x + after(y, 3), kept), None
+
+
+class Attention(nn.Module):
+    """softmax(q k / sqrt(H)) v over the places that the mask shows."""
+
+    arch: Architecture
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        memory_BSD: Array | None,
+        mask: Array | None,
+        bias: Array | None,
+        rotation: Array | None,
+        kept: tuple[Array, Array] | None,
+        at: tuple[Array, Any] | None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """mask: bool, and bias: added to what the softmax sees; both broadcast to [B, N, T, S]. kept: the cached keys and
+        values [L, B, S, K, H] of all layers, of which `at`, (layer, place), is written in place; returned with it."""
+        arch, width = self.arch, self.arch.width // self.arch.heads
+        n, k = arch.heads, arch.kv_heads or arch.heads
+        source = x_BTD if memory_BSD is None else memory_BSD
+        heads = lambda x, count, name: dense(count * width, arch.bias, self.dtypes, name)(x).reshape(
+            *x.shape[:2], count, width
+        )
+        query, key, value = heads(x_BTD, n, "query"), heads(source, k, "key"), heads(source, k, "value")
+        if arch.qk_norm:
+            query, key = norm(arch, self.dtypes, "query_norm")(query), norm(arch, self.dtypes, "key_norm")(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        if kept is not None:
+            assert at is not None
+            layer, place = at
+            write = lambda old, new: jax.lax.dynamic_update_slice(
+                old, new.astype(old.dtype)[None], (layer, 0, place, 0, 0)
+            )
+            kept = write(kept[0], key), write(kept[1], value)
+            key, value = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in kept)
+        y_BTNH = attend(query, key, value, bias, mask)
+        scale = 0.02 / math.sqrt(2 * arch.layers)
+        out = dense(arch.width, arch.bias, self.dtypes, "out", scale)(y_BTNH.reshape(*x_BTD.shape[:2], -1))
+        return out, kept
+
+
+class FeedForward(nn.Module):
+    arch: Architecture
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, T, D] -> [B, T, D]."""
+        arch = self.arch
+        swiglu = arch.activation == "swiglu"
+        hidden = arch.hidden or (-(-8 * arch.width // 3) if swiglu else 4 * arch.width)
+        h = dense(hidden, arch.bias, self.dtypes, "up")(x)
+        h = nn.silu(dense(hidden, arch.bias, self.dtypes, "gate")(x)) * h if swiglu else nn.gelu(h)
+        return dense(arch.width, arch.bias, self.dtypes, "down", 0.02 / math.sqrt(2 * arch.layers))(h)
+
+
+class RelativeBias(nn.Module):
+    """A learned number for each head and bucket of distances: one a distance while they are short, then ever wider ones.
+    Raffel et al. 2020, section 2.1."""
+
+    heads: int
+    causal: bool
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, distance_TS: Array) -> Array:
+        """Places from key to query -> [N, T, S]."""
+        buckets, offset = BUCKETS, 0
+        if not self.causal:
+            buckets //= 2
+            offset = jnp.where(distance_TS < 0, buckets, 0)
+            distance_TS = jnp.abs(distance_TS)
+        near = buckets // 2
+        distance_TS = jnp.maximum(distance_TS, 0)
+        octave = jnp.log(jnp.maximum(distance_TS, near) / near) / math.log(FARTHEST / near)
+        far = jnp.minimum(near + (octave * (buckets - near)).astype(jnp.int32), buckets - 1)
+        table = nn.Embed(BUCKETS, self.heads, embedding_init=normal(0.02), **self.dtypes)
+        return table(jnp.where(distance_TS < near, distance_TS, far) + offset).transpose(2, 0, 1)
+
+
+def rotations(index_T: Array, width: int, dtype: Any) -> Array:
+    """The cosines and the sines [2, T, width / 2] of the angle of each pair of channels at a place."""
+    frequency = ROTATIONS ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    angle = index_T.astype(dtype)[:, None] * frequency[None]
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
+def rotate(x_BTNH: Array, rotation: Array) -> Array:
+    """Turn the pairs (i, i + H / 2) of channels by the angles of their place. Su et al. 2021, equation 34."""
+    cos, sin = rotation[:, None, :, None, :]
+    a, b = jnp.split(x_BTNH.astype(rotation.dtype), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def normal(scale: float) -> nn.initializers.Initializer:
+    return nn.initializers.normal(scale)
+
+
+def dense(features: int, bias: bool, dtypes: dict[str, Any], name: str, scale: float = 0.02) -> nn.Dense:
+    return nn.Dense(features, use_bias=bias, kernel_init=normal(scale), name=name, **dtypes)
+
+
+def norm(arch: Architecture, dtypes: dict[str, Any], name: str) -> nn.LayerNorm | nn.RMSNorm:
+    if arch.norm == "rms":
+        return nn.RMSNorm(epsilon=1e-5, name=name, **dtypes)
+    return nn.LayerNorm(epsilon=1e-5, use_bias=arch.bias, name=name, **dtypes)
+
+
+def attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | None, mask: Array | None) -> Array:
+    """softmax(q k / sqrt(H) + bias) v where the mask is true, [B, T, N, H]: by cuDNN's fused kernel where it can be used, else
+    by what XLA makes of the formula. That of JAX has its softmax in float32, so float64 has one here."""
+    if query_BTNH.dtype != jnp.float64:
+        half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+        fused = jax.default_backend() == "gpu" and half and query_BTNH.shape[-1] % 8 == 0
+        kernel: Any = jax.nn.dot_product_attention
+        return kernel(query_BTNH, key_BSKH, value_BSKH, bias, mask, implementation="cudnn" if fused else None)
+    each = query_BTNH.shape[2] // key_BSKH.shape[2]
+    key_BSNH, value_BSNH = jnp.repeat(key_BSKH, each, axis=2), jnp.repeat(value_BSKH, each, axis=2)
+    scores = jnp.einsum("btnh,bsnh->bnts", query_BTNH, key_BSNH) / math.sqrt(query_BTNH.shape[-1])
+    scores = scores if bias is None else scores + bias
+    scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value_BSNH)

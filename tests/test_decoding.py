@@ -1,0 +1,293 @@
+"""Decoding with a cache against whole passes in numpy, and draws against the distributions that they are from."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import log_softmax, softmax
+from test_transformer import (
+    ARCHS,
+    CONTEXT,
+    END,
+    KEY,
+    PART,
+    SMALL,
+    VOCAB,
+    A,
+    B,
+    C,
+    built,
+    inputs,
+    padded,
+    quickly,
+    reference,
+)
+
+from gen.core import UserError
+from gen.decoding import Decoded, Sampling, decode, filtered, row_keys
+from gen.networks.transformer import PADDING, Architecture, Cache, empty_cache
+
+WIDTH, N = 6, 6
+PROMPTS = np.array([C[1:7], [2, *A], [PADDING, 9, *B, 5], [PADDING] * 5 + [7], [PADDING, PADDING, 1, 1, 8, END]])
+KEYS = row_keys(KEY, len(PROMPTS))
+QUIET = 40.0  # what the end's logit is lowered by, so that all samples are as long as they may be
+GREEDY = Sampling(temperature=0)
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_reading_one_by_one_with_a_cache_gives_the_logits_of_reading_at_once(name):
+    """Over documents and padding."""
+    network, params, _ = built(ARCHS[name])
+    rows = [padded(1, A, B[:2], C[:4]), padded(C, 3, B[:2]), padded(PART)]
+
+    def one_by_one(params: Any) -> jax.Array:
+        def step(cache: Any, part: Any) -> tuple[Any, jax.Array]:
+            logits, cache = network.apply({"params": params}, *(x[:, None] for x in part), cache=cache)
+            return cache, logits[:, 0]
+
+        empty = empty_cache(network.arch, len(rows), CONTEXT + 3, jnp.float32)
+        columns = tuple(x.T for x in inputs(np.array([row for row, _ in rows])))
+        return jax.lax.scan(step, empty, columns)[1].transpose(1, 0, 2)
+
+    for found, (row, spans) in zip(quickly(one_by_one)(params), rows, strict=True):
+        for span in spans:
+            np.testing.assert_allclose(found[span], reference(params, network.arch, row[span]), atol=1e-4)
+
+
+@functools.cache
+def decoder(arch: Architecture, sampling: Sampling, n: int, limit: int | None) -> Callable[..., Decoded]:
+    """(prompt, keys) -> what a transformer goes on with. Compiled."""
+    network, params, _ = built(arch)
+
+    @quickly
+    def run(params: Any, prompt: jax.Array, keys: jax.Array) -> Decoded:
+        def read(tokens: Any, segment: Any, position: Any, cache: Any, begins: bool) -> Any:
+            logits, cache = network.apply({"params": params}, tokens, segment, position, cache=cache)
+            return logits.at[..., END].add(-QUIET), cache
+
+        empty = lambda places: empty_cache(arch, len(prompt), places, jnp.float32)
+        return decode(read, empty, prompt, keys, sampling, n=n, limit=limit, vocab=VOCAB, end=END)
+
+    return lambda prompt, keys: run(params, jnp.asarray(prompt, jnp.int32), keys)
+
+
+def expected_logits(arch: Architecture, text: np.ndarray) -> np.ndarray:
+    """Of what comes after each token of the text's last document, [T, V]."""
+    begins = np.flatnonzero((text == END) | (text == PADDING))
+    part = text[begins[-1] + (text[begins[-1]] == PADDING) :] if len(begins) else text
+    return reference(built(arch).params, arch, part.tolist()) - QUIET * np.eye(VOCAB)[END]
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [
+        ("learned", Sampling(temperature=0.3, top_k=5)),
+        ("rotary", Sampling(temperature=1.5, repetition_penalty=1.3)),
+        ("relative", GREEDY),
+    ],
+)
+def test_a_sample_is_the_models_own_and_the_same_in_any_batch(name, sampling):
+    """Its log-probabilities are those of one whole pass, whatever the sampling."""
+    run = decoder(ARCHS[name], sampling, N, CONTEXT)
+    tokens, log_probs = jax.device_get(run(PROMPTS, KEYS))
+    assert tokens.shape == log_probs.shape == (5, N) and tokens.dtype == np.int32 and log_probs.dtype == np.float32
+    for row, (prompt, said) in enumerate(zip(PROMPTS, tokens, strict=True)):
+        logits = expected_logits(ARCHS[name], np.concatenate([prompt, said]))[-N - 1 : -1]
+        expected = log_softmax(logits, axis=-1)
+        np.testing.assert_allclose(log_probs[row], expected[range(N), said], atol=1e-4)
+        if sampling == GREEDY:
+            np.testing.assert_array_equal(said, expected.argmax(-1))
+        alone = jax.device_get(run(PROMPTS[row : row + 1], KEYS[row : row + 1]))
+        np.testing.assert_array_equal(alone.tokens[0], said)
+        np.testing.assert_allclose(alone.log_probs[0], log_probs[row], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "limit", "turns"), [("learned", WIDTH, 5), ("relative", 8, 3)])
+def test_beyond_the_context_it_goes_on_from_the_last_half_read_anew(name, limit, turns):
+    """Also from a prompt that fills it."""
+    n = 17
+    tokens, log_probs = jax.device_get(decoder(ARCHS[name], Sampling(), n, limit)(PROMPTS, KEYS))
+    for prompt, said, found in zip(PROMPTS, tokens, log_probs, strict=True):
+        text, start, anew = np.concatenate([prompt, said]), 0, 0
+        for i in range(WIDTH, WIDTH + n):
+            expected = log_softmax(expected_logits(ARCHS[name], text[start:i])[-1])
+            assert found[i - WIDTH] == pytest.approx(expected[text[i]], abs=1e-4), (i, start)
+            if i - start == limit:  # no room for this one
+                start, anew = i + 1 - limit // 2, anew + 1
+        assert anew == turns
+
+
+# --- the distribution that is drawn from ------------------------------------------------------------------------------
+
+
+def plain(logits: np.ndarray, seen: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The filters as their papers have them, on one row; of equally likely tokens the first are kept."""
+    x, penalty = np.array(logits, np.float64), sampling.repetition_penalty
+    for token in np.flatnonzero(seen):
+        x[token] = x[token] / penalty if x[token] > 0 else x[token] * penalty
+    if sampling.temperature == 0:
+        return x
+    x /= sampling.temperature
+    keep = lambda tokens: np.where(np.isin(np.arange(len(x)), tokens), x, -np.inf)
+    if sampling.top_k is not None:
+        x = keep(np.argsort(-x, kind="stable")[: sampling.top_k])
+    if sampling.top_p is not None:
+        order, kept, mass = np.argsort(-x, kind="stable"), [], 0.0
+        while mass < sampling.top_p - 1e-9 and len(kept) < len(x):
+            kept.append(order[len(kept)])
+            mass += softmax(x)[kept[-1]]
+        x = keep(kept)
+    if sampling.min_p is not None:
+        x = keep(np.flatnonzero(softmax(x) >= sampling.min_p * softmax(x).max()))
+    return x
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.3),
+        Sampling(temperature=0, repetition_penalty=1.5),
+        Sampling(top_k=1),
+        Sampling(top_k=4),
+        Sampling(top_k=50),
+        Sampling(top_p=0.3),
+        Sampling(top_p=0.9),
+        Sampling(top_p=1.0),
+        Sampling(min_p=0.1),
+        Sampling(min_p=1.0),
+        Sampling(repetition_penalty=1.8),
+        Sampling(repetition_penalty=0.5),
+        Sampling(temperature=1.7, top_k=6, top_p=0.8, min_p=0.2, repetition_penalty=1.2),
+        Sampling(temperature=0.5, top_p=0.95, min_p=0.05),
+    ],
+    ids=str,
+)
+def test_what_is_drawn_from_is_that_of_the_papers(sampling):
+    rng = np.random.default_rng(0)
+    logits, seen = rng.normal(0, 2, (40, VOCAB)).astype(np.float32), rng.random((40, VOCAB)) < 0.3
+    found = filtered(jnp.asarray(logits), jnp.asarray(seen), sampling)
+    expected = np.stack([plain(row, was, sampling) for row, was in zip(logits, seen, strict=True)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_k=3), Sampling(top_p=0.5), Sampling(top_k=1), Sampling(top_p=0.1)])
+def test_of_equally_likely_tokens_no_more_are_kept_than_asked_for(sampling):
+    logits = np.array([[1.0] * VOCAB, [0.0, 2, 1, 2, 2, 0, 2, 2, 2, 1, 0]], np.float32)
+    nothing = np.zeros(logits.shape, bool)
+    expected = np.stack([plain(row, was, sampling) for row, was in zip(logits, nothing, strict=True)])
+    found = filtered(jnp.asarray(logits), jnp.asarray(nothing), sampling)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+
+
+# --- the loop, with a model of which the next token depends on the last alone -----------------------------------------
+
+
+def bigram(
+    table: np.ndarray, prompt: Any, sampling: Sampling, n: int, limit: int | None = None, **kwargs: Any
+) -> Decoded:
+    """Decoded from logits table[last]."""
+    logits, prompt = jnp.asarray(table, jnp.float32), jnp.asarray(prompt, jnp.int32)
+
+    def read(tokens: Any, segment: Any, position: Any, cache: Cache, begins: bool) -> Any:
+        longer = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment, cache.length, axis=1)
+        return logits[tokens], cache._replace(segment=longer, length=cache.length + tokens.shape[1])
+
+    empty = lambda places: empty_cache(replace(SMALL, layers=1, width=4), len(prompt), places, jnp.float32)
+    run = lambda prompt, keys: decode(
+        read, empty, prompt, keys, sampling, n=n, limit=limit, vocab=len(table), **{"end": None, **kwargs}
+    )
+    return jax.device_get(quickly(run)(prompt, row_keys(KEY, len(prompt))))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.6, top_k=3, repetition_penalty=1.5)], ids=str)
+def test_draws_have_the_frequencies_of_the_softmax(sampling):
+    table, n = np.random.default_rng(2).normal(size=(5, 5)), 4000
+    tokens = bigram(table, np.full((n, 1), 1), sampling, 2).tokens
+    expected = np.zeros((5, 5))
+    for first, p in enumerate(softmax(plain(table[1], np.eye(5)[1], sampling))):
+        seen = np.eye(5)[1] + np.eye(5)[first]
+        expected[first] = p * softmax(plain(table[first], seen, sampling))
+    counts = np.zeros((5, 5))
+    np.add.at(counts, tuple(tokens.T), 1)
+    assert counts[expected == 0].sum() == 0
+    possible = expected > 1e-3
+    observed, mass = [np.append(x[possible], x[~possible].sum()) for x in (counts, expected)]
+    some = mass > 0
+    assert stats.chisquare(observed[some], n * mass[some] / mass.sum()).pvalue > 1e-3
+
+
+def test_a_prompts_padding_changes_no_draw():
+    table = np.random.default_rng(2).normal(size=(VOCAB, VOCAB))
+    padded = bigram(table, [[PADDING, PADDING, 4], [1, 2, 7]], Sampling(), 8)
+    np.testing.assert_array_equal(padded.tokens, bigram(table, [[4], [7]], Sampling(), 8).tokens)
+
+
+def test_a_penalty_is_for_what_the_prompt_and_the_sample_have_had():
+    rng, sampling = np.random.default_rng(3), Sampling(temperature=0, repetition_penalty=3.0)
+    table, prompt = rng.normal(size=(VOCAB, VOCAB)), np.array([[3, 1, 4], [PADDING, PADDING, 0], [PADDING, 5, 9]])
+    table[:, PADDING] += 2  # the last token, which padding is not
+    tokens, log_probs = bigram(table, prompt, sampling, 9)
+    for row, said, found in zip(prompt, tokens, log_probs, strict=True):
+        text = row.tolist()
+        for token, log_prob in zip(said, found, strict=True):
+            logits = table[text[-1]]
+            assert token == plain(logits, np.isin(np.arange(VOCAB), text), sampling).argmax()
+            assert log_prob == pytest.approx(log_softmax(logits)[token], abs=1e-5)
+            text.append(token)
+    assert len({tuple(said) for said in bigram(table, prompt, GREEDY, 9).tokens}) == 3
+    assert not np.array_equal(bigram(table, prompt, GREEDY, 9).tokens, tokens)
+
+
+CHAIN = 6 * np.roll(np.eye(VOCAB), 1, axis=0)  # 3, 2, 1, 0, 10, 9, ...
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_a_sample_ends_at_the_end_and_the_loop_with_the_last_sample(limit):
+    calls = []
+
+    def listen(tokens: np.ndarray) -> np.ndarray:
+        calls.append(np.asarray(tokens).tolist())
+        return np.zeros(4, bool)
+
+    prompt = [[PADDING, 3], [9, 1], [PADDING, 7], [END, 5]]
+    tokens, log_probs = bigram(CHAIN, prompt, GREEDY, 20, limit, end=END, listen=listen)
+    for row, (_, last) in enumerate(prompt):
+        np.testing.assert_array_equal(tokens[row, :last], np.arange(last)[::-1])
+        np.testing.assert_array_equal(tokens[row, last:], PADDING)
+        np.testing.assert_allclose(log_probs[row, :last], 6 - np.log(np.exp(6) + 10), atol=1e-5)
+        np.testing.assert_array_equal(log_probs[row, last:], 0)
+    assert calls == tokens[:, :7].T.tolist()
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_a_listener_ends_the_samples_of_which_it_has_enough(limit):
+    listen = lambda tokens: np.isin(tokens, [9, 4])
+    tokens = bigram(CHAIN, [[7], [2], [10], [5]], GREEDY, 6, limit, listen=listen).tokens
+    pad = lambda *row: [*row, *[PADDING] * (6 - len(row))]
+    np.testing.assert_array_equal(tokens, [pad(6, 5, 4), pad(1, 0, 10, 9), pad(9), pad(4)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"min_p": 0.0}, "min_p is 0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+    ],
+)
+def test_an_impossible_sampling_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**fields)
