@@ -115,6 +115,8 @@ class GenerativeModel(NamedTuple):
     """{metric: how it is estimated}; stored beside the number."""
     batches: int | None = None
     """Batches that an update takes, stacked on a leading axis [n, B, ...]; None: one, without that axis."""
+    together: int = 1
+    """Examples that must be on one device: a batch there is a multiple of it."""
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,11 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
     """
     devices = jax.devices()[: config.devices]
     n = len(devices)
-    if batch_size % n:
+    if batch_size % (unit := n * model.together):
+        packs = f" in packs of {model.together}" if model.together > 1 else ""
         raise UserError(
-            f"a batch of {batch_size} can't be divided among {n} devices; "
-            f"the fix: --data.batch-size {max(n, batch_size // n * n)}, or --parallel.devices"
+            f"a batch of {batch_size} can't be divided among {n} devices{packs}; "
+            f"the fix: --data.batch-size {max(unit, batch_size // unit * unit)}, or --parallel.devices"
         )
 
     def init(*params: Any) -> State:

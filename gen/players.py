@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gen import core
 from gen.augment import Augmentation
-from gen.core import Array, Key, Params, UserError
+from gen.core import Array, Key, Params
 from gen.networks.discriminator import Discriminator
 from gen.networks.layers import MOMENTUM
 
@@ -101,10 +101,8 @@ class Players:
 
 
 def packed(x: Array, pack: int) -> Array:
-    """[B, H, W, C] -> [B / pack, H, W, pack C], neighbours side by side. Raises: UserError if B can't be packed."""
+    """[B, H, W, C] -> [B / pack, H, W, pack C], neighbours side by side."""
     b, h, w, c = x.shape
-    if b % pack:
-        raise UserError(f"{b} images on a device can't be packed by {pack}; the fix: a --data.batch-size that can")
     return x.reshape(b // pack, pack, h, w, c).transpose(0, 2, 3, 1, 4).reshape(b // pack, h, w, pack * c)
 
 

@@ -231,3 +231,11 @@ def test_a_state_of_four_devices_continues_on_two_and_one_and_another_engine(nam
 def test_a_batch_that_devices_cannot_share_is_refused(tiny):
     with pytest.raises(core.UserError, match="batch of 8 can't be divided among 3 devices"):
         parts(tiny("vae_digits"), parallel.Config(devices=3))
+
+
+def test_examples_that_belong_together_are_not_divided(tiny):
+    config = tiny("vae_digits")
+    _, model, _, _ = parts(config)
+    packs = r"batch of 8 can't be divided among 4 devices in packs of 3; the fix: --data.batch-size 12"
+    with pytest.raises(core.UserError, match=packs):
+        parallel.compile(model._replace(together=3), parallel.Config(devices=4), 0, 8)

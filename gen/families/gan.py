@@ -300,6 +300,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             "saturation": {"threshold": "D's loss below 1% of what scores of 0 cost"},
         },
         batches=config.critic_steps,
+        together=config.pack,
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
 from gen.networks.generator import Conditioning
-from gen.networks.layers import Conv, MinibatchDiscrimination, Norm, SelfAttention, dropout, spectral
+from gen.networks.layers import Conv, MinibatchDiscrimination, Norm, SelfAttention, check_attention, dropout, spectral
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,10 @@ class DCGAN(Architecture):
     norm: Literal["batch", "layer", "none"] = "none"
     """Normalization of all layers but the first."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        positive(kernel=self.kernel)
+
     def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
         return Strided(self, dtypes)
 
@@ -90,6 +94,10 @@ class Residual(Architecture):
     """How many of the first blocks halve the side."""
     attention: tuple[int, ...] = ()
     """Blocks (1 is the first) that self-attention follows."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_attention(self.attention, len(self.widths))
 
     def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
         return Blocks(self, dtypes)

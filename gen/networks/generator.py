@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
-from gen.networks.layers import ACTIVATIONS, Activation, Conv, Norm, Normalization, SelfAttention
+from gen.networks.layers import ACTIVATIONS, Activation, Conv, Norm, Normalization, SelfAttention, check_attention
 from gen.networks.virtual import Referenced
 
 Conditioning = Literal["concatenation", "projection"]
@@ -95,6 +95,7 @@ class Residual(Architecture):
 
     def __post_init__(self):
         positive(**{"the generator's width": min(self.widths, default=0)})
+        check_attention(self.attention, len(self.widths) - 1)
 
     def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:
         small = base(shape, 2 ** (len(self.widths) - 1))

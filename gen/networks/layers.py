@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen.core import Array
+from gen.core import Array, UserError
 from gen.networks import ops
 from gen.networks.virtual import virtual
 
@@ -103,6 +103,13 @@ def dropout(x: Array, keys: Array | None, layer: int, rate: float) -> Array:
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+def check_attention(after: tuple[int, ...], blocks: int) -> None:
+    """Raises: UserError for a block that there is not."""
+    for block in after:
+        if not 1 <= block <= blocks:
+            raise UserError(f"attention follows block {block}, and there are blocks 1 to {blocks}")
 
 
 class SelfAttention(nn.Module):
