@@ -1,6 +1,6 @@
 """The best language model of characters that two cores train in 45 minutes, on Tiny Shakespeare or any book of its size.
 
-    python train.py lm_shakespeare_best --data.name text:tinyshakespeare.txt
+python train.py lm_shakespeare_best --data.name text:tinyshakespeare.txt
 """
 
 from gen.config import Config

@@ -60,7 +60,9 @@ def tiny(pictures: Path, texts: Path):
         if isinstance(data, Text):
             name = f"jsonl:{texts}" if data.name.startswith("jsonl:") else "pydoc"
             source_length = data.source_length and 6
-            data = replace(data, name=name, split="hash:0.1", tokenizer="byte", length=16, source_length=source_length)
+            data = replace(
+                data, name=name, split="hash:0.1", tokenizer="byte", length=16, stride=None, source_length=source_length
+            )
         elif getattr(data, "name", "digits") != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             data = replace(data, name=f"folder:{pictures}", **splits)

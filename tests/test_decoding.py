@@ -243,8 +243,7 @@ def test_a_penalty_is_for_what_the_prompt_and_the_sample_have_had():
             assert token == plain(logits, np.isin(np.arange(VOCAB), text), sampling).argmax()
             assert log_prob == pytest.approx(log_softmax(logits)[token], abs=1e-5)
             text.append(token)
-    assert len({tuple(said) for said in bigram(table, prompt, GREEDY, 9).tokens}) == 3
-    assert not np.array_equal(bigram(table, prompt, GREEDY, 9).tokens, tokens)
+    assert (bigram(table, prompt, GREEDY, 9).tokens != tokens).any(axis=1).all()
 
 
 CHAIN = 6 * np.roll(np.eye(VOCAB), 1, axis=0)  # 3, 2, 1, 0, 10, 9, ...

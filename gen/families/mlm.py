@@ -131,11 +131,12 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             return jax.random.uniform(rate_key, (), real_dtype), uniform(choose_key), uniform(change_key), words
 
         rate, choice, change, words = core.per_example(draw, key, row)
+        choice = jnp.where(counts, choice, 1)  # never asked for
         if config.rate is None:
             t = jnp.maximum(rate, 1 / length)[:, None]
-            asked = (choice < t) & counts
+            asked = choice < t
             return jnp.where(asked, mask, x), asked, 1 / t
-        asked = (choice < config.rate) & counts
+        asked = choice < config.rate
         seen = jnp.where(change < MASK, mask, jnp.where(change < MASK + RANDOM, words, x))
         return jnp.where(asked, seen, x), asked, jnp.ones_like(rate)[:, None]
 
@@ -144,7 +145,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         nats are averaged: these, or in the bound all that count."""
         x, weight = batch["tokens"][:, 1:], language.counted(batch, real_dtype)[:, 1:]
         seen, asked, scale = masked(x, batch["counted"][:, 1:] > 0, key, batch["row"])
-        out = logits(params, seen, *places(x, end), keys)
+        # Where all tokens may be masked, attention that stopped at documents' ends would tell where they are.
+        out = logits(params, seen, *places(x, None if config.rate is None else end), keys)
         value, _ = losses.cross_entropy(out, x)
         right = (out.argmax(-1) == x).astype(real_dtype)
         return value * asked * scale, right, asked * weight, weight if config.rate is None else asked * weight
@@ -171,9 +173,13 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             del sums["bits_per_byte"]
         return core.total(sums)
 
-    def generate(state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
+    def generate(
+        state: State, key: Key, given: Mapping[str, Array], request: Request, listen: decoding.Listener | None = None
+    ) -> dict[str, Array]:
         """given: "prompt", int32 [P, W], PADDING on the left of shorter ones; or "prefix" and "suffix", [1, W], to be joined;
         without them, samples are parts of documents."""
+        if listen is not None:
+            raise UserError("a masked model writes at all places at once; leave out --stream and --stop")
         before = given.get("prefix", given.get("prompt", jnp.zeros((1, 0), jnp.int32)))
         after = given.get("suffix", jnp.zeros((1, 0), jnp.int32))
         room = context - before.shape[1] - after.shape[1]

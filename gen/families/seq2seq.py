@@ -105,8 +105,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         """-log p(token | the source, those before) [B, T], log Z, whether it is the likeliest, and how much each counts."""
         x = batch["tokens"]
         position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], x[:, 1:].shape)
-        other = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        memory = encode(params, batch["source"], keys)
+        own, other = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
+        memory = encode(params, batch["source"], own)
         variables = {"params": params["decoder"]}
         logits, _ = decoder.apply(variables, x[:, :-1], jnp.zeros_like(position), position, other, None, *memory)
         value, log_z = losses.cross_entropy(logits, x[:, 1:])
