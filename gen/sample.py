@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -207,8 +206,6 @@ def generate(
     base: str | None = None,
 ) -> dict[str, Any]:
     """Arrays, a function of the run, the checkpoint, the seed, the request and what is given; on one device."""
-    if functions.keys() - inspect.signature(model.generate).parameters.keys():
-        raise UserError("this model writes its tokens in any order, all at once: leave --stop and --stream out")
     state = restored(workdir, model, step, base)
     given = run.read_reference(workdir) if given is None else given
     arrays = jax.jit(partial(model.generate, request=request, **functions))(state, jax.random.key(seed), given)

@@ -173,13 +173,9 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             del sums["bits_per_byte"]
         return core.total(sums)
 
-    def generate(
-        state: State, key: Key, given: Mapping[str, Array], request: Request, listen: decoding.Listener | None = None
-    ) -> dict[str, Array]:
+    def generate(state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """given: "prompt", int32 [P, W], PADDING on the left of shorter ones; or "prefix" and "suffix", [1, W], to be joined;
         without them, samples are parts of documents."""
-        if listen is not None:
-            raise UserError("a masked model writes at all places at once; leave out --stream and --stop")
         before = given.get("prefix", given.get("prompt", jnp.zeros((1, 0), jnp.int32)))
         after = given.get("suffix", jnp.zeros((1, 0), jnp.int32))
         room = context - before.shape[1] - after.shape[1]

@@ -1,0 +1,554 @@
+"""Runs that go on from another: what is trained, what is left as it was, what is stored, and what is refused."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from scipy.special import log_softmax
+from test_contract import ENGINES, assert_close, assert_same, leaves
+from test_lm import PROMPTS, SPEC, T, batch_of, by_document, nats_of, on_one_device
+from test_transformer import ARCHS, END, KEY, SMALL, VOCAB, quickly, random_like, reference
+
+from gen import adapters, checkpoint, core, finetune, parallel, run, sample
+from gen.adapters import LoRA, Prompt
+from gen.config import Config
+from gen.core import State, UserError
+from gen.families import lm
+from gen.networks.transformer import PADDING
+from gen.optim import OptimConfig
+from gen.train import build, train
+
+SGD = OptimConfig(rule="sgd", lr=0.3, b1=0.9)
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def spelled(number: int) -> str:
+    return " ".join(DIGITS[int(digit)] for digit in str(number))
+
+
+def narrow(tiny: Any, name: str = "lm_pydoc", /, **fields: Any) -> Config:
+    """A config of a narrow network over the bytes of some lines, as quick as it goes."""
+    config = tiny(name)
+    quick: dict[str, Any] = {
+        "model": replace(config.model, network=replace(config.model.network, dropout=0.0), optim=SGD, ema=0.9),
+        "data": replace(config.data, name="jsonl:lines.jsonl"),
+        "steps": 4,
+        "evaluate_every": 0,
+        "save": checkpoint.Config(every=2),
+        "log": replace(config.log, every=1, tensorboard=False),
+        "parallel": parallel.Config(devices=1),
+    }
+    return replace(config, **quick | fields)
+
+
+def wide(tiny: Any) -> Config:
+    """One of a wider network over characters, trained for longer."""
+    config = narrow(tiny, steps=300, save=checkpoint.Config(every=300))
+    model: Any = config.model
+    data: Any = config.data
+    model = replace(model, network=replace(model.network, width=24))
+    return replace(config, model=model, data=replace(data, tokenizer="character"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+LORA: dict[str, Any] = {
+    "init_from": "base",
+    "finetune": "lora",
+    "lora": LoRA(rank=2, alpha=32.0),
+    "parallel": parallel.Config(devices=2),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory) -> Iterator[Path]:
+    """A folder with the run "base", and with "full" and "lora", which went on from it; in the end it is as it was."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = [f"{7 * i} is {spelled(7 * i)}" for i in range(60)]
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    with contextlib.chdir(folder):
+        train(wide(tiny), Path("base"))
+        before = digests(folder / "base")
+        train(narrow(tiny, init_from="base"), Path("full"))
+        train(narrow(tiny, **LORA), Path("lora"))
+    yield folder
+    assert digests(folder / "base") == before
+
+
+@pytest.fixture
+def copied(runs, tmp_path, monkeypatch) -> Path:
+    """A copy of that folder, to be there."""
+    folder = Path(shutil.copytree(runs, tmp_path / "runs"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def weights(workdir: Path) -> dict[str, Any]:
+    """The averages in a run's best checkpoint."""
+    config, model = sample.load(workdir, ())
+    step = sample.choose(workdir, config, None)
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    return jax.device_get(checkpoint.restore(workdir / "checkpoints", step, abstract, items=("ema",)).ema)
+
+
+def flat(tree: Any) -> dict[tuple[str, ...], Any]:
+    return dict(flatten_dict(tree))
+
+
+def greedy(workdir: str, *more: str) -> str:
+    """A text that the run writes."""
+    out = Path("written") / Path(workdir).name
+    sample.main(
+        [workdir, "--prompt", "2", "--n", "1", "--tokens", "14", "--temperature", "0", "--out", str(out), *more]
+    )
+    return (out / "samples.txt").read_text()
+
+
+def first_loss(workdir: Path) -> float:
+    """Before the first update."""
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_its_bases_weights_network_and_tokenizer(runs, tiny, monkeypatch):
+    """And goes elsewhere: the loss of the first batch is what numpy has for the base, and no weight stays."""
+    monkeypatch.chdir(runs)
+    base, config = weights(Path("base")), finetune.resolved(narrow(tiny, init_from="base"))
+    model: Any = config.model
+    narrower: Any = narrow(tiny).model
+    assert narrower.network.width == 16 and model.network.width == 24
+    batch = build(config)[0].batch(config.seed, 0, range(8))
+    logits = np.stack([by_document(base["transformer"], model.network, row) for row in batch["tokens"][:, :-1]])
+    nats, weight = nats_of(logits, batch)
+    expected = (nats * weight).sum() / weight.sum()
+    assert expected < np.log(30) / 2
+    for name in ("full", "lora"):
+        assert first_loss(Path(name)) == pytest.approx(expected, rel=1e-5)
+        assert Path(name, "tokenizer.json").read_bytes() == Path("base", "tokenizer.json").read_bytes()
+        known = run.read_config(Path(name))[1]["base"]
+        assert known == {"path": "../base", "step": 300, "sha256": checkpoint.digest(Path("base/checkpoints"), 300)}
+        protocol = json.loads(Path(name, "evaluation.json").read_text())["protocol"]
+        assert protocol["loss"]["base"] == known["sha256"]
+    after = leaves(weights(Path("full")))
+    assert not [name for name, value in leaves(base).items() if np.array_equal(value, after[name])]
+
+
+def test_a_checkpoint_of_an_adapter_holds_nothing_but_the_adapter(runs):
+    folder = runs / "lora" / "checkpoints" / "4"
+    items = {"step", "params", "ema", "opt_state", "meta"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == items
+    trained = weights(runs / "lora")
+    assert {path[-1] for path in flat(trained)} == {"a", "b"}
+    arrays = {path.name for path in (folder / "params").iterdir() if path.name.startswith("transformer")}
+    assert arrays == {".".join(path) for path in flat(trained)}
+    assert all(name.endswith((".a", ".b")) for name in arrays)
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert size(trained) < size(weights(runs / "base")) / 10
+
+
+def test_a_run_that_stands_on_a_moved_base_goes_on_as_if_nothing_had_been(copied, runs, tiny, capsys):
+    """Bit for bit, once it is told where the base is; so are samples of it."""
+    shutil.rmtree("lora/checkpoints/4")
+    Path("elsewhere").mkdir()
+    Path("base").rename("elsewhere/moved")
+    config = narrow(tiny, **LORA)
+    for refused in (lambda: train(config, Path("lora")), lambda: greedy("lora")):
+        with pytest.raises(UserError, match="--base DIR"):
+            refused()
+    train(replace(config, base="elsewhere/moved"), Path("lora"))
+    for name in ("metrics.jsonl", "evaluation.json"):
+        assert Path("lora", name).read_bytes() == (runs / "lora" / name).read_bytes()
+    model, states = sample.load(Path("lora"), ())[1], []
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    for folder in (runs, copied):
+        states.append(checkpoint.restore(folder / "lora/checkpoints", 4, abstract))
+    assert_same(*states)
+
+    with contextlib.chdir("elsewhere"):
+        greedy("../lora")
+    Path("elsewhere/moved").rename("again")
+    with pytest.raises(UserError, match="if it was moved: --base DIR"):
+        greedy("lora")
+    greedy("lora", "--base", "again")
+    manifest = "written/lora/manifest.json"
+    with pytest.raises(UserError, match="if it was moved: --base DIR"):
+        sample.main(["--verify", manifest])
+    assert sample.main(["--verify", manifest, "--base", "again"]) == 0
+    assert "byte for byte" in capsys.readouterr().out
+
+
+def test_a_merged_run_needs_no_base_and_writes_the_same(copied, capsys):
+    before = greedy("lora")
+    finetune.merge(Path("lora"), Path("merged"))
+    other = greedy("base")
+    shutil.rmtree("base")
+    shutil.rmtree("lora")
+    assert greedy("merged") == before != other
+    assert "base" not in run.read_config(Path("merged"))[1]
+    assert sample.main(["--verify", "written/merged/manifest.json"]) == 0
+    assert greedy("full") != before, "which needs none either"
+
+
+def test_what_is_merged_is_the_base_and_its_low_rank_changes(copied, monkeypatch, capsys):
+    """By the command line, from anywhere, also where the base was moved."""
+    base, change = flat(weights(Path("base"))), flat(weights(Path("lora")))
+    Path("base").rename("moved")
+    monkeypatch.setattr("sys.argv", ["finetune.py", "merge", ".", "../merged", "--base", "../moved"])
+    with contextlib.chdir("lora"):
+        finetune.main()
+    assert "next: python sample.py ../merged" in capsys.readouterr().out
+    for path, w in flat(weights(Path("merged"))).items():
+        expected = np.asarray(base[path], np.float64)
+        if path[-2] in ("query", "value"):
+            expected = expected + 32 / 2 * np.einsum("lir,lro->lio", change[(*path, "a")], change[(*path, "b")])
+            assert np.abs(expected - base[path]).max() > 1e-3
+        np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-5, err_msg=str(path))
+
+
+# --- what can't be ----------------------------------------------------------------------------------------------------
+
+
+def another() -> None:
+    """A sound base in the place of the other."""
+    shutil.rmtree("base")
+    shutil.copytree("full", "base")
+    Path("base/checkpoints/4").rename("base/checkpoints/300")
+
+
+def damaged() -> None:
+    path = Path("base/checkpoints/300/params/transformer.embedding.embedding/0.0")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (another, "base is not the base that lora was trained on"),
+        (damaged, "base/checkpoints/300: params/transformer.embedding.embedding/0.0 has changed"),
+    ],
+)
+def test_a_base_that_is_not_what_it_was_is_refused(change, message, copied, tiny):
+    change()
+    before = digests(copied)
+    for use in (
+        lambda: train(narrow(tiny, **LORA), Path("lora")),
+        lambda: greedy("lora"),
+        lambda: finetune.merge(Path("lora"), Path("new")),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+    Path("lora/.lock").touch()
+    assert digests(copied) == before
+
+
+def on_a_gan(tiny: Any) -> Config:
+    config = tiny("gan_digits")
+    Path("gan").mkdir()
+    run.write_config(Path("gan"), config, "0" * 64)
+    run.write_json(Path("gan/spec.json"), {})
+    return replace(config, init_from="gan", finetune="lora")
+
+
+def learned(tiny: Any, **data: Any) -> Any:
+    """Of a network with learned places."""
+    config = narrow(tiny)
+    model: Any = config.model
+    model = replace(model, network=replace(model.network, positions="learned", context=None))
+    return replace(config, model=model, data=replace(config.data, **data))
+
+
+def begun(config: Config, workdir: Path) -> None:
+    """A run without a checkpoint."""
+    workdir.mkdir()
+    run.begin(workdir, config, config.data.build())
+
+
+def too_long(tiny: Any) -> Config:
+    begun(learned(tiny, length=8), Path("short"))
+    return replace(learned(tiny, length=9), init_from="short")
+
+
+WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
+    "no base": (lambda tiny: narrow(tiny, finetune="lora"), "--init-from RUN"),
+    "no run": (lambda tiny: narrow(tiny, init_from="nothing"), "nothing, .* is no run directory.*--base DIR"),
+    "no checkpoint": (lambda tiny: narrow(tiny, init_from="empty"), "empty has no checkpoint to go on from"),
+    "an adapter": (lambda tiny: narrow(tiny, init_from="lora"), "python -m gen.finetune merge lora DIR"),
+    "another family": (
+        lambda tiny: narrow(tiny, "mlm_pydoc", init_from="base"),
+        "base is of gen.families.lm, and this config of gen.families.mlm",
+    ),
+    "a family without adapters": (on_a_gan, "gen.families.gan has no adapters"),
+    "a path of nothing": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="nothing")}), "lora.path 'nothing' m"),
+    "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is no regular"),
+    "no rank": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(rank=0)}), "rank is 0"),
+    "no size": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(alpha=0.0)}), "alpha is 0"),
+    "no prompt": (lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=0)}), "length is 0"),
+    "windows that are too long": (too_long, "has learned 8 places, and windows have 9: --data.length 8"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_run_can_not_go_on_from_is_refused_before_anything_is_written(what, copied, tiny):
+    make, message = WRONG[what]
+    shutil.copytree("base", "empty", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(UserError, match=message):
+        train(make(tiny), Path("new"))
+    assert not Path("new").exists()
+
+
+def test_what_can_not_be_merged_is_refused(copied, monkeypatch):
+    config, known = run.read_config(Path("lora"))
+    prompted = replace(config, finetune="prompt", model=config.model.adapted(config.prompt))
+    shutil.copytree("lora", "prompted")
+    run.write_config(Path("prompted"), prompted, known["data"], known["base"])
+    Path("occupied").mkdir()
+    Path("occupied/file").touch()
+    for workdir, out, message in (
+        ("full", "new", "full is no adapter"),
+        ("base", "new", "base is no adapter"),
+        ("prompted", "new", "a learned prompt .* can't be merged"),
+        ("lora", "occupied", "occupied is not an empty folder"),
+        ("lora", "occupied/file", "file is not an empty folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            finetune.merge(Path(workdir), Path(out))
+    monkeypatch.setattr("sys.argv", ["finetune.py", "merge", "lora"])
+    with pytest.raises(UserError, match="usage: python"):
+        finetune.main()
+    assert not Path("new").exists()
+    assert [path.name for path in Path("occupied").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("how", ["full", "lora", "prompt"])
+def test_learned_places_of_the_base_are_kept_where_windows_are_shorter(how, copied, tiny):
+    long = learned(tiny, length=16)
+    long = replace(long, model=replace(long.model, fill_in_the_middle=0.5))  # which has words of its own
+    begun(long, Path("long"))
+    base = jax.eval_shape(build(long)[1].init, KEY).params
+    config = finetune.resolved(replace(learned(tiny, length=5), init_from="long", finetune=how))
+    data, model, engine = build(config)
+    state = jax.eval_shape(model.init, KEY, base)
+    assert (state.frozen or state.params)["transformer"] == base["transformer"]
+    assert jax.tree.map(lambda x: x.shape, state) == jax.tree.map(lambda x: x.shape, engine.abstract)
+    evaluate = on_one_device(model.evaluate)
+    sums = jax.eval_shape(evaluate, state, next(data.evaluation("validation", 8)), KEY)
+    assert sums["loss_by_place"][0].shape == (5,)
+
+
+# --- low-rank changes -------------------------------------------------------------------------------------------------
+
+
+def first_of(model: core.GenerativeModel, scale: float = 0.4) -> Any:
+    """Parameters of a whole model, of which each one matters."""
+    return jax.device_get(random_like(jax.eval_shape(model.init, KEY).params, scale))
+
+
+@pytest.mark.parametrize("name", ["lm_pydoc", "mlm_pydoc", "seq2seq_docstring"])
+def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tiny):
+    """Exactly, and to 1e-5; no update reaches the base."""
+    config, adapter = tiny(name), LoRA(rank=2)
+    model: Any = replace(config.model, network=replace(config.model.network, dropout=0.0), optim=SGD)
+    data = config.data.build()
+    whole, adapted = (m.build(data.spec, 100) for m in (model, model.adapted(adapter)))
+    plain, evaluate, update = (on_one_device(f) for f in (whole.evaluate, adapted.evaluate, adapted.update))
+    base, batch = first_of(whole), next(data.evaluation("validation", 8))
+    state = quickly(adapted.init)(KEY, base)
+    of_base = lambda params: plain(State(state.step, params, {}), batch, KEY)
+    began, before = leaves(state.params), evaluate(state, batch, KEY)
+    assert {path[-3:] for path in flat(state.params)} == {
+        (part, "kernel", name) for part in ("query", "value") for name in ("a", "b")
+    }
+    assert_same(before, of_base(base))
+    for step in range(2):
+        state, _ = update(state, data.batch(0, step, range(8)), jax.random.fold_in(KEY, step))
+    assert not [name for name, value in leaves(state.params).items() if np.array_equal(value, began[name])]
+    assert_same(state.frozen, base)
+    after = evaluate(state, batch, KEY)
+    assert abs(after["loss"][0] - before["loss"][0]) > 1e-3 * before["loss"][0]
+    assert_close(after, of_base(adapter.merge(state.params, base)), 1e-5)
+
+
+def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
+    """Also where its base is sharded among them."""
+    monkeypatch.setattr(parallel, "SMALL", 2)
+    config = lm.Config(network=replace(SMALL, layers=1, norm="rms", bias=False), optim=SGD)
+    base = first_of(config.build(SPEC, 100), scale=0.2)
+    model = config.adapted(LoRA(rank=4, path="(query|up)/kernel$")).build(SPEC, 100)
+
+    def after_three(how: parallel.Config) -> tuple[State, list[Mapping[str, Any]]]:
+        engine = parallel.compile(model, how, 0, 8)
+        state, metrics = engine.init(base), []
+        for step in range(3):
+            state, found = engine.update(state, batch_of(seed=step))
+            metrics.append(jax.device_get(found))
+        return state, metrics
+
+    one = after_three(parallel.Config(devices=1))
+    assert_same(one[0].frozen, base)
+    for name in ("pmap on 4", "jit on 4", "fsdp on 4"):
+        state, metrics = after_three(ENGINES[name])
+        assert_close((state, metrics), one, 1e-5)
+        shares = 4 if name == "fsdp on 4" else 1
+        for tree, last in ((state.frozen, ()), (state.params, ("a",))):
+            kernel = flat(tree)["transformer", "layers", "feed_forward", "up", "kernel", *last]
+            assert kernel.addressable_shards[0].data.size == kernel.size // shares
+
+
+def tree_of(rng: np.random.Generator) -> dict[str, Any]:
+    """Matrices, some of them stacked, a convolution's kernel, and vectors beside them."""
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    return {
+        "dense": {"kernel": draw(6, 5), "bias": draw(5)},
+        "layers": {"kernel": draw(3, 6, 5), "bias": draw(3, 5), "scale": draw(3, 6)},
+        "convolution": {"kernel": draw(3, 2, 4, 7), "bias": draw(7)},
+        "other": draw(6, 5),
+    }
+
+
+def test_low_rank_changes_are_those_of_the_paper():
+    """W + alpha / r A B, where B begins at zero; a convolution is a matrix of all that it looks at."""
+    rng = np.random.default_rng(0)
+    base, adapter = tree_of(rng), LoRA(rank=2, alpha=3.0, path=r"^\w+/(kernel|bias|scale)$")
+    trained = quickly(adapter.begin)(KEY, base)
+    shapes = {"/".join(path): x.shape for path, x in flat(trained).items()}
+    assert shapes == {
+        "dense/kernel/a": (6, 2),
+        "dense/kernel/b": (2, 5),
+        "layers/kernel/a": (3, 6, 2),
+        "layers/kernel/b": (3, 2, 5),
+        "convolution/kernel/a": (3 * 2 * 4, 2),
+        "convolution/kernel/b": (2, 7),
+    }
+    merge = quickly(adapter.merge)
+    assert_same(merge(trained, base), base)
+    trained = jax.tree.map(lambda x: rng.normal(size=x.shape), trained)
+    a, b = ({name: trained[name]["kernel"][part] for name in trained} for part in "ab")
+    change = {
+        "dense": a["dense"] @ b["dense"],
+        "layers": np.stack([a["layers"][i] @ b["layers"][i] for i in range(3)]),
+        "convolution": np.tensordot(a["convolution"].reshape(3, 2, 4, 2), b["convolution"], axes=1),
+    }
+    merged = merge(jax.tree.map(np.float32, trained), base)
+    for name, of in change.items():
+        np.testing.assert_allclose(merged[name]["kernel"], base[name]["kernel"] + 3 / 2 * of, rtol=1e-5, atol=1e-5)
+    kept = lambda tree: {name: x for name, x in leaves(tree).items() if "kernel" not in name}
+    assert_same(kept(merged), kept(base))
+
+
+def test_a_begins_as_noise_of_the_size_that_keeps_that_of_what_it_reads():
+    base = {"one": {"kernel": jnp.zeros((400, 3))}, "two": {"kernel": jnp.zeros((2, 5, 5, 3))}}
+    trained: Any = quickly(LoRA(rank=50, path="kernel").begin)(KEY, base)
+    one, two = (np.asarray(trained[name]["kernel"]["a"]) for name in ("one", "two"))
+    assert one.std() == pytest.approx(1 / np.sqrt(400), rel=0.03)
+    assert two.std() == pytest.approx(1 / np.sqrt(50), rel=0.05)
+    assert abs(np.corrcoef(one[:50].ravel(), two.ravel())[0, 1]) < 0.1
+
+
+def test_a_gradient_reaches_the_adapter_alone():
+    rng = np.random.default_rng(0)
+    base, adapter = tree_of(rng), LoRA(rank=2, path="kernel$")
+    trained = random_like(jax.eval_shape(lambda: adapter.begin(KEY, base)))
+
+    def size(adapter: LoRA | None, trained: Any, frozen: Any) -> Any:
+        return sum(jnp.square(x).sum() for x in jax.tree.leaves(adapters.merge(adapter, trained, frozen)))
+
+    adapted, whole = (quickly(jax.grad(partial(size, of), argnums=(0, 1))) for of in (adapter, None))
+    of_adapter, of_base = adapted(trained, base)
+    assert all(np.abs(x).min() > 0 for x in jax.tree.leaves(of_adapter))
+    assert not any(np.any(x) for x in jax.tree.leaves(of_base))
+    assert_close(whole(base, {})[0], jax.tree.map(lambda x: 2 * x, base), 1e-6)
+
+
+# --- a learned prompt -------------------------------------------------------------------------------------------------
+
+LENGTH = 3
+
+
+def after_prefix(params: Any, arch: Any, prefix: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Logits [T, V] of a text that begins after the prefix: as if it were of other words, which have no place."""
+    words = np.concatenate([params["embedding"]["embedding"], prefix])
+    more: dict[str, Any] = {"embedding": {"embedding": words}}
+    if arch.positions == "learned":
+        nowhere = np.zeros_like(prefix)
+        more["position"] = {"embedding": np.concatenate([nowhere, params["position"]["embedding"]])}
+    text = [*range(len(words) - len(prefix), len(words)), *tokens]
+    return reference(params | more, arch, text)[len(prefix) :, :VOCAB]
+
+
+def prompted(arch: Any, ema: float = 0.0) -> tuple[core.GenerativeModel, Any]:
+    """A model with a learned prompt, and its base."""
+    config = lm.Config(network=arch, optim=SGD, ema=ema)
+    model = config.adapted(Prompt(length=LENGTH)).build(SPEC, 100)
+    return model, first_of(config.build(SPEC, 100))
+
+
+def test_a_prompt_is_all_that_is_trained_and_every_document_sees_it():
+    model, base = prompted(SMALL)
+    engine = parallel.compile(model, parallel.Config(devices=1), 0, 8)
+    state, batch = engine.init(base), batch_of()
+    assert state.params["prefix"].shape == (LENGTH, 16) and state.params.keys() == {"prefix"}
+    words = base["transformer"]["embedding"]["embedding"]
+    assert all((words == vector).all(1).any() for vector in np.asarray(state.params["prefix"])), "they begin as words"
+
+    def loss_of(prefix: np.ndarray) -> float:
+        logits = []
+        for row in batch["tokens"][:, :-1]:
+            documents = np.split(row, [at for at in np.flatnonzero(row == END) if at])
+            logits.append(np.concatenate([after_prefix(base["transformer"], SMALL, prefix, d) for d in documents]))
+        nats, weight = nats_of(np.stack(logits), batch)
+        return (nats * weight).sum() / weight.sum()
+
+    found = [np.array(state.params["prefix"])]
+    for _ in range(2):
+        expected = loss_of(found[-1])
+        assert float(model.summarize(engine.evaluate(state, batch))["loss"]) == pytest.approx(expected, rel=1e-5)
+        state, metrics = engine.update(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+        found.append(np.array(state.params["prefix"]))
+    assert abs(loss_of(found[-1]) - loss_of(found[0])) > 1e-3
+    assert np.abs(found[1] - found[0]).min(1).max() > 1e-6
+    assert_same(state.frozen, base)
+
+
+@pytest.mark.parametrize(
+    ("arch", "prompts"),
+    [(SMALL, PROMPTS), (replace(ARCHS["rotary"], window=None), PROMPTS[1:])],
+    ids=["learned, padded", "rotary"],
+)
+def test_decoding_after_a_learned_prompt_is_that_of_whole_passes(arch, prompts):
+    """With a cache; beyond the context, where the last half is read anew, too."""
+    model, base = prompted(arch)
+    prefix = 0.4 * np.random.default_rng(1).normal(size=(LENGTH, 16))
+    state = State(jnp.int32(0), {"prefix": jnp.asarray(prefix, jnp.float32)}, {}, frozen=base)
+    n, width = 12, prompts.shape[1]
+    write = quickly(lambda state: model.generate(state, KEY, {"prompt": prompts}, lm.Request(n=3, tokens=n)))
+    made, longest = jax.device_get(write(state)), 0
+    for prompt, said, found in zip(made["prompt"], made["samples"], made["log_probs"], strict=True):
+        text, start = np.concatenate([prompt, said]), 0
+        for i in range(width, width + int((said != PADDING).sum())):
+            seen = text[start:i][text[start:i] != PADDING]
+            logits = after_prefix(base["transformer"], arch, prefix, seen)[-1]
+            assert found[i - width] == pytest.approx(log_softmax(logits)[text[i]], abs=1e-4), (i, start)
+            if i - start == T:  # no room for this one
+                start = i + 1 - T // 2
+            longest = max(longest, i)
+    assert longest >= T + 2

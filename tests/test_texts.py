@@ -1,0 +1,360 @@
+"""What people give to a language model and what they see of it, by models that can be told what to write."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen import checkpoint, config, run, sample, texts
+from gen.core import Dataset, FamilyConfig, Feature, State, UserError
+from gen.data import tokenizers
+from gen.data.text import Config as Text
+from gen.data.tokenizers import Tokenizer
+from gen.families import lm, mlm, seq2seq
+from gen.networks.transformer import PADDING, Architecture
+from gen.texts import Options
+
+ALPHABET = "abcdefgh é\n"
+LETTERS = tokenizers.character(ALPHABET)
+BYTES = tokenizers.byte()
+VOCAB, CONTEXT, SOURCE = tokenizers.size(LETTERS), 12, 4
+NETWORK = Architecture(layers=1, width=20, heads=2, positions="rotary", norm="rms", bias=False, tied=False)
+
+
+def tokens_of(text: str, tokenizer: Tokenizer = LETTERS) -> list[int]:
+    return tokenizers.encode(tokenizer, text)
+
+
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+def test_prompts_end_below_each_other():
+    found = texts.given(Options(prompt=("abc", "é", "de")), LETTERS)
+    _ = PADDING
+    a, b, c, d, e, é = tokens_of("abcdeé")
+    assert found.keys() == {"prompt"} and found["prompt"].dtype == np.int32
+    assert found["prompt"].tolist() == [[a, b, c], [_, _, é], [_, d, e]]
+    assert texts.given(Options(prompt=("aé",)), BYTES)["prompt"].tolist() == [[98, 0xC3 + 1, 0xA9 + 1]]
+
+
+def test_sources_and_what_is_around_a_middle_are_given_by_their_names():
+    found = texts.given(Options(source=("ab", "c")), LETTERS)
+    assert {name: x.tolist() for name, x in found.items()} == {"source": [tokens_of("ab"), [PADDING, *tokens_of("c")]]}
+    found = texts.given(Options(prefix="ab", suffix=""), LETTERS)
+    assert {name: x.tolist() for name, x in found.items()} == {"prefix": [tokens_of("ab")], "suffix": [[]]}
+    assert found["suffix"].shape == (1, 0) and found["suffix"].dtype == np.int32
+    assert texts.given(Options(), LETTERS) == {}
+
+
+def test_rows_are_aligned_to_the_right():
+    assert texts.aligned([[1], [], [2, 3]]).tolist() == [[PADDING, 1], [PADDING, PADDING], [2, 3]]
+    assert texts.aligned([[]]).shape == (1, 0)
+
+
+def test_a_prompt_can_be_a_file_or_the_standard_input(tmp_path, monkeypatch):
+    """As it is, to its last newline."""
+    path = tmp_path / "prompt.txt"
+    path.write_bytes("é\na\r\n".encode())
+    asked = texts.resolved(Options(prompt=("b",), prompt_file=path))
+    assert asked == Options(prompt=("b", "é\na\r\n"))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n")))
+    assert texts.resolved(Options(prompt_file=Path("-"))).prompt == ("from a pipe\n",)
+    assert texts.resolved(asked) is asked
+
+
+def from_file(content: bytes | None) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        if content is not None:
+            (path / "file").write_bytes(content)
+        return texts.given(texts.resolved(Options(prompt_file=path / "file")), LETTERS)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda _: Options(prefix="a"), "give both --prefix and --suffix"),
+        (lambda _: Options(suffix="a"), "give both --prefix and --suffix"),
+        (lambda _: Options(prefix="a", suffix="b", prompt=("c",)), "not both"),
+        (lambda path: Options(prefix="a", suffix="b", prompt_file=path), "not both"),
+        (lambda _: Options(source=("a",), prompt=("c",)), "for a --source alone"),
+        (lambda path: Options(source=("a",), prompt_file=path), "for a --source alone"),
+        (lambda _: Options(source=("a",), prefix="", suffix=""), "for a --source alone"),
+        (lambda _: Options(stop=("a", "")), "--stop is empty"),
+        (lambda _: texts.given(Options(prompt=("a", "")), LETTERS), "a prompt is empty"),
+        (lambda _: texts.given(Options(source=("a", "")), LETTERS), "a source is empty"),
+        (lambda _: texts.given(Options(prompt=("abcx",)), LETTERS), "can't say 'x'"),
+        (lambda _: texts.given(Options(prefix="a", suffix="x"), LETTERS), "can't say 'x'"),
+        (lambda _: texts.given(Options(prompt=("a\udcff",)), BYTES), "no UTF-8"),
+        (from_file(None), "file: No such file"),
+        (from_file(b"abc\xff"), "file: no UTF-8 at byte 3"),
+        (from_file(b""), "a prompt is empty"),
+    ],
+)
+def test_what_can_not_be_given_is_refused(make, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        make(tmp_path)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_cut_at_the_first_stop():
+    assert texts.cut("one two three", ["three", "two", "four"]) == "one "
+    assert texts.cut("one two", ["three"]) == texts.cut("one two", []) == "one two"
+    assert texts.cut("two", ["two"]) == ""
+
+
+def written(*rows: str) -> dict[str, np.ndarray]:
+    """Samples of which the shorter ones have ended."""
+    ended = [[*tokens_of(row), 0] for row in rows]
+    width = max(map(len, ended))
+    return {"samples": np.array([row + [PADDING] * (width - len(row)) for row in ended])}
+
+
+def test_samples_are_after_their_prompts_or_between_prefix_and_suffix():
+    made = written("bc", "", "e", "fg h")
+    assert texts.samples(made, LETTERS) == ["bc", "", "e", "fg h"]
+    assert texts.samples(made, LETTERS, Options(prompt=("a", "cd"))) == ["abc", "a", "cde", "cdfg h"]
+    assert texts.samples(made, LETTERS, Options(prefix="a", suffix=" h", stop=("g",))) == [
+        "abc h",
+        "a h",
+        "ae h",
+        "af h",
+    ]
+    asked = Options(prompt=("c",), stop=("c", "g "))
+    assert texts.samples(made, LETTERS, asked) == ["cb", "c", "ce", "cf"], "a stop in the prompt ends nothing"
+    assert texts.samples(made, LETTERS, Options(source=("a", "b"))) == ["bc", "", "e", "fg h"]
+
+
+def test_files_hold_the_texts_and_all_arrays():
+    arrays = written("bc\n", "é") | {"log_probs": np.linspace(-1, 0, 8, dtype=np.float32).reshape(2, 4)}
+    found = texts.files(arrays, LETTERS, Options(prompt=("a",)))
+    assert found.keys() == {"samples.txt", "samples.npz"}
+    assert found["samples.txt"].decode() == "abc\n" + texts.RULE + "aé\n"
+    with np.load(io.BytesIO(found["samples.npz"])) as kept:
+        assert kept.keys() == arrays.keys()
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(kept[name], value)
+
+
+def heard(options: Options, tokenizer: Tokenizer, *rows: Sequence[int]) -> list[int]:
+    """What a listener is told, token by token, while not all rows have enough; the number of tokens that it heard of each."""
+    listen = texts.listener(options, tokenizer)
+    assert listen is not None
+    done, counts = np.zeros(len(rows), bool), [0] * len(rows)
+    for column in np.array(rows, np.int32).T:
+        told = np.where(done, PADDING, column)
+        counts = [count + int(token != PADDING) for count, token in zip(counts, told, strict=True)]
+        done |= listen(told) | (column == PADDING)
+        if done.all():
+            break
+    listen(np.full(len(rows), PADDING))
+    return counts
+
+
+MERGED = tokenizers.bpe(["hello " * 99], 270)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("abcde", "d", "abc"),
+        ("abcabd", "abd", "abc"),  # begun before
+        ("aaab", "aab", "a"),
+        ("ab\n\nc", "\n\n", "ab"),
+        ("a\nb\n\n", "\n\n", "a\nb"),
+        ("aébc", "éb", "a"),
+        ("abc", "cd", "abc"),  # begun, and never met
+        ("é" * 50 + "b" + "é" * 50 + "ab", "b" + "é" * 50, "é" * 50),  # longer than the tail
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [LETTERS, BYTES], ids=["characters", "bytes"])
+def test_what_is_streamed_is_the_first_sample_to_its_stop(text, stop, shown, tokenizer, capsys):
+    """Nothing that turns out to be of the stop is ever shown, also not where it is of several tokens."""
+    tokens = tokens_of(text, tokenizer)
+    other = tokens_of("h" * len(tokens), tokenizer)
+    counts = heard(Options(stop=(stop, "never"), stream=True), tokenizer, tokens, other)
+    assert capsys.readouterr().out == shown
+    assert texts.samples({"samples": np.array([tokens, other])}, tokenizer, Options(stop=(stop,)))[0] == shown
+    met = text.find(stop)
+    assert counts == [len(tokens_of(text[: met + len(stop)] if met >= 0 else text, tokenizer)), len(other)]
+
+
+def test_a_stop_inside_of_a_token_ends_a_sample_there(capsys):
+    tokens = tokens_of("hello hello", MERGED)
+    assert len(tokens) < 5
+    assert heard(Options(stop=("ell",), stream=True), MERGED, tokens) == [1]
+    assert capsys.readouterr().out == "h"
+
+
+def test_half_a_character_is_not_shown_before_it_is_whole(capsys):
+    """And bytes that are no character are, once that is sure."""
+    listen: Any = texts.listener(Options(stream=True), BYTES)
+    shown = []
+    for byte in "aé€".encode() + b"\xff" + b"b\xc3":
+        listen(np.array([byte + 1]))
+        shown.append(capsys.readouterr().out)
+    assert shown == ["a", "", "é", "", "", "€", "", "\ufffdb", ""]
+    listen(np.array([PADDING]))
+    listen(np.array([PADDING]))
+    assert capsys.readouterr().out == "\ufffd"
+
+
+def test_nobody_listens_without_a_reason():
+    assert texts.listener(Options(prompt=("a",)), LETTERS) is None
+
+
+# --- runs that write --------------------------------------------------------------------------------------------------
+
+
+def made(workdir: Path, model: FamilyConfig, params: Callable[[Any], Any]) -> str:
+    """A run whose only checkpoint has these parameters, a function of their shapes."""
+    letters = Feature((CONTEXT + 1,), "int32", vocab=VOCAB, end=0)
+    spec = {"tokens": letters} | (
+        {"source": replace(letters, shape=(SOURCE,))} if "seq2seq" in str(type(model)) else {}
+    )
+    none: Any = None
+    data = Dataset(spec, {}, "0" * 64, none, none, none, files={tokenizers.FILE: tokenizers.dump(LETTERS)})
+    run.begin(workdir, config.Config(model=model, data=Text(length=CONTEXT), steps=1), data)
+    run.write_reference(workdir, {})
+    shapes = jax.eval_shape(model.build(spec, 1).init, jax.random.key(0)).params
+    with checkpoint.saver(workdir / "checkpoints", checkpoint.Config(), 0) as save:
+        save(State(jnp.int32(0), params(shapes), {}), {"validation": {}})
+    return str(workdir)
+
+
+def spelling(shapes: Any) -> Any:
+    """Of a model that goes on from each letter with the next, and ends after h. It begins with a; in a middle, with c."""
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)["transformer"]
+    letters = tokens_of("abcdefgh")
+    follows = dict(zip([0, *letters, VOCAB + 2], [*letters, 0, tokens_of("c")[0]], strict=True))
+    head = params["head"]["kernel"]
+    for token in range(head.shape[1]):
+        params["embedding"]["embedding"][token, token] = 1
+        head[token, follows.get(token, 0)] = 2
+    return {"transformer": params | {"norm": {"scale": np.ones(NETWORK.width, np.float32)}}}
+
+
+def random(shapes: Any) -> Any:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, model, params in (
+        ("speller", lm.Config(network=NETWORK), spelling),
+        ("filler", lm.Config(network=NETWORK, fill_in_the_middle=0.5), spelling),
+        ("masked", mlm.Config(network=NETWORK), random),
+        ("pairs", seq2seq.Config(network=NETWORK), random),
+    ):
+        (folder / name).mkdir()
+        made(folder / name, model, params)
+    return folder
+
+
+@pytest.fixture
+def here(runs, monkeypatch, tmp_path) -> Path:
+    """A copy of them, to be there."""
+    folder = Path(shutil.copytree(runs, tmp_path / "runs"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def asked(workdir: str, out: str, *arguments: str) -> list[str]:
+    """The texts that a run writes, by the command line."""
+    assert sample.main([workdir, "--out", out, *arguments]) == 0
+    return Path(out, "samples.txt").read_text().removesuffix("\n").split(texts.RULE)
+
+
+GREEDY = ("--temperature", "0")
+
+
+def test_each_prompt_has_its_samples_in_turn_and_they_can_be_made_again(here, capsys):
+    """Also where the file is gone: the manifest keeps what it said."""
+    Path("file").write_text("é\ne")
+    prompts = ("--prompt", "a", "--prompt-file", "file", "--prompt", "h cd")
+    found = asked("speller", "out", *prompts, "--n", "2", "--tokens", "4", *GREEDY)
+    assert found == ["abcde", "abcde", "h cdefgh", "h cdefgh", "é\nefgh", "é\nefgh"]
+    assert capsys.readouterr().out.startswith(texts.RULE.join(found) + "\n")
+    Path("file").unlink()
+    kept = json.loads(Path("out/manifest.json").read_text())["medium"]
+    assert kept["prompt"] == ["a", "h cd", "é\ne"] and kept["prompt_file"] is None and "stream" not in kept
+    assert sample.main(["--verify", "out/manifest.json"]) == 0
+    assert "verified: samples.txt, samples.npz, byte for byte" in capsys.readouterr().out
+
+
+def test_a_stop_string_ends_samples_and_their_stream_before_it(here, capsys):
+    arguments = ("--prompt", "a", "--prompt", "f", "--stop", "ef", "--n", "1", "--tokens", "8", *GREEDY)
+    assert asked("speller", "streamed", *arguments, "--stream") == ["abcd", "fgh"]
+    assert capsys.readouterr().out == "bcd\nstreamed: samples.txt, samples.npz, manifest.json\n"
+    assert asked("speller", "whole", *arguments) == ["abcd", "fgh"]
+    for name in ("samples.txt", "samples.npz"):
+        assert Path("streamed", name).read_bytes() == Path("whole", name).read_bytes()
+    with np.load("whole/samples.npz") as arrays:
+        tail = [PADDING] * 3
+        assert arrays["samples"].tolist() == [tokens_of("bcdef") + tail, [*tokens_of("gh"), 0, PADDING, PADDING, *tail]]
+    assert sample.main(["--verify", "streamed/manifest.json"]) == 0
+
+
+def test_a_sample_does_not_depend_on_how_many_there_are_or_who_watches(here, capsys):
+    arguments = ("--tokens", "9", "--temperature", "4", "--seed", "3")
+    many = asked("speller", "many", *arguments, "--n", "4")
+    capsys.readouterr()
+    assert len(set(many)) > 1
+    assert asked("speller", "one", *arguments, "--n", "1", "--stream") == many[:1]
+    assert capsys.readouterr().out == many[0] + "\none: samples.txt, samples.npz, manifest.json\n"
+    begun = ("--stop", "ef", "--stream", "--n", "1", "--tokens", "5", *GREEDY)
+    assert asked("speller", "begun", *begun) == ["abcde"], "as a document does"
+    assert capsys.readouterr().out == "abcde\nbegun: samples.txt, samples.npz, manifest.json\n"
+
+
+def test_a_middle_is_filled_in(here, capsys):
+    around = ("--prefix", "ab", "--suffix", "gh", "--n", "1", "--tokens", "4", *GREEDY)
+    assert asked("filler", "out", *around) == ["abcdefgh"]
+    assert sample.main(["--verify", "out/manifest.json"]) == 0
+
+
+def test_a_target_is_written_for_each_source(here, capsys):
+    arguments = ("--n", "2", "--tokens", "6")
+    both = asked("pairs", "both", "--source", "ab", "--source", "c", *arguments, *GREEDY)
+    with np.load("both/samples.npz") as arrays:
+        assert arrays["source"].tolist() == 2 * [tokens_of("ab")] + 2 * [[PADDING, *tokens_of("c")]]
+        assert both == [LETTERS.decode([max(t, 0) for t in row]) for row in arrays["samples"]]
+    assert both[0] == both[1] != both[2] == both[3]
+    assert sample.main(["pairs", "--source", "c", *arguments, *GREEDY]) == 0
+    (folder,) = Path("pairs/generated").iterdir()
+    assert (folder / "samples.txt").read_text() == texts.RULE.join(both[2:]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speller", "--prompt", "abc" * 4 + "d"], "a prompt has 13 tokens, and the model's context is 12"),
+        (["speller", "--prompt", "abx"], "can't say 'x'"),
+        (["speller", "--prefix", "a", "--suffix", "c"], "not trained to fill in the middle"),
+        (["speller", "--source", "a"], "not trained on sources and their targets; give it a --prompt"),
+        (["filler", "--prefix", "abcdef", "--suffix", "gh ab"], "a prompt has 14 tokens"),
+        (["masked", "--stop", "a"], "leave out --stream and --stop"),
+        (["masked", "--stream"], "leave out --stream and --stop"),
+        (["pairs"], "--source"),
+        (["pairs", "--prompt", "a"], "--source"),
+        (["pairs", "--source", "abcde"], "a source has 5 tokens, and the model reads 4"),
+    ],
+)
+def test_what_a_model_can_not_be_asked_is_refused_and_nothing_written(arguments, message, here):
+    with pytest.raises(UserError, match=message):
+        sample.main([*arguments, "--out", "out"])
+    assert not Path("out").exists()
