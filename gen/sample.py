@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -206,6 +207,8 @@ def generate(
     base: str | None = None,
 ) -> dict[str, Any]:
     """Arrays, a function of the run, the checkpoint, the seed, the request and what is given; on one device."""
+    if functions.keys() - inspect.signature(model.generate).parameters.keys():
+        raise UserError("a masked model writes at all places at once; leave out --stream and --stop")
     state = restored(workdir, model, step, base)
     given = run.read_reference(workdir) if given is None else given
     arrays = jax.jit(partial(model.generate, request=request, **functions))(state, jax.random.key(seed), given)
