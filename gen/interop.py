@@ -175,7 +175,8 @@ def to_gpt2(params: Params) -> dict[str, Array]:
 
 def described(arch: Architecture, feature: Feature) -> dict[str, dict[str, Any]]:
     """{file name: content}: what transformers want to know beside the weights."""
-    context, special = feature.shape[0] - 1, {"bos_token_id": feature.end, "eos_token_id": feature.end}
+    context = language.context(arch, feature.shape[0] - 1)
+    special = {"bos_token_id": feature.end, "eos_token_id": feature.end}
     end = {"bos_token": tokenizers.END, "eos_token": tokenizers.END}
     return {
         "config.json": {

@@ -228,6 +228,16 @@ def test_a_state_of_four_devices_continues_on_two_and_one_and_another_engine(nam
         check(expected, metrics)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_state_can_start_from_other_parameters(name, tiny):
+    config = tiny(name)
+    model = config.model.build(config.data.build().spec, config.steps)
+    base = jax.jit(model.init)(jax.random.key(0)).params
+    assert_same(jax.jit(model.init)(jax.random.key(1), base).params, base)
+    other = leaves(jax.jit(model.init)(jax.random.key(1)).params)
+    assert any(not np.array_equal(x, other[path]) for path, x in leaves(base).items())
+
+
 def test_a_batch_that_devices_cannot_share_is_refused(tiny):
     with pytest.raises(core.UserError, match="batch of 8 can't be divided among 3 devices"):
         parts(tiny("vae_digits"), parallel.Config(devices=3))

@@ -146,8 +146,9 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     d_tx = config.discriminator_optim.build(steps * config.critic_steps)
     r1, r2 = schedule(config.r1, steps), schedule(config.r2, steps)
 
-    def init(key: Key) -> State:
+    def init(key: Key, base: dict[str, Params] | None = None) -> State:
         params, stats = players.init(key)
+        params = base or params
         g, d = params["generator"], params["discriminator"]
         return State(
             step=jnp.zeros((), jnp.int32),

@@ -149,9 +149,9 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     tx = config.optim.build(steps)
     beta = schedule(config.beta, steps)
 
-    def init(key: Key) -> State:
+    def init(key: Key, base: dict[str, Params] | None = None) -> State:
         label = None if classes is None else jnp.zeros((1, classes), real)
-        params = model.init(key, label, dtypes)
+        params = base or model.init(key, label, dtypes)
         return State(
             step=jnp.zeros((), jnp.int32),
             params=params,
