@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.modes import Numbers, collapses, finished, samples, table, trained
+from benchmarks.modes import collapses, samples
+from benchmarks.study import Numbers, finished, table, trained
 from gen import alarms
 from gen.config import Config
 from gen.core import Dataset, command

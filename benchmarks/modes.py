@@ -11,44 +11,31 @@ Finished runs are kept in the file; a command that was stopped goes on.
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 import tyro
 
-from gen import alarms, checkpoint, log
+from benchmarks.study import Numbers, finished, table, trained
+from gen import alarms
 from gen.config import Config
-from gen.core import FamilyConfig, UserError, command, positive
+from gen.core import FamilyConfig, command
 from gen.data.images import Config as Images
 from gen.families.gan import Config as GAN
 from gen.networks import discriminator, generator
 from gen.optim import OptimConfig
-from gen.run import write_json
 from gen.sample import choose, generate, load
-from gen.train import train
 
 SAMPLES = 26_000
 MODES = 1000
 NEAR = 0.95  # share of held-out digits that count as near to a training digit
 COLLAPSED = 0.5  # of the modes that real examples cover; fewer are a collapse
 WATCHED = 2048  # samples an alarm looks at: of 500 modes 256 would show 200, and 226 of all 1000
-
-Numbers = dict[str, Any]
-Results = dict[str, dict[str, Numbers]]
-"""{method: {seed: numbers}}."""
-Columns = Mapping[str, tuple[str, str]]
-"""{number: (title, format)}."""
 
 OPTIM = OptimConfig(lr=1e-3, b1=0.5, b2=0.99)
 PLAIN = GAN(
@@ -149,23 +136,7 @@ def measure(model: FamilyConfig, steps: int, seed: int) -> Numbers:
         return scored(samples(workdir, SAMPLES)["samples"]) | {"alarms": collapses(workdir)}
 
 
-# --- runs, results and tables; benchmarks/improved_gan.py has them too ---
-
-
-@contextmanager
-def trained(config: Config) -> Iterator[Path]:
-    """A run directory, trained without a word, until the context is left. Evaluated, watched and saved at its end."""
-    quiet = replace(
-        config,
-        evaluate_every=0,
-        save=checkpoint.Config(every=config.steps),
-        log=log.Config(every=config.steps, tensorboard=False),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        with redirect_stdout(io.StringIO()):
-            train(quiet, Path(folder))
-        yield Path(folder)
-    jax.clear_caches()
+# --- runs ---
 
 
 def samples(workdir: Path, n: int) -> dict[str, np.ndarray]:
@@ -178,63 +149,6 @@ def collapses(workdir: Path) -> list[str]:
     """The alarms of a collapse that a run raised."""
     records = map(json.loads, (workdir / "telemetry.jsonl").read_text().splitlines())
     return [record["alarm"] for record in records if record.get("alarm", "").startswith("collapse")]
-
-
-def finished(
-    out: Path, protocol: Mapping[str, Any], methods: Sequence[str], seeds: int, run: Callable[[str, int], Numbers]
-) -> Results:
-    """The numbers of each method and seed: from the file `out`, or else of `run(method, seed)`, and then kept there.
-
-    Raises: UserError if the file is of another protocol.
-    """
-    positive(seeds=seeds)
-    kept = json.loads(out.read_text()) if out.exists() else {"protocol": dict(protocol), "results": {}}
-    if kept["protocol"] != dict(protocol):
-        raise UserError(f"{out} holds results of {kept['protocol']}, not of {dict(protocol)}; choose another --out")
-    for seed in range(seeds):
-        for method in methods:
-            of = kept["results"].setdefault(method, {})
-            if str(seed) not in of:
-                begun = time.monotonic()
-                of[str(seed)] = run(method, seed) | {"seconds": round(time.monotonic() - begun, 1)}
-                write_json(out, kept)
-                print(f"{method}, seed {seed}: {json.dumps(of[str(seed)])}", flush=True)
-    return {method: {str(s): kept["results"][method][str(s)] for s in range(seeds)} for method in methods}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95% confidence interval by Student's t; nan for a single value."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2:
-        return float(np.mean(values)), math.nan
-    return float(np.mean(values)), float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-
-
-def table(columns: Columns, references: Mapping[str, Numbers], results: Results) -> str:
-    """Markdown: a row for each reference and each method, with mean ± interval of the columns, and in how
-    many runs there was an alarm."""
-
-    def cell(values: Sequence[float], form: str) -> str:
-        mean, half = interval(values)
-        return form.format(mean) + ("" if math.isnan(half) else " ± " + form.format(half))
-
-    def row(name: str, runs: Sequence[Numbers]) -> list[str]:
-        cells = [cell([r[column] for r in runs], form) for column, (_, form) in columns.items()]
-        return [
-            name,
-            *cells,
-            f"{sum(map(bool, (r['alarms'] for r in runs)))} of {len(runs)}" if results.get(name) else "",
-        ]
-
-    rows = [
-        ["", *(title for title, _ in columns.values()), "alarms"],
-        ["---", *("---:" for _ in columns), "---:"],
-    ]
-    rows += [row(name, [numbers]) for name, numbers in references.items()]
-    rows += [row(name, list(runs.values())) for name, runs in results.items()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def main(seeds: int = 5, steps: int = 4000, out: Path = Path("modes.json")) -> None:

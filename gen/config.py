@@ -96,11 +96,13 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def _identity(x: Any) -> Any:
-    """`encode` without launch fields."""
+    """`encode` without launch fields; an integer is the same as the float of its value."""
     if is_dataclass(x) and not isinstance(x, type):
         kept = [f.name for f in fields(x) if not f.metadata.get("launch")]
         return {"type": _name(type(x))} | {name: _identity(getattr(x, name)) for name in kept}
-    return [_identity(v) for v in x] if isinstance(x, tuple) else x
+    if isinstance(x, tuple):
+        return [_identity(v) for v in x]
+    return int(x) if isinstance(x, float) and x.is_integer() else x
 
 
 def walk(x: Any) -> typing.Iterator[Any]:
@@ -220,7 +222,8 @@ def encode(x: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config") -> Any:
-    """The inverse of `encode` for a value that should be a `kind`. Imports only families, kinds of data, and modules in `trust`.
+    """The inverse of `encode` for a value that should be a `kind`. Imports only families, kinds of data, and modules in `trust`;
+    what has been imported is used.
 
     Raises: UserError that names the field, for anything else than a `kind`.
     """
@@ -271,7 +274,7 @@ def _resolve(name: str, kind: type, trust: Sequence[str], at: str) -> Any:
     module, _, cls = name.rpartition(".")
     trusted = any(module == t or module.startswith(t + ".") for t in ("gen.families", "gen.data", *trust))
     plain = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
-    if not plain or not (trusted or (module.startswith("gen.") and module in sys.modules)):
+    if not plain or not (trusted or module in sys.modules):
         raise UserError(
             f"{at} names {name[:80]!r}, which is not part of gen; if you trust that code: --trust {module[:60]}"
         )

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import io_callback
 
 from gen.core import Array, Key, UserError, positive
-from gen.networks.transformer import PADDING, Cache, places
+from gen.networks.positions import PADDING, places
+from gen.networks.transformer import Cache
 
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """(tokens, segment, position: int32 [B, T], cache, whether they begin it) -> (logits [B, T, V], the longer cache)."""

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from gen import checkpoint, parallel, run
 from gen.config import Config
-from gen.core import DataConfig, Params, State, UserError, command
+from gen.core import Dataset, Params, State, UserError, command
+from gen.data import tokenizers
 
 
 class Base(NamedTuple):
@@ -60,11 +62,14 @@ def resolved(config: Config) -> Config:
     return replace(config, model=model)
 
 
-def data(config: Config) -> DataConfig:
-    """The config's data, with the base's tokenizer."""
-    if config.init_from is None or not (location(config) / "tokenizer.json").exists():
-        return config.data
-    return replace(config.data, tokenizer=str(location(config)))
+def data(config: Config) -> Dataset:
+    """The config's data; with the base's tokenizer, and as many tokens as its model has, which may be more than are used."""
+    if config.init_from is None or not (location(config) / tokenizers.FILE).exists():
+        return config.data.build()
+    path = location(config)
+    found, known = replace(config.data, tokenizer=str(path)).build(), run.read_spec(path)
+    vocab = lambda name, used: max(used or 0, (known[name].vocab or 0) if name in known else 0) or None
+    return found._replace(spec={name: replace(f, vocab=vocab(name, f.vocab)) for name, f in found.spec.items()})
 
 
 def location(config: Config) -> Path:
@@ -103,12 +108,33 @@ def of_run(workdir: Path, moved: str | None = None) -> Base | None:
     return base
 
 
-def weights(base: Base) -> dict[str, Params]:
-    """The parameters that the base makes samples with, on the host: whoever takes them places them."""
+def check(base: Base, abstract: State) -> None:
+    """Raises: UserError for the first parameter of the base that this state has otherwise."""
+    theirs, ours = (_shapes(state.frozen or state.params) for state in (_abstract(base), abstract))
+    for path in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(path) != ours.get(path):
+            has = lambda shapes: shapes.get(path, "none")  # noqa: B023
+            raise UserError(
+                f"the base {base.path} does not fit: its {path} is {has(theirs)}, and this config's {has(ours)}; "
+                f"choose data and a model like those in {base.path / 'config.json'}"
+            )
+
+
+def weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
+    """The parameters that the base makes samples with, in the dtypes of `like`; on the host: whoever takes them places them."""
+    state = checkpoint.restore(base.path / "checkpoints", base.step, _abstract(base), items=("params", "ema"))
+    found = jax.device_get({**state.params, **state.ema})
+    return jax.tree.map(lambda x, own: x.astype(own.dtype), found, like)
+
+
+def _abstract(base: Base) -> State:
     model = base.config.model.build(run.read_spec(base.path), base.config.steps)
-    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
-    state = checkpoint.restore(base.path / "checkpoints", base.step, abstract, items=("params", "ema"))
-    return jax.device_get({**state.params, **state.ema})
+    return parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def _shapes(params: dict[str, Params]) -> dict[str, tuple[int, ...]]:
+    leaves: dict[str, Any] = dict(flatten_dict(params, sep="/"))
+    return {path: x.shape for path, x in leaves.items()}
 
 
 def standing(state: State, abstract: State, base: Base | None) -> State:
@@ -117,7 +143,7 @@ def standing(state: State, abstract: State, base: Base | None) -> State:
         return state
     assert base is not None
     put = lambda x, like: jax.device_put(x, like.sharding)
-    return replace(state, frozen=jax.tree.map(put, weights(base), abstract.frozen))
+    return replace(state, frozen=jax.tree.map(put, weights(base, abstract.frozen), abstract.frozen))
 
 
 def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
@@ -130,20 +156,15 @@ def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
         raise UserError(
             "a learned prompt is no change of matrices, so it can't be merged; sample it with its base there"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} is not an empty folder; choose another")
     model = config.model.build(run.read_spec(workdir), config.steps)
     step = checkpoint.best(workdir / "checkpoints", config.save, warn=print)
     if step is None:
         raise UserError(f"{workdir} has no checkpoint yet")
     abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema"))
-    merged = config.lora.merge(state.ema or state.params, weights(base))
+    merged = config.lora.merge(state.ema or state.params, weights(base, abstract.frozen))
     whole = replace(config, model=config.model.adapted(None), init_from=None, finetune="full")
-    aside = out.with_name(f".{out.name}.merging")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with run.made(out) as aside:
         for name in ("spec.json", "tokenizer.json", "labels.json", "reference.npz"):
             if (workdir / name).exists():
                 shutil.copy(workdir / name, aside / name)
@@ -153,9 +174,6 @@ def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
                 State(jax.numpy.int32(step), params=merged, opt_state={}, ema=merged if state.ema else {}),
                 {"validation": {}, "merged": json.dumps(known["base"])},
             )
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     print(f"{out}: {base.path} with what {workdir} changed; next: python sample.py {out}")
 
 

@@ -11,13 +11,14 @@ A run is a folder that can be copied: sampling needs nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,7 @@ def begin(workdir: Path, config: Config, data: Dataset, base: Mapping[str, Any] 
     Raises: UserError with the difference, if the directory belongs to another identity, other data or another base.
     """
     if (workdir / "config.json").exists():
-        # What the person's own config is made of has been imported already.
-        old, facts = read_config(
-            workdir, trust=[type(x).__module__ for x in configs.walk(config) if dataclasses.is_dataclass(x)]
-        )
+        old, facts = read_config(workdir)
         if changed := configs.difference(old, config):
             longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
             raise UserError(
@@ -73,7 +71,7 @@ def begin(workdir: Path, config: Config, data: Dataset, base: Mapping[str, Any] 
     write_config(workdir, config, data.digest, base)
     for name, content in data.files.items():
         write_bytes(workdir / name, content)
-    write_json(workdir / "spec.json", {name: dataclasses.asdict(feature) for name, feature in data.spec.items()})
+    write_json(workdir / "spec.json", {name: asdict(feature) for name, feature in data.spec.items()})
 
 
 def write_config(workdir: Path, config: Config, data: str, base: Mapping[str, Any] | None = None) -> None:
@@ -102,6 +100,24 @@ def read_spec(workdir: Path) -> Spec:
         return {name: Feature(**{**feature, "shape": tuple(feature["shape"])}) for name, feature in value.items()}
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{workdir}/spec.json is damaged") from None
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[Path]:
+    """A folder aside to write in, which becomes `folder` if nothing is raised. Raises: UserError if something is there."""
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another, or remove it")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} can't be made: {error.strerror}") from None
+    try:
+        yield aside
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_reference(workdir: Path, arrays: Mapping[str, Any]) -> None:

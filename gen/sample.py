@@ -22,7 +22,7 @@ from gen import checkpoint, finetune, parallel, pictures, run, texts
 from gen import config as configs
 from gen.core import Dataset, GenerativeModel, Spec, State, UserError, checked_seed
 from gen.data import tokenizers
-from gen.networks.transformer import PADDING
+from gen.networks.positions import PADDING
 
 FORMAT = 2
 VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
@@ -114,7 +114,9 @@ def _given(workdir: Path, options: texts.Options) -> tuple[dict[str, Any], dict[
         raise UserError(f"{workdir} was not trained on sources and their targets; give it a --prompt")
     tokenizer = tokenizers.of_run(workdir)
     listen = texts.listener(options, tokenizer)
-    return texts.given(options, tokenizer), {} if listen is None else {"listen": listen}
+    seen = run.read_reference(workdir).get("tokens", np.zeros((0, 1)))[:, 0]
+    begins = len(seen) > 1 and bool((seen == tokenizers.end(tokenizer)).all())  # as each pair does
+    return texts.given(options, tokenizer, begins), {} if listen is None else {"listen": listen}
 
 
 PICTURES = Medium(
@@ -215,11 +217,17 @@ def generate(
     return jax.device_get(arrays)
 
 
-def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str]) -> Dataset:
-    """The data set that a run was trained on. Raises: UserError if it is another one now."""
+def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str], **read: Any) -> Dataset:
+    """The data set that a run was trained on; `read`, fields of its config that change how it is read.
+
+    Raises: UserError if it is another one now.
+    """
     config, facts = run.read_config(workdir, trust)
-    moved = {"data_dir": data_dir} if data_dir is not None and hasattr(config.data, "data_dir") else {}
-    data = replace(config.data, **moved).build()
+    if data_dir is not None and hasattr(config.data, "data_dir"):
+        read["data_dir"] = data_dir
+    if config.init_from is not None and (workdir / tokenizers.FILE).exists():  # which is the base's
+        read["tokenizer"] = str(workdir)
+    data = replace(config.data, **read).build()
     if data.digest != facts["data"]:
         raise UserError(f"the data are not those that {workdir} was trained on (their digests differ)")
     return data

@@ -15,7 +15,7 @@ import tyro
 from gen.core import LAUNCH, UserError
 from gen.data import tokenizers
 from gen.data.tokenizers import Tokenizer
-from gen.networks.transformer import PADDING
+from gen.networks.positions import PADDING
 
 RULE = "\n" + 60 * "-" + "\n"
 TAIL = 64  # tokens at least in which a stop string is looked for
@@ -64,8 +64,9 @@ def resolved(options: Options) -> Options:
         raise UserError(f"--prompt-file {options.prompt_file}: no UTF-8 at byte {error.start}") from None
 
 
-def given(options: Options, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """What a language model goes on from: int32 [P, W], PADDING on the left of the shorter ones.
+def given(options: Options, tokenizer: Tokenizer, begins: bool = False) -> dict[str, np.ndarray]:
+    """What a language model goes on from: int32 [P, W], PADDING on the left of the shorter ones. begins: whether prompts begin
+    a document, so with the token between documents.
 
     Raises: UserError for a text that the tokenizer has no tokens for.
     """
@@ -80,8 +81,9 @@ def given(options: Options, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
         "".join(text for several in asked.values() for text in several).encode()
     except UnicodeEncodeError:
         raise UserError("what is given is no UTF-8; write it into a file for --prompt-file") from None
-    encoded = lambda several: [tokenizers.encode(tokenizer, text) for text in several]
-    return {name: aligned(encoded(several)) for name, several in asked.items() if several}
+    first = lambda name: [tokenizers.end(tokenizer)] if begins and name == "prompt" else []
+    encoded = lambda name: [first(name) + tokenizers.encode(tokenizer, text) for text in asked[name]]
+    return {name: aligned(encoded(name)) for name, several in asked.items() if several}
 
 
 def aligned(rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -19,14 +19,14 @@ from gen.core import Dataset, GenerativeModel, HostBatch, State, UserError
 from gen.data import tokenizers
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import applied
-from gen.metrics.split import measured
+from gen.metrics.split import facts, measured
 from gen.parallel import Engine
 
 
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     """The three parts of a run. Raises: UserError for whatever a person got wrong, before anything is written."""
     parallel.start(config.parallel)
-    data = finetune.data(config).build()
+    data = finetune.data(config)
     model = applied(config.model.build(data.spec, config.steps), data.preprocess)
     return data, model, parallel.compile(model, config.parallel, config.seed, config.data.batch_size)
 
@@ -36,6 +36,8 @@ def train(config: Config, workdir: Path) -> None:
     config = finetune.resolved(config)
     data, model, engine = build(config)
     base = finetune.chosen(config, workdir)
+    if base is not None:
+        finetune.check(base, engine.abstract)
     with run.locked(workdir):
         run.begin(workdir, config, data, base and finetune.facts(base, workdir))
         checkpoints = workdir / "checkpoints"
@@ -138,14 +140,15 @@ def test(
     batches = data.evaluation("test", config.data.batch_size)
     metrics = scalars(measured(model, engine.test, state, logger.track(batches, "test")))
     log.check_finite(step, "test", metrics)
-    common = {"split": "test", "n": data.sizes["test"], "data": data.digest, "checkpoint": step, **data.protocol}
+    held_out = facts(data, "test")
+    common = held_out | {"checkpoint": step}
     if base is not None:
         common["base"] = finetune.opened(base.path, base.step).sha256  # read anew: the base is as it was
         assert common["base"] == base.sha256, "the base has changed while the run stood on it"
     baselines = data.baselines()
     protocol = {name: {**common, **model.protocol.get(name, {})} for name in metrics}
     metrics |= baselines
-    run.write_evaluation(workdir, metrics, protocol | {name: common | {"baseline": True} for name in baselines})
+    run.write_evaluation(workdir, metrics, protocol | {name: held_out | {"baseline": True} for name in baselines})
     logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
 
@@ -196,7 +199,9 @@ def dry_run(config: Config) -> None:
 
 
 def _begin(engine: Engine, base: finetune.Base | None) -> State:
-    return engine.init() if base is None else engine.init(finetune.weights(base))
+    if base is None:
+        return engine.init()
+    return engine.init(finetune.weights(base, engine.abstract.frozen or engine.abstract.params))
 
 
 def _resume(engine: Engine, checkpoints: Path, start: int, base: finetune.Base | None) -> tuple[State, int]:

@@ -3,8 +3,12 @@
 import json
 import os
 
-# Half the time to compile; tests of processes (test_run.py) have the programs as people have them.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# A quarter of the time to compile, and of the memory maps, of which a process has 65,530 (past them LLVM crashes); tests of
+# processes (test_run.py) have the programs as people have them.
+CHEAP = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
 
 import jax
 
@@ -24,6 +28,12 @@ from gen.config import Config
 from gen.data.text import Config as Text
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_end_with_their_file():
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import improved_gan, modes
+from benchmarks import improved_gan, modes, study
 from gen.core import UserError
 
 
@@ -71,20 +71,20 @@ def test_as_many_held_out_digits_are_near_as_it_is_defined():
 @pytest.mark.parametrize("n", [2, 5, 30])
 def test_intervals_are_students(n):
     values = np.random.default_rng(n).normal(3, 2, n)
-    mean, half = modes.interval(list(values))
+    mean, half = study.interval(list(values))
     low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
 def test_a_single_value_has_no_interval():
-    mean, half = modes.interval([7.0])
+    mean, half = study.interval([7.0])
     assert mean == 7
     assert math.isnan(half)
 
 
 def test_the_table_is_markdown():
     results = {"ours": {"0": {"modes": 10, "alarms": []}, "1": {"modes": 12, "alarms": ["collapse: a", "collapse: b"]}}}
-    found = modes.table({"modes": ("modes", "{:.1f}")}, {"real": {"modes": 1000}}, results)
+    found = study.table({"modes": ("modes", "{:.1f}")}, {"real": {"modes": 1000}}, results)
     half = 12.706 * math.sqrt(2) / math.sqrt(2)  # t for one degree of freedom, times s / sqrt(n)
     assert found.splitlines() == [
         "|  | modes | alarms |",
@@ -104,10 +104,10 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
         return {"modes": 10 * len(done)}
 
     with pytest.raises(KeyboardInterrupt):
-        modes.finished(out, {"steps": 1}, ["a", "b"], 2, run)
+        study.finished(out, {"steps": 1}, ["a", "b"], 2, run)
     assert done == [("a", 0), ("b", 0), ("a", 1)]
     left = []
-    found = modes.finished(out, {"steps": 1}, ["a", "b"], 2, lambda *run: left.append(run) or {"modes": 0})
+    found = study.finished(out, {"steps": 1}, ["a", "b"], 2, lambda *run: left.append(run) or {"modes": 0})
     assert left == [("b", 1)]
     assert {name: [run["modes"] for run in runs.values()] for name, runs in found.items()} == {
         "a": [10, 30],
@@ -117,9 +117,9 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
 
 def test_results_of_another_protocol_are_not_mixed(tmp_path):
     out = tmp_path / "out.json"
-    modes.finished(out, {"steps": 1}, ["a"], 1, lambda *_: {"modes": 0})
+    study.finished(out, {"steps": 1}, ["a"], 1, lambda *_: {"modes": 0})
     with pytest.raises(UserError, match="choose another --out"):
-        modes.finished(out, {"steps": 2}, ["a"], 1, lambda *_: {"modes": 0})
+        study.finished(out, {"steps": 2}, ["a"], 1, lambda *_: {"modes": 0})
     assert json.loads(out.read_text())["protocol"] == {"steps": 1}
 
 

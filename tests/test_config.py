@@ -274,7 +274,7 @@ def test_what_is_no_config_at_all_is_refused(value):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("os.system", "not part of gen"),
+        ("os.system", "no FamilyConfig"),
         ("gen.core.Feature", "no FamilyConfig"),
         ("gen.families.vae.build", "no FamilyConfig"),
         ("gen.families.vae.Request", "no FamilyConfig"),
@@ -407,7 +407,7 @@ def test_a_difference_of_none_and_absent_is_shown():
 
 @dataclass(frozen=True)
 class Ours(FamilyConfig):
-    """Of a module that is not trusted: it is written, and read only with --trust."""
+    """Of a module that is not part of gen."""
 
     width: int = 3
 

@@ -31,7 +31,8 @@ from test_transformer import (
 
 from gen.core import UserError
 from gen.decoding import Decoded, Sampling, decode, filtered, row_keys
-from gen.networks.transformer import PADDING, Architecture, Cache, empty_cache
+from gen.networks.positions import PADDING
+from gen.networks.transformer import Architecture, Cache, empty_cache
 
 WIDTH, N = 6, 6
 PROMPTS = np.array([C[1:7], [2, *A], [PADDING, 9, *B, 5], [PADDING] * 5 + [7], [PADDING, PADDING, 1, 1, 8, END]])

@@ -16,11 +16,14 @@ from gen import config as configs
 from gen.checkpoint import Config as Save
 from gen.core import UserError
 from gen.data.images import Config as Digits
-from gen.evaluate import Options, Score, check_comparable, generated, opened, scores, table
+from gen.evaluate import check_comparable, opened, planned, scores, table
 from gen.metrics import split
 from gen.metrics.classifier import Recipe, trained
 from gen.metrics.tstr import baselines, tstr
 from gen.pictures import to_bytes
+from gen.scores import images
+from gen.scores.images import METRICS, generated
+from gen.scores.score import Options, Score
 from gen.train import build, train
 
 N = 200
@@ -37,8 +40,8 @@ def small(tmp_path_factory):
     """A cache of one's own, and classifiers that are small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(evaluate, "PERCEPTRON", PERCEPTRON)
-        patch.setattr(evaluate, "trained", partial(trained, recipe=CONVOLUTIONAL))
+        patch.setattr(images, "PERCEPTRON", PERCEPTRON)
+        patch.setattr(images, "trained", partial(trained, recipe=CONVOLUTIONAL))
         yield
     jax.config.update("jax_compilation_cache_dir", None)
 
@@ -113,13 +116,13 @@ def test_scores_are_of_the_runs_own_images(scored):
     key = jax.random.fold_in(jax.random.key(0), 0)
     made = model.generate(sample.restored(scored, model, 30), key, {}, model.request(n=1000))
     samples, labels = np.asarray(made["samples"])[:N], np.asarray(made["labels"])[:N]
-    images, test = split.Images(to_bytes(samples), labels), split.whole(data, "test")
-    assert metrics["tstr"] == tstr(images, test, 10, PERCEPTRON).mean
+    made, test = split.Images(to_bytes(samples), labels), split.whole(data, "test")
+    assert metrics["tstr"] == tstr(made, test, 10, PERCEPTRON).mean
     assert metrics["trtr"] == baselines(data, N, "test", PERCEPTRON).trtr
     assert metrics["trtr"] > metrics["tstr"]
 
     extract = lambda x: np.asarray(trained(data, CONVOLUTIONAL).extract(split.seen(x))[0], np.float64)
-    real, fake, other = extract(test.image), extract(images.image), extract(split.training(data, N).image)
+    real, fake, other = extract(test.image), extract(made.image), extract(split.training(data, N).image)
 
     def distance(a, b):
         s, t = np.cov(a.T), np.cov(b.T)
@@ -136,7 +139,7 @@ def test_a_number_of_the_same_protocol_is_not_computed_again(scored, tmp_path, m
     workdir = Path(shutil.copytree(scored, tmp_path / "copy"))
     before = (workdir / "evaluation.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "generated", lambda *_: pytest.fail("generated"))
+        patch.setattr(images, "generated", lambda *_: pytest.fail("generated"))
         found = scores(Options((workdir,), n=N))
         for change in ({"n": N + 1}, {"seed": 1}, {"split": "validation"}, {"features": "pixels"}):
             with pytest.raises(pytest.fail.Exception, match="generated"):
@@ -156,15 +159,15 @@ def test_a_number_of_the_same_protocol_is_not_computed_again(scored, tmp_path, m
 
 def test_chunks_are_one_sequence(runs):
     """The first images don't depend on how many are made; those of the next chunk are others."""
-    subject = opened(runs["conditional"], Options((runs["conditional"],), ("kid",)), evaluate.extractor("pixels"))
-    few, many = (generated(subject._replace(n=n), 0) for n in (150, 1150))
+    subject = opened(runs["conditional"], Options((runs["conditional"],), ("kid",)))
+    few, many = (generated(subject, n, 0) for n in (150, 1150))
     assert few.label is not None
     assert many.label is not None
     np.testing.assert_array_equal(few.image, many.image[:150])
     np.testing.assert_array_equal(few.label, np.arange(150) % 10)
     assert len(many.image) == len(many.label) == 1150
     assert not np.array_equal(many.image[1000:], many.image[:150])
-    assert not np.array_equal(generated(subject._replace(n=150), 1).image, few.image)
+    assert not np.array_equal(generated(subject, 150, 1).image, few.image)
 
 
 # --- side by side ---
@@ -208,6 +211,7 @@ def test_protocols_may_differ_in_the_run_alone():
         ({"n": 3, "metrics": ("inception",)}, "3 images can't be divided into 10 splits"),
         ({"metrics": ("inception",), "features": "pixels"}, "pixels give no class probabilities"),
         ({"features": "nothing.npz"}, "nothing.npz: there is no such file"),
+        ({"metrics": ("likelihood",)}, "likelihood is a score of texts"),
         ({"step": 7}, "there is no such checkpoint"),
         ({"runs": ()}, "no run is named"),
         ({"runs": (Path("nowhere"),)}, "nowhere is no run directory"),
@@ -235,14 +239,10 @@ def test_an_unknown_metric_is_a_usage_error(monkeypatch, capsys):
 def test_an_unconditional_model_has_no_tstr(runs):
     with pytest.raises(UserError, match="is not conditional"):
         scores(Options((runs["other"],), ("tstr",), n=N))
-    options = Options((runs["other"],), n=N)
-    assert opened(runs["other"], options, evaluate.extractor("classifier")).metrics == (
-        "frechet",
-        "kid",
-        "inception",
-        "prdc",
-    )
-    assert opened(runs["other"], options, evaluate.extractor("pixels")).metrics == ("frechet", "kid", "prdc")
+    for features, names in {"classifier": METRICS[1:], "pixels": ("frechet", "kid", "prdc")}.items():
+        options = Options((runs["other"],), n=N, features=features)
+        plan = planned(opened(runs["other"], options), options)
+        assert tuple(dict.fromkeys(score.metric for score in plan)) == names
 
 
 def test_other_data_than_in_training_are_refused(workdir):

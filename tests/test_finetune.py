@@ -25,7 +25,7 @@ from gen.adapters import LoRA, Prompt
 from gen.config import Config
 from gen.core import State, UserError
 from gen.families import lm
-from gen.networks.transformer import PADDING
+from gen.networks.positions import PADDING
 from gen.optim import OptimConfig
 from gen.train import build, train
 
@@ -326,8 +326,8 @@ def test_what_can_not_be_merged_is_refused(copied, monkeypatch):
         ("full", "new", "full is no adapter"),
         ("base", "new", "base is no adapter"),
         ("prompted", "new", "a learned prompt .* can't be merged"),
-        ("lora", "occupied", "occupied is not an empty folder"),
-        ("lora", "occupied/file", "file is not an empty folder"),
+        ("lora", "occupied", "occupied exists already"),
+        ("lora", "occupied/file", "file exists already"),
     ):
         with pytest.raises(UserError, match=message):
             finetune.merge(Path(workdir), Path(out))

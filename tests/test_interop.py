@@ -22,7 +22,8 @@ from gen.core import Dataset, FamilyConfig, Feature, State, UserError
 from gen.data import text, tokenizers
 from gen.families import lm, mlm
 from gen.interop import export_run, import_run
-from gen.networks.transformer import PADDING, Architecture, Transformer, places
+from gen.networks.positions import PADDING, places
+from gen.networks.transformer import Architecture, Transformer
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom; naïve, 1859.\n"
 GPT2 = Architecture(layers=3, width=32, heads=4, hidden=48, dropout=0.2)

@@ -19,7 +19,8 @@ from test_transformer import ARCHS, END, KEY, SMALL, VOCAB, quickly, random_like
 from gen import core, parallel
 from gen.core import Feature, GenerativeModel, State, UserError
 from gen.families import lm, mlm, seq2seq
-from gen.networks.transformer import PADDING, Architecture
+from gen.networks.positions import PADDING
+from gen.networks.transformer import Architecture
 from gen.optim import OptimConfig
 
 T, SOURCE = 12, 6

@@ -20,7 +20,8 @@ from gen.data import tokenizers
 from gen.data.text import Config as Text
 from gen.data.tokenizers import Tokenizer
 from gen.families import lm, mlm, seq2seq
-from gen.networks.transformer import PADDING, Architecture
+from gen.networks.positions import PADDING
+from gen.networks.transformer import Architecture
 from gen.texts import Options
 
 ALPHABET = "abcdefgh é\n"
@@ -44,6 +45,13 @@ def test_prompts_end_below_each_other():
     assert found.keys() == {"prompt"} and found["prompt"].dtype == np.int32
     assert found["prompt"].tolist() == [[a, b, c], [_, _, é], [_, d, e]]
     assert texts.given(Options(prompt=("aé",)), BYTES)["prompt"].tolist() == [[98, 0xC3 + 1, 0xA9 + 1]]
+
+
+def test_prompts_of_a_model_of_pairs_begin_as_pairs_do():
+    found = texts.given(Options(prompt=("abc", "d")), LETTERS, begins=True)
+    a, b, c, d = tokens_of("abcd")
+    end = tokenizers.end(LETTERS)
+    assert found["prompt"].tolist() == [[end, a, b, c], [PADDING, PADDING, end, d]]
 
 
 def test_sources_and_what_is_around_a_middle_are_given_by_their_names():

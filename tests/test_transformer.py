@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from gen.core import UserError
-from gen.networks.transformer import PADDING, Architecture, RelativeBias, Transformer, places
+from gen.networks.positions import PADDING, RelativeBias, places
+from gen.networks.transformer import Architecture, Transformer
 from gen.optim import path_name
 
 KEY = jax.random.key(0)

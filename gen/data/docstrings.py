@@ -17,10 +17,11 @@ LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
 LONGEST = 2000  # characters of a function
 
 
-def pairs(folder: Path) -> Iterator[dict[str, str]]:
-    """{"source": a function without its docstring, "target": the docstring's first sentence}, in the order of the paths."""
+def functions(folder: Path) -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """(path in the folder, function, the first sentence of its docstring), in the order of the paths."""
     for path in sorted(folder.rglob("*.py")):
-        if LEFT_OUT & set(path.relative_to(folder).parts):
+        place = path.relative_to(folder)
+        if LEFT_OUT & set(place.parts):
             continue
         try:
             with warnings.catch_warnings():
@@ -29,15 +30,17 @@ def pairs(folder: Path) -> Iterator[dict[str, str]]:
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue
         for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            said = ast.get_docstring(node)
-            if not said or len(node.body) < 2:
-                continue
-            node.body = node.body[1:]
-            source, target = ast.unparse(node), " ".join(said.split("\n\n")[0].split())
-            if len(source) <= LONGEST:
-                yield {"source": source, "target": target}
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (said := ast.get_docstring(node)):
+                yield place, node, " ".join(said.split("\n\n")[0].split())
+
+
+def pairs(folder: Path) -> Iterator[dict[str, str]]:
+    """{"source": a function without its docstring, "target": the docstring's first sentence}."""
+    for _, node, target in functions(folder):
+        node.body = node.body[1:]
+        source = ast.unparse(node) if node.body else ""
+        if 0 < len(source) <= LONGEST:
+            yield {"source": source, "target": target}
 
 
 def main() -> None:

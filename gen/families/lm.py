@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-import tyro
 
-from gen import adapters, core, decoding, language, losses
+from gen import core, decoding, language, losses
 from gen.core import (
-    Adapter,
     Array,
     Batch,
     GenerativeModel,
@@ -26,55 +23,32 @@ from gen.core import (
     UserError,
     positive,
 )
-from gen.networks.transformer import Architecture, Transformer, empty_cache, places
-from gen.optim import OptimConfig
+from gen.networks.positions import places
+from gen.networks.transformer import Transformer, empty_cache
 
 SENTINELS = 3  # tokens that fill in the middle adds to the vocabulary: prefix, suffix, middle
 
 
 @dataclass(frozen=True)
-class Config(core.FamilyConfig):
+class Config(language.Config):
     """A causal language model."""
 
-    network: Architecture = Architecture()
-    """The transformer."""
     fill_in_the_middle: float = 0.0
     """Share of the training windows whose middle is moved to the end (Bavarian et al. 2022), so that it can be asked for."""
     z_loss: float = 0.0
     """Weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
-    ema: float = 0.0
-    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
-    optim: OptimConfig = OptimConfig()
-    """The optimizer."""
-    adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
-    """What is trained beside a base, see --finetune."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of activations."""
-    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.fill_in_the_middle <= 1:
             raise UserError(f"fill_in_the_middle is {self.fill_in_the_middle}; it is a share in [0, 1]")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
         if self.z_loss < 0:
             raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
 
-    def tiny(self) -> Config:
-        return replace(self, network=self.network.tiny())
-
     def inherit(self, base: core.FamilyConfig, spec: Spec) -> Config:
-        super().inherit(base, spec)
+        own = super().inherit(base, spec)
         assert isinstance(base, Config)
-        return replace(
-            self,
-            network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1),
-            fill_in_the_middle=base.fill_in_the_middle,
-        )
-
-    def adapted(self, adapter: Adapter | None) -> Config:
-        return replace(self, adapter=adapter)
+        return replace(own, fill_in_the_middle=base.fill_in_the_middle)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         return build(self, spec, steps)
@@ -101,26 +75,15 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     context = language.context(arch, feature.shape[0] - 1)
     fim = config.fill_in_the_middle
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-    network = Transformer(arch, vocab + SENTINELS * bool(fim), context, causal=True, dtypes=dtypes)
-    tx = config.optim.build(steps)
+    network = Transformer(arch, vocab + SENTINELS * bool(fim), context, causal=True, dtypes=config.dtypes())
     if fim and end is None:
         raise UserError("fill_in_the_middle ends with the token between documents, and the data have none")
 
-    def init(key: Key, base: Params | None = None) -> State:
+    def begin(key: Key) -> dict[str, Params]:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
-        trained, frozen = adapters.start(config.adapter, key, base or params)
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=trained,
-            opt_state={"transformer": tx.init(trained)},
-            ema=trained if config.ema else {},
-            frozen=frozen,
-        )
+        return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
 
-    def weights(trained: Params, state: State) -> Params:
-        return adapters.merge(config.adapter, trained, state.frozen)
+    learner = language.learner(config, steps, begin)
 
     def nats(params: Params, batch: Batch, keys: Array | None) -> tuple[Array, Array, Array]:
         """-log p(token | those before) [B, T], log Z, and how much each counts."""
@@ -136,23 +99,20 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         dropout_key, middle_key = jax.random.split(key)
-        keys = jax.vmap(lambda row: jax.random.fold_in(dropout_key, row))(batch["row"]) if arch.dropout else None
+        keys = language.dropout_keys(arch, dropout_key, batch)
         if fim:
             batch = middle_last(batch, middle_key, fim, vocab, end)
 
         def loss(params: Params) -> tuple[Array, Array]:
-            value, log_z, weight = nats(weights(params, state), batch, keys)
+            value, log_z, weight = nats(params, batch, keys)
             cross_entropy = language.token_mean(value, weight)
             return cross_entropy + config.z_loss * language.token_mean(jnp.square(log_z), weight), cross_entropy
 
-        opt_state = state.opt_state["transformer"]
-        params, opt_state, _, value, grads = core.descend(loss, state.params, opt_state, tx)
-        ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
-        state = replace(state, step=state.step + 1, params=params, opt_state={"transformer": opt_state}, ema=ema)
-        return state, {"loss": core.mean(value), "gradient": optax.tree.norm(grads)}
+        state, value, gradient = learner.step(state, loss)
+        return state, {"loss": core.mean(value), "gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, _, weight = nats(weights(state.ema or state.params, state), batch, None)
+        value, _, weight = nats(learner.weights(state), batch, None)
         by_place = {"loss_by_place": ((value * weight).sum(0), weight.sum(0))}
         return core.total(language.token_sums(value, weight, batch) | by_place)
 
@@ -176,7 +136,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         if prompt.shape[1] > context:
             raise UserError(f"a prompt has {prompt.shape[1]} tokens, and the model's context is {context}; shorten it")
         prompt = jnp.repeat(prompt, request.n, axis=0)
-        params = {"params": weights(state.ema or state.params, state)["transformer"]}
+        params = {"params": learner.weights(state)["transformer"]}
         unlimited = arch.window is not None and arch.positions != "learned"
 
         prefix = len(params["params"].get("prefix", ()))
@@ -186,7 +146,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
         decoded = decoding.decode(
             read,
-            lambda places: empty_cache(arch, len(prompt), prefix + places, dtypes["dtype"]),
+            lambda places: empty_cache(arch, len(prompt), prefix + places, network.dtypes["dtype"]),
             prompt,
             decoding.row_keys(key, len(prompt)),
             request,
@@ -199,7 +159,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "prompt": prompt}
 
     return GenerativeModel(
-        init=init,
+        init=learner.init,
         update=update,
         evaluate=evaluate,
         test=evaluate,

@@ -4,17 +4,13 @@ model of whole texts (absorbing diffusion: Austin et al. 2021; Sahoo et al. 2024
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import optax
-import tyro
 
-from gen import adapters, core, decoding, language, losses
+from gen import core, decoding, language, losses
 from gen.core import (
-    Adapter,
     Array,
     Batch,
     GenerativeModel,
@@ -27,48 +23,24 @@ from gen.core import (
     UserError,
     positive,
 )
-from gen.networks.transformer import PADDING, Architecture, Transformer, places
-from gen.optim import OptimConfig
+from gen.networks.positions import PADDING, places
+from gen.networks.transformer import Transformer
 
 MASK, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are. Devlin et al. 2019, section 3.1
 
 
 @dataclass(frozen=True)
-class Config(core.FamilyConfig):
+class Config(language.Config):
     """A masked language model."""
 
-    network: Architecture = Architecture()
-    """The transformer."""
     rate: float | None = 0.15
     """Share of the tokens to be told from the others; None: each share from none to all, which bounds the likelihood of
     texts, and lets it write them."""
-    ema: float = 0.0
-    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
-    optim: OptimConfig = OptimConfig()
-    """The optimizer."""
-    adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
-    """What is trained beside a base, see --finetune."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of activations."""
-    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.rate is not None and not 0 < self.rate <= 1:
             raise UserError(f"rate is {self.rate}; it is a share above 0, or None")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
-
-    def tiny(self) -> Config:
-        return replace(self, network=self.network.tiny())
-
-    def inherit(self, base: core.FamilyConfig, spec: Spec) -> Config:
-        super().inherit(base, spec)
-        assert isinstance(base, Config)
-        return replace(self, network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1))
-
-    def adapted(self, adapter: Adapter | None) -> Config:
-        return replace(self, adapter=adapter)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         return build(self, spec, steps)
@@ -99,24 +71,13 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     length, context = feature.shape[0] - 1, language.context(arch, feature.shape[0] - 1)
     mask = vocab  # one token more
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-    network = Transformer(arch, vocab + 1, context, causal=False, dtypes=dtypes)
-    tx = config.optim.build(steps)
+    network = Transformer(arch, vocab + 1, context, causal=False, dtypes=config.dtypes())
 
-    def init(key: Key, base: Params | None = None) -> State:
+    def begin(key: Key) -> dict[str, Params]:
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
-        trained, frozen = adapters.start(config.adapter, key, base or params)
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=trained,
-            opt_state={"transformer": tx.init(trained)},
-            ema=trained if config.ema else {},
-            frozen=frozen,
-        )
+        return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
 
-    def weights(trained: Params, state: State) -> Params:
-        return adapters.merge(config.adapter, trained, state.frozen)
+    learner = language.learner(config, steps, begin)
 
     def logits(params: Params, tokens: Array, segment: Array, position: Array, keys: Array | None = None) -> Array:
         return network.apply({"params": params["transformer"]}, tokens, segment, position, keys)[0][..., :vocab]
@@ -153,21 +114,18 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         mask_key, dropout_key = jax.random.split(key)
-        keys = jax.vmap(lambda row: jax.random.fold_in(dropout_key, row))(batch["row"]) if arch.dropout else None
+        keys = language.dropout_keys(arch, dropout_key, batch)
 
-        def loss(params: Params) -> tuple[Array, Array]:
-            value, right, asked, over = told(weights(params, state), batch, mask_key, keys)
-            return language.token_mean(value, over), language.token_mean(right, asked)
+        def loss(params: Params) -> tuple[Array, Metrics]:
+            value, right, asked, over = told(params, batch, mask_key, keys)
+            bound = language.token_mean(value, over)
+            return bound, {"loss": bound, "accuracy": language.token_mean(right, asked)}
 
-        opt_state = state.opt_state["transformer"]
-        params, opt_state, value, right, grads = core.descend(loss, state.params, opt_state, tx)
-        ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
-        state = replace(state, step=state.step + 1, params=params, opt_state={"transformer": opt_state}, ema=ema)
-        metrics = core.mean({"loss": value, "accuracy": right})
-        return state, metrics | {"gradient": optax.tree.norm(grads)}
+        state, metrics, gradient = learner.step(state, loss)
+        return state, core.mean(metrics) | {"gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, right, asked, over = told(weights(state.ema or state.params, state), batch, key, None)
+        value, right, asked, over = told(learner.weights(state), batch, key, None)
         sums = {"accuracy": ((right * asked).sum(), asked.sum())} | language.token_sums(value, over, batch)
         if config.rate is not None:  # no likelihood of the text
             del sums["bits_per_byte"]
@@ -186,7 +144,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             )
         before = jnp.repeat(before, request.n, axis=0)
         after = jnp.broadcast_to(after, (len(before), after.shape[1]))
-        params, keys = weights(state.ema or state.params, state), decoding.row_keys(key, len(before))
+        params, keys = learner.weights(state), decoding.row_keys(key, len(before))
         text = jnp.concatenate([before, jnp.full((len(before), tokens), mask, jnp.int32), after], axis=1)
 
         def turn(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -216,7 +174,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     counts = "each share of masked tokens, one draw a window" if config.rate is None else f"{config.rate} masked"
     names = ("loss", "accuracy", "perplexity", *(("bits_per_byte",) if config.rate is None else ()))
     return GenerativeModel(
-        init=init,
+        init=learner.init,
         update=update,
         evaluate=evaluate,
         test=evaluate,

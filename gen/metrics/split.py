@@ -44,6 +44,11 @@ def measured(
     return model.summarize(sums)
 
 
+def facts(data: Dataset, split: str) -> dict[str, Any]:
+    """The protocol of a number that is measured on a whole split: what is said of the data."""
+    return {"split": split, "n": data.sizes[split], "data": data.digest, **data.protocol}
+
+
 def whole(data: Dataset, split: str) -> Images:
     """All of a split in order, as `preprocess` shows it when not training."""
     return _shown(data, data.evaluation(split, min(CHUNK, data.sizes[split])))

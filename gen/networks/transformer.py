@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -16,11 +17,7 @@ import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
 from gen.networks.layers import dropout
-
-PADDING = -1  # the segment of what is no part of any document
-PREFIX = -2  # the segment of what every document sees
-ROTATIONS = 10_000.0  # the longest wave of rotary positions, in places over 2 pi
-BUCKETS, FARTHEST = 32, 128  # of relative positions
+from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
 
 
 @dataclass(frozen=True)
@@ -116,19 +113,6 @@ def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any) -> Cach
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), segment, jnp.zeros((), jnp.int32))
 
 
-def places(tokens_BT: Array, end: int | None) -> tuple[Array, Array]:
-    """(segment, position), int32 [B, T]: the number of the document in its row, which begins with the token `end`, and the
-    place in that document, or in the part of one that the row begins with. Tokens below 0 are padding."""
-    index_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
-    padding_BT = tokens_BT < 0
-    begins_BT = jnp.pad(padding_BT[:, :-1], ((0, 0), (1, 0))) & ~padding_BT
-    if end is not None:
-        begins_BT |= tokens_BT == end
-    start_BT = jax.lax.cummax(jnp.where(begins_BT, index_T, 0), axis=1)
-    segment_BT = jnp.cumsum(begins_BT, axis=1, dtype=jnp.int32)
-    return jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT
-
-
 class Transformer(nn.Module):
     """A stack of blocks between an embedding and logits."""
 
@@ -170,10 +154,12 @@ class Transformer(nn.Module):
             x += learned(position_BT)
         x = dropout(x, keys_B, 0, arch.dropout)
 
-        prefixed = begins and self.has_variable("params", "prefix")
-        if prefixed:
-            prefix: Array = self.get_variable("params", "prefix").astype(x.dtype)
+        prefix: Array = self.get_variable("params", "prefix", jnp.zeros((0, arch.width))).astype(x.dtype)
+        position_BT += len(prefix)
+        if begins and len(prefix):
             x = jnp.concatenate([jnp.broadcast_to(prefix[None], (len(x), *prefix.shape)), x], axis=1)
+            before = jnp.arange(len(prefix), dtype=jnp.int32)[None]
+            position_BT = jnp.concatenate([jnp.broadcast_to(before, (len(x), len(prefix))), position_BT], axis=1)
             segment_BT = jnp.pad(segment_BT, ((0, 0), (len(prefix), 0)), constant_values=PREFIX)
         index_T = jnp.arange(x.shape[1], dtype=jnp.int32)
         index_S, segment_BS = index_T, segment_BT
@@ -183,16 +169,17 @@ class Transformer(nn.Module):
             segment_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment_BT, cache.length, axis=1)
         distance_TS = index_T[:, None] - index_S[None]
         mask = segment_BT[:, None, :, None] == segment_BS[:, None, None, :]
+        if arch.window is not None:
+            mask &= (jnp.abs(distance_TS) < arch.window)[None, None]
         mask |= (segment_BS == PREFIX)[:, None, None, :]
         if self.causal:
             mask &= (distance_TS >= 0)[None, None]
-        if arch.window is not None:
-            mask &= (jnp.abs(distance_TS) < arch.window)[None, None]
         bias = rotation = None
-        if arch.positions == "relative":
+        if arch.positions == "relative":  # the prefix is as far from all, however much padding is between
+            distance_TS = jnp.where((index_S < len(prefix))[None], FARTHEST, distance_TS)
             bias = RelativeBias(arch.heads, self.causal, dtypes, name="relative")(distance_TS)[None]
         if arch.positions == "rotary":
-            rotation = rotations(index_T, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
+            rotation = rotations(position_BT, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
         memory_mask = None if memory_segment_BS is None else (memory_segment_BS != PADDING)[:, None, None, :]
 
         block = nn.remat(Block, prevent_cse=False) if arch.remat else Block
@@ -215,8 +202,13 @@ class Transformer(nn.Module):
         x = norm(arch, dtypes, "norm")(x[:, -tokens_BT.shape[1] :])
         if not self.readout:
             return x, cache
-        logits = embedding.attend(x) if arch.tied else dense(self.vocab, False, dtypes, "head")(x)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        whole = jnp.promote_types(x.dtype, jnp.float32)
+        if arch.tied:
+            table = embedding.embedding.astype(x.dtype)
+            logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=whole)
+        else:
+            product = partial(jax.lax.dot_general, preferred_element_type=whole)
+            logits = dense(self.vocab, False, dtypes, "head", dot_general=product)(x)
         if arch.logit_cap is not None:
             logits = arch.logit_cap * jnp.tanh(logits / arch.logit_cap)
         return logits, cache
@@ -305,50 +297,12 @@ class FeedForward(nn.Module):
         return dense(arch.width, arch.bias, self.dtypes, "down", 0.02 / math.sqrt(2 * arch.layers))(h)
 
 
-class RelativeBias(nn.Module):
-    """A learned number for each head and bucket of distances: one a distance while they are short, then ever wider ones.
-    Raffel et al. 2020, section 2.1."""
-
-    heads: int
-    causal: bool
-    dtypes: dict[str, Any]
-
-    @nn.compact
-    def __call__(self, distance_TS: Array) -> Array:
-        """Places from key to query -> [N, T, S]."""
-        buckets, offset = BUCKETS, 0
-        if not self.causal:
-            buckets //= 2
-            offset = jnp.where(distance_TS < 0, buckets, 0)
-            distance_TS = jnp.abs(distance_TS)
-        near = buckets // 2
-        distance_TS = jnp.maximum(distance_TS, 0)
-        octave = jnp.log(jnp.maximum(distance_TS, near) / near) / math.log(FARTHEST / near)
-        far = jnp.minimum(near + (octave * (buckets - near)).astype(jnp.int32), buckets - 1)
-        table = nn.Embed(BUCKETS, self.heads, embedding_init=normal(0.02), **self.dtypes)
-        return table(jnp.where(distance_TS < near, distance_TS, far) + offset).transpose(2, 0, 1)
-
-
-def rotations(index_T: Array, width: int, dtype: Any) -> Array:
-    """The cosines and the sines [2, T, width / 2] of the angle of each pair of channels at a place."""
-    frequency = ROTATIONS ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-    angle = index_T.astype(dtype)[:, None] * frequency[None]
-    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-
-
-def rotate(x_BTNH: Array, rotation: Array) -> Array:
-    """Turn the pairs (i, i + H / 2) of channels by the angles of their place. Su et al. 2021, equation 34."""
-    cos, sin = rotation[:, None, :, None, :]
-    a, b = jnp.split(x_BTNH.astype(rotation.dtype), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
-
-
 def normal(scale: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(scale)
 
 
-def dense(features: int, bias: bool, dtypes: dict[str, Any], name: str, scale: float = 0.02) -> nn.Dense:
-    return nn.Dense(features, use_bias=bias, kernel_init=normal(scale), name=name, **dtypes)
+def dense(features: int, bias: bool, dtypes: dict[str, Any], name: str, scale: float = 0.02, **how: Any) -> nn.Dense:
+    return nn.Dense(features, use_bias=bias, kernel_init=normal(scale), name=name, **dtypes, **how)
 
 
 def norm(arch: Architecture, dtypes: dict[str, Any], name: str) -> nn.LayerNorm | nn.RMSNorm:

@@ -1,0 +1,61 @@
+"""How the loss falls with what a language model has seen: python -m benchmarks.context RUN [--length 1024]
+
+Windows of the test split, of any length, also beyond the training windows: where the network has rotary or relative positions, and a
+sliding window of attention (--model.network.window) if it is to stay good there.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from gen import parallel, sample
+from gen.core import UserError, command
+from gen.data.text import Config as Text
+from gen.families.lm import Config as LM
+from gen.metrics.split import measured
+
+BAR = 40  # characters of the longest bar
+PLACES = 8192  # of a batch
+
+
+def by_place(workdir: Path, length: int | None) -> tuple[np.ndarray, int]:
+    """Mean nats of the test split's tokens by how many come before them in their window, float64 [length]; and the length
+    that the run was trained on.
+
+    Raises: UserError for a run that is no causal language model of windows, or has learned fewer places.
+    """
+    config, _ = sample.load(workdir, ())
+    if not (isinstance(config.model, LM) and isinstance(config.data, Text)):
+        raise UserError(f"{workdir} is no causal language model")
+    length = length or config.data.length
+    if config.model.network.positions == "learned" and length > config.data.length:
+        raise UserError(f"{workdir} has learned {config.data.length} places; --length {config.data.length} at most")
+    size = max(1, PLACES // length)
+    data = sample.dataset(workdir, None, (), length=length, stride=None, batch_size=size)
+    model = config.model.build(data.spec, config.steps)
+    step = sample.choose(workdir, config, None)
+    state = sample.restored(workdir, model, step)
+    engine = parallel.compile(model, parallel.Config(devices=1), config.seed, size)
+    found = measured(model, engine.test, state, data.evaluation("test", size))
+    return found["loss_by_place"], config.data.length
+
+
+def main(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], length: int | None = None) -> None:
+    """A line for each doubling of the context."""
+    loss, trained = by_place(run, length)
+    edges = [0, *(2**i for i in range(len(loss).bit_length()) if 2**i < len(loss)), len(loss)]
+    rows = [(a, b, float(loss[a:b].mean())) for a, b in pairwise(edges)]
+    most = max(value for *_, value in rows)
+    print(f"{'tokens before':>16s}  nats")
+    for a, b, value in rows:
+        beyond = "  beyond the training windows" if a >= trained else ""
+        print(f"{a:>7d} to {b - 1:>5d}  {value:.3f}  {'#' * round(BAR * value / most)}{beyond}")
+
+
+if __name__ == "__main__":
+    command(lambda: tyro.cli(main))

@@ -1,0 +1,102 @@
+"""Texts labelled by a language model, and its likelihoods side by side."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gen import run, sample, texts
+from gen.core import UserError
+from gen.data import tokenizers
+from gen.evaluate import scores
+from gen.metrics import labels
+from gen.scores.score import Options
+from gen.train import train
+
+COLOURS = ["blue", "green", "red"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny, tmp_path_factory) -> Iterator[Path]:
+    """A model of lines whose label is the colour that they name."""
+    folder = tmp_path_factory.mktemp("labelled")
+    lines = [
+        {"text": f"a {COLOURS[i % 3]} {'kite' if i % 2 else 'door'} {i}", "label": COLOURS[i % 3]} for i in range(240)
+    ]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = tiny("lm_pydoc")
+    data = replace(config.data, name=f"jsonl:{folder / 'lines.jsonl'}", length=48, batch_size=16)
+    network = replace(config.model.network, width=32)
+    config = replace(config, model=replace(config.model, network=network), data=data, steps=300, evaluate_every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        train(config, folder / "run")
+        yield folder / "run"
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def parts(workdir):
+    config, model = sample.load(workdir, ())
+    step = sample.choose(workdir, config, None)
+    return sample.dataset(workdir, None, ()), model, sample.restored(workdir, model, step)
+
+
+def test_the_likelihood_of_a_text_is_that_of_its_parts(parts):
+    data, model, state = parts
+    end = data.spec["tokens"].end
+    words = lambda text: tokenizers.encode(tokenizers.load(data.files["tokenizer.json"]), text)
+    prompt, a, b = [end, *words("a red door 7\n")], words("re"), words("d")
+    first, second, both = labels.likelihoods(data, model, state, [(prompt, a), ([*prompt, *a], b), (prompt, [*a, *b])])
+    assert both == pytest.approx(first + second, rel=1e-5)
+
+
+def test_a_model_that_has_learned_the_rule_tells_the_labels(parts):
+    data, model, state = parts
+    score = labels.scored(data, model, state)
+    assert score.n == data.sizes["test"]
+    assert score.accuracy > 0.9 > 0.6 > score.majority
+    shots = labels.scored(data, model, state, shots=1)
+    assert shots.majority == score.majority
+    assert shots.accuracy != score.accuracy, "it was never trained on two lines in a window"
+    with pytest.raises(UserError, match="longer than the windows"):
+        labels.scored(data, model, state, shots=9)
+
+
+def test_numbers_of_training_are_shown_and_others_computed(workdir):
+    before = run.read_evaluation(workdir)
+    assert before is not None
+    found = scores(Options((workdir,)))[str(workdir)]
+    assert found.keys() == {"loss", "perplexity", "bits_per_byte", "label_accuracy", "label_majority"}
+    assert {name: found[name] for name in before["metrics"]} == before["metrics"]
+    after = run.read_evaluation(workdir)
+    assert after is not None and after["protocol"]["loss"] == before["protocol"]["loss"]
+    assert after["protocol"]["label_accuracy"]["shots"] == 0
+
+    again = scores(Options((workdir,), ("likelihood",), split="validation"))[str(workdir)]
+    assert np.isfinite(again["loss"])
+    assert again["loss"] != found["loss"]
+    computed = scores(Options((workdir,), ("likelihood",)))[str(workdir)]
+    assert computed["loss"] == pytest.approx(found["loss"], rel=1e-6), "computed anew, it is what training found"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"metrics": ("kid",)}, "kid is a score of images"), ({"step": 3}, "no such checkpoint")]
+)
+def test_what_texts_can_not_be_scored_by_is_refused(workdir, change, message):
+    with pytest.raises(UserError, match=message):
+        scores(replace(Options((workdir,)), **change))
+
+
+def test_a_prompt_begins_as_the_pairs_of_training_did(workdir, parts):
+    data, model, state = parts
+    options = texts.Options(prompt=("a green kite 5\n",))
+    given, _ = sample.medium_of(data.spec).given(workdir, options)
+    assert given["prompt"][0, 0] == data.spec["tokens"].end
+    made = model.generate(state, jax.random.key(0), given, model.request(n=1, tokens=8, temperature=0.0))
+    written = texts.samples(made, tokenizers.load(data.files["tokenizer.json"]), options)
+    assert written == ["a green kite 5\ngreen"]
