@@ -4,11 +4,12 @@ import json
 import math
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import improved_gan, modes, study
+from benchmarks import improved_gan, modes, study, transformer
 from gen.core import UserError
 
 
@@ -138,3 +139,14 @@ def test_each_switch_of_the_ablation_changes_only_itself_and_all_have_every_one(
         assert replace(improved_gan.BASELINE, **switch) == improved_gan.METHODS[name] != improved_gan.BASELINE
         for field, value in switch.items():
             assert getattr(improved_gan.METHODS["all five"], field) == value
+
+
+@pytest.mark.parametrize("name", transformer.KINDS)
+def test_decoding_is_compared_with_whole_passes(name, monkeypatch):
+    arch = replace(transformer.KINDS[name], layers=1, width=32)
+    difference, other, n, _ = transformer.compared(arch, 2, 9)
+    assert difference < 1e-5
+    assert (other, n) == (0, 18)
+    write = transformer.empty_cache
+    monkeypatch.setattr(transformer, "empty_cache", lambda *args: write(*args)._replace(length=jax.numpy.int32(3)))
+    assert transformer.compared(arch, 2, 9)[0] > 1e-3, "what is written elsewhere is not found"

@@ -482,7 +482,7 @@ def test_baselines_are_of_the_test_split(book, monkeypatch):
     own = lambda split: [text for text in chapters(book) if hashed(text, 0.1) == split]
     train, test = ("\0".join(own(split)).encode() for split in ("train", "test"))
     found = data.baselines()
-    assert found.keys() == {"kneser_ney", "kneser_ney_bits_per_byte", "xz_bits_per_byte"}
+    assert found.keys() == {"kneser_ney", "kneser_ney_bits_per_byte", "kneser_ney_order", "xz_bits_per_byte"}
     expected = ngram.baselines(train, test)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found["xz_bits_per_byte"] < 8 * len(lzma.compress(test)) / len(test)

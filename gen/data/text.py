@@ -153,8 +153,9 @@ def paired(config: Config, found: Corpus) -> tuple[Examples, dict[str, int], dic
 
 
 def baselines(found: Corpus, of_tokens: bool) -> dict[str, float]:
-    """What n-grams and xz reach on the test split after the training split: "kneser_ney_bits_per_byte" and
-    "xz_bits_per_byte" of their UTF-8, documents joined by a zero byte; `of_tokens`, "kneser_ney" in nats a token too."""
+    """What n-grams and xz reach on the test split after the training split: "kneser_ney_bits_per_byte" with
+    its "kneser_ney_order" and "xz_bits_per_byte" of their UTF-8, documents joined by a zero byte; `of_tokens`, "kneser_ney" in
+    nats a token too."""
     train, test = found.tokens["train"][-COUNTED:], found.tokens["test"][:COUNTED]
     pieces = tokenizers.pieces(found.tokenizer)
     pieces[tokenizers.end(found.tokenizer)] = b"\0"
@@ -168,7 +169,7 @@ def baselines(found: Corpus, of_tokens: bool) -> dict[str, float]:
             numbers["kneser_ney"] = ngram.kneser_ney(train, test, len(pieces))[0]
         return {name: np.array(number) for name, number in numbers.items()}
 
-    kept = cached(sources.sha256("baselines 1", found.digest, str((COUNTED, of_tokens))), make)
+    kept = cached(sources.sha256("baselines 2", found.digest, str((COUNTED, of_tokens))), make)
     return {name: float(number) for name, number in kept.items()}
 
 

@@ -17,12 +17,13 @@ LARGEST_WINDOW = 3 * 2**29  # bytes: liblzma encodes with no larger one
 
 
 def baselines(train: bytes, test: bytes) -> dict[str, float]:
-    """What test costs after train: by n-grams of bytes of the best order, and by xz.
+    """What test costs after train: by n-grams of bytes of the best order, and which that is, and by xz.
 
     Raises: UserError for fewer than 2 bytes of either.
     """
-    nats, _ = kneser_ney(np.frombuffer(train, np.uint8), np.frombuffer(test, np.uint8), vocab=256)
-    return {"kneser_ney_bits_per_byte": nats / math.log(2), "xz_bits_per_byte": xz(train, test)}
+    nats, order = kneser_ney(np.frombuffer(train, np.uint8), np.frombuffer(test, np.uint8), vocab=256)
+    found = {"kneser_ney_bits_per_byte": nats / math.log(2), "kneser_ney_order": float(order)}
+    return found | {"xz_bits_per_byte": xz(train, test)}
 
 
 def xz(train: bytes, test: bytes) -> float:
@@ -40,7 +41,7 @@ def xz(train: bytes, test: bytes) -> float:
 
 
 def kneser_ney(
-    train: np.ndarray, test: np.ndarray, vocab: int, orders: Sequence[int] = range(2, 10)
+    train: np.ndarray, test: np.ndarray, vocab: int, orders: Sequence[int] = range(2, 33)
 ) -> tuple[float, int]:
     """(nats per token of test, order) of the best order of interpolated modified Kneser-Ney.
 

@@ -1,0 +1,91 @@
+"""Pairs from source files, and the labelled sentences that adaptation is compared on."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import adapt
+from gen.core import UserError
+from gen.data import docstrings
+from gen.data.text import Config as Text
+
+SOURCE = '''
+class Kite:
+    def fly(self, high):
+        """Let it
+        rise.
+
+        Not in a storm."""
+        return high + 1
+
+def silent(x):
+    return x
+
+def said():
+    """Only words."""
+
+async def later():
+    """In the end."""
+    def inner():
+        """Within."""
+        return 2
+    return inner
+'''
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name, content in {
+        "a/kite.py": SOURCE,
+        "b.py": "def f():\n    'One.'\n    return 1\n",
+        "broken.py": "def f(:",
+        "latin.py": b"# \xe9\ndef f():\n    'No.'\n    return 1\n",
+        "test/c.py": "def f():\n    'Tested.'\n    return 1\n",
+        "a/site-packages/d.py": "def f():\n    'Of others.'\n    return 1\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path
+
+
+def test_a_function_stands_without_its_docstring_beside_its_first_sentence(folder):
+    found = {pair["target"]: pair["source"] for pair in docstrings.pairs(folder)}
+    assert found.keys() == {"Let it rise.", "In the end.", "Within.", "One."}, (
+        "a body of words alone leaves nothing to describe"
+    )
+    assert found["Let it rise."] == "def fly(self, high):\n    return high + 1"
+    assert found["Within."] == "def inner():\n    return 2"
+    assert found["In the end."].startswith('async def later():\n\n    def inner():\n        """Within."""')
+
+
+def test_the_command_writes_lines_that_are_data(folder, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "pairs.jsonl"
+    monkeypatch.setattr(sys, "argv", ["docstrings", str(out), str(folder)])
+    docstrings.main()
+    assert "4 functions" in capsys.readouterr().out
+    assert [json.loads(line) for line in out.read_text().splitlines()] == list(docstrings.pairs(folder))
+    (tmp_path / "empty").mkdir()
+    for wrong, message in {"nowhere": "is no folder", "empty": "has no functions"}.items():
+        monkeypatch.setattr(sys, "argv", ["docstrings", str(out), str(tmp_path / wrong)])
+        with pytest.raises(UserError, match=message):
+            docstrings.main()
+
+
+def test_few_examples_of_a_seed_stand_before_the_same_held_out_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "HELD_OUT", 20)
+    known = [{"text": f"sentence number {i}", "label": "ab"[i % 2]} for i in range(70)]
+    tests = []
+    for n, seed in ((10, 0), (10, 1), (50, 0)):
+        name, split = adapt.few(tmp_path, known, n, seed)
+        data = Text(name=name, split=split, tokenizer="byte", length=40, batch_size=10).build()
+        assert data.sizes == {"train": n, "validation": 20, "test": 20}
+        tests.append([batch["tokens"].tolist() for batch in data.evaluation("test", 20)])
+    assert tests[0] == tests[1] == tests[2]
+    lines = lambda name: (tmp_path / name).read_text().splitlines()
+    assert lines("10-0.jsonl")[:10] != lines("10-1.jsonl")[:10]
+    assert lines("10-0.jsonl")[:10] == lines("50-0.jsonl")[:10], "more are the same and others"
+    with pytest.raises(UserError, match="51 examples asked for"):
+        adapt.few(tmp_path, known, 51, 0)
