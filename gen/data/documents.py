@@ -214,18 +214,12 @@ def of_tfds(name: str, data_dir: str | None, slices: tuple[str, ...] | None) -> 
 
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(path)
-    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-        raise UserError(f"{path} is not prepared as array_record: prepare it again elsewhere")
+    builder, splits, files = prepared.opened(path)
     features = builder.info.features
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
     if "text" not in texts and len(texts) != 1:
         raise UserError(f'{name} has no feature "text", nor one other text: its features are {listed(features)}')
     key = "text" if "text" in texts else texts[0]
-    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
-    files = [Path(file) for split in splits for file in builder.info.splits[split].filepaths]
-    if missing := [file for file in files if not file.exists()]:
-        raise UserError(f"{missing[0]} is missing: delete {path} and prepare the set again")
     wanted: Any = tfds.features.FeaturesDict({key: features[key]})
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
 

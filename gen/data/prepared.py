@@ -38,6 +38,28 @@ def find(name: str, data_dir: str | None) -> Path | None:
     return max(wanted, key=lambda path: [int(part) for part in path.name.split(".")], default=None)
 
 
+def opened(path: Path) -> tuple[Any, dict[str, list[int]], list[Path]]:
+    """(builder, {split: examples in each of its files}, the files) of a prepared set.
+
+    Raises: UserError if it can't be read at random, or a file is missing.
+    """
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(path)
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise UserError(
+            f"{path} is not prepared as array_record, and can't be read at random.\n"
+            f"Prepare it elsewhere, python -m gen.data.prepare {builder.name} --data-dir DIR, and pass --data.data-dir DIR"
+        )
+    splits = {split: list(info.shard_lengths) for split, info in builder.info.splits.items() if info.num_examples}
+    files = [Path(file) for split in splits for file in builder.info.splits[split].filepaths]
+    if missing := [file for file in files if not file.exists()]:
+        raise UserError(
+            f"{missing[0]} is missing: delete {path} and prepare it again, python -m gen.data.prepare {builder.name}"
+        )
+    return builder, splits, files
+
+
 def source(name: str, data_dir: str | None, size: int | None) -> Source:
     """A prepared TFDS set: its image feature "image" and class label "label", or else the first by name.
 
@@ -50,13 +72,7 @@ def source(name: str, data_dir: str | None, size: int | None) -> Source:
 
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(path)
-    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
-        elsewhere = root(data_dir).with_name(root(data_dir).name + "_array_record")
-        raise UserError(
-            f"{path} is not prepared as array_record, and can't be read at random.\n"
-            f"Prepare it elsewhere, {command(name, elsewhere)}, and pass --data.data-dir {elsewhere}"
-        )
+    builder, splits, files = opened(path)
     features = builder.info.features
     image = preferred("image", [key for key, value in features.items() if isinstance(value, tfds.features.Image)])
     label = preferred("label", [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)])
@@ -69,11 +85,6 @@ def source(name: str, data_dir: str | None, size: int | None) -> Source:
         )
     if size is None and None in (height, width):
         raise UserError(f"{name}: its images differ in size. Give them one, such as --data.size 64")
-    splits = {split: list(info.shard_lengths) for split, info in builder.info.splits.items() if info.num_examples}
-    files = [Path(file) for split in splits for file in builder.info.splits[split].filepaths]
-    missing = [file for file in files if not file.exists()]
-    if missing:
-        raise UserError(f"{missing[0]} is missing: delete {path} and prepare it again, {command(name, root(data_dir))}")
 
     records: Any = builder.as_data_source("+".join(splits), deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     wanted: Any = tfds.features.FeaturesDict({key: features[key] for key in (image, label) if key})
