@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from gen import parallel, sample
+from gen import parallel, run, sample
 from gen.core import UserError, command
 from gen.data.text import Config as Text
 from gen.families.lm import Config as LM
@@ -37,17 +37,24 @@ def by_place(workdir: Path, length: int | None) -> tuple[np.ndarray, int]:
         raise UserError(f"{workdir} has learned {config.data.length} places; --length {config.data.length} at most")
     size = max(1, PLACES // length)
     data = sample.dataset(workdir, None, (), length=length, stride=None, batch_size=size)
-    model = config.model.build(data.spec, config.steps)
+    if "pairs" in data.protocol["windows"]:
+        raise UserError(f"{workdir} was trained on pairs; the loss by context is of windows of texts")
+    model = config.model.build(run.read_spec(workdir), config.steps)
     step = sample.choose(workdir, config, None)
     state = sample.restored(workdir, model, step)
     engine = parallel.compile(model, parallel.Config(devices=1), config.seed, size)
     found = measured(model, engine.test, state, data.evaluation("test", size))
-    return found["loss_by_place"], config.data.length
+    loss = found["loss_by_place"]
+    if not (loss > 0).all():
+        raise UserError(f"the test split is shorter than a window; --length {int((loss > 0).sum())} at most")
+    return loss, config.data.length
 
 
-def main(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], length: int | None = None) -> None:
+def main(
+    workdir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], length: int | None = None
+) -> None:
     """A line for each doubling of the context."""
-    loss, trained = by_place(run, length)
+    loss, trained = by_place(workdir, length)
     edges = [0, *(2**i for i in range(len(loss).bit_length()) if 2**i < len(loss)), len(loss)]
     rows = [(a, b, float(loss[a:b].mean())) for a, b in pairwise(edges)]
     most = max(value for *_, value in rows)

@@ -1,5 +1,6 @@
 """A language model of your own texts, a file or a folder of them: python train.py lm_text --data.name text:FOLDER"""
 
+from gen import checkpoint
 from gen.config import Config
 from gen.data.text import Config as Text
 from gen.families.lm import Config as LM
@@ -14,6 +15,7 @@ config = Config(
         ),
         optim=OptimConfig("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
     ),
-    data=Text(name="text:texts", tokenizer="bpe", vocabulary=4096, length=256, batch_size=16),
+    data=Text(name="text:texts", split="tail:0.1", tokenizer="bpe", vocabulary=4096, length=256, batch_size=16),
     steps=5000,
+    save=checkpoint.Config(best=("loss", "min")),
 )

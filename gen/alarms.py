@@ -1,6 +1,6 @@
 """Alarms while a run trains: a generator that collapses, a discriminator that has won, gradients that vanish or explode.
 
-At each evaluation as many generated images as real ones are compared; the numbers go to telemetry.jsonl, and what passes a
+At each evaluation and each save as many generated images as real ones are compared; the numbers go to telemetry.jsonl, and what passes a
 limit is said aloud. gen/metrics/collapse.py says what the numbers are.
 """
 
@@ -18,6 +18,9 @@ from gen.core import Dataset, GenerativeModel, State, UserError, positive
 from gen.metrics import split
 from gen.metrics.classifier import seen, trained
 from gen.metrics.collapse import collapse
+
+FEW = 64  # images, fewer of which are little to compare with
+TWINS = 10  # images with a duplicate, fewer of which may be chance
 
 Watch = Callable[[State, Mapping[str, float]], tuple[dict[str, float], list[str]]]
 """(state, the last metrics) -> numbers for the telemetry, and a text for each alarm."""
@@ -50,11 +53,14 @@ class Config:
 
 def watch(config: Config, data: Dataset, model: GenerativeModel) -> Watch:
     """The check of a run's states. Learns the classes first, if there are labels (kept in the user's cache). A validation
-    split smaller than `samples` is compared with as many."""
+    split smaller than `samples` is compared with as many; one smaller than FEW leaves its place to training images."""
     if "image" not in data.spec:
         raise UserError("alarms watch images; the fix: --alarms.action off")
-    n = min(config.samples, data.sizes["validation"])
-    real = seen(split.whole(data, "validation").image[:n])
+    enough = data.sizes["validation"] >= min(FEW, config.samples)
+    n = min(config.samples, data.sizes["validation" if enough else "train"])
+    if n < 2:
+        raise UserError(f"alarms compare images with each other, and there is {n}; the fix: --alarms.action off")
+    real = seen(split.whole(data, "validation").image[:n] if enough else split.training(data, n).image)
     classify = trained(data).extract if "label" in data.spec else None
     expected = None if classify is None else np.asarray(classify(real)[1])
     generate = jax.jit(partial(model.generate, request=model.request(n=n)))
@@ -64,13 +70,13 @@ def watch(config: Config, data: Dataset, model: GenerativeModel) -> Watch:
         fake = generate(state, jax.random.key(0), {})["samples"]
         found = collapse(flat(real), flat(fake), expected, None if classify is None else classify(fake)[1])
         finite = {name: value for name, value in found.items() if np.isfinite(value)}
-        return finite, alarms(config, {**metrics, **found})
+        return finite, alarms(config, {**metrics, **found}, n)
 
     return check
 
 
-def alarms(config: Config, found: Mapping[str, float]) -> list[str]:
-    """A text for each limit that the numbers pass."""
+def alarms(config: Config, found: Mapping[str, float], n: int) -> list[str]:
+    """A text for each limit that the numbers, of n images, pass."""
     has = found.keys().__contains__
     texts = []
     if has("classes_fake") and found["classes_fake"] < config.classes * found["classes_real"]:
@@ -80,7 +86,7 @@ def alarms(config: Config, found: Mapping[str, float]) -> list[str]:
     if has("class_entropy_fake") and found["class_entropy_fake"] < config.entropy * found["class_entropy_real"]:
         ours, theirs = found["class_entropy_fake"], found["class_entropy_real"]
         texts.append(f"collapse: the generated classes have an entropy of {ours:.2f} nats, the real ones {theirs:.2f}")
-    if has("duplicates") and found["duplicates"] > config.duplicates:
+    if has("duplicates") and found["duplicates"] > max(config.duplicates, TWINS / n):
         texts.append(f"collapse: {found['duplicates']:.0%} of the generated images have a near duplicate")
     if has("spread") and found["spread"] < config.spread:
         texts.append(f"collapse: generated images are {found['spread']:.2f} times as far apart as real ones")

@@ -164,6 +164,8 @@ def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
     state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema"))
     merged = config.lora.merge(state.ema or state.params, weights(base, abstract.frozen))
     whole = replace(config, model=config.model.adapted(None), init_from=None, finetune="full")
+    if (workdir / tokenizers.FILE).exists():  # not to be trained anew
+        whole = replace(whole, data=replace(whole.data, tokenizer=str(base.path)))
     with run.made(out) as aside:
         for name in ("spec.json", "tokenizer.json", "labels.json", "reference.npz"):
             if (workdir / name).exists():

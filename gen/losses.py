@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -125,6 +126,8 @@ class Adversarial(NamedTuple):
     """D's loss where all scores are 0."""
     smooth: bool = False
     """Whether the real target can be below 1 (one-sided label smoothing, Salimans et al. 2016, section 3.4)."""
+    least: Callable[[float], float] = lambda target: 0.0
+    """target -> what is left of D's loss where D is perfect."""
     shift: bool = True
     """Whether adding a number to all scores changes the losses; if not, D's last bias is useless."""
 
@@ -132,6 +135,11 @@ class Adversarial(NamedTuple):
 def logistic_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
     """-t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))). Goodfellow et al. 2014, equation 1, with the target t."""
     return softplus(-real) + (1 - target) * real + softplus(fake)
+
+
+def logistic_least(target: float) -> float:
+    """The entropy of the target: -t log t - (1 - t) log(1 - t)."""
+    return -sum(t * math.log(t) for t in (target, 1 - target) if t > 0)
 
 
 def minimax_generator(real: Array, fake: Array) -> Array:
@@ -191,8 +199,10 @@ def average_generator(real: Array, fake: Array) -> Array:
 
 
 ADVERSARIAL = {
-    "minimax": Adversarial(logistic_discriminator, minimax_generator, 2 * LOG_2, smooth=True),
-    "non_saturating": Adversarial(logistic_discriminator, non_saturating_generator, 2 * LOG_2, smooth=True),
+    "minimax": Adversarial(logistic_discriminator, minimax_generator, 2 * LOG_2, smooth=True, least=logistic_least),
+    "non_saturating": Adversarial(
+        logistic_discriminator, non_saturating_generator, 2 * LOG_2, smooth=True, least=logistic_least
+    ),
     "least_squares": Adversarial(least_squares_discriminator, least_squares_generator, 0.5, smooth=True),
     "wasserstein": Adversarial(wasserstein_discriminator, wasserstein_generator, 0.0, shift=False),
     "hinge": Adversarial(hinge_discriminator, wasserstein_generator, 2.0),

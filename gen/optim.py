@@ -50,7 +50,7 @@ class OptimConfig:
     """Adam's epsilon."""
     weight_decay: Scalar = 0.0
     """Decoupled weight decay, multiplied by the learning rate; none on parameters that match `undecayed`."""
-    undecayed: str = r"(bias|scale|shift|embedding|pseudo_inputs)(/kernel)?$"
+    undecayed: str = r"(bias|scale|shift|embedding|pseudo_inputs|prefix)(/kernel)?$"
     """Regular expression of the paths without weight decay."""
     clip: float | None = None
     """Clip gradients to this global norm."""

@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         print("       sample.py --verify MANIFEST")
         return 0 if {"-h", "--help"} & set(arguments) else 2
     trust = tuple(value for flag, value in pairwise(arguments) if flag == "--trust")
+    trust += tuple(a.removeprefix("--trust=") for a in arguments if a.startswith("--trust="))
     workdir = Path(arguments[0])
     model = load(workdir, trust)[1]
     medium = medium_of(run.read_spec(workdir))
@@ -225,7 +226,8 @@ def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str], **read: A
     config, facts = run.read_config(workdir, trust)
     if data_dir is not None and hasattr(config.data, "data_dir"):
         read["data_dir"] = data_dir
-    if config.init_from is not None and (workdir / tokenizers.FILE).exists():  # which is the base's
+    made_here = getattr(config.data, "tokenizer", None) in tokenizers.TRAINED and config.init_from is None
+    if (workdir / tokenizers.FILE).exists() and not made_here:
         read["tokenizer"] = str(workdir)
     data = replace(config.data, **read).build()
     if data.digest != facts["data"]:

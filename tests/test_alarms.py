@@ -56,13 +56,18 @@ SOUND = {
     ],
 )
 def test_an_alarm_is_a_text_for_a_number_past_its_limit(changed, text):
-    assert alarms.alarms(Config(), {**SOUND, **changed}) == ([] if text is None else [text])
+    assert alarms.alarms(Config(), {**SOUND, **changed}, 256) == ([] if text is None else [text])
+
+
+def test_a_duplicate_or_two_among_few_images_are_chance():
+    found = {**SOUND, "duplicates": 0.4}
+    assert [len(alarms.alarms(Config(), found, n)) for n in (10, 24, 26, 256)] == [0, 0, 1, 1]
 
 
 def test_what_is_not_measured_raises_no_alarm_and_limits_are_the_configs():
-    assert alarms.alarms(Config(), {}) == []
+    assert alarms.alarms(Config(), {}, 256) == []
     strict = Config(classes=0.7, entropy=0.7, duplicates=0.05, spread=0.7, saturation=0.9, gradient=(1e-6, 1e3))
-    assert len(alarms.alarms(strict, SOUND)) == 7
+    assert len(alarms.alarms(strict, SOUND, 256)) == 7
 
 
 @pytest.mark.parametrize("samples", [1, 0])

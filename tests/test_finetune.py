@@ -24,6 +24,7 @@ from gen import adapters, checkpoint, core, finetune, parallel, run, sample
 from gen.adapters import LoRA, Prompt
 from gen.config import Config
 from gen.core import State, UserError
+from gen.data.preprocess import applied
 from gen.families import lm
 from gen.networks.positions import PADDING
 from gen.optim import OptimConfig
@@ -385,6 +386,30 @@ def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tin
     after = evaluate(state, batch, KEY)
     assert abs(after["loss"][0] - before["loss"][0]) > 1e-3 * before["loss"][0]
     assert_close(after, of_base(adapter.merge(state.params, base)), 1e-5)
+
+
+def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
+    config, adapter = tiny("vae_digits"), LoRA(rank=2, path="kernel$")
+    model: Any = replace(config.model, optim=SGD)
+    data = config.data.build()
+    whole, adapted = (applied(m.build(data.spec, 100), data.preprocess) for m in (model, model.adapted(adapter)))
+    plain, evaluate, update = (on_one_device(f) for f in (whole.evaluate, adapted.evaluate, adapted.update))
+    base, batch = first_of(whole), next(data.evaluation("validation", 8))
+    state = quickly(adapted.init)(KEY, base)
+    before = evaluate(state, batch, KEY)
+    assert_close(before, plain(State(state.step, base, {}), batch, KEY), 1e-6)
+    for step in range(2):
+        state, _ = update(state, data.batch(0, step, range(8)), jax.random.fold_in(KEY, step))
+    assert_same(state.frozen, base)
+    merged = adapter.merge(state.params, base)
+    after = evaluate(state, batch, KEY)
+    assert abs(after["neg_elbo"][0] - before["neg_elbo"][0]) > 1e-4 * abs(before["neg_elbo"][0])
+    assert_close(after, plain(State(state.step, merged, {}), batch, KEY), 1e-5)
+    made = [
+        m.generate(s, KEY, {}, m.request(n=3))["samples"]
+        for m, s in ((adapted, state), (whole, State(state.step, merged, {})))
+    ]
+    np.testing.assert_allclose(*made, atol=1e-5)
 
 
 def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):

@@ -24,7 +24,6 @@ from gen.data.tokenizers import Tokenizer
 VERSION = "corpus 1"  # of what lies in the cache
 CHUNK = 2**20  # characters that are tokenized at once, each PIECE by a thread
 PIECE = 2**16
-TRAINED = ("byte", "character", "bpe")
 LABELS = 1000  # more different ones are no classes
 BETWEEN_LINES = re.compile(r"(?<=\S\n)(?=\S)")  # where no tokenizer joins what is before with what is after
 
@@ -93,7 +92,7 @@ def built(
             f"--data.template has {{{min(unknown)}}}, and the lines of {name} have {', '.join(sorted(source.keys))}"
         )
     rule = parse(split)
-    content = b"" if tokenizer in TRAINED else tokenizers.read(Path(tokenizer))
+    content = b"" if tokenizer in tokenizers.TRAINED else tokenizers.read(Path(tokenizer))
 
     def documents(counts: Counter[str]) -> Iterator[Document]:
         return cleaning.cleaned(
@@ -107,7 +106,7 @@ def built(
         for document in documents(counts):
             if tokenizer == "character":
                 alphabet.update(*texts(document, pair, template))
-            if pair and "label" in document.fields and len(labels) <= LABELS:
+            if pair and pair[1] == "label" and len(labels) <= LABELS:
                 labels.add(document.fields["label"])
         if not counts["documents"]:
             raise UserError(f"--data.name {name}: it is empty, or nothing of it is kept: {cleaning.dropped(counts)}")
@@ -116,7 +115,7 @@ def built(
         parts = lambda: assigned(documents(Counter()), rule, total, pair, template)
         if tokenizer == "bpe":
             trained = tokenizers.bpe((text for part, text in parts() if part == "train"), vocabulary)
-        elif tokenizer in TRAINED:
+        elif tokenizer in tokenizers.TRAINED:
             trained = tokenizers.character(alphabet) if tokenizer == "character" else tokenizers.byte()
         else:
             trained = tokenizers.load(content, tokenizer)

@@ -13,6 +13,7 @@ from gen.core import UserError
 
 END = "<|endoftext|>"
 FILE = "tokenizer.json"
+TRAINED = ("byte", "character", "bpe")  # from the data; others are read from a file
 
 
 def byte() -> Tokenizer:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from gen import core, losses
-from gen.augment import Augmentation
+from gen.augment import ADA, Augmentation
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums, UserError, positive
 from gen.networks import discriminator, generator
 from gen.networks.discriminator import Discriminator
@@ -93,6 +93,11 @@ class Config(core.FamilyConfig):
             )
         if self.conditioning and self.pack > 1:
             raise UserError("a pack of images has no one label: pack 1, or no conditioning")
+        if isinstance(self.augment, ADA) and not losses.ADVERSARIAL[self.objective].shift:
+            raise UserError(
+                f"ADA is steered by the signs of D's scores, which have no meaning in the objective {self.objective}; use "
+                "DiffAugment, or another objective"
+            )
         if self.one_sided and not self.gradient_penalty:
             raise UserError("one_sided is a form of gradient_penalty, which is 0")
 
@@ -104,6 +109,12 @@ class Config(core.FamilyConfig):
             discriminator=self.discriminator.tiny(),
             critic_steps=min(2, self.critic_steps),
         )
+
+    def inherit(self, base: core.FamilyConfig, spec: Spec) -> Config:
+        super().inherit(base, spec)
+        assert isinstance(base, Config)
+        shaped = ("latent", "generator", "discriminator", "conditioning", "pack")
+        return replace(self, **{name: getattr(base, name) for name in shaped})
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         return build(self, spec, steps)
@@ -145,6 +156,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     g_tx = config.generator_optim.build(steps)
     d_tx = config.discriminator_optim.build(steps * config.critic_steps)
     r1, r2 = schedule(config.r1, steps), schedule(config.r2, steps)
+    floor = objective.least(1 - config.smoothing)
 
     def init(key: Key, base: dict[str, Params] | None = None) -> State:
         params, stats = players.init(key)
@@ -248,7 +260,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         weight = batch["weight"].reshape(-1, config.pack).min(-1).astype(real_dtype)
         values = {"score_real": real, "score_fake": fake, "paired_accuracy": (real > fake).astype(real_dtype)}
         if objective.indifferent:
-            learned = objective.discriminator(real, fake) < 0.01 * objective.indifferent
+            left = objective.discriminator(real, fake, 1 - config.smoothing) - floor
+            learned = left < 0.01 * objective.indifferent
             values["saturation"] = learned.astype(real_dtype)
         return core.total({name: ((weight * v).sum(), weight.sum()) for name, v in values.items()})
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen import core, decoding, language, losses
+from gen import core, decoding, language, learner, losses
 from gen.core import (
     Array,
     Batch,
@@ -83,7 +83,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
 
-    learner = language.learner(config, steps, begin)
+    learned = learner.build(config, steps, "transformer", begin)
 
     def nats(params: Params, batch: Batch, keys: Array | None) -> tuple[Array, Array, Array]:
         """-log p(token | those before) [B, T], log Z, and how much each counts."""
@@ -108,11 +108,11 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             cross_entropy = language.token_mean(value, weight)
             return cross_entropy + config.z_loss * language.token_mean(jnp.square(log_z), weight), cross_entropy
 
-        state, value, gradient = learner.step(state, loss)
+        state, value, gradient = learned.step(state, loss)
         return state, {"loss": core.mean(value), "gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, _, weight = nats(learner.weights(state), batch, None)
+        value, _, weight = nats(learned.weights(state), batch, None)
         by_place = {"loss_by_place": ((value * weight).sum(0), weight.sum(0))}
         return core.total(language.token_sums(value, weight, batch) | by_place)
 
@@ -136,7 +136,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         if prompt.shape[1] > context:
             raise UserError(f"a prompt has {prompt.shape[1]} tokens, and the model's context is {context}; shorten it")
         prompt = jnp.repeat(prompt, request.n, axis=0)
-        params = {"params": learner.weights(state)["transformer"]}
+        params = {"params": learned.weights(state)["transformer"]}
         unlimited = arch.window is not None and arch.positions != "learned"
 
         prefix = len(params["params"].get("prefix", ()))
@@ -159,7 +159,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "prompt": prompt}
 
     return GenerativeModel(
-        init=learner.init,
+        init=learned.init,
         update=update,
         evaluate=evaluate,
         test=evaluate,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from gen import core, decoding, language, losses
+from gen import core, decoding, language, learner, losses
 from gen.core import (
     Array,
     Batch,
@@ -77,7 +77,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
 
-    learner = language.learner(config, steps, begin)
+    learned = learner.build(config, steps, "transformer", begin)
 
     def logits(params: Params, tokens: Array, segment: Array, position: Array, keys: Array | None = None) -> Array:
         return network.apply({"params": params["transformer"]}, tokens, segment, position, keys)[0][..., :vocab]
@@ -121,11 +121,11 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             bound = language.token_mean(value, over)
             return bound, {"loss": bound, "accuracy": language.token_mean(right, asked)}
 
-        state, metrics, gradient = learner.step(state, loss)
+        state, metrics, gradient = learned.step(state, loss)
         return state, core.mean(metrics) | {"gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, right, asked, over = told(learner.weights(state), batch, key, None)
+        value, right, asked, over = told(learned.weights(state), batch, key, None)
         sums = {"accuracy": ((right * asked).sum(), asked.sum())} | language.token_sums(value, over, batch)
         if config.rate is not None:  # no likelihood of the text
             del sums["bits_per_byte"]
@@ -144,7 +144,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             )
         before = jnp.repeat(before, request.n, axis=0)
         after = jnp.broadcast_to(after, (len(before), after.shape[1]))
-        params, keys = learner.weights(state), decoding.row_keys(key, len(before))
+        params, keys = learned.weights(state), decoding.row_keys(key, len(before))
         text = jnp.concatenate([before, jnp.full((len(before), tokens), mask, jnp.int32), after], axis=1)
 
         def turn(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -174,7 +174,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     counts = "each share of masked tokens, one draw a window" if config.rate is None else f"{config.rate} masked"
     names = ("loss", "accuracy", "perplexity", *(("bits_per_byte",) if config.rate is None else ()))
     return GenerativeModel(
-        init=learner.init,
+        init=learned.init,
         update=update,
         evaluate=evaluate,
         test=evaluate,

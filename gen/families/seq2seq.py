@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gen import core, decoding, language, losses
+from gen import core, decoding, language, learner, losses
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums, UserError
 from gen.families.lm import Request
 from gen.networks.positions import PADDING, places
@@ -53,7 +53,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             "decoder": decoder.init(decoder_key, said, *places(said, end), None, None, memory, segment)["params"],
         }
 
-    learner = language.learner(config, steps, begin)
+    learned = learner.build(config, steps, "transformer", begin)
 
     def encode(params: Params, tokens: Array, keys: Array | None) -> tuple[Array, Array]:
         """(memory [B, S, D], its segments [B, S]) of sources [B, S]; from the first `end` on, and below 0, is padding."""
@@ -85,11 +85,11 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             cross_entropy = language.token_mean(value, weight)
             return cross_entropy + config.z_loss * language.token_mean(jnp.square(log_z), weight), cross_entropy
 
-        state, value, gradient = learner.step(state, loss)
+        state, value, gradient = learned.step(state, loss)
         return state, {"loss": core.mean(value), "gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, _, right, weight = nats(learner.weights(state), batch, None)
+        value, _, right, weight = nats(learned.weights(state), batch, None)
         sums = language.token_sums(value, weight, batch)
         return core.total(sums | {"accuracy": ((right * weight).sum(), weight.sum())})
 
@@ -107,7 +107,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         if asked.shape[1] > source.shape[0]:
             raise UserError(f"a source has {asked.shape[1]} tokens, and the model reads {source.shape[0]}; shorten it")
         asked = jnp.repeat(asked, request.n, axis=0)
-        params = learner.weights(state)
+        params = learned.weights(state)
         memory = encode(params, asked, None)
 
         def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
@@ -129,7 +129,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "source": asked}
 
     return GenerativeModel(
-        init=learner.init,
+        init=learned.init,
         update=update,
         evaluate=evaluate,
         test=evaluate,

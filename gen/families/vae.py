@@ -10,9 +10,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from gen import core, losses
+from gen import core, learner, losses
 from gen.core import (
     Array,
     Batch,
@@ -29,7 +28,6 @@ from gen.core import (
 from gen.latent import LatentModel, kl_by_latent
 from gen.likelihoods import Bernoulli, Likelihood, checked
 from gen.networks.vae import Architecture, Perceptron
-from gen.optim import OptimConfig
 from gen.priors import Prior, StandardNormal, VampPrior
 from gen.schedules import Scalar, schedule
 
@@ -38,7 +36,7 @@ MOST = 100_000  # images of one request
 
 
 @dataclass(frozen=True)
-class Config(core.FamilyConfig):
+class Config(learner.Config):
     """A variational autoencoder."""
 
     latents: tuple[int, ...] = (20,)
@@ -61,24 +59,15 @@ class Config(core.FamilyConfig):
     """Weight of the KL in the evidence lower bound (Higgins et al. 2017); a Warmup for KL warm-up."""
     free_bits: float = 0.0
     """Nats below which the batch's mean KL of a latent is not penalty (Kingma et al. 2016)."""
-    ema: float = 0.0
-    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
-    optim: OptimConfig = OptimConfig()
-    """The optimizer of encoder, decoder and prior."""
     validation_samples: int = 16
     """K of `nll_bound` during training."""
     test_samples: int = 1000
     """K of `nll_bound` in the final test."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of activations."""
-    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
 
     def __post_init__(self):
+        super().__post_init__()
         positive(**{"the number of latents": min(self.latents, default=0), "samples": self.samples})
         positive(validation_samples=self.validation_samples, test_samples=self.test_samples)
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
         for name in ("beta", "free_bits"):
             if isinstance(value := getattr(self, name), float | int) and not value >= 0:
                 raise UserError(f"{name} is {value}; it must be at least 0")
@@ -103,6 +92,12 @@ class Config(core.FamilyConfig):
             validation_samples=2,
             test_samples=4,
         )
+
+    def inherit(self, base: core.FamilyConfig, spec: Spec) -> Config:
+        super().inherit(base, spec)
+        assert isinstance(base, Config)
+        shaped = ("latents", "network", "likelihood", "prior", "conditional")
+        return replace(self, **{name: getattr(base, name) for name in shaped})
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         return build(self, spec, steps)
@@ -142,22 +137,16 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     likelihood = checked(config.likelihood, image)
     flaw = likelihood.flaw(image)
     real = jnp.promote_types(config.dtype, jnp.float32)  # of latents, log-probabilities and sums
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    dtypes = config.dtypes()
     encoder = config.network.encoder(config.latents, dtypes)
     decoder = config.network.decoder(config.latents, (*image.shape[:2], likelihood.outputs(image.shape[2])), dtypes)
     model = LatentModel(encoder, decoder, config.prior, likelihood, image)
-    tx = config.optim.build(steps)
     beta = schedule(config.beta, steps)
 
-    def init(key: Key, base: dict[str, Params] | None = None) -> State:
-        label = None if classes is None else jnp.zeros((1, classes), real)
-        params = base or model.init(key, label, dtypes)
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state={"vae": tx.init(params)},
-            ema=params if config.ema else {},
-        )
+    def begin(key: Key) -> dict[str, Params]:
+        return model.init(key, None if classes is None else jnp.zeros((1, classes), real), dtypes)
+
+    learned = learner.build(config, steps, "vae", begin)
 
     def inputs(batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
         label = None if classes is None else jax.nn.one_hot(batch["label"], classes, dtype=real)
@@ -200,11 +189,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         x, label = inputs(batch)
         eps = noise(key, batch["row"], config.samples)
         objective = {"elbo": elbo, "iwae": iwae}[config.objective]
-        loss = lambda params: objective(params, x, label, eps, state.step)
-        params, opt_state, _, metrics, grads = core.descend(loss, state.params, state.opt_state["vae"], tx)
-        ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
-        state = replace(state, step=state.step + 1, params=params, opt_state={"vae": opt_state}, ema=ema)
-        return state, core.mean(metrics) | {"gradient": optax.tree.norm(grads)}
+        state, metrics, gradient = learned.step(state, lambda params: objective(params, x, label, eps, state.step))
+        return state, core.mean(metrics) | {"gradient": gradient}
 
     # --- evaluation ---
 
@@ -214,7 +200,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         chunk = max(c for c in range(1, min(k, 25) + 1) if k % c == 0)
 
         def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-            params = state.ema or state.params
+            params = learned.weights(state)
             x, label = inputs(batch)
             features = model.encode(params, x, label)
 
@@ -272,7 +258,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         return model.ancestors(params, top, [core.per_example(normal(size), k, index) for size, k in below]).z
 
     def generate(state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        params = state.ema or state.params
+        params = learned.weights(state)
         z_key, x_key = jax.random.split(key)
 
         def show(z: Sequence[Array], label: Array | None) -> Array:
@@ -326,7 +312,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
     bound = {"refused": flaw} if flaw else {"samples": config.test_samples, "source": "Burda et al. 2016, equation 8"}
     return GenerativeModel(
-        init=init,
+        init=learned.init,
         update=update,
         evaluate=estimate(config.validation_samples),
         test=estimate(config.test_samples),

@@ -96,6 +96,8 @@ def _after(
     """The prompts, each after `shots` training examples, which a new line ends."""
     known, truth = _examples(data, "train", labels)
     line: Any = tokenizers.encode(tokenizers.load(data.files[tokenizers.FILE]), "\n")
+    if shots > len(known):
+        raise UserError(f"{shots} examples asked for before each prompt; there are {len(known)} to train on")
     out = []
     for i, prompt in enumerate(prompts):
         drawn = np.random.default_rng([seed, i]).choice(len(known), shots, replace=False)

@@ -316,7 +316,9 @@ def attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | 
     by what XLA makes of the formula. That of JAX has its softmax in float32, so float64 has one here."""
     if query_BTNH.dtype != jnp.float64:
         half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-        fused = jax.default_backend() == "gpu" and half and query_BTNH.shape[-1] % 8 == 0
+        _, t, _, h = query_BTNH.shape
+        fits = h % 8 == 0 and h <= 128 and t % 2 == key_BSKH.shape[1] % 2 == 0
+        fused = jax.default_backend() == "gpu" and half and fits
         kernel: Any = jax.nn.dot_product_attention
         return kernel(query_BTNH, key_BSKH, value_BSKH, bias, mask, implementation="cudnn" if fused else None)
     each = query_BTNH.shape[2] // key_BSKH.shape[2]

@@ -35,7 +35,7 @@ NEIGHBOURS = 5
 def planned(subject: Subject, options: Options) -> list[Score]:
     """How each number is computed. Raises: UserError for what can't be."""
     data = subject.data
-    features = extractor(options.features)(data)
+    features = extractor(options.features or ("classifier" if "label" in data.spec else "pixels"))(data)
     n = options.n or min(SAMPLES, data.sizes["train"])
     metrics = applicable(subject, features, n, options)
     samples = cache(lambda: generated(subject, n, options.seed))
@@ -52,10 +52,11 @@ def planned(subject: Subject, options: Options) -> list[Score]:
     by_neighbours = lambda: prdc(real(), fake()[0], NEIGHBOURS).values()
     by_kernel = lambda: kid(real(), fake()[0], SUBSETS, subset)
 
-    size = data.sizes[options.split]
+    size, image = data.sizes[options.split], data.spec["image"]
     subset = min(SUBSET, n, size)
     weights = checkpoint.digest(subject.workdir / "checkpoints", subject.step)
-    known = {"data": data.digest, "resize": "none"}  # unless features say otherwise
+    seen_as = {"shape": image.shape, "levels": image.levels, "dequantized": image.dequantized}
+    known = {"data": data.digest, "images": seen_as, "resize": "none"}  # unless features say otherwise
     origin = known | {"n_fake": n, "seed": options.seed, "checkpoint": subject.step, "run": weights}
     fakes = origin | {"split": options.split, "n": size}
     trains = known | {"n_train": n, "split": options.split, "n": size}
@@ -93,7 +94,9 @@ def applicable(subject: Subject, by: Features, n: int, options: Options) -> tupl
     if "labels" not in jax.eval_shape(generate, jax.eval_shape(model.init, key), key, given):
         flaws["tstr"] = f"tstr trains on labelled images, and {subject.workdir} is not conditional; leave tstr out"
     if probabilities is None:
-        flaws["inception"] = f"{options.features} give no class probabilities; leave inception out"
+        flaws["inception"] = f"{options.features or 'pixels'} give no class probabilities; leave inception out"
+    if (least := min(n, real)) <= (d := features.shape[1]):
+        flaws["frechet"] = f"frechet of {d} features takes more than {d} images, and there are {least}; kid takes fewer"
     metrics: tuple[Metric, ...] = options.metrics or tuple(m for m in METRICS if m not in flaws)
     if texts := set(metrics) - set(METRICS):
         raise UserError(f"{min(texts)} is a score of texts, and {subject.workdir} makes images; leave it out")
@@ -101,8 +104,6 @@ def applicable(subject: Subject, by: Features, n: int, options: Options) -> tupl
         raise UserError(flaws[metric])
     if {"tstr", "frechet"} & set(metrics) and n > (most := subject.data.sizes["train"]):
         raise UserError(f"n is {n}, and only {most} real training images are there to score beside; --n {most}")
-    if "frechet" in metrics and (least := min(n, real)) <= (d := features.shape[1]):
-        raise UserError(f"frechet of {d} features takes more than {d} images, and there are {least}; kid takes fewer")
     return metrics
 
 

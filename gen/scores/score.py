@@ -29,8 +29,9 @@ class Options:
     """Seed of the images, or of the shots."""
     split: Literal["test", "validation"] = "test"
     """Held-out examples to compare with."""
-    features: str = "classifier"
-    """What images are compared by: a classifier of the data's own labels, pixels, or a file of Inception's weights."""
+    features: str | None = None
+    """What images are compared by: classifier (of the data's own labels), pixels, or a file of Inception's weights; None: the
+    classifier where there are labels, else pixels."""
     shots: int = 0
     """Training examples before each text that is to be labelled."""
     step: int | None = None

@@ -9,6 +9,7 @@ from functools import cache, partial
 from gen import parallel, run
 from gen.core import UserError
 from gen.data.preprocess import applied
+from gen.families import lm
 from gen.metrics import labels
 from gen.metrics.split import facts, measured
 from gen.scores.score import Metric, Options, Score, Subject
@@ -20,12 +21,14 @@ LABELS = ("label_accuracy", "label_majority")
 def planned(subject: Subject, options: Options) -> list[Score]:
     """How each number is computed. Raises: UserError for what can't be."""
     data, model, workdir = subject.data, subject.model, subject.workdir
-    labelled = "labels.json" in data.files and "source" not in data.spec
+    labelled = isinstance(subject.config.model, lm.Config) and "labels.json" in data.files
     metrics = options.metrics or tuple(m for m in METRICS if labelled or m != "labels")
     if images := set(metrics) - set(METRICS):
         raise UserError(f"{min(images)} is a score of images, and {workdir} makes texts; leave it out")
     if "labels" in metrics and not labelled:
-        raise UserError(f'{workdir} has no labels to tell: joined pairs have them, of lines with "text" and "label"')
+        raise UserError(
+            f'{workdir} has no labels to tell: a causal model of lines with "text" and "label" has, and joined pairs'
+        )
 
     @cache
     def likelihood() -> dict[str, float]:

@@ -1,0 +1,80 @@
+"""The update that families with one optimizer share: all parameters descend one loss, or an adapter of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import jax.numpy as jnp
+import optax
+import tyro
+
+from gen import adapters, core
+from gen.core import Adapter, Array, Key, Params, State, UserError
+from gen.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Config(core.FamilyConfig):
+    """How a family with one optimizer is trained."""
+
+    ema: float = 0.0
+    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer."""
+    adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
+    """What is trained beside a base, see --finetune."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of activations."""
+    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of parameters."""
+
+    def __post_init__(self):
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
+
+    def adapted(self, adapter: Adapter | None) -> Self:
+        return replace(self, adapter=adapter)
+
+    def dtypes(self) -> dict[str, Any]:
+        return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+
+class Learner(NamedTuple):
+    """Parameters and their optimizer, whether all of them are trained or an adapter."""
+
+    init: Callable[..., State]
+    """As a GenerativeModel's."""
+    weights: Callable[[State], dict[str, Params]]
+    """What is evaluated and sampled from: the running average if there is one, merged with its base."""
+    step: Callable[[State, Callable[[Any], tuple[Array, Any]]], tuple[State, Any, Array]]
+    """(state, loss of the parameters -> (scalar, aux)) -> the next state, aux, and the norm of the gradient."""
+
+
+def build(config: Config, steps: int, name: str, begin: Callable[[Key], dict[str, Params]]) -> Learner:
+    """name: of the optimizer in the state; begin: key -> the parameters of step 0."""
+    tx = config.optim.build(steps)
+
+    def init(key: Key, base: dict[str, Params] | None = None) -> State:
+        trained, frozen = adapters.start(config.adapter, key, base or begin(key))
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=trained,
+            opt_state={name: tx.init(trained)},
+            ema=trained if config.ema else {},
+            frozen=frozen,
+        )
+
+    def weights(state: State) -> dict[str, Params]:
+        return adapters.merge(config.adapter, state.ema or state.params, state.frozen)
+
+    def step(state: State, loss: Callable[[Any], tuple[Array, Any]]) -> tuple[State, Any, Array]:
+        of_trained = lambda trained: loss(adapters.merge(config.adapter, trained, state.frozen))
+        opt_state = state.opt_state[name]
+        params, opt_state, _, aux, grads = core.descend(of_trained, state.params, opt_state, tx)
+        ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
+        state = replace(state, step=state.step + 1, params=params, opt_state={name: opt_state}, ema=ema)
+        return state, aux, optax.tree.norm(grads)
+
+    return Learner(init, weights, step)
