@@ -207,6 +207,13 @@ def labels(n: int, asked: int | None, classes: int | None) -> Array | None:
     return index % classes if asked is None else jnp.full_like(index, asked)
 
 
+def dtypes(dtype: str, param_dtype: str) -> dict[str, Any]:
+    """Of activations and of parameters, as Flax modules take them. Raises: UserError for float64 while JAX has none."""
+    if "float64" in (dtype, param_dtype) and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError("float64 is float32 unless JAX is told otherwise; the fix: JAX_ENABLE_X64=1 in the environment")
+    return {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+
+
 def cache_folder() -> Path:
     """Where what can be made again is kept for the user: $XDG_CACHE_HOME/gen, by default ~/.cache/gen."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gen"

@@ -44,7 +44,8 @@ def opened(workdir: Path, options: Options) -> Subject:
     """Raises: UserError if there is no such run or checkpoint, or its data are others now."""
     config, model = sample.load(workdir, options.trust)
     step = sample.choose(workdir, config, options.step)
-    data = sample.dataset(workdir, options.data_dir, options.trust)
+    moved = {} if options.data_name is None else {"name": options.data_name}
+    data = sample.dataset(workdir, options.data_dir, options.trust, **moved)
     say(f"{workdir}: checkpoint {step}")
     return Subject(
         workdir, step, config, model, data, cache(lambda: sample.restored(workdir, model, step, options.base))

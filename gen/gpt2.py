@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gen import language
 from gen.config import Config
-from gen.core import Array, Feature, Params, UserError
+from gen.core import Array, Params, UserError
 from gen.data import tokenizers
 from gen.families import lm
 from gen.networks.transformer import Architecture
@@ -122,16 +122,16 @@ def to_gpt2(params: Params) -> dict[str, Array]:
     return tensors
 
 
-def described(arch: Architecture, feature: Feature) -> dict[str, dict[str, Any]]:
+def described(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str, Any]]:
     """{file name: content}: what transformers want to know beside the weights."""
-    context = language.context(arch, feature.shape[0] - 1)
-    special = {"bos_token_id": feature.end, "eos_token_id": feature.end}
+    context = language.context(arch, tokens.length)
+    special = {"bos_token_id": tokens.end, "eos_token_id": tokens.end}
     end = {"bos_token": tokenizers.END, "eos_token": tokenizers.END}
     return {
         "config.json": {
             "architectures": ["GPT2LMHeadModel"],
             **{name: values[0] for name, values in FIELDS.items()},
-            "vocab_size": feature.vocab,
+            "vocab_size": tokens.vocab,
             "n_positions": context,
             "n_embd": arch.width,
             "n_layer": arch.layers,
@@ -143,7 +143,7 @@ def described(arch: Architecture, feature: Feature) -> dict[str, dict[str, Any]]
             "dtype": "float32",
             **special,
         },
-        "generation_config.json": {**special, "pad_token_id": feature.end},
+        "generation_config.json": {**special, "pad_token_id": tokens.end},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",  # as tokenizer.json has it, whatever the model is
             "model_max_length": context,

@@ -85,7 +85,7 @@ def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequ
     """
     config, model = sample.load(workdir, trust)
     arch = architecture(workdir, config)
-    feature = language.tokens(run.read_spec(workdir))
+    tokens = language.tokens(run.read_spec(workdir))
     tokenizer = tokenizers.dump(tokenizers.of_run(workdir))
     step = sample.choose(workdir, config, step)
     with made(folder) as aside:
@@ -94,7 +94,7 @@ def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequ
         arrays = {PREFIX + name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
         run.write_bytes(aside / "model.safetensors", save(arrays, metadata={"format": "pt"}))
         run.write_bytes(aside / tokenizers.FILE, tokenizer)
-        for name, content in described(arch, feature).items():
+        for name, content in described(arch, tokens).items():
             run.write_json(aside / name, content)
     return step
 

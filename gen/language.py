@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gen import core, learner
-from gen.core import Array, Batch, Feature, Key, Spec, Sums, UserError
-from gen.networks.transformer import Architecture
+from gen.core import Array, Batch, Key, Params, Spec, Sums, UserError
+from gen.networks.positions import places
+from gen.networks.transformer import Architecture, Transformer
 
 LIKELIEST = 30.0  # nats a token above which a perplexity is not worth its digits
 
@@ -24,6 +25,13 @@ class Config(learner.Config):
 
     network: Architecture = Architecture()
     """The transformer; of an encoder and a decoder, each of them."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.z_loss < 0:
+            raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
 
     def tiny(self) -> Self:
         return replace(self, network=self.network.tiny())
@@ -34,17 +42,37 @@ class Config(learner.Config):
         return replace(self, network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1))
 
 
+def begin(network: Transformer, end: int | None) -> Callable[[Key], dict[str, Params]]:
+    """key -> the parameters of step 0 of one transformer."""
+
+    def params(key: Key) -> dict[str, Params]:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
+
+    return params
+
+
 def dropout_keys(arch: Architecture, key: Key, batch: Batch) -> Array | None:
     """A key an example, [B]: its noise is its own, whatever device holds it. None if nothing is dropped."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"]) if arch.dropout else None
 
 
-def tokens(spec: Spec) -> Feature:
+class Tokens(NamedTuple):
+    """What a language model knows of its data."""
+
+    length: int
+    """Targets in a window."""
+    vocab: int
+    end: int | None
+    """The token between documents."""
+
+
+def tokens(spec: Spec) -> Tokens:
     """The tokens of the data. Raises: UserError if there are none."""
     feature = spec.get("tokens")
     if feature is None or feature.vocab is None:
         raise UserError(f"a language model needs tokens, and the data have {', '.join(spec)}")
-    return feature
+    return Tokens(feature.shape[0] - 1, feature.vocab, feature.end)
 
 
 def context(arch: Architecture, length: int) -> int:
@@ -65,6 +93,12 @@ def token_mean(nats: Array, weight: Array) -> Array:
     """The part of this device in the mean over all counted tokens of the whole batch. nats, weight: [B, T]."""
     count = core.mean(weight.sum())  # of a device: less than 1, where few count on many devices
     return (nats * weight).sum() / jnp.where(count > 0, count, 1)
+
+
+def with_z_loss(config: Config, nats: Array, log_z: Array, weight: Array) -> tuple[Array, Array]:
+    """(the mean nats, and config.z_loss times the mean of log(Z)^2; the mean nats alone), over all counted tokens."""
+    mean = token_mean(nats, weight)
+    return mean + config.z_loss * token_mean(jnp.square(log_z), weight), mean
 
 
 def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:

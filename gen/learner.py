@@ -38,7 +38,7 @@ class Config(core.FamilyConfig):
         return replace(self, adapter=adapter)
 
     def dtypes(self) -> dict[str, Any]:
-        return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+        return core.dtypes(self.dtype, self.param_dtype)
 
 
 class Learner(NamedTuple):

@@ -390,11 +390,11 @@ def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tin
 
 def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
     config, adapter = tiny("vae_digits"), LoRA(rank=2, path="kernel$")
-    model: Any = replace(config.model, optim=SGD)
+    model: Any = replace(config.model, optim=replace(SGD, lr=1e-3))
     data = config.data.build()
     whole, adapted = (applied(m.build(data.spec, 100), data.preprocess) for m in (model, model.adapted(adapter)))
     plain, evaluate, update = (on_one_device(f) for f in (whole.evaluate, adapted.evaluate, adapted.update))
-    base, batch = first_of(whole), next(data.evaluation("validation", 8))
+    base, batch = jax.device_get(quickly(whole.init)(KEY).params), next(data.evaluation("validation", 8))
     state = quickly(adapted.init)(KEY, base)
     before = evaluate(state, batch, KEY)
     assert_close(before, plain(State(state.step, base, {}), batch, KEY), 1e-6)
@@ -403,13 +403,10 @@ def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
     assert_same(state.frozen, base)
     merged = adapter.merge(state.params, base)
     after = evaluate(state, batch, KEY)
-    assert abs(after["neg_elbo"][0] - before["neg_elbo"][0]) > 1e-4 * abs(before["neg_elbo"][0])
+    assert abs(after["neg_elbo"][0] - before["neg_elbo"][0]) > 1e-5 * abs(before["neg_elbo"][0])
     assert_close(after, plain(State(state.step, merged, {}), batch, KEY), 1e-5)
-    made = [
-        m.generate(s, KEY, {}, m.request(n=3))["samples"]
-        for m, s in ((adapted, state), (whole, State(state.step, merged, {})))
-    ]
-    np.testing.assert_allclose(*made, atol=1e-5)
+    made = lambda m, s: np.asarray(m.generate(s, KEY, {}, m.request(n=3))["samples"])
+    np.testing.assert_allclose(made(adapted, state), made(whole, State(state.step, merged, {})), atol=1e-5)
 
 
 def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):

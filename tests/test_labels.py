@@ -65,6 +65,8 @@ def test_a_model_that_has_learned_the_rule_tells_the_labels(parts):
     assert shots.accuracy != score.accuracy, "it was never trained on two lines in a window"
     with pytest.raises(UserError, match="longer than the windows"):
         labels.scored(data, model, state, shots=9)
+    with pytest.raises(UserError, match="999 examples asked for"):
+        labels.scored(data, model, state, shots=999)
 
 
 def test_numbers_of_training_are_shown_and_others_computed(workdir):
@@ -82,6 +84,23 @@ def test_numbers_of_training_are_shown_and_others_computed(workdir):
     assert again["loss"] != found["loss"]
     computed = scores(Options((workdir,), ("likelihood",)))[str(workdir)]
     assert computed["loss"] == pytest.approx(found["loss"], rel=1e-6), "computed anew, it is what training found"
+
+
+def test_data_that_were_moved_are_named(workdir, tmp_path):
+    lines = next((workdir.parent).glob("*.jsonl"))
+    moved = tmp_path / "moved.jsonl"
+    lines.rename(moved)
+    try:
+        with pytest.raises(UserError, match=r"lines\.jsonl"):
+            scores(Options((workdir,)))
+        found = scores(Options((workdir,), ("likelihood",), data_name=f"jsonl:{moved}"))
+        assert np.isfinite(found[str(workdir)]["loss"])
+        moved.write_text(moved.read_text().replace("kite", "boat"))
+        with pytest.raises(UserError, match="not those that"):
+            scores(Options((workdir,), data_name=f"jsonl:{moved}"))
+    finally:
+        moved.write_text(moved.read_text().replace("boat", "kite"))
+        moved.rename(lines)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     shape = spec["image"].shape
     classes = core.classes(spec) if config.conditioning else None
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    dtypes = core.dtypes(config.dtype, config.param_dtype)
     objective = losses.ADVERSARIAL[config.objective]
     G = config.generator.build(shape, config.conditioning, dtypes)
     D = Discriminator(config.discriminator, config.conditioning, objective.shift, dtypes)

@@ -35,15 +35,11 @@ class Config(language.Config):
 
     fill_in_the_middle: float = 0.0
     """Share of the training windows whose middle is moved to the end (Bavarian et al. 2022), so that it can be asked for."""
-    z_loss: float = 0.0
-    """Weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.fill_in_the_middle <= 1:
             raise UserError(f"fill_in_the_middle is {self.fill_in_the_middle}; it is a share in [0, 1]")
-        if self.z_loss < 0:
-            raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
 
     def inherit(self, base: core.FamilyConfig, spec: Spec) -> Config:
         own = super().inherit(base, spec)
@@ -69,21 +65,15 @@ class Request(decoding.Sampling):
 
 
 def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
-    feature = language.tokens(spec)
-    assert feature.vocab is not None
-    arch, vocab, end = config.network, feature.vocab, feature.end
-    context = language.context(arch, feature.shape[0] - 1)
+    arch, (length, vocab, end) = config.network, language.tokens(spec)
+    context = language.context(arch, length)
     fim = config.fill_in_the_middle
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)
     network = Transformer(arch, vocab + SENTINELS * bool(fim), context, causal=True, dtypes=config.dtypes())
     if fim and end is None:
         raise UserError("fill_in_the_middle ends with the token between documents, and the data have none")
 
-    def begin(key: Key) -> dict[str, Params]:
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
-
-    learned = learner.build(config, steps, "transformer", begin)
+    learned = learner.build(config, steps, "transformer", language.begin(network, end))
 
     def nats(params: Params, batch: Batch, keys: Array | None) -> tuple[Array, Array, Array]:
         """-log p(token | those before) [B, T], log Z, and how much each counts."""
@@ -104,9 +94,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             batch = middle_last(batch, middle_key, fim, vocab, end)
 
         def loss(params: Params) -> tuple[Array, Array]:
-            value, log_z, weight = nats(params, batch, keys)
-            cross_entropy = language.token_mean(value, weight)
-            return cross_entropy + config.z_loss * language.token_mean(jnp.square(log_z), weight), cross_entropy
+            return language.with_z_loss(config, *nats(params, batch, keys))
 
         state, value, gradient = learned.step(state, loss)
         return state, {"loss": core.mean(value), "gradient": gradient}

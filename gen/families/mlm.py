@@ -65,19 +65,13 @@ class Request(decoding.Sampling):
 
 
 def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
-    feature = language.tokens(spec)
-    assert feature.vocab is not None
-    arch, vocab, end = config.network, feature.vocab, feature.end
-    length, context = feature.shape[0] - 1, language.context(arch, feature.shape[0] - 1)
+    arch, (length, vocab, end) = config.network, language.tokens(spec)
+    context = language.context(arch, length)
     mask = vocab  # one token more
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)
     network = Transformer(arch, vocab + 1, context, causal=False, dtypes=config.dtypes())
 
-    def begin(key: Key) -> dict[str, Params]:
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
-
-    learned = learner.build(config, steps, "transformer", begin)
+    learned = learner.build(config, steps, "transformer", language.begin(network, end))
 
     def logits(params: Params, tokens: Array, segment: Array, position: Array, keys: Array | None = None) -> Array:
         return network.apply({"params": params["transformer"]}, tokens, segment, position, keys)[0][..., :vocab]
@@ -101,31 +95,32 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         seen = jnp.where(change < MASK, mask, jnp.where(change < MASK + RANDOM, words, x))
         return jnp.where(asked, seen, x), asked, jnp.ones_like(rate)[:, None]
 
-    def told(params: Params, batch: Batch, key: Key, keys: Array | None) -> tuple[Array, Array, Array, Array]:
-        """Of the tokens after the first, [B, T]: nats, whether the likeliest is right, which are asked for, and over which the
+    def told(params: Params, batch: Batch, key: Key, keys: Array | None) -> tuple[Array, Array, Array, Array, Array]:
+        """Of the tokens after the first, [B, T]: nats, log Z, whether the likeliest is right, which are asked for, and over which the
         nats are averaged: these, or in the bound all that count."""
         x, weight = batch["tokens"][:, 1:], language.counted(batch, real_dtype)[:, 1:]
         seen, asked, scale = masked(x, batch["counted"][:, 1:] > 0, key, batch["row"])
         # Where all tokens may be masked, attention that stopped at documents' ends would tell where they are.
         out = logits(params, seen, *places(x, None if config.rate is None else end), keys)
-        value, _ = losses.cross_entropy(out, x)
+        value, log_z = losses.cross_entropy(out, x)
         right = (out.argmax(-1) == x).astype(real_dtype)
-        return value * asked * scale, right, asked * weight, weight if config.rate is None else asked * weight
+        over = weight if config.rate is None else asked * weight
+        return value * asked * scale, log_z, right, asked * weight, over
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         mask_key, dropout_key = jax.random.split(key)
         keys = language.dropout_keys(arch, dropout_key, batch)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
-            value, right, asked, over = told(params, batch, mask_key, keys)
-            bound = language.token_mean(value, over)
-            return bound, {"loss": bound, "accuracy": language.token_mean(right, asked)}
+            value, log_z, right, asked, over = told(params, batch, mask_key, keys)
+            whole, mean = language.with_z_loss(config, value, log_z, over)
+            return whole, {"loss": mean, "accuracy": language.token_mean(right, asked)}
 
         state, metrics, gradient = learned.step(state, loss)
         return state, core.mean(metrics) | {"gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, right, asked, over = told(learned.weights(state), batch, key, None)
+        value, _, right, asked, over = told(learned.weights(state), batch, key, None)
         sums = {"accuracy": ((right * asked).sum(), asked.sum())} | language.token_sums(value, over, batch)
         if config.rate is not None:  # no likelihood of the text
             del sums["bits_per_byte"]

@@ -20,24 +20,15 @@ from gen.networks.transformer import Transformer, empty_cache
 class Config(language.Config):
     """An encoder and a decoder."""
 
-    z_loss: float = 0.0
-    """Weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.z_loss < 0:
-            raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
-
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         return build(self, spec, steps)
 
 
 def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
-    feature, source = language.tokens(spec), spec.get("source")
-    if source is None or feature.vocab is None:
+    arch, (length, vocab, end), source = config.network, language.tokens(spec), spec.get("source")
+    if source is None:
         raise UserError("sequence to sequence needs pairs of source and target; the fix: --data.pairs separate")
-    arch, vocab, end = config.network, feature.vocab, feature.end
-    length, context = feature.shape[0] - 1, language.context(arch, feature.shape[0] - 1)
+    context = language.context(arch, length)
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)
     dtypes = config.dtypes()
     encoder = Transformer(arch, vocab, source.shape[0], causal=False, dtypes=dtypes, readout=False)
@@ -82,8 +73,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
         def loss(params: Params) -> tuple[Array, Array]:
             value, log_z, _, weight = nats(params, batch, keys)
-            cross_entropy = language.token_mean(value, weight)
-            return cross_entropy + config.z_loss * language.token_mean(jnp.square(log_z), weight), cross_entropy
+            return language.with_z_loss(config, value, log_z, weight)
 
         state, value, gradient = learned.step(state, loss)
         return state, {"loss": core.mean(value), "gradient": gradient}

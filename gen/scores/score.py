@@ -38,6 +38,8 @@ class Options:
     """Checkpoint; None: the best."""
     data_dir: str | None = None
     """Where TFDS sets are prepared now, if elsewhere than when the run was trained."""
+    data_name: str | None = None
+    """What --data.name is now, if folders or files were moved since; their content must be the same."""
     base: str | None = None
     """Where the run that an adapter stands on is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
