@@ -401,7 +401,7 @@ def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
     for step in range(2):
         state, _ = update(state, data.batch(0, step, range(8)), jax.random.fold_in(KEY, step))
     assert_same(state.frozen, base)
-    merged = adapter.merge(state.params, base)
+    merged = adapter.merge(state.ema, base)
     after = evaluate(state, batch, KEY)
     assert abs(after["neg_elbo"][0] - before["neg_elbo"][0]) > 1e-5 * abs(before["neg_elbo"][0])
     assert_close(after, plain(State(state.step, merged, {}), batch, KEY), 1e-5)
