@@ -388,3 +388,11 @@ def test_a_constant_critic_is_penalized_by_one_and_has_a_finite_gradient():
     value, slope = jax.value_and_grad(penalty)(jnp.float32(0))
     assert float(value) == pytest.approx(1, abs=1e-5)
     assert np.isfinite(slope)
+
+
+@pytest.mark.parametrize("target", [1.0, 0.9, 0.6])
+@pytest.mark.parametrize("name", ["non_saturating", "least_squares"])
+def test_the_least_loss_of_a_perfect_discriminator_is_the_least_of_any_scores(name, target):
+    objective, scores = losses.ADVERSARIAL[name], jnp.linspace(-20, 20, 4001)
+    found = objective.discriminator(scores[:, None], scores[None], target).min()
+    assert float(found) == pytest.approx(objective.least(target), abs=1e-4)
