@@ -551,13 +551,10 @@ def test_a_prompt_is_all_that_is_trained_and_every_document_sees_it():
     assert_same(state.frozen, base)
 
 
-@pytest.mark.parametrize(
-    ("arch", "prompts"),
-    [(SMALL, PROMPTS), (replace(ARCHS["rotary"], window=None), PROMPTS[1:])],
-    ids=["learned, padded", "rotary"],
-)
-def test_decoding_after_a_learned_prompt_is_that_of_whole_passes(arch, prompts):
+@pytest.mark.parametrize("arch", [SMALL, replace(ARCHS["rotary"], window=None)], ids=["learned", "rotary"])
+def test_decoding_after_a_learned_prompt_is_that_of_whole_passes(arch):
     """With a cache; beyond the context, where the last half is read anew, too."""
+    prompts = PROMPTS
     model, base = prompted(arch)
     prefix = 0.4 * np.random.default_rng(1).normal(size=(LENGTH, 16))
     state = State(jnp.int32(0), {"prefix": jnp.asarray(prefix, jnp.float32)}, {}, frozen=base)
@@ -574,3 +571,15 @@ def test_decoding_after_a_learned_prompt_is_that_of_whole_passes(arch, prompts):
                 start = i + 1 - T // 2
             longest = max(longest, i)
     assert longest >= T + 2
+
+
+@pytest.mark.parametrize("name", ["rotary", "relative"])
+def test_a_learned_prompt_is_as_near_whatever_padding_is_between(name):
+    """Also where a sliding window has left it behind."""
+    model, base = prompted(ARCHS[name])
+    prefix = jnp.asarray(np.random.default_rng(1).normal(size=(LENGTH, 16)), jnp.float32)
+    state = State(jnp.int32(0), {"prefix": prefix}, {}, frozen=base)
+    request = lm.Request(n=1, tokens=6, temperature=0.0)
+    write = quickly(lambda state, prompt: model.generate(state, KEY, {"prompt": prompt}, request)["log_probs"])
+    for row, made in zip(PROMPTS, write(state, PROMPTS), strict=True):
+        np.testing.assert_allclose(made, write(state, row[None, row != PADDING])[0], atol=1e-5)
