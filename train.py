@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gen import config as configs
 from gen.core import command
+from gen.hosts import leave
 
 ROOT = Path(__file__).parent / "configs"
 
@@ -26,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    command(main, leave)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -51,7 +50,7 @@ class Config:
         positive(**{"alarms.samples": self.samples - 1})
 
 
-def watch(config: Config, data: Dataset, model: GenerativeModel) -> Watch:
+def watch(config: Config, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any] = jax.jit) -> Watch:
     """The check of a run's states. Learns the classes first, if there are labels (kept in the user's cache). A validation
     split smaller than `samples` is compared with as many; one smaller than FEW leaves its place to training images."""
     if "image" not in data.spec:
@@ -63,11 +62,12 @@ def watch(config: Config, data: Dataset, model: GenerativeModel) -> Watch:
     real = seen(split.whole(data, "validation").image[:n] if enough else split.training(data, n).image)
     classify = trained(data).extract if "label" in data.spec else None
     expected = None if classify is None else np.asarray(classify(real)[1])
-    generate = jax.jit(partial(model.generate, request=model.request(n=n)))
+    request = model.request(n=n)
+    generate = compiled(lambda state: model.generate(state, jax.random.key(0), {}, request)["samples"])
     flat = lambda images: np.asarray(images).reshape(n, -1)
 
     def check(state: State, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        fake = generate(state, jax.random.key(0), {})["samples"]
+        fake = generate(state)
         found = collapse(flat(real), flat(fake), expected, None if classify is None else classify(fake)[1])
         finite = {name: value for name, value in found.items() if np.isfinite(value)}
         return finite, alarms(config, {**metrics, **found}, n)

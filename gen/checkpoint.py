@@ -23,7 +23,8 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from gen.core import State, UserError, positive
+from gen import hosts
+from gen.core import Requeue, State, UserError, positive
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -50,31 +51,27 @@ class Config:
 
 
 @contextmanager
-def saver(folder: Path, config: Config, start: int) -> Iterator[Callable[[State, dict[str, Any]], None]]:
-    """A function `save(state, meta)` that returns once the state is copied off the devices; writes in the background.
+def saver(folder: Path, config: Config, start: int) -> Iterator[Callable[[State, dict[str, Any]], Future[None]]]:
+    """A function `save(state, meta)` that returns once the state is copied off the devices; what it returns is done when the
+    checkpoint is there. On several hosts, all call it with the same.
 
     `meta` is JSON kept with the step; meta["validation"] ({metric: number}, if the step was evaluated) decides the best.
     Leaving the context waits for the last save. A failed one is raised by the next, or when leaving. Steps after `start`,
     from which training goes on, are unsound, and set aside.
     """
-    folder.mkdir(exist_ok=True)
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover)
-    for step in steps(folder):
-        if step > start:
-            shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
-            os.replace(folder / str(step), folder / f"{step}.unsound")
+    hosts.told(lambda: _tidied(folder, start))
     orbax = ocp.AsyncCheckpointer(_handler())
     background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     last: Future[None] | None = None
 
     def finish(path: Path) -> None:
         orbax.wait_until_finished()
-        _seal(path)
-        for step in sorted(set(steps(folder)) - _kept(folder, config)):
-            shutil.rmtree(folder / str(step))
+        if hosts.first():
+            _seal(path)
+            for step in sorted(set(steps(folder)) - _kept(folder, config)):
+                shutil.rmtree(folder / str(step))
 
-    def save(state: State, meta: dict[str, Any]) -> None:
+    def save(state: State, meta: dict[str, Any]) -> Future[None]:
         nonlocal last
         with _readable(folder):
             if last:
@@ -84,10 +81,9 @@ def saver(folder: Path, config: Config, start: int) -> Iterator[Callable[[State,
             meta = {"format": FORMAT, **meta}
             orbax.save(path, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
             last = background.submit(finish, path)
+            return last
 
-    try:
-        yield save
-    finally:
+    def close() -> None:
         with _readable(folder):
             try:
                 if last:
@@ -95,6 +91,26 @@ def saver(folder: Path, config: Config, start: int) -> Iterator[Callable[[State,
             finally:
                 background.shutdown()
                 orbax.close()
+
+    try:
+        yield save
+    except Requeue:  # another host is gone: a save in flight would wait for it
+        background.shutdown(wait=False)
+        raise
+    except BaseException:
+        close()
+        raise
+    close()
+
+
+def _tidied(folder: Path, start: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover)
+    for step in steps(folder):
+        if step > start:
+            shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
+            os.replace(folder / str(step), folder / f"{step}.unsound")
 
 
 def steps(folder: Path) -> list[int]:
@@ -108,6 +124,12 @@ def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
     Raises: UserError if there are checkpoints and none is sound.
     """
     return _first_sound(folder, sorted(steps(folder), reverse=True), warn)
+
+
+def scheduled(folder: Path, config: Config, warn: Callable[[str], None]) -> int | None:
+    """The newest sound step of those that are due, None if there is none: others depend on when a run was stopped."""
+    due = [step for step in sorted(steps(folder), reverse=True) if step % config.every == 0]
+    return _first_sound(folder, due, warn) if due else None
 
 
 def best(folder: Path, config: Config, warn: Callable[[str], None]) -> int | None:
@@ -198,7 +220,8 @@ def _sums(path: Path) -> dict[str, str]:
 def _kept(folder: Path, config: Config) -> set[int]:
     """The last sealed steps and the best; each unsealed one is in the way only until it is written anew."""
     sealed = [s for s in steps(folder) if (folder / str(s) / MANIFEST).exists()]
-    return {*sealed[-config.keep :], *sorted(sealed, key=lambda s: (_score(folder, s, config), s))[-1:]}
+    due = [s for s in sealed if s % config.every == 0]  # a rollback goes to the last of these
+    return {*sealed[-config.keep :], *due[-1:], *sorted(sealed, key=lambda s: (_score(folder, s, config), s))[-1:]}
 
 
 def _score(folder: Path, step: int, config: Config) -> float:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen import adapters, alarms, checkpoint, log, parallel
+from gen import adapters, alarms, checkpoint, faults, log, parallel, profile
 from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, checked_seed, positive
 from gen.schedules import Schedule
 
@@ -60,12 +60,18 @@ class Config:
     """What is printed and written while training."""
     alarms: alarms.Config = field(default=alarms.Config(), metadata=LAUNCH)
     """What is watched while training, and what an alarm does."""
+    faults: faults.Config = field(default=faults.Config(), metadata=LAUNCH)
+    """What is done about a step whose metrics are not finite, or whose loss jumps."""
+    profile: str | None = field(default=None, metadata=LAUNCH)
+    """STEP:COUNT, so many steps from there on are traced into the run directory, for TensorBoard and Perfetto."""
 
     def __post_init__(self):
         positive(steps=self.steps)
         checked_seed(self.seed)
         if self.finetune != "full" and self.init_from is None:
             raise UserError(f"finetune {self.finetune} adapts a run that is there; the fix: --init-from RUN")
+        if self.profile is not None:
+            profile.steps(self.profile)
         if self.evaluate_every < 0:
             raise UserError(
                 f"evaluate_every is {self.evaluate_every}; 0 evaluates at the end only, else it counts steps"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,20 @@ Batch = dict[str, Array]
 HostBatch = dict[str, np.ndarray]
 Metrics = dict[str, Array]
 Sums = dict[str, tuple[Array, Array]]
+Rules = tuple[tuple[str, int | None], ...]
+"""(regular expression, axis; None: none) pairs; the first that is found in an array's path counts."""
+
+
+REQUEUE = 75
+"""Exit status of a run that was stopped and wants to be started again (EX_TEMPFAIL)."""
 
 
 class UserError(Exception):
     """A mistake of the person at the terminal: a short message that names the thing and the fix. Exit status 2."""
+
+
+class Requeue(Exception):
+    """Nobody's mistake: a machine was taken back, or another host is gone. The same command goes on. Exit status REQUEUE."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,8 @@ class GenerativeModel(NamedTuple):
     """Batches that an update takes, stacked on a leading axis [n, B, ...]; None: one, without that axis."""
     together: int = 1
     """Examples that must be on one device: a batch there is a multiple of it."""
+    rules: Rules = ()
+    """Which axis of which parameters devices divide that share an example (--parallel.tensor)."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +173,9 @@ class Dataset(NamedTuple):
     """SHA-256 over what the examples are made from."""
     batch: Callable[[int, int, range], HostBatch]
     """(seed, step, rows) -> those rows of a training batch: uint8 and integers, with "row" and "index"."""
-    evaluation: Callable[[str, int], Iterator[HostBatch]]
-    """(split, batch size) -> the split in order, the last batch padded; "weight" is 0 on padding."""
+    evaluation: Callable[..., Iterator[HostBatch]]
+    """(split, batch size) -> the split in order, the last batch padded; "weight" is 0 on padding. (split, batch size, rows) ->
+    those rows of each batch."""
     preprocess: Callable[[Batch, Key, bool], Batch]
     """(batch, key, training) -> what the model sees. Runs in the compiled step; its noise belongs to (key, row)."""
     files: Mapping[str, bytes] = {}
@@ -233,28 +247,42 @@ def checked_seed(seed: int) -> int:
     return seed
 
 
-def command(main: Callable[[], None]) -> None:
+def command(main: Callable[[], None], leave: Callable[[int], Any] = sys.exit) -> None:
     """Run an entry point: a person's mistake or a full or read-only disk is one line and exit status 2, a bug keeps its
-    traceback."""
+    traceback. leave: how the process ends if it fails."""
     try:
         main()
     except UserError as error:
-        sys.exit(_fail(f"error: {error}"))
+        leave(_fail(f"error: {error}"))
+    except Requeue as stop:
+        _fail(str(stop))
+        leave(REQUEUE)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        sys.exit(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
+        leave(141)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
-        sys.exit(130)
+        _fail("interrupted; the same command goes on from the last checkpoint, if there is one")
+        leave(130)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            leave(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
+        traceback.print_exc()
+        leave(1)
 
 
 def _fail(message: str) -> int:
     print(message, file=sys.stderr, flush=True)
     return 2
+
+
+def by_path(function: Any, params: Params) -> Any:
+    """Map `function(path, leaf)` over a tree; paths are joined by "/"."""
+    return jax.tree_util.tree_map_with_path(lambda p, leaf: function(path_name(p), leaf), params)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """ "encoder/Dense_0/kernel" for a key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
 def mean(tree: Any) -> Any:
@@ -268,14 +296,24 @@ def total(tree: Any) -> Any:
 
 
 def descend(
-    loss: Callable[[Params], tuple[Array, Any]],
+    loss: Callable[[Params, Batch], tuple[Array, Any]],
     params: Params,
     opt_state: optax.OptState,
     tx: optax.GradientTransformation,
+    batch: Batch,
+    parts: int = 1,
 ) -> tuple[Params, optax.OptState, Array, Any, Params]:
-    """One optimizer step on `loss(params) -> (scalar, aux)`: params, opt_state, loss, aux, gradients. The only place where
-    gradients are averaged."""
-    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    """One optimizer step on `loss(params, batch) -> (scalar, aux)`: params, opt_state, loss, aux, gradients. The only place where
+    gradients are averaged: over "data", and before that over so many parts of the batch, taken one after the other."""
+    of = lambda part: jax.value_and_grad(loss, has_aux=True)(params, part)
+    if parts == 1:
+        (value, aux), grads = of(batch)
+    else:
+        # Every parts-th example, so that a batch that is sharded stays where it is.
+        each = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, jax.tree.map(lambda x: x[0], each)))
+        add = lambda sums, part: (jax.tree.map(jnp.add, sums, of(part)), None)
+        (value, aux), grads = jax.tree.map(lambda x: x / parts, jax.lax.scan(add, zeros, each)[0])
     grads = mean(grads)
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, value, aux, grads

@@ -52,9 +52,9 @@ def begin(network: Transformer, end: int | None) -> Callable[[Key], dict[str, Pa
     return params
 
 
-def dropout_keys(arch: Architecture, key: Key, batch: Batch) -> Array | None:
-    """A key an example, [B]: its noise is its own, whatever device holds it. None if nothing is dropped."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"]) if arch.dropout else None
+def dropout_keys(arch: Architecture, key: Key, batch: Batch) -> Batch:
+    """{"keys": a key an example, [B]}: its noise is its own, whatever device holds it. {} if nothing is dropped."""
+    return {"keys": jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])} if arch.dropout else {}
 
 
 class Tokens(NamedTuple):
@@ -89,16 +89,21 @@ def counted(batch: Batch, dtype: Any) -> Array:
     return batch["counted"].astype(dtype) * batch["weight"].astype(dtype)[:, None]
 
 
-def token_mean(nats: Array, weight: Array) -> Array:
-    """The part of this device in the mean over all counted tokens of the whole batch. nats, weight: [B, T]."""
+def shares(weight: Array) -> Array:
+    """[B, T] weights of tokens, scaled so that `token_mean` is over all tokens that count in the whole batch."""
     count = core.mean(weight.sum())  # of a device: less than 1, where few count on many devices
-    return (nats * weight).sum() / jnp.where(count > 0, count, 1)
+    return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 
-def with_z_loss(config: Config, nats: Array, log_z: Array, weight: Array) -> tuple[Array, Array]:
+def token_mean(nats: Array, share: Array) -> Array:
+    """The mean over examples of their tokens' sums. nats, share: [B, T]."""
+    return (nats * share).sum(1).mean()
+
+
+def with_z_loss(config: Config, nats: Array, log_z: Array, share: Array) -> tuple[Array, Array]:
     """(the mean nats, and config.z_loss times the mean of log(Z)^2; the mean nats alone), over all counted tokens."""
-    mean = token_mean(nats, weight)
-    return mean + config.z_loss * token_mean(jnp.square(log_z), weight), mean
+    mean = token_mean(nats, share)
+    return mean + config.z_loss * token_mean(jnp.square(log_z), share), mean
 
 
 def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 import tyro
 
 from gen import adapters, core
-from gen.core import Adapter, Array, Key, Params, State, UserError
+from gen.core import LAUNCH, Adapter, Array, Batch, Key, Params, State, UserError, positive
 from gen.optim import OptimConfig
 
 
@@ -25,6 +25,8 @@ class Config(core.FamilyConfig):
     """The optimizer."""
     adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
     """What is trained beside a base, see --finetune."""
+    microbatches: int = field(default=1, metadata=LAUNCH)
+    """Parts of a device's batch whose gradients are taken one after the other and averaged: the same update in less memory."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -33,12 +35,17 @@ class Config(core.FamilyConfig):
     def __post_init__(self):
         if not 0 <= self.ema < 1:
             raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
+        positive(microbatches=self.microbatches)
 
     def adapted(self, adapter: Adapter | None) -> Self:
         return replace(self, adapter=adapter)
 
     def dtypes(self) -> dict[str, Any]:
         return core.dtypes(self.dtype, self.param_dtype)
+
+
+Loss = Callable[[Any, Batch], tuple[Array, Any]]
+"""(parameters, examples) -> (scalar, aux), both of them means over examples."""
 
 
 class Learner(NamedTuple):
@@ -48,8 +55,8 @@ class Learner(NamedTuple):
     """As a GenerativeModel's."""
     weights: Callable[[State], dict[str, Params]]
     """What is evaluated and sampled from: the running average if there is one, merged with its base."""
-    step: Callable[[State, Callable[[Any], tuple[Array, Any]]], tuple[State, Any, Array]]
-    """(state, loss of the parameters -> (scalar, aux)) -> the next state, aux, and the norm of the gradient."""
+    step: Callable[[State, Loss, Batch], tuple[State, Any, Array]]
+    """(state, loss, batch) -> the next state, the loss's aux, and the norm of the gradient."""
 
 
 def build(config: Config, steps: int, name: str, begin: Callable[[Key], dict[str, Params]]) -> Learner:
@@ -69,10 +76,12 @@ def build(config: Config, steps: int, name: str, begin: Callable[[Key], dict[str
     def weights(state: State) -> dict[str, Params]:
         return adapters.merge(config.adapter, state.ema or state.params, state.frozen)
 
-    def step(state: State, loss: Callable[[Any], tuple[Array, Any]]) -> tuple[State, Any, Array]:
-        of_trained = lambda trained: loss(adapters.merge(config.adapter, trained, state.frozen))
+    def step(state: State, loss: Loss, batch: Batch) -> tuple[State, Any, Array]:
+        of_trained = lambda trained, part: loss(adapters.merge(config.adapter, trained, state.frozen), part)
         opt_state = state.opt_state[name]
-        params, opt_state, _, aux, grads = core.descend(of_trained, state.params, opt_state, tx)
+        params, opt_state, _, aux, grads = core.descend(
+            of_trained, state.params, opt_state, tx, batch, config.microbatches
+        )
         ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
         state = replace(state, step=state.step + 1, params=params, opt_state={name: opt_state}, ema=ema)
         return state, aux, optax.tree.norm(grads)

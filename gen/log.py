@@ -1,7 +1,8 @@
 """What a run says: metrics.jsonl and TensorBoard events for the machine, a progress bar or plain lines for the person.
 
 metrics.jsonl holds only functions of the config and the step, so that it is the same file however often the run was
-killed; speed, memory, waiting, restarts and alarms go to telemetry.jsonl.
+killed; speed, memory, waiting, restarts and alarms go to telemetry.jsonl. The first host writes these; each has a file of its
+own in logs/.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import os
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +28,11 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
+from gen import hosts
 from gen.core import Metrics, UserError, positive
 
 T = TypeVar("T")
+CONTROL = ("notice", "skipped")  # what an engine says beside a model's metrics
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ class Log:
     """The open files and the progress bar of a run in training."""
 
     def __init__(self, workdir: Path, config: Config, start: int, steps: int, batch_size: int, bar: Progress):
+        self.writes = hosts.first()
+        self.own = workdir / "logs" / f"host-{hosts.index():03d}.log"
         self.path = workdir / "metrics.jsonl"
         self.telemetry_path = workdir / "telemetry.jsonl"
         self.config, self.batch_size, self.steps = config, batch_size, steps
         # The synchronous writer: SummaryWriter's thread dies of a full disk, and its queue then blocks the run.
-        self.events = EventsWriter(str(workdir / "events")) if config.tensorboard else None
+        self.events = EventsWriter(str(workdir / "events")) if config.tensorboard and self.writes else None
         if self.events and start:
             self._event(start, session_log=SessionLog(status=SessionLog.START))  # hides what came after `start`
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
@@ -59,22 +66,33 @@ class Log:
         self.latest: dict[str, float] = {}  # the metrics that were read last
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
-    def step(self, step: int, metrics: Metrics, waited: float) -> None:
+    def step(self, step: int, metrics: Metrics, waited: float) -> list[tuple[int, dict[str, float]]]:
         """Take the metrics of a dispatched step, and read those of the step before: the device is never waited for."""
         self.waited += waited
-        self.settle()
+        read = self.settle()
         self.pending = (step, metrics)
+        return read
 
-    def settle(self) -> None:
-        """Read and check the metrics in flight. Raises: UserError at the first that is not finite."""
+    def settle(self) -> list[tuple[int, dict[str, float]]]:
+        """Read the metrics in flight, of no step or of one: (step, {name: value}). Raises: UserError at the first that is not
+        finite, unless the step was skipped."""
         if self.pending is None:
-            return
+            return []
         (step, metrics), self.pending = self.pending, None
-        self.latest = values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        check_finite(step, "train", values)
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seen = {name: value for name, value in values.items() if name not in CONTROL}
+        if values.get("skipped"):
+            self.telemetry(
+                step, skipped={name: value if isfinite(value) else str(value) for name, value in seen.items()}
+            )
+            self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in seen.items())}")
+            return [(step, values)]
+        check_finite(step, "train", seen)
+        self.latest = seen
         if step % self.config.every == 0:
-            self.metrics(step, "train", values)
-            self.speed(step, values)
+            self.metrics(step, "train", seen)
+            self.speed(step, seen)
+        return [(step, values)]
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same scalars to TensorBoard."""
@@ -122,6 +140,13 @@ class Log:
         self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:
+        """A line to this host's own file; the first host's to the terminal too."""
+        with open(self.own, "a") as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {text}\n")
+        if self.writes:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def track(self, items: Iterable[T], what: str) -> Iterator[T]:
@@ -132,6 +157,8 @@ class Log:
 
     def length(self) -> int:
         """Bytes of metrics.jsonl, which are safe on the disk: kept with a checkpoint."""
+        if not self.writes:
+            return 0
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
@@ -145,8 +172,9 @@ class Log:
             self.events.write_event(Event(step=step, wall_time=time.time(), **content))
             self.events.flush()
 
-    @staticmethod
-    def _append(path: Path, record: Mapping[str, Any]) -> None:
+    def _append(self, path: Path, record: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
         with open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -154,25 +182,35 @@ class Log:
 @contextmanager
 def opened(workdir: Path, config: Config, start: int, steps: int, batch_size: int, length: int) -> Iterator[Log]:
     """The log of a run that goes on from step `start`, when metrics.jsonl had `length` bytes; it is cut to that."""
-    metrics = workdir / "metrics.jsonl"
-    metrics.touch()
-    if metrics.stat().st_size < length:
-        raise UserError(
-            f"{metrics} is shorter than when checkpoint {start} was saved; restore it to go on with this run"
-        )
-    os.truncate(metrics, length)
+    hosts.told(lambda: _cut(workdir / "metrics.jsonl", start, length))
+    (workdir / "logs").mkdir(exist_ok=True)
     console = Console(file=sys.stdout)
     columns = (
         BarColumn(bar_width=16),
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}  {task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(
+        *columns, console=console, disable=not (console.is_terminal and hosts.first()), transient=True
+    ) as bar:
         log = Log(workdir, config, start, steps, batch_size, bar)
         try:
             yield log
+        except BaseException as error:
+            with open(log.own, "a") as file:
+                traceback.print_exception(error, file=file)
+            raise
         finally:
             log.close()
+
+
+def _cut(metrics: Path, start: int, length: int) -> None:
+    metrics.touch()
+    if metrics.stat().st_size < length:
+        raise UserError(
+            f"{metrics} is shorter than when checkpoint {start} was saved; restore it to go on with this run"
+        )
+    os.truncate(metrics, length)
 
 
 def check_finite(step: int, split: str, values: Mapping[str, Any]) -> None:

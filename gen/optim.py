@@ -12,7 +12,7 @@ import jax
 import optax
 from optax import contrib
 
-from gen.core import Params, UserError, positive
+from gen.core import UserError, by_path, positive
 from gen.historical import historical_averaging
 from gen.schedules import Scalar, schedule
 
@@ -97,16 +97,6 @@ class OptimConfig:
         return tx
 
 
-def by_path(function: Any, params: Params) -> Any:
-    """Map `function(path, leaf)` over a tree; paths are joined by "/"."""
-    return jax.tree_util.tree_map_with_path(lambda p, leaf: function(path_name(p), leaf), params)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """ "encoder/Dense_0/kernel" for a key path."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-
-
 def _rule(config: OptimConfig, group: Group, at: At) -> optax.GradientTransformation:
     rule = group.rule or config.rule
     if rule == "frozen":
@@ -167,6 +157,6 @@ def _matrix(path: str, p: Any) -> contrib.MuonDimensionNumbers | None:
             return None
 
 
-def _matrices(params: Params) -> Any:
+def _matrices(params: Any) -> Any:
     # Inside the partition the other leaves are masked, so each that remains has its axes.
     return by_path(lambda path, p: _matrix(path, p) if hasattr(p, "ndim") else p, params)

@@ -1,25 +1,41 @@
 """Engines: one update, written for a mapped axis "data", on one device or many. The only file that names pmap, mesh or sharding.
 
 `pmap` binds the axis to the devices. `jit` binds it by a vmap of size one and shards the arrays inside, so that a
-forgotten average is an error when it is traced, and the state can be sharded too (FSDP, Zhao et al. 2023).
+forgotten average is an error when it is traced, and the state can be sharded too: over the examples' devices (FSDP, Zhao
+et al. 2023), and each layer's matrices over a second axis of devices (Shoeybi et al. 2019).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from gen.core import Batch, GenerativeModel, HostBatch, Metrics, State, Sums, UserError, cache_folder, positive
+from gen import hosts
+from gen.core import (
+    Batch,
+    GenerativeModel,
+    HostBatch,
+    Metrics,
+    Rules,
+    State,
+    Sums,
+    UserError,
+    cache_folder,
+    path_name,
+    positive,
+)
 
 EVALUATION = np.uint32(2**32 - 1)  # the "step" that evaluation folds into the key; no training reaches it
 SMALL = 2**12  # elements; a smaller array is cheaper to copy than to gather
@@ -27,37 +43,64 @@ SMALL = 2**12  # elements; a smaller array is cheaper to copy than to gather
 
 @dataclass(frozen=True)
 class Config:
-    """Engine and devices."""
+    """Engine, devices and hosts."""
 
     engine: Literal["pmap", "jit"] = "pmap"
     """pmap: data parallel, one replica a device; jit: one program over a mesh, which can shard the state."""
     fsdp: bool = False
     """Shard parameters, averages and optimizer state over the devices (engine jit)."""
+    tensor: int = 1
+    """Devices that share each example and divide the matrices of each layer (engine jit)."""
     devices: int | None = None
     """Number of devices to use; None: all."""
     cpu_devices: int | None = None
     """Split the processor into so many JAX devices."""
+    coordinator: str | None = None
+    """HOST:PORT of host 0, where the cluster doesn't say so itself."""
+    hosts: int | None = None
+    """Number of processes that train together; None: as the cluster says, else one."""
+    host: int | None = None
+    """Which of them this is, from 0; None: as the cluster says."""
+    startup_seconds: int = 300
+    """How long the hosts wait for each other at the start."""
+    heartbeat_seconds: int = 20
+    """After so long a silence a host is dead, and the others end, to be started again."""
+    grace_seconds: float = 60.0
+    """How long after SIGTERM or SIGUSR1 saving may take; then the process ends as it is."""
 
     def __post_init__(self):
-        if self.fsdp and self.engine != "jit":
-            raise UserError("fsdp shards the state, and pmap replicates it; the fix: --parallel.engine jit")
-        positive(**{f"parallel.{k}": v for k in ("devices", "cpu_devices") if (v := getattr(self, k)) is not None})
+        for name, does in (("fsdp", self.fsdp), ("tensor", self.tensor != 1)):
+            if does and self.engine != "jit":
+                raise UserError(f"{name} shards the state, and pmap replicates it; the fix: --parallel.engine jit")
+        counts = ("tensor", "devices", "cpu_devices", "hosts", "startup_seconds", "heartbeat_seconds", "grace_seconds")
+        positive(**{f"parallel.{k}": v for k in counts if (v := getattr(self, k)) is not None})
+        if self.host is not None and self.host not in range(self.hosts or 0):
+            raise UserError(f"parallel.host is {self.host} of {self.hosts} hosts; it counts from 0")
 
 
 class Engine(NamedTuple):
-    """A compiled model over placed states and host batches."""
+    """A compiled model over placed states and host batches. On several hosts, each gives its `rows` of a batch, and all call
+    the same functions in the same order."""
 
     init: Callable[..., State]
     """The state of step 0, placed; given parameters, the one that starts from them."""
-    update: Callable[[State, HostBatch], tuple[State, Metrics]]
-    """One step on a batch, or on as many stacked as the model takes; the given state is consumed."""
+    update: Callable[..., tuple[State, Metrics]]
+    """(state, batch, notice, limit) -> one step on a batch, or on as many stacked as the model takes; the given state is
+    consumed. `notice` of any host is "notice" among the metrics of all, 0 or 1. If guarded, a step whose metrics are not
+    finite, or whose losses add up to more than `limit`, changes nothing but the step's number, and "skipped" is 1."""
     evaluate: Callable[[State, HostBatch], Sums]
     """Sums of one batch."""
     test: Callable[[State, HostBatch], Sums]
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
+    """A function of a state, compiled; each host has all of what it returns."""
+    whole: Callable[[State], State]
+    """The state as one of all hosts, as a checkpoint takes it."""
     abstract: State
     """Shapes, dtypes and shardings of a placed state."""
     lower: Callable[[HostBatch], Any]
     """The update, lowered and not run, for batches like this one."""
+    rows: range
+    """Of each batch, what this host reads."""
     devices: int
 
 
@@ -74,60 +117,100 @@ def start(config: Config) -> None:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError:
             raise UserError("cpu_devices is set once, before JAX starts, and it has started") from None
+    hosts.join(config.coordinator, config.hosts, config.host, config.startup_seconds, config.heartbeat_seconds)
     if config.devices is not None and config.devices > jax.device_count():
         raise UserError(
             f"{config.devices} devices asked for, {jax.device_count()} {jax.default_backend()} there; "
             f"on a CPU: --parallel.cpu-devices {config.devices}"
         )
+    if config.devices not in (None, jax.device_count()) and hosts.count() > 1:
+        raise UserError("several hosts use all of their devices; leave --parallel.devices out")
 
 
-def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) -> Engine:
+def compile(
+    model: GenerativeModel,
+    config: Config,
+    seed: int,
+    batch_size: int,
+    guard: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> Engine:
     """The model's functions, mapped and compiled. The key of a step is fold_in(key(seed), step); evaluation has the
-    key of step -1, so that it draws the same noise for an example each time.
+    key of step -1, so that it draws the same noise for an example each time. guard: whether bad steps are skipped;
+    devices: others than those that are here, to compile for.
 
-    Raises: UserError if the batch can't be divided among the devices.
+    Raises: UserError if the batch or the devices can't be divided.
     """
-    devices = jax.devices()[: config.devices]
-    n = len(devices)
-    if batch_size % (unit := n * model.together):
+    here = devices is None
+    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))[: config.devices] if here else devices
+    own = [d for d in devices if d.process_index == hosts.index()] if here else devices
+    data, processes = len(devices) // config.tensor, hosts.count() if here else 1
+    if len(own) % config.tensor:
+        raise UserError(
+            f"{len(own)} devices of a host can't be divided by --parallel.tensor {config.tensor}; the fix: a divisor of "
+            "them, or --parallel.devices"
+        )
+    if batch_size % (unit := data * model.together):
         packs = f" in packs of {model.together}" if model.together > 1 else ""
         raise UserError(
-            f"a batch of {batch_size} can't be divided among {n} devices{packs}; "
+            f"a batch of {batch_size} can't be divided among {data} devices{packs}; "
             f"the fix: --data.batch-size {max(unit, batch_size // unit * unit)}, or --parallel.devices"
         )
+    part = batch_size // processes
 
     def init(*params: Any) -> State:
         return model.init(jax.random.key(seed), *params)
 
-    def update(state: State, batch: Batch) -> tuple[State, Metrics]:
-        return model.update(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+    def update(state: State, batch: Batch, control: dict[str, Any]) -> tuple[State, Metrics]:
+        new, metrics = model.update(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
+        if guard:
+            skipped = ~_sound(metrics, jax.lax.pmax(control["limit"].max(), "data"))
+            kept = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), state, new)
+            new = replace(kept, step=new.step)
+            metrics = metrics | {"skipped": skipped.astype(jnp.float32)}
+        if "notice" in control:
+            metrics = metrics | {"notice": jax.lax.pmax(control["notice"].max(), "data")}
+        return new, metrics
 
     def keyed(evaluate: Any) -> Any:
         return lambda state, batch: evaluate(state, batch, jax.random.fold_in(jax.random.key(seed), EVALUATION))
 
+    def controls(notice: bool, limit: float) -> HostBatch:
+        given = {"notice": float(notice)} if processes > 1 else {}
+        given |= {"limit": limit} if guard else {}
+        return {k: np.full(data // processes, v, np.float32) for k, v in given.items()}
+
     axis = 0 if model.batches is None else 1  # of the examples in what an update takes
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.array(devices).reshape(data, config.tensor), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    replicated = NamedSharding(mesh, P())
     shapes = jax.eval_shape(init)
-    split = (lambda x: _fsdp(x.shape, n)) if config.fsdp else (lambda _: P())
-    shardings = jax.tree.map(lambda x: NamedSharding(mesh, split(x)), shapes)
+    split = lambda path, x: _split(path_name(path), x.shape, data if config.fsdp else 1, config.tensor, model.rules)
+    shardings = jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, split(path, x)), shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    whole: Callable[[State], State] = lambda state: state
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.jit
 
     if config.engine == "pmap":
-        bind: Any = {"axis_name": "data", "out_axes": None, "devices": devices}
-        step = jax.pmap(update, in_axes=(None, axis), donate_argnums=0, **bind)
+        bind: Any = {"axis_name": "data", "out_axes": None, "devices": None if processes > 1 else devices}
+        step = jax.pmap(update, in_axes=(None, axis, 0), donate_argnums=0, **bind)
         evaluate, test = (jax.pmap(keyed(f), in_axes=(None, 0), **bind) for f in (model.evaluate, model.test))
 
         def place(batch: HostBatch, axis: int) -> Any:
+            n = data // processes
             split = lambda v: v.reshape(*v.shape[:axis], n, v.shape[axis] // n, *v.shape[axis + 1 :])
             return {k: split(v) for k, v in batch.items()}
+
+        if processes > 1:  # what pmap returns is each host's own
+            shards = lambda x: [s.data for s in x.addressable_shards]
+            joined = lambda x: jax.make_array_from_single_device_arrays(x.shape, replicated, shards(x))
+            whole = lambda state: jax.tree.map(joined, state)
     else:
         bind: Any = {"axis_name": "data", "axis_size": 1, "out_axes": None}
-        replicated = NamedSharding(mesh, P())
         spread = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
         step = jax.jit(
-            jax.vmap(update, in_axes=(None, axis), **bind),
+            jax.vmap(update, in_axes=(None, axis, 0), **bind),
             donate_argnums=0,
-            in_shardings=(shardings, spread(axis)),
+            in_shardings=(shardings, spread(axis), spread(0)),
             out_shardings=(shardings, replicated),
         )
         evaluate, test = (
@@ -138,19 +221,31 @@ def compile(model: GenerativeModel, config: Config, seed: int, batch_size: int) 
             )
             for f in (model.evaluate, model.test)
         )
+        compiled = lambda function: jax.jit(function, out_shardings=replicated)
 
         def place(batch: HostBatch, axis: int) -> Any:
-            return jax.device_put({k: np.expand_dims(v, axis) for k, v in batch.items()}, spread(axis))
+            """[..., B / hosts, ...] of this host -> [..., 1, B, ...] of all."""
+            local = {k: np.expand_dims(v, axis) for k, v in batch.items()}
+            if processes == 1:
+                return jax.device_put(local, spread(axis))
+            return {k: jax.make_array_from_process_local_data(spread(axis), v) for k, v in local.items()}
+
+    def run(state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf) -> tuple[State, Metrics]:
+        state, metrics = step(state, place(batch, axis), place(controls(notice, limit), 0))
+        return state, metrics if processes > 1 else metrics | {"notice": float(notice)}  # pyright: ignore
 
     return Engine(
         # Compiled, so that params and their averages don't share buffers: a donated one would take the other with it.
         init=jax.jit(init, out_shardings=shardings),
-        update=lambda state, batch: step(state, place(batch, axis)),
+        update=run,
         evaluate=lambda state, batch: evaluate(state, place(batch, 0)),
         test=lambda state, batch: test(state, place(batch, 0)),
+        compiled=compiled,
+        whole=whole,
         abstract=abstract,
-        lower=lambda batch: step.lower(abstract, place(batch, axis)),
-        devices=n,
+        lower=lambda batch: step.lower(abstract, place(batch, axis), place(controls(False, math.inf), 0)),
+        rows=range(hosts.index() * part, (hosts.index() + 1) * part) if here else range(batch_size),
+        devices=len(devices),
     )
 
 
@@ -175,14 +270,29 @@ def _cpuinfo() -> str:
 
 def on_one_device(shapes: Any) -> Any:
     """The same shapes, to be placed on the first device: where sampling is done."""
-    place = SingleDeviceSharding(jax.devices()[0])
+    place = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
-def _fsdp(shape: tuple[int, ...], n: int) -> P:
-    """Shard the largest axis that divides among n devices; keep small arrays whole."""
-    axes = [i for i, size in enumerate(shape) if size % n == 0]
-    if np.prod(shape, dtype=int) < SMALL or not axes:
+def _split(path: str, shape: tuple[int, ...], data: int, tensor: int, rules: Rules) -> P:
+    """How an array is sharded. The first rule whose expression is found in the path names the axis that is divided among
+    `tensor` devices; without one it is the last of a kernel. Then the largest other axis that can be is divided among `data`
+    devices. Small arrays stay whole."""
+    axes: list[str | None] = [None] * len(shape)
+    if np.prod(shape, dtype=int) < SMALL:
         return P()
-    largest = max(axes, key=lambda i: shape[i])
-    return P(*("data" if i == largest else None for i in range(len(shape))))
+    if tensor > 1:
+        axis = next((axis for rule, axis in rules if re.search(rule, path)), -1 if path.endswith("kernel") else None)
+        if axis is not None and shape[axis] % tensor == 0:
+            axes[axis] = "model"
+    free = [i for i, size in enumerate(shape) if axes[i] is None and size % data == 0]
+    if data > 1 and free:
+        axes[max(free, key=lambda i: shape[i])] = "data"
+    return P(*axes)
+
+
+def _sound(metrics: Metrics, limit: Any) -> Any:
+    """Whether all are finite, and the losses add up to at most `limit`."""
+    losses = [value for name, value in metrics.items() if name.startswith("loss")]
+    finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
+    return finite & (sum(losses, jnp.zeros(())) <= limit)

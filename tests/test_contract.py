@@ -15,6 +15,7 @@ from gen import config as configs
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel, State
 from gen.data.preprocess import applied
+from gen.families import gan
 from gen.optim import OptimConfig
 from gen.train import feed
 
@@ -54,7 +55,7 @@ def _parts(config: Config, engine: parallel.Config, double: bool):
     data = config.data.build()
     model = applied(config.model.build(data.spec, config.steps), data.preprocess)
     compiled = parallel.compile(model, engine, config.seed, config.data.batch_size)
-    return data, model, compiled, feed(data, model, config)
+    return data, model, compiled, feed(data, model, config, compiled.rows)
 
 
 def run(config: Config, engine: parallel.Config, steps: int) -> tuple[State, list[dict]]:
@@ -176,6 +177,8 @@ ENGINES = {
     "jit on 1": parallel.Config(engine="jit", devices=1),
     "jit on 4": parallel.Config(engine="jit", devices=4),
     "fsdp on 4": parallel.Config(engine="jit", devices=4, fsdp=True),
+    "tensor 2 on 2": parallel.Config(engine="jit", devices=2, tensor=2),
+    "fsdp and tensor 2 on 8": parallel.Config(engine="jit", devices=8, fsdp=True, tensor=2),
 }
 
 
@@ -195,7 +198,7 @@ def test_engines_and_devices_agree_in_double_precision(name, tiny):
     config = replace(config, model=replace(config.model, dtype="float64", param_dtype="float64"))
     with jax.enable_x64(True):
         state, metrics = run(config, parallel.Config(devices=1), 100)
-        for engine in ("pmap on 4", "jit on 4", "fsdp on 4"):
+        for engine in ("pmap on 4", "jit on 4", "fsdp and tensor 2 on 8"):
             other, other_metrics = run(config, ENGINES[engine], 100)
             assert_close(state, other, 1e-9)
             assert_close(metrics, other_metrics, 1e-9)
@@ -207,6 +210,56 @@ def test_fsdp_shards_the_state(tiny):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     moment = jax.tree.leaves(state.opt_state)
     assert any(x.addressable_shards[0].data.size == x.size // 4 for x in moment)
+
+
+def test_tensor_parallelism_divides_the_matrices(tiny):
+    config = tiny("lm_pydoc")
+    config = replace(config, model=replace(config.model, network=replace(config.model.network, hidden=32)))
+    state, _ = run(config, ENGINES["tensor 2 on 2"], 1)
+    layers = state.params["transformer"]["layers"]
+    part = lambda x: x.addressable_shards[0].data.shape
+    for kernel, axis in (
+        (layers["attention"]["query"]["kernel"], 2),
+        (layers["attention"]["out"]["kernel"], 1),
+        (layers["feed_forward"]["up"]["kernel"], 2),
+        (layers["feed_forward"]["down"]["kernel"], 1),
+    ):
+        assert part(kernel) == tuple(n // (2 if i == axis else 1) for i, n in enumerate(kernel.shape))
+
+
+def alone(model):
+    """A model whose examples don't see each other."""
+    if isinstance(model, gan.Config):
+        discriminator = replace(model.discriminator, minibatch=0)
+        return replace(model, generator=replace(model.generator, norm="layer"), discriminator=discriminator)
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_microbatches_give_the_gradient_of_the_whole_batch(name, tiny):
+    config = tiny(name)
+    doubled = replace(alone(config.model), dtype="float64", param_dtype="float64")
+    whole, parts = (replace(config, model=replace(doubled, microbatches=n)) for n in (1, 2))
+    with jax.enable_x64(True):
+        state, metrics = run(whole, parallel.Config(devices=2), 5)
+        for engine in (parallel.Config(devices=2), ENGINES["jit on 4"]):
+            other, other_metrics = run(parts, engine, 5)
+            assert_close(state, other, 1e-9)
+            assert_close(metrics, other_metrics, 1e-9)
+
+
+def test_microbatches_that_would_change_the_update_are_refused(tiny):
+    for name, change, cause in (
+        ("gan_digits", {}, "batch normalization|minibatch"),
+        ("vae_digits", {"free_bits": 0.1}, "free bits"),
+    ):
+        with pytest.raises(core.UserError, match=cause):
+            replace(tiny(name).model, microbatches=2, **change)
+    with pytest.raises(core.UserError, match="batch of 8 can't be divided among 4 devices in packs of 3"):
+        parts(
+            replace(tiny("vae_digits"), model=replace(tiny("vae_digits").model, microbatches=3)),
+            parallel.Config(devices=4),
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

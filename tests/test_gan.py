@@ -509,7 +509,7 @@ def test_what_couples_a_batch_agrees_on_any_number_of_devices_and_either_engine(
 def test_each_step_of_the_critic_has_the_next_batch():
     config = Experiment(model=replace(TINY, critic_steps=3), data=DIGITS, steps=2)
     data = config.data.build()
-    steps = [feed(data, config.model.build(data.spec, 2), config)(step) for step in (0, 1)]
+    steps = [feed(data, config.model.build(data.spec, 2), config, range(8))(step) for step in (0, 1)]
     index = np.concatenate([batch["index"] for batch in steps])
     assert [batch["image"].shape for batch in steps] == [(3, 8, 8, 8, 1)] * 2
     assert len(np.unique(index)) == 48

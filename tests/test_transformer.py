@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gen.core import UserError
+from gen.core import UserError, path_name
 from gen.networks.positions import PADDING, RelativeBias, places
 from gen.networks.transformer import Architecture, Transformer
-from gen.optim import path_name
 
 KEY = jax.random.key(0)
 VOCAB, END, CONTEXT = 11, 0, 12

@@ -76,10 +76,10 @@ class Config(core.DataConfig):
             index = shuffle(seed, range(first + rows.start, first + rows.stop, rows.step))
             return labelled(read(splits["train"][index]), np.asarray(rows), index, np.ones(len(rows)))
 
-        def evaluation(split: str, batch_size: int) -> Iterator[core.HostBatch]:
+        def evaluation(split: str, batch_size: int, rows: range | None = None) -> Iterator[core.HostBatch]:
             n = len(splits[split])
             for start in range(0, n, batch_size):
-                row = np.arange(start, start + batch_size)
+                row = start + np.asarray(rows or range(batch_size))
                 yield labelled(read(splits[split][np.where(row < n, row, 0)]), row, row, row < n)
 
         def labelled(

@@ -81,10 +81,10 @@ def pairs(
         index = shuffle(seed, range(first + rows.start, first + rows.stop, rows.step))
         return read("train", index) | numbered(np.asarray(rows), index, np.ones(len(rows)))
 
-    def evaluation(split: str, batch_size: int) -> Iterator[HostBatch]:
+    def evaluation(split: str, batch_size: int, rows: range | None = None) -> Iterator[HostBatch]:
         n = sizes[split]
         for start in range(0, n, batch_size):
-            row = np.arange(start, start + batch_size)
+            row = start + np.asarray(rows or range(batch_size))
             yield read(split, np.where(row < n, row, 0)) | numbered(row, row, row < n)
 
     return Examples(sizes, batch, evaluation), lost

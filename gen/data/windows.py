@@ -19,7 +19,7 @@ class Examples(NamedTuple):
 
     sizes: dict[str, int]
     batch: Callable[[int, int, range], HostBatch]
-    evaluation: Callable[[str, int], Iterator[HostBatch]]
+    evaluation: Callable[..., Iterator[HostBatch]]
 
 
 def windows(
@@ -61,10 +61,10 @@ def windows(
     step = stride or length
     count = lambda split: 1 + max(0, -(-(len(tokens[split]) - 1 - length) // step))
 
-    def evaluation(split: str, batch_size: int) -> Iterator[HostBatch]:
+    def evaluation(split: str, batch_size: int, rows: range | None = None) -> Iterator[HostBatch]:
         stream, n = tokens[split], count(split)
         for start in range(0, n, batch_size):
-            row = np.arange(start, start + batch_size)
+            row = start + np.asarray(rows or range(batch_size))
             k = np.where(row < n, row, 0)[:, None]
             place = k * step + column
             there = place < len(stream)

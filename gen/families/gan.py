@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -13,7 +13,7 @@ import optax
 
 from gen import core, losses
 from gen.augment import ADA, Augmentation
-from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums, UserError, positive
+from gen.core import LAUNCH, Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums, UserError, positive
 from gen.networks import discriminator, generator
 from gen.networks.discriminator import Discriminator
 from gen.networks.generator import Conditioning
@@ -58,6 +58,8 @@ class Config(core.FamilyConfig):
     """Images that D sees at once, as channels of one (PacGAN, Lin et al. 2018)."""
     augment: Augmentation | None = None
     """Differentiable augmentation of all that D sees, with a fixed or an adaptive strength."""
+    microbatches: int = field(default=1, metadata=LAUNCH)
+    """Parts of a device's batch whose gradients are taken one after the other and averaged: the same update in less memory."""
     critic_steps: int = 1
     """Steps of D, each on a batch of its own, for one of G."""
     generator_optim: OptimConfig = OptimConfig(lr=2e-4, b1=0.5)
@@ -72,7 +74,7 @@ class Config(core.FamilyConfig):
     """Dtype of parameters."""
 
     def __post_init__(self):
-        positive(latent=self.latent, pack=self.pack, critic_steps=self.critic_steps)
+        positive(latent=self.latent, pack=self.pack, critic_steps=self.critic_steps, microbatches=self.microbatches)
         for name in ("feature_matching", "gradient_penalty", "r1", "r2"):
             if isinstance(value := getattr(self, name), float | int) and not value >= 0:
                 raise UserError(f"{name} is {value}; it must be at least 0")
@@ -87,6 +89,10 @@ class Config(core.FamilyConfig):
                 f"{penalized[0]} is about the gradient of each score by its own image, and with {cause} a score depends on "
                 "the whole batch; the fix: --model.discriminator.norm layer or none, --model.discriminator.minibatch 0"
             )
+        if self.microbatches > 1 and (cause := self._couples()):
+            raise UserError(
+                f"with {cause} a score depends on the whole batch, which microbatches divide; leave them out"
+            )
         if self.conditioning == "projection" and self.generator.norm == "none":
             raise UserError(
                 "conditioning projection scales G's normalizations by class, and G has none; use another norm"
@@ -100,6 +106,16 @@ class Config(core.FamilyConfig):
             )
         if self.one_sided and not self.gradient_penalty:
             raise UserError("one_sided is a form of gradient_penalty, which is 0")
+
+    def _couples(self) -> str | None:
+        """What makes the players' losses depend on an example's company, if anything does."""
+        return (
+            self.discriminator.couples()
+            or ("batch normalization" if self.generator.norm == "batch" else None)
+            or ("feature matching" if self.feature_matching else None)
+            or ("packs of images" if self.pack > 1 else None)
+            or ("relativistic averages" if self.objective == "relativistic_average" else None)
+        )
 
     def tiny(self) -> Config:
         return replace(
@@ -175,9 +191,9 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
     # --- training ---
 
-    def discriminate(d: Params, stats: Any, x_fake: Array, batch: Batch, key: Key, step: Array) -> Any:
-        """D's loss: the objective, and what keeps D smooth. -> (loss, (objective, penalty, scores, new statistics))."""
-        x, label, row = inputs(batch)
+    def discriminate(d: Params, stats: Any, batch: Batch, key: Key, step: Array) -> Any:
+        """D's loss: the objective, and what keeps D smooth. -> (loss, (metrics, new statistics))."""
+        (x, label, row), x_fake = inputs(batch), batch["fake"]
         real_key, fake_key, penalty_key = jax.random.split(key, 3)
         real, _, new = judge(d, stats, x, label, real_key, row)
         fake, _, new = judge(d, new, x_fake, label, fake_key, row)
@@ -192,7 +208,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         if config.r2 != 0.0:
             penalty += r2(step) / 2 * losses.squared_gradient(critic(fake_key), x_fake).mean()
         loss = objective.discriminator(real, fake, 1 - config.smoothing).mean()
-        return loss + penalty, (loss, penalty, real, fake, new)
+        scores = {"score/real": real.mean(), "score/fake": fake.mean(), "score/sign": jnp.sign(real).mean()}
+        return loss + penalty, ({"loss/discriminator": loss, "penalty": penalty, **scores}, new)
 
     def deceive(g: Params, d: Params, stats: Any, batch: Batch, key: Key) -> Any:
         """G's loss against D. -> (loss, new statistics)."""
@@ -216,11 +233,10 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             z_key, key = jax.random.split(key)
             x, label, row = inputs(batch)
             x_fake, _ = make(g, stats, latents(z_key, row), label)
-            loss = lambda d: discriminate(d, stats, x_fake, batch, key, state.step)
-            d, opt_state, _, aux, grads = core.descend(loss, d, opt_state, d_tx)
-            value, penalty, real, fake, stats = aux
-            scores = {"score/real": real.mean(), "score/fake": fake.mean(), "score/sign": jnp.sign(real).mean()}
-            seen = core.mean({"loss/discriminator": value, "penalty": penalty, **scores})
+            loss = lambda d, batch: discriminate(d, stats, batch, key, state.step)
+            batch = batch | {"fake": x_fake}
+            d, opt_state, _, (seen, stats), grads = core.descend(loss, d, opt_state, d_tx, batch, config.microbatches)
+            seen = core.mean(seen)
             if config.augment:
                 strength = config.augment.adapt(stats["augment"], seen["score/sign"], core.total(x.shape[0]))
                 stats = stats | {"augment": strength}
@@ -235,8 +251,9 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         d, d_opt, stats = carry
 
         last = {k: v[-1] for k, v in batches.items()}
-        loss = lambda g: deceive(g, d, stats, last, g_key)
-        g, g_opt, value, stats, grads = core.descend(loss, g, state.opt_state["generator"], g_tx)
+        loss = lambda g, batch: deceive(g, d, stats, batch, g_key)
+        opt_state = state.opt_state["generator"]
+        g, g_opt, value, stats, grads = core.descend(loss, g, opt_state, g_tx, last, config.microbatches)
         ema = {"generator": core.average(state.ema["generator"], g, config.ema, state.step)} if config.ema else {}
         state = replace(
             state,
@@ -314,7 +331,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             "saturation": {"threshold": "D's loss below 1% of what scores of 0 cost"},
         },
         batches=config.critic_steps,
-        together=config.pack,
+        together=config.pack * config.microbatches,
     )
 
 

@@ -24,7 +24,7 @@ from gen.core import (
     positive,
 )
 from gen.networks.positions import places
-from gen.networks.transformer import Transformer, empty_cache
+from gen.networks.transformer import RULES, Transformer, empty_cache
 
 SENTINELS = 3  # tokens that fill in the middle adds to the vocabulary: prefix, suffix, middle
 
@@ -75,32 +75,34 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
     learned = learner.build(config, steps, "transformer", language.begin(network, end))
 
-    def nats(params: Params, batch: Batch, keys: Array | None) -> tuple[Array, Array, Array]:
-        """-log p(token | those before) [B, T], log Z, and how much each counts."""
+    def nats(params: Params, batch: Batch) -> tuple[Array, Array]:
+        """-log p(token | those before) [B, T], and log Z."""
         x = batch["tokens"]
         segment, position = places(x[:, :-1], end)
         if "rearranged" in batch:  # one text, whatever it was cut from
             whole = batch["rearranged"][:, None]
             segment = jnp.where(whole, 0, segment)
             position = jnp.where(whole, jnp.arange(x.shape[1] - 1, dtype=jnp.int32)[None], position)
-        logits, _ = network.apply({"params": params["transformer"]}, x[:, :-1], segment, position, keys)
-        value, log_z = losses.cross_entropy(logits, x[:, 1:])
-        return value, log_z, language.counted(batch, real_dtype)[:, 1:]
+        logits, _ = network.apply({"params": params["transformer"]}, x[:, :-1], segment, position, batch.get("keys"))
+        return losses.cross_entropy(logits, x[:, 1:])
+
+    def weights(batch: Batch) -> Array:
+        return language.counted(batch, real_dtype)[:, 1:]
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         dropout_key, middle_key = jax.random.split(key)
-        keys = language.dropout_keys(arch, dropout_key, batch)
         if fim:
             batch = middle_last(batch, middle_key, fim, vocab, end)
+        batch = batch | language.dropout_keys(arch, dropout_key, batch) | {"share": language.shares(weights(batch))}
 
-        def loss(params: Params) -> tuple[Array, Array]:
-            return language.with_z_loss(config, *nats(params, batch, keys))
+        def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
+            return language.with_z_loss(config, *nats(params, batch), batch["share"])
 
-        state, value, gradient = learned.step(state, loss)
+        state, value, gradient = learned.step(state, loss, batch)
         return state, {"loss": core.mean(value), "gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, _, weight = nats(learned.weights(state), batch, None)
+        (value, _), weight = nats(learned.weights(state), batch), weights(batch)
         by_place = {"loss_by_place": ((value * weight).sum(0), weight.sum(0))}
         return core.total(language.token_sums(value, weight, batch) | by_place)
 
@@ -154,6 +156,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         summarize=language.summarize,
         generate=generate,
         request=Request,
+        together=config.microbatches,
+        rules=RULES,
         protocol={name: {"tokens": "each given those before it"} for name in ("loss", "perplexity", "bits_per_byte")},
     )
 

@@ -24,7 +24,7 @@ from gen.core import (
     positive,
 )
 from gen.networks.positions import PADDING, places
-from gen.networks.transformer import Transformer
+from gen.networks.transformer import RULES, Transformer
 
 MASK, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are. Devlin et al. 2019, section 3.1
 
@@ -95,32 +95,39 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         seen = jnp.where(change < MASK, mask, jnp.where(change < MASK + RANDOM, words, x))
         return jnp.where(asked, seen, x), asked, jnp.ones_like(rate)[:, None]
 
-    def told(params: Params, batch: Batch, key: Key, keys: Array | None) -> tuple[Array, Array, Array, Array, Array]:
-        """Of the tokens after the first, [B, T]: nats, log Z, whether the likeliest is right, which are asked for, and over which the
-        nats are averaged: these, or in the bound all that count."""
+    def asking(batch: Batch, key: Key) -> Batch:
+        """The batch with what the model sees of the tokens after the first, [B, T], how the nats of each are weighted, "asked":
+        which it is asked for, and "over" which the nats are averaged: these, or in the bound all that count."""
         x, weight = batch["tokens"][:, 1:], language.counted(batch, real_dtype)[:, 1:]
         seen, asked, scale = masked(x, batch["counted"][:, 1:] > 0, key, batch["row"])
+        over = weight if config.rate is None else asked * weight
+        return batch | {"seen": seen, "scale": asked * scale, "asked": asked * weight, "over": over}
+
+    def told(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        """Of the tokens after the first, [B, T]: weighted nats, log Z, and whether the likeliest is right."""
+        x = batch["tokens"][:, 1:]
         # Where all tokens may be masked, attention that stopped at documents' ends would tell where they are.
-        out = logits(params, seen, *places(x, None if config.rate is None else end), keys)
+        out = logits(params, batch["seen"], *places(x, None if config.rate is None else end), batch.get("keys"))
         value, log_z = losses.cross_entropy(out, x)
         right = (out.argmax(-1) == x).astype(real_dtype)
-        over = weight if config.rate is None else asked * weight
-        return value * asked * scale, log_z, right, asked * weight, over
+        return value * batch["scale"], log_z, right
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         mask_key, dropout_key = jax.random.split(key)
-        keys = language.dropout_keys(arch, dropout_key, batch)
+        batch = asking(batch, mask_key) | language.dropout_keys(arch, dropout_key, batch)
+        batch |= {"over": language.shares(batch["over"]), "asked": language.shares(batch["asked"])}
 
-        def loss(params: Params) -> tuple[Array, Metrics]:
-            value, log_z, right, asked, over = told(params, batch, mask_key, keys)
-            whole, mean = language.with_z_loss(config, value, log_z, over)
-            return whole, {"loss": mean, "accuracy": language.token_mean(right, asked)}
+        def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+            value, log_z, right = told(params, batch)
+            whole, mean = language.with_z_loss(config, value, log_z, batch["over"])
+            return whole, {"loss": mean, "accuracy": language.token_mean(right, batch["asked"])}
 
-        state, metrics, gradient = learned.step(state, loss)
+        state, metrics, gradient = learned.step(state, loss, batch)
         return state, core.mean(metrics) | {"gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, _, right, asked, over = told(learned.weights(state), batch, key, None)
+        batch = asking(batch, key)
+        (value, _, right), asked, over = told(learned.weights(state), batch), batch["asked"], batch["over"]
         sums = {"accuracy": ((right * asked).sum(), asked.sum())} | language.token_sums(value, over, batch)
         if config.rate is not None:  # no likelihood of the text
             del sums["bits_per_byte"]
@@ -176,5 +183,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         summarize=language.summarize,
         generate=generate,
         request=Request,
+        together=config.microbatches,
+        rules=RULES,
         protocol={name: {"tokens": counts} for name in names},
     )

@@ -13,7 +13,7 @@ from gen import core, decoding, language, learner, losses
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums, UserError
 from gen.families.lm import Request
 from gen.networks.positions import PADDING, places
-from gen.networks.transformer import Transformer, empty_cache
+from gen.networks.transformer import RULES, Transformer, empty_cache
 
 
 @dataclass(frozen=True)
@@ -56,30 +56,31 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         memory, _ = encoder.apply({"params": params["encoder"]}, jnp.maximum(tokens, 0), segment, position, keys)
         return memory, segment
 
-    def nats(params: Params, batch: Batch, keys: Array | None) -> tuple[Array, Array, Array, Array]:
-        """-log p(token | the source, those before) [B, T], log Z, whether it is the likeliest, and how much each counts."""
-        x = batch["tokens"]
+    def nats(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
+        """-log p(token | the source, those before) [B, T], log Z, and whether it is the likeliest."""
+        x, keys = batch["tokens"], batch.get("keys")
         position = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], x[:, 1:].shape)
         own, other = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
         memory = encode(params, batch["source"], own)
         variables = {"params": params["decoder"]}
         logits, _ = decoder.apply(variables, x[:, :-1], jnp.zeros_like(position), position, other, None, *memory)
-        value, log_z = losses.cross_entropy(logits, x[:, 1:])
-        right = (logits.argmax(-1) == x[:, 1:]).astype(real_dtype)
-        return value, log_z, right, language.counted(batch, real_dtype)[:, 1:]
+        return *losses.cross_entropy(logits, x[:, 1:]), (logits.argmax(-1) == x[:, 1:]).astype(real_dtype)
+
+    def weights(batch: Batch) -> Array:
+        return language.counted(batch, real_dtype)[:, 1:]
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        keys = language.dropout_keys(arch, key, batch)
+        batch = batch | language.dropout_keys(arch, key, batch) | {"share": language.shares(weights(batch))}
 
-        def loss(params: Params) -> tuple[Array, Array]:
-            value, log_z, _, weight = nats(params, batch, keys)
-            return language.with_z_loss(config, value, log_z, weight)
+        def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
+            value, log_z, _ = nats(params, batch)
+            return language.with_z_loss(config, value, log_z, batch["share"])
 
-        state, value, gradient = learned.step(state, loss)
+        state, value, gradient = learned.step(state, loss, batch)
         return state, {"loss": core.mean(value), "gradient": gradient}
 
     def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        value, _, right, weight = nats(learned.weights(state), batch, None)
+        (value, _, right), weight = nats(learned.weights(state), batch), weights(batch)
         sums = language.token_sums(value, weight, batch)
         return core.total(sums | {"accuracy": ((right * weight).sum(), weight.sum())})
 
@@ -126,5 +127,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         summarize=language.summarize,
         generate=generate,
         request=Request,
+        together=config.microbatches,
+        rules=RULES,
         protocol={name: {"tokens": "of targets"} for name in ("loss", "perplexity", "bits_per_byte", "accuracy")},
     )

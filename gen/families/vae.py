@@ -75,6 +75,10 @@ class Config(learner.Config):
             raise UserError(
                 "beta and free_bits change the KL, which the importance-weighted bound has not; use objective elbo"
             )
+        if self.free_bits != 0.0 and self.microbatches > 1:
+            raise UserError(
+                "free bits are of the whole batch's mean KL, and microbatches divide it; leave one of them out"
+            )
         if self.dreg and self.objective != "iwae":
             raise UserError("dreg is a gradient of the importance-weighted bound; the fix: --model.objective iwae")
         if self.dreg and len(self.latents) > 1:
@@ -186,10 +190,12 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         return -bound.mean(), {"loss": -bound.mean()}
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        x, label = inputs(batch)
-        eps = noise(key, batch["row"], config.samples)
         objective = {"elbo": elbo, "iwae": iwae}[config.objective]
-        state, metrics, gradient = learned.step(state, lambda params: objective(params, x, label, eps, state.step))
+
+        def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+            return objective(params, *inputs(batch), noise(key, batch["row"], config.samples), state.step)
+
+        state, metrics, gradient = learned.step(state, loss, batch)
         return state, core.mean(metrics) | {"gradient": gradient}
 
     # --- evaluation ---
@@ -319,6 +325,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         summarize=summarize,
         generate=generate,
         request=Request,
+        together=config.microbatches,
         protocol={
             "neg_elbo": {"samples": config.test_samples, "unit": "nats"},
             "nll_bound": {**bound, "unit": "nats"},

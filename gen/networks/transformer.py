@@ -19,6 +19,10 @@ from gen.core import Array, UserError, positive
 from gen.networks.layers import dropout
 from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
 
+RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
+"""How devices divide a layer (Shoeybi et al. 2019): what comes out of the first matrix of each part, the last axis as of any
+kernel, is what goes into the second; the embedding by tokens."""
+
 
 @dataclass(frozen=True)
 class Architecture:

@@ -1,0 +1,67 @@
+"""train.py as one process or several on this machine, to be signalled and killed."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+QUICK = [
+    *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4"),
+    *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.tensorboard", "False"),
+]
+"""vae_digits, as small as it goes."""
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Without what the tests set for themselves."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return {**kept, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def hosts(n: int, arguments: Sequence[object], env: dict[str, str], logs: Path, heartbeat: int = 5):
+    """n processes that train together, one device each; each one's output is in logs/host-I.txt. None is left behind."""
+    logs.mkdir(parents=True, exist_ok=True)
+    common = ["--parallel.coordinator", f"127.0.0.1:{free_port()}", "--parallel.hosts", n, "--parallel.cpu-devices", 1]
+    common += ["--parallel.heartbeat-seconds", heartbeat, "--parallel.startup-seconds", 60]
+    started = []
+    try:
+        for i in range(n):
+            command = [sys.executable, ROOT / "train.py", *arguments, *(common if n > 1 else []), "--parallel.host", i]
+            command = command if n > 1 else command[:-2]
+            with open(logs / f"host-{i}.txt", "w") as output:
+                started.append(
+                    subprocess.Popen([str(c) for c in command], env=env, stdout=output, stderr=subprocess.STDOUT)
+                )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def statuses(processes: Sequence[subprocess.Popen], seconds: float = 240) -> list[int]:
+    """Exit statuses, waited for."""
+    end = time.monotonic() + seconds
+    return [process.wait(max(0.1, end - time.monotonic())) for process in processes]
+
+
+def until(happens: Callable[[], bool], processes: Sequence[subprocess.Popen], seconds: float = 240) -> bool:
+    """Wait for it while all run; whether it happened."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and all(p.poll() is None for p in processes):
+        if happens():
+            return True
+        time.sleep(0.001)
+    return happens()
