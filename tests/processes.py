@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 QUICK = [
     *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4"),
-    *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.tensorboard", "False"),
+    *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.no-tensorboard"),
 ]
 """vae_digits, as small as it goes."""
 

@@ -1,0 +1,154 @@
+"""Training that is killed again and again, and ends as if it had not been: python -m tests.chaos --family vae --kills 50 --seed 0
+
+A run is killed (SIGKILL) at random moments, at least a third of them inside a save, and started again each time. At its end the
+parameters, optimizer states, averages and statistics of its last checkpoint, metrics.jsonl and evaluation.json are compared
+with those of a run that was left alone: bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from tests.processes import QUICK, environment, hosts, statuses, until
+
+FAMILIES = {
+    "vae": ["vae_digits", *QUICK],
+    "gan": [
+        *("gan_digits", "--model.generator.widths", "16", "16", "--model.discriminator.widths", "16", "16"),
+        *("--data.batch-size", "16", "--alarms.action", "off", "--log.no-tensorboard"),
+    ],
+    "lm": [
+        *("lm_pydoc", "--model.network.layers", "2", "--model.network.width", "16", "--model.network.heads", "2"),
+        *("--model.network.unroll", "1", "--data.tokenizer", "byte", "--data.length", "32"),
+        *("--data.batch-size", "8", "--log.no-tensorboard"),
+    ],
+}
+EVERY = 20  # steps between saves
+LIFE = 3 * EVERY  # steps that a process lives at most
+
+
+def chaos(family: str, kills: int, seed: int, folder: Path, n: int = 1, say: Callable[[str], None] = print) -> int:
+    """Train with kills in `folder`, on n hosts of which one is killed at a time; the number of kills inside a save.
+
+    Raises: AssertionError with what differs from a run that was left alone.
+    """
+    draw, env = random.Random(seed), environment(folder / "cache")
+    steps = (kills + 1) * LIFE
+    common = [
+        *FAMILIES[family],
+        "--steps",
+        steps,
+        "--save.every",
+        EVERY,
+        "--evaluate-every",
+        2 * EVERY,
+        "--log.every",
+        1,
+    ]
+    whole, hurt, logs = folder / "whole", folder / "hurt", folder / "logs"
+    with hosts(n, [*common, "--workdir", whole], env, logs) as running:
+        assert statuses(running, 3600) == [0] * n, (logs / "host-0.txt").read_text()[-2000:]
+
+    inside = 0
+    for kill in range(kills):
+        in_save = inside * 3 < kill + 1  # a third of all so far
+        begun, saved = lines(hurt), latest(hurt)
+        moment = draw.uniform(0, 3) if kind_of(draw) == "start" and not in_save else None
+        life = draw.randint(1, LIFE - 1)
+        since = time.monotonic()
+
+        def due() -> bool:
+            if in_save:  # noqa: B023
+                return saving(hurt, saved)  # noqa: B023
+            if moment is not None:  # noqa: B023
+                return time.monotonic() - since > moment  # noqa: B023
+            return lines(hurt) >= begun + life  # noqa: B023
+
+        with hosts(n, [*common, "--workdir", hurt], env, logs) as running:
+            there = until(due, running)
+            victim = draw.choice(running)
+            victim.kill()
+            victim.wait()
+            caught = saving(hurt, saved)
+            assert there, f"kill {kill}: not reached\n{(logs / 'host-0.txt').read_text()[-2000:]}"
+            if n > 1:  # the others leave by themselves: to be started again, or aborted by the runtime
+                left = [p.wait(60) for p in running if p is not victim]
+                assert all(status in (75, -6) for status in left), left
+        inside += caught
+        what = "inside a save" if caught else "while starting" if moment is not None else "while training"
+        say(f"kill {kill + 1}/{kills}: {what}, at {lines(hurt)} lines")
+    with hosts(n, [*common, "--workdir", hurt], env, logs) as running:
+        assert statuses(running, 3600) == [0] * n, (logs / "host-0.txt").read_text()[-2000:]
+    compare(whole, hurt, steps)
+    return inside
+
+
+def kind_of(draw: random.Random) -> Literal["start", "step"]:
+    return "start" if draw.random() < 0.15 else "step"
+
+
+def lines(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def latest(workdir: Path) -> int:
+    return max((int(p.parent.name) for p in workdir.glob("checkpoints/[0-9]*/manifest.json")), default=0)
+
+
+def saving(workdir: Path, after: int) -> bool:
+    """Whether a checkpoint later than that step is half written, or not sealed yet."""
+    folder = workdir / "checkpoints"
+    half = [p for p in folder.glob("*.orbax-checkpoint-tmp*") if int(p.name.split(".")[0]) > after]
+    open_ = [p for p in folder.glob("[0-9]*") if p.name.isdecimal() and int(p.name) > after]
+    return bool(half) or any(not (p / "manifest.json").exists() for p in open_)
+
+
+def compare(whole: Path, hurt: Path, steps: int) -> None:
+    """Raises: AssertionError for the first thing that differs."""
+    one, other = (path / "checkpoints" / str(steps) for path in (whole, hurt))
+    sums = [json.loads((path / "manifest.json").read_text())["sha256"] for path in (one, other)]
+    arrays = [{k: v for k, v in found.items() if not k.startswith(("meta", "_"))} for found in sums]
+    parts = {k.split("/")[0] for k in arrays[0]}
+    assert {"params", "opt_state"} <= parts, parts
+    timed = ("_METADATA", "_sharding", "array_metadatas", "commit_success")  # of when and where it was written
+    content = [{k: v for k, v in found.items() if not any(t in k for t in timed)} for found in arrays]
+    different = [k for k in content[0].keys() | content[1].keys() if content[0].get(k) != content[1].get(k)]
+    assert not different, f"the checkpoints differ in {different[:5]}"
+    for name in ("metrics.jsonl", "evaluation.json"):
+        assert (whole / name).read_bytes() == (hurt / name).read_bytes(), f"{name} differs"
+    found = [json.loads(line) for line in (hurt / "metrics.jsonl").read_text().splitlines()]
+    trained = [line["step"] for line in found if line["split"] == "train"]
+    assert trained == list(range(1, steps + 1)), "metrics.jsonl has a gap or a repeated step"
+    with np.load(whole / "reference.npz") as a, np.load(hurt / "reference.npz") as b:
+        assert all(np.array_equal(a[name], b[name]) for name in a), "reference.npz differs"
+
+
+def main(family: Literal["vae", "gan", "lm"] = "vae", kills: int = 50, seed: int = 0, hosts: int = 1) -> None:
+    """Kill a family's training, and say how it ended."""
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    begun = time.monotonic()
+    inside = chaos(family, kills, seed, folder, hosts, say=lambda text: print(text, flush=True))
+    minutes = (time.monotonic() - begun) / 60
+    print(
+        f"{family}: {kills} of {kills} kills survived, {inside} of them inside a save; bit-identical; {minutes:.0f} minutes"
+    )
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main)
+    except AssertionError as error:
+        sys.exit(f"failed: {error}")

@@ -1,0 +1,151 @@
+"""Several hosts on one machine: one curve with one host, and none goes on alone when another stops."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gen import checkpoint
+from tests.processes import QUICK, environment, hosts, statuses, until
+
+STEPS = 240
+RUN = ["vae_digits", *QUICK, "--steps", STEPS, "--save.every", 20, "--evaluate-every", 120, "--log.every", 1]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> dict[str, str]:
+    return environment(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(env, tmp_path_factory) -> Path:
+    """A finished run of one host with two devices."""
+    folder = tmp_path_factory.mktemp("whole")
+    arguments = [*RUN, "--workdir", folder / "run", "--parallel.cpu-devices", 2]
+    with hosts(1, arguments, env, folder) as running:
+        assert statuses(running) == [0], said(folder)
+    return folder / "run"
+
+
+def said(folder: Path, host: int = 0) -> str:
+    return (folder / f"host-{host}.txt").read_text()
+
+
+def metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_close(one: list[dict], other: list[dict]) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        assert (a["step"], a["split"]) == (b["step"], b["split"])
+        for name in a.keys() - {"step", "split"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5), (a["step"], name)
+
+
+def step_of(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
+    """A signal to one of them, the death of either, and in the end one host with two devices, and another engine."""
+    workdir, arguments = tmp_path / "run", [*RUN, "--workdir", tmp_path / "run"]
+
+    # SIGUSR1 at one host: both save the same step, and ask to be started again.
+    with hosts(2, arguments, env, tmp_path) as running:
+        assert until(lambda: step_of(workdir) > 30, running), said(tmp_path)
+        running[1].send_signal(signal.SIGUSR1)
+        assert statuses(running, 60) == [75, 75], said(tmp_path)
+    stopped = max(checkpoint.steps(workdir / "checkpoints"))
+    for host in range(2):
+        assert f"stopped at step {stopped} and saved" in said(tmp_path, host)
+        assert f"stopped at step {stopped} and saved" in (workdir / "logs" / f"host-{host:03d}.log").read_text()
+
+    # Death of either: the other ends soon, with the reason; the first host holds what the runtime stands on.
+    for victim in (1, 0):
+        begun = time.monotonic()
+        before = step_of(workdir)
+        with hosts(2, arguments, env, tmp_path) as running:
+            assert until(lambda: step_of(workdir) > before, running), said(tmp_path)  # noqa: B023
+            assert time.monotonic() - begun < 60  # from the restart to the next step
+            assert until(lambda: step_of(workdir) > before + 25, running), said(tmp_path)  # noqa: B023
+            running[victim].kill()
+            killed = time.monotonic()
+            running[1 - victim].wait(30)
+            print(f"host {victim} killed; the other ended {time.monotonic() - killed:.1f} s later")
+        assert running[1 - victim].returncode in (75, -signal.SIGABRT)
+        assert re.search("another host has ended|coordinat|heartbeat", said(tmp_path, 1 - victim)), said(
+            tmp_path, 1 - victim
+        )
+
+    # On one host with two devices and another engine, which was told to stop, and then to the end under pmap again.
+    switched = step_of(workdir)
+    alone = [*arguments, "--parallel.cpu-devices", 2]
+    with hosts(1, [*alone, "--parallel.engine", "jit", "--parallel.fsdp"], env, tmp_path) as running:
+        assert until(lambda: step_of(workdir) >= min(switched + 5, STEPS - 20), running), said(tmp_path)
+        running[0].terminate()
+        assert statuses(running, 60) == [75], said(tmp_path)
+    with hosts(1, alone, env, tmp_path) as running:
+        assert statuses(running) == [0], said(tmp_path)
+
+    found, expected = metrics(workdir), metrics(whole)
+    assert [(m["step"], m["split"]) for m in found] == [(m["step"], m["split"]) for m in expected]
+    # Float32 stays within 1e-5 for ten steps; later the two engines' rounding has grown.
+    assert_close(expected[: switched + 5], found[: switched + 5])
+
+
+def test_a_wrong_run_directory_is_refused_by_all(whole, env, tmp_path):
+    arguments = [*RUN, "--workdir", whole, "--seed", 7]
+    with hosts(2, arguments, env, tmp_path) as running:
+        assert statuses(running, 120) == [2, 2], said(tmp_path)
+    for host in range(2):
+        assert "seed: 0 -> 7" in said(tmp_path, host)
+
+
+def test_a_host_that_never_comes_is_a_clear_time_out(env, tmp_path):
+    lonely = ["--parallel.coordinator", "127.0.0.1:9", "--parallel.hosts", "2", "--parallel.host", "1"]
+    command = [sys.executable, "train.py", *map(str, RUN), "--workdir", tmp_path / "run", *lonely]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*map(str, command), "--parallel.startup-seconds", "3"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 75, done.stderr
+    assert "the hosts did not meet within 3 s" in done.stderr
+    assert time.monotonic() - begun < 45
+    assert not (tmp_path / "run").exists()
+
+
+def test_hosts_without_a_cluster_name_the_fix(env, tmp_path):
+    command = [sys.executable, "train.py", "vae_digits", "--workdir", tmp_path / "run", "--parallel.hosts", 2]
+    done = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--parallel.coordinator HOST:PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_is_not_saved_within_the_grace_ends_all_the_same(number):
+    program = (
+        "import os, time\nfrom gen import preemption\n"
+        f"with preemption.noticed(0.3) as notice:\n os.kill(os.getpid(), {int(number)})\n assert notice()\n time.sleep(30)"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 75
+    assert "grace-seconds are over" in done.stderr
+    assert time.monotonic() - begun < 25
+
+
+def test_a_signal_before_the_first_step_ends_at_once(env, tmp_path):
+    with hosts(1, [*RUN, "--workdir", tmp_path / "run"], env, tmp_path) as running:
+        assert until(lambda: (tmp_path / "run" / ".lock").exists(), running)
+        running[0].terminate()
+        assert statuses(running, 60) == [75], said(tmp_path)
+    assert re.search("SIGTERM: stopped|stopped at step", said(tmp_path))
