@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+USERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+USERS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)  # of a path that was named
 LAUNCH = {"launch": True}
 """Metadata of a config's field that may change between launches of one run: it is no part of the run's identity."""
 
@@ -233,6 +237,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gen"
 
 
+def expanded(path: Path | str) -> Path:
+    """The path with ~ as the user's home. Raises: UserError for the home of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def positive(**numbers: float) -> None:
     """Raises UserError for the first of the named numbers that is not finite and above zero."""
     for name, value in numbers.items():
@@ -260,18 +272,20 @@ def command(main: Callable[[], None], leave: Callable[[int], Any] = sys.exit) ->
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(141)
+    except MemoryError as error:
+        leave(_fail(f"error: out of memory: {error}"))
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint, if there is one")
         leave(130)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if isinstance(error, OSError) and error.errno in USERS:
             leave(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
         traceback.print_exc()
         leave(1)
 
 
 def _fail(message: str) -> int:
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     return 2
 
 
@@ -283,6 +297,11 @@ def by_path(function: Any, params: Params) -> Any:
 def path_name(path: tuple[Any, ...]) -> str:
     """ "encoder/Dense_0/kernel" for a key path."""
     return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def printable(text: str) -> str:
+    """The text with what would command a terminal (control characters but newline and tab), or can't be encoded, escaped."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def mean(tree: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from flax.traverse_util import flatten_dict
 
-from gen import checkpoint, parallel, run
+from gen import checkpoint, foreign, parallel, run
 from gen.config import Config
 from gen.core import Dataset, Params, State, UserError, command
 from gen.data import tokenizers
@@ -99,12 +99,17 @@ def of_run(workdir: Path, moved: str | None = None) -> Base | None:
     _, known = run.read_config(workdir)
     if "base" not in known:
         return None
-    path = Path(moved or workdir / known["base"]["path"])
+    path, step = Path(moved or workdir / known["base"]["path"]), known["base"]["step"]
     if not path.is_dir():
         raise UserError(f"{workdir} stands on the run {path}, which is not there; if it was moved: --base DIR")
-    base = opened(path, known["base"]["step"])
-    if base.sha256 != known["base"]["sha256"]:
+    if moved is None:  # the run says so, and may be a stranger's
+        print(f"{workdir} stands on {os.path.realpath(path)}", file=sys.stderr)
+    # Nothing else of that folder is read before: whoever made the run has to know the base already.
+    there = (path / "checkpoints" / str(step) / checkpoint.MANIFEST).is_file()
+    if there and checkpoint.digest(path / "checkpoints", step) != known["base"]["sha256"]:
         raise UserError(f"{path} is not the base that {workdir} was trained on (their digests differ)")
+    base = opened(path, step)  # with no manifest, this says so
+    assert base.sha256 == known["base"]["sha256"]
     return base
 
 
@@ -129,7 +134,7 @@ def weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
 
 def _abstract(base: Base) -> State:
     model = base.config.model.build(run.read_spec(base.path), base.config.steps)
-    return parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    return foreign.fits(parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0))), base.path)
 
 
 def _shapes(params: dict[str, Params]) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +26,13 @@ from typing import Any
 import numpy as np
 
 from gen import config as configs
+from gen import foreign
 from gen.config import Config
 from gen.core import Dataset, Feature, Spec, UserError
 
 FORMAT = 1
 REFERENCE = 64
+LARGEST = 2**26  # numbers of an example, or classes or tokens to choose from
 
 
 @contextmanager
@@ -39,6 +42,8 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} can't be a run directory: {error.strerror}") from None
+    if (workdir / "config.json").exists():
+        foreign.check_contained(workdir)  # before anything is written there
     with open(workdir / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,23 +88,33 @@ def write_config(workdir: Path, config: Config, data: str, base: Mapping[str, An
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
     """The config of a run, and the other facts of config.json. Imports only families, and modules in `trust`.
 
-    Raises: UserError if there is no run, or its config.json is not a config.
+    Raises: UserError if there is no run, if its config.json is not a config, or if a link leads out of it.
     """
     facts = _read_json(workdir / "config.json", f"{workdir} is no run directory: it has no config.json")
     if not isinstance(facts, dict) or not {"format", "identity", "data", "config"} <= facts.keys():
         raise UserError(f"{workdir}/config.json is no config of gen")
     if facts["format"] != FORMAT:
         raise UserError(f"{workdir}/config.json is of format {facts['format']}; this version of gen reads {FORMAT}")
+    base = facts.get("base", {"path": "", "step": 0, "sha256": ""})
+    if not isinstance(base, dict) or [type(base.get(k)) for k in ("path", "step", "sha256")] != [str, int, str]:
+        raise UserError(f"{workdir}/config.json is damaged: its base is no path, step and sha256")
+    foreign.check_contained(workdir)
     return configs.decode(Config, facts["config"], trust), facts
 
 
 def read_spec(workdir: Path) -> Spec:
     """What the model sees of the data. Raises: UserError if spec.json is missing or damaged."""
     value = _read_json(workdir / "spec.json", f"{workdir} has no spec.json")
-    try:
-        return {name: Feature(**{**feature, "shape": tuple(feature["shape"])}) for name, feature in value.items()}
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f"{workdir}/spec.json is damaged") from None
+    if not isinstance(value, dict) or not all(isinstance(feature, dict) for feature in value.values()):
+        raise UserError(f"{workdir}/spec.json is damaged: it has no features by name")
+    kind = {"type": f"{Feature.__module__}.{Feature.__name__}"}
+    spec = {name: configs.decode(Feature, {**x, **kind}, at=f"{workdir}/spec.json: {name}") for name, x in value.items()}
+    for name, feature in spec.items():
+        numbers = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
+        small = math.prod(feature.shape) <= LARGEST and all(x is None or 0 < x <= LARGEST for x in numbers)
+        if not small or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):
+            raise UserError(f"{workdir}/spec.json is damaged: {name} has sizes that no data have")
+    return spec
 
 
 @contextmanager
@@ -129,23 +144,27 @@ def write_reference(workdir: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_reference(workdir: Path) -> dict[str, np.ndarray]:
+    """The arrays of reference.npz, {} if there is none. Raises: UserError if it is damaged, or not of such data."""
     path = workdir / "reference.npz"
-    if not path.exists():
-        return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        found = foreign.arrays(path)
+    except FileNotFoundError:
+        return {}
+    shapes = {name: feature.shape for name, feature in read_spec(workdir).items()}
+    for name, array in found.items():
+        if not array.ndim or array.shape[1:] != shapes.get(name, array.shape[1:]):
+            raise UserError(f"{path} is damaged: {name[:80]!r} has the shape {array.shape}")
+    return found
 
 
 def read_evaluation(workdir: Path) -> dict[str, Any] | None:
-    """{"metrics": ..., "protocol": ...}, or None if there is none, or half of one: it can be made again."""
+    """{"metrics": {name: number}, "protocol": {name: ...}}, or None if there is none, or half of one: it can be made again."""
     try:
-        value = json.loads((workdir / "evaluation.json").read_text())
-    except (FileNotFoundError, ValueError):
+        value = foreign.parsed(workdir / "evaluation.json")
+        metrics, protocol = ({**value[part]} for part in ("metrics", "protocol"))
+        return {"metrics": {name: float(number) for name, number in metrics.items()}, "protocol": protocol}
+    except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, OverflowError):
         return None
-    return value if isinstance(value, dict) and {"metrics", "protocol"} <= value.keys() else None
 
 
 def write_evaluation(workdir: Path, metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
@@ -173,8 +192,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def _read_json(path: Path, absent: str) -> Any:
     try:
-        return json.loads(path.read_text())
+        return foreign.parsed(path)
     except FileNotFoundError:
         raise UserError(absent) from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None

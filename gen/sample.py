@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,9 +17,9 @@ import jax
 import numpy as np
 import tyro
 
-from gen import checkpoint, finetune, parallel, pictures, run, texts
+from gen import checkpoint, finetune, foreign, parallel, pictures, run, texts
 from gen import config as configs
-from gen.core import Dataset, GenerativeModel, Spec, State, UserError, checked_seed
+from gen.core import Dataset, GenerativeModel, Spec, State, UserError, checked_seed, printable
 from gen.data import tokenizers
 from gen.networks.positions import PADDING
 
@@ -163,7 +162,7 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
         "run": os.path.relpath(options.run.resolve(), folder.resolve()),
         "identity": configs.digest(config),
         "checkpoint": {"step": step, "sha256": checkpoint.digest(options.run / "checkpoints", step)},
-        "reference": _sha256((options.run / "reference.npz").read_bytes()),
+        "reference": _sha256(_reference(options.run)),
         "seed": options.seed,
         "request": configs.encode(options.request),
         "medium": {k: v for k, v in configs.encode(asked).items() if k == "type" or k in kept},
@@ -172,7 +171,7 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
     }
     run.write_json(folder / "manifest.json", manifest)
     if "samples.txt" in outputs:
-        print("" if asked.stream else outputs["samples.txt"].decode())
+        print("" if asked.stream else printable(outputs["samples.txt"].decode()))
     print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
 
 
@@ -192,7 +191,7 @@ def choose(workdir: Path, config: configs.Config, step: int | None) -> int:
 
 def restored(workdir: Path, model: GenerativeModel, step: int, base: str | None = None) -> State:
     """What samples are drawn from, of a checkpoint; on one device. base: where the run that it stands on was moved to."""
-    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    abstract = foreign.fits(parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0))), workdir)
     state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema", "stats"))
     if jax.tree.leaves(abstract.frozen):
         state = finetune.standing(state, abstract, finetune.of_run(workdir, base))
@@ -214,8 +213,11 @@ def generate(
         raise UserError("a masked model writes at all places at once; leave out --stream and --stop")
     state = restored(workdir, model, step, base)
     given = run.read_reference(workdir) if given is None else given
-    arrays = jax.jit(partial(model.generate, request=request, **functions))(state, jax.random.key(seed), given)
-    return jax.device_get(arrays)
+    inputs = state, jax.random.key(seed), given
+    program = jax.jit(partial(model.generate, request=request, **functions)).lower(*inputs).compile()
+    if size := program.memory_analysis():
+        foreign.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "what is to be generated")
+    return jax.device_get(program(*inputs))
 
 
 def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str], **read: Any) -> Dataset:
@@ -254,7 +256,7 @@ def verify(options: Verify) -> int:
     found = {
         "config": (manifest["identity"], configs.digest(config)),
         "checkpoint": (manifest["checkpoint"]["sha256"], checkpoint.digest(workdir / "checkpoints", step)),
-        "reference.npz": (manifest["reference"], _sha256((workdir / "reference.npz").read_bytes())),
+        "reference.npz": (manifest["reference"], _sha256(_reference(workdir))),
     }
     inputs = [name for name, (then, now) in found.items() if then != now]
     here = conditions()
@@ -262,18 +264,18 @@ def verify(options: Verify) -> int:
     differ = []
     for name, sha256 in manifest["outputs"].items():
         file = options.verify.parent / name
-        if not file.is_file():
+        if file.is_symlink() or not file.is_file():
             differ.append(f"{name} is missing")
-        elif _sha256(file.read_bytes()) != sha256:
+        elif _sha256(foreign.content(file)) != sha256:
             differ.append(f"{name} is not the file that the manifest names")
         if _sha256(outputs.get(name, b"")) != sha256:
             differ.append(f"{name} comes out differently")
     for line in differ:
-        print(f"differs: {line}")
+        print(printable(f"differs: {line}"))
     for name in inputs:
         print(f"changed: {name}")
     for line in moved:
-        print(f"other conditions: {line}")
+        print(printable(f"other conditions: {line}"))
     if differ and moved:
         print("the same bytes are promised under the same conditions only")
     if not differ:
@@ -296,8 +298,8 @@ def conditions() -> dict[str, Any]:
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        manifest = foreign.parsed(path)
+    except (FileNotFoundError, UserError) as error:
         raise UserError(f"{path} can't be read as a manifest: {error}") from None
     shape = {"run": str, "identity": str, "checkpoint": dict, "reference": str, "seed": int, "request": dict}
     shape |= {"medium": dict, "conditions": dict, "outputs": dict}
@@ -315,6 +317,13 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     if any(Path(name).name != name for name in manifest["outputs"]):
         raise UserError(f"{path}: an output's name leaves the manifest's folder")
     return manifest
+
+
+def _reference(workdir: Path) -> bytes:
+    try:
+        return foreign.content(workdir / "reference.npz")
+    except FileNotFoundError:
+        raise UserError(f"{workdir} has no reference.npz; training it on makes one") from None
 
 
 def _sha256(content: bytes) -> str:

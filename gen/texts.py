@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from gen.core import LAUNCH, UserError
+from gen.core import LAUNCH, UserError, printable
 from gen.data import tokenizers
 from gen.data.tokenizers import Tokenizer
 from gen.networks.positions import PADDING
@@ -112,7 +112,7 @@ def listener(options: Options, tokenizer: Tokenizer) -> Callable[[np.ndarray], n
             text = cut(whole, options.stop)
             if text == whole and tokens[0] != PADDING:
                 text = settled(text, options.stop)
-            print(text[shown:], end="", flush=True)
+            print(printable(text[shown:]), end="", flush=True)
             shown = max(shown, len(text))
         tails = [tokenizers.decode(tokenizer, row[-tail:]) for row in heard] if options.stop else [""] * len(heard)
         return np.array([any(stop in tail for stop in options.stop) for tail in tails])
