@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from gen import hosts
+from gen import foreign, hosts
 from gen.core import Requeue, State, UserError, positive
 
 FORMAT = 1
@@ -144,11 +145,11 @@ def damage(folder: Path, step: int) -> str | None:
     if not path.is_dir():
         return "there is no such checkpoint"
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = foreign.parsed(path / MANIFEST)
         sums, version = manifest["sha256"], manifest["format"]
     except FileNotFoundError:
         return "it has no manifest (the save was interrupted)"
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return "its manifest is damaged"
     if not (isinstance(sums, dict) and isinstance(version, int)):
         return "its manifest is damaged"
@@ -168,8 +169,11 @@ def digest(folder: Path, step: int) -> str:
 
 
 def meta(folder: Path, step: int) -> dict[str, Any]:
-    """The JSON that was saved with a step."""
-    return json.loads((folder / str(step) / "meta" / "metadata").read_text())
+    """The JSON that was saved with a step. Raises: UserError if it is damaged."""
+    found = foreign.parsed(folder / str(step) / "meta" / "metadata")
+    if not isinstance(found, dict) or not isinstance(found.get("validation", {}), dict):
+        raise UserError(f"checkpoint {folder / str(step)} has no facts")
+    return found
 
 
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
@@ -182,15 +186,25 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
         k: ocp.args.PyTreeRestore(v, restore_args=ocp.checkpoint_utils.construct_restore_args(v))
         for k, v in wanted.items()
     }
+    _check_chunks([folder / str(step) / k for k in wanted], max(x.size for x in jax.tree.leaves(wanted)))
     with ocp.Checkpointer(_handler()) as orbax:
         try:
             found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        except Exception as error:  # orbax raises nearly anything where its own facts are not what it wrote
             raise UserError(
-                f"checkpoint {folder / str(step)} is sound, but not of this model: {str(error).splitlines()[0]}"
+                f"checkpoint {folder / str(step)} is sound, but not of this model: {f'{error}.'.splitlines()[0]}"
             ) from error
     empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
     return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
+
+
+def _check_chunks(items: list[Path], most: int) -> None:
+    """Raises: UserError for a piece of an array that unpacks to more numbers than the largest array has."""
+    for file in (file for item in items for file in item.rglob(".zarray")):
+        facts = foreign.parsed(file)
+        chunks = facts.get("chunks") if isinstance(facts, dict) else None
+        if not isinstance(chunks, list) or not all(type(n) is int for n in chunks) or math.prod(chunks) > most:
+            raise UserError(f"{file} is damaged: its chunks are {str(chunks)[:80]}")
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
@@ -230,8 +244,8 @@ def _score(folder: Path, step: int, config: Config) -> float:
         return 0.0
     metric, end = config.best
     try:
-        value = meta(folder, step)["validation"][metric]
-    except (OSError, ValueError, KeyError):
+        value = float(meta(folder, step)["validation"][metric])
+    except (OSError, UserError, KeyError, TypeError, ValueError, OverflowError):
         return -float("inf")
     return value if end == "max" else -value
 
