@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gen.core import UserError
+from gen import foreign
+from gen.core import UserError, expanded
 from gen.data import prepared
 from gen.data.sources import sha256
 
@@ -150,6 +151,8 @@ def objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 value = json.loads(content.strip("\ufeff \t\r\n"))
             except json.JSONDecodeError as error:
                 raise UserError(f"{where}: is no JSON ({error.msg}, column {error.colno})") from None
+            except ValueError:
+                raise UserError(f"{where}: has a number of too many digits; make it a text") from None
             except RecursionError:
                 raise UserError(f"{where}: is nested too deeply") from None
             if not isinstance(value, dict):
@@ -158,9 +161,9 @@ def objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def listing(path: Path, ending: str) -> list[Path]:
-    """The file, or the files below the folder whose names end so, sorted. Names that begin with a dot and linked folders
-    are left out. Raises: UserError if there are none."""
-    path = path.expanduser()
+    """The file, or the files below the folder whose names end so, sorted. Names that begin with a dot, linked folders, links
+    out of the folder and what is no file are left out. Raises: UserError if there are none."""
+    path = expanded(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -168,7 +171,8 @@ def listing(path: Path, ending: str) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(path):
         folders[:] = [each for each in folders if not each.startswith(".")]
-        found += [Path(folder, each) for each in files if each.endswith(ending) and not each.startswith(".")]
+        named = [Path(folder, each) for each in files if each.endswith(ending) and not each.startswith(".")]
+        found += [each for each in named if each.is_file() and foreign.inside(each, path)]
     if not found:
         raise UserError(f"{path}: there are no {ending or 'text'} files in it")
     return sorted(found)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gen.core import UserError
+from gen import foreign
+from gen.core import UserError, expanded
 from gen.data import pixels
 from gen.data.cache import Arrays, cached
 from gen.data.sources import Source, sha256
@@ -29,7 +30,7 @@ def source(name: str, size: int | None, skip_bad: bool) -> Source:
     or images are missing, if an image can't be read (with `skip_bad` it is skipped, and counted in a warning), or if
     sizes differ while `size` is None.
     """
-    root = Path(name.removeprefix("folder:")).expanduser()
+    root = expanded(name.removeprefix("folder:"))
     if not root.is_dir():
         raise UserError(f"--data.name {name!r}: there is no such folder")
     root = root.resolve()
@@ -90,13 +91,13 @@ def listing(root: Path) -> list[Path]:
             path = Path(folder, file)
             if file.startswith(".") or path.suffix.lower() not in ENDINGS:
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
+            if not foreign.inside(path, root):
                 links += 1
-            else:
+            elif path.is_file():  # a pipe would never end
                 paths.append(path)
     if links:
         log.warning("%s: ignored %d symbolic links to folders or out of the folder", root, links)
-    return sorted(paths, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
+    return sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root).as_posix())).digest())
 
 
 def class_names(root: Path, paths: list[Path]) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of others, Pillow may run programs (EPS)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -53,7 +54,7 @@ def opened(encoded: bytes | Path | np.ndarray) -> Iterator[Image.Image]:
         if isinstance(encoded, np.ndarray):
             yield Image.fromarray(encoded)
             return
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
             # Pillow only warns up to twice its limit.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError

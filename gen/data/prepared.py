@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gen.core import UserError
+from gen import foreign
+from gen.core import UserError, expanded
 from gen.data import pixels
 from gen.data.sources import Record, Source, sha256
 
-NAME = re.compile(r"(?P<path>[A-Za-z]\w*(/[\w.-]+)?)(:(?P<version>\d+\.\d+\.\d+))?")
+NAME = re.compile(r"(?P<path>[A-Za-z]\w*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
+FEATURES, CLASS = "features.json", ("pythonClassName", "python_class_name", "type")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def root(data_dir: str | None) -> Path:
     """The directory of prepared sets, by default TFDS's own."""
-    return Path(data_dir or "~/tensorflow_datasets").expanduser()
+    return expanded(data_dir or "~/tensorflow_datasets")
 
 
 def find(name: str, data_dir: str | None) -> Path | None:
@@ -41,11 +43,18 @@ def find(name: str, data_dir: str | None) -> Path | None:
 def opened(path: Path) -> tuple[Any, dict[str, list[int]], list[Path]]:
     """(builder, {split: examples in each of its files}, the files) of a prepared set.
 
-    Raises: UserError if it can't be read at random, or a file is missing.
+    Raises: UserError if it is damaged or can't be read at random, or a file is missing.
     """
+    for name in connectors(path):
+        if not name.startswith("tensorflow_datasets."):  # TFDS would import it
+            raise UserError(f"{path / FEATURES} names {name[:80]!r}, which is not part of TFDS")
+
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(path)
+    try:
+        builder: Any = tfds.builder_from_directory(path)
+    except Exception as error:  # of damaged files, TFDS raises nearly anything
+        raise UserError(f"{path} can't be opened as a TFDS set: {f'{error}.'.splitlines()[0]}") from error
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise UserError(
             f"{path} is not prepared as array_record, and can't be read at random.\n"
@@ -58,6 +67,19 @@ def opened(path: Path) -> tuple[Any, dict[str, list[int]], list[Path]]:
             f"{missing[0]} is missing: delete {path} and prepare it again, python -m gen.data.prepare {builder.name}"
         )
     return builder, splits, files
+
+
+def connectors(path: Path) -> Iterator[str]:
+    """The classes that a prepared set's features are of, as it names them."""
+    try:
+        values = [foreign.parsed(path / FEATURES)]
+    except FileNotFoundError:
+        return
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            yield from (value[key] for key in CLASS if isinstance(value.get(key), str))
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def source(name: str, data_dir: str | None, size: int | None) -> Source:

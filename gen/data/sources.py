@@ -125,5 +125,5 @@ def sha256(*parts: str | np.ndarray) -> str:
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data)
         else:
-            digest.update(f"{len(part)}:{part}".encode())
+            digest.update(f"{len(part)}:{part}".encode(errors="surrogateescape"))  # a file's name may be no text
     return digest.hexdigest()

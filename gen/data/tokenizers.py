@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from gen.core import UserError
+from gen import foreign
+from gen.core import UserError, expanded
 
 END = "<|endoftext|>"
 FILE = "tokenizer.json"
+KEPT = (type(None), normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)  # others can grow a text
+MOST = 2**24  # tokens
 TRAINED = ("byte", "character", "bpe")  # from the data; others are read from a file
 
 
@@ -51,12 +54,18 @@ def load(content: bytes, name: str = FILE) -> Tokenizer:
     tokens are neither made of bytes nor of characters."""
     try:
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises nothing more precise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing more precise, and panics beside Exception
         raise UserError(f"{name} is no tokenizer of Hugging Face tokenizers: {error}") from None
     if tokenizer.token_to_id(END) is None:
         raise UserError(f"{name} has no token {END}, which gen begins documents with; choose a tokenizer that has it")
     if not isinstance(tokenizer.decoder, decoders.ByteLevel | decoders.Fuse):
         raise UserError(f"{name} is neither of bytes, as GPT-2's, nor of characters; choose such a tokenizer")
+    if not isinstance(tokenizer.normalizer, KEPT):
+        raise UserError(f"{name} changes texts before it reads them; choose a tokenizer without a normalizer")
+    if size(tokenizer) > MOST:
+        raise UserError(f"{name} numbers its tokens up to {size(tokenizer) - 1:,}; they must be below {MOST:,}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return _ours(tokenizer)
@@ -69,12 +78,12 @@ def of_run(folder: Path) -> Tokenizer:
 
 def read(path: Path) -> bytes:
     """The content of a tokenizer.json, given itself or its folder. Raises: UserError if there is none."""
-    path = path.expanduser()
+    path = expanded(path)
     path = path / FILE if path.is_dir() else path
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read as a tokenizer: {error.strerror}") from None
+        return foreign.content(path, 2**28)
+    except FileNotFoundError:
+        raise UserError(f"{path} can't be read as a tokenizer: No such file or directory") from None
 
 
 def dump(tokenizer: Tokenizer) -> bytes:
