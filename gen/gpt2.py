@@ -94,13 +94,13 @@ def described_by(config: Any, path: Path) -> tuple[Architecture, int, int]:
             raise UserError(f"{path}: {name} is {found!r}, and a run's can be {' or '.join(map(repr, values))} only")
 
     def number(name: str) -> int:
-        if type(value := config.get(name)) is not int or value < 1:
-            raise UserError(f"{path}: {name} is {value!r}; it must be a number above 0")
+        if type(value := config.get(name)) is not int or not 0 < value < 2**26:
+            raise UserError(f"{path}: {name} is {value!r}; it must be a number above 0 (and below 2**26)")
         return value
 
     dropout = config.get("resid_pdrop", 0.1)
-    if type(dropout) not in (int, float):
-        raise UserError(f"{path}: resid_pdrop is {dropout!r}; it must be a number")
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: resid_pdrop is {dropout!r}; it must be a number in [0, 1)")
     arch = Architecture(
         layers=number("n_layer"),
         width=number("n_embd"),

@@ -9,7 +9,6 @@ Both are the same function of the tokens of one document. Of several in a row, a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gen import checkpoint, language, run, sample
+from gen import checkpoint, foreign, language, run, sample
 from gen.config import Config
 from gen.core import Dataset, Feature, State, UserError, command
 from gen.data import text, tokenizers
@@ -112,6 +111,8 @@ def import_run(folder: Path, workdir: Path) -> int:
             f"{folder}: there is no such folder; a model of the Hub comes by hf download NAME --local-dir DIR"
         )
     arch, vocab, context = described_by(_json(folder / "config.json"), folder / "config.json")
+    if (there := sum(len(_names(file)) for file in weights(folder))) < arch.layers:
+        raise UserError(f"{folder} has {there} tensors, too few for the {arch.layers} layers of its config.json")
     tokenizer = read_tokenizer(folder)
     if (size := tokenizers.size(tokenizer)) > vocab:
         raise UserError(f"{folder}: its tokenizer has {size} tokens, and its model {vocab}; they don't belong together")
@@ -171,7 +172,7 @@ def weights(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(_json(index)["weight_map"].values()))
-            assert all(Path(name).name == name for name in names)
+            assert all(Path(name).name == name not in ("", "..") for name in names)
         except (AssertionError, AttributeError, KeyError, TypeError):
             raise UserError(f"{index} is damaged: it has no weight_map to files beside it") from None
         return [folder / name for name in names]
@@ -219,11 +220,9 @@ def _names(file: Path) -> list[str]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        return foreign.parsed(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} can't be read: No such file or directory") from None
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from safetensors.numpy import load_file
 
+from gen import foreign
 from gen.core import Array, Params, UserError
 from gen.metrics.features import Features
 from gen.networks.inception import SIDE, Inception
@@ -110,8 +110,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with path.open("rb") as file, NpzFile(file, allow_pickle=False) as archive:
-            return {name: np.asarray(archive[name]) for name in archive}
+        return foreign.arrays(path)
     except Exception as error:  # a broken file makes them raise nearly anything
         raise UserError(f"{path}: can't be read as {path.suffix} ({error})") from error
 
