@@ -243,7 +243,7 @@ def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config")
                 wrong = error
         raise wrong
     if origin is Literal:
-        if value in members:
+        if any(type(value) is type(member) and value == member for member in members):
             return value
     elif origin is tuple:
         if isinstance(value, list | tuple):
@@ -255,7 +255,7 @@ def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config")
     elif isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, dict) and isinstance(value.get("type"), str):
             return _decode_dataclass(kind, value, trust, at)
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    elif kind is float and isinstance(value, int | float) and abs(value) < 2**1023 and not isinstance(value, bool):
         return float(value)
     elif (kind is type(None) and value is None) or type(value) is kind:
         return value
