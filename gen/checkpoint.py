@@ -203,7 +203,11 @@ def _check_chunks(items: list[Path], most: int) -> None:
     for file in (file for item in items for file in item.rglob(".zarray")):
         facts = foreign.parsed(file)
         chunks = facts.get("chunks") if isinstance(facts, dict) else None
-        if not isinstance(chunks, list) or not all(type(n) is int for n in chunks) or math.prod(chunks) > most:
+        if (
+            not isinstance(chunks, list)
+            or not all(type(n) is int and n > 0 for n in chunks)
+            or math.prod(chunks) > most
+        ):
             raise UserError(f"{file} is damaged: its chunks are {str(chunks)[:80]}")
 
 
