@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+LARGEST = 2**26
+"""Numbers of an example at most, and classes or tokens to choose from."""
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 USERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 USERS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)  # of a path that was named

@@ -28,11 +28,11 @@ import numpy as np
 from gen import config as configs
 from gen import foreign
 from gen.config import Config
-from gen.core import Dataset, Feature, Spec, UserError
+from gen.core import LARGEST, Dataset, Feature, Spec, UserError
 
 FORMAT = 1
 REFERENCE = 64
-LARGEST = 2**26  # numbers of an example, or classes or tokens to choose from
+AXES = {"image": 3, "label": 0, "tokens": 1, "source": 1}
 
 
 @contextmanager
@@ -108,8 +108,12 @@ def read_spec(workdir: Path) -> Spec:
     if not isinstance(value, dict) or not all(isinstance(feature, dict) for feature in value.values()):
         raise UserError(f"{workdir}/spec.json is damaged: it has no features by name")
     kind = {"type": f"{Feature.__module__}.{Feature.__name__}"}
-    spec = {name: configs.decode(Feature, {**x, **kind}, at=f"{workdir}/spec.json: {name}") for name, x in value.items()}
+    spec = {
+        name: configs.decode(Feature, {**x, **kind}, at=f"{workdir}/spec.json: {name}") for name, x in value.items()
+    }
     for name, feature in spec.items():
+        if len(feature.shape) != AXES.get(name, len(feature.shape)):
+            raise UserError(f"{workdir}/spec.json is damaged: {name} has the shape {feature.shape}")
         numbers = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
         small = math.prod(feature.shape) <= LARGEST and all(x is None or 0 < x <= LARGEST for x in numbers)
         if not small or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):

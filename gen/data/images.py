@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import PIL
 
-from gen import core
+from gen import core, foreign
 from gen.core import UserError
 from gen.data import folder, pixels, prepared, sources
 from gen.data.cache import cached
@@ -63,6 +63,11 @@ class Config(core.DataConfig):
         }
         height, width, channels = source.shape
         shape = (self.size or height, self.size or width, self.colors or channels)
+        if math.prod(shape) > core.LARGEST:
+            raise UserError(
+                f"{self.name}: images of {shape[0]}x{shape[1]} are too large. Give a size, such as --data.size 64"
+            )
+        foreign.check_memory(self.batch_size * math.prod(shape), f"a batch of {self.batch_size} images")
         used = np.unique(np.concatenate(list(splits.values())))
         if len(used) * math.prod(shape) <= self.in_memory:
             read, content = hold(source, used, self.size, shape)
