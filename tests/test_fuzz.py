@@ -1,0 +1,446 @@
+"""Whatever is in the files and options that people have from elsewhere: it is used, or refused in a short error, status 2.
+
+A few examples of each, the same ones each time; GEN_FUZZ=2000 makes so many, and others each time.
+"""
+
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gen import checkpoint, parallel, run, sample
+from gen import config as configs
+from gen.config import Config
+from gen.core import Feature, command
+from gen.data import tokenizers
+from gen.data.images import Config as Images
+from gen.data.text import Config as Text
+from gen.train import train
+
+ASKED = os.environ.get("GEN_FUZZ")
+SLOW = 60  # seconds, which nothing here takes
+
+
+def fuzz(examples: int) -> Any:
+    """So many examples, unless the environment asks for more."""
+    return settings(
+        max_examples=int(ASKED or examples),
+        derandomize=ASKED is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def ends(call: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """[what it returns], or [] where it ends as a person's mistake does: with status 2. Anything else fails, and so does a
+    long wait."""
+    found, status, begun = [], 0, time.monotonic()
+    try:
+        command(lambda: found.append(call(*arguments)))
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2 * (not found), status
+    assert time.monotonic() - begun < SLOW
+    return found
+
+
+# --- what is in the files -------------------------------------------------------------------------------------------
+
+ODD = [
+    "",
+    "\0",
+    "..",
+    "../..",
+    "/",
+    "~nobody/x",
+    "a" * 300,
+    "\ud800",
+    "\x1b[2J",
+    "None",
+    "os.system",
+    "gen.families.vae",
+]
+ODD += ["gen.families.vae.Config", "gen.core.FamilyConfig", "gen.config.Config", "gen.families.gan.Config", "nan", "-1"]
+NUMBERS = [0, -1, 1, 2, 3, 255, 2**31, 2**32, 2**63, 10**30, 10**400, -(10**30), 1e308, -0.0, 1e-320, 0.5]
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(NUMBERS)
+    | st.sampled_from(ODD)
+    | st.text(st.characters(exclude_categories=()), max_size=20)
+)
+JUNK = st.recursive(
+    LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=5), x, max_size=4), max_leaves=8
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there is something in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in items:
+        yield from places(child, (*path, key))
+
+
+def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    """A copy in which `change` was applied at a place; None from it drops what is there."""
+    if not path:
+        return (change(value) or [None])[0]
+    copy, key = value.copy(), path[0]
+    if len(path) > 1:
+        copy[key] = changed(value[key], path[1:], change)
+    elif new := change(value[key]):
+        copy[key] = new[0]
+    else:
+        del copy[key]
+    return copy
+
+
+KINDS = ["like", "like", "like", "replace", "drop", "insert", "other", "wrap"]
+
+
+def like(value: Any) -> Any:
+    """What may stand in its place, by its type."""
+    if isinstance(value, str):
+        return st.sampled_from(ODD)
+    if type(value) in (int, float):
+        return st.sampled_from([type(value)(x) for x in NUMBERS if abs(x) < 1e300 or isinstance(x, type(value))])
+    if isinstance(value, list):
+        return st.sampled_from([[], value * 2, value[1:], value[::-1], *([x] * 3 for x in value[:1])])
+    return st.booleans()
+
+
+@st.composite
+def mutated(draw: Any, value: Any) -> Any:
+    """The JSON value with one to three changes at any depth: something else, the like of it, dropped, added, repeated, or
+    wrapped."""
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(value))))
+        there = value
+        for key in path:
+            there = there[key]
+        near = draw(like(there))
+        junk, kind = draw(JUNK), draw(st.sampled_from(KINDS))
+        other = draw(st.sampled_from(list(places(value))))
+
+        def change(
+            old: Any, kind: str = kind, junk: Any = junk, other: Any = other, whole: Any = value, near: Any = near
+        ) -> Any:
+            if kind == "insert" and isinstance(old, dict):
+                return [{**old, str(junk)[:20]: junk}]
+            if kind == "insert" and isinstance(old, list):
+                return [[*old, junk]]
+            if kind == "like":
+                return [near]
+            if kind == "other":
+                for key in other:
+                    whole = whole[key]
+                return [whole]
+            return {"drop": None, "wrap": [[old]]}.get(kind, [junk])
+
+        value = changed(value, path, change)
+    return value
+
+
+def dumped(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@st.composite
+def damaged(draw: Any, content: bytes) -> bytes:
+    """The bytes cut off, with some of them changed, or others altogether."""
+    kind = draw(st.sampled_from(["cut", "flip", "other", "flip"]))
+    if kind == "other" or not content:
+        return draw(st.binary(max_size=200))
+    if kind == "cut":
+        return content[: draw(st.integers(0, len(content)))]
+    for at in draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content = content[:at] + bytes([draw(st.integers(0, 255))]) + content[at + 1 :]
+    return content
+
+
+# --- what is fuzzed ---------------------------------------------------------------------------------------------------
+
+PICTURES = {"image": Feature((8, 8, 1), levels=17), "label": Feature((), "int32", classes=10)}
+TOKENS = {"tokens": Feature((17,), "int32", vocab=257, end=0), "source": Feature((6,), "int32", vocab=257, end=0)}
+NAMES = ["vae_digits", "gan_digits", "lm_pydoc", "mlm_pydoc", "seq2seq_docstring"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def some(tiny) -> dict[str, Config]:
+    return {name: tiny(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    """A run with samples and their manifest, in generated/."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    train(
+        replace(
+            tiny("vae_digits"),
+            steps=2,
+            evaluate_every=0,
+            save=checkpoint.Config(every=2),
+            parallel=parallel.Config(devices=1),
+        ),
+        workdir,
+    )
+    assert sample.main([str(workdir), "--n", "4", "--out", str(workdir / "generated")]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fuzzed")
+
+
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+SPECS = {Images: PICTURES, Text: TOKENS}
+
+
+def built(model: Any, spec: Any) -> None:
+    """The shapes of a model's state."""
+    jax.eval_shape(model.build(spec, 10).init, jax.random.key(0))
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_any_config_json(data, some, folder):
+    config = some[data.draw(st.sampled_from(NAMES))]
+    facts = {"format": 1, "identity": "0", "data": "0", "config": configs.encode(config)}
+    content = dumped(data.draw(mutated(facts)))
+    (folder / "config.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
+    for found, _ in ends(run.read_config, folder):
+        assert configs.decode(Config, configs.encode(found)) == found
+        ends(built, found.model, SPECS[type(found.data)])
+
+
+def options(x: Any, path: str = "-") -> list[str]:
+    """The options of a config: `--model.latents`, ..."""
+    if not is_dataclass(x):
+        return [path]
+    dash = "-" if path == "-" else "."
+    return [
+        option for f in fields(x) for option in options(getattr(x, f.name), f"{path}{dash}{f.name.replace('_', '-')}")
+    ]
+
+
+VALUES = [
+    "0",
+    "1",
+    "2",
+    "-1",
+    "3.5",
+    "1e400",
+    "nan",
+    "inf",
+    "1e-3",
+    str(10**30),
+    "None",
+    "True",
+    "adam",
+    "full",
+    "hash:0.1",
+]
+VALUES += [
+    "Warmup(1.0, 5)",
+    "Cosine(1e400, 5)",
+    "Piecewise((), ())",
+    "Piecewise((5, 1), (1, 2, 3))",
+    "WarmupCosine(-1, 10**30)",
+]
+VALUES += [
+    "digits",
+    "train",
+    "train[:0]",
+    "train[5%:3%]",
+    "folder:~nobody",
+    "mnist/..",
+    "mnist:1.0.0",
+    "text:/nowhere",
+    "(a",
+    "*",
+]
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_any_options(data, some, folder):
+    config = some[data.draw(st.sampled_from(NAMES))]
+    known = st.sampled_from(options(config)) | st.text(max_size=8).map("--".__add__)
+    value = st.sampled_from(VALUES) | st.sampled_from(VALUES) | st.text(max_size=10)
+    pair = st.tuples(known, value) | st.tuples(known, value, value) | st.tuples(known)
+    arguments = [x for each in data.draw(st.lists(pair, min_size=1, max_size=3)) for x in each]
+    for launch in ends(configs.override, config, arguments, "train.py"):
+        found = launch.config
+        ends(built, found.model, SPECS[type(found.data)])
+        ends(found.data.build)
+
+
+# --- run directories --------------------------------------------------------------------------------------------------
+
+
+@fuzz(15)
+@given(data=st.data())
+def test_any_manifest(data, trained):
+    manifest = json.loads((trained / "generated" / "manifest.json").read_text())
+    content = dumped(data.draw(mutated(manifest)))
+    path = trained / "generated" / "other.json"
+    path.write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
+    for status in ends(sample.verify, sample.Verify(path)):
+        assert status in (0, 1)
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_any_spec_json(data, some, folder):
+    config = some[data.draw(st.sampled_from(NAMES))]
+    spec = {name: {**vars(x), "shape": list(x.shape)} for name, x in (PICTURES | TOKENS).items()}
+    content = dumped(data.draw(mutated(spec)))
+    (folder / "spec.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
+    for spec in ends(run.read_spec, folder):
+        ends(built, config.model, spec)
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_any_evaluation_json(data, trained, folder):
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    content = dumped(data.draw(mutated(evaluation)))
+    (folder / "evaluation.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
+    for found in ends(run.read_evaluation, folder):
+        assert found is None or all(f"{number:.4g}" for number in found["metrics"].values())
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_any_reference_npz(data, trained, folder):
+    shutil.copy(trained / "spec.json", folder)
+    content = (trained / "reference.npz").read_bytes()
+    if data.draw(st.booleans()):
+        packed, shape = io.BytesIO(), data.draw(st.lists(st.integers(0, 3), max_size=4))
+        dtype = data.draw(st.sampled_from(["f4", "i1", "?", "U3", "c8", "M8[s]", "V5"]))
+        np.savez_compressed(packed, image=np.zeros(shape, dtype))
+        content = packed.getvalue()
+    (folder / "reference.npz").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
+    for found in ends(run.read_reference, folder):
+        assert all(array.shape[1:] == (8, 8, 1) for name, array in found.items() if name == "image")
+
+
+@fuzz(60)
+@given(data=st.data())
+def test_any_tokenizer_json(data):
+    tokenizer = data.draw(
+        st.sampled_from([tokenizers.byte(), tokenizers.character("abc"), tokenizers.bpe(["a b"], 260)])
+    )
+    content = dumped(data.draw(mutated(json.loads(tokenizers.dump(tokenizer)))))
+    content = data.draw(st.just(content) | damaged(content))
+    for found in ends(tokenizers.load, content):
+        ends(tokenizers.encode, found, "abc <|endoftext|>")
+        ends(tokenizers.decode, found, [0, 1, 2**20])
+        ends(tokenizers.widths, found)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def pictures(draw: Any) -> bytes:
+    """A file of a picture, or of what was one."""
+    mode = draw(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"]))
+    image = Image.new(mode, (draw(st.integers(1, 4)), draw(st.integers(1, 4))))
+    content = io.BytesIO()
+    for form in draw(st.permutations(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA"])):
+        try:
+            image.save(content, form)
+            break
+        except (OSError, ValueError):
+            continue
+    return draw(st.just(content.getvalue()) | damaged(content.getvalue()))
+
+
+FILE_NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=12) | st.just(
+    "\udc80"
+)
+ENDS = st.sampled_from([".png", ".PNG", ".jpg", ".tiff", ".webp", ".gif", ".txt", ""])
+
+
+@fuzz(40)
+@given(
+    files=st.lists(st.tuples(st.sampled_from(["", "a", "b/c"]) | FILE_NAMES, FILE_NAMES, ENDS, pictures()), max_size=6),
+    size=st.sampled_from([None, 1, 3]),
+    skip_bad=st.booleans(),
+    colors=st.sampled_from([None, 1, 3]),
+)
+@example(files=[("", "\udc80", ".png", b"")], size=None, skip_bad=False, colors=None)
+def test_any_folder_of_images(files, size, skip_bad, colors, folder):
+    root = emptied(folder / "images")
+    for below, name, ending, content in files:
+        path = root / below / f"{name}{ending}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError:  # there is a folder of that name
+            continue
+    config = Images(
+        name=f"folder:{root}",
+        **dict.fromkeys(("train", "validation", "test"), "train"),
+        size=size,
+        skip_bad=skip_bad,
+        colors=colors,
+        batch_size=4,
+    )
+    for data in ends(config.build):
+        ends(data.batch, 0, 0, range(4))
+        ends(next, data.evaluation("validation", 4))
+
+
+LINE = {"source": "one two", "target": "three", "n": 4}
+LINES = mutated(LINE).map(dumped) | mutated({"text": "a long enough text"}).map(dumped) | st.binary(max_size=20)
+LINES |= st.sampled_from([b"[" * 100_000, b'{"text": ' * 50_000, dumped(LINE), dumped({"text": 10**30}), b"\xff\xfe{}"])
+
+
+@fuzz(40)
+@given(
+    lines=st.lists(LINES | st.just(dumped(LINE)), max_size=6),
+    split=st.sampled_from(["tail:0.3", "hash:0.3"]),
+    tokenizer=st.sampled_from(tokenizers.TRAINED),
+)
+@example(lines=[b'{"text": ' + b"1" * 5000 + b"}"], split="tail:0.3", tokenizer="byte")
+def test_any_lines_of_json(lines, split, tokenizer, folder):
+    path = folder / "lines.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    config = Text(name=f"jsonl:{path}", split=split, tokenizer=tokenizer, vocabulary=260, length=8, batch_size=4)
+    for data in ends(config.build):
+        ends(data.batch, 0, 0, range(4))
+        ends(next, data.evaluation("validation", 4))
