@@ -26,6 +26,9 @@ from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, checked_seed, 
 from gen.schedules import Schedule
 
 
+MOST = 2**53  # of whole numbers, which shapes are made of
+
+
 @dataclass(frozen=True)
 class Config:
     """One experiment. What is not marked LAUNCH is its identity: a run directory belongs to one identity."""
@@ -68,6 +71,8 @@ class Config:
     def __post_init__(self):
         positive(steps=self.steps)
         checked_seed(self.seed)
+        if large := [x for x in walk(self) if isinstance(x, int) and abs(x) >= MOST]:
+            raise UserError(f"{large[0]} is too large; a config's whole numbers are below 2**53")
         if self.finetune != "full" and self.init_from is None:
             raise UserError(f"finetune {self.finetune} adapts a run that is there; the fix: --init-from RUN")
         if self.profile is not None:
@@ -258,7 +263,8 @@ def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config")
     elif kind is float and isinstance(value, int | float) and abs(value) < 2**1023 and not isinstance(value, bool):
         return float(value)
     elif (kind is type(None) and value is None) or type(value) is kind:
-        return value
+        if kind is not int or abs(value) < MOST:
+            return value
     raise wrong
 
 

@@ -22,6 +22,7 @@ from gen.core import UserError
 from gen.data import prepared, tokenizers
 from gen.data.images import Config as Images
 from gen.data.text import Config as Text
+from gen.families.vae import Config as VAE
 from gen.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -383,6 +384,10 @@ def test_numbers_and_words_that_only_look_right_are_wrong():
         config.decode(float, 10**400)
     with pytest.raises(UserError, match=r"colors is true"):
         config.decode(Images, config.encode(Images()) | {"colors": True})
+    with pytest.raises(UserError, match="size is 9223372036854775808"):
+        config.decode(Images, config.encode(Images()) | {"size": 2**63})
+    with pytest.raises(UserError, match="9223372036854775808 is too large"):
+        config.Config(model=VAE(latents=(2**63,)), data=Images(), steps=1)
 
 
 def test_a_name_of_a_file_that_is_no_text_is_a_name(tmp_path):
