@@ -19,14 +19,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save
 
-from gen import checkpoint, parallel, run, sample
+from gen import checkpoint, language, parallel, run, sample
 from gen import config as configs
 from gen.config import Config
 from gen.core import Feature, command
 from gen.data import tokenizers
 from gen.data.images import Config as Images
 from gen.data.text import Config as Text
+from gen.families import lm
+from gen.gpt2 import GPT2, described, to_gpt2
+from gen.interop import import_run
+from gen.networks.transformer import Architecture
 from gen.train import train
 
 ASKED = os.environ.get("GEN_FUZZ")
@@ -444,3 +449,39 @@ def test_any_lines_of_json(lines, split, tokenizer, folder):
     for data in ends(config.build):
         ends(data.batch, 0, 0, range(4))
         ends(next, data.evaluation("validation", 4))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> dict[str, bytes]:
+    """The files of a GPT-2 as transformers keep it."""
+    arch = Architecture(layers=2, width=8, heads=2, dropout=0.1, **GPT2)
+    spec = {"tokens": Feature((17,), "int32", vocab=257, end=0)}
+    state = jax.eval_shape(lm.Config(network=arch).build(spec, 1).init, jax.random.key(0))
+    shapes = jax.eval_shape(to_gpt2, state.params["transformer"])
+    tensors = {name: np.zeros(x.shape, np.float32) for name, x in shapes.items()}
+    facts = described(arch, language.tokens(spec))["config.json"]
+    tokenizer = tokenizers.dump(tokenizers.byte())
+    return {"config.json": dumped(facts), "model.safetensors": save(tensors), "tokenizer.json": tokenizer}
+
+
+@fuzz(15)
+@given(data=st.data())
+def test_any_import(data, gpt2, folder):
+    source = emptied(folder / "gpt2")
+    for name, content in gpt2.items():
+        (source / name).write_bytes(content)
+    name = data.draw(st.sampled_from([*gpt2, "model.safetensors.index.json", "config.json"]))
+    if name == "config.json":
+        content = dumped(data.draw(mutated(json.loads(gpt2[name]))))
+    elif name == "model.safetensors":
+        size = int.from_bytes(gpt2[name][:8], "little")
+        header = dumped(data.draw(mutated(json.loads(gpt2[name][8 : 8 + size]))))
+        content = len(header).to_bytes(8, "little") + header + gpt2[name][8 + size :]
+    elif name == "tokenizer.json":
+        content = gpt2[name]
+    else:
+        (source / "model.safetensors").rename(source / "a.safetensors")
+        content = dumped(data.draw(mutated({"metadata": {}, "weight_map": dict.fromkeys("abc", "a.safetensors")})))
+    (source / name).write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
+    shutil.rmtree(folder / "imported", ignore_errors=True)
+    ends(import_run, source, folder / "imported")

@@ -332,6 +332,20 @@ def test_a_tokenizer_that_would_take_all_memory_is_refused(change, message):
         tokenizers.load(json.dumps(facts).encode())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},  # the library panics
+        {"model": {"type": "WordLevel", "vocab": {tokenizers.END: 0}, "unk_token": "?"}},
+        {"model": {"type": "BPE", "vocab": {tokenizers.END: 0, "日": 1}, "merges": []}},
+    ],
+)
+def test_a_tokenizer_that_can_not_read_is_a_short_error(change):
+    facts = json.loads(tokenizers.dump(tokenizers.byte()))
+    with pytest.raises(UserError, match=r"can't read a text|no bytes"):
+        tokenizers.encode(tokenizers.load(json.dumps(facts | change).encode()), "a text")
+
+
 def test_an_import_of_more_layers_than_tensors_is_refused(tmp_path):
     from safetensors.numpy import save_file
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,8 @@ def bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 def load(content: bytes, name: str = FILE) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises: UserError if it is damaged, has no token `END`, or its
     tokens are neither made of bytes nor of characters."""
-    try:
+    with _short(f"{name} is no tokenizer of Hugging Face tokenizers"):
         tokenizer = Tokenizer.from_buffer(content)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises nothing more precise, and panics beside Exception
-        raise UserError(f"{name} is no tokenizer of Hugging Face tokenizers: {error}") from None
     if tokenizer.token_to_id(END) is None:
         raise UserError(f"{name} has no token {END}, which gen begins documents with; choose a tokenizer that has it")
     if not isinstance(tokenizer.decoder, decoders.ByteLevel | decoders.Fuse):
@@ -66,6 +63,8 @@ def load(content: bytes, name: str = FILE) -> Tokenizer:
         raise UserError(f"{name} changes texts before it reads them; choose a tokenizer without a normalizer")
     if size(tokenizer) > MOST:
         raise UserError(f"{name} numbers its tokens up to {size(tokenizer) - 1:,}; they must be below {MOST:,}")
+    with _short(f"{name} has a token that is no bytes"):
+        pieces(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return _ours(tokenizer)
@@ -101,7 +100,8 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
     Raises: UserError for a character that has no token, or that the tokenizer changes.
     """
-    found = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    with _short("the tokenizer can't read a text"):
+        found = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
     for text, back in zip(texts, tokenizer.decode_batch(found, skip_special_tokens=False), strict=True):
         if text != back:
             at = next(
@@ -146,6 +146,17 @@ def pieces(tokenizer: Tokenizer) -> list[bytes]:
 def widths(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes that each token stands for, int32 [V]."""
     return np.array([len(piece) for piece in pieces(tokenizer)], np.int32)
+
+
+@contextmanager
+def _short(what: str) -> Iterator[None]:
+    """The library's errors, of which none is more precise, and its panics, which are no Exception, as a UserError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what}: {error}") from None
 
 
 def _letters() -> dict[str, int]:
