@@ -25,7 +25,6 @@ from gen import adapters, alarms, checkpoint, faults, log, parallel, profile
 from gen.core import LAUNCH, DataConfig, FamilyConfig, UserError, checked_seed, positive
 from gen.schedules import Schedule
 
-
 MOST = 2**53  # of whole numbers, which shapes are made of
 
 
@@ -260,11 +259,10 @@ def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config")
     elif isinstance(kind, type) and is_dataclass(kind):
         if isinstance(value, dict) and isinstance(value.get("type"), str):
             return _decode_dataclass(kind, value, trust, at)
-    elif kind is float and isinstance(value, int | float) and abs(value) < 2**1023 and not isinstance(value, bool):
+    elif kind is float and (type(value) is float or (type(value) is int and abs(value) < 2**1023)):
         return float(value)
-    elif (kind is type(None) and value is None) or type(value) is kind:
-        if kind is not int or abs(value) < MOST:
-            return value
+    elif value is None if kind is type(None) else type(value) is kind and (kind is not int or abs(value) < MOST):
+        return value
     raise wrong
 
 

@@ -95,6 +95,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     packed = content(path)
     try:
         with NpzFile(io.BytesIO(packed), allow_pickle=False) as archive:
+            assert archive.zip is not None
             size = sum(entry.file_size for entry in archive.zip.infolist())
             if size > MOST:
                 raise ValueError(f"it unpacks to {size:,} bytes, and at most {MOST:,} are read")

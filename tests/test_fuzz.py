@@ -34,6 +34,7 @@ from gen.interop import import_run
 from gen.networks.transformer import Architecture
 from gen.train import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # a temperature of 1e308
 ASKED = os.environ.get("GEN_FUZZ")
 SLOW = 60  # seconds, which nothing here takes
 
@@ -45,7 +46,7 @@ def fuzz(examples: int) -> Any:
         derandomize=ASKED is None,
         database=None,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
 
 
@@ -238,7 +239,7 @@ def built(model: Any, spec: Any) -> None:
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
-@fuzz(60)
+@fuzz(40)
 @given(data=st.data())
 def test_any_config_json(data, some, folder):
     config = some[data.draw(st.sampled_from(NAMES))]
@@ -298,7 +299,7 @@ VALUES += [
 ]
 
 
-@fuzz(60)
+@fuzz(25)
 @given(data=st.data())
 def test_any_options(data, some, folder):
     config = some[data.draw(st.sampled_from(NAMES))]
@@ -362,13 +363,26 @@ def test_any_reference_npz(data, trained, folder):
         assert all(array.shape[1:] == (8, 8, 1) for name, array in found.items() if name == "image")
 
 
+VOCABULARY = {tokenizers.END: 0, "a": 1, "b": 2, "ab": 3}
+PARTS: list[dict[str, Any]] = [
+    {},
+    {"pre_tokenizer": {"type": "FixedLength", "length": 3}},
+    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a+"}, "behavior": "Isolated", "invert": False}},
+    {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "b"}},
+    {"model": {"type": "WordLevel", "vocab": VOCABULARY, "unk_token": "a"}},
+    {"model": {"type": "Unigram", "vocab": [[word, -1.0] for word in VOCABULARY], "unk_id": 0}},
+    {"model": {"type": "BPE", "vocab": VOCABULARY, "merges": [["a", "b"]], "byte_fallback": True, "unk_token": "a"}},
+]
+
+
 @fuzz(60)
 @given(data=st.data())
 def test_any_tokenizer_json(data):
     tokenizer = data.draw(
         st.sampled_from([tokenizers.byte(), tokenizers.character("abc"), tokenizers.bpe(["a b"], 260)])
     )
-    content = dumped(data.draw(mutated(json.loads(tokenizers.dump(tokenizer)))))
+    facts = json.loads(tokenizers.dump(tokenizer)) | data.draw(st.sampled_from(PARTS))
+    content = dumped(data.draw(mutated(facts)))
     content = data.draw(st.just(content) | damaged(content))
     for found in ends(tokenizers.load, content):
         ends(tokenizers.encode, found, "abc <|endoftext|>")
@@ -485,3 +499,21 @@ def test_any_import(data, gpt2, folder):
     (source / name).write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
     shutil.rmtree(folder / "imported", ignore_errors=True)
     ends(import_run, source, folder / "imported")
+
+
+@fuzz(10)
+@given(data=st.data())
+def test_any_file_of_a_run(data, trained, folder):
+    workdir = folder / "whole"
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("generated"))
+    files = sorted(path for path in workdir.rglob("*") if path.is_file())
+    for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)):
+        content = path.read_bytes()
+        if path.suffix == ".json" or content[:1] == b"{":
+            content = dumped(
+                data.draw(mutated(json.loads(content.splitlines()[0] if path.suffix == ".jsonl" else content)))
+            )
+        path.write_bytes(data.draw(st.just(content) | damaged(content)))
+    mode = data.draw(st.sampled_from(["generate", "reconstruct", "interpolate", "traverse"]))
+    ends(sample.main, [str(workdir), "--n", "8", "--mode", mode])
