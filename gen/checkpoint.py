@@ -189,7 +189,10 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
     _check_chunks([folder / str(step) / k for k in wanted], max(x.size for x in jax.tree.leaves(wanted)))
     with ocp.Checkpointer(_handler()) as orbax:
         try:
-            found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
+            with hosts.together():
+                found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
+        except Requeue:
+            raise
         except Exception as error:  # orbax raises nearly anything where its own facts are not what it wrote
             raise UserError(
                 f"checkpoint {folder / str(step)} is sound, but not of this model: {f'{error}.'.splitlines()[0]}"
