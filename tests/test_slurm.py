@@ -1,0 +1,236 @@
+"""Several hosts as clusters have them: tasks of a real SLURM, its signals, and the job that puts itself into the queue again."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import slurm
+
+from gen import checkpoint, parallel, sample
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "cluster" / "train.sbatch"
+TWO = "--nodes=1", "--ntasks-per-node=2"
+STEPS = 300
+SMALL = [
+    *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4", "--steps", str(STEPS)),
+    *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.every", "1"),
+    *("--evaluate-every", "100", "--save.every", "50"),
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """What commands of the cluster need to know; `python` is the one of the tests."""
+    if why := slurm.missing():
+        pytest.skip(why)
+    with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        kept = {k: v for k, v in found.items() if not k.startswith(("JAX_", "XLA_"))}
+        path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+        cache = str(tmp_path_factory.mktemp("cache"))
+        yield {**kept, "PATH": path, "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def call(environment):
+    """call(command, ...) -> the finished process."""
+
+    def run(*command: object) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in command]
+        return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def submit(environment):
+    """submit(folder, argument, ...) -> a job of the script that users copy; its log is folder/log."""
+
+    def run(folder: Path, *arguments: object, cwd: Path = ROOT) -> "Job":
+        command = ["sbatch", "--parsable", f"--output={folder / 'log'}", *TWO, str(SCRIPT), *map(str, arguments)]
+        done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, check=True, timeout=60)
+        return Job(done.stdout.strip(), folder / "log", environment)
+
+    return run
+
+
+class Job:
+    def __init__(self, number: str, log: Path, environment: dict[str, str]):
+        self.number, self.log, self._environment = number, log, environment
+
+    def facts(self) -> dict[str, str]:
+        """What `scontrol show job` has: JobState, Restarts, ExitCode ..."""
+        return dict(re.findall(r"(\w+)=(\S*)", self._told("scontrol", "show", "job", self.number)))
+
+    def task(self, rank: int) -> int | None:
+        """The process id of a running task."""
+        found = re.search(rf"^(\d+) +{self.number} +0 +{rank} ", self._told("scontrol", "listpids", self.number), re.M)
+        return int(found[1]) if found else None
+
+    def signal(self, *arguments: str) -> None:
+        self._told("scancel", *arguments, self.number)
+
+    def until(self, true: Callable[[], object], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, f"{self.facts()}\n{self.log.read_text() if self.log.exists() else ''}"
+            time.sleep(0.05)
+
+    def end(self, seconds: float = 120) -> dict[str, str]:
+        ends = "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"
+        self.until(lambda: self.facts()["JobState"] in ends, seconds)
+        return self.facts()
+
+    def _told(self, *command: str) -> str:
+        return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60).stdout
+
+
+# --- the script: when a job is requeued, and when not; what stands in for train.py needs no JAX ---
+
+STAND_IN = """
+import os, signal, sys, time
+config, _, run, what, *_ = sys.argv[1:]
+start = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+def save():
+    folder = f"{run}/checkpoints/{start}"
+    os.makedirs(folder, exist_ok=True)
+    open(f"{folder}/manifest.json", "w").close()
+def stop(number, frame):
+    save()
+    os._exit(75)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
+if what == "saves":  # four times, more often than a job may start in a row without
+    save()
+    sys.exit(0 if start == 4 else 75)
+if what == "waits" and start == 0:
+    open(f"{run}/waiting", "w").close()
+    time.sleep(60)
+if what == "killed" and start == 0 and os.environ["SLURM_PROCID"] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "killed" and start == 0:
+    time.sleep(60)
+sys.exit(int(what) if what.isdigit() else 0)
+"""
+
+
+def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(submit, tmp_path):
+    (tmp_path / "train.py").write_text(STAND_IN)
+    expected = {
+        "saves": ("COMPLETED", "0:0", 4),
+        "75": ("FAILED", "75:0", 2),  # fruitless: no more than three starts
+        "2": ("FAILED", "2:0", 0),  # a person's mistake
+        "0": ("COMPLETED", "0:0", 0),
+        "killed": ("COMPLETED", "0:0", 1),
+    }
+    jobs = {}
+    for what in expected:
+        (tmp_path / what).mkdir()
+        jobs[what] = submit(tmp_path / what, "config", tmp_path / what, what, cwd=tmp_path)
+
+    for name, arguments in {"told": ["--signal=USR1", "--full"], "cancelled": []}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        jobs[name] = job = submit(folder, "config", folder, "waits", cwd=tmp_path)
+        job.until((folder / "waiting").exists)
+        job.signal(*arguments)
+    expected |= {"told": ("COMPLETED", "0:0", 1), "cancelled": ("CANCELLED", "0:15", 0)}
+
+    for what, (state, code, restarts) in expected.items():
+        facts = jobs[what].end()
+        assert (facts["JobState"], facts["ExitCode"], int(facts["Restarts"])) == (state, code, restarts), what
+    assert "not requeued: 3 starts in a row saved nothing" in jobs["75"].log.read_text()
+    assert (tmp_path / "cancelled" / "checkpoints" / "0" / "manifest.json").exists()  # tasks had time to save
+
+
+# --- training ---
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(whole: Path, other: Path) -> None:
+    """Same curve, scores and parameters, to the last bit."""
+    assert (other / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert (other / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
+    _, model = sample.load(whole, ())
+    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    a, b = (checkpoint.restore(path / "checkpoints", STEPS, abstract) for path in (whole, other))
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=str(path))
+
+
+@pytest.fixture(scope="module")
+def whole(call, tmp_path_factory) -> Path:
+    """A run of two tasks with two devices each, not interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train = "python", "train.py", "vae_digits", "--workdir", workdir, *SMALL
+    done = call("srun", "--ntasks=2", *train, "--parallel.cpu-devices", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("next: python sample.py") == 1, done.stdout  # one host talks
+    return workdir
+
+
+def test_two_tasks_of_srun_have_the_curve_of_one_process(whole, call, tmp_path):
+    alone = tmp_path / "alone"
+    train = "python", "train.py", "vae_digits", "--workdir", alone, *SMALL
+    done = call(*train, "--steps", 10, "--parallel.cpu-devices", 4)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (
+        [x for x in lines(workdir) if x["split"] == "train" and x["step"] <= 10] for workdir in (whole, alone)
+    )
+    assert [x["step"] for x in ours] == list(range(1, 11))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def under_way(workdir: Path) -> bool:
+    """After the first save, between two."""
+    metrics = workdir / "metrics.jsonl"
+    return metrics.exists() and metrics.read_bytes().count(b"\n") > 70
+
+
+def test_a_signalled_job_saves_is_requeued_and_ends_bit_identical(whole, submit, tmp_path):
+    workdir = tmp_path / "run"
+    job = submit(tmp_path, "vae_digits", workdir, *SMALL, "--parallel.cpu-devices", 2)
+    job.until(lambda: under_way(workdir))
+    job.signal("--signal=USR1", "--full")
+    job.until(lambda: job.facts()["JobState"] == "PENDING", 60)
+    stopped_at = checkpoint.newest(workdir / "checkpoints", pytest.fail)
+    assert stopped_at
+    assert stopped_at % 50, f"a step of its own was saved, not one that was due: {job.log.read_text()}"
+
+    facts = job.end()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
+    assert f"resuming {workdir} at step {stopped_at}" in job.log.read_text()
+    assert_same(whole, workdir)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_job_that_lost_a_task_says_so_is_requeued_and_ends_bit_identical(rank, whole, submit, tmp_path):
+    workdir = tmp_path / "run"
+    heartbeat = 10
+    arguments = *SMALL, "--parallel.cpu-devices", 2, "--parallel.heartbeat-seconds", heartbeat
+    job = submit(tmp_path, "vae_digits", workdir, *arguments)
+    job.until(lambda: under_way(workdir))
+    pid = job.task(rank)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    job.until(lambda: job.facts()["JobState"] == "PENDING", heartbeat + 10)
+    log = job.log.read_text()
+    assert "Traceback" not in log
+    assert "another host" in log
+
+    facts = job.end()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
+    assert_same(whole, workdir)
