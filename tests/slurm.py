@@ -15,20 +15,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-PROGRAMS = "munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"
+PROGRAMS = "munged", "setpriv", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"
+KILL_WAIT = 10  # seconds between SIGTERM and SIGKILL for the tasks of a job that is cancelled
 ADMINISTRATORS = "/usr/sbin:/sbin"  # where Debian puts the daemons; not on everyone's PATH
 
-# A requeued job starts again when the credentials of its last start have expired, after 120 seconds by default. The rest of
-# the delays are of the scheduler, which looks for jobs to start when something changes, but seldom more often than sched_min_interval.
+# A requeued job waits until the credentials of its last start have expired: cred_expire, 120 seconds by default and for
+# whatever is below 5; it starts up to a second later, at the next round of the scheduler (sched_interval).
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmdPort={node}
 SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -38,20 +36,14 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SwitchType=switch/none
-MpiDefault=none
 MailProg=/bin/true
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/builtin
-SchedulerParameters=sched_interval=1,sched_min_interval=0,batch_sched_delay=0
+SchedulerParameters=sched_interval=1
 SlurmdParameters=config_overrides
-JobRequeue=1
 ReturnToService=2
-KillWait={kill_wait}
-InactiveLimit=0
+KillWait={wait}
 NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -66,7 +58,7 @@ def missing() -> str | None:
 
 
 @contextmanager
-def cluster(folder: Path, kill_wait: int = 30) -> Iterator[dict[str, str]]:
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
     """The environment in which SLURM's commands find the cluster. When it ends, so have its jobs and daemons."""
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir(parents=True)
@@ -74,7 +66,7 @@ def cluster(folder: Path, kill_wait: int = 30) -> Iterator[dict[str, str]]:
     (folder / "munge" / "key").chmod(0o400)
     controller, node = _free_ports(2)
     config = folder / "slurm.conf"
-    values = {"host": socket.gethostname(), "controller": controller, "node": node, "kill_wait": kill_wait}
+    values = {"host": socket.gethostname(), "controller": controller, "node": node, "wait": KILL_WAIT}
     config.write_text(CONFIG.format(folder=folder, **values))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     environment = {**kept, "PATH": _path(), "SLURM_CONF": str(config)}
@@ -101,18 +93,18 @@ def log(folder: Path) -> str:
 
 
 def _end_jobs(environment: dict[str, str]) -> None:
-    """SIGKILL for whatever is left, so that the daemons have no step to wait for."""
-    jobs = lambda: _output(["squeue", "--noheader", "--format=%i"], environment).split()
-    if jobs():
-        subprocess.run(["scancel", "--signal=KILL", "--full", *jobs()], env=environment, capture_output=True)
-        subprocess.run(["scancel", *jobs()], env=environment, capture_output=True)
-        end = time.monotonic() + 40
-        while jobs() and time.monotonic() < end:
+    """So that the daemons leave no task behind."""
+    left = lambda: _output(["squeue", "--noheader", "--format=%i"], environment).split()
+    if jobs := left():
+        _output(["scancel", *jobs], environment)
+        end = time.monotonic() + KILL_WAIT + 10
+        while left() and time.monotonic() < end:
             time.sleep(0.1)
 
 
 @contextmanager
 def _daemon(command: list[str], environment: dict[str, str], output: Path) -> Iterator[None]:
+    command = ["setpriv", "--pdeathsig=TERM", *command]  # also if the tests are killed
     with open(output, "wb") as file:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:
