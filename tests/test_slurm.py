@@ -79,13 +79,13 @@ class Job:
     def signal(self, *arguments: str) -> None:
         self._told("scancel", *arguments, self.number)
 
-    def until(self, true: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, true: Callable[[], object], seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, f"{self.facts()}\n{self.log.read_text() if self.log.exists() else ''}"
             time.sleep(0.05)
 
-    def end(self, seconds: float = 120) -> dict[str, str]:
+    def end(self, seconds: float = 240) -> dict[str, str]:
         ends = "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"
         self.until(lambda: self.facts()["JobState"] in ends, seconds)
         return self.facts()
@@ -155,8 +155,10 @@ def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(s
 # --- training ---
 
 
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def first_steps(workdir: Path) -> list[dict[str, float]]:
+    """Training metrics of steps 1 to 10."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [x for x in records if x.pop("split") == "train" and x["step"] <= 10]
 
 
 def assert_same(whole: Path, other: Path) -> None:
@@ -186,9 +188,7 @@ def test_two_tasks_of_srun_have_the_curve_of_one_process(whole, call, tmp_path):
     train = "python", "train.py", "vae_digits", "--workdir", alone, *SMALL
     done = call(*train, "--steps", 10, "--parallel.cpu-devices", 4)
     assert done.returncode == 0, done.stderr
-    ours, theirs = (
-        [x for x in lines(workdir) if x["split"] == "train" and x["step"] <= 10] for workdir in (whole, alone)
-    )
+    ours, theirs = first_steps(whole), first_steps(alone)
     assert [x["step"] for x in ours] == list(range(1, 11))
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -219,14 +219,12 @@ def test_a_signalled_job_saves_is_requeued_and_ends_bit_identical(whole, submit,
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_job_that_lost_a_task_says_so_is_requeued_and_ends_bit_identical(rank, whole, submit, tmp_path):
     workdir = tmp_path / "run"
-    heartbeat = 10
-    arguments = *SMALL, "--parallel.cpu-devices", 2, "--parallel.heartbeat-seconds", heartbeat
-    job = submit(tmp_path, "vae_digits", workdir, *arguments)
+    job = submit(tmp_path, "vae_digits", workdir, *SMALL, "--parallel.cpu-devices", 2, "--parallel.heartbeat-seconds", 10)
     job.until(lambda: under_way(workdir))
     pid = job.task(rank)
     assert pid
     os.kill(pid, signal.SIGKILL)
-    job.until(lambda: job.facts()["JobState"] == "PENDING", heartbeat + 10)
+    job.until(lambda: job.facts()["JobState"] == "PENDING", 60)
     log = job.log.read_text()
     assert "Traceback" not in log
     assert "another host" in log
