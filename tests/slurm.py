@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PROGRAMS = "munged", "setpriv", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"
-KILL_WAIT = 10  # seconds between SIGTERM and SIGKILL for the tasks of a job that is cancelled
+KILL_WAIT = 30  # seconds between SIGTERM and SIGKILL for the tasks of a job that is cancelled
 ADMINISTRATORS = "/usr/sbin:/sbin"  # where Debian puts the daemons; not on everyone's PATH
 
 # A requeued job waits until the credentials of its last start have expired: cred_expire, 120 seconds by default and for

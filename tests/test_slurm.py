@@ -195,20 +195,21 @@ def test_two_tasks_of_srun_have_the_curve_of_one_process(whole, call, tmp_path):
 
 
 def under_way(workdir: Path) -> bool:
-    """After the first save, between two."""
+    """After the first save and before the last."""
     metrics = workdir / "metrics.jsonl"
     return metrics.exists() and metrics.read_bytes().count(b"\n") > 70
 
 
 def test_a_signalled_job_saves_is_requeued_and_ends_bit_identical(whole, submit, tmp_path):
     workdir = tmp_path / "run"
-    job = submit(tmp_path, "vae_digits", workdir, *SMALL, "--parallel.cpu-devices", 2)
+    never = "--save.every", STEPS  # so that what is saved before the end is saved for the signal
+    job = submit(tmp_path, "vae_digits", workdir, *SMALL, *never, "--parallel.cpu-devices", 2)
     job.until(lambda: under_way(workdir))
     job.signal("--signal=USR1", "--full")
     job.until(lambda: job.facts()["JobState"] == "PENDING", 60)
     stopped_at = checkpoint.newest(workdir / "checkpoints", pytest.fail)
-    assert stopped_at
-    assert stopped_at % 50, f"a step of its own was saved, not one that was due: {job.log.read_text()}"
+    assert stopped_at, job.log.read_text()
+    assert stopped_at < STEPS
 
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
@@ -226,8 +227,9 @@ def test_a_job_that_lost_a_task_says_so_is_requeued_and_ends_bit_identical(rank,
     os.kill(pid, signal.SIGKILL)
     job.until(lambda: job.facts()["JobState"] == "PENDING", 60)
     log = job.log.read_text()
-    assert "Traceback" not in log
-    assert "another host" in log
+    assert "Traceback" not in log, log
+    # The second is JAX's, which ends a process whose collective hangs: not all of its devices learn that the other is gone.
+    assert re.search("another host has ended|another task died", log), log
 
     facts = job.end()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), job.log.read_text()
