@@ -20,7 +20,8 @@ KILL_WAIT = 30  # seconds between SIGTERM and SIGKILL for the tasks of a job tha
 ADMINISTRATORS = "/usr/sbin:/sbin"  # where Debian puts the daemons; not on everyone's PATH
 
 # A requeued job waits until the credentials of its last start have expired: cred_expire, 120 seconds by default and for
-# whatever is below 5; it starts up to a second later, at the next round of the scheduler (sched_interval).
+# whatever is below 5; it starts up to a second later, at the next round of the scheduler (sched_interval). So short a wait is
+# safe only for jobs whose steps SLURM didn't terminate itself: KillWait later it does so again, to the step of the same number.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

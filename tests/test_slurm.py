@@ -117,8 +117,10 @@ if what == "waits" and start == 0:
     time.sleep(60)
 if what == "killed" and start == 0 and os.environ["SLURM_PROCID"] == "1":
     os.kill(os.getpid(), signal.SIGKILL)
-if what == "killed" and start == 0:
-    time.sleep(60)
+if what == "killed" and start == 0:  # the first to leave doesn't end the others
+    time.sleep(2)
+    save()
+    sys.exit(75)
 sys.exit(int(what) if what.isdigit() else 0)
 """
 
@@ -148,6 +150,7 @@ def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(s
     for what, (state, code, restarts) in expected.items():
         facts = jobs[what].end()
         assert (facts["JobState"], facts["ExitCode"], int(facts["Restarts"])) == (state, code, restarts), what
+    assert (tmp_path / "killed" / "checkpoints" / "0" / "manifest.json").exists()
     assert "not requeued: 3 starts in a row saved nothing" in jobs["75"].log.read_text()
     assert (tmp_path / "cancelled" / "checkpoints" / "0" / "manifest.json").exists()  # tasks had time to save
 
