@@ -78,7 +78,8 @@ def clustered() -> bool:
     tasks = lambda name: int(os.environ.get(name) or 1) > 1
     slurm = "SLURM_PROCID" in os.environ and tasks("SLURM_STEP_NUM_TASKS")  # of srun; a batch script's shell is alone
     tpu = importlib.util.find_spec("libtpu") and (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists())
-    return slurm or tasks("OMPI_COMM_WORLD_SIZE") or "JOB_COMPLETION_INDEX" in os.environ or bool(tpu)
+    pods = "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
+    return slurm or tasks("OMPI_COMM_WORLD_SIZE") or bool(pods) or bool(tpu)
 
 
 def count() -> int:

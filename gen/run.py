@@ -44,7 +44,7 @@ def locked(workdir: Path) -> Iterator[None]:
         raise UserError(f"{workdir} can't be a run directory: {error.strerror}") from None
     if (workdir / "config.json").exists():
         foreign.check_contained(workdir)  # before anything is written there
-    with open(workdir / ".lock", "w") as lock:
+    with open(os.open(workdir / ".lock", os.O_CREAT | os.O_RDONLY)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -42,6 +43,7 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises: Requeue if the process is to be started again: it was told to stop, or another host is gone.
     """
+    begun = time.monotonic()
     with preemption.leaving(), ExitStack() as held:
         config = finetune.resolved(config)
         data, model, engine = build(config)
@@ -64,7 +66,7 @@ def train(config: Config, workdir: Path) -> None:
             for text in found["damaged"]:
                 logger.alarm(start, text)
             if start:
-                logger.telemetry(start, event="restart")
+                logger.telemetry(start, event="restart", seconds=time.monotonic() - begun)
                 logger.say(f"resuming {workdir} at step {start}")
             if start < config.steps:
                 record = faults.Record(config.faults, start, meta.get("faults", []))

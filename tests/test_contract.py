@@ -174,6 +174,7 @@ def drift(tree) -> list[str]:
 ENGINES = {
     "pmap on 2": parallel.Config(devices=2),
     "pmap on 4": parallel.Config(devices=4),
+    "pmap on 8": parallel.Config(devices=8),
     "jit on 1": parallel.Config(engine="jit", devices=1),
     "jit on 4": parallel.Config(engine="jit", devices=4),
     "fsdp on 4": parallel.Config(engine="jit", devices=4, fsdp=True),
@@ -198,7 +199,7 @@ def test_engines_and_devices_agree_in_double_precision(name, tiny):
     config = replace(config, model=replace(config.model, dtype="float64", param_dtype="float64"))
     with jax.enable_x64(True):
         state, metrics = run(config, parallel.Config(devices=1), 100)
-        for engine in ("pmap on 4", "jit on 4", "fsdp and tensor 2 on 8"):
+        for engine in ("pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"):
             other, other_metrics = run(config, ENGINES[engine], 100)
             assert_close(state, other, 1e-9)
             assert_close(metrics, other_metrics, 1e-9)
@@ -302,3 +303,14 @@ def test_examples_that_belong_together_are_not_divided(tiny):
     packs = r"batch of 8 can't be divided among 4 devices in packs of 3; the fix: --data.batch-size 12"
     with pytest.raises(core.UserError, match=packs):
         parallel.compile(model._replace(together=3), parallel.Config(devices=4), 0, 8)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_hosts_read_is_the_batch_in_parts(name, tiny):
+    data = tiny(name).data.build()
+    hosts = range(0, 2), range(2, 8)
+    batches = [(data.batch(3, 5, range(8)), *(data.batch(3, 5, rows) for rows in hosts))]
+    batches += zip(data.evaluation("test", 8), *(data.evaluation("test", 8, rows) for rows in hosts), strict=True)
+    for whole, *own in batches:
+        for key, value in whole.items():
+            np.testing.assert_array_equal(value, np.concatenate([part[key] for part in own]), err_msg=key)

@@ -1,5 +1,6 @@
 """Entry scripts as people run them: processes, signals, full disks, wrong input."""
 
+import gzip
 import json
 import os
 import shutil
@@ -309,6 +310,37 @@ def test_a_read_only_directory_is_one_short_error(disk, trained, gen):
         assert "Traceback" not in done.stderr
 
 
+def test_a_disk_that_turns_read_only_in_a_run_ends_it_with_what_was_sound(disk, trained, gen, environment):
+    workdir = disk("size=50m") / "run"
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "vae_digits",
+        "--workdir",
+        str(workdir),
+        *SMALL,
+        "--steps",
+        "100000",
+    ]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoints = workdir / "checkpoints"
+    while process.poll() is None and not any(checkpoints.glob("*/manifest.json")):
+        time.sleep(0.005)
+    over = [["mount", "--bind", workdir.parent, workdir.parent], ["mount", "-o", "remount,bind,ro", workdir.parent]]
+    for command in over:  # a second mount in the same place, since files may be open for writing in the first
+        subprocess.run(command, check=True)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert "read-only file system" in said.lower()
+    assert "Traceback" not in said
+    subprocess.run(["umount", workdir.parent], check=True)
+    kept = checkpoint.newest(checkpoints, warn=lambda text: None)
+    assert kept
+    again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", kept + 25)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout
+
+
 def tampered(workdir: Path, change: Callable[[dict], None]) -> None:
     config = json.loads((workdir / "config.json").read_text())
     change(config)
@@ -352,7 +384,22 @@ def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-# --- looking before leaping ---
+# --- looking before leaping, and into ---
+
+
+def test_a_profile_is_a_trace_of_the_steps_asked_for(gen, tmp_path):
+    done = gen("train.py", "vae_digits", "--workdir", tmp_path / "run", *SMALL, "--steps", 60, "--profile", "50:3")
+    assert done.returncode == 0, done.stderr
+    found = list((tmp_path / "run" / "profile" / "host-000").rglob("perfetto_trace.json.gz"))
+    assert len(found) == 1
+    events = json.loads(gzip.decompress(found[0].read_bytes()))["traceEvents"]
+    assert (
+        sum("PjitFunction" in event.get("name", "") or "pmap" in event.get("name", "").lower() for event in events) >= 3
+    )
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    wrong = gen("train.py", "vae_digits", "--workdir", tmp_path / "other", "--profile", "50")
+    assert wrong.returncode == 2
+    assert "STEP:COUNT" in wrong.stderr + wrong.stdout
 
 
 def test_a_dry_run_prints_sizes_and_writes_nothing(gen, tmp_path):

@@ -158,10 +158,10 @@ def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(s
 # --- training ---
 
 
-def first_steps(workdir: Path) -> list[dict[str, float]]:
-    """Training metrics of steps 1 to 10."""
+def first_steps(workdir: Path, n: int) -> list[dict[str, float]]:
+    """Training metrics of steps 1 to n."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [x for x in records if x.pop("split") == "train" and x["step"] <= 10]
+    return [x for x in records if x.pop("split") == "train" and x["step"] <= n]
 
 
 def assert_same(whole: Path, other: Path) -> None:
@@ -191,10 +191,27 @@ def test_two_tasks_of_srun_have_the_curve_of_one_process(whole, call, tmp_path):
     train = "python", "train.py", "vae_digits", "--workdir", alone, *SMALL
     done = call(*train, "--steps", 10, "--parallel.cpu-devices", 4)
     assert done.returncode == 0, done.stderr
-    ours, theirs = first_steps(whole), first_steps(alone)
+    ours, theirs = first_steps(whole, 10), first_steps(alone, 10)
     assert [x["step"] for x in ours] == list(range(1, 11))
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_in_double_precision_the_curve_of_two_tasks_is_that_of_one_for_100_steps(call, environment, tmp_path):
+    environment["JAX_ENABLE_X64"] = "1"
+    double = "--model.dtype", "float64", "--model.param-dtype", "float64", "--steps", 100
+    train = "python", "train.py", "vae_digits", *SMALL, *double
+    try:
+        together = call("srun", "--ntasks=2", *train, "--workdir", tmp_path / "two", "--parallel.cpu-devices", 2)
+        jit = "--parallel.engine", "jit", "--parallel.fsdp"
+        alone = call(*train, "--workdir", tmp_path / "one", "--parallel.cpu-devices", 4, *jit)
+    finally:
+        del environment["JAX_ENABLE_X64"]
+    assert (together.returncode, alone.returncode) == (0, 0), together.stderr + alone.stderr
+    ours, theirs = (first_steps(tmp_path / name, 100) for name in ("two", "one"))
+    assert [x["step"] for x in ours] == list(range(1, 101))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
 
 
 def under_way(workdir: Path) -> bool:
