@@ -18,11 +18,13 @@ def main() -> None:
     name = sys.argv[1] if named else "vae_digits"
     launch = configs.override(configs.load(name, ROOT), sys.argv[1 + named :], prog=f"train.py {name}")
 
-    from gen.train import dry_run, train
-
     if launch.dry_run:
-        dry_run(launch.config)
+        from gen.plan import dry_run
+
+        dry_run(launch)
     else:
+        from gen.train import train
+
         train(launch.config, Path(launch.config.workdir or f"runs/{Path(name).stem}"))
 
 

@@ -162,7 +162,21 @@ class Launch:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Print the resolved config, the size of the state and the FLOPs of a step; train nothing."""
+    """Print the resolved config and what a step takes: bytes, FLOPs and what is sent; train nothing."""
+    devices: int | None = None
+    """Of a dry run: plan for so many devices, which need not be there. None: this machine's."""
+    hosts: int | None = None
+    """Of a dry run: the hosts that these devices belong to. None: one; of a TPU, as they are."""
+    platform: Literal["cpu", "tpu"] = "cpu"
+    """Of a dry run: whose compiler plans for these devices (tpu: pip install 'gen[tpu-plan]', and no TPU)."""
+
+    def __post_init__(self):
+        if not self.dry_run and (self.devices or self.hosts or self.platform != "cpu"):
+            raise UserError(
+                "--devices, --hosts and --platform are of a plan; the fix: --dry-run (or to train: --parallel.devices)"
+            )
+        if self.dry_run and self.devices is None and (self.hosts or self.platform != "cpu"):
+            raise UserError("--hosts and --platform go with the devices to plan for; the fix: --devices N")
 
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Launch:

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,6 +317,15 @@ def total(tree: Any) -> Any:
     return jax.lax.psum(tree, "data")
 
 
+spread: ContextVar[Callable[[Array], Array]] = ContextVar("spread", default=lambda x: x)
+"""Keeps activations [B, ...] spread over devices by their examples: an engine that shards the state sets it while a network
+is traced. Without, the compiler may as well spread them as the weights are, and send activations where weights are smaller."""
+
+
+descending: ContextVar[Callable[[Any], None]] = ContextVar("descending", default=lambda backward: None)
+"""Is shown each backward pass that `descend` traces: a pytree of what it keeps of the forward pass (see gen.plan)."""
+
+
 def descend(
     loss: Callable[[Params, Batch], tuple[Array, Any]],
     params: Params,
@@ -326,7 +336,12 @@ def descend(
 ) -> tuple[Params, optax.OptState, Array, Any, Params]:
     """One optimizer step on `loss(params, batch) -> (scalar, aux)`: params, opt_state, loss, aux, gradients. The only place where
     gradients are averaged: over "data", and before that over so many parts of the batch, taken one after the other."""
-    of = lambda part: jax.value_and_grad(loss, has_aux=True)(params, part)
+
+    def of(part: Batch) -> Any:
+        value, backward, aux = jax.vjp(lambda params: loss(params, part), params, has_aux=True)
+        descending.get()(backward)
+        return (value, aux), backward(jnp.ones_like(value))[0]
+
     if parts == 1:
         (value, aux), grads = of(batch)
     else:

@@ -11,8 +11,9 @@ import hashlib
 import math
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +36,7 @@ from gen.core import (
     cache_folder,
     path_name,
     positive,
+    spread,
 )
 
 EVALUATION = np.uint32(2**32 - 1)  # the "step" that evaluation folds into the key; no training reaches it
@@ -97,8 +99,8 @@ class Engine(NamedTuple):
     """The state as one of all hosts, as a checkpoint takes it."""
     abstract: State
     """Shapes, dtypes and shardings of a placed state."""
-    lower: Callable[[HostBatch], Any]
-    """The update, lowered and not run, for batches like this one."""
+    lower: Callable[[Mapping[str, Any]], Any]
+    """The update, lowered and not run, for batches like this one; shapes and dtypes will do."""
     rows: range
     """Of each batch, what this host reads."""
     devices: int
@@ -137,7 +139,7 @@ def compile(
 ) -> Engine:
     """The model's functions, mapped and compiled. The key of a step is fold_in(key(seed), step); evaluation has the
     key of step -1, so that it draws the same noise for an example each time. guard: whether bad steps are skipped;
-    devices: others than those that are here, to compile for.
+    devices: others than those that are here, to plan for; for those the update is lowered, and nothing is run.
 
     Raises: UserError if the batch or the devices can't be divided.
     """
@@ -205,18 +207,33 @@ def compile(
             joined = lambda x: jax.make_array_from_single_device_arrays(x.shape, replicated, shards(x))
             whole = lambda state: jax.tree.map(joined, state)
     else:
-        bind: Any = {"axis_name": "data", "axis_size": 1, "out_axes": None}
-        spread = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
+        by_example = NamedSharding(mesh, P("data"))
+        rows = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
+
+        def bound(f: Any, *axes: int) -> Any:
+            """f for arrays on an axis of size one, and its activations by example, however the state is sharded."""
+            f = jax.vmap(f, in_axes=(None, *axes), axis_name="data", axis_size=1, out_axes=None)
+
+            @wraps(f)
+            def run(*args: Any) -> Any:
+                token = spread.set(lambda x: jax.lax.with_sharding_constraint(x, by_example))
+                try:
+                    return f(*args)
+                finally:
+                    spread.reset(token)
+
+            return run if config.fsdp else f
+
         step = jax.jit(
-            jax.vmap(update, in_axes=(None, axis, 0), **bind),
+            bound(update, axis, 0),
             donate_argnums=0,
-            in_shardings=(shardings, spread(axis), spread(0)),
+            in_shardings=(shardings, rows(axis), rows(0)),
             out_shardings=(shardings, replicated),
         )
         evaluate, test = (
             jax.jit(
-                jax.vmap(keyed(f), in_axes=(None, 0), **bind),
-                in_shardings=(None, spread(0)),  # the state's as it lies, also without its optimizer
+                bound(keyed(f), 0),
+                in_shardings=(None, rows(0)),  # the state's as it lies, also without its optimizer
                 out_shardings=replicated,
             )
             for f in (model.evaluate, model.test)
@@ -225,10 +242,10 @@ def compile(
 
         def place(batch: HostBatch, axis: int) -> Any:
             """[..., B / hosts, ...] of this host -> [..., 1, B, ...] of all."""
-            local = {k: np.expand_dims(v, axis) for k, v in batch.items()}
+            local = {k: v.reshape(*v.shape[:axis], 1, *v.shape[axis:]) for k, v in batch.items()}
             if processes == 1:
-                return jax.device_put(local, spread(axis))
-            return {k: jax.make_array_from_process_local_data(spread(axis), v) for k, v in local.items()}
+                return jax.device_put(local, rows(axis))
+            return {k: jax.make_array_from_process_local_data(rows(axis), v) for k, v in local.items()}
 
     def run(state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf) -> tuple[State, Metrics]:
         state, metrics = step(state, place(batch, axis), place(controls(notice, limit), 0))
@@ -243,7 +260,9 @@ def compile(
         compiled=compiled,
         whole=whole,
         abstract=abstract,
-        lower=lambda batch: step.lower(abstract, place(batch, axis), place(controls(False, math.inf), 0)),
+        lower=lambda batch: step.lower(
+            abstract, *(jax.eval_shape(partial(place, axis=a), b) for b, a in ((batch, axis), (controls(False, 0), 0)))
+        ),
         rows=range(hosts.index() * part, (hosts.index() + 1) * part) if here else range(batch_size),
         devices=len(devices),
     )

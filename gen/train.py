@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 
 from gen import alarms, checkpoint, faults, finetune, hosts, log, parallel, pictures, preemption, profile, run, texts
-from gen import config as configs
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel, HostBatch, Requeue, State, UserError
 from gen.data import tokenizers
@@ -261,27 +259,6 @@ def reference(data: Dataset) -> dict[str, Any]:
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-
-
-def dry_run(config: Config) -> None:
-    """Print the resolved config, the sizes of the state's parts and the FLOPs of a step; nothing is written or trained."""
-    config = finetune.resolved(config)
-    data, model, engine = build(config)
-    print(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
-    size = lambda tree: (
-        sum(x.size for x in jax.tree.leaves(tree)),
-        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)),
-    )
-    parts = {f"params/{name}": tree for name, tree in engine.abstract.params.items()}
-    parts |= {"opt_state": engine.abstract.opt_state, "ema": engine.abstract.ema, "stats": engine.abstract.stats}
-    parts |= {"frozen": engine.abstract.frozen}
-    for name, tree in parts.items():
-        count, bytes_ = size(tree)
-        print(f"{name:24s} {count:>14,} numbers {bytes_:>16,} bytes")
-    cost = engine.lower(feed(data, model, config, engine.rows)(0)).compile().cost_analysis()
-    print(
-        f"{'step':24s} {cost['flops'] if cost else float('nan'):>14,.0f} FLOPs a device, on {engine.devices} device(s)"
-    )
 
 
 def _begin(engine: Engine, base: finetune.Base | None) -> State:

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen.core import Array, UserError, positive
+from gen.core import Array, UserError, positive, spread
 from gen.networks.layers import dropout
 from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
 
@@ -228,6 +228,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry, layer, keys, mask, bias, rotation, at, memory, memory_mask):
         (x, kept), arch, dtypes = carry, self.arch, self.dtypes
+        x = spread.get()(x)
         after = lambda y, part: dropout(y, keys, 3 * layer + part, arch.dropout)
         y, kept = Attention(arch, dtypes, name="attention")(
             norm(arch, dtypes, "attention_norm")(x), None, mask, bias, rotation, kept, (layer, at)

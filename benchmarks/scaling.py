@@ -1,0 +1,101 @@
+"""How bytes and communication grow with the devices: python -m benchmarks.scaling lm_1b --out docs/scaling.png
+
+A plan (gen.plan) for each number of devices, in a process of its own, since the number of fake devices is set before JAX
+starts. The batch is the config's whatever the number, so that a device has fewer examples the more of them there are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+from gen import config as configs
+from gen import plan
+from gen.core import UserError, command
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+LINES = {  # of a plan: what is drawn, and its color
+    "parameters, gradients, optimizer, averages": ((31, 119, 180), lambda p: sum(p["held"].values()) + gradients(p)),
+    "activations for the backward pass": ((44, 160, 44), lambda p: p["stepped"]["activations"]),
+    "peak memory": ((20, 20, 20), lambda p: p["peak"]),
+    "sent in a step": ((214, 39, 40), lambda p: sum(bytes_ for _, bytes_, _ in p["sent"].values())),
+}
+gradients = lambda p: p["stepped"]["gradients"]
+SIZE, LEFT, RIGHT, TOP, BOTTOM = (1000, 620), 110, 30, 60, 130  # pixels
+
+
+def main(
+    config: tyro.conf.Positional[str],
+    devices: tuple[int, ...] = tuple(2**i for i in range(11)),
+    out: Path | None = None,
+    platform: plan.Platform = "cpu",
+    one: bool = False,
+) -> None:
+    """A line for each number of devices, and a picture of them; with --one, the plan for the first as JSON."""
+    if one:
+        made, _ = plan.plan(configs.load(config, CONFIGS), devices[0], platform=platform)
+        print(json.dumps(asdict(made)))
+        return
+    plans = []
+    print(f"{'devices':>8s}" + "".join(f"{name.split(',')[0]:>36s}" for name in LINES), flush=True)
+    for n in devices:
+        plans.append(planned(config, n, platform))
+        print(f"{n:>8d}" + "".join(f"{plan.binary(of(plans[-1])):>36s}" for _, of in LINES.values()), flush=True)
+    if out is not None:
+        picture(plans, f"{config}: bytes of one device, the batch of {plans[0]['examples']:,} shared by all").save(out)
+
+
+def planned(config: str, n: int, platform: str) -> dict[str, Any]:
+    """The plan for n devices, of another process. Raises: UserError with what it says if it fails."""
+    asked = ["--devices", str(n), "--platform", platform, "--one"]
+    done = subprocess.run([sys.executable, "-m", __spec__.name, config, *asked], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{n} devices: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def picture(plans: Sequence[dict[str, Any]], title: str) -> Image.Image:
+    """Bytes against devices, both on a scale of doublings."""
+    image = Image.new("RGB", SIZE, "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
+    values = [of(p) for _, of in LINES.values() for p in plans if of(p)]
+    low, high = math.floor(math.log2(min(values)) / 2) * 2, math.ceil(math.log2(max(values)) / 2) * 2
+    left, right = math.log2(plans[0]["devices"]), math.log2(plans[-1]["devices"])
+    width, height = SIZE[0] - LEFT - RIGHT, SIZE[1] - TOP - BOTTOM
+    x = lambda n: LEFT + width * (math.log2(n) - left) / max(1.0, right - left)
+    y = lambda value: TOP + height * (high - math.log2(value)) / max(1, high - low)
+    draw.text((LEFT, 20), title, "black", ImageFont.load_default(20))
+    for power in range(low, high + 1, 2):
+        draw.line([(LEFT, y(2**power)), (SIZE[0] - RIGHT, y(2**power))], (225, 225, 225))
+        draw.text((LEFT - 10, y(2**power)), label(power), "black", font, anchor="rm")
+    for p in plans:
+        draw.text((x(p["devices"]), SIZE[1] - BOTTOM + 10), str(p["devices"]), "black", font, anchor="ma")
+    draw.text((LEFT + width / 2, SIZE[1] - BOTTOM + 34), "devices", "black", font, anchor="ma")
+    for i, (name, (color, of)) in enumerate(LINES.items()):
+        points = [(x(p["devices"]), y(of(p))) for p in plans if of(p)]
+        draw.line(points, color, 3)
+        for a, b in points:
+            draw.ellipse([a - 4, b - 4, a + 4, b + 4], color)
+        at = LEFT + (i % 2) * width / 2, SIZE[1] - 60 + 26 * (i // 2)
+        draw.line([at, (at[0] + 24, at[1])], color, 3)
+        draw.text((at[0] + 34, at[1]), name, "black", font, anchor="lm")
+    return image
+
+
+def label(power: int) -> str:
+    """2**power bytes."""
+    unit = min(power // 10, 4)
+    return f"{2 ** (power - 10 * unit)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
+if __name__ == "__main__":
+    command(lambda: tyro.cli(main))

@@ -1,0 +1,52 @@
+"""Whether each family's step compiles for a TPU that is not there: python -m benchmarks.tpu [--chips 4 256]
+
+With TPU's own compiler (pip install 'gen[tpu-plan]'), for both engines; a row says how long that took and what a chip holds.
+Batches are the configs', or as many examples as there are chips if that is more.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+from gen import config as configs
+from gen import plan
+from gen.config import Config
+from gen.core import UserError, command
+from gen.parallel import Config as Parallel
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FAMILIES = ("vae_digits", "gan_digits", "lm_pydoc", "mlm_pydoc", "seq2seq_docstring")
+ENGINES = {"pmap": Parallel(), "jit with FSDP": Parallel(engine="jit", fsdp=True)}
+
+
+def main(families: Sequence[str] = FAMILIES, chips: Sequence[int] = (4, 256)) -> None:
+    """A row for each family, number of chips and engine."""
+    numbers = ("seconds", "state", "given", "peak", "sent")
+    print(f"{'config':20s}{'chips':>6s}  {'engine':14s}" + "".join(f"{name:>11s}" for name in numbers), flush=True)
+    for name in families:
+        for n in chips:
+            for engine, parallel in ENGINES.items():
+                print(f"{name:20s}{n:>6d}  {engine:14s}" + row(configs.load(name, CONFIGS), n, parallel), flush=True)
+
+
+def row(config: Config, chips: int, parallel: Parallel) -> str:
+    """What compiling gave, or why it failed."""
+    data = replace(config.data, batch_size=max(config.data.batch_size, chips))
+    try:
+        with redirect_stderr(io.StringIO()):  # what is read of the data
+            made, _ = plan.plan(replace(config, data=data, parallel=parallel), chips, platform="tpu")
+    except UserError as error:
+        return f"  {str(error).splitlines()[0]}"
+    sent = sum(bytes_ for _, bytes_, _ in made.sent.values())
+    bytes_ = (sum(made.held.values()), made.arguments, made.peak, sent)
+    return f"{made.seconds:>11.1f}" + "".join(f"{plan.binary(b):>11s}" for b in bytes_)
+
+
+if __name__ == "__main__":
+    command(lambda: tyro.cli(main))

@@ -1,0 +1,37 @@
+"""A language model of 6.7 billion parameters, the shape of Llama 2 7B (Touvron et al. 2023), sharded over a cluster's devices:
+not run here, planned: 512 windows a step fit on 256 chips of a TPU v5e, 1024 don't (docs/plan.md).
+
+python train.py lm_7b --dry-run --devices 256
+python train.py lm_7b --data.name text:FOLDER
+"""
+
+from gen.config import Config
+from gen.data.text import Config as Text
+from gen.families.lm import Config as LM
+from gen.networks.transformer import Architecture
+from gen.optim import OptimConfig
+from gen.parallel import Config as Parallel
+from gen.schedules import WarmupCosine
+
+config = Config(
+    model=LM(
+        network=Architecture(
+            layers=32,
+            width=4096,
+            heads=32,
+            hidden=11008,
+            positions="rotary",
+            norm="rms",
+            activation="swiglu",
+            bias=False,
+            tied=False,
+            remat=True,
+        ),
+        z_loss=1e-4,
+        optim=OptimConfig(lr=WarmupCosine(3e-4, warmup=2000, end=3e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        dtype="bfloat16",
+    ),
+    data=Text(name="text:corpus", tokenizer="bpe", vocabulary=32_000, length=4096, batch_size=512),
+    steps=500_000,
+    parallel=Parallel(engine="jit", fsdp=True),
+)

@@ -1,0 +1,305 @@
+"""Plans: what is sent, multiplied and kept, against figures computed by hand."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gen import config as configs
+from gen import core, hlo, plan
+from gen.config import Config
+from gen.core import GenerativeModel, State, UserError
+from gen.data.text import Config as Text
+from gen.families.lm import Config as LM
+
+ROOT = Path(__file__).parent.parent
+LAYERS, WIDTH, BATCH = 5, 64, 8
+shape = jax.ShapeDtypeStruct
+
+
+# --- what is sent ---
+
+
+def mesh() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+
+
+def sent(compiled) -> dict[str, tuple[int, int]]:
+    found = hlo.traffic(compiled.as_text())
+    assert not found.unknown
+    of = lambda kind: [c for c in found.collectives if c.kind == kind]
+    return {k: (sum(c.count for c in of(k)), sum(c.count * c.bytes for c in of(k))) for k in hlo.KINDS if of(k)}
+
+
+def test_a_collective_in_a_loop_counts_as_often_as_it_is_run():
+    def body(x, w):
+        return jax.lax.psum(x * w, "data"), None
+
+    def f(x, w):
+        return jax.lax.all_gather(jax.lax.scan(body, x, w)[0], "data")
+
+    mapped = jax.shard_map(f, mesh=mesh(), in_specs=(P(), P()), out_specs=P(), check_vma=False)
+    x, w = shape((WIDTH,), jnp.float32), shape((LAYERS, WIDTH), jnp.float32)
+    found = sent(jax.jit(mapped).lower(x, w).compile())
+    assert found == {"all-reduce": (LAYERS, LAYERS * WIDTH * 4), "all-gather": (1, 8 * WIDTH * 4)}
+
+
+def test_sharded_weights_are_gathered_in_each_layer():
+    def f(x, w):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
+
+    rows, columns = NamedSharding(mesh(), P("data")), NamedSharding(mesh(), P(None, None, "data"))
+    compiled = jax.jit(f, in_shardings=(rows, columns), out_shardings=rows)
+    x, w = shape((64 * BATCH, WIDTH), jnp.float32), shape((LAYERS, WIDTH, WIDTH), jnp.float32)
+    assert sent(compiled.lower(x, w).compile()) == {"all-gather": (LAYERS, LAYERS * WIDTH * WIDTH * 4)}
+
+
+TPU = """HloModule step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%start (p: bf16[1,8]) -> (bf16[1,8], bf16[1,64]) {
+  %p = bf16[1,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[1,64]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=8, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={1}
+  ROOT %t = (bf16[1,8]{1,0:T(8,128)}, bf16[1,64]{1,0:T(8,128)}) tuple(%p, %all-gather.1)
+}
+
+%done (p: bf16[1,8]) -> bf16[1,64] {
+  %p = bf16[1,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[1,64]{1,0:T(8,128)} all-gather(%p), channel_id=8, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={1}
+}
+
+%body (s: (s32[], bf16[1,8])) -> (s32[], bf16[1,8]) {
+  %s = (s32[]{:T(128)}, /*index=1*/bf16[1,8]{1,0}) parameter(0)
+  %x = bf16[1,8]{1,0} get-tuple-element(%s), index=1
+  %i = s32[] get-tuple-element(%s), index=0
+  %began = (bf16[1,8]{1,0}, bf16[1,64]{1,0}) fusion(%x), kind=kCustom, calls=%start
+  %ended = bf16[1,64]{1,0} fusion(%x), kind=kCustom, calls=%done
+  ROOT %r = (s32[], bf16[1,8]{1,0}) tuple(%i, %x)
+}
+
+%condition (s: (s32[], bf16[1,8])) -> pred[] {
+  %s = (s32[], bf16[1,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %n = s32[]{:T(128)} constant(22)
+  ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%none (x: f32[4]) -> f32[4] {
+  ROOT %x = f32[4]{0} parameter(0)
+}
+
+%some (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %start = f32[4]{0} all-reduce-start(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %y = f32[4]{0} all-reduce-done(%start)
+}
+
+ENTRY %main (x: bf16[1,8], y: f32[4], p: pred[]) -> f32[4] {
+  %x = bf16[1,8]{1,0} parameter(0)
+  %y = f32[4]{0} parameter(1)
+  %p = pred[] parameter(2)
+  %two = s32[] constant(2)
+  %copied = s32[] copy(%two)
+  %begin = (s32[], bf16[1,8]{1,0}) tuple(%copied, %x)
+  %loop = (s32[], bf16[1,8]{1,0}) while(%begin), condition=%condition, body=%body
+  %z = f32[4]{0} conditional(%p, %y, %y), true_computation=%some, false_computation=%none
+  ROOT %w = f32[4]{0} collective-permute(%z), channel_id=9, source_target_pairs={{0,1},{1,0}}
+}
+"""
+
+
+def test_what_other_compilers_write_is_read():
+    """A loop without a noted length, one operation in two fusions, an asynchronous one, a conditional, groups in three ways."""
+    gather, reduce, permute = hlo.traffic(TPU).collectives
+    assert (gather.kind, gather.count, gather.bytes) == ("all-gather", 20, 128)
+    assert gather.groups == reduce.groups == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert (reduce.kind, reduce.count, reduce.bytes) == ("all-reduce", 1, 16)
+    assert (permute.kind, permute.groups) == ("collective-permute", ((0, 1), (1, 0)))
+    assert not gather.crosses([0, 0, 0, 0, 1, 1, 1, 1])
+    assert gather.crosses([0, 0, 1, 1, 2, 2, 3, 3])
+    assert permute.crosses([0, 1]) and not permute.crosses([0, 0])
+
+
+def test_groups_counted_by_strides_are_read():
+    read = lambda text: hlo._groups(f", replica_groups={text}, dimensions={{0}}")
+    assert read("[2,4]<=[8]") == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert read("[4,2]<=[2,4]T(1,0)") == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert read("{}") is None
+
+
+# --- what is multiplied ---
+
+
+def flops(f, *arguments) -> float:
+    return plan.flops(jax.make_jaxpr(f)(*arguments))
+
+
+def test_flops_of_a_product_are_two_for_a_multiplication():
+    x, w = shape((7, 32), jnp.float32), shape((32, 48), jnp.float32)
+    assert flops(jnp.matmul, x, w) == 2 * 7 * 32 * 48
+    # The gradient of a sum of products is two products more.
+    loss = lambda x, w: jnp.square(x @ w).sum()
+    assert flops(jax.grad(loss, argnums=(0, 1)), x, w) == 3 * 2 * 7 * 32 * 48
+
+
+def test_flops_of_a_convolution():
+    image, kernel = shape((2, 8, 8, 3), jnp.float32), shape((3, 3, 3, 16), jnp.float32)
+    convolve = partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert flops(lambda x, k: convolve(x, k, (2, 2), "SAME"), image, kernel) == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
+
+
+def of_layers(n: int, **changes) -> Config:
+    """A language model of n layers."""
+    config = configs.load("lm_pydoc", ROOT / "configs")
+    assert isinstance(config.model, LM)
+    network = replace(config.model.network, layers=n, unroll=1, dropout=0.0, **changes)
+    data = Text(name="text:not_there", tokenizer="byte", length=32, batch_size=8)
+    return replace(config, model=replace(config.model, network=network), data=data)
+
+
+def traced(config: Config, devices: int) -> tuple[float, int]:
+    data, _ = plan.opened(config)
+    return plan.traced(config, data, config.model.build(data.spec, config.steps), devices)
+
+
+def test_48_layers_have_24_times_the_flops_of_2():
+    of = [traced(of_layers(n), 1)[0] for n in (2, 48)]
+    tokens, width, hidden, length = 8 * 32, 128, 342, 32
+    layer = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 2 * 2 * tokens * length * width
+    head = 2 * tokens * width * 257
+    assert of == [3 * (n * layer + head) for n in (2, 48)]
+    assert (of[1] - 3 * head) / (of[0] - 3 * head) == 24
+
+
+def test_a_step_on_more_devices_is_divided_among_them():
+    (one, kept), (four, kept_of_four) = (traced(of_layers(2), n) for n in (1, 4))
+    assert one == 4 * four
+    assert kept == 4 * kept_of_four
+
+
+# --- what is kept for the backward pass ---
+
+
+def perceptron(hidden: int) -> GenerativeModel:
+    tx = optax.sgd(0.1)
+
+    def init(key):
+        params = {"in": jnp.zeros((6, hidden)), "out": jnp.zeros((hidden, 3))}
+        return State(jnp.zeros((), jnp.int32), params, {"sgd": tx.init(params)})
+
+    def update(state, batch, key):
+        loss = lambda p, batch: ((jnp.exp(batch["x"] @ p["in"]) @ p["out"]).sum(), None)
+        params, opt_state, value, _, _ = core.descend(loss, state.params, state.opt_state["sgd"], tx, batch)
+        return replace(state, params=params, opt_state={"sgd": opt_state}), {"loss": core.mean(value)}
+
+    none: Any = None
+    return GenerativeModel(init, update, none, none, none, none, none, {})
+
+
+def test_a_perceptron_keeps_its_inputs_and_its_hidden_layer():
+    config = of_layers(1)
+    example = lambda seed, step, rows: {"x": np.zeros((len(rows), 6), np.float32)}
+    data = plan.implied(config.data)
+    assert data is not None
+    count, kept = plan.traced(config, data._replace(batch=example), perceptron(10), 2)
+    assert kept == 4 * (4 * 6 + 4 * 10)  # float32 of 4 examples
+    assert count == 2 * 4 * (2 * 6 * 10 + 3 * 10 * 3)  # two products of the first layer, three of the second
+
+
+def test_remat_keeps_less():
+    layers = 12
+    (_, all_), (_, some) = (traced(of_layers(layers, remat=remat), 1) for remat in (False, True))
+    entering = layers * 8 * 32 * 128 * 4  # of each block
+    assert entering <= some < 2 * entering < all_ / 4
+
+
+# --- the command ---
+
+
+def test_a_text_that_is_not_here_is_planned_as_the_config_has_it():
+    data, note = plan.opened(configs.load("lm_1b", ROOT / "configs"))
+    assert data.spec["tokens"] == core.Feature((2049,), "int32", vocab=32_000, end=0)
+    assert "without the data" in note
+    character = replace(of_layers(1).data, tokenizer="character")
+    with pytest.raises(UserError):
+        plan.opened(replace(of_layers(1), data=character))
+
+
+def test_numbers_for_a_person():
+    assert [plan.binary(n) for n in (0, 999, 1000, 2**20, 17 * 2**30, 2**50)] == [
+        *("0 B", "999 B", "0.98 KiB", "1.00 MiB", "17.0 GiB", "1,024.0 TiB")
+    ]
+    assert [plan.decimal(n) for n in (7, 1500, 2e12, 3e18)] == ["7 ", "1.5 k", "2 T", "3,000 P"]
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+def test_a_plan_for_devices_that_are_not_there(train):
+    done = train("vae_digits", "--dry-run", "--devices", "16", "--hosts", "4")
+    assert done.returncode == 0, done.stderr
+    assert "16 devices of 4 hosts, engine pmap, 128 examples a step, 8 a device" in done.stdout
+    row = lambda name: next(line for line in done.stdout.splitlines() if line.strip().startswith(name))
+    assert "122,048 numbers" in row("params/decoder")
+    gradients = plan.binary(4 * (122_048 + 254_496))
+    assert gradients in row("gradients")
+    assert "2.50 KiB a host" in row("batch")  # 32 examples: 64 bytes of image, and label, row, index and weight of 4
+    assert gradients in row("all-reduce")  # pmap averages the gradients
+    assert "FLOPs" in row("a step")
+
+
+def test_what_a_plan_is_asked_wrongly_is_named():
+    config = configs.load("vae_digits", ROOT / "configs")
+    for arguments, fix in {
+        ("--devices", "16"): "the fix: --dry-run",
+        ("--platform", "tpu"): "the fix: --dry-run",
+        ("--dry-run", "--hosts", "2"): "the fix: --devices",
+    }.items():
+        with pytest.raises(UserError, match=fix):
+            configs.override(config, arguments, prog="train.py")
+    with pytest.raises(UserError, match="choose a divisor"):
+        plan._hosts(jax.devices(), 3)
+
+
+def test_a_plan_for_a_tpu_without_its_compiler_names_the_fix(monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(UserError, match=r"tpu-plan"):
+        plan.topology(4)
+
+
+def test_a_step_compiles_for_a_tpu(train):
+    pytest.importorskip("libtpu")
+    small = ("--model.network.hidden", "16", "--data.batch-size", "8")
+    for engine in ((), ("--parallel.engine", "jit", "--parallel.fsdp")):
+        done = train("vae_digits", "--dry-run", "--devices", "4", "--platform", "tpu", *small, *engine)
+        assert done.returncode == 0, done.stderr
+        assert "compiled for v5e:2x2" in done.stdout
+        assert "all-reduce" in done.stdout
+    done = train("vae_digits", "--dry-run", "--devices", "3", "--platform", "tpu", "--data.batch-size", "6")
+    assert done.returncode == 2
+    assert "there are 1, 2, 4" in done.stderr
