@@ -34,7 +34,7 @@ FAMILIES = {
         *("--data.batch-size", "8", "--log.no-tensorboard"),
     ],
 }
-EVERY = 20  # steps between saves
+EVERY = 60  # steps between saves
 LIFE = 3 * EVERY  # steps that a process lives at most
 
 

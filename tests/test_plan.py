@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gen import config as configs
-from gen import core, hlo, plan
+from gen import core, hlo, parallel, plan
 from gen.config import Config
 from gen.core import GenerativeModel, State, UserError
 from gen.data.text import Config as Text
@@ -141,6 +141,22 @@ def test_groups_counted_by_strides_are_read():
     assert read("[2,4]<=[8]") == ((0, 1, 2, 3), (4, 5, 6, 7))
     assert read("[4,2]<=[2,4]T(1,0)") == ((0, 4), (1, 5), (2, 6), (3, 7))
     assert read("{}") is None
+
+
+# --- what is held ---
+
+
+def test_eight_devices_hold_an_eighth_of_a_state_each():
+    """Of a network whose small arrays, which stay whole, are few: GPT-2 small."""
+    config = configs.load("lm_gpt2_small", ROOT / "configs")
+    data, _ = plan.opened(config)
+    model = config.model.build(data.spec, config.steps)
+    held = {}
+    for fsdp in (False, True):
+        how = parallel.Config(engine="jit", fsdp=fsdp, devices=8)
+        abstract = parallel.compile(model, how, 0, config.data.batch_size).abstract
+        held[fsdp] = plan.on_each(abstract.params) + plan.on_each(abstract.opt_state)
+    assert held[True] == pytest.approx(held[False] / 8, rel=0.01)
 
 
 # --- what is multiplied ---
