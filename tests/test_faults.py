@@ -167,6 +167,10 @@ def noticing(at: int, workdir: Path):
     return noticed
 
 
-def test_a_bad_step_stops_the_run_unless_told_otherwise(spiky, tmp_path):
+def test_a_bad_step_stops_the_run_and_the_next_start_may_leave_it_out(spiky, tmp_path):
     with pytest.raises(UserError, match="not finite at step 23"):
-        train.train(spiky("stop"), tmp_path / "run")
+        train.train(spiky("stop"), tmp_path / "stopped")
+    for name in ("stopped", "whole"):
+        train.train(spiky("skip"), tmp_path / name)
+    one, other = (tmp_path / name / "metrics.jsonl" for name in ("stopped", "whole"))
+    assert one.read_bytes() == other.read_bytes()
