@@ -56,7 +56,8 @@ def saver(folder: Path, config: Config, start: int) -> Iterator[Callable[[State,
     """A function `save(state, meta)` that returns once the state is copied off the devices; what it returns is done when the
     checkpoint is there. On several hosts, all call it with the same.
 
-    `meta` is JSON kept with the step; meta["validation"] ({metric: number}, if the step was evaluated) decides the best.
+    `meta` is JSON kept with the step; meta["validation"] ({metric: number}, if the step was evaluated) decides the best, and
+    meta["due"] (else true) says whether it would be saved in any case, or because the run is stopped.
     Leaving the context waits for the last save. A failed one is raised by the next, or when leaving. Steps after `start`,
     from which training goes on, are unsound, and set aside.
     """
@@ -127,10 +128,10 @@ def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
     return _first_sound(folder, sorted(steps(folder), reverse=True), warn)
 
 
-def scheduled(folder: Path, config: Config, warn: Callable[[str], None]) -> int | None:
-    """The newest sound step of those that are due, None if there is none: others depend on when a run was stopped."""
-    due = [step for step in sorted(steps(folder), reverse=True) if step % config.every == 0]
-    return _first_sound(folder, due, warn) if due else None
+def scheduled(folder: Path) -> int | None:
+    """The newest sound step that was saved because it was due, None if there is none: others depend on when a run was stopped."""
+    due = [step for step in sorted(steps(folder), reverse=True) if _due(folder, step)]
+    return next((step for step in due if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Config, warn: Callable[[str], None]) -> int | None:
@@ -171,13 +172,22 @@ def digest(folder: Path, step: int) -> str:
 def meta(folder: Path, step: int) -> dict[str, Any]:
     """The JSON that was saved with a step. Raises: UserError if it is damaged."""
     found = foreign.parsed(folder / str(step) / "meta" / "metadata")
-    if not isinstance(found, dict) or not isinstance(found.get("validation", {}), dict):
+    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool}
+    if not isinstance(found, dict) or any(type(found[k]) is not kind for k, kind in kinds.items() if k in found):
         raise UserError(f"checkpoint {folder / str(step)} has no facts")
     return found
 
 
+def _due(folder: Path, step: int) -> bool:
+    try:
+        return meta(folder, step).get("due", True)
+    except (OSError, UserError):
+        return False
+
+
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
-    """The state of a step, on the devices and with the shardings of `abstract`; fields not in `items` are left empty.
+    """The state of a step, on the devices and with the shardings of `abstract`, or on the host where that has none; fields not in
+    `items` are left empty.
 
     Raises: UserError if the step's arrays are not those of `abstract`.
     """
@@ -191,8 +201,6 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
         try:
             with hosts.together():
                 found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
-        except Requeue:
-            raise
         except Exception as error:  # orbax raises nearly anything where its own facts are not what it wrote
             raise UserError(
                 f"checkpoint {folder / str(step)} is sound, but not of this model: {f'{error}.'.splitlines()[0]}"
@@ -241,7 +249,7 @@ def _sums(path: Path) -> dict[str, str]:
 def _kept(folder: Path, config: Config) -> set[int]:
     """The last sealed steps and the best; each unsealed one is in the way only until it is written anew."""
     sealed = [s for s in steps(folder) if (folder / str(s) / MANIFEST).exists()]
-    due = [s for s in sealed if s % config.every == 0]  # a rollback goes to the last of these
+    due = [s for s in sealed if _due(folder, s)]  # a rollback goes to the last of these
     return {*sealed[-config.keep :], *due[-1:], *sorted(sealed, key=lambda s: (_score(folder, s, config), s))[-1:]}
 
 

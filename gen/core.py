@@ -45,8 +45,9 @@ class UserError(Exception):
     """A mistake of the person at the terminal: a short message that names the thing and the fix. Exit status 2."""
 
 
-class Requeue(Exception):
-    """Nobody's mistake: a machine was taken back, or another host is gone. The same command goes on. Exit status REQUEUE."""
+class Requeue(BaseException):
+    """Nobody's mistake: a machine was taken back, or another host is gone. The same command goes on. Exit status REQUEUE. As
+    KeyboardInterrupt, it is no Exception: nothing on the way may take it for one."""
 
 
 @dataclass(frozen=True)
@@ -347,9 +348,11 @@ def descend(
     else:
         # Every parts-th example, so that a batch that is sharded stays where it is.
         each = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, jax.tree.map(lambda x: x[0], each)))
+        shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], each))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
         add = lambda sums, part: (jax.tree.map(jnp.add, sums, of(part)), None)
-        (value, aux), grads = jax.tree.map(lambda x: x / parts, jax.lax.scan(add, zeros, each)[0])
+        sums, _ = jax.lax.scan(add, zeros, each)
+        (value, aux), grads = jax.tree.map(lambda x, like: (x / parts).astype(like.dtype), sums, shapes)
     grads = mean(grads)
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, value, aux, grads

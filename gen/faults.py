@@ -19,12 +19,12 @@ class Config:
     """What is done about a step whose metrics are not finite, or whose loss jumps."""
 
     action: Literal["stop", "skip", "rollback"] = "stop"
-    """stop: end the run; skip: leave its batch out; rollback: go on from the last checkpoint's weights, with the batches that
-    come after. Other than stop keeps the state twice for the length of a step."""
+    """stop: end the run; skip: leave its batch out; rollback: go on from the weights and the optimizer of the last checkpoint that
+    was due, with the batches after the bad step. Other than stop keeps the state twice for the length of a step."""
     spike: float | None = None
     """Standard deviations above its running mean from which a loss has jumped; None: never."""
     patience: int = 10
-    """Bad steps since the last checkpoint at which the run stops all the same."""
+    """Bad steps since the last checkpoint that was due, at which the run stops all the same."""
 
     def __post_init__(self):
         positive(
@@ -92,9 +92,10 @@ class Record:
             )
         return True
 
-    def kept(self, step: int) -> list[History]:
-        """What a checkpoint of the step keeps, from which a Record goes on."""
-        self.of = {s: self.of.get(s, History())._replace(bad=0) for s in (step - 1, step)}
+    def kept(self, step: int, due: bool) -> list[History]:
+        """What a checkpoint of the step keeps, from which a Record goes on. due: whether patience begins anew."""
+        kept = [self.of.get(s, History()) for s in (step - 1, step)]
+        self.of = dict(zip((step - 1, step), [h._replace(bad=0) for h in kept] if due else kept, strict=True))
         return list(self.of.values())
 
 

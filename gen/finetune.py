@@ -109,7 +109,6 @@ def of_run(workdir: Path, moved: str | None = None) -> Base | None:
     if there and checkpoint.digest(path / "checkpoints", step) != known["base"]["sha256"]:
         raise UserError(f"{path} is not the base that {workdir} was trained on (their digests differ)")
     base = opened(path, step)  # with no manifest, this says so
-    assert base.sha256 == known["base"]["sha256"]
     return base
 
 
@@ -128,13 +127,13 @@ def check(base: Base, abstract: State) -> None:
 def weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
     """The parameters that the base makes samples with, in the dtypes of `like`; on the host: whoever takes them places them."""
     state = checkpoint.restore(base.path / "checkpoints", base.step, _abstract(base), items=("params", "ema"))
-    found = jax.device_get({**state.params, **state.ema})
+    found = {**state.params, **state.ema}
     return jax.tree.map(lambda x, own: x.astype(own.dtype), found, like)
 
 
 def _abstract(base: Base) -> State:
     model = base.config.model.build(run.read_spec(base.path), base.config.steps)
-    return foreign.fits(parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0))), base.path)
+    return foreign.fits(jax.eval_shape(model.init, jax.random.key(0)), base.path)
 
 
 def _shapes(params: dict[str, Params]) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ They share a file system. The first host alone writes the run directory; what it
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -21,8 +22,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen.core import REQUEUE, Requeue, UserError
+from gen.core import REQUEUE, USERS, Requeue, UserError
 
+GOOGLE = "0x1ae0"  # who makes TPUs, on the PCI bus
 SHUTDOWN = 60  # seconds that a host waits at its end for the others
 LAST_WORDS = 2.0  # seconds that the first host stays after a failure, so that the others can say theirs
 LOST = r"(?i)gloo|connection (closed|reset|refused)|coordination|heartbeat|preempted|unavailable|peer|NCCL|barrier"
@@ -77,7 +79,8 @@ def clustered() -> bool:
     """Whether a launcher started this process as one of several."""
     tasks = lambda name: int(os.environ.get(name) or 1) > 1
     slurm = "SLURM_PROCID" in os.environ and tasks("SLURM_STEP_NUM_TASKS")  # of srun; a batch script's shell is alone
-    tpu = importlib.util.find_spec("libtpu") and (Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists())
+    vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
+    tpu = importlib.util.find_spec("libtpu") and GOOGLE in vendors
     pods = "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
     return slurm or tasks("OMPI_COMM_WORLD_SIZE") or bool(pods) or bool(tpu)
 
@@ -111,6 +114,10 @@ def told(make: Callable[[], Any]) -> Any:
             message = {"value": make()}
         except UserError as error:
             message = {"error": str(error)}
+        except OSError as error:
+            if error.errno not in USERS:
+                raise
+            message = {"error": f"{error.filename or 'writing'}: {error.strerror}"}
     content = json.dumps(message).encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.zeros(1 << length.bit_length(), np.uint8)
@@ -119,6 +126,13 @@ def told(make: Callable[[], Any]) -> Any:
     if "error" in message:
         raise UserError(message["error"])
     return message["value"]
+
+
+def agree(what: str, value: str) -> None:
+    """Raises: UserError on every host, unless all have the same."""
+    own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
+    if count() > 1 and (np.asarray(multihost_utils.process_allgather(own)) != own[None]).any():
+        raise UserError(f"the hosts have different {what}; start each with the same")
 
 
 @contextmanager
@@ -136,8 +150,8 @@ def together() -> Iterator[None]:
 
 
 def leave(status: int) -> None:
-    """End this process. After a failure on several hosts, at once: the runtime would wait for the others first."""
-    if status == 0 or not jax.distributed.is_initialized() or count() == 1:
+    """End this process after a failure; on several hosts at once: the runtime would wait for the others first."""
+    if not jax.distributed.is_initialized() or count() == 1:
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -91,7 +91,7 @@ def counted(batch: Batch, dtype: Any) -> Array:
 
 def shares(weight: Array) -> Array:
     """[B, T] weights of tokens, scaled so that `token_mean` is over all tokens that count in the whole batch."""
-    count = core.mean(weight.sum())  # of a device: less than 1, where few count on many devices
+    count = core.mean(weight.sum())  # a mean over devices: below 1 if few tokens count
     return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -197,11 +197,12 @@ def opened(workdir: Path, config: Config, start: int, steps: int, batch_size: in
         try:
             yield log
         except BaseException as error:
-            with open(log.own, "a") as file:
+            with suppress(OSError), open(log.own, "a") as file:  # of a full disk, what it hindered is the error to name
                 traceback.print_exception(error, file=file)
+            with suppress(OSError):
+                log.close()
             raise
-        finally:
-            log.close()
+        log.close()
 
 
 def _cut(metrics: Path, start: int, length: int) -> None:

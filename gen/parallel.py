@@ -103,7 +103,6 @@ class Engine(NamedTuple):
     """The update, lowered and not run, for batches like this one; shapes and dtypes will do."""
     rows: range
     """Of each batch, what this host reads."""
-    devices: int
 
 
 def start(config: Config) -> None:
@@ -145,20 +144,16 @@ def compile(
     """
     here = devices is None
     devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))[: config.devices] if here else devices
-    own = [d for d in devices if d.process_index == hosts.index()] if here else devices
-    data, processes = len(devices) // config.tensor, hosts.count() if here else 1
-    if len(own) % config.tensor:
-        raise UserError(
-            f"{len(own)} devices of a host can't be divided by --parallel.tensor {config.tensor}; the fix: a divisor of "
-            "them, or --parallel.devices"
-        )
+    processes = hosts.count() if here else 1
+    data = _data_axis(len(devices), processes, config.tensor)
     if batch_size % (unit := data * model.together):
         packs = f" in packs of {model.together}" if model.together > 1 else ""
         raise UserError(
             f"a batch of {batch_size} can't be divided among {data} devices{packs}; "
             f"the fix: --data.batch-size {max(unit, batch_size // unit * unit)}, or --parallel.devices"
         )
-    part = batch_size // processes
+    part, first = batch_size // processes, hosts.index() if here else 0
+    axis = 0 if model.batches is None else 1  # of the examples in what an update takes
 
     def init(*params: Any) -> State:
         return model.init(jax.random.key(seed), *params)
@@ -182,90 +177,129 @@ def compile(
         given |= {"limit": limit} if guard else {}
         return {k: np.full(data // processes, v, np.float32) for k, v in given.items()}
 
-    axis = 0 if model.batches is None else 1  # of the examples in what an update takes
     mesh = Mesh(np.array(devices).reshape(data, config.tensor), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    replicated = NamedSharding(mesh, P())
     shapes = jax.eval_shape(init)
     split = lambda path, x: _split(path_name(path), x.shape, data if config.fsdp else 1, config.tensor, model.rules)
     shardings = jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, split(path, x)), shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    whole: Callable[[State], State] = lambda state: state
-    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = jax.jit
-
-    if config.engine == "pmap":
-        bind: Any = {"axis_name": "data", "out_axes": None, "devices": None if processes > 1 else devices}
-        step = jax.pmap(update, in_axes=(None, axis, 0), donate_argnums=0, **bind)
-        evaluate, test = (jax.pmap(keyed(f), in_axes=(None, 0), **bind) for f in (model.evaluate, model.test))
-
-        def place(batch: HostBatch, axis: int) -> Any:
-            n = data // processes
-            split = lambda v: v.reshape(*v.shape[:axis], n, v.shape[axis] // n, *v.shape[axis + 1 :])
-            return {k: split(v) for k, v in batch.items()}
-
-        if processes > 1:  # what pmap returns is each host's own
-            shards = lambda x: [s.data for s in x.addressable_shards]
-            joined = lambda x: jax.make_array_from_single_device_arrays(x.shape, replicated, shards(x))
-            whole = lambda state: jax.tree.map(joined, state)
-    else:
-        by_example = NamedSharding(mesh, P("data"))
-        rows = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
-
-        def bound(f: Any, *axes: int) -> Any:
-            """f for arrays on an axis of size one, and its activations by example, however the state is sharded."""
-            f = jax.vmap(f, in_axes=(None, *axes), axis_name="data", axis_size=1, out_axes=None)
-
-            @wraps(f)
-            def run(*args: Any) -> Any:
-                token = spread.set(lambda x: jax.lax.with_sharding_constraint(x, by_example))
-                try:
-                    return f(*args)
-                finally:
-                    spread.reset(token)
-
-            return run if config.fsdp else f
-
-        step = jax.jit(
-            bound(update, axis, 0),
-            donate_argnums=0,
-            in_shardings=(shardings, rows(axis), rows(0)),
-            out_shardings=(shardings, replicated),
-        )
-        evaluate, test = (
-            jax.jit(
-                bound(keyed(f), 0),
-                in_shardings=(None, rows(0)),  # the state's as it lies, also without its optimizer
-                out_shardings=replicated,
-            )
-            for f in (model.evaluate, model.test)
-        )
-        compiled = lambda function: jax.jit(function, out_shardings=replicated)
-
-        def place(batch: HostBatch, axis: int) -> Any:
-            """[..., B / hosts, ...] of this host -> [..., 1, B, ...] of all."""
-            local = {k: v.reshape(*v.shape[:axis], 1, *v.shape[axis:]) for k, v in batch.items()}
-            if processes == 1:
-                return jax.device_put(local, rows(axis))
-            return {k: jax.make_array_from_process_local_data(rows(axis), v) for k, v in local.items()}
+    bind = _pmap(mesh, processes) if config.engine == "pmap" else _jit(mesh, processes, shardings, config.fsdp)
+    step = bind.step(update, axis)
+    evaluate, test = (bind.sums(keyed(f)) for f in (model.evaluate, model.test))
 
     def run(state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf) -> tuple[State, Metrics]:
-        state, metrics = step(state, place(batch, axis), place(controls(notice, limit), 0))
+        state, metrics = step(state, bind.place(batch, axis), bind.place(controls(notice, limit), 0))
         return state, metrics if processes > 1 else metrics | {"notice": float(notice)}  # pyright: ignore
+
+    def lower(batch: Mapping[str, Any]) -> Any:
+        placed = [(batch, axis), (controls(False, 0), 0)]
+        return step.lower(abstract, *(jax.eval_shape(partial(bind.place, axis=axis), x) for x, axis in placed))
 
     return Engine(
         # Compiled, so that params and their averages don't share buffers: a donated one would take the other with it.
         init=jax.jit(init, out_shardings=shardings),
         update=run,
-        evaluate=lambda state, batch: evaluate(state, place(batch, 0)),
-        test=lambda state, batch: test(state, place(batch, 0)),
-        compiled=compiled,
-        whole=whole,
+        evaluate=lambda state, batch: evaluate(state, bind.place(batch, 0)),
+        test=lambda state, batch: test(state, bind.place(batch, 0)),
+        compiled=bind.compiled,
+        whole=bind.whole,
         abstract=abstract,
-        lower=lambda batch: step.lower(
-            abstract, *(jax.eval_shape(partial(place, axis=a), b) for b, a in ((batch, axis), (controls(False, 0), 0)))
-        ),
-        rows=range(hosts.index() * part, (hosts.index() + 1) * part) if here else range(batch_size),
-        devices=len(devices),
+        lower=lower,
+        rows=range(first * part, (first + 1) * part),
     )
+
+
+class _Binding(NamedTuple):
+    """How an engine binds the axis "data"."""
+
+    step: Callable[[Callable[..., Any], int], Any]
+    """(update of (state, batch, control), the batch's axis of examples) -> compiled; the state is consumed."""
+    sums: Callable[[Callable[..., Any]], Any]
+    """A function of (state, batch), compiled."""
+    place: Callable[..., Any]
+    """(arrays of this host, their axis of examples) -> as the compiled functions take them."""
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
+    whole: Callable[[State], State]
+
+
+def _pmap(mesh: Mesh, processes: int) -> _Binding:
+    """To the devices: one replica on each."""
+    bound: Any = {"axis_name": "data", "out_axes": None, "devices": None if processes > 1 else list(mesh.devices.flat)}
+    n = mesh.shape["data"] // processes
+    replicated = NamedSharding(mesh, P())
+
+    def place(batch: HostBatch, axis: int) -> Any:
+        """[..., B / hosts, ...] -> [..., own devices, B / devices, ...]."""
+        split = lambda v: v.reshape(*v.shape[:axis], n, v.shape[axis] // n, *v.shape[axis + 1 :])
+        return {k: split(v) for k, v in batch.items()}
+
+    def joined(x: Any) -> Any:
+        return jax.make_array_from_single_device_arrays(x.shape, replicated, [s.data for s in x.addressable_shards])
+
+    return _Binding(
+        step=lambda update, axis: jax.pmap(update, in_axes=(None, axis, 0), donate_argnums=0, **bound),
+        sums=lambda evaluate: jax.pmap(evaluate, in_axes=(None, 0), **bound),
+        place=place,
+        compiled=jax.jit,
+        # What pmap returns is each host's own.
+        whole=lambda state: jax.tree.map(joined, state) if processes > 1 else state,
+    )
+
+
+def _jit(mesh: Mesh, processes: int, shardings: State, fsdp: bool) -> _Binding:
+    """To an axis of size one, of which the batch is spread over the mesh."""
+    replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    rows = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
+
+    def bound(f: Any, *axes: int) -> Any:
+        """f for arrays on an axis of size one, and its activations by example, however the state is sharded."""
+        f = jax.vmap(f, in_axes=(None, *axes), axis_name="data", axis_size=1, out_axes=None)
+
+        @wraps(f)
+        def run(*args: Any) -> Any:
+            token = spread.set(lambda x: jax.lax.with_sharding_constraint(x, by_example))
+            try:
+                return f(*args)
+            finally:
+                spread.reset(token)
+
+        return run if fsdp else f
+
+    def place(batch: HostBatch, axis: int) -> Any:
+        """[..., B / hosts, ...] -> [..., 1, B, ...]."""
+        local = {k: v.reshape(*v.shape[:axis], 1, *v.shape[axis:]) for k, v in batch.items()}
+        if processes == 1:
+            return jax.device_put(local, rows(axis))
+        return {k: jax.make_array_from_process_local_data(rows(axis), v) for k, v in local.items()}
+
+    return _Binding(
+        step=lambda update, axis: jax.jit(
+            bound(update, axis, 0),
+            donate_argnums=0,
+            in_shardings=(shardings, rows(axis), rows(0)),
+            out_shardings=(shardings, replicated),
+        ),
+        sums=lambda evaluate: jax.jit(
+            bound(evaluate, 0),
+            in_shardings=(None, rows(0)),  # the state's as it lies, also without its optimizer
+            out_shardings=replicated,
+        ),
+        place=place,
+        compiled=lambda function: jax.jit(function, out_shardings=replicated),
+        whole=lambda state: state,
+    )
+
+
+def _data_axis(devices: int, processes: int, tensor: int) -> int:
+    """How many devices, or groups of `tensor` of them, share a batch. Raises: UserError if they can't be divided."""
+    own = jax.local_device_count() if processes > 1 else devices
+    if devices != processes * own:
+        raise UserError(f"{processes} hosts have {devices} devices, and this one {own}; each needs as many")
+    if own % tensor:
+        raise UserError(
+            f"{own} devices of a host can't be divided by --parallel.tensor {tensor}; the fix: a divisor of them, or "
+            "--parallel.devices"
+        )
+    return devices // tensor
 
 
 def processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,40 +17,28 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def noticed(grace: float) -> Iterator[Callable[[], bool]]:
-    """Within, a signal ends nothing; the function says whether one has come. If the process is still there `grace` seconds
-    after it, it ends as it is, to be requeued."""
-    came = threading.Event()
-
-    def overdue() -> None:
-        message = f"the {grace:g} s of --parallel.grace-seconds are over before the state was saved; the last checkpoint holds"
-        print(message, file=sys.stderr, flush=True)
-        os._exit(REQUEUE)
-
-    timer = threading.Timer(grace, overdue)
-    timer.daemon = True
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        if not came.is_set():
-            came.set()
-            timer.start()
-
-    with _handled(notice):
-        try:
-            yield came.is_set
-        finally:
-            timer.cancel()
-
-
-@contextmanager
-def leaving() -> Iterator[None]:
-    """Within, a signal ends the process at once, to be requeued: there is nothing to save."""
+def leaving(grace: float) -> Iterator[None]:
+    """Within, a signal ends the process, to be requeued: at once, or where Python isn't running (a compilation, an exchange with a
+    host that is gone) or within `noticed`, at most `grace` seconds after it."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Requeue(f"{signal.Signals(number).name}: stopped; the same command goes on from the last checkpoint")
 
-    with _handled(leave):
+    with _bounded(grace), _handled(leave):
         yield
+
+
+@contextmanager
+def noticed() -> Iterator[Callable[[], bool]]:
+    """Within, a signal ends nothing; the function says whether one has come."""
+    came = False
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    with _handled(notice):
+        yield lambda: came
 
 
 @contextmanager
@@ -63,3 +52,33 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def _bounded(grace: float) -> Iterator[None]:
+    """The process ends `grace` seconds after a signal, whatever its main thread does: handlers run between two steps of
+    Python only, so another thread listens."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended, (heard, told) = threading.Event(), socket.socketpair()
+    told.setblocking(False)
+
+    def watch() -> None:
+        while number := heard.recv(1):
+            if number[0] in SIGNALS and not ended.wait(grace):
+                message = f"the {grace:g} s of --parallel.grace-seconds are over before the state was saved"
+                print(f"{message}; the last checkpoint holds", file=sys.stderr, flush=True)
+                os._exit(REQUEUE)
+
+    before = signal.set_wakeup_fd(told.fileno())
+    watcher = threading.Thread(target=watch, name="preemption", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        told.close()
+        watcher.join()
+        heard.close()

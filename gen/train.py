@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gen import alarms, checkpoint, faults, finetune, hosts, log, parallel, pictures, preemption, profile, run, texts
+from gen import config as configs
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel, HostBatch, Requeue, State, UserError
 from gen.data import tokenizers
@@ -24,16 +25,29 @@ from gen.metrics.split import facts, measured
 from gen.parallel import Engine
 
 
+class Run(NamedTuple):
+    """What a run is made of."""
+
+    config: Config
+    workdir: Path
+    data: Dataset
+    model: GenerativeModel
+    engine: Engine
+    base: finetune.Base | None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.workdir / "checkpoints"
+
+
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     """The three parts of a run. Raises: UserError for whatever a person got wrong, before anything is written."""
     parallel.start(config.parallel)
     data = finetune.data(config)
     model = applied(config.model.build(data.spec, config.steps), data.preprocess)
-    return (
-        data,
-        model,
-        parallel.compile(model, config.parallel, config.seed, config.data.batch_size, faults.guards(config.faults)),
-    )
+    guard = faults.guards(config.faults)
+    engine = parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard)
+    return data, model, engine
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -42,22 +56,23 @@ def train(config: Config, workdir: Path) -> None:
     Raises: Requeue if the process is to be started again: it was told to stop, or another host is gone.
     """
     begun = time.monotonic()
-    with preemption.leaving(), ExitStack() as held:
+    with preemption.leaving(config.parallel.grace_seconds), ExitStack() as held:
         config = finetune.resolved(config)
         data, model, engine = build(config)
         held.enter_context(hosts.together())
+        own = replace(config, parallel=replace(config.parallel, host=None))
+        hosts.agree("configs or data", json.dumps([str(workdir), configs.encode(own), data.digest]))
         base = finetune.chosen(config, workdir)
         if base is not None:
             finetune.check(base, engine.abstract)
-        found = hosts.told(lambda: open_run(workdir, config, data, model, base, held))
-        if found["data"] != data.digest:
-            raise UserError(f"host {hosts.index()} has other data than the first host; give each the same")
+        this = Run(config, workdir, data, model, engine, base)
+        found = hosts.told(lambda: open_run(this, held))
         if found["finished"]:
             if hosts.first():
                 print(f"{workdir} is finished: {found['start']} steps done. More of them: --steps N")
             return
         start, meta = found["start"], found["meta"]
-        state = _resume(engine, workdir / "checkpoints", start, base) if start else _begin(engine, base)
+        state = _resume(this, start) if start else _begin(this)
         examples = config.data.batch_size * (model.batches or 1)
         length = meta.get("metrics_bytes", 0)
         with log.opened(workdir, config.log, start, config.steps, examples, length) as logger:
@@ -67,86 +82,65 @@ def train(config: Config, workdir: Path) -> None:
                 logger.telemetry(start, event="restart", seconds=time.monotonic() - begun)
                 logger.say(f"resuming {workdir} at step {start}")
             if start < config.steps:
-                record = faults.Record(config.faults, start, meta.get("faults", []))
-                fit(config, workdir, data, model, engine, state, logger, record, base)
-            test(config, workdir, data, model, engine, logger, base)
+                fit(this, state, logger, faults.Record(config.faults, start, meta.get("faults", [])))
+            test(this, logger)
 
 
-def open_run(
-    workdir: Path, config: Config, data: Dataset, model: GenerativeModel, base: finetune.Base | None, held: ExitStack
-) -> dict[str, Any]:
+def open_run(this: Run, held: ExitStack) -> dict[str, Any]:
     """Take the run directory, which is `held` from here on, and say where its run stands. The first host does it for all.
 
     Raises: UserError if it is another run's, in use, or without a sound checkpoint.
     """
+    config, workdir, data = this.config, this.workdir, this.data
     held.enter_context(run.locked(workdir))
-    run.begin(workdir, config, data, base and finetune.facts(base, workdir))
-    checkpoints = workdir / "checkpoints"
+    run.begin(workdir, config, data, this.base and finetune.facts(this.base, workdir))
     damaged: list[str] = []
-    start = checkpoint.newest(checkpoints, warn=damaged.append) or 0
-    tested = (run.read_evaluation(workdir) or {"metrics": {}})["metrics"].keys() & model.protocol.keys()
+    start = checkpoint.newest(this.checkpoints, warn=damaged.append) or 0
+    tested = (run.read_evaluation(workdir) or {"metrics": {}})["metrics"].keys() & this.model.protocol.keys()
     finished = start >= config.steps and bool(tested)
     if not finished and not data.spec.keys() <= run.read_reference(workdir).keys():
         run.write_reference(workdir, reference(data))
     if start < config.steps:
         (workdir / "evaluation.json").unlink(missing_ok=True)
-    meta = checkpoint.meta(checkpoints, start) if start else {}
-    return {"data": data.digest, "start": start, "meta": meta, "damaged": damaged, "finished": finished}
+    meta = checkpoint.meta(this.checkpoints, start) if start else {}
+    return {"start": start, "meta": meta, "damaged": damaged, "finished": finished}
 
 
-def fit(
-    config: Config,
-    workdir: Path,
-    data: Dataset,
-    model: GenerativeModel,
-    engine: Engine,
-    state: State,
-    logger: log.Log,
-    record: faults.Record,
-    base: finetune.Base | None,
-) -> None:
+def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None:
     """Updates from `state` to the last step. Raises: Requeue if it was told to stop, with the state saved."""
-    start = int(state.step)
-    checkpoints = workdir / "checkpoints"
+    config, workdir, data, model, engine, _ = this
+    step = start = int(state.step)
     due = lambda step, every: step == config.steps or (every > 0 and step % every == 0)
-    given = {name: run.read_reference(workdir)[name] for name in data.spec}
+    known = run.read_reference(workdir)
+    given = {name: known[name] for name in data.spec}
     sample = engine.compiled(lambda state: model.generate(state, jax.random.key(0), given, request=model.request()))
     watch = alarms.watch(config.alarms, data, model, engine.compiled) if config.alarms.action != "off" else None
     batches = prefetch(feed(data, model, config, engine.rows), range(start, config.steps))
     trace = profile.tracer(config.profile, workdir)
-    step, leave = start, False
+    leave, saved = False, None  # asked to stop; the last save
     with (
-        preemption.noticed(config.parallel.grace_seconds) as notice,
-        checkpoint.saver(checkpoints, config.save, start) as save,
+        preemption.noticed() as notice,
+        checkpoint.saver(this.checkpoints, config.save, start) as save,
         hosts.together(),
     ):
-        saved: Future[None] | None = None
-
-        def keep(validation: dict[str, float]) -> Future[None]:
-            meta = {"metrics_bytes": logger.length(), "validation": validation, "faults": record.kept(step)}
-            return save(engine.whole(state), meta)
-
         for before, batch, waited in batches:
             step = before + 1
             trace(step)
             state, metrics = engine.update(state, batch, notice(), record.limit(step))
             read = logger.step(step, metrics, waited)
-            leave = any(values["notice"] for _, values in read)
             evaluating, saving = due(step, config.evaluate_every), due(step, config.save.every)
-            if evaluating or saving or leave:
+            if evaluating or saving or any(values["notice"] for _, values in read):
                 with logger.paused():
                     read += logger.settle()
+            leave = any(values["notice"] for _, values in read)
             bad = [s for s, values in read if record.read(s, values)]
-            back = bool(bad) and config.faults.action == "rollback"
-            if leave:
-                if not back:  # else the last checkpoint is gone on from, as if these steps had not been
-                    keep({})
-                break
-            if back:
+            if bad and config.faults.action == "rollback":
+                if leave:  # the last checkpoint is gone on from, as if these steps had not been
+                    break
                 with logger.paused():
                     if saved:
                         saved.result()
-                    state, source = roll_back(engine, checkpoints, config, step, base)
+                    state, source = roll_back(this, step)
                     logger.alarm(step, f"rolled back to the weights of step {source}")
             validation: dict[str, float] = {}
             if evaluating:
@@ -159,22 +153,23 @@ def fit(
             if watch and (evaluating or saving):
                 with logger.paused():
                     heed(watch(state, {**logger.latest, **validation}), config, workdir, logger, step)
-            if saving:
+            if saving or leave:
                 with logger.paused():
-                    saved = keep(validation)
+                    meta = {"metrics_bytes": logger.length(), "validation": validation, "due": saving}
+                    saved = save(engine.whole(state), meta | {"faults": record.kept(step, saving)})
+            if leave:
+                break
         trace(None)
-    if leave:
-        logger.telemetry(step, event="preempted")
-        raise Requeue(f"stopped at step {step} and saved, as asked; the same command goes on")
+    if leave or notice():
+        logger.telemetry(step, event="stopped")
+        raise Requeue(f"stopped at step {step}, as asked; the same command goes on from the last checkpoint")
 
 
-def roll_back(
-    engine: Engine, checkpoints: Path, config: Config, step: int, base: finetune.Base | None
-) -> tuple[State, int]:
+def roll_back(this: Run, step: int) -> tuple[State, int]:
     """The state of the last checkpoint that was due, or of the beginning, with the number of this step: the batches between
     are not read again."""
-    source = hosts.told(lambda: checkpoint.scheduled(checkpoints, config.save, warn=lambda text: None)) or 0
-    state = _resume(engine, checkpoints, source, base) if source else _begin(engine, base)
+    source = hosts.told(lambda: checkpoint.scheduled(this.checkpoints)) or 0
+    state = _resume(this, source) if source else _begin(this)
     return replace(state, step=jax.device_put(np.int32(step), state.step.sharding)), source
 
 
@@ -190,51 +185,51 @@ def show(samples: dict[str, Any], data: Dataset, path: Path) -> None:
 
 def heed(found: tuple[dict[str, float], list[str]], config: Config, workdir: Path, logger: log.Log, step: int) -> None:
     """Numbers and alarms to the telemetry, alarms to the person too. Raises: UserError if they are to stop the run."""
-    numbers, texts = found
+    numbers, texts = hosts.told(lambda: found)
     logger.telemetry(step, **numbers)
     for text in texts:
         logger.alarm(step, text)
     if texts and config.alarms.action == "stop":
-        kept = hosts.told(lambda: checkpoint.newest(workdir / "checkpoints", warn=partial(logger.alarm, step)))
+        kept = hosts.told(lambda: checkpoint.newest(workdir / "checkpoints", warn=lambda text: None))
         raise UserError(
             f"stopped by {len(texts)} alarm(s) at step {step}; the last checkpoint before is "
             f"{'none' if kept is None else kept}. To go on all the same: --alarms.action warn"
         )
 
 
-def test(
-    config: Config,
-    workdir: Path,
-    data: Dataset,
-    model: GenerativeModel,
-    engine: Engine,
-    logger: log.Log,
-    base: finetune.Base | None,
-) -> None:
+def test(this: Run, logger: log.Log) -> None:
     """Metrics of the best checkpoint on the test split, into evaluation.json."""
-    checkpoints = workdir / "checkpoints"
-    step = hosts.told(lambda: checkpoint.best(checkpoints, config.save, warn=partial(logger.alarm, config.steps)))
+    config, workdir, data, model, engine, base = this
+    warn = partial(logger.alarm, config.steps)
+    step = hosts.told(lambda: checkpoint.best(this.checkpoints, config.save, warn=warn))
     assert step is not None  # fit saves the last step
-    state = checkpoint.restore(checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
+    state = checkpoint.restore(this.checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
     state = finetune.standing(state, engine.abstract, base)
     state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
     logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")
     batches = data.evaluation("test", config.data.batch_size, engine.rows)
     metrics = scalars(measured(model, engine.test, state, logger.track(batches, "test")))
     log.check_finite(step, "test", metrics)
-    held_out = facts(data, "test")
+    if hosts.first():
+        metrics = write(this, step, metrics)
+        logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
+    hosts.meet("tested")  # n-grams take minutes, and the runtime doesn't wait so long for a host at its end
+
+
+def write(this: Run, step: int, metrics: dict[str, float]) -> dict[str, float]:
+    """evaluation.json: metrics of a checkpoint on the test split, and those of trivial models, each with its protocol. -> both."""
+    held_out = facts(this.data, "test")
     common = held_out | {"checkpoint": step}
-    if base is not None:
-        common["base"] = finetune.opened(base.path, base.step).sha256  # read anew: the base is as it was
-        assert common["base"] == base.sha256, "the base has changed while the run stood on it"
-    if not hosts.first():
-        return
-    baselines = data.baselines()
-    protocol = {name: {**common, **model.protocol.get(name, {})} for name in metrics}
-    metrics |= baselines
-    run.write_evaluation(workdir, metrics, protocol | {name: held_out | {"baseline": True} for name in baselines})
-    logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-    logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
+    if this.base is not None:
+        common["base"] = finetune.opened(this.base.path, this.base.step).sha256  # read anew: the base is as it was
+        if common["base"] != this.base.sha256:
+            raise UserError(f"the base {this.base.path} has changed while the run stood on it")
+    baselines = this.data.baselines()
+    protocol = {name: {**common, **this.model.protocol.get(name, {})} for name in metrics}
+    protocol |= {name: held_out | {"baseline": True} for name in baselines}
+    run.write_evaluation(this.workdir, metrics | baselines, protocol)
+    return metrics | baselines
 
 
 def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> Callable[[int], HostBatch]:
@@ -261,14 +256,16 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
 
 
-def _begin(engine: Engine, base: finetune.Base | None) -> State:
-    if base is None:
-        return engine.init()
-    return engine.init(finetune.weights(base, engine.abstract.frozen or engine.abstract.params))
+def _begin(this: Run) -> State:
+    if this.base is None:
+        return this.engine.init()
+    abstract = this.engine.abstract
+    return this.engine.init(finetune.weights(this.base, abstract.frozen or abstract.params))
 
 
-def _resume(engine: Engine, checkpoints: Path, step: int, base: finetune.Base | None) -> State:
-    return finetune.standing(checkpoint.restore(checkpoints, step, engine.abstract), engine.abstract, base)
+def _resume(this: Run, step: int) -> State:
+    abstract = this.engine.abstract
+    return finetune.standing(checkpoint.restore(this.checkpoints, step, abstract), abstract, this.base)
 
 
 def _report(metrics: dict[str, Any], config: Config, workdir: Path, logger: log.Log, step: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Training that is killed again and again, and ends as if it had not been: python -m tests.chaos --family vae --kills 50 --seed 0
 
-A run is killed (SIGKILL) at random moments, at least a third of them inside a save, and started again each time. At its end the
+A run is killed at random moments, at least a third of them inside a save, or told to stop (SIGTERM), and started again each time. At its end the
 parameters, optimizer states, averages and statistics of its last checkpoint, metrics.jsonl and evaluation.json are compared
 with those of a run that was left alone: bit for bit.
 """
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,50 +54,45 @@ def chaos(family: str, kills: int, seed: int, folder: Path, n: int = 1, say: Cal
         "--save.every",
         EVERY,
         "--evaluate-every",
-        2 * EVERY,
+        EVERY // 2,
         "--log.every",
         1,
     ]
-    whole, hurt, logs = folder / "whole", folder / "hurt", folder / "logs"
-    with hosts(n, [*common, "--workdir", whole], env, logs) as running:
-        assert statuses(running, 3600) == [0] * n, (logs / "host-0.txt").read_text()[-2000:]
+    start = lambda workdir: hosts(n, [*common, "--workdir", workdir], env, folder / "logs")
+    said = lambda: (folder / "logs" / "host-0.txt").read_text()[-2000:]
+    whole, hurt = folder / "whole", folder / "hurt"
+    with start(whole) as running:
+        assert statuses(running, 3600) == [0] * n, said()
 
     inside = 0
     for kill in range(kills):
-        in_save = inside * 3 < kill + 1  # a third of all so far
-        begun, saved = lines(hurt), latest(hurt)
-        moment = draw.uniform(0, 3) if kind_of(draw) == "start" and not in_save else None
-        life = draw.randint(1, LIFE - 1)
-        since = time.monotonic()
-
-        def due() -> bool:
-            if in_save:  # noqa: B023
-                return saving(hurt, saved)  # noqa: B023
-            if moment is not None:  # noqa: B023
-                return time.monotonic() - since > moment  # noqa: B023
-            return lines(hurt) >= begun + life  # noqa: B023
-
-        with hosts(n, [*common, "--workdir", hurt], env, logs) as running:
-            there = until(due, running)
+        saved, in_save = latest(hurt), inside * 3 < kill + 1  # a third of all so far
+        due, number = (partial(saving, hurt, saved), signal.SIGKILL) if in_save else moment(draw, hurt)
+        with start(hurt) as running:
+            assert until(due, running), f"kill {kill + 1}: not reached\n{said()}"
             victim = draw.choice(running)
-            victim.kill()
-            victim.wait()
-            caught = saving(hurt, saved)
-            assert there, f"kill {kill}: not reached\n{(logs / 'host-0.txt').read_text()[-2000:]}"
-            if n > 1:  # the others leave by themselves: to be started again, or aborted by the runtime
-                left = [p.wait(60) for p in running if p is not victim]
-                assert all(status in (75, -6) for status in left), left
+            victim.send_signal(number)
+            victim.wait(120)
+            caught = number == signal.SIGKILL and saving(hurt, saved)
+            # Others leave by themselves, to be started again, or are aborted by the runtime.
+            left = [p.wait(60) for p in running if p is not victim or number == signal.SIGTERM]
+            assert all(status in (75, -signal.SIGABRT) for status in left), (left, said())
         inside += caught
-        what = "inside a save" if caught else "while starting" if moment is not None else "while training"
-        say(f"kill {kill + 1}/{kills}: {what}, at {lines(hurt)} lines")
-    with hosts(n, [*common, "--workdir", hurt], env, logs) as running:
-        assert statuses(running, 3600) == [0] * n, (logs / "host-0.txt").read_text()[-2000:]
+        say(f"{number.name} {kill + 1} of {kills}{' inside a save' * caught}, after {lines(hurt)} lines")
+    with start(hurt) as running:
+        assert statuses(running, 3600) == [0] * n, said()
     compare(whole, hurt, steps)
     return inside
 
 
-def kind_of(draw: random.Random) -> Literal["start", "step"]:
-    return "start" if draw.random() < 0.15 else "step"
+def moment(draw: random.Random, workdir: Path) -> tuple[Callable[[], bool], signal.Signals]:
+    """A random end of a process's life, and the signal for it: a third of them SIGTERM, at which the run saves."""
+    number = signal.SIGTERM if draw.random() < 1 / 3 else signal.SIGKILL
+    if draw.random() < 0.15:  # while it starts
+        end = time.monotonic() + draw.uniform(0.5, 3)
+        return lambda: time.monotonic() > end, signal.SIGKILL
+    least = lines(workdir) + draw.randint(1, LIFE - 1)
+    return lambda: lines(workdir) >= least, number
 
 
 def lines(workdir: Path) -> int:
@@ -142,7 +139,7 @@ def main(family: Literal["vae", "gan", "lm"] = "vae", kills: int = 50, seed: int
     inside = chaos(family, kills, seed, folder, hosts, say=lambda text: print(text, flush=True))
     minutes = (time.monotonic() - begun) / 60
     print(
-        f"{family}: {kills} of {kills} kills survived, {inside} of them inside a save; bit-identical; {minutes:.0f} minutes"
+        f"{family}: {kills} of {kills} kills survived, {inside} SIGKILLs inside a save; bit-identical; {minutes:.0f} minutes"
     )
     shutil.rmtree(folder)
 

@@ -32,9 +32,9 @@ def test_the_limit_of_a_step_is_known_two_steps_before():
         assert record.limit(step + 1) == before
     # The running moments remember the last ones most.
     assert record.limit(400) == pytest.approx(5 + 3 * 1, abs=0.5)
-    again = Record(config, 399, json.loads(json.dumps(record.kept(399))))
+    again = Record(config, 399, json.loads(json.dumps(record.kept(399, True))))
     assert again.limit(400) == record.limit(400)
-    assert again.limit(401) == Record(config, 399, record.kept(399)).limit(401) < math.inf
+    assert again.limit(401) == Record(config, 399, record.kept(399, True)).limit(401) < math.inf
 
 
 def test_nothing_is_a_spike_before_enough_losses_are_known():
@@ -49,7 +49,9 @@ def test_patience_ends_and_a_checkpoint_renews_it():
     record = Record(faults.Config("skip", patience=3), 0, [])
     assert record.read(1, BAD)
     assert record.read(2, BAD)
-    record.kept(2)
+    record.kept(2, due=False)
+    assert record.of[2].bad == 2
+    record.kept(2, due=True)
     assert not record.read(3, GOOD)
     assert record.read(4, BAD)
     assert record.read(5, BAD)
@@ -146,7 +148,7 @@ def test_bad_steps_are_left_out_and_told(action, spiky, tmp_path):
 def test_a_stopped_run_leaves_out_the_same(action, spiky, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train.train(spiky(action), whole)
-    for at in (23, 24, 30, 58):
+    for at in (23, 24, 30, 39, 40, 58):
         with monkeypatch.context() as patch:
             patch.setattr(train.preemption, "noticed", noticing(at, stopped))
             with pytest.raises(core.Requeue):
@@ -160,7 +162,7 @@ def noticing(at: int, workdir: Path):
     """Like a signal that comes before the step of that number, wherever the run starts."""
 
     @contextmanager
-    def noticed(grace):
+    def noticed():
         step = count((checkpoint.newest(workdir / "checkpoints", pytest.fail) or 0) + 1)
         yield lambda: next(step) >= at
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -45,7 +46,9 @@ def save(folder: Path, arrays: Arrays) -> None:
     try:
         for name, array in arrays.items():
             np.save(aside / f"{name}.npy", array)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        if load(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another writer was there first
+            aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
