@@ -30,16 +30,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def hosts(n: int, arguments: Sequence[object], env: dict[str, str], logs: Path, heartbeat: int = 5):
-    """n processes that train together, one device each; each one's output is in logs/host-I.txt. None is left behind."""
+def hosts(
+    n: int, arguments: Sequence[object], env: dict[str, str], logs: Path, each: Sequence[Sequence[object]] | None = None
+):
+    """n processes that train together, one device each, `each` with arguments of its own; each one's output is in
+    logs/host-I.txt. None is left behind."""
     logs.mkdir(parents=True, exist_ok=True)
     common = ["--parallel.coordinator", f"127.0.0.1:{free_port()}", "--parallel.hosts", n, "--parallel.cpu-devices", 1]
-    common += ["--parallel.heartbeat-seconds", heartbeat, "--parallel.startup-seconds", 60]
+    common += ["--parallel.heartbeat-seconds", 5, "--parallel.startup-seconds", 60]
     started = []
     try:
         for i in range(n):
-            command = [sys.executable, ROOT / "train.py", *arguments, *(common if n > 1 else []), "--parallel.host", i]
-            command = command if n > 1 else command[:-2]
+            shared = [*common, "--parallel.host", i] if n > 1 else []
+            command = [sys.executable, ROOT / "train.py", *arguments, *shared, *(each[i] if each else [])]
             with open(logs / f"host-{i}.txt", "w") as output:
                 started.append(
                     subprocess.Popen([str(c) for c in command], env=env, stdout=output, stderr=subprocess.STDOUT)

@@ -109,6 +109,22 @@ def test_a_wrong_run_directory_is_refused_by_all(whole, env, tmp_path):
         assert "seed: 0 -> 7" in said(tmp_path, host)
 
 
+def test_hosts_that_shard_the_state_have_the_same_curve(whole, env, tmp_path):
+    fsdp = "--parallel.engine", "jit", "--parallel.fsdp"
+    with hosts(2, [*RUN, "--steps", 10, "--workdir", tmp_path / "run", *fsdp], env, tmp_path) as running:
+        assert statuses(running) == [0, 0], said(tmp_path)
+    assert_close(metrics(whole)[:10], [m for m in metrics(tmp_path / "run") if m["split"] == "train"])
+
+
+def test_hosts_of_different_configs_are_refused(env, tmp_path):
+    each = [("--seed", 0), ("--seed", 1)]
+    with hosts(2, [*RUN, "--workdir", tmp_path / "run"], env, tmp_path, each=each) as running:
+        assert statuses(running, 120) == [2, 2], said(tmp_path)
+    for host in range(2):
+        assert "the hosts have different configs" in said(tmp_path, host)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_host_that_never_comes_is_a_clear_time_out(env, tmp_path):
     lonely = ["--parallel.coordinator", "127.0.0.1:9", "--parallel.hosts", "2", "--parallel.host", "1"]
     command = [sys.executable, "train.py", *map(str, RUN), "--workdir", tmp_path / "run", *lonely]
