@@ -46,7 +46,7 @@ class Sampling:
             positive(top_k=self.top_k)
         for name in ("top_p", "min_p"):
             if (value := getattr(self, name)) is not None and not 0 < value <= 1:
-                raise UserError(f"{name} is {value}; it is a probability above 0")
+                raise UserError(f"{name} is {value}; it must be above 0 and at most 1")
 
 
 class Decoded(NamedTuple):

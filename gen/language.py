@@ -75,6 +75,15 @@ def tokens(spec: Spec) -> Tokens:
     return Tokens(feature.shape[0] - 1, feature.vocab, feature.end)
 
 
+def check_alone(spec: Spec) -> None:
+    """Raises: UserError for data with a source apart, which a network without an encoder would not see."""
+    if "source" in spec:
+        raise UserError(
+            "the pairs are separate, and this family has no encoder for their sources; the fix: --data.pairs joined, or a config "
+            "of gen.families.seq2seq, as seq2seq_docstring"
+        )
+
+
 def context(arch: Architecture, length: int) -> int:
     """The places that a network trained on windows of `length` is used on. Raises: UserError if they are too long for it."""
     if arch.context is not None and arch.positions == "learned" and length > arch.context:

@@ -88,6 +88,9 @@ class Log:
             self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in seen.items())}")
             return [(step, values)]
         check_finite(step, "train", seen)
+        if not self.latest:  # what the first step compiled is no speed
+            self.say(f"compiled in {time.monotonic() - self.mark:.0f} s")
+            self.mark, self.marked, self.waited = time.monotonic(), step, 0.0
         self.latest = seen
         if step % self.config.every == 0:
             self.metrics(step, "train", seen)

@@ -30,23 +30,29 @@ def leaving(grace: float) -> Iterator[None]:
 
 @contextmanager
 def noticed() -> Iterator[Callable[[], bool]]:
-    """Within, a signal ends nothing; the function says whether one has come."""
+    """Within, a signal ends nothing, nor does the first Ctrl-C; the function says whether one has come."""
     came = False
 
     def notice(number: int, frame: FrameType | None) -> None:
         nonlocal came
+        if number == signal.SIGINT:
+            if came:
+                raise KeyboardInterrupt
+            os.write(2, b"\ninterrupted: it is saved first; once more to stop at once\n")
         came = True
 
-    with _handled(notice):
+    with _handled(notice, (*SIGNALS, signal.SIGINT)):
         yield lambda: came
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled(
+    handler: Callable[[int, FrameType | None], None], signals: tuple[signal.Signals, ...] = SIGNALS
+) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # signals come to the main thread alone
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:

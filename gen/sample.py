@@ -94,8 +94,8 @@ class Medium(NamedTuple):
     """Its part of the command line."""
     resolved: Callable[[Any], Any]
     """The options with the contents of files that they name."""
-    given: Callable[[Path, Any], tuple[dict[str, Any], dict[str, Any]]]
-    """(run directory, options) -> what is given to `generate`: arrays, and functions by name."""
+    given: Callable[[Path, configs.Config, Any], tuple[dict[str, Any], dict[str, Any]]]
+    """(run directory, its config, options) -> what is given to `generate`: arrays, and functions by name."""
     files: Callable[..., dict[str, bytes]]
     """(run directory, options, arrays, trust) -> {file name: content}."""
 
@@ -109,18 +109,20 @@ def _pictures(workdir: Path, options: pictures.Options, arrays: Any, trust: Sequ
     return pictures.files(arrays, dataset(workdir, options.data_dir, trust) if options.neighbours else None)
 
 
-def _given(workdir: Path, options: texts.Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    if options.source and "source" not in run.read_spec(workdir):
-        raise UserError(f"{workdir} was not trained on sources and their targets; give it a --prompt")
+def _given(workdir: Path, config: configs.Config, options: texts.Options) -> tuple[dict[str, Any], dict[str, Any]]:
     tokenizer = tokenizers.of_run(workdir)
     listen = texts.listener(options, tokenizer)
     seen = run.read_reference(workdir).get("tokens", np.zeros((0, 1)))[:, 0]
     begins = len(seen) > 1 and bool((seen == tokenizers.end(tokenizer)).all())  # as each pair does
+    if options.source and "source" not in run.read_spec(workdir):
+        if not begins:
+            raise UserError(f"{workdir} was trained on texts, not on pairs; give it a --prompt")
+        options = texts.joined(options, getattr(config.data, "template", ""))
     return texts.given(options, tokenizer, begins), {} if listen is None else {"listen": listen}
 
 
 PICTURES = Medium(
-    pictures.Options, lambda options: options, lambda workdir, _: (run.read_reference(workdir), {}), _pictures
+    pictures.Options, lambda options: options, lambda workdir, *_: (run.read_reference(workdir), {}), _pictures
 )
 TEXTS = Medium(
     texts.Options,
@@ -142,7 +144,7 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
     config, _ = load(options.run, options.trust)
     step = choose(options.run, config, options.step)
     asked = medium.resolved(options.medium)
-    given, functions = medium.given(options.run, asked)
+    given, functions = medium.given(options.run, config, asked)
     arrays = generate(options.run, model, step, options.seed, options.request, given, functions, base=options.base)
     if "listen" in functions:
         functions["listen"](np.full(len(arrays["samples"]), PADDING))  # no more comes
@@ -249,7 +251,7 @@ def verify(options: Verify) -> int:
     asked = configs.decode(medium.options, manifest["medium"], options.trust, at="medium")
     if options.data_dir is not None and hasattr(asked, "data_dir"):
         asked = replace(asked, data_dir=options.data_dir)
-    given = medium.given(workdir, asked)
+    given = medium.given(workdir, config, asked)
     arrays = generate(workdir, model, step, manifest["seed"], request, *given, base=options.base)
     outputs = medium.files(workdir, asked, arrays, options.trust)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ class Options:
     suffix: str | None = None
     """Text after it."""
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to write a target for (sequence to sequence); again for another."""
+    """Text to write a target for, of a model of pairs; again for another."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text that ends a sample; it is not shown."""
     stream: bool = field(default=False, metadata=LAUNCH)
@@ -62,6 +63,14 @@ def resolved(options: Options) -> Options:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: no UTF-8 at byte {error.start}") from None
+
+
+def joined(options: Options, template: str) -> Options:
+    """The options with each source as the prompt that the template makes of it. Raises: UserError if it takes more than a source."""
+    if set(re.findall(r"\{(\w+)\}", template)) - {"source", "text"}:
+        raise UserError(f"the run's prompts are {template!r}; fill that in, and give it as a --prompt")
+    fill = lambda source: re.sub(r"\{\w+\}", lambda _: source, template)
+    return replace(options, prompt=tuple(map(fill, options.source)), source=())
 
 
 def given(options: Options, tokenizer: Tokenizer, begins: bool = False) -> dict[str, np.ndarray]:

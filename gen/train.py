@@ -118,6 +118,7 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
     batches = prefetch(feed(data, model, config, engine.rows), range(start, config.steps))
     trace = profile.tracer(config.profile, workdir)
     leave, saved = False, None  # asked to stop; the last save
+    logger.say("compiling the step")
     with (
         preemption.noticed() as notice,
         checkpoint.saver(this.checkpoints, config.save, start) as save,

@@ -167,3 +167,14 @@ def test_a_signal_before_the_first_step_ends_at_once(env, tmp_path):
         running[0].terminate()
         assert statuses(running, 60) == [75], said(tmp_path)
     assert re.search("SIGTERM: stopped|stopped at step", said(tmp_path))
+
+
+def test_the_first_interrupt_saves(env, tmp_path):
+    workdir = tmp_path / "run"
+    with hosts(1, [*RUN, "--workdir", workdir, "--save.every", 1000, "--steps", 100_000], env, tmp_path) as running:
+        assert until(lambda: step_of(workdir) > 20, running), said(tmp_path)
+        running[0].send_signal(signal.SIGINT)
+        assert statuses(running, 60) == [75], said(tmp_path)
+    assert "it is saved first" in said(tmp_path)
+    (stopped,) = checkpoint.steps(workdir / "checkpoints")
+    assert f"stopped at step {stopped}, as asked" in said(tmp_path)

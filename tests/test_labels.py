@@ -63,7 +63,7 @@ def test_a_model_that_has_learned_the_rule_tells_the_labels(parts):
     shots = labels.scored(data, model, state, shots=1)
     assert shots.majority == score.majority
     assert shots.accuracy != score.accuracy, "it was never trained on two lines in a window"
-    with pytest.raises(UserError, match="longer than the windows"):
+    with pytest.raises(UserError, match="longer than the 43 tokens of a window"):
         labels.scored(data, model, state, shots=9)
     with pytest.raises(UserError, match="999 examples asked for"):
         labels.scored(data, model, state, shots=999)
@@ -114,7 +114,10 @@ def test_what_texts_can_not_be_scored_by_is_refused(workdir, change, message):
 def test_a_prompt_begins_as_the_pairs_of_training_did(workdir, parts):
     data, model, state = parts
     options = texts.Options(prompt=("a green kite 5\n",))
-    given, _ = sample.medium_of(data.spec).given(workdir, options)
+    config, _ = run.read_config(workdir)
+    given, _ = sample.medium_of(data.spec).given(workdir, config, options)
+    same, _ = sample.medium_of(data.spec).given(workdir, config, texts.Options(source=("a green kite 5",)))
+    np.testing.assert_array_equal(same["prompt"], given["prompt"])
     assert given["prompt"][0, 0] == data.spec["tokens"].end
     made = model.generate(state, jax.random.key(0), given, model.request(n=1, tokens=8, temperature=0.0))
     written = texts.samples(made, tokenizers.load(data.files["tokenizer.json"]), options)

@@ -563,3 +563,10 @@ def test_tiny_models_keep_their_kind():
         small = config.tiny()
         assert (small.network.layers, small.network.width) == (2, 16)
         assert type(small) is type(config) and small.network.positions == config.network.positions
+
+
+def test_a_source_apart_is_refused_by_what_would_not_see_it():
+    source = {"source": Feature((4,), "int32", vocab=8, end=0), "tokens": Feature((9,), "int32", vocab=8, end=0)}
+    for family in (lm, mlm):
+        with pytest.raises(UserError, match="no encoder for their sources"):
+            family.Config().build(source, 10)

@@ -15,7 +15,7 @@ import pytest
 
 from gen.core import Dataset, Feature, UserError
 from gen.data import corpus, tokenizers
-from gen.data.text import Config
+from gen.data.text import Config, named
 
 UNICODE = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich — 日本語 🎉\n"
 LETTERS = dict(enumerate("abcdefghijklmnopqrstuvwxyz \n.é日🎉"))
@@ -369,18 +369,28 @@ def test_a_folder_without_files_is_an_error(tmp_path):
 # Tokenizers
 
 
+def test_a_single_label_is_refused(tmp_path):
+    path = tmp_path / "same.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": "same"}) + "\n" for i in range(40)))
+    with pytest.raises(UserError, match="the label of each line is 'same'"):
+        Config(name=f"jsonl:{path}", tokenizer="byte", length=32).build()
+
+
 def test_the_tokenizer_is_trained_on_the_training_split(book):
     data = of_book(book, tokenizer="bpe", vocabulary=300).build()
     train = [text for text in chapters(book) if hashed(text, 0.1) == "train"]
     assert data.files["tokenizer.json"] == tokenizers.dump(tokenizers.bpe(train, 300))
     assert data.spec["tokens"].vocab == 300
-    assert data.protocol["tokenizer"] == "bpe, of the training split"
+    kept = book.with_name("tokenizer.json")
+    kept.write_bytes(data.files["tokenizer.json"])
+    again = of_book(book, tokenizer=str(kept)).build()
+    assert data.protocol["tokenizer"] == again.protocol["tokenizer"]  # whoever trained it
+    assert data.protocol["tokenizer"].startswith("of 300 tokens, sha256 ")
 
 
 def test_the_alphabet_is_of_all_splits(book):
     data = of_book(book, tokenizer="character").build()
     assert data.spec["tokens"].vocab == len(set(book.read_text())) + 1
-    assert data.protocol["tokenizer"] == "character, of all splits"
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])
@@ -436,7 +446,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(book, tmp_path, monkeypatch)
 
 
 def test_the_protocol_defines_the_numbers(book):
-    split = {"held_out": "hash:0.1", "tokenizer": "byte"}
+    split = {"held_out": "hash:0.1", "tokenizer": named(tokenizers.byte())}
     assert of_book(book).build().protocol == {**split, "windows": "disjoint, 16 tokens"}
     assert of_book(book, stride=4).build().protocol == {**split, "windows": "strided by 4, 16 tokens"}
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -353,7 +353,7 @@ def test_a_target_is_written_for_each_source(here, capsys):
         (["speller", "--prompt", "abc" * 4 + "d"], "a prompt has 13 tokens, and the model's context is 12"),
         (["speller", "--prompt", "abx"], "can't say 'x'"),
         (["speller", "--prefix", "a", "--suffix", "c"], "not trained to fill in the middle"),
-        (["speller", "--source", "a"], "not trained on sources and their targets; give it a --prompt"),
+        (["speller", "--source", "a"], "was trained on texts, not on pairs; give it a --prompt"),
         (["filler", "--prefix", "abcdef", "--suffix", "gh ab"], "a prompt has 14 tokens"),
         (["masked", "--stop", "a"], "leave out --stream and --stop"),
         (["masked", "--stream"], "leave out --stream and --stop"),

@@ -108,6 +108,10 @@ def built(
                 alphabet.update(*texts(document, pair, template))
             if pair and pair[1] == "label" and len(labels) <= LABELS:
                 labels.add(document.fields["label"])
+        if len(labels) == 1:
+            raise UserError(
+                f"--data.name {name}: the label of each line is {min(labels)!r}; it takes two to tell apart"
+            )
         if not counts["documents"]:
             raise UserError(f"--data.name {name}: it is empty, or nothing of it is kept: {cleaning.dropped(counts)}")
 

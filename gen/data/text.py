@@ -92,7 +92,7 @@ class Config(core.DataConfig):
             files=files,
             protocol={
                 "held_out": self.split,
-                "tokenizer": named(self.tokenizer, files[tokenizers.FILE]),
+                "tokenizer": named(found.tokenizer),
                 **source.facts,
                 **how,
             },
@@ -100,10 +100,10 @@ class Config(core.DataConfig):
         )
 
 
-def named(tokenizer: str, content: bytes) -> str:
-    """How a tokenizer was made, or else what it is."""
-    kinds = {"byte": "byte", "character": "character, of all splits", "bpe": "bpe, of the training split"}
-    return kinds.get(tokenizer) or f"sha256 {hashlib.sha256(content).hexdigest()}"
+def named(tokenizer: tokenizers.Tokenizer) -> str:
+    """What a tokenizer is, however the config came to it."""
+    sha256 = hashlib.sha256(tokenizers.dump(tokenizer)).hexdigest()
+    return f"of {tokenizers.size(tokenizer)} tokens, sha256 {sha256[:16]}"
 
 
 def check(config: Config) -> None:

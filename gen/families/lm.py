@@ -66,6 +66,7 @@ class Request(decoding.Sampling):
 
 def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
     arch, (length, vocab, end) = config.network, language.tokens(spec)
+    language.check_alone(spec)
     context = language.context(arch, length)
     fim = config.fill_in_the_middle
     real_dtype = jnp.promote_types(config.dtype, jnp.float32)

@@ -103,6 +103,8 @@ def _after(
         drawn = np.random.default_rng([seed, i]).choice(len(known), shots, replace=False)
         before = [token for j in drawn for token in [*known[j][1:], *labels[int(truth[j])], *line]]
         if 1 + len(before) + len(prompt) > room:
-            raise UserError(f"{shots} examples and a prompt are longer than the windows ({room}); fewer of them")
+            raise UserError(
+                f"{shots} examples and a prompt are longer than the {room} tokens of a window; fewer --shots"
+            )
         out.append([*prompt[:1], *before, *prompt[1:]])
     return out

@@ -27,7 +27,7 @@ def planned(subject: Subject, options: Options) -> list[Score]:
         raise UserError(f"{min(images)} is a score of images, and {workdir} makes texts; leave it out")
     if "labels" in metrics and not labelled:
         raise UserError(
-            f'{workdir} has no labels to tell: a causal model of lines with "text" and "label" has, and joined pairs'
+            f'{workdir} has no labels to tell; a causal model has that was trained on lines of {{"text", "label"}}, joined'
         )
 
     @cache
