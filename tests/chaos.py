@@ -66,14 +66,15 @@ def chaos(family: str, kills: int, seed: int, folder: Path, n: int = 1, say: Cal
 
     inside = 0
     for kill in range(kills):
-        saved, in_save = latest(hurt), inside * 3 < kill + 1  # a third of all so far
-        due, number = (partial(saving, hurt, saved), signal.SIGKILL) if in_save else moment(draw, hurt)
+        in_save = partial(saving, hurt, lives(hurt), time.time())
+        a_third = inside * 3 < kill + 1  # of all so far are to be inside a save
+        due, number = (in_save, signal.SIGKILL) if a_third else moment(draw, hurt)
         with start(hurt) as running:
             assert until(due, running), f"kill {kill + 1}: not reached\n{said()}"
             victim = draw.choice(running)
             victim.send_signal(number)
             victim.wait(120)
-            caught = number == signal.SIGKILL and saving(hurt, saved)
+            caught = number == signal.SIGKILL and in_save()
             # Others leave by themselves, to be started again, or are aborted by the runtime.
             left = [p.wait(60) for p in running if p is not victim or number == signal.SIGTERM]
             assert all(status in (75, -signal.SIGABRT) for status in left), (left, said())
@@ -100,16 +101,27 @@ def lines(workdir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def latest(workdir: Path) -> int:
-    return max((int(p.parent.name) for p in workdir.glob("checkpoints/[0-9]*/manifest.json")), default=0)
+def lives(workdir: Path) -> int:
+    """How many processes have trained there."""
+    log = workdir / "logs" / "host-000.log"
+    return log.read_text().count("compiled in") if log.exists() else 0
 
 
-def saving(workdir: Path, after: int) -> bool:
-    """Whether a checkpoint later than that step is half written, or not sealed yet."""
+def saving(workdir: Path, before: int, since: float) -> bool:
+    """Whether a life after so many others, and after that time, has half written a checkpoint, or has not sealed one yet. What
+    an earlier life left is tidied away before the first step."""
+    if lives(workdir) == before:
+        return False
     folder = workdir / "checkpoints"
-    half = [p for p in folder.glob("*.orbax-checkpoint-tmp*") if int(p.name.split(".")[0]) > after]
-    open_ = [p for p in folder.glob("[0-9]*") if p.name.isdecimal() and int(p.name) > after]
-    return bool(half) or any(not (p / "manifest.json").exists() for p in open_)
+    open_ = [p for p in folder.glob("[0-9]*") if p.name.isdecimal() and not (p / "manifest.json").exists()]
+    return any(modified(p) > since for p in [*folder.glob("*.orbax-checkpoint-tmp*"), *open_])
+
+
+def modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # renamed just now
+        return 0.0
 
 
 def compare(whole: Path, hurt: Path, steps: int) -> None:
