@@ -570,3 +570,12 @@ def test_a_source_apart_is_refused_by_what_would_not_see_it():
     for family in (lm, mlm):
         with pytest.raises(UserError, match="no encoder for their sources"):
             family.Config().build(source, 10)
+
+
+def test_a_model_in_double_precision_writes():
+    spec = {"tokens": Feature((9,), "int32", vocab=8, end=0)}
+    with jax.enable_x64(True):
+        model = lm.Config(dtype="float64", param_dtype="float64").tiny().build(spec, 10)
+        state = model.init(jax.random.key(0))
+        made = jax.jit(lambda s: model.generate(s, jax.random.key(1), {}, model.request(n=2, tokens=5)))(state)
+    assert made["samples"].shape == (2, 5)

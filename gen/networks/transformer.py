@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         )(arch, self.cross, dtypes, name="layers")
         kept = None if cache is None else (cache.key, cache.value)
         at = None if cache is None else cache.length
-        layer = jnp.arange(arch.layers)
+        layer = jnp.arange(arch.layers, dtype=jnp.int32)
         (x, kept), _ = stack((x, kept), layer, keys_B, mask, bias, rotation, at, memory_BSD, memory_mask)
         if cache is not None:
             assert kept is not None
@@ -275,9 +275,9 @@ class Attention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, rotation)
         if kept is not None:
             assert at is not None
-            layer, place = at
+            (layer, place), zero = at, jnp.zeros((), jnp.int32)
             write = lambda old, new: jax.lax.dynamic_update_slice(
-                old, new.astype(old.dtype)[None], (layer, 0, place, 0, 0)
+                old, new.astype(old.dtype)[None], (layer, zero, place, zero, zero)
             )
             kept = write(kept[0], key), write(kept[1], value)
             key, value = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in kept)
