@@ -177,7 +177,8 @@ def compile(
         given |= {"limit": limit} if guard else {}
         return {k: np.full(data // processes, v, np.float32) for k, v in given.items()}
 
-    mesh = Mesh(np.array(devices).reshape(data, config.tensor), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    axes = {"data": data} if config.engine == "pmap" else {"data": data, "model": config.tensor}  # pmap has no other
+    mesh = Mesh(np.array(devices).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
     shapes = jax.eval_shape(init)
     split = lambda path, x: _split(path_name(path), x.shape, data if config.fsdp else 1, config.tensor, model.rules)
     shardings = jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, split(path, x)), shapes)

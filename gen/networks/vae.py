@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
 from gen.losses import Gaussian
-from gen.networks.layers import ACTIVATIONS, Activation
+from gen.networks.layers import ACTIVATIONS, Activation, Conv
 
 
 class Encoder(nn.Module):
@@ -174,7 +174,7 @@ class Residual(Architecture):
     widths: tuple[int, ...] = (32, 64)
     """Channels of each stage; 8 pixels suit one or two stages, 64 pixels four."""
     blocks: int = 1
-    """Residual blocks a stage."""
+    """Residual blocks a stage; 0: the strided convolutions alone, with the activation between them."""
     activation: Activation = "silu"
     """Before each convolution of a block."""
     hidden: int = 256
@@ -234,8 +234,10 @@ class ResidualDown(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> [B, F]."""
-        for width in self.widths:
-            x = nn.Conv(width, (4, 4), strides=(2, 2), **self.dtypes)(x)
+        for i, width in enumerate(self.widths):
+            if i and not self.blocks:
+                x = ACTIVATIONS[self.activation](x)
+            x = Conv(width, 4, 2, **self.dtypes)(x)
             for _ in range(self.blocks):
                 x = Block(self.activation, self.dtypes)(x)
         return ACTIVATIONS[self.activation](x).reshape(x.shape[0], -1)
@@ -261,7 +263,7 @@ class ResidualUp(nn.Module):
             for _ in range(self.blocks):
                 x = Block(self.activation, self.dtypes)(x)
             x = ACTIVATIONS[self.activation](x)
-            x = nn.ConvTranspose(out, (4, 4), strides=(2, 2), **self.dtypes)(x)[:, :h, :w, :]
+            x = Conv(out, 4, 2, transposed=True, **self.dtypes)(x)[:, :h, :w, :]
         return x.reshape(*lead, height, width, outputs)
 
 
@@ -274,5 +276,5 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         act, width = ACTIVATIONS[self.activation], x.shape[-1]
-        y = nn.Conv(width, (3, 3), **self.dtypes)(act(x))
-        return x + nn.Conv(width, (3, 3), kernel_init=nn.initializers.zeros, **self.dtypes)(act(y))
+        y = Conv(width, 3, **self.dtypes)(act(x))
+        return x + Conv(width, 3, kernel_init=nn.initializers.zeros, **self.dtypes)(act(y))

@@ -1,0 +1,238 @@
+"""Our side of the benchmarks: the update that an engine compiles for a config, or what a model generates.
+
+A process of `python -m benchmarks`: python -m benchmarks.ours JOB DTYPE DEVICES
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from benchmarks import turns
+from benchmarks.turns import Side
+from gen import core, gpt2, parallel, train
+from gen.config import Config
+from gen.data.documents import pydoc
+from gen.data.images import Config as Images
+from gen.data.text import Config as Text
+from gen.families import gan, lm, vae
+from gen.metrics import frechet, inception
+from gen.networks import discriminator, generator
+from gen.networks.transformer import Architecture
+from gen.networks.vae import Perceptron, Residual
+from gen.optim import OptimConfig
+
+Dtype = Literal["float32", "bfloat16", "float64"]
+CHECKED = 3  # steps that both sides do from the same weights
+BATCHES = 4  # that steps go round
+DECODED = 256  # tokens
+IMAGES = 32  # of a step of Inception's
+
+
+def pictures(batch: int) -> Images:
+    """Handwritten digits, enlarged to 28x28."""
+    return Images(size=28, train="train", validation="test", batch_size=batch)
+
+
+def text(length: int, batch: int) -> Text:
+    """Python's documentation in the characters of Tiny Shakespeare, as one document: no window has two."""
+    path = core.cache_folder() / "benchmarks" / "pydoc.txt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            re.sub(r"[^\n !$&',\-.3:;?A-Za-z]", "", "\n".join(document.fields["text"] for document in pydoc().read()))
+        )
+    return Text(name=f"text:{path}", split="tail:0.1", tokenizer="character", length=length, batch_size=batch)
+
+
+ADAM = OptimConfig(lr=2e-4, b1=0.5)
+ADAMW = OptimConfig(lr=1e-3, b2=0.99, weight_decay=0.1, clip=1.0)
+SMALL, MEDIUM = Architecture(layers=4, width=128, heads=4), Architecture(layers=6, width=384, heads=6)
+
+
+def dcgan(batch: int) -> Config:
+    """The 28x28 form of TensorFlow's tutorial, without dropout."""
+    networks = {"generator": generator.DCGAN(), "discriminator": discriminator.DCGAN()}
+    return Config(gan.Config(generator_optim=ADAM, discriminator_optim=ADAM, **networks), pictures(batch), steps=1000)
+
+
+def language(arch: Architecture, length: int, batch: int) -> Config:
+    arch = replace(arch, unroll=arch.layers)
+    return Config(lm.Config(network=arch, optim=ADAMW), text(length, batch), steps=1000)
+
+
+TRAINED: Mapping[str, Callable[[], Config]] = {
+    "dcgan_64": lambda: dcgan(64),
+    "dcgan_128": lambda: dcgan(128),
+    "vae_mlp": lambda: Config(vae.Config(network=Perceptron((400,))), pictures(128), steps=1000),
+    "vae_conv": lambda: Config(vae.Config(network=Residual(blocks=0, activation="relu")), pictures(128), steps=1000),
+    "gpt_small": lambda: language(SMALL, 64, 12),
+    "gpt_medium": lambda: language(MEDIUM, 256, 4),
+}
+"""{job: its config}"""
+
+
+def training(config: Config, dtype: Dtype, devices: int) -> Side:
+    """Steps of an engine's update, on batches that were read before."""
+    model = replace(config.model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
+    config = replace(config, model=model, parallel=parallel.Config(cpu_devices=devices))
+    data, built, engine = train.build(config)
+    feed = train.feed(data, built, config, engine.rows)
+    batches = [feed(i) for i in range(BATCHES)]
+    state = engine.init()
+    numbers = count()
+
+    def run(n: int) -> None:
+        nonlocal state
+        metrics: Any = None
+        for _ in range(n):
+            state, metrics = engine.update(state, batches[next(numbers) % BATCHES])
+        jax.block_until_ready((state, metrics))
+
+    def check(path: str) -> None:
+        """The weights of step 0, what CHECKED steps see and draw, and the weights and losses after them."""
+        state = engine.init()
+        kept = {f"before/{name}": x for name, x in flat(state.params).items()}
+        losses: dict[str, list[Any]] = {}
+        for i in range(CHECKED):
+            key = jax.random.fold_in(jax.random.key(config.seed), i)
+            seen, drawn = inputs(data, feed(i), model, key)
+            kept |= {f"step{i}/{name}": np.asarray(x) for name, x in (seen | drawn).items()}
+            state, metrics = engine.update(state, feed(i))
+            for name, value in metrics.items():
+                if name.startswith("loss"):
+                    losses.setdefault(name, []).append(float(value))
+        kept |= {f"after/{name}": x for name, x in flat(state.params).items()}
+        keep(path, kept | {name: np.array(values) for name, values in losses.items()})
+
+    return Side(run, check, facts)
+
+
+def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key) -> tuple[dict[str, Any], ...]:
+    """What the model sees of a batch, and what the update of its family draws in a step with this key."""
+    data_key, model_key = jax.random.split(key)
+    real = jnp.promote_types(model.dtype, jnp.float32)
+    normal = lambda size, key, row: core.per_example(lambda k: jax.random.normal(k, size, real), key, row)
+    match model:
+        case gan.Config():
+            d_key, g_key = jax.random.split(model_key)
+            z_keys = jax.random.split(d_key)[0], jax.random.split(g_key, 3)[0]
+            batch = {name: value[0] for name, value in batch.items()}  # of one step of D
+            seen = data.preprocess(jax.device_put(batch), jax.random.split(data_key, 1)[0], True)
+            return {"image": seen["image"]}, {
+                f"z_{player}": normal((model.latent,), k, seen["row"]) for player, k in zip("dg", z_keys, strict=True)
+            }
+        case vae.Config():
+            seen = data.preprocess(jax.device_put(batch), data_key, True)
+            return {"image": seen["image"]}, {"z": normal((1, *model.latents), model_key, seen["row"])[:, 0]}
+    return {"tokens": batch["tokens"]}, {}
+
+
+def decoding(batch: int, dtype: Dtype) -> Side:
+    """Greedy continuations of one token, DECODED long, by the medium model. Its weights are four times as large as at the start
+    of training, so that the likeliest token is likely."""
+    parallel.start(parallel.Config())
+    spec = {"tokens": core.Feature((DECODED + 1,), "int32", vocab=65)}
+    arch = replace(MEDIUM, context=2 * DECODED)
+    model = lm.Config(network=arch, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
+    built = model.build(spec, 1)
+    widened = lambda path, x: 4 * x if path.endswith(("kernel", "embedding")) else x
+    state = jax.jit(built.init)(jax.random.key(0))
+    state = replace(state, params=core.by_path(widened, state.params))
+    prompt = np.arange(1, batch + 1, dtype=np.int32)[:, None]
+    request = lm.Request(n=1, tokens=DECODED, temperature=0.0)
+    generate = jax.jit(lambda state, prompt: built.generate(state, jax.random.key(0), {"prompt": prompt}, request))
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            jax.block_until_ready(generate(state, prompt))
+
+    def check(path: str) -> None:
+        made = generate(state, prompt)
+        tensors = {f"before/{k}": np.asarray(v) for k, v in gpt2.to_gpt2(state.params["transformer"]).items()}
+        written = {"prompt": prompt, "tokens": made["samples"], "log_probs": made["log_probs"]}
+        keep(path, tensors | {name: np.asarray(x) for name, x in written.items()})
+
+    return Side(run, check, facts)
+
+
+def statistics() -> Side:
+    """Inception's features of images of 32x32, and their moments."""
+    parallel.start(parallel.Config())
+    rng = np.random.default_rng(0)
+    tensors = {name: weights(rng, name, shape) for name, shape in inception.shapes().items()}
+    extract = partial(inception._extract, jax.device_put(inception.folded(tensors)))
+    images = rng.uniform(-1, 1, (IMAGES, 32, 32, 3)).astype(np.float32)
+
+    def moments(n: int) -> frechet.Moments:
+        found = frechet.moments(np.zeros((0, 2048)), np.zeros(0))
+        for _ in range(n):
+            found = frechet.merge(found, frechet.moments(extract(images)[0], np.ones(IMAGES)))
+        return found
+
+    def check(path: str) -> None:
+        features = np.asarray(extract(images)[0])
+        kept = {f"before/{name}": x for name, x in tensors.items()}
+        keep(path, kept | {"input": np.asarray(inception.network_input(jnp.asarray(images))), "features": features})
+
+    return Side(lambda n: moments(n) and None, check, facts)
+
+
+def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Of an untrained Inception whose features are neither 0 nor large."""
+    if name.endswith("running_var"):
+        return np.ones(shape, np.float32)
+    if len(shape) == 1:
+        return np.full(shape, float(name.endswith("bn.weight")), np.float32)
+    return (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+
+
+def keep(path: str, arrays: Mapping[str, Any]) -> None:
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def flat(params: Any) -> dict[str, np.ndarray]:
+    return {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
+
+
+def facts() -> dict[str, Any]:
+    """The device, bytes at most, and the rate of its matrix products in operations a second."""
+    device = jax.devices()[0]
+    cpu = device.platform == "cpu"
+    memory = turns.peak_memory() if cpu else (device.memory_stats() or {})["peak_bytes_in_use"]
+    known = {"device": parallel.processor() if cpu else device.device_kind, "jax": jax.__version__, "memory": memory}
+    side = 2048 if cpu else 8192
+    product = jax.jit(jnp.matmul)
+    rates = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        a = jax.random.normal(jax.random.key(0), (side, side), dtype)
+        run = lambda n, a=a: jax.block_until_ready([product(a, a) for _ in range(n)]) and None
+        run(2)
+        rates[jnp.dtype(dtype).name] = (
+            2 * side**3 / min(turns.timed(run, 2) for _ in range(10 if not cpu or dtype == jnp.float32 else 1))
+        )
+    return known | {"rate": rates}
+
+
+def side(job: str, dtype: Dtype, devices: int) -> Side:
+    if job in TRAINED:
+        return training(TRAINED[job](), dtype, devices)
+    if job == "fid_statistics":
+        return statistics()
+    return decoding(int(job.removeprefix("decode_")), dtype)
+
+
+if __name__ == "__main__":
+    job, given, devices = sys.argv[1:]
+    dtype: Any = given
+    turns.serve(lambda: side(job, dtype, int(devices)))
