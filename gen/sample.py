@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -172,6 +173,8 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
         "outputs": {file: _sha256(content) for file, content in outputs.items()},
     }
     run.write_json(folder / "manifest.json", manifest)
+    if (done := max(checkpoint.steps(options.run / "checkpoints"))) < config.steps:
+        print(f"{options.run} is not finished: {done} of {config.steps} steps", file=sys.stderr)
     if "samples.txt" in outputs:
         print("" if asked.stream else printable(outputs["samples.txt"].decode()))
     print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")

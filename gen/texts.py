@@ -29,7 +29,7 @@ class Options:
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to go on from; again for another."""
     prompt_file: Path | None = None
-    """A file whose text is a prompt; - is the standard input."""
+    """A file whose text is a prompt; - is the standard input, without the newline at its end."""
     prefix: str | None = None
     """Text before what is to be filled in."""
     suffix: str | None = None
@@ -56,9 +56,10 @@ def resolved(options: Options) -> Options:
     """The options with the prompt that is in a file. Raises: UserError if there is none to be read."""
     if options.prompt_file is None:
         return options
+    piped = str(options.prompt_file) == "-"
     try:
-        content = sys.stdin.buffer.read() if str(options.prompt_file) == "-" else options.prompt_file.read_bytes()
-        return replace(options, prompt=(*options.prompt, content.decode()), prompt_file=None)
+        text = (sys.stdin.buffer.read() if piped else options.prompt_file.read_bytes()).decode()
+        return replace(options, prompt=(*options.prompt, text.removesuffix("\n") if piped else text), prompt_file=None)
     except OSError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -69,13 +69,13 @@ def test_rows_are_aligned_to_the_right():
 
 
 def test_a_prompt_can_be_a_file_or_the_standard_input(tmp_path, monkeypatch):
-    """As it is, to its last newline."""
+    """A file as it is, to its last newline; what is piped without it, since echo adds one."""
     path = tmp_path / "prompt.txt"
     path.write_bytes("é\na\r\n".encode())
     asked = texts.resolved(Options(prompt=("b",), prompt_file=path))
     assert asked == Options(prompt=("b", "é\na\r\n"))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n")))
-    assert texts.resolved(Options(prompt_file=Path("-"))).prompt == ("from a pipe\n",)
+    assert texts.resolved(Options(prompt_file=Path("-"))).prompt == ("from a pipe",)
     assert texts.resolved(asked) is asked
 
 
