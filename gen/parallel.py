@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,10 @@ class Config:
             raise UserError(f"parallel.host is {self.host} of {self.hosts} hosts; it counts from 0")
 
 
+YNN = "--xla_cpu_experimental_ynn_fusion_type"
+"""What XLA leaves to YNNPACK on a processor, unless told otherwise nothing: a VAE's step takes 3.6 ms without it and 5.2 with."""
+
+
 class Engine(NamedTuple):
     """A compiled model over placed states and host batches. On several hosts, each gives its `rows` of a batch, and all call
     the same functions in the same order."""
@@ -113,6 +118,8 @@ def start(config: Config) -> None:
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{_instructions()}"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if jax.__version_info__ < (0, 12) and YNN not in (flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{flags} {YNN}="
     if config.cpu_devices is not None:
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
