@@ -30,7 +30,7 @@ A, B, C = [0, 3, 5, 2, 7], [0, 9, 4], [0, 1, 8, 8, 6, 10, 2]  # documents
 PART = [4, 6, 1, 9, 9, 2, 5, 7, 3, 8, 10, 1]  # of a longer one
 
 
-quickly = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})  # to compile
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # to compile
 
 
 # --- a transformer in numpy -------------------------------------------------------------------------------------------
