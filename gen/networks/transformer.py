@@ -321,9 +321,11 @@ def attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | 
     by what XLA makes of the formula. That of JAX has its softmax in float32, so float64 has one here."""
     if query_BTNH.dtype != jnp.float64:
         half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-        _, t, _, h = query_BTNH.shape
-        fits = h % 8 == 0 and h <= 128 and t % 2 == key_BSKH.shape[1] % 2 == 0
+        (b, t, n, h), s = query_BTNH.shape, key_BSKH.shape[1]
+        fits = h % 8 == 0 and h <= 128 and t % 2 == s % 2 == 0
         fused = jax.default_backend() == "gpu" and half and fits
+        if fused and mask is not None:  # JAX hands it over with all of its places only, and under vmap with all heads
+            mask = jnp.broadcast_to(mask, (b, n, t, s))
         kernel: Any = jax.nn.dot_product_attention
         return kernel(query_BTNH, key_BSKH, value_BSKH, bias, mask, implementation="cudnn" if fused else None)
     each = query_BTNH.shape[2] // key_BSKH.shape[2]
