@@ -102,25 +102,16 @@ def decode(
     them anew whenever it has come to the limit.
     """
     batch, width = prompt.shape
-    room = width + n if limit is None else min(width + n, limit)
-    total = width + n
+    room = width + n - 1 if limit is None else min(width + n - 1, limit)
 
-    def start(text: Array, first: Any, count: int) -> tuple[Array, Array, Cache]:
-        """The logits after `count` tokens of the text, read into an empty cache, and the position of what comes next."""
-        part = jax.lax.dynamic_slice_in_dim(text, first, count, axis=1)
-        segment, position = places(part, end)
-        logits, cache = read(jnp.maximum(part, 0), segment, position, empty(room), True)
-        return logits[:, -1, :vocab], position[:, -1] + 1, cache
-
-    def body(carry: Any) -> Any:
-        i, text, log_probs, seen, position, done, logits, cache = carry
-        # --- draw
+    def draw(drawn: Any, logits: Array) -> Any:
+        i, text, log_probs, seen, done = drawn
         choice = filtered(logits, seen, sampling)
         if sampling.temperature == 0:
             token = choice.argmax(-1).astype(jnp.int32)
         else:
-            draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row)
-            token = jax.vmap(draw)(keys, choice).astype(jnp.int32)
+            one = lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row)
+            token = jax.vmap(one)(keys, choice).astype(jnp.int32)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
         log_prob = jnp.where(done[:, None], 0.0, log_prob).astype(jnp.float32)
         shown = jnp.where(done, PADDING, token)
@@ -131,32 +122,36 @@ def decode(
             done |= token == end
         if listen is not None:
             done |= io_callback(listen, jax.ShapeDtypeStruct(done.shape, bool), shown, ordered=True)
+        return i + 1, text, log_probs, seen, done
 
-        # --- read
-        def one(_: None) -> tuple[Array, Array, Cache]:
+    def going(drawn: Any) -> Array:
+        return (drawn[0] < n) & ~drawn[-1].all()
+
+    def filled(drawn: Any, count: int) -> Any:
+        """What is drawn after the last `count` tokens, read into an empty cache, until the cache is full."""
+        part = jax.lax.dynamic_slice_in_dim(drawn[1], width + drawn[0] - count, count, axis=1)
+        segment, position = places(part, end)
+        logits, cache = read(jnp.maximum(part, 0), segment, position, empty(room), True)
+        drawn = draw(drawn, logits[:, -1, :vocab])
+
+        def body(carry: Any) -> Any:
+            drawn, position, cache = carry
+            token = jax.lax.dynamic_slice_in_dim(drawn[1], width + drawn[0] - 1, 1, axis=1)
             segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
-            new, longer = read(token[:, None], segment, position[:, None], cache, False)
-            return new[:, -1, :vocab], position + 1, longer
+            logits, cache = read(jnp.maximum(token, 0), segment, position, cache, False)
+            return draw(drawn, logits[:, -1, :vocab]), position + 1, cache
 
-        def anew(_: None) -> tuple[Array, Array, Cache]:
-            half = max(1, room // 2)
-            return start(text, width + i + 1 - half, half)
-
-        if total > room:
-            logits, position, cache = jax.lax.cond(cache.length < cache.segment.shape[1], one, anew, None)
-        else:
-            logits, position, cache = one(None)
-        return i + 1, text, log_probs, seen, position, done, logits, cache
+        roomy = lambda carry: going(carry[0]) & (carry[2].length < carry[2].segment.shape[1])
+        return jax.lax.while_loop(roomy, body, (drawn, position[:, -1:] + 1, cache))[0]
 
     text = jnp.concatenate([prompt, jnp.full((batch, n), PADDING, jnp.int32)], axis=1)
-    logits, position, cache = start(text, 0, width)
     seen = jnp.zeros((batch, vocab), bool)
     seen = seen.at[jnp.arange(batch)[:, None], jnp.where(prompt < 0, vocab, prompt)].set(True, mode="drop")
-    done = jnp.zeros(batch, bool)
-    log_probs = jnp.zeros((batch, n), jnp.float32)
-    going = lambda carry: (carry[0] < n) & ~carry[5].all()
-    carry = jax.lax.while_loop(going, body, (0, text, log_probs, seen, position, done, logits, cache))
-    return Decoded(carry[1][:, width:], carry[2])
+    drawn = (jnp.int32(0), text, jnp.zeros((batch, n), jnp.float32), seen, jnp.zeros(batch, bool))
+    drawn = filled(drawn, width)
+    if width + n - 1 > room:
+        drawn = jax.lax.while_loop(going, lambda drawn: filled(drawn, max(1, room // 2)), drawn)
+    return Decoded(drawn[1][:, width:], drawn[2])
 
 
 def row_keys(key: Key, n: int) -> Array:

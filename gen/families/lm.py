@@ -24,7 +24,7 @@ from gen.core import (
     positive,
 )
 from gen.networks.positions import places
-from gen.networks.transformer import RULES, Transformer, empty_cache
+from gen.networks.transformer import RULES, Transformer, empty_cache, layers_apart
 
 SENTINELS = 3  # tokens that fill in the middle adds to the vocabulary: prefix, suffix, middle
 
@@ -127,7 +127,8 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         if prompt.shape[1] > context:
             raise UserError(f"a prompt has {prompt.shape[1]} tokens, and the model's context is {context}; shorten it")
         prompt = jnp.repeat(prompt, request.n, axis=0)
-        params = {"params": learned.weights(state)["transformer"]}
+        weights, apart = learned.weights(state)["transformer"], jax.default_backend() == "cpu"
+        params = {"params": layers_apart(weights) if apart else weights}
         unlimited = arch.window is not None and arch.positions != "learned"
 
         prefix = len(params["params"].get("prefix", ()))
@@ -137,7 +138,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
 
         decoded = decoding.decode(
             read,
-            lambda places: empty_cache(arch, len(prompt), prefix + places, network.dtypes["dtype"]),
+            lambda places: empty_cache(arch, len(prompt), prefix + places, network.dtypes["dtype"], apart),
             prompt,
             decoding.row_keys(key, len(prompt)),
             request,

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen.core import Array, UserError, positive, spread
+from gen.core import Array, Params, UserError, positive, spread
 from gen.networks.layers import dropout
 from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
 
@@ -101,20 +101,29 @@ class Architecture:
 class Cache(NamedTuple):
     """What was read before: keys and values of each layer."""
 
-    key: Array
-    """[L, B, S, K, H]."""
-    value: Array
+    key: Array | tuple[Array, ...]
+    """[L, B, K, S, H]; of layers that are apart, L times [B, K, S, H]."""
+    value: Array | tuple[Array, ...]
     segment: Array
     """int32 [B, S]."""
     length: Array
     """int32 []: how many of the S places are filled."""
 
 
-def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any) -> Cache:
-    """A cache with room for so many places."""
-    shape = (arch.layers, batch, places, arch.kv_heads or arch.heads, arch.width // arch.heads)
+def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any, apart: bool = False) -> Cache:
+    """A cache with room for so many places. apart: for `layers_apart`."""
+    shape = (batch, arch.kv_heads or arch.heads, places, arch.width // arch.heads)
+    kept = (jnp.zeros(shape, dtype),) * arch.layers if apart else jnp.zeros((arch.layers, *shape), dtype)
     segment = jnp.full((batch, places), PADDING, jnp.int32)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), segment, jnp.zeros((), jnp.int32))
+    return Cache(kept, kept, segment, jnp.zeros((), jnp.int32))
+
+
+def layers_apart(params: Params) -> Params:
+    """The parameters with a tree for each layer instead of stacked ones: to read with a cache in a loop over tokens, which on a
+    CPU would copy its slice of the stack for each token."""
+    layers = params["layers"]
+    count = len(jax.tree.leaves(layers)[0])
+    return {**params, "layers": tuple(jax.tree.map(lambda x: x[i], layers) for i in range(count))}
 
 
 class Transformer(nn.Module):
@@ -199,7 +208,15 @@ class Transformer(nn.Module):
         kept = None if cache is None else (cache.key, cache.value)
         at = None if cache is None else cache.length
         layer = jnp.arange(arch.layers, dtype=jnp.int32)
-        (x, kept), _ = stack((x, kept), layer, keys_B, mask, bias, rotation, at, memory_BSD, memory_mask)
+        shared = (keys_B, mask, bias, rotation, at, memory_BSD, memory_mask)
+        if cache is not None and isinstance(cache.key, tuple):
+            alone, each = Block(arch, self.cross, dtypes, parent=None), []
+            for own, *of_layer in zip(self.get_variable("params", "layers"), cache.key, cache.value, strict=True):
+                (x, of_layer), _ = alone.apply({"params": own}, (x, of_layer), 0, *shared)
+                each.append(of_layer)
+            kept = tuple(zip(*each, strict=True))
+        else:
+            (x, kept), _ = stack((x, kept), layer, *shared)
         if cache is not None:
             assert kept is not None
             cache = Cache(*kept, segment_BS, cache.length + x.shape[1])
@@ -261,7 +278,8 @@ class Attention(nn.Module):
         at: tuple[Array, Any] | None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """mask: bool, and bias: added to what the softmax sees; both broadcast to [B, N, T, S]. kept: the cached keys and
-        values [L, B, S, K, H] of all layers, of which `at`, (layer, place), is written in place; returned with it."""
+        values [L, B, K, S, H] of all layers, or [B, K, S, H] of this one, of which `at`, (layer, place), is written in place;
+        returned with it."""
         arch, width = self.arch, self.arch.width // self.arch.heads
         n, k = arch.heads, arch.kv_heads or arch.heads
         source = x_BTD if memory_BSD is None else memory_BSD
@@ -276,11 +294,13 @@ class Attention(nn.Module):
         if kept is not None:
             assert at is not None
             (layer, place), zero = at, jnp.zeros((), jnp.int32)
-            write = lambda old, new: jax.lax.dynamic_update_slice(
-                old, new.astype(old.dtype)[None], (layer, zero, place, zero, zero)
-            )
-            kept = write(kept[0], key), write(kept[1], value)
-            key, value = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in kept)
+            stacked, places = kept[0].ndim == 5, (zero, zero, place, zero)
+            new = tuple(x.swapaxes(1, 2).astype(kept[0].dtype) for x in (key, value))
+            if stacked:
+                new, places = tuple(x[None] for x in new), (layer, *places)
+            kept = tuple(jax.lax.dynamic_update_slice(old, x, places) for old, x in zip(kept, new, strict=True))
+            own = tuple(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in kept) if stacked else kept
+            key, value = (x.swapaxes(1, 2) for x in own)
         y_BTNH = attend(query, key, value, bias, mask)
         scale = 0.02 / math.sqrt(2 * arch.layers)
         out = dense(arch.width, arch.bias, self.dtypes, "out", scale)(y_BTNH.reshape(*x_BTD.shape[:2], -1))
