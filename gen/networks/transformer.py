@@ -102,7 +102,7 @@ class Cache(NamedTuple):
     """What was read before: keys and values of each layer."""
 
     key: Array | tuple[Array, ...]
-    """[L, B, K, S, H]; of layers that are apart, L times [B, K, S, H]."""
+    """[L, B K, S, H]; of layers that are apart, L times [B K, S, H]."""
     value: Array | tuple[Array, ...]
     segment: Array
     """int32 [B, S]."""
@@ -112,7 +112,7 @@ class Cache(NamedTuple):
 
 def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any, apart: bool = False) -> Cache:
     """A cache with room for so many places. apart: for `layers_apart`."""
-    shape = (batch, arch.kv_heads or arch.heads, places, arch.width // arch.heads)
+    shape = (batch * (arch.kv_heads or arch.heads), places, arch.width // arch.heads)
     kept = (jnp.zeros(shape, dtype),) * arch.layers if apart else jnp.zeros((arch.layers, *shape), dtype)
     segment = jnp.full((batch, places), PADDING, jnp.int32)
     return Cache(kept, kept, segment, jnp.zeros((), jnp.int32))
@@ -278,7 +278,7 @@ class Attention(nn.Module):
         at: tuple[Array, Any] | None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """mask: bool, and bias: added to what the softmax sees; both broadcast to [B, N, T, S]. kept: the cached keys and
-        values [L, B, K, S, H] of all layers, or [B, K, S, H] of this one, of which `at`, (layer, place), is written in place;
+        values [L, B K, S, H] of all layers, or [B K, S, H] of this one, of which `at`, (layer, place), is written in place;
         returned with it."""
         arch, width = self.arch, self.arch.width // self.arch.heads
         n, k = arch.heads, arch.kv_heads or arch.heads
@@ -294,14 +294,17 @@ class Attention(nn.Module):
         if kept is not None:
             assert at is not None
             (layer, place), zero = at, jnp.zeros((), jnp.int32)
-            stacked, places = kept[0].ndim == 5, (zero, zero, place, zero)
-            new = tuple(x.swapaxes(1, 2).astype(kept[0].dtype) for x in (key, value))
+            stacked, start = kept[0].ndim == 4, (zero, place, zero)
+            new = tuple(x.swapaxes(1, 2).reshape(-1, x.shape[1], width) for x in (key, value))
             if stacked:
-                new, places = tuple(x[None] for x in new), (layer, *places)
-            kept = tuple(jax.lax.dynamic_update_slice(old, x, places) for old, x in zip(kept, new, strict=True))
+                new, start = tuple(x[None] for x in new), (layer, *start)
+            kept = tuple(
+                jax.lax.dynamic_update_slice(old, x.astype(old.dtype), start) for old, x in zip(kept, new, strict=True)
+            )
             own = tuple(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in kept) if stacked else kept
-            key, value = (x.swapaxes(1, 2) for x in own)
-        y_BTNH = attend(query, key, value, bias, mask)
+            y_BTNH = attend_cached(query, *own, bias, mask)
+        else:
+            y_BTNH = attend(query, key, value, bias, mask)
         scale = 0.02 / math.sqrt(2 * arch.layers)
         out = dense(arch.width, arch.bias, self.dtypes, "out", scale)(y_BTNH.reshape(*x_BTD.shape[:2], -1))
         return out, kept
@@ -354,3 +357,20 @@ def attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | 
     scores = scores if bias is None else scores + bias
     scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value_BSNH)
+
+
+def attend_cached(query_BTNH: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
+    """`attend` to keys and values [B K, S, H]; from one place, T = 1, without a transposed copy of them."""
+    b, t, n, h = query_BTNH.shape
+    k = len(key) // b
+    if t > 1:
+        key_BSKH, value_BSKH = (x.reshape(b, k, -1, h).swapaxes(1, 2) for x in (key, value))
+        return attend(query_BTNH, key_BSKH, value_BSKH, bias, mask)
+    whole = jnp.promote_types(query_BTNH.dtype, jnp.float32)
+    query = query_BTNH.reshape(b * k, n // k, h)
+    scores = jnp.einsum("mgh,msh->mgs", query, key, preferred_element_type=whole) / math.sqrt(h)
+    scores_BNTS = scores.reshape(b, n, 1, -1)
+    scores_BNTS = scores_BNTS if bias is None else scores_BNTS + bias
+    scores_BNTS = scores_BNTS if mask is None else jnp.where(mask, scores_BNTS, jnp.finfo(whole).min)
+    shares = jax.nn.softmax(scores_BNTS).reshape(scores.shape).astype(value.dtype)
+    return jnp.einsum("mgs,msh->mgh", shares, value).reshape(query_BTNH.shape)
