@@ -21,7 +21,7 @@ from gen.core import Array, Feature, command
 from gen.data.text import Config as Text
 from gen.families.lm import Config as LM
 from gen.networks.positions import places
-from gen.networks.transformer import Architecture, Transformer, empty_cache
+from gen.networks.transformer import Architecture, Transformer, empty_cache, layers_apart
 from gen.optim import OptimConfig
 
 TOLERANCE = 1e-4
@@ -45,13 +45,15 @@ def compared(arch: Architecture, batch: int, steps: int) -> tuple[float, int, in
     shaped = network.init(jax.random.key(0), prompt, *places(prompt, None))
     large = lambda path, x: x if x.ndim < 2 or "norm" in jax.tree_util.keystr(path) else 4 * x  # so that logits differ
     params = jax.tree_util.tree_map_with_path(large, shaped)
+    apart = jax.default_backend() == "cpu"  # as families read
+    as_read = {"params": layers_apart(params["params"])} if apart else params
 
     def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
-        return network.apply(params, tokens, segment, position, cache=cache, begins=begins)
+        return network.apply(as_read, tokens, segment, position, cache=cache, begins=begins)
 
     @jax.jit
     def write() -> Array:
-        empty = lambda room: empty_cache(arch, batch, room, jnp.float32)
+        empty = lambda room: empty_cache(arch, batch, room, jnp.float32, apart)
         greedy = decoding.Sampling(temperature=0.0)
         keys = decoding.row_keys(jax.random.key(0), batch)
         how: dict[str, Any] = {"n": steps, "limit": None, "vocab": VOCAB, "end": None}
@@ -60,7 +62,7 @@ def compared(arch: Architecture, batch: int, steps: int) -> tuple[float, int, in
     @jax.jit
     def one_by_one(text: Array) -> Array:
         segment, position = places(text, None)
-        start = empty_cache(arch, batch, context, jnp.float32)
+        start = empty_cache(arch, batch, context, jnp.float32, apart)
 
         def step(cache: Any, i: Array) -> tuple[Any, Array]:
             at = lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from gen.core import Array, Key, UserError, positive
 from gen.networks.positions import PADDING, places
 from gen.networks.transformer import Cache
 
+LARGE = 2**25  # bytes of a cache from which on its empty places cost more than programs for several rooms
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """(tokens, segment, position: int32 [B, T], cache, whether they begin it) -> (logits [B, T, V], the longer cache)."""
 Listener = Callable[[Array], Array]
@@ -103,6 +105,7 @@ def decode(
     """
     batch, width = prompt.shape
     room = width + n - 1 if limit is None else min(width + n - 1, limit)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda: empty(room))))
 
     def draw(drawn: Any, logits: Array) -> Any:
         i, text, log_probs, seen, done = drawn
@@ -131,7 +134,8 @@ def decode(
         """What is drawn after the last `count` tokens, read into an empty cache, until the cache is full."""
         part = jax.lax.dynamic_slice_in_dim(drawn[1], width + drawn[0] - count, count, axis=1)
         segment, position = places(part, end)
-        logits, cache = read(jnp.maximum(part, 0), segment, position, empty(room), True)
+        rooms = stages(count, room, size)
+        logits, cache = read(jnp.maximum(part, 0), segment, position, empty(rooms[0]), True)
         drawn = draw(drawn, logits[:, -1, :vocab])
 
         def body(carry: Any) -> Any:
@@ -142,7 +146,10 @@ def decode(
             return draw(drawn, logits[:, -1, :vocab]), position + 1, cache
 
         roomy = lambda carry: going(carry[0]) & (carry[2].length < carry[2].segment.shape[1])
-        return jax.lax.while_loop(roomy, body, (drawn, position[:, -1:] + 1, cache))[0]
+        carry = drawn, position[:, -1:] + 1, cache
+        for before, after in pairwise((rooms[0], *rooms)):
+            carry = jax.lax.while_loop(roomy, body, (*carry[:2], longer(carry[2], after - before)))
+        return carry[0]
 
     text = jnp.concatenate([prompt, jnp.full((batch, n), PADDING, jnp.int32)], axis=1)
     seen = jnp.zeros((batch, vocab), bool)
@@ -152,6 +159,23 @@ def decode(
     if width + n - 1 > room:
         drawn = jax.lax.while_loop(going, lambda drawn: filled(drawn, max(1, room // 2)), drawn)
     return Decoded(drawn[1][:, width:], drawn[2])
+
+
+def stages(count: int, room: int, size: int) -> list[int]:
+    """The rooms of a cache of `count` places on its way to `room`, where it has so many bytes. On a CPU, a large one grows in
+    quarters: attention to places that are still empty takes as long as to others."""
+    if jax.default_backend() != "cpu" or size < LARGE:
+        return [room]
+    quarter = -(-room // 4)
+    return [*range(-(-count // quarter) * quarter, room, quarter), room]
+
+
+def longer(cache: Cache, more: int) -> Cache:
+    """The cache with room for so many more places."""
+    grow = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
+    segment = jnp.pad(cache.segment, ((0, 0), (0, more)), constant_values=PADDING)
+    key, value = jax.tree.map(grow, (cache.key, cache.value))
+    return Cache(key, value, segment, cache.length)
 
 
 def row_keys(key: Key, n: int) -> Array:

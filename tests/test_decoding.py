@@ -29,10 +29,11 @@ from test_transformer import (
     reference,
 )
 
+from gen import decoding
 from gen.core import UserError
 from gen.decoding import Decoded, Sampling, decode, filtered, row_keys
 from gen.networks.positions import PADDING
-from gen.networks.transformer import Architecture, Cache, empty_cache
+from gen.networks.transformer import Architecture, Cache, empty_cache, layers_apart
 
 WIDTH, N = 6, 6
 PROMPTS = np.array([C[1:7], [2, *A], [PADDING, 9, *B, 5], [PADDING] * 5 + [7], [PADDING, PADDING, 1, 1, 8, END]])
@@ -43,18 +44,20 @@ GREEDY = Sampling(temperature=0)
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
 @pytest.mark.parametrize("name", ARCHS)
-def test_reading_one_by_one_with_a_cache_gives_the_logits_of_reading_at_once(name):
+def test_reading_one_by_one_with_a_cache_gives_the_logits_of_reading_at_once(name, apart):
     """Over documents and padding."""
     network, params, _ = built(ARCHS[name])
     rows = [padded(1, A, B[:2], C[:4]), padded(C, 3, B[:2]), padded(PART)]
 
     def one_by_one(params: Any) -> jax.Array:
         def step(cache: Any, part: Any) -> tuple[Any, jax.Array]:
-            logits, cache = network.apply({"params": params}, *(x[:, None] for x in part), cache=cache)
+            logits, cache = network.apply({"params": as_read}, *(x[:, None] for x in part), cache=cache)
             return cache, logits[:, 0]
 
-        empty = empty_cache(network.arch, len(rows), CONTEXT + 3, jnp.float32)
+        as_read = layers_apart(params) if apart else params
+        empty = empty_cache(network.arch, len(rows), CONTEXT + 3, jnp.float32, apart)
         columns = tuple(x.T for x in inputs(np.array([row for row, _ in rows])))
         return jax.lax.scan(step, empty, columns)[1].transpose(1, 0, 2)
 
@@ -124,6 +127,17 @@ def test_beyond_the_context_it_goes_on_from_the_last_half_read_anew(name, limit,
             if i - start == limit:  # no room for this one
                 start, anew = i + 1 - limit // 2, anew + 1
         assert anew == turns
+
+
+def test_a_cache_that_grows_changes_no_sample(monkeypatch):
+    """Through every room, and also where texts are read anew."""
+    run = lambda limit: jax.device_get(decoder.__wrapped__(ARCHS["rotary"], Sampling(), 17, limit)(PROMPTS, KEYS))
+    fixed = [run(limit) for limit in (None, 12)]
+    monkeypatch.setattr(decoding, "LARGE", 0)
+    assert decoding.stages(WIDTH, WIDTH + 16, 0) == [6, 12, 18, 22]
+    for before, grown in zip(fixed, [run(limit) for limit in (None, 12)], strict=True):
+        np.testing.assert_array_equal(grown.tokens, before.tokens)
+        np.testing.assert_allclose(grown.log_probs, before.log_probs, atol=1e-5)
 
 
 # --- the distribution that is drawn from ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from gen import core, decoding, language, learner, losses
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums, UserError
 from gen.families.lm import Request
 from gen.networks.positions import PADDING, places
-from gen.networks.transformer import RULES, Transformer, empty_cache
+from gen.networks.transformer import RULES, Transformer, empty_cache, layers_apart
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,16 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
         if asked.shape[1] > source.shape[0]:
             raise UserError(f"a source has {asked.shape[1]} tokens, and the model reads {source.shape[0]}; shorten it")
         asked = jnp.repeat(asked, request.n, axis=0)
-        params = learned.weights(state)
+        params, apart = learned.weights(state), jax.default_backend() == "cpu"
         memory = encode(params, asked, None)
+        variables = {"params": layers_apart(params["decoder"]) if apart else params["decoder"]}
 
         def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
-            variables = {"params": params["decoder"]}
             return decoder.apply(variables, tokens, segment, position, None, cache, *memory)
 
         decoded = decoding.decode(
             read,
-            lambda places: empty_cache(arch, len(asked), places, dtypes["dtype"]),
+            lambda places: empty_cache(arch, len(asked), places, dtypes["dtype"], apart),
             jnp.full((len(asked), 1), end or 0, jnp.int32),
             decoding.row_keys(key, len(asked)),
             request,

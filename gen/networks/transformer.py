@@ -119,11 +119,11 @@ def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any, apart: 
 
 
 def layers_apart(params: Params) -> Params:
-    """The parameters with a tree for each layer instead of stacked ones: to read with a cache in a loop over tokens, which on a
-    CPU would copy its slice of the stack for each token."""
+    """The parameters with a tree for each layer instead of stacked ones, for a loop over tokens with a cache that is apart too: on
+    a CPU, it would copy its slice of the stack for each token."""
     layers = params["layers"]
-    count = len(jax.tree.leaves(layers)[0])
-    return {**params, "layers": tuple(jax.tree.map(lambda x: x[i], layers) for i in range(count))}
+    layer = lambda i: jax.tree.map(lambda x: x[i], layers)
+    return {**params, "layers": tuple(map(layer, range(len(jax.tree.leaves(layers)[0]))))}
 
 
 class Transformer(nn.Module):
@@ -214,12 +214,13 @@ class Transformer(nn.Module):
             for own, *of_layer in zip(self.get_variable("params", "layers"), cache.key, cache.value, strict=True):
                 (x, of_layer), _ = alone.apply({"params": own}, (x, of_layer), 0, *shared)
                 each.append(of_layer)
-            kept = tuple(zip(*each, strict=True))
+            keys, values = zip(*each, strict=True)
+            kept = keys, values
         else:
             (x, kept), _ = stack((x, kept), layer, *shared)
         if cache is not None:
             assert kept is not None
-            cache = Cache(*kept, segment_BS, cache.length + x.shape[1])
+            cache = Cache(kept[0], kept[1], segment_BS, cache.length + x.shape[1])
         x = norm(arch, dtypes, "norm")(x[:, -tokens_BT.shape[1] :])
         if not self.readout:
             return x, cache
@@ -294,15 +295,16 @@ class Attention(nn.Module):
         if kept is not None:
             assert at is not None
             (layer, place), zero = at, jnp.zeros((), jnp.int32)
-            stacked, start = kept[0].ndim == 4, (zero, place, zero)
-            new = tuple(x.swapaxes(1, 2).reshape(-1, x.shape[1], width) for x in (key, value))
-            if stacked:
-                new, start = tuple(x[None] for x in new), (layer, *start)
-            kept = tuple(
-                jax.lax.dynamic_update_slice(old, x.astype(old.dtype), start) for old, x in zip(kept, new, strict=True)
-            )
-            own = tuple(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in kept) if stacked else kept
-            y_BTNH = attend_cached(query, *own, bias, mask)
+            stacked = kept[0].ndim == 4
+
+            def written(old: Array, new: Array) -> Array:
+                new = new.swapaxes(1, 2).reshape(-1, new.shape[1], width).astype(old.dtype)
+                new, start = (new[None], (layer, zero, place, zero)) if stacked else (new, (zero, place, zero))
+                return jax.lax.dynamic_update_slice(old, new, start)
+
+            own = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) if stacked else x
+            kept = written(kept[0], key), written(kept[1], value)
+            y_BTNH = attend_cached(query, own(kept[0]), own(kept[1]), bias, mask)
         else:
             y_BTNH = attend(query, key, value, bias, mask)
         scale = 0.02 / math.sqrt(2 * arch.layers)
