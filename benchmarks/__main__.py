@@ -32,7 +32,7 @@ JOBS: Mapping[str, tuple[str, Sequence[str], int]] = {
     "vae_mlp": ("VAE 784-400-20, a step of 128 images", DENSE, 1),
     "vae_conv": ("convolutional VAE, a step of 128 images", CONVOLUTIONS, 1),
     "gpt_small": ("GPT, 4 layers, 128 wide, a step of 12 x 64 tokens", DENSE, 2),
-    "gpt_medium": ("GPT, 6 layers, 384 wide, a step of 4 x 256 tokens", DENSE, 2),
+    "gpt_medium": ("GPT, 6 layers, 384 wide, a step of 4 x 256 tokens", DENSE, 1),
     "decode_1": ("256 tokens of 1 sample, the same 6 layers", ("dynamic", "static"), 1),
     "decode_16": ("256 tokens of 16 samples", ("dynamic", "static"), 1),
     "fid_statistics": ("Inception's moments of 32 images", ("eager", "channels_last", "compile+channels_last"), 1),
