@@ -18,7 +18,7 @@ from gen.core import Array, Key, UserError, positive
 from gen.networks.positions import PADDING, places
 from gen.networks.transformer import Cache
 
-LARGE = 2**25  # bytes of a cache from which on its empty places cost more than programs for several rooms
+LARGE = 2**25  # bytes of a cache that is worth programs for several rooms; not tuned
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """(tokens, segment, position: int32 [B, T], cache, whether they begin it) -> (logits [B, T, V], the longer cache)."""
 Listener = Callable[[Array], Array]
