@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as binding
 
-from gen.networks.transformer import attend
+from gen.networks.attention import attend
 
 B, T, S, N, H = 4, 6, 8, 4, 8
 MASKS = {"a place": (B, 1, T, S), "an example's keys": (B, 1, 1, S), "none": None}

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from gen.core import Array, Params, UserError, positive, spread
+from gen.networks.attention import attend, attend_cached
 from gen.networks.layers import dropout
+from gen.networks.linear import product, products
 from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
 
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
@@ -204,13 +206,13 @@ class Transformer(nn.Module):
             in_axes=(0, same, same, same, same, same, same, same),  # pyright: ignore[reportArgumentType]
             length=arch.layers,
             unroll=min(arch.unroll, arch.layers),
-        )(arch, self.cross, dtypes, name="layers")
+        )(arch, self.cross, self.causal and cache is None, dtypes, name="layers")
         kept = None if cache is None else (cache.key, cache.value)
         at = None if cache is None else cache.length
         layer = jnp.arange(arch.layers, dtype=jnp.int32)
         shared = (keys_B, mask, bias, rotation, at, memory_BSD, memory_mask)
         if cache is not None and isinstance(cache.key, tuple):
-            alone, each = Block(arch, self.cross, dtypes, parent=None), []
+            alone, each = Block(arch, self.cross, False, dtypes, parent=None), []
             for own, *of_layer in zip(self.get_variable("params", "layers"), cache.key, cache.value, strict=True):
                 (x, of_layer), _ = alone.apply({"params": own}, (x, of_layer), 0, *shared)
                 each.append(of_layer)
@@ -229,8 +231,8 @@ class Transformer(nn.Module):
             table = embedding.embedding.astype(x.dtype)
             logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=whole)
         else:
-            product = partial(jax.lax.dot_general, preferred_element_type=whole)
-            logits = dense(self.vocab, False, dtypes, "head", dot_general=product)(x)
+            into = partial(jax.lax.dot_general, preferred_element_type=whole)
+            logits = dense(self.vocab, False, dtypes, "head", dot_general=into)(x)
         if arch.logit_cap is not None:
             logits = arch.logit_cap * jnp.tanh(logits / arch.logit_cap)
         return logits, cache
@@ -241,6 +243,7 @@ class Block(nn.Module):
 
     arch: Architecture
     cross: bool
+    causal: bool
     dtypes: dict[str, Any]
 
     @nn.compact
@@ -248,12 +251,12 @@ class Block(nn.Module):
         (x, kept), arch, dtypes = carry, self.arch, self.dtypes
         x = spread.get()(x)
         after = lambda y, part: dropout(y, keys, 3 * layer + part, arch.dropout)
-        y, kept = Attention(arch, dtypes, name="attention")(
+        y, kept = Attention(arch, self.causal, dtypes, name="attention")(
             norm(arch, dtypes, "attention_norm")(x), None, mask, bias, rotation, kept, (layer, at)
         )
         x += after(y, 1)
         if self.cross:
-            y, _ = Attention(arch, dtypes, name="cross")(
+            y, _ = Attention(arch, False, dtypes, name="cross")(
                 norm(arch, dtypes, "cross_norm")(x), memory, memory_mask, None, None, None, None
             )
             x += after(y, 2)
@@ -265,6 +268,7 @@ class Attention(nn.Module):
     """softmax(q k / sqrt(H)) v over the places that the mask shows."""
 
     arch: Architecture
+    causal: bool
     dtypes: dict[str, Any]
 
     @nn.compact
@@ -283,11 +287,16 @@ class Attention(nn.Module):
         returned with it."""
         arch, width = self.arch, self.arch.width // self.arch.heads
         n, k = arch.heads, arch.kv_heads or arch.heads
-        source = x_BTD if memory_BSD is None else memory_BSD
-        heads = lambda x, count, name: dense(count * width, arch.bias, self.dtypes, name)(x).reshape(
-            *x.shape[:2], count, width
+        of_query, of_key, of_value = (
+            Linear(count * width, arch.bias, self.dtypes, name=name)
+            for name, count in (("query", n), ("key", k), ("value", k))
         )
-        query, key, value = heads(x_BTD, n, "query"), heads(source, k, "key"), heads(source, k, "value")
+        source = x_BTD if memory_BSD is None else memory_BSD
+        if memory_BSD is None and kept is None:
+            qkv = linear(x_BTD, of_query, of_key, of_value)
+        else:  # joining the kernels would cost more than products with few places
+            qkv = linear(x_BTD, of_query) + linear(source, of_key) + linear(source, of_value)
+        query, key, value = (x.reshape(*x.shape[:2], -1, width) for x in qkv)
         if arch.qk_norm:
             query, key = norm(arch, self.dtypes, "query_norm")(query), norm(arch, self.dtypes, "key_norm")(key)
         if rotation is not None:
@@ -306,10 +315,33 @@ class Attention(nn.Module):
             kept = written(kept[0], key), written(kept[1], value)
             y_BTNH = attend_cached(query, own(kept[0]), own(kept[1]), bias, mask)
         else:
-            y_BTNH = attend(query, key, value, bias, mask)
+            y_BTNH = attend(query, key, value, bias, mask, self.causal)
         scale = 0.02 / math.sqrt(2 * arch.layers)
         out = dense(arch.width, arch.bias, self.dtypes, "out", scale)(y_BTNH.reshape(*x_BTD.shape[:2], -1))
         return out, kept
+
+
+class Linear(nn.Module):
+    """The parameters of a dense layer, by the names that flax's has."""
+
+    features: int
+    bias: bool
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Array, Array | None]:
+        """Kernel [width, features], and bias [features]."""
+        dtype, param_dtype = self.dtypes["dtype"], self.dtypes["param_dtype"]
+        kernel = self.param("kernel", normal(0.02), (width, self.features), param_dtype).astype(dtype)
+        if not self.bias:
+            return kernel, None
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), param_dtype).astype(dtype)
+
+
+def linear(x: Array, *layers: Linear) -> tuple[Array, ...]:
+    """[B, S, D] -> of each layer [B, S, F]."""
+    kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
+    return tuple(y if bias is None else y + bias[None, None] for y, bias in zip(products(x, kernels), biases, strict=True))
 
 
 class FeedForward(nn.Module):
@@ -332,6 +364,7 @@ def normal(scale: float) -> nn.initializers.Initializer:
 
 
 def dense(features: int, bias: bool, dtypes: dict[str, Any], name: str, scale: float = 0.02, **how: Any) -> nn.Dense:
+    how = {"dot_general": product} | how
     return nn.Dense(features, use_bias=bias, kernel_init=normal(scale), name=name, **dtypes, **how)
 
 
@@ -339,40 +372,3 @@ def norm(arch: Architecture, dtypes: dict[str, Any], name: str) -> nn.LayerNorm 
     if arch.norm == "rms":
         return nn.RMSNorm(epsilon=1e-5, name=name, **dtypes)
     return nn.LayerNorm(epsilon=1e-5, use_bias=arch.bias, name=name, **dtypes)
-
-
-def attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | None, mask: Array | None) -> Array:
-    """softmax(q k / sqrt(H) + bias) v where the mask is true, [B, T, N, H]: by cuDNN's fused kernel where it can be used, else
-    by what XLA makes of the formula. That of JAX has its softmax in float32, so float64 has one here."""
-    if query_BTNH.dtype != jnp.float64:
-        half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)
-        (b, t, n, h), s = query_BTNH.shape, key_BSKH.shape[1]
-        fits = h % 8 == 0 and h <= 128 and t % 2 == s % 2 == 0
-        fused = jax.default_backend() == "gpu" and half and fits
-        if fused and mask is not None:  # JAX hands it over with all of its places only, and under vmap with all heads
-            mask = jnp.broadcast_to(mask, (b, n, t, s))
-        kernel: Any = jax.nn.dot_product_attention
-        return kernel(query_BTNH, key_BSKH, value_BSKH, bias, mask, implementation="cudnn" if fused else None)
-    each = query_BTNH.shape[2] // key_BSKH.shape[2]
-    key_BSNH, value_BSNH = jnp.repeat(key_BSKH, each, axis=2), jnp.repeat(value_BSKH, each, axis=2)
-    scores = jnp.einsum("btnh,bsnh->bnts", query_BTNH, key_BSNH) / math.sqrt(query_BTNH.shape[-1])
-    scores = scores if bias is None else scores + bias
-    scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value_BSNH)
-
-
-def attend_cached(query_BTNH: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
-    """`attend` to keys and values [B K, S, H]; from one place, T = 1, without a transposed copy of them."""
-    b, t, n, h = query_BTNH.shape
-    k = len(key) // b
-    if t > 1:
-        key_BSKH, value_BSKH = (x.reshape(b, k, -1, h).swapaxes(1, 2) for x in (key, value))
-        return attend(query_BTNH, key_BSKH, value_BSKH, bias, mask)
-    whole = jnp.promote_types(query_BTNH.dtype, jnp.float32)
-    query = query_BTNH.reshape(b * k, n // k, h)
-    scores = jnp.einsum("mgh,msh->mgs", query, key, preferred_element_type=whole) / math.sqrt(h)
-    scores_BNTS = scores.reshape(b, n, 1, -1)
-    scores_BNTS = scores_BNTS if bias is None else scores_BNTS + bias
-    scores_BNTS = scores_BNTS if mask is None else jnp.where(mask, scores_BNTS, jnp.finfo(whole).min)
-    shares = jax.nn.softmax(scores_BNTS).reshape(scores.shape).astype(value.dtype)
-    return jnp.einsum("mgs,msh->mgh", shares, value).reshape(query_BTNH.shape)
