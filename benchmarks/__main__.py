@@ -2,8 +2,8 @@
 
 Each job first shows that both sides compute the same: from the same weights and batches, three training steps in float64 end
 at the same losses and weights (decoding: the same text, equally likely). Then two processes take turns, each on all cores (or
-the GPU), and each with what is fastest for it: the other side tries eager and compiled, with and without channels_last and
-fused Adam. The peer needs the extra: pip install -e '.[benchmark]'
+the GPU), and each with what is fastest for it: the other side tries eager and compiled, with and without channels_last, fused
+Adam and a static cache. The peer needs the extra: pip install -e '.[benchmark]'
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gen.run import write_json
 
 CONVOLUTIONS = ("eager", "fused", "channels_last+fused", "compile+fused", "compile+channels_last+fused")
 DENSE = ("eager", "fused", "compile+fused")
+CACHES = ("eager", "static", "compile+static")
 JOBS: Mapping[str, tuple[str, Sequence[str], int]] = {
     "dcgan_64": ("DCGAN 28x28, a step of 64 images", CONVOLUTIONS, 1),
     "dcgan_128": ("DCGAN 28x28, a step of 128 images", CONVOLUTIONS, 1),
@@ -33,8 +34,8 @@ JOBS: Mapping[str, tuple[str, Sequence[str], int]] = {
     "vae_conv": ("convolutional VAE, a step of 128 images", CONVOLUTIONS, 1),
     "gpt_small": ("GPT, 4 layers, 128 wide, a step of 12 x 64 tokens", DENSE, 2),
     "gpt_medium": ("GPT, 6 layers, 384 wide, a step of 4 x 256 tokens", DENSE, 1),
-    "decode_1": ("256 tokens of 1 sample, the same 6 layers", ("dynamic", "static"), 1),
-    "decode_16": ("256 tokens of 16 samples", ("dynamic", "static"), 1),
+    "decode_1": ("256 tokens of 1 sample, the same 6 layers", CACHES, 1),
+    "decode_16": ("256 tokens of 16 samples", CACHES, 1),
     "fid_statistics": ("Inception's moments of 32 images", ("eager", "channels_last", "compile+channels_last"), 1),
 }
 """{job: (what a step is, settings of the peer that are tried, devices that our side splits a processor into)}"""

@@ -34,7 +34,7 @@ from gen.optim import OptimConfig
 from gen.schedules import WarmupCosine
 
 Method = Literal["scratch", "full", "lora", "prompt"]
-METHODS: dict[Method, float] = {"scratch": 2e-3, "full": 5e-4, "lora": 4e-3, "prompt": 3e-2}
+METHODS: dict[Method, float] = {"scratch": 2e-3, "full": 2e-3, "lora": 2e-3, "prompt": 1e-1}
 """{method: learning rate}"""
 BATCH = 16
 PACKAGES = 8

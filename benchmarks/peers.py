@@ -1,7 +1,7 @@
 """The other side of the benchmarks: the same networks, losses and optimizers as one writes them in PyTorch.
 
 A process of `python -m benchmarks`: python -m benchmarks.peers JOB DTYPE SETTING, where a setting names what is switched on of
-compile, channels_last and fused, joined by +, or is "eager".
+compile, channels_last, fused and (of what it decodes with) static, joined by +, or is "eager".
 
 Padding is where PyTorch has it: of a strided convolution whose padding is odd, on the other side than in JAX. So all that has
 rows and columns is mirrored here, and the maths is equal.
@@ -429,6 +429,8 @@ def decoding(batch: int, dtype: str, setting: set[str]) -> Side:
     how: dict[str, Any] = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "pad_token_id": 0}
     if "static" in setting:
         how["cache_implementation"] = "static"
+    if "compile" in setting:
+        net.forward = torch.compile(net.forward, dynamic=False)
     prompt = torch.arange(1, batch + 1, device=DEVICE)[:, None]
 
     @torch.no_grad()

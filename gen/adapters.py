@@ -24,7 +24,7 @@ class LoRA(Adapter):
     """Columns of A and rows of B."""
     alpha: float = 16.0
     """Size of the change, in units of the rank."""
-    path: str = r"(query|value)/kernel$"
+    path: str = r"kernel$"
     """Regular expression, searched in paths such as "transformer/layers/attention/query/kernel"."""
 
     def __post_init__(self):

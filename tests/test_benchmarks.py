@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import improved_gan, modes, study, transformer
+from benchmarks import growth, improved_gan, modes, study, transformer
 from gen.core import UserError
 
 
@@ -150,3 +150,15 @@ def test_decoding_is_compared_with_whole_passes(name, monkeypatch):
     write = transformer.empty_cache
     monkeypatch.setattr(transformer, "empty_cache", lambda *args: write(*args)._replace(length=jax.numpy.int32(3)))
     assert transformer.compared(arch, 2, 9)[0] > 1e-3, "what is written elsewhere is not found"
+
+
+def test_a_panels_axes_begin_at_zero():
+    image = np.asarray(growth.panel("ms a step", "examples a step", {"job": [(10.0, 1.0), (20.0, 2.0)]}))
+    drawn = (image == growth.COLORS[0]).all(-1)
+    drawn[: growth.TOP] = False  # names of lines
+    rows, columns = np.nonzero(drawn)
+    radius, bottom = 4, growth.SIZE[1] - growth.BOTTOM
+    right, left = columns.max() - radius - growth.LEFT, columns.min() + radius - growth.LEFT
+    high, low = bottom - rows.min() - radius, bottom - rows.max() + radius
+    assert right == pytest.approx(2 * left, abs=3)
+    assert high == pytest.approx(2 * low, abs=3)

@@ -71,7 +71,7 @@ def digests(folder: Path) -> dict[str, str]:
 LORA: dict[str, Any] = {
     "init_from": "base",
     "finetune": "lora",
-    "lora": LoRA(rank=2, alpha=32.0),
+    "lora": LoRA(rank=2, alpha=32.0, path="(query|value)/kernel$"),
     "parallel": parallel.Config(devices=2),
 }
 
@@ -366,7 +366,7 @@ def first_of(model: core.GenerativeModel, scale: float = 0.4) -> Any:
 @pytest.mark.parametrize("name", ["lm_pydoc", "mlm_pydoc", "seq2seq_docstring"])
 def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tiny):
     """Exactly, and to 1e-5; no update reaches the base."""
-    config, adapter = tiny(name), LoRA(rank=2)
+    config, adapter = tiny(name), LoRA(rank=2, path="(query|value)/kernel$")
     model: Any = replace(config.model, network=replace(config.model.network, dropout=0.0), optim=SGD)
     data = config.data.build()
     whole, adapted = (m.build(data.spec, 100) for m in (model, model.adapted(adapter)))
@@ -389,7 +389,7 @@ def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tin
 
 
 def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
-    config, adapter = tiny("vae_digits"), LoRA(rank=2, path="kernel$")
+    config, adapter = tiny("vae_digits"), LoRA(rank=2)
     model: Any = replace(config.model, optim=replace(SGD, lr=1e-3))
     data = config.data.build()
     whole, adapted = (applied(m.build(data.spec, 100), data.preprocess) for m in (model, model.adapted(adapter)))

@@ -417,3 +417,24 @@ def test_help_lists_every_field(gen):
     assert done.returncode == 0
     for field in ("--steps", "--workdir", "--data.name", "--model.optim.lr", "--parallel.cpu-devices", "--save.keep"):
         assert field in done.stdout
+
+
+FAULTS = """
+import os, resource
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+import numpy as np
+from gen import parallel
+parallel.start(parallel.Config())
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24, np.float32)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(os.confstr_names.get("CS_GNU_LIBC_VERSION") is None, reason="of glibc")
+def test_a_large_block_that_was_freed_is_there_again_without_page_faults(environment):
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10

@@ -341,7 +341,9 @@ class Linear(nn.Module):
 def linear(x: Array, *layers: Linear) -> tuple[Array, ...]:
     """[B, S, D] -> of each layer [B, S, F]."""
     kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
-    return tuple(y if bias is None else y + bias[None, None] for y, bias in zip(products(x, kernels), biases, strict=True))
+    return tuple(
+        y if bias is None else y + bias[None, None] for y, bias in zip(products(x, kernels), biases, strict=True)
+    )
 
 
 class FeedForward(nn.Module):

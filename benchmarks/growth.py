@@ -1,0 +1,119 @@
+"""How costs grow: python -m benchmarks.growth --out docs/growth.png
+
+The time of a step with the batch, the time of a token with its place in the text, and memory with the number of steps done. Each
+should be a line: the first through the origin, the others flat.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks import ours
+from benchmarks.turns import timed
+from gen import core, parallel
+from gen.core import command
+from gen.families import lm
+
+BATCHES = (16, 32, 64, 128, 256)
+PLACES = (64, 128, 192, 256)
+STEPS, READINGS = 40, 10
+SIZE, LEFT, RIGHT, TOP, BOTTOM = (480, 360), 70, 20, 50, 60  # pixels of a panel
+COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
+
+Lines = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def main(out: Path | None = None, repeats: int = 7) -> None:
+    """Three tables, and a picture of them."""
+    parallel.start(parallel.Config(cpu_devices=1))
+    panels = {
+        ("ms a step", "examples a step"): {job: by_batch(job, repeats) for job in ("vae_conv", "dcgan_64")},
+        ("ms a token", "place in the text"): {f"{n} samples": by_place(n, repeats) for n in (1, 16)},
+        ("MiB of the process", "steps done"): {"vae_conv": by_step()},
+    }
+    for (unit, of), lines in panels.items():
+        for name, points in lines.items():
+            print(f"{name}, {unit} by {of}: " + ", ".join(f"{x:g}: {y:.2f}" for x, y in points), flush=True)
+    if out is not None:
+        image = Image.new("RGB", (SIZE[0] * len(panels), SIZE[1]), "white")
+        for i, ((unit, of), lines) in enumerate(panels.items()):
+            image.paste(panel(unit, of, lines), (i * SIZE[0], 0))
+        image.save(out)
+
+
+def by_batch(job: str, repeats: int) -> list[tuple[float, float]]:
+    config = ours.TRAINED[job]()
+    points = []
+    for batch in BATCHES:
+        side = ours.training(replace(config, data=replace(config.data, batch_size=batch)), "float32", 1)
+        side.run(3)
+        points.append((batch, 1e3 * statistics.median(timed(side.run, 5) for _ in range(repeats))))
+    return points
+
+
+def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
+    """Of a text of 256 tokens by the medium GPT: what each 64 more of them take."""
+    arch = replace(ours.MEDIUM, context=2 * ours.DECODED)
+    built = lm.Config(network=arch).build({"tokens": core.Feature((257,), "int32", vocab=65)}, 1)
+    state = jax.jit(built.init)(jax.random.key(0))
+    prompt = np.ones((samples, 1), np.int32)
+    key, seconds = jax.random.key(0), []
+    for tokens in PLACES:
+        request = lm.Request(n=1, tokens=tokens, temperature=0.0)
+        generate: Any = jax.jit(lambda state, r=request: built.generate(state, key, {"prompt": prompt}, r))
+        jax.block_until_ready(generate(state))
+        times = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            jax.block_until_ready(generate(state))
+            times.append(time.perf_counter() - begun)
+        seconds.append(statistics.median(times))
+    added = np.diff([0.0, *seconds]) / np.diff([0, *PLACES])
+    return [(place, 1e3 * float(s)) for place, s in zip(PLACES, added, strict=True)]
+
+
+def by_step() -> list[tuple[float, float]]:
+    side = ours.training(ours.TRAINED["vae_conv"](), "float32", 1)
+    points = []
+    for i in range(READINGS):
+        side.run(STEPS)
+        status = Path("/proc/self/status").read_text()
+        points.append(((i + 1) * STEPS, int(status.split("VmRSS:")[1].split()[0]) / 1024))
+    return points
+
+
+def panel(unit: str, of: str, lines: Lines) -> Image.Image:
+    """Lines from the origin of both axes."""
+    image = Image.new("RGB", SIZE, "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    points = [point for line in lines.values() for point in line]
+    right, high = (1.1 * max(values) for values in zip(*points, strict=True))
+    x = lambda v: LEFT + (SIZE[0] - LEFT - RIGHT) * v / right
+    y = lambda v: SIZE[1] - BOTTOM - (SIZE[1] - TOP - BOTTOM) * v / high
+    for i in range(6):
+        draw.line([(LEFT, y(high * i / 5)), (SIZE[0] - RIGHT, y(high * i / 5))], (225, 225, 225))
+        draw.text((LEFT - 8, y(high * i / 5)), f"{high * i / 5:.3g}", "black", font, anchor="rm")
+    for value, _ in next(iter(lines.values())):
+        draw.text((x(value), SIZE[1] - BOTTOM + 6), f"{value:g}", "black", font, anchor="ma")
+    draw.text((LEFT, 12), unit, "black", ImageFont.load_default(16))
+    draw.text((SIZE[0] / 2, SIZE[1] - 30), of, "black", font, anchor="ma")
+    for i, ((name, line), color) in enumerate(zip(lines.items(), COLORS, strict=False)):
+        draw.line([(x(a), y(b)) for a, b in line], color, 3)
+        for a, b in line:
+            draw.ellipse([x(a) - 4, y(b) - 4, x(a) + 4, y(b) + 4], color)
+        draw.text((SIZE[0] - RIGHT - 120, 12 + 18 * i), name, color, font)
+    return image
+
+
+if __name__ == "__main__":
+    command(lambda: tyro.cli(main))
