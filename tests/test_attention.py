@@ -1,7 +1,6 @@
 """What a processor computes otherwise than it is written, against as it is written."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +30,8 @@ def masks() -> dict[str, np.ndarray]:
 def test_attention_by_rows_is_attention_in_values_and_gradients(mask, heads):
     given = normal(0, B, T, N, H), normal(1, B, T, heads, H), normal(2, B, T, heads, H)
     seen = jnp.asarray(mask)
-    plain: Any = lambda *qkv: attention.formula(*qkv, None, seen)
-    by_rows: Any = lambda *qkv: attention.attend(*qkv, None, seen, causal=True)
+    plain = lambda q, k, v: attention.formula(q, k, v, None, seen)
+    by_rows = lambda q, k, v: attention.attend(q, k, v, None, seen, causal=True)
     assert "custom_vjp" in str(jax.make_jaxpr(by_rows)(*given))
     weight = normal(3, B, T, N, H)
     for f in (lambda form: form, lambda form: jax.grad(lambda *qkv: (form(*qkv) * weight).sum(), argnums=(0, 1, 2))):
