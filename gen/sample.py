@@ -176,7 +176,8 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
     if (done := max(checkpoint.steps(options.run / "checkpoints"))) < config.steps:
         print(f"{options.run} is not finished: {done} of {config.steps} steps", file=sys.stderr)
     if "samples.txt" in outputs:
-        print("" if asked.stream else printable(outputs["samples.txt"].decode()))
+        first, rule, others = outputs["samples.txt"].decode().removesuffix("\n").partition(texts.RULE)
+        print(printable(("" if asked.stream else first) + rule + others))
     print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
 
 

@@ -307,7 +307,7 @@ def test_each_prompt_has_its_samples_in_turn_and_they_can_be_made_again(here, ca
 def test_a_stop_string_ends_samples_and_their_stream_before_it(here, capsys):
     arguments = ("--prompt", "a", "--prompt", "f", "--stop", "ef", "--n", "1", "--tokens", "8", *GREEDY)
     assert asked("speller", "streamed", *arguments, "--stream") == ["abcd", "fgh"]
-    assert capsys.readouterr().out == "bcd\nstreamed: samples.txt, samples.npz, manifest.json\n"
+    assert capsys.readouterr().out == f"bcd{texts.RULE}fgh\nstreamed: samples.txt, samples.npz, manifest.json\n"
     assert asked("speller", "whole", *arguments) == ["abcd", "fgh"]
     for name in ("samples.txt", "samples.npz"):
         assert Path("streamed", name).read_bytes() == Path("whole", name).read_bytes()
