@@ -17,7 +17,7 @@ from gen.core import Array
 def attend(
     query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | None, mask: Array | None, causal: bool = False
 ) -> Array:
-    """softmax(q k / sqrt(H) + bias) v where the mask is true, [B, T, N, H]. causal: that it hides all places s > t = s."""
+    """softmax(q k / sqrt(H) + bias) v where the mask is true, [B, T, N, H]. causal: whether T = S and it hides each s > t."""
     whole = query_BTNH.dtype in (jnp.float32, jnp.float64)
     if causal and bias is None and mask is not None and whole and jax.default_backend() == "cpu":
         return by_rows(query_BTNH, key_BSKH, value_BSKH, mask)
