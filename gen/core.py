@@ -318,6 +318,17 @@ def total(tree: Any) -> Any:
     return jax.lax.psum(tree, "data")
 
 
+def norm(tree: Any) -> Array:
+    """The Euclidean norm of all numbers of the tree: of each array the product with itself, which writes down no squares."""
+
+    def square(x: Array) -> Array:
+        axes = tuple(range(x.ndim))
+        whole = jnp.promote_types(x.dtype, jnp.float32)
+        return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), "highest", preferred_element_type=whole)
+
+    return jnp.sqrt(sum(map(square, jax.tree.leaves(tree)), jnp.zeros(())))
+
+
 spread: ContextVar[Callable[[Array], Array]] = ContextVar("spread", default=lambda x: x)
 """Keeps activations [B, ...] spread over devices by their examples: an engine that shards the state sets it while a network
 is traced. Without, the compiler may as well spread them as the weights are, and send activations where weights are smaller."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import jax.numpy as jnp
-import optax
 import tyro
 
 from gen import adapters, core
@@ -84,6 +83,6 @@ def build(config: Config, steps: int, name: str, begin: Callable[[Key], dict[str
         )
         ema = core.average(state.ema, params, config.ema, state.step) if config.ema else {}
         state = replace(state, step=state.step + 1, params=params, opt_state={name: opt_state}, ema=ema)
-        return state, aux, optax.tree.norm(grads)
+        return state, aux, core.norm(grads)
 
     return Learner(init, weights, step)

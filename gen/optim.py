@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from gen.core import UserError, by_path, positive
+from gen.core import UserError, by_path, norm, positive
 from gen.historical import historical_averaging
 from gen.schedules import Scalar, schedule
 
@@ -87,7 +88,7 @@ class OptimConfig:
         tx = optax.partition(transforms, lambda params: by_path(lambda path, _: of(path), params))
         if self.clip is not None:
             thawed = lambda path, _: (groups[of(path)].rule or self.rule) != "frozen"
-            clip = optax.masked(optax.clip_by_global_norm(self.clip), lambda params: by_path(thawed, params))
+            clip = optax.masked(_clip(self.clip), lambda params: by_path(thawed, params))
             tx = optax.chain(clip, tx)
         if self.historical:
             tx = optax.chain(historical_averaging(self.historical), tx)
@@ -95,6 +96,16 @@ class OptimConfig:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
         return tx
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Gradients scaled down to the norm `most`, if theirs is more (Pascanu et al. 2013, algorithm 1)."""
+
+    def clip(grads: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        factor = most / jnp.maximum(norm(grads), most)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+    return optax.stateless(clip)
 
 
 def _rule(config: OptimConfig, group: Group, at: At) -> optax.GradientTransformation:

@@ -247,7 +247,11 @@ class _Binding(NamedTuple):
 
 def _pmap(mesh: Mesh, processes: int) -> _Binding:
     """To the devices: one replica on each."""
-    bound: Any = {"axis_name": "data", "out_axes": None, "devices": None if processes > 1 else list(mesh.devices.flat)}
+    bound: Any = {
+        "axis_name": "data" if mesh.size > 1 else None,
+        "out_axes": None,
+        "devices": None if processes > 1 else list(mesh.devices.flat),
+    }
     n = mesh.shape["data"] // processes
     replicated = NamedSharding(mesh, P())
 
@@ -259,9 +263,13 @@ def _pmap(mesh: Mesh, processes: int) -> _Binding:
     def joined(x: Any) -> Any:
         return jax.make_array_from_single_device_arrays(x.shape, replicated, [s.data for s in x.addressable_shards])
 
+    def alone(f: Any) -> Any:
+        """f, to whom one device is all of "data": XLA would copy what it averages over one."""
+        return jax.vmap(f, in_axes=None, out_axes=None, axis_name="data", axis_size=1) if mesh.size == 1 else f
+
     return _Binding(
-        step=lambda update, axis: jax.pmap(update, in_axes=(None, axis, 0), donate_argnums=0, **bound),
-        sums=lambda evaluate: jax.pmap(evaluate, in_axes=(None, 0), **bound),
+        step=lambda update, axis: jax.pmap(alone(update), in_axes=(None, axis, 0), donate_argnums=0, **bound),
+        sums=lambda evaluate: jax.pmap(alone(evaluate), in_axes=(None, 0), **bound),
         place=place,
         compiled=jax.jit,
         # What pmap returns is each host's own.

@@ -131,8 +131,7 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
             read = logger.step(step, metrics, waited)
             evaluating, saving = due(step, config.evaluate_every), due(step, config.save.every)
             if evaluating or saving or any(values["notice"] for _, values in read):
-                with logger.paused():
-                    read += logger.settle()
+                read += logger.settle()
             leave = any(values["notice"] for _, values in read)
             bad = [s for s, values in read if record.read(s, values)]
             if bad and config.faults.action == "rollback":

@@ -314,3 +314,9 @@ def test_what_hosts_read_is_the_batch_in_parts(name, tiny):
     for whole, *own in batches:
         for key, value in whole.items():
             np.testing.assert_array_equal(value, np.concatenate([part[key] for part in own]), err_msg=key)
+
+
+@pytest.mark.parametrize(("devices", "averaged"), [(1, False), (2, True)])
+def test_one_device_averages_with_nobody(devices, averaged, tiny):
+    _, _, compiled, batch = parts(tiny("vae_digits"), parallel.Config(devices=devices))
+    assert ("all_reduce" in compiled.lower(batch(0)).as_text()) == averaged

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from gen import core
 from gen.core import UserError
 from gen.optim import Group, OptimConfig
 from gen.schedules import Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear, schedule
@@ -223,3 +224,9 @@ def test_boundaries_that_do_not_ascend_or_fit_are_refused(boundaries, values):
 def test_a_negative_warm_up_is_refused(kind):
     with pytest.raises(UserError, match="warmup"):
         kind(1.0, -5)
+
+
+def test_a_norm_is_of_all_numbers():
+    grads = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(2), "c": jnp.ones(3, jnp.bfloat16)}
+    assert float(core.norm(grads)) == pytest.approx(math.sqrt(55 + 4 + 3))
+    assert float(core.norm({})) == 0

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gen import core, losses
 from gen.augment import ADA, Augmentation
@@ -241,7 +240,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
                 strength = config.augment.adapt(stats["augment"], seen["score/sign"], core.total(x.shape[0]))
                 stats = stats | {"augment": strength}
                 seen["augment"] = strength
-            return (d, opt_state, stats), seen | {"gradient/discriminator": optax.tree.norm(grads)}
+            return (d, opt_state, stats), seen | {"gradient/discriminator": core.norm(grads)}
 
         carry = state.params["discriminator"], state.opt_state["discriminator"], state.stats
         each = []
@@ -264,7 +263,7 @@ def build(config: Config, spec: Spec, steps: int) -> GenerativeModel:
             stats=stats,
         )
         metrics = jax.tree.map(lambda *m: jnp.stack(m).mean(), *each)
-        return state, metrics | {"loss/generator": core.mean(value), "gradient/generator": optax.tree.norm(grads)}
+        return state, metrics | {"loss/generator": core.mean(value), "gradient/generator": core.norm(grads)}
 
     # --- evaluation ---
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from gen.core import Array, UserError
 from gen.networks import ops
+from gen.networks.normalization import EPSILON, by_channel
+from gen.networks.sums import to_rows
 from gen.networks.virtual import virtual
 
 Activation = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]
@@ -47,7 +49,7 @@ class Conv(nn.Module):
         y: Any = (ops.conv_transpose if self.transposed else ops.conv)(x.astype(self.dtype), kernel, self.stride)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-            y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            y += to_rows(bias.astype(self.dtype), y.shape)
         return y
 
 
@@ -64,27 +66,52 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, label: Array | None, train: bool) -> Array:
         """x: [B, ..., C]; label: [B, classes] one-hot or None."""
-        match self.kind:
-            case "batch":
-                plain = {"use_scale": False, "use_bias": False, "axis_name": "data", "momentum": MOMENTUM}
-                x = nn.BatchNorm(use_running_average=not train, **plain, **self.dtypes)(x)
-            case "layer":
-                axes = tuple(range(1, x.ndim))
-                x = nn.LayerNorm(reduction_axes=axes, use_scale=False, use_bias=False, **self.dtypes)(x)
-            case "virtual":
-                x = virtual(x)
         ones, zeros, channels = nn.initializers.ones, nn.initializers.zeros, x.shape[-1]
         if label is None:
-            per_channel = (1,) * (x.ndim - 1) + (channels,)
-            scale = self.param("scale", ones, (channels,), self.dtypes["param_dtype"]).reshape(per_channel)
-            shift = self.param("bias", zeros, (channels,), self.dtypes["param_dtype"]).reshape(per_channel)
+            of = lambda name, begin: self.param(name, begin, (channels,), self.dtypes["param_dtype"])
+            return self.normalized(x, of("scale", ones), train) + to_rows(of("bias", zeros).astype(x.dtype), x.shape)
+        per_example = (x.shape[0], *(1,) * (x.ndim - 2), channels)
+        by_class = lambda name, init: nn.Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(
+            label
+        ).reshape(per_example)
+        x = self.normalized(x, jnp.ones(channels), train)
+        return x * by_class("scale", ones).astype(x.dtype) + by_class("shift", zeros).astype(x.dtype)
+
+    def normalized(self, x: Array, scale: Array, train: bool) -> Array:
+        """Normalized, and times the scale [C]."""
+        match self.kind:
+            case "batch":
+                return BatchNorm(self.dtypes, name="BatchNorm_0")(x, scale, train)
+            case "layer":
+                axes = tuple(range(1, x.ndim))
+                plain = {"reduction_axes": axes, "use_scale": False, "use_bias": False}
+                x = nn.LayerNorm(name="LayerNorm_0", **plain, **self.dtypes)(x)
+            case "virtual":
+                x = virtual(x)
+        return x * to_rows(scale.astype(x.dtype), x.shape)
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(variance) of each channel, times its scale. Training, of the whole batch, and running averages follow; else
+    by those."""
+
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, scale: Array, train: bool) -> Array:
+        """[B, ..., C] -> [B, ..., C]; moments are at least float32."""
+        whole = jnp.promote_types(self.dtypes["dtype"], jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, scale.shape, whole)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, scale.shape, whole)
+        x, scale = x.astype(whole), scale.astype(whole)
+        if train and not self.is_initializing():
+            y, mean, variance = by_channel(x, scale)
+            running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
+            running_variance.value = MOMENTUM * running_variance.value + (1 - MOMENTUM) * variance
         else:
-            per_example = (x.shape[0], *(1,) * (x.ndim - 2), channels)
-            by_class = lambda name, init: nn.Dense(
-                channels, use_bias=False, kernel_init=init, name=name, **self.dtypes
-            )(label).reshape(per_example)
-            scale, shift = by_class("scale", ones), by_class("shift", zeros)
-        return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+            over = scale * jax.lax.rsqrt(running_variance.value + EPSILON)
+            y = (x - to_rows(running_mean.value, x.shape)) * to_rows(over, x.shape)
+        return y.astype(self.dtypes["dtype"])
 
 
 def spectral(layer: nn.Dense | Conv, on: bool, train: bool) -> Callable[[Array], Array]:

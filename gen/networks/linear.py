@@ -5,7 +5,6 @@ factors lie: of what JAX derives from the plain form, XLA transposes the activat
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +14,8 @@ from gen.core import Array
 Kernels = tuple[Array, ...]
 
 
-def product(x: Array, kernel: Array, axes: Any, precision: Any = None) -> Array:
-    """[..., D], [D, F] -> [..., F], as the dot_general of flax's nn.Dense."""
-    return products(x, (kernel,))[0]
-
-
 def products(x: Array, kernels: Kernels) -> tuple[Array, ...]:
-    """[..., D], of each kernel [D, F] -> [..., F]."""
+    """[..., D], of each kernel [D, F] -> [..., F], each as flax's nn.Dense has it without its bias."""
     if x.dtype not in (jnp.float32, jnp.float64):
         return tuple(x @ kernel for kernel in kernels)
     return tuple(y.reshape(*x.shape[:-1], -1) for y in of_rows(x.reshape(-1, x.shape[-1]), kernels))

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from gen.core import Array, Params, UserError, positive, spread
-from gen.networks.attention import attend, attend_cached
+from gen.networks.attention import attend, attend_cached, once
 from gen.networks.layers import dropout
-from gen.networks.linear import product, products
+from gen.networks.linear import products
+from gen.networks.normalization import by_example
 from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
+from gen.networks.sums import to_rows
 
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
 """How devices divide a layer (Shoeybi et al. 2019): what comes out of the first matrix of each part, the last axis as of any
@@ -189,6 +191,8 @@ class Transformer(nn.Module):
         mask |= (segment_BS == PREFIX)[:, None, None, :]
         if self.causal:
             mask &= (distance_TS >= 0)[None, None]
+        if cache is None:
+            mask = once(mask)
         bias = rotation = None
         if arch.positions == "relative":  # the prefix is as far from all, however much padding is between
             distance_TS = jnp.where((index_S < len(prefix))[None], FARTHEST, distance_TS)
@@ -232,7 +236,8 @@ class Transformer(nn.Module):
             logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=whole)
         else:
             into = partial(jax.lax.dot_general, preferred_element_type=whole)
-            logits = dense(self.vocab, False, dtypes, "head", dot_general=into)(x)
+            how: Any = {"use_bias": False, "kernel_init": normal(0.02), "dot_general": into, **dtypes}
+            logits = nn.Dense(self.vocab, name="head", **how)(x)
         if arch.logit_cap is not None:
             logits = arch.logit_cap * jnp.tanh(logits / arch.logit_cap)
         return logits, cache
@@ -316,8 +321,8 @@ class Attention(nn.Module):
             y_BTNH = attend_cached(query, own(kept[0]), own(kept[1]), bias, mask)
         else:
             y_BTNH = attend(query, key, value, bias, mask, self.causal)
-        scale = 0.02 / math.sqrt(2 * arch.layers)
-        out = dense(arch.width, arch.bias, self.dtypes, "out", scale)(y_BTNH.reshape(*x_BTD.shape[:2], -1))
+        into = Linear(arch.width, arch.bias, self.dtypes, 0.02 / math.sqrt(2 * arch.layers), name="out")
+        (out,) = linear(y_BTNH.reshape(*x_BTD.shape[:2], -1), into)
         return out, kept
 
 
@@ -327,12 +332,14 @@ class Linear(nn.Module):
     features: int
     bias: bool
     dtypes: dict[str, Any]
+    scale: float = 0.02
+    """The standard deviation that the kernel begins with."""
 
     @nn.compact
     def __call__(self, width: int) -> tuple[Array, Array | None]:
         """Kernel [width, features], and bias [features]."""
         dtype, param_dtype = self.dtypes["dtype"], self.dtypes["param_dtype"]
-        kernel = self.param("kernel", normal(0.02), (width, self.features), param_dtype).astype(dtype)
+        kernel = self.param("kernel", normal(self.scale), (width, self.features), param_dtype).astype(dtype)
         if not self.bias:
             return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), param_dtype).astype(dtype)
@@ -342,7 +349,7 @@ def linear(x: Array, *layers: Linear) -> tuple[Array, ...]:
     """[B, S, D] -> of each layer [B, S, F]."""
     kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
     return tuple(
-        y if bias is None else y + bias[None, None] for y, bias in zip(products(x, kernels), biases, strict=True)
+        y if bias is None else y + to_rows(bias, y.shape) for y, bias in zip(products(x, kernels), biases, strict=True)
     )
 
 
@@ -356,21 +363,36 @@ class FeedForward(nn.Module):
         arch = self.arch
         swiglu = arch.activation == "swiglu"
         hidden = arch.hidden or (-(-8 * arch.width // 3) if swiglu else 4 * arch.width)
-        h = dense(hidden, arch.bias, self.dtypes, "up")(x)
-        h = nn.silu(dense(hidden, arch.bias, self.dtypes, "gate")(x)) * h if swiglu else nn.gelu(h)
-        return dense(arch.width, arch.bias, self.dtypes, "down", 0.02 / math.sqrt(2 * arch.layers))(h)
+        of = lambda features, name, *scale: Linear(features, arch.bias, self.dtypes, *scale, name=name)
+        (h,) = linear(x, of(hidden, "up"))
+        h = nn.silu(*linear(x, of(hidden, "gate"))) * h if swiglu else nn.gelu(h)
+        (y,) = linear(h, of(arch.width, "down", 0.02 / math.sqrt(2 * arch.layers)))
+        return y
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm of the last axis, by the names of parameters that flax's have, in at least float32."""
+
+    centered: bool
+    bias: bool
+    dtypes: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., D] -> [..., D]."""
+        dtype, param_dtype = self.dtypes["dtype"], self.dtypes["param_dtype"]
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))
+        of = lambda name, begin: self.param(name, begin, x.shape[-1:], param_dtype).astype(x.dtype)
+        y: Any = by_example(x, of("scale", nn.initializers.ones), self.centered)
+        if self.bias:
+            y += to_rows(of("bias", nn.initializers.zeros), y.shape)
+        return y.astype(dtype)
 
 
 def normal(scale: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(scale)
 
 
-def dense(features: int, bias: bool, dtypes: dict[str, Any], name: str, scale: float = 0.02, **how: Any) -> nn.Dense:
-    how = {"dot_general": product} | how
-    return nn.Dense(features, use_bias=bias, kernel_init=normal(scale), name=name, **dtypes, **how)
-
-
-def norm(arch: Architecture, dtypes: dict[str, Any], name: str) -> nn.LayerNorm | nn.RMSNorm:
-    if arch.norm == "rms":
-        return nn.RMSNorm(epsilon=1e-5, name=name, **dtypes)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=arch.bias, name=name, **dtypes)
+def norm(arch: Architecture, dtypes: dict[str, Any], name: str) -> Norm:
+    layer = arch.norm == "layer"
+    return Norm(layer, layer and arch.bias, dtypes, name=name)
