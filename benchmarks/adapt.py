@@ -5,7 +5,8 @@ that knows nothing of the task, is trained on few labelled examples: all of it, 
 and beside it the same network from scratch. All have the same budget of updates, and the label is the one that is likeliest after
 the sentence. Beside them stand the largest class, and RUN itself with no example and with one before each sentence.
 
-Finished runs are kept in the file; a command that was stopped goes on.
+A base that is worth adapting, which has not read what is held out: `python -m benchmarks.library library.jsonl`, then
+`python train.py lm_text --data.name jsonl:library.jsonl`. Finished runs are kept in the file; a command that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gen.optim import OptimConfig
 from gen.schedules import WarmupCosine
 
 Method = Literal["scratch", "full", "lora", "prompt"]
-METHODS: dict[Method, float] = {"scratch": 2e-3, "full": 2e-3, "lora": 2e-3, "prompt": 1e-1}
+METHODS: dict[Method, float] = {"scratch": 2e-3, "full": 1e-3, "lora": 2e-3, "prompt": 1e-1}
 """{method: learning rate}"""
 BATCH = 16
 PACKAGES = 8

@@ -292,7 +292,8 @@ def traced(config: Config, data: Dataset, model: GenerativeModel, n: int) -> tup
 
 def flops(jaxpr: Any) -> float:
     """FLOPs of the matrix products and convolutions of a jaxpr, two for a multiplication and addition. A scan's body counts
-    as often as it is run, that of a loop of unknown length once, and of branches the dearest."""
+    as often as it is run, that of a loop of unknown length once; of branches the dearest, but of a platform's own form and the
+    plain one the plain; of two vectors, whose product is a sum, nothing."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
     total = 0.0
     for eqn in jaxpr.eqns:
@@ -300,14 +301,17 @@ def flops(jaxpr: Any) -> float:
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             left = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+            out = eqn.outvars[0].aval.shape
+            total += 2 * math.prod(out) * math.prod(left[i] for i in contracted) if out else 0
         elif name == "conv_general_dilated":
             kernel, numbers = eqn.invars[1].aval.shape, params["dimension_numbers"]
             each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # multiplications for one number that comes out
             spread = math.prod(params["lhs_dilation"]) * params["batch_group_count"]
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * each / spread
         else:
-            inner = [flops(j) for value in params.values() for j in _jaxprs(value)]
+            platforms = params.get("branches_platforms")
+            given = [params["branches"][platforms.index(None)]] if platforms else params.values()
+            inner = [flops(j) for value in given for j in _jaxprs(value)]
             times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
             total += times * (max(inner, default=0) if name == "cond" else sum(inner))
     return total

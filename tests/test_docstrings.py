@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import adapt
+from benchmarks import adapt, library
 from gen.core import UserError
 from gen.data import docstrings
 from gen.data.text import Config as Text
@@ -89,3 +89,11 @@ def test_few_examples_of_a_seed_stand_before_the_same_held_out_ones(tmp_path, mo
     assert lines("10-0.jsonl")[:10] == lines("50-0.jsonl")[:10], "more are the same and others"
     with pytest.raises(UserError, match="51 examples asked for"):
         adapt.few(tmp_path, known, 51, 0)
+
+
+def test_a_base_reads_all_but_the_sentences_that_are_held_out(folder):
+    texts = list(library.sources(folder))
+    assert len(texts) == 3, "neither tests nor what is no UTF-8"
+    kite = next(text for text in texts if "Kite" in text)
+    left = library.without(kite, ["Let it rise.", "Let it rise. Not", "rise"])
+    assert "Let it" not in left and "in a storm." in left and "Only words." in left
