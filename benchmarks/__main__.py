@@ -27,18 +27,18 @@ from gen.run import write_json
 CONVOLUTIONS = ("eager", "fused", "channels_last+fused", "compile+fused", "compile+channels_last+fused")
 DENSE = ("eager", "fused", "compile+fused")
 CACHES = ("eager", "static", "compile+static")
-JOBS: Mapping[str, tuple[str, Sequence[str], int]] = {
-    "dcgan_64": ("DCGAN 28x28, a step of 64 images", CONVOLUTIONS, 1),
-    "dcgan_128": ("DCGAN 28x28, a step of 128 images", CONVOLUTIONS, 1),
-    "vae_mlp": ("VAE 784-400-20, a step of 128 images", DENSE, 1),
-    "vae_conv": ("convolutional VAE, a step of 128 images", CONVOLUTIONS, 1),
-    "gpt_small": ("GPT, 4 layers, 128 wide, a step of 12 x 64 tokens", DENSE, 2),
-    "gpt_medium": ("GPT, 6 layers, 384 wide, a step of 4 x 256 tokens", DENSE, 1),
-    "decode_1": ("256 tokens of 1 sample, the same 6 layers", CACHES, 1),
-    "decode_16": ("256 tokens of 16 samples", CACHES, 1),
-    "fid_statistics": ("Inception's moments of 32 images", ("eager", "channels_last", "compile+channels_last"), 1),
+JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "dcgan_64": ("DCGAN 28x28, a step of 64 images", CONVOLUTIONS),
+    "dcgan_128": ("DCGAN 28x28, a step of 128 images", CONVOLUTIONS),
+    "vae_mlp": ("VAE 784-400-20, a step of 128 images", DENSE),
+    "vae_conv": ("convolutional VAE, a step of 128 images", CONVOLUTIONS),
+    "gpt_small": ("GPT, 4 layers, 128 wide, a step of 12 x 64 tokens", DENSE),
+    "gpt_medium": ("GPT, 6 layers, 384 wide, a step of 4 x 256 tokens", DENSE),
+    "decode_1": ("256 tokens of 1 sample, the same 6 layers", CACHES),
+    "decode_16": ("256 tokens of 16 samples", CACHES),
+    "fid_statistics": ("Inception's moments of 32 images", ("eager", "channels_last", "compile+channels_last")),
 }
-"""{job: (what a step is, settings of the peer that are tried, devices that our side splits a processor into)}"""
+"""{job: (what a step is, settings of the peer that are tried)}"""
 Job = Literal[
     "dcgan_64", "dcgan_128", "vae_mlp", "vae_conv", "gpt_small", "gpt_medium", "decode_1", "decode_16", "fid_statistics",
     "end_to_end", "start_up",
@@ -78,10 +78,10 @@ def main(
 def compared(job: str, dtype: str, turns: int, seconds: float, tried: float) -> dict[str, Any]:
     """What both sides take for a step, and its ratio of medians."""
     check(job)
-    _, settings, devices = JOBS[job]
+    _, settings = JOBS[job]
     setting = fastest(job, dtype, settings, tried)
     with ExitStack() as held:
-        ours = held.enter_context(process("benchmarks.ours", job, dtype, str(devices), env=OURS))
+        ours = held.enter_context(process("benchmarks.ours", job, dtype, env=OURS))
         peer = held.enter_context(process("benchmarks.peers", job, dtype, setting))
         sides = {"ours": ours, "peer": peer}
         first = {name: ask("first") for name, ask in sides.items()}
@@ -97,7 +97,7 @@ def compared(job: str, dtype: str, turns: int, seconds: float, tried: float) -> 
         result[name] = numbers | {"times": times} | {k: v for k, v in facts[name].items() if k != "operations"}
     result["peer"]["setting"] = setting
     ratio = result["ours"]["median"] / result["peer"]["median"]
-    return {"ratio": ratio, **result, "dtype": dtype, "operations": operations, "devices": devices}
+    return {"ratio": ratio, **result, "dtype": dtype, "operations": operations}
 
 
 OURS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the GPU is shared
@@ -107,7 +107,7 @@ def check(job: str) -> None:
     """Raises: RuntimeError if the sides don't compute the same."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "check.npz")
-        with process("benchmarks.ours", job, "float64", "1", env={**OURS, "JAX_ENABLE_X64": "1"}) as ask:
+        with process("benchmarks.ours", job, "float64", env={**OURS, "JAX_ENABLE_X64": "1"}) as ask:
             ask("check", path)
         with process("benchmarks.peers", job, "float64", JOBS[job][1][0]) as ask:
             ask("check", path)

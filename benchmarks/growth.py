@@ -55,7 +55,7 @@ def by_batch(job: str, repeats: int) -> list[tuple[float, float]]:
     config = ours.TRAINED[job]()
     points = []
     for batch in BATCHES:
-        side = ours.training(replace(config, data=replace(config.data, batch_size=batch)), "float32", 1)
+        side = ours.training(replace(config, data=replace(config.data, batch_size=batch)), "float32")
         side.run(3)
         points.append((batch, 1e3 * statistics.median(timed(side.run, 5) for _ in range(repeats))))
     return points
@@ -83,7 +83,7 @@ def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
 
 
 def by_step() -> list[tuple[float, float]]:
-    side = ours.training(ours.TRAINED["vae_conv"](), "float32", 1)
+    side = ours.training(ours.TRAINED["vae_conv"](), "float32")
     points = []
     for i in range(READINGS):
         side.run(STEPS)

@@ -1,6 +1,6 @@
 """Our side of the benchmarks: the update that an engine compiles for a config, or what a model generates.
 
-A process of `python -m benchmarks`: python -m benchmarks.ours JOB DTYPE DEVICES
+A process of `python -m benchmarks`: python -m benchmarks.ours JOB DTYPE
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
 """{job: its config}"""
 
 
-def training(config: Config, dtype: Dtype, devices: int) -> Side:
+def training(config: Config, dtype: Dtype) -> Side:
     """Steps of an engine's update, on batches that were read before."""
     model = replace(config.model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
-    config = replace(config, model=model, parallel=parallel.Config(cpu_devices=devices))
+    config = replace(config, model=model, parallel=parallel.Config(cpu_devices=1))
     data, built, engine = train.build(config)
     feed = train.feed(data, built, config, engine.rows)
     batches = [feed(i) for i in range(BATCHES)]
@@ -224,15 +224,15 @@ def facts() -> dict[str, Any]:
     return known | {"rate": rates}
 
 
-def side(job: str, dtype: Dtype, devices: int) -> Side:
+def side(job: str, dtype: Dtype) -> Side:
     if job in TRAINED:
-        return training(TRAINED[job](), dtype, devices)
+        return training(TRAINED[job](), dtype)
     if job == "fid_statistics":
         return statistics()
     return decoding(int(job.removeprefix("decode_")), dtype)
 
 
 if __name__ == "__main__":
-    job, given, devices = sys.argv[1:]
+    job, given = sys.argv[1:]
     dtype: Any = given
-    turns.serve(lambda: side(job, dtype, int(devices)))
+    turns.serve(lambda: side(job, dtype))
