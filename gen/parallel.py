@@ -247,11 +247,7 @@ class _Binding(NamedTuple):
 
 def _pmap(mesh: Mesh, processes: int) -> _Binding:
     """To the devices: one replica on each."""
-    bound: Any = {
-        "axis_name": "data" if mesh.size > 1 else None,
-        "out_axes": None,
-        "devices": None if processes > 1 else list(mesh.devices.flat),
-    }
+    bound: Any = {"axis_name": "data", "out_axes": None, "devices": None if processes > 1 else list(mesh.devices.flat)}
     n = mesh.shape["data"] // processes
     replicated = NamedSharding(mesh, P())
 

@@ -172,6 +172,7 @@ def drift(tree) -> list[str]:
 
 
 ENGINES = {
+    "pmap on 1": parallel.Config(devices=1),
     "pmap on 2": parallel.Config(devices=2),
     "pmap on 4": parallel.Config(devices=4),
     "pmap on 8": parallel.Config(devices=8),
@@ -181,6 +182,19 @@ ENGINES = {
     "tensor 2 on 2": parallel.Config(engine="jit", devices=2, tensor=2),
     "fsdp and tensor 2 on 8": parallel.Config(engine="jit", devices=8, fsdp=True, tensor=2),
 }
+
+
+@pytest.mark.parametrize("engine", ["pmap on 1", "pmap on 2", "jit on 4", "fsdp and tensor 2 on 8"])
+def test_one_compilation_serves_all_steps(engine, tiny, caplog):
+    """The state that a step leaves is placed as the state that it was given."""
+    config = replace(tiny("vae_digits"), seed=len(engine))  # compiled by no other test
+    run(config, ENGINES[engine], 1)
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(1)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        run(config, ENGINES[engine], 3)
+    assert "Compiling" not in caplog.text
 
 
 @pytest.mark.parametrize("name", FAMILIES)
