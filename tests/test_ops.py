@@ -26,6 +26,9 @@ SHAPES = [
     ((5, 8), (1, 1), (3, 2), 1),
     ((9, 8), (1, 1), (3, 2), 2),
     ((1, 2), (5, 3), (2, 3), 2),
+    ((9, 7), (3, 3), (6, 5), 1),
+    ((10, 7), (4, 3), (6, 5), 2),
+    ((9, 10), (3, 4), (2, 5), 3),
 ]
 
 
@@ -119,10 +122,11 @@ def test_it_runs_under_pmap_and_a_mapped_axis_of_size_one():
         np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("shape", [WIDE, ((60, 60), (3, 3), (1, 2), 1)], ids=str)
+@pytest.mark.parametrize("shape", [WIDE, ((60, 60), (3, 3), (1, 2), 1), ((14, 14), (5, 5), (3, 8), 2)], ids=str)
 def test_accelerators_keep_one_plain_convolution_a_derivative(shape):
+    *_, stride = shape
     x, k, g, *_ = wide("conv", np.float32) if shape == WIDE else arguments(ORACLE["conv"], shape, jnp.float32)
-    f = jax.jit(lambda x, k, g: (ops.conv(x, k, 1), jax.vjp(lambda x, k: ops.conv(x, k, 1), x, k)[1](g)))
+    f = jax.jit(lambda x, k, g: (ops.conv(x, k, stride), jax.vjp(lambda x, k: ops.conv(x, k, stride), x, k)[1](g)))
     text = jax.export.export(f, platforms=("cuda",))(x, k, g).mlir_module()
     assert text.count("stablehlo.convolution") == 3 and "dot_general" not in text
 

@@ -5,7 +5,9 @@ transposed convolution, by k a correlation of images. Each is the derivative of 
 from a transposed convolution instead, its gradient by the kernel, XLA runs up to 50 times slower on a CPU.
 
 There, where it saves enough multiplications, t is computed from discrete Fourier transforms of all three, which are small
-enough to be matrices: 1/5 of the multiplications for a 5x5 kernel on 7x7 pixels. The result differs by rounding.
+enough to be matrices: 1/5 of the multiplications for a 5x5 kernel on 7x7 pixels. And what XLA is slow at, transposed
+convolutions with a stride and convolutions of few channels, is one product over all taps, of pixels that were taken apart
+before or are added up after. The results differ by rounding.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from gen.core import Array
 
 Form = Callable[[Array, Array], Array]
 Shape = tuple[int, ...]
+FEW = 4  # channels of an image
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -32,7 +35,11 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
         u, v, w = factors(x.shape[1:3], kernel.shape[:2], x.dtype)
         return image(w, spectra(u, x) @ jnp.tensordot(v, flat(kernel), 1), x.shape[1:3])
 
-    return either(fourier, partial(plain, stride=stride), x, kernel, x.shape, kernel.shape, stride)
+    def by_taps(x: Array, kernel: Array) -> Array:
+        return jnp.tensordot(taken(x, kernel.shape[:2], stride), kernel, 3)
+
+    cpu = by_taps if x.shape[3] <= FEW else None
+    return either(fourier, partial(plain, stride=stride), x, kernel, x.shape, kernel.shape, stride, cpu)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
@@ -53,7 +60,11 @@ def by_image(g: Array, kernel: Array, stride: int, sides: tuple[int, int]) -> Ar
         x = jax.ShapeDtypeStruct(shape, g.dtype)
         return jax.linear_transpose(lambda x: plain(x, kernel, stride), x)(g)[0]
 
-    return either(fourier, direct, g, kernel, shape, kernel.shape, stride)
+    def by_taps(g: Array, kernel: Array) -> Array:
+        return added(jnp.tensordot(g, kernel, ((3,), (3,))), stride, sides)
+
+    cpu = by_taps if (stride > 1 or kernel.shape[2] <= FEW) and stride <= min(kernel.shape[:2]) else None
+    return either(fourier, direct, g, kernel, shape, kernel.shape, stride, cpu)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -112,6 +123,34 @@ def either(
     if cpu is None or a.dtype not in (jnp.float32, jnp.float64):
         return direct(a, b)
     return jax.lax.platform_dependent(a, b, cpu=cpu, default=direct)
+
+
+def taken(x: Array, taps: Sequence[int], stride: int) -> Array:
+    """[B, H, W, C] -> [B, h, w, kh, kw, C]: the pixels under each tap."""
+    h, w = (-(-side // stride) for side in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), *edges(x.shape[1:3], taps, stride), (0, 0)))
+    under = lambda i, j: x[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+    return jnp.stack([under(i, j) for i, j in np.ndindex(*taps)], 3).reshape(-1, h, w, *taps, x.shape[3])
+
+
+def added(y: Array, stride: int, sides: Shape) -> Array:
+    """[B, h, w, kh, kw, C] -> [B, *sides, C], the adjoint of `taken`: what each tap has for its pixels, added up."""
+    b, h, w, *taps, c = y.shape
+    (top, _), (left, _) = edges(sides, taps, stride)
+    phases: dict[Shape, Array] = {}  # the pixels whose places have these remainders by the stride, [B, h, w, C]
+    for i, j in np.ndindex(*taps):
+        (down, p), (right, q) = divmod(i - top, stride), divmod(j - left, stride)
+        moved = jax.lax.pad(
+            y[:, :, :, i, j], jnp.zeros((), y.dtype), ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
+        )
+        phases[p, q] = phases[p, q] + moved if (p, q) in phases else moved
+    rows = [jnp.stack([phases[p, q] for q in range(stride)], 3) for p in range(stride)]
+    return jnp.stack(rows, 2).reshape(b, h * stride, w * stride, c)[:, : sides[0], : sides[1]]
+
+
+def edges(sides: Sequence[int], taps: Sequence[int], stride: int) -> Sequence[tuple[int, int]]:
+    """Pixels of padding before and after."""
+    return jax.lax.padtype_to_pads(sides, taps, (stride, stride), "SAME")
 
 
 def periods(sides: Sequence[int], taps: Sequence[int]) -> list[int]:
