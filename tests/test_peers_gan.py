@@ -12,7 +12,7 @@ import pytest
 from gen import losses
 from gen.networks import discriminator
 from gen.networks.discriminator import Discriminator
-from gen.networks.layers import Conv, spectral
+from gen.networks.layers import Conv, Dense, spectral
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -147,7 +147,7 @@ class Normalized(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        layer = nn.Dense(4) if self.kind == "dense" else Conv(4, 3)
+        layer = Dense(4) if self.kind == "dense" else Conv(4, 3)
         return spectral(layer, True, train)(x)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.networks import attention, linear, normalization, sums
+from gen.networks import attention, layers, linear, normalization, sums
 
 B, T, N, H = 2, 300, 4, 8  # three parts, of which the last is short
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
@@ -58,6 +58,29 @@ def test_products_are_products_in_values_and_gradients(widths):
     jax.tree.map(close, gradients(linear.products), gradients(plain))
 
 
+@pytest.fixture
+def in_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_dense_layer_is_flax_s_in_values_gradients_and_theirs(bias, in_float64):
+    """From the same key, for rows of any shape; the gradients of a gradient penalty too."""
+    x, weights = normal(0, 150, 2, 60), normal(1, 150, 2, 64)
+    options = {"use_bias": bias, "dtype": x.dtype, "param_dtype": x.dtype}
+    ours, theirs = layers.Dense(64, **options), nn.Dense(64, **options)
+    params = ours.init(jax.random.key(0), x)
+    jax.tree.map(close, params, theirs.init(jax.random.key(0), x))
+
+    def derivatives(layer):
+        total = lambda params, x: (jnp.tanh(layer.apply(params, x)) * weights).sum()
+        penalty = lambda params, x: jnp.square(jax.grad(total, 1)(params, x)).sum()
+        return layer.apply(params, x), jax.grad(total, (0, 1))(params, x), jax.grad(penalty, (0, 1))(params, x)
+
+    jax.tree.map(close, derivatives(ours), derivatives(theirs))
+
+
 @pytest.mark.parametrize(("platform", "joined"), [("cpu", True), ("cuda", False)])
 def test_only_a_processor_joins_kernels(platform, joined):
     x, kernels = normal(0, 2, 7, 6), (normal(1, 6, 3), normal(2, 6, 5))
@@ -77,12 +100,6 @@ def test_normalization_of_an_example_is_flax_s_in_values_and_gradients(centered)
     )
     ours, flax_s = (values_and_gradients(form, (x, scale), weight) for form in forms)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, flax_s)
-
-
-@pytest.fixture
-def in_float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def test_normalization_of_channels_is_flax_s_over_devices_in_values_gradients_and_theirs(in_float64):

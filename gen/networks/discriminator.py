@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
+from gen.networks import layers
 from gen.networks.generator import Conditioning
 from gen.networks.layers import Conv, MinibatchDiscrimination, Norm, SelfAttention, check_attention, dropout, spectral
 
@@ -125,7 +126,9 @@ class Discriminator(nn.Module):
         read = features
         if self.arch.minibatch:
             read = MinibatchDiscrimination(self.arch.minibatch, 5, self.dtypes)(features)
-        linear = lambda size, bias: spectral(nn.Dense(size, use_bias=bias, **self.dtypes), self.arch.spectral, train)
+        linear = lambda size, bias: spectral(
+            layers.Dense(size, use_bias=bias, **self.dtypes), self.arch.spectral, train
+        )
         scores = linear(1, self.bias)(read)[:, 0]
         if projected is not None:
             scores += (linear(features.shape[-1], False)(projected.astype(features.dtype)) * features).sum(-1)
@@ -142,7 +145,7 @@ class Dense(nn.Module):
         if label is not None:
             x = jnp.concatenate([x, label.astype(x.dtype)], axis=-1)
         for i, width in enumerate(self.arch.widths):
-            x = spectral(nn.Dense(width, **self.dtypes), self.arch.spectral, train)(x)
+            x = spectral(layers.Dense(width, **self.dtypes), self.arch.spectral, train)(x)
             x = dropout(nn.leaky_relu(x, 0.2), keys, i, self.arch.dropout)
         return x
 

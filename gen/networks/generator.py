@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
+from gen.networks import layers
 from gen.networks.layers import ACTIVATIONS, Activation, Conv, Norm, Normalization, SelfAttention, check_attention
 from gen.networks.virtual import Referenced
 
@@ -138,11 +139,11 @@ class Dense(nn.Module):
     def __call__(self, z: Array, label: Array | None, train: bool) -> Array:
         x, label = entered(z, label, self.conditioning)
         for width in self.arch.widths:
-            x = nn.Dense(width, use_bias=self.arch.norm == "none", **self.dtypes)(x)
+            x = layers.Dense(width, use_bias=self.arch.norm == "none", **self.dtypes)(x)
             if self.arch.norm != "none":
                 x = Norm(self.arch.norm, self.dtypes)(x, label, train)
             x = ACTIVATIONS[self.arch.activation](x)
-        return jnp.tanh(nn.Dense(math.prod(self.shape), **self.dtypes)(x)).reshape(-1, *self.shape)
+        return jnp.tanh(layers.Dense(math.prod(self.shape), **self.dtypes)(x)).reshape(-1, *self.shape)
 
 
 class Transposed(nn.Module):
@@ -163,7 +164,7 @@ class Transposed(nn.Module):
             return ACTIVATIONS[arch.activation](x)
 
         x, label = entered(z, label, self.conditioning)
-        x = nn.Dense(math.prod(self.base) * arch.widths[0], **normed)(x)
+        x = layers.Dense(math.prod(self.base) * arch.widths[0], **normed)(x)
         x = hidden(x.reshape(-1, *self.base, arch.widths[0]), label)
         for width, stride in zip(arch.widths[1:], arch.strides, strict=False):
             x = hidden(Conv(width, arch.kernel, stride, transposed=True, **normed)(x), label)
@@ -190,7 +191,7 @@ class Blocks(nn.Module):
             return y + doubled(Conv(width, 1, **init)(x))  # 1x1 first: the same, at a quarter of the cost
 
         x, label = entered(z, label, self.conditioning)
-        x = nn.Dense(math.prod(self.base) * arch.widths[0], **init)(x).reshape(-1, *self.base, arch.widths[0])
+        x = layers.Dense(math.prod(self.base) * arch.widths[0], **init)(x).reshape(-1, *self.base, arch.widths[0])
         for i, width in enumerate(arch.widths[1:], 1):
             x = block(x, width)
             if i in arch.attention:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gen.core import Array, UserError
 from gen.networks import ops
+from gen.networks.linear import products
 from gen.networks.normalization import EPSILON, by_channel
 from gen.networks.sums import to_rows
 from gen.networks.virtual import virtual
@@ -27,6 +28,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": nn.gelu,
     "tanh": jnp.tanh,
 }
+
+
+class Dense(nn.Module):
+    """A dense layer."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., D] -> [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        (y,) = products(x.astype(self.dtype), (kernel.astype(self.dtype),))
+        return biased(self, y) if self.use_bias else y
 
 
 class Conv(nn.Module):
@@ -47,10 +65,12 @@ class Conv(nn.Module):
         shape = (self.side, self.side, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
         y: Any = (ops.conv_transpose if self.transposed else ops.conv)(x.astype(self.dtype), kernel, self.stride)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-            y += to_rows(bias.astype(self.dtype), y.shape)
-        return y
+        return biased(self, y) if self.use_bias else y
+
+
+def biased(layer: Dense | Conv, y: Array) -> Array:
+    bias = layer.param("bias", nn.initializers.zeros, (layer.features,), layer.param_dtype)
+    return y + to_rows(bias.astype(layer.dtype), y.shape)
 
 
 class Norm(nn.Module):
@@ -71,7 +91,7 @@ class Norm(nn.Module):
             of = lambda name, begin: self.param(name, begin, (channels,), self.dtypes["param_dtype"])
             return self.normalized(x, of("scale", ones), train) + to_rows(of("bias", zeros).astype(x.dtype), x.shape)
         per_example = (x.shape[0], *(1,) * (x.ndim - 2), channels)
-        by_class = lambda name, init: nn.Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(
+        by_class = lambda name, init: Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(
             label
         ).reshape(per_example)
         x = self.normalized(x, jnp.ones(channels), train)
@@ -114,7 +134,7 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtypes["dtype"])
 
 
-def spectral(layer: nn.Dense | Conv, on: bool, train: bool) -> Callable[[Array], Array]:
+def spectral(layer: Dense | Conv, on: bool, train: bool) -> Callable[[Array], Array]:
     """The layer with its kernel divided by an estimate of its largest singular value, one power iteration a training step
     (Miyato et al. 2018, algorithm 1), if `on`."""
     if not on:
@@ -176,7 +196,7 @@ class MinibatchDiscrimination(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         """[B, F] -> [B, F + kernels]."""
-        m = nn.Dense(self.kernels * self.dims, use_bias=False, **self.dtypes)(features)
+        m = Dense(self.kernels * self.dims, use_bias=False, **self.dtypes)(features)
         m = m.reshape(-1, self.kernels, self.dims)
         others = m if self.is_initializing() else jax.lax.all_gather(m, "data", tiled=True)
         distance = jnp.abs(m[:, None] - others[None, :]).sum(-1)  # [B, all, kernels]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from gen.core import Array, UserError, positive
 from gen.losses import Gaussian
-from gen.networks.layers import ACTIVATIONS, Activation, Conv
+from gen.networks.layers import ACTIVATIONS, Activation, Conv, Dense
 
 
 class Encoder(nn.Module):
@@ -93,7 +93,7 @@ class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for width in self.widths:
-            x = ACTIVATIONS[self.activation](nn.Dense(width, **self.dtypes)(x))
+            x = ACTIVATIONS[self.activation](Dense(width, **self.dtypes)(x))
         return x
 
 
@@ -109,7 +109,7 @@ class Head(nn.Module):
     def __call__(self, x: Array) -> Gaussian:
         if self.hidden is not None:
             x = Hidden((self.hidden,), self.activation, self.dtypes)(x)
-        mean, log_std = jnp.split(widened(nn.Dense(2 * self.size, **self.dtypes)(x)), 2, axis=-1)
+        mean, log_std = jnp.split(widened(Dense(2 * self.size, **self.dtypes)(x)), 2, axis=-1)
         return Gaussian(mean, jnp.clip(log_std, -8.0, 4.0))
 
 
@@ -222,7 +222,7 @@ class DenseUp(nn.Module):
     def __call__(self, z: Array) -> Array:
         """[..., D] -> [..., *shape]."""
         z = Hidden(self.hidden, self.activation, self.dtypes)(z)
-        return nn.Dense(math.prod(self.shape), **self.dtypes)(z).reshape(*z.shape[:-1], *self.shape)
+        return Dense(math.prod(self.shape), **self.dtypes)(z).reshape(*z.shape[:-1], *self.shape)
 
 
 class ResidualDown(nn.Module):
@@ -258,7 +258,7 @@ class ResidualUp(nn.Module):
         # Sizes on the way down, e.g. 28, 14, 7, 4: an odd one is reached by cropping.
         sizes = [(-(-height // 2**i), -(-width // 2**i)) for i in range(len(self.widths) + 1)]
         h, w = sizes[-1]
-        x = nn.Dense(h * w * self.widths[-1], **self.dtypes)(z).reshape(-1, h, w, self.widths[-1])
+        x = Dense(h * w * self.widths[-1], **self.dtypes)(z).reshape(-1, h, w, self.widths[-1])
         for (h, w), out in zip(sizes[-2::-1], (*self.widths[-2::-1], outputs), strict=True):
             for _ in range(self.blocks):
                 x = Block(self.activation, self.dtypes)(x)
