@@ -54,7 +54,7 @@ def by_image(g: Array, kernel: Array, stride: int, sides: tuple[int, int]) -> Ar
 
     def fourier(g: Array, kernel: Array) -> Array:
         u, v, w = factors(sides, kernel.shape[:2], g.dtype)
-        return image(u, spectra(w, g) @ jnp.tensordot(v, flat(kernel), 1).mT, sides)
+        return image(u, spectra(w, g) @ jnp.tensordot(v, flat(kernel.swapaxes(2, 3)), 1), sides)
 
     def direct(g: Array, kernel: Array) -> Array:
         x = jax.ShapeDtypeStruct(shape, g.dtype)
