@@ -86,7 +86,7 @@ class Config:
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
 """What XLA leaves to YNNPACK on a processor, unless told otherwise nothing: a VAE's step takes 3.6 ms without it and 5.2 with."""
 
-FEW = 8  # processors
+FEW = 8  # processors, on which alone what `_keep_memory` brings was measured
 
 
 class Engine(NamedTuple):
