@@ -74,7 +74,7 @@ def language(arch: Architecture, length: int, batch: int) -> Config:
 TRAINED: Mapping[str, Callable[[], Config]] = {
     "dcgan_64": lambda: dcgan(64),
     "dcgan_128": lambda: dcgan(128),
-    "vae_mlp": lambda: Config(vae.Config(network=Perceptron((400,))), pictures(128), steps=1000),
+    "vae_mlp": lambda: Config(vae.Config(network=Perceptron((400,))), pictures(128), steps=1000, steps_per_call=10),
     "vae_conv": lambda: Config(vae.Config(network=Residual(blocks=0, activation="relu")), pictures(128), steps=1000),
     "gpt_small": lambda: language(SMALL, 64, 12),
     "gpt_medium": lambda: language(MEDIUM, 256, 4),
@@ -88,7 +88,9 @@ def training(config: Config, dtype: Dtype) -> Side:
     config = replace(config, model=model, parallel=parallel.Config(cpu_devices=1))
     data, built, engine = train.build(config)
     feed = train.feed(data, built, config, engine.rows)
-    batches = [feed(i) for i in range(BATCHES)]
+    steps = config.steps_per_call
+    called = train.stacked(feed, config)
+    batches = [called(range(steps * i, steps * (i + 1))) for i in range(BATCHES)]
     state = engine.init()
     numbers = count()
 
@@ -103,19 +105,20 @@ def training(config: Config, dtype: Dtype) -> Side:
         """The weights of step 0, what CHECKED steps see and draw, and the weights and losses after them."""
         state = engine.init()
         kept = {f"before/{name}": x for name, x in flat(state.params).items()}
-        losses: dict[str, list[Any]] = {}
         for i in range(CHECKED):
             key = jax.random.fold_in(jax.random.key(config.seed), i)
             seen, drawn = inputs(data, feed(i), model, key)
             kept |= {f"step{i}/{name}": np.asarray(x) for name, x in (seen | drawn).items()}
-            state, metrics = engine.update(state, feed(i))
-            for name, value in metrics.items():
+        losses: dict[str, list[Any]] = {}
+        for call in train.calls(replace(config, steps=CHECKED), 0):
+            state, metrics = engine.update(state, called(call))
+            for name, values in metrics.items():
                 if name.startswith("loss"):
-                    losses.setdefault(name, []).append(float(value))
+                    losses.setdefault(name, []).extend(np.ravel(values))
         kept |= {f"after/{name}": x for name, x in flat(state.params).items()}
         keep(path, kept | {name: np.array(values) for name, values in losses.items()})
 
-    return Side(run, check, facts)
+    return Side(run, check, facts, steps)
 
 
 def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key) -> tuple[dict[str, Any], ...]:

@@ -18,11 +18,13 @@ class Side(NamedTuple):
     """What one of the two does."""
 
     run: Callable[[int], None]
-    """So many steps, until the last has ended."""
+    """So many calls, until the last has ended."""
     check: Callable[[Any], None]
     """Read or write, at a path, what the other side is compared with."""
     facts: Callable[[], dict[str, Any]]
     """What is known of it, and of its process, when it has run."""
+    steps: int = 1
+    """Of a call."""
 
 
 Ask = Callable[..., Any]
@@ -72,7 +74,7 @@ def serve(build: Callable[[], Side]) -> None:
                 side.run(1)
                 answer = time.perf_counter() - begun
             case "run":
-                answer = timed(side.run, argument)
+                answer = timed(side.run, -(-argument // side.steps)) / side.steps
             case "check":
                 side.check(argument)
             case "facts":
@@ -81,7 +83,7 @@ def serve(build: Callable[[], Side]) -> None:
 
 
 def timed(run: Callable[[int], None], n: int) -> float:
-    """Seconds a step."""
+    """Seconds a call."""
     begun = time.perf_counter()
     run(n)
     return (time.perf_counter() - begun) / n

@@ -23,5 +23,6 @@ config = Config(
     ),
     data=Images(name="digits"),
     steps=3000,
+    steps_per_call=10,
     alarms=Alarms("warn"),
 )

@@ -24,6 +24,7 @@ config = Config(
     ),
     data=Images(name="digits"),
     steps=1500,
+    steps_per_call=10,
     evaluate_every=250,
     save=Save(every=250, best=("neg_elbo", "min")),
 )

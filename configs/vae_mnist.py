@@ -21,4 +21,5 @@ config = Config(
     ),
     data=Images(name="mnist", train="train", validation="test", test="test", binarize="dynamic"),
     steps=4690,
+    steps_per_call=10,
 )

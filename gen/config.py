@@ -50,6 +50,9 @@ class Config:
     """How finetune prompt does."""
     base: str | None = field(default=None, metadata=LAUNCH)
     """Where the run of init_from is now, if it was moved."""
+    steps_per_call: int = field(default=1, metadata=LAUNCH)
+    """Steps of one compiled program, for models whose step takes less time than asking for it. It is asked to stop, and its
+    faults are seen, between calls."""
     evaluate_every: int = field(default=1000, metadata=LAUNCH)
     """Steps between evaluations on the validation split (0: at the end only)."""
     workdir: str | None = field(default=None, metadata=LAUNCH)
@@ -65,15 +68,21 @@ class Config:
     faults: faults.Config = field(default=faults.Config(), metadata=LAUNCH)
     """What is done about a step whose metrics are not finite, or whose loss jumps."""
     profile: str | None = field(default=None, metadata=LAUNCH)
-    """STEP:COUNT, so many steps from there on are traced into the run directory, for TensorBoard and Perfetto."""
+    """STEP:COUNT, so many steps from there on, and what else their calls make, are traced into the run directory, for TensorBoard
+    and Perfetto."""
 
     def __post_init__(self):
-        positive(steps=self.steps)
+        positive(steps=self.steps, steps_per_call=self.steps_per_call)
         checked_seed(self.seed)
         if large := [x for x in walk(self) if isinstance(x, int) and abs(x) >= MOST]:
             raise UserError(f"{large[0]} is too large; a config's whole numbers are below 2**53")
         if self.finetune != "full" and self.init_from is None:
             raise UserError(f"finetune {self.finetune} adapts a run that is there; the fix: --init-from RUN")
+        if self.steps_per_call > 1 and self.faults.spike is not None:
+            raise UserError(
+                f"a spike is told from the losses of the steps before, and steps_per_call makes {self.steps_per_call} at once; "
+                "the fix: --steps-per-call 1"
+            )
         if self.profile is not None:
             profile.steps(self.profile)
         if self.evaluate_every < 0:

@@ -67,35 +67,45 @@ class Log:
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
     def step(self, step: int, metrics: Metrics, waited: float) -> list[tuple[int, dict[str, float]]]:
-        """Take the metrics of a dispatched step, and read those of the step before: the device is never waited for."""
+        """Take the metrics of a dispatched step, or of several to this one, and read those of the call before: the device is
+        never waited for."""
         self.waited += waited
         read = self.settle()
         self.pending = (step, metrics)
         return read
 
     def settle(self) -> list[tuple[int, dict[str, float]]]:
-        """Read the metrics in flight, of no step or of one: (step, {name: value}). Raises: UserError at the first that is not
-        finite, unless the step was skipped."""
+        """Read the metrics in flight, of one call or of none: (step, {name: value}) of each step. Raises: UserError at the first
+        that is not finite, unless the step was skipped."""
         if self.pending is None:
             return []
-        (step, metrics), self.pending = self.pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        (last, metrics), self.pending = self.pending, None
+        columns = np.broadcast_arrays(*map(np.atleast_1d, jax.device_get(list(metrics.values()))))
+        rows = [dict(zip(metrics, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
+        read = list(enumerate(rows, last + 1 - len(rows)))
+        for step, values in read:
+            self._read(step, values, last)
+        if self.latest and any(step % self.config.every == 0 for step, _ in read):
+            self.speed(last, self.latest)
+        return read
+
+    def _read(self, step: int, values: Mapping[str, float], last: int) -> None:
         seen = {name: value for name, value in values.items() if name not in CONTROL}
         if values.get("skipped"):
             self.telemetry(
                 step, skipped={name: value if isfinite(value) else str(value) for name, value in seen.items()}
             )
             self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in seen.items())}")
-            return [(step, values)]
+            return
         check_finite(step, "train", seen)
-        if not self.latest:  # what the first step compiled is no speed
-            self.say(f"compiled in {time.monotonic() - self.mark:.0f} s")
-            self.mark, self.marked, self.waited = time.monotonic(), step, 0.0
+        if not self.latest:  # what the first call compiled is no speed
+            seconds = time.monotonic() - self.mark
+            self.say(f"compiled in {seconds:.0f} s")
+            self.telemetry(step, event="compiled", seconds=seconds)
+            self.mark, self.marked, self.waited = time.monotonic(), last, 0.0
         self.latest = seen
         if step % self.config.every == 0:
             self.metrics(step, "train", seen)
-            self.speed(step, seen)
-        return [(step, values)]
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same scalars to TensorBoard."""

@@ -19,20 +19,20 @@ def steps(text: str) -> range:
     return range(int(first), int(first) + int(count))
 
 
-def tracer(text: str | None, workdir: Path) -> Callable[[int | None], None]:
-    """A function to be called before each step, and with None after the last: it traces those that `text` names, each host
-    into profile/ of the run directory."""
+def tracer(text: str | None, workdir: Path) -> Callable[[range], None]:
+    """A function to be called with the steps that come next, from 1, and with none of them after the last: it traces those that
+    `text` names, each host into profile/ of the run directory."""
     traced = range(0) if text is None else steps(text)
     folder = workdir / "profile" / f"host-{hosts.index():03d}"
     running = False
 
-    def trace(step: int | None) -> None:
+    def trace(steps: range) -> None:
         nonlocal running
-        if running and step not in traced:
+        wanted = any(step in traced for step in steps)
+        if running and not wanted:
             jax.profiler.stop_trace()
-            running = False
-        elif not running and step is not None and step in traced:
+        elif wanted and not running:
             jax.profiler.start_trace(folder, create_perfetto_trace=True)
-            running = True
+        running = wanted
 
     return trace

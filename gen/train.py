@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -46,7 +46,8 @@ def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     data = finetune.data(config)
     model = applied(config.model.build(data.spec, config.steps), data.preprocess)
     guard = faults.guards(config.faults)
-    engine = parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard)
+    several = config.steps_per_call > 1
+    engine = parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard, several=several)
     return data, model, engine
 
 
@@ -115,7 +116,7 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
     given = {name: known[name] for name in data.spec}
     sample = engine.compiled(lambda state: model.generate(state, jax.random.key(0), given, request=model.request()))
     watch = alarms.watch(config.alarms, data, model, engine.compiled) if config.alarms.action != "off" else None
-    batches = prefetch(feed(data, model, config, engine.rows), range(start, config.steps))
+    batches = prefetch(stacked(feed(data, model, config, engine.rows), config), calls(config, start))
     trace = profile.tracer(config.profile, workdir)
     leave, saved = False, None  # asked to stop; the last save
     logger.say("compiling the step")
@@ -124,9 +125,9 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
         checkpoint.saver(this.checkpoints, config.save, start) as save,
         hosts.together(),
     ):
-        for before, batch, waited in batches:
-            step = before + 1
-            trace(step)
+        for call, batch, waited in batches:
+            step = call.stop
+            trace(range(call.start + 1, call.stop + 1))
             state, metrics = engine.update(state, batch, notice(), record.limit(step))
             read = logger.step(step, metrics, waited)
             evaluating, saving = due(step, config.evaluate_every), due(step, config.save.every)
@@ -159,7 +160,7 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
                     saved = save(engine.whole(state), meta | {"faults": record.kept(step, saving)})
             if leave:
                 break
-        trace(None)
+        trace(range(0))
     if leave or notice():
         logger.telemetry(step, event="stopped")
         raise Requeue(f"stopped at step {step}, as asked; the same command goes on from the last checkpoint")
@@ -230,6 +231,26 @@ def write(this: Run, step: int, metrics: dict[str, float]) -> dict[str, float]:
     protocol |= {name: held_out | {"baseline": True} for name in baselines}
     run.write_evaluation(this.workdir, metrics | baselines, protocol)
     return metrics | baselines
+
+
+def calls(config: Config, start: int) -> Iterator[range]:
+    """The steps that each call of the update makes, from 0: at most steps_per_call, and none beyond what is due after a step.
+    Where a call begins depends on nothing but the config, so that a resumed run makes the same ones."""
+    breaks = (config.steps_per_call, config.evaluate_every, config.save.every)
+    while start < config.steps:
+        stop = min(config.steps, *(every * (start // every + 1) for every in breaks if every))
+        yield range(start, stop)
+        start = stop
+
+
+def stacked(feed: Callable[[int], HostBatch], config: Config) -> Callable[[range], HostBatch]:
+    """steps of a call -> what the update takes: what the step takes, or if there may be several, what all of them do."""
+
+    def several(steps: range) -> HostBatch:
+        fed = [feed(step) for step in steps]
+        return {name: np.stack([batch[name] for batch in fed]) for name in fed[0]}
+
+    return several if config.steps_per_call > 1 else lambda steps: feed(steps.start)
 
 
 def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> Callable[[int], HostBatch]:

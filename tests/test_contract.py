@@ -12,12 +12,13 @@ from conftest import CONFIGS
 
 from gen import checkpoint, core, parallel
 from gen import config as configs
+from gen.checkpoint import Config as Save
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel, State
 from gen.data.preprocess import applied
 from gen.families import gan
 from gen.optim import OptimConfig
-from gen.train import feed
+from gen.train import calls, feed, stacked
 
 EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
 FAMILIES = [
@@ -205,6 +206,31 @@ def test_engines_and_devices_agree(name, tiny):
         other, other_metrics = run(config, engine, 10)
         assert_close(state, other, 1e-5)
         assert_close(metrics, other_metrics, 1e-5)
+
+
+@pytest.mark.parametrize("engine", ["pmap on 2", "fsdp and tensor 2 on 8"])
+@pytest.mark.parametrize("name", ["vae_digits", "gan_digits"])
+def test_several_steps_of_one_call_are_the_same_steps(name, engine, tiny):
+    config = replace(tiny(name), steps=5, steps_per_call=3, evaluate_every=0)
+    _, model, _, feed = parts(config, ENGINES[engine])
+    several = parallel.compile(model, ENGINES[engine], config.seed, config.data.batch_size, several=True)
+    batch, state, metrics = stacked(feed, config), several.init(), []
+    for call in calls(config, 0):
+        state, of_call = several.update(state, batch(call))
+        of_call = {name: np.broadcast_to(value, len(call)) for name, value in jax.device_get(of_call).items()}
+        metrics += [{name: values[i] for name, values in of_call.items()} for i in range(len(call))]
+    alone, alone_metrics = run(config, ENGINES[engine], 5)
+    assert_close(alone, state, 1e-5)
+    assert_close(alone_metrics, metrics, 1e-5)
+
+
+def test_calls_end_where_something_is_due(tiny):
+    config = replace(tiny("vae_digits"), steps=23, steps_per_call=4, evaluate_every=10, save=Save(every=5))
+    found = [(call.start, call.stop) for call in calls(config, 0)]
+    assert found == [(0, 4), (4, 5), (5, 8), (8, 10), (10, 12), (12, 15), (15, 16), (16, 20), (20, 23)]
+    for start, _ in found:  # of a resumed run
+        assert [(call.start, call.stop) for call in calls(config, start)] == [x for x in found if x[0] >= start]
+    assert list(calls(replace(config, steps_per_call=1), 20)) == [range(20, 21), range(21, 22), range(22, 23)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

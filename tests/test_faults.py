@@ -106,13 +106,16 @@ def spiky(tiny, monkeypatch):
 
         model = sound._replace(update=update)
         guard = faults.guards(config.faults)
-        return data, model, parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard)
+        several = config.steps_per_call > 1
+        engine = parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard, several=several)
+        return data, model, engine
 
     monkeypatch.setattr(train, "build", build)
     config = tiny("vae_digits")
-    return lambda action: replace(
+    return lambda action, together=1: replace(
         config,
         steps=80,
+        steps_per_call=together,
         evaluate_every=40,
         faults=faults.Config(action),
         parallel=parallel.Config(devices=1),
@@ -142,6 +145,25 @@ def test_bad_steps_are_left_out_and_told(action, spiky, tmp_path):
     )
     assert alarms.keys() == rolled.keys()
     assert all(text in alarms[step]["alarm"] for step, text in rolled.items())
+
+
+def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
+    for together in (1, 8):
+        train.train(spiky("skip", together), tmp_path / str(together))
+    alone, called = (lines(tmp_path / str(together), "metrics.jsonl", "loss") for together in (1, 8))
+    assert called.keys() == set(range(1, 81)) - set(SPIKES)
+    assert all(called[step]["loss"] == pytest.approx(alone[step]["loss"], rel=1e-4) for step in called)
+    assert lines(tmp_path / "8", "telemetry.jsonl", "skipped").keys() == set(SPIKES)
+    for at in (3, 25):  # the third call, to step 20, and the fifth after it
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train.preemption, "noticed", noticing(at, tmp_path / "stopped"))
+            with pytest.raises(core.Requeue):
+                train.train(spiky("skip", 8), tmp_path / "stopped")
+    train.train(spiky("skip", 8), tmp_path / "stopped")
+    for name in ("metrics.jsonl", "evaluation.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "8" / name).read_bytes()
+    with pytest.raises(UserError, match="the fix: --steps-per-call 1"):
+        replace(spiky("skip", 8), faults=faults.Config("skip", spike=5.0))
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])

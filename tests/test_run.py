@@ -84,7 +84,8 @@ def test_a_run_directory_holds_what_it_promises(trained):
     assert validation[-1]["neg_elbo"] < validation[0]["neg_elbo"]
     assert not {"time", "steps_per_second"} & lines[0].keys()
 
-    telemetry = [json.loads(line) for line in (trained / "telemetry.jsonl").read_text().splitlines()]
+    compiled, *telemetry = [json.loads(line) for line in (trained / "telemetry.jsonl").read_text().splitlines()]
+    assert compiled["event"] == "compiled"
     assert {"steps_per_second", "examples_per_second", "waiting_for_data", "host_peak_bytes"} <= telemetry[0].keys()
 
     evaluation = json.loads((trained / "evaluation.json").read_text())

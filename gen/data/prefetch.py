@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def prefetch(batch: Callable[[int], T], steps: range, depth: int = 2) -> Generator[tuple[int, T, float], None, None]:
+def prefetch(batch: Callable[[S], T], steps: Iterable[S], depth: int = 2) -> Generator[tuple[S, T, float], None, None]:
     """(step, batch(step), seconds waited for it) for each of `steps`, in order.
 
     One background thread is at most `depth` batches ahead of the consumer. What `batch` raises is raised at its step.
@@ -21,7 +22,7 @@ def prefetch(batch: Callable[[int], T], steps: range, depth: int = 2) -> Generat
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     to_do = iter(steps)
-    begun: deque[tuple[int, Future[T]]] = deque()
+    begun: deque[tuple[S, Future[T]]] = deque()
 
     def begin(count: int) -> None:
         begun.extend((step, pool.submit(batch, step)) for step in islice(to_do, count))
