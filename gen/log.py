@@ -24,12 +24,10 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from gen import hosts
 from gen.core import Metrics, UserError, positive
+from gen.events import Events
 
 T = TypeVar("T")
 CONTROL = ("notice", "skipped")  # what an engine says beside a model's metrics
@@ -57,10 +55,7 @@ class Log:
         self.path = workdir / "metrics.jsonl"
         self.telemetry_path = workdir / "telemetry.jsonl"
         self.config, self.batch_size, self.steps = config, batch_size, steps
-        # The synchronous writer: SummaryWriter's thread dies of a full disk, and its queue then blocks the run.
-        self.events = EventsWriter(str(workdir / "events")) if config.tensorboard and self.writes else None
-        if self.events and start:
-            self._event(start, session_log=SessionLog(status=SessionLog.START))  # hides what came after `start`
+        self.events = Events(workdir, start) if config.tensorboard and self.writes else None
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
         self.pending: tuple[int, Metrics] | None = None
         self.latest: dict[str, float] = {}  # the metrics that were read last
@@ -110,8 +105,8 @@ class Log:
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same scalars to TensorBoard."""
         self._append(self.path, {"step": step, "split": split, **values})
-        for name, value in values.items():
-            self._event(step, summary=summary.scalar(f"{split}/{name}", value))
+        if self.events:
+            self.events.scalars(step, split, values)
         if split != "train":
             self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
@@ -179,11 +174,6 @@ class Log:
     def close(self) -> None:
         if self.events:
             self.events.close()
-
-    def _event(self, step: int, **content: Any) -> None:
-        if self.events:
-            self.events.write_event(Event(step=step, wall_time=time.time(), **content))
-            self.events.flush()
 
     def _append(self, path: Path, record: Mapping[str, Any]) -> None:
         if not self.writes:

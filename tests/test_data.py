@@ -210,6 +210,8 @@ def test_importing_is_light():
         "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert not bridge._backends\n"
+        "gen.data.images.Config().build()\n"
+        "assert 'sklearn' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 

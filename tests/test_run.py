@@ -72,6 +72,13 @@ def test_the_readme_is_whole():
     assert all(f"`{path.stem}`" in text for path in (ROOT / "configs").glob("*.py"))
 
 
+def test_a_start_does_not_wait_for_pytorch(environment, tmp_path):
+    (tmp_path / "torch.py").write_text("there = True")
+    code = "import sys, gen.train; assert 'torch' not in sys.modules; import torch; assert torch.there"
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**environment, **path})
+
+
 # --- the run directory ---
 
 
