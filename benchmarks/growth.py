@@ -7,11 +7,9 @@ should be a line: the first through the origin, the others flat.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +31,7 @@ COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def main(out: Path | None = None, repeats: int = 7) -> None:
+def main(out: Path | None = None, repeats: int = 9) -> None:
     """Three tables, and a picture of them."""
     parallel.start(parallel.Config(cpu_devices=1))
     panels = {
@@ -53,12 +51,10 @@ def main(out: Path | None = None, repeats: int = 7) -> None:
 
 def by_batch(job: str, repeats: int) -> list[tuple[float, float]]:
     config = ours.TRAINED[job]()
-    points = []
-    for batch in BATCHES:
-        side = ours.training(replace(config, data=replace(config.data, batch_size=batch)), "float32")
-        side.run(3)
-        points.append((batch, 1e3 * statistics.median(timed(side.run, 5) for _ in range(repeats))))
-    return points
+    of = lambda batch: ours.training(replace(config, data=replace(config.data, batch_size=batch)), "float32")
+    sides = [of(batch) for batch in BATCHES]
+    seconds = medians([side.run for side in sides], 5, repeats)
+    return [(batch, 1e3 * s) for batch, s in zip(BATCHES, seconds, strict=True)]
 
 
 def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
@@ -67,19 +63,24 @@ def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
     built = lm.Config(network=arch).build({"tokens": core.Feature((257,), "int32", vocab=65)}, 1)
     state = jax.jit(built.init)(jax.random.key(0))
     prompt = np.ones((samples, 1), np.int32)
-    key, seconds = jax.random.key(0), []
-    for tokens in PLACES:
+    key = jax.random.key(0)
+
+    def generating(tokens: int) -> Callable[[int], None]:
         request = lm.Request(n=1, tokens=tokens, temperature=0.0)
-        generate: Any = jax.jit(lambda state, r=request: built.generate(state, key, {"prompt": prompt}, r))
-        jax.block_until_ready(generate(state))
-        times = []
-        for _ in range(repeats):
-            begun = time.perf_counter()
-            jax.block_until_ready(generate(state))
-            times.append(time.perf_counter() - begun)
-        seconds.append(statistics.median(times))
+        generate = jax.jit(lambda state: built.generate(state, key, {"prompt": prompt}, request))
+        return lambda n: jax.block_until_ready([generate(state) for _ in range(n)]) and None
+
+    seconds = medians([generating(tokens) for tokens in PLACES], 1, repeats)
     added = np.diff([0.0, *seconds]) / np.diff([0, *PLACES])
     return [(place, 1e3 * float(s)) for place, s in zip(PLACES, added, strict=True)]
+
+
+def medians(runs: Sequence[Callable[[int], None]], n: int, repeats: int) -> list[float]:
+    """Seconds of one of n steps of each, which take turns: a shared machine is faster in one minute than in another."""
+    for run in runs:
+        run(1)
+    times = [[timed(run, n) for run in runs] for _ in range(repeats)]
+    return [statistics.median(each) for each in zip(*times, strict=True)]
 
 
 def by_step() -> list[tuple[float, float]]:
