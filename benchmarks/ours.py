@@ -90,7 +90,7 @@ def training(config: Config, dtype: Dtype) -> Side:
     feed = train.feed(data, built, config, engine.rows)
     steps = config.steps_per_call
     called = train.stacked(feed, config)
-    batches = [called(range(steps * i, steps * (i + 1))) for i in range(BATCHES)]
+    batches = [called(range(steps * i + 1, steps * (i + 1) + 1)) for i in range(BATCHES)]
     state = engine.init()
     numbers = count()
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from gen import foreign, hosts
+from gen import foreign, hosts, preemption
 from gen.core import Requeue, State, UserError, positive
 
 FORMAT = 1
@@ -199,7 +199,7 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
     _check_chunks([folder / str(step) / k for k in wanted], max(x.size for x in jax.tree.leaves(wanted)))
     with ocp.Checkpointer(_handler()) as orbax:
         try:
-            with hosts.together():
+            with hosts.together(), preemption.held():
                 found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
         except Exception as error:  # orbax raises nearly anything where its own facts are not what it wrote
             raise UserError(

@@ -51,8 +51,8 @@ class Config:
     base: str | None = field(default=None, metadata=LAUNCH)
     """Where the run of init_from is now, if it was moved."""
     steps_per_call: int = field(default=1, metadata=LAUNCH)
-    """Steps of one compiled program, for models whose step takes less time than asking for it. It is asked to stop, and its
-    faults are seen, between calls."""
+    """Steps of one compiled program, for models whose step takes less time than asking for it; what is due between ends a call, and
+    signals are heeded after one. A processor makes convolutions no faster so, and compiles longer."""
     evaluate_every: int = field(default=1000, metadata=LAUNCH)
     """Steps between evaluations on the validation split (0: at the end only)."""
     workdir: str | None = field(default=None, metadata=LAUNCH)
@@ -78,10 +78,10 @@ class Config:
             raise UserError(f"{large[0]} is too large; a config's whole numbers are below 2**53")
         if self.finetune != "full" and self.init_from is None:
             raise UserError(f"finetune {self.finetune} adapts a run that is there; the fix: --init-from RUN")
-        if self.steps_per_call > 1 and self.faults.spike is not None:
+        if self.steps_per_call > 1 and (self.faults.spike is not None or self.faults.action == "rollback"):
             raise UserError(
-                f"a spike is told from the losses of the steps before, and steps_per_call makes {self.steps_per_call} at once; "
-                "the fix: --steps-per-call 1"
+                f"a spike, or a rollback, is for the very next steps, and steps_per_call makes {self.steps_per_call} at once; the "
+                "fix: --steps-per-call 1"
             )
         if self.profile is not None:
             profile.steps(self.profile)

@@ -30,12 +30,13 @@ with _without("torch"):  # tensorboardX imports it where it is installed, for tw
 
 
 class Events:
-    """An event file, events.* in a run directory. What a file before has after step `start` is hidden by TensorBoard."""
+    """An event file, events.* in a run directory. Of those before it TensorBoard shows what they have up to step `start`."""
 
     def __init__(self, workdir: Path, start: int):
+        again = any(workdir.glob("events.*"))
         # The synchronous writer: SummaryWriter's thread dies of a full disk, and its queue then blocks the run.
         self.writer = EventsWriter(str(workdir / "events"))
-        if start:
+        if again:
             self._write(start, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:

@@ -57,16 +57,16 @@ class Log:
         self.config, self.batch_size, self.steps = config, batch_size, steps
         self.events = Events(workdir, start) if config.tensorboard and self.writes else None
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
-        self.pending: tuple[int, Metrics] | None = None
+        self.pending: tuple[range, Metrics, float] | None = None  # steps, their metrics, when they were dispatched
         self.latest: dict[str, float] = {}  # the metrics that were read last
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
-    def step(self, step: int, metrics: Metrics, waited: float) -> list[tuple[int, dict[str, float]]]:
-        """Take the metrics of a dispatched step, or of several to this one, and read those of the call before: the device is
-        never waited for."""
+    def step(self, call: range, metrics: Metrics, waited: float) -> list[tuple[int, dict[str, float]]]:
+        """Take the metrics of the steps of a dispatched call, and read those of the call before: the device is never waited
+        for."""
         self.waited += waited
         read = self.settle()
-        self.pending = (step, metrics)
+        self.pending = (call, metrics, time.monotonic())
         return read
 
     def settle(self) -> list[tuple[int, dict[str, float]]]:
@@ -74,17 +74,21 @@ class Log:
         that is not finite, unless the step was skipped."""
         if self.pending is None:
             return []
-        (last, metrics), self.pending = self.pending, None
-        columns = np.broadcast_arrays(*map(np.atleast_1d, jax.device_get(list(metrics.values()))))
-        rows = [dict(zip(metrics, map(float, row), strict=True)) for row in zip(*columns, strict=True)]
-        read = list(enumerate(rows, last + 1 - len(rows)))
+        (call, metrics, then), self.pending = self.pending, None
+        columns = {name: np.broadcast_to(values, len(call)) for name, values in jax.device_get(metrics).items()}
+        read = [(step, {name: float(values[i]) for name, values in columns.items()}) for i, step in enumerate(call)]
+        first = not self.latest
         for step, values in read:
-            self._read(step, values, last)
-        if self.latest and any(step % self.config.every == 0 for step, _ in read):
-            self.speed(last, self.latest)
+            self._read(step, values)
+        if first and self.latest:  # what the first call compiled is no speed
+            self.say(f"compiled in {then - self.mark:.0f} s")
+            self.telemetry(call[-1], event="compiled", seconds=then - self.mark)
+            self.mark, self.marked, self.waited = then, call[-1], 0.0
+        elif self.latest and any(step % self.config.every == 0 for step in call):
+            self.speed(call[-1], self.latest, then)
         return read
 
-    def _read(self, step: int, values: Mapping[str, float], last: int) -> None:
+    def _read(self, step: int, values: Mapping[str, float]) -> None:
         seen = {name: value for name, value in values.items() if name not in CONTROL}
         if values.get("skipped"):
             self.telemetry(
@@ -93,11 +97,6 @@ class Log:
             self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in seen.items())}")
             return
         check_finite(step, "train", seen)
-        if not self.latest:  # what the first call compiled is no speed
-            seconds = time.monotonic() - self.mark
-            self.say(f"compiled in {seconds:.0f} s")
-            self.telemetry(step, event="compiled", seconds=seconds)
-            self.mark, self.marked, self.waited = time.monotonic(), last, 0.0
         self.latest = seen
         if step % self.config.every == 0:
             self.metrics(step, "train", seen)
@@ -110,8 +109,7 @@ class Log:
         if split != "train":
             self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
-    def speed(self, step: int, values: Mapping[str, float]) -> None:
-        now = time.monotonic()
+    def speed(self, step: int, values: Mapping[str, float], now: float) -> None:
         seconds, done = now - self.mark, step - self.marked
         if done <= 0:
             return
@@ -137,7 +135,11 @@ class Log:
         """Time spent inside (evaluating, sampling, saving) is not counted as training."""
         begun = time.monotonic()
         yield
-        self.mark += time.monotonic() - begun
+        spent = time.monotonic() - begun
+        self.mark += spent
+        if self.pending:
+            call, metrics, then = self.pending
+            self.pending = (call, metrics, then + spent)
 
     def telemetry(self, step: int, **values: Any) -> None:
         self._append(self.telemetry_path, {"step": step, "time": time.time(), **values})

@@ -46,6 +46,18 @@ def noticed() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """Within, a signal waits for the end: an event loop makes of what a handler raises an error of its own."""
+    came: list[int] = []
+    try:
+        with _handled(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def _handled(
     handler: Callable[[int, FrameType | None], None], signals: tuple[signal.Signals, ...] = SIGNALS
 ) -> Iterator[None]:

@@ -126,10 +126,10 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
         hosts.together(),
     ):
         for call, batch, waited in batches:
-            step = call.stop
-            trace(range(call.start + 1, call.stop + 1))
+            step = call[-1]
+            trace(call)
             state, metrics = engine.update(state, batch, notice(), record.limit(step))
-            read = logger.step(step, metrics, waited)
+            read = logger.step(call, metrics, waited)
             evaluating, saving = due(step, config.evaluate_every), due(step, config.save.every)
             if evaluating or saving or any(values["notice"] for _, values in read):
                 read += logger.settle()
@@ -234,23 +234,26 @@ def write(this: Run, step: int, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def calls(config: Config, start: int) -> Iterator[range]:
-    """The steps that each call of the update makes, from 0: at most steps_per_call, and none beyond what is due after a step.
-    Where a call begins depends on nothing but the config, so that a resumed run makes the same ones."""
-    breaks = (config.steps_per_call, config.evaluate_every, config.save.every)
+    """The steps, from 1, that each call of the update makes after `start`: steps_per_call of them as long as nothing is due
+    between, then one. Where a call begins depends on nothing but the config, so that a resumed run makes the same ones."""
+    breaks = [every for every in (config.evaluate_every, config.save.every) if every]
     while start < config.steps:
-        stop = min(config.steps, *(every * (start // every + 1) for every in breaks if every))
-        yield range(start, stop)
-        start = stop
+        last = max((start // every * every for every in breaks), default=0)
+        stop = min([config.steps, *(start // every * every + every for every in breaks)])
+        size = min(config.steps_per_call, stop - last)
+        whole = (start - last) % size == 0 and start + size <= stop
+        yield range(start + 1, start + 1 + (size if whole else 1))
+        start += size if whole else 1
 
 
 def stacked(feed: Callable[[int], HostBatch], config: Config) -> Callable[[range], HostBatch]:
-    """steps of a call -> what the update takes: what the step takes, or if there may be several, what all of them do."""
+    """The steps of a call, from 1 -> what the update takes: what the step takes, or if there may be several, what all do."""
 
     def several(steps: range) -> HostBatch:
-        fed = [feed(step) for step in steps]
+        fed = [feed(step - 1) for step in steps]
         return {name: np.stack([batch[name] for batch in fed]) for name in fed[0]}
 
-    return several if config.steps_per_call > 1 else lambda steps: feed(steps.start)
+    return several if config.steps_per_call > 1 else lambda steps: feed(steps[0] - 1)
 
 
 def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> Callable[[int], HostBatch]:

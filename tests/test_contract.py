@@ -226,11 +226,23 @@ def test_several_steps_of_one_call_are_the_same_steps(name, engine, tiny):
 
 def test_calls_end_where_something_is_due(tiny):
     config = replace(tiny("vae_digits"), steps=23, steps_per_call=4, evaluate_every=10, save=Save(every=5))
-    found = [(call.start, call.stop) for call in calls(config, 0)]
-    assert found == [(0, 4), (4, 5), (5, 8), (8, 10), (10, 12), (12, 15), (15, 16), (16, 20), (20, 23)]
-    for start, _ in found:  # of a resumed run
-        assert [(call.start, call.stop) for call in calls(config, start)] == [x for x in found if x[0] >= start]
-    assert list(calls(replace(config, steps_per_call=1), 20)) == [range(20, 21), range(21, 22), range(22, 23)]
+    found = [(call[0], call[-1]) for call in calls(config, 0)]
+    assert found == [(1, 4), (5, 5), (6, 9), (10, 10), (11, 14), (15, 15), (16, 19), (20, 20), (21, 23)]
+    for first, _ in found:  # of a resumed run
+        assert [(call[0], call[-1]) for call in calls(config, first - 1)] == [x for x in found if x[0] >= first]
+    assert list(calls(replace(config, steps_per_call=1), 20)) == [range(21, 22), range(22, 23), range(23, 24)]
+    unbroken = replace(config, evaluate_every=0, save=Save(every=100))
+    assert [len(call) for call in calls(unbroken, 0)] == [4, 4, 4, 4, 4, 1, 1, 1]
+    assert [len(call) for call in calls(unbroken, 6)] == [
+        1,
+        1,
+        4,
+        4,
+        4,
+        1,
+        1,
+        1,
+    ]  # of a run that had another steps_per_call
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -162,8 +162,9 @@ def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
     train.train(spiky("skip", 8), tmp_path / "stopped")
     for name in ("metrics.jsonl", "evaluation.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "8" / name).read_bytes()
-    with pytest.raises(UserError, match="the fix: --steps-per-call 1"):
-        replace(spiky("skip", 8), faults=faults.Config("skip", spike=5.0))
+    for judged in (faults.Config("skip", spike=5.0), faults.Config("rollback")):
+        with pytest.raises(UserError, match="the fix: --steps-per-call 1"):
+            replace(spiky("skip", 8), faults=judged)
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])

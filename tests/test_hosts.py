@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gen import checkpoint
+from gen import checkpoint, preemption
+from gen.core import Requeue
 from tests.processes import QUICK, environment, hosts, statuses, until
 
 STEPS = 240
@@ -159,6 +160,20 @@ def test_what_is_not_saved_within_the_grace_ends_all_the_same(number):
     assert done.returncode == 75
     assert "grace-seconds are over" in done.stderr
     assert time.monotonic() - begun < 25
+
+
+def test_a_signal_while_arrays_are_read_waits_for_them():
+    read = []
+
+    def stopped() -> None:
+        with preemption.leaving(60), preemption.held():
+            signal.raise_signal(signal.SIGTERM)
+            read.append("all")
+
+    with pytest.raises(Requeue, match="SIGTERM"):
+        stopped()
+    assert read == ["all"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_signal_before_the_first_step_ends_at_once(env, tmp_path):
