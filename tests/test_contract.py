@@ -233,16 +233,8 @@ def test_calls_end_where_something_is_due(tiny):
     assert list(calls(replace(config, steps_per_call=1), 20)) == [range(21, 22), range(22, 23), range(23, 24)]
     unbroken = replace(config, evaluate_every=0, save=Save(every=100))
     assert [len(call) for call in calls(unbroken, 0)] == [4, 4, 4, 4, 4, 1, 1, 1]
-    assert [len(call) for call in calls(unbroken, 6)] == [
-        1,
-        1,
-        4,
-        4,
-        4,
-        1,
-        1,
-        1,
-    ]  # of a run that had another steps_per_call
+    # of a run that had another steps_per_call
+    assert [len(call) for call in calls(unbroken, 6)] == [1, 1, 4, 4, 4, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
