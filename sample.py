@@ -2,7 +2,7 @@
 
 import sys
 
-from gen.core import command
+from gen.errors import run_command
 
 
 def main() -> None:
@@ -12,4 +12,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

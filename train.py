@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from gen import config as configs
-from gen.core import command
-from gen.hosts import leave
+from gen.errors import run_command
+from gen.runtime.hosts import exit_process
 
 ROOT = Path(__file__).parent / "configs"
 
@@ -19,7 +19,7 @@ def main() -> None:
     launch = configs.override(configs.load(name, ROOT), sys.argv[1 + named :], prog=f"train.py {name}")
 
     if launch.dry_run:
-        from gen.plan import dry_run
+        from gen.plan.plan import dry_run
 
         dry_run(launch)
     else:
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main, leave)
+    run_command(main, exit_process)

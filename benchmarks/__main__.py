@@ -21,8 +21,8 @@ import tyro
 
 from benchmarks import program
 from benchmarks.turns import in_turn, process
-from gen.core import UserError, command
-from gen.run import write_json
+from gen.errors import UserError, run_command
+from gen.files import write_json
 
 CONVOLUTIONS = ("eager", "fused", "channels_last+fused", "compile+fused", "compile+channels_last+fused")
 DENSE = ("eager", "fused", "compile+fused")
@@ -138,4 +138,4 @@ def line(job: str, result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -24,15 +24,15 @@ import numpy as np
 import tyro
 
 from benchmarks.study import Numbers, finished, table, trained
-from gen import checkpoint, run, sample
 from gen.config import Config
-from gen.core import UserError, command
-from gen.data.docstrings import functions
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.data.text import Text
+from gen.data.text.docstrings import functions
+from gen.errors import UserError, run_command
+from gen.families.language import LM
 from gen.metrics import labels
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
+from gen.runs import checkpoint, directory
+from gen.runs import trained as runs_trained
 
 Method = Literal["scratch", "full", "lora", "prompt"]
 METHODS: dict[Method, float] = {"scratch": 2e-3, "full": 1e-3, "lora": 2e-3, "prompt": 1e-1}
@@ -67,10 +67,10 @@ def few(folder: Path, known: Sequence[dict[str, str]], n: int, seed: int) -> tup
 
 
 def adapted(base: Path, method: Method, name: str, split: str, steps: int, seed: int) -> Config:
-    config, _ = run.read_config(base)
+    config, _ = directory.read_config(base)
     assert isinstance(config.data, Text)
     assert isinstance(config.model, LM)
-    optim = OptimConfig(lr=WarmupCosine(METHODS[method], warmup=20), b2=0.99, clip=1.0)
+    optim = Optimizer(lr=WarmupCosine(METHODS[method], warmup=20), b2=0.99, clip=1.0)
     data = replace(config.data, name=name, split=split, tokenizer=str(base), stride=None, batch_size=BATCH)
     own = Config(replace(config.model, optim=optim), data, steps, seed)
     return own if method == "scratch" else replace(own, init_from=str(base), finetune=method)
@@ -85,17 +85,17 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             config = adapted(base, method, *few(Path(folder), known, n, seed), steps, seed)
             with trained(config) as workdir:
-                _, model = sample.load(workdir, ())
-                data = sample.dataset(workdir, None, ())
-                state = sample.restored(workdir, model, steps, str(base))
+                _, model = runs_trained.load_model(workdir, ())
+                data = runs_trained.build_dataset(workdir, None, ())
+                state = runs_trained.restore_state(workdir, model, steps, str(base))
                 found[str(n)] = labels.scored(data, model, state).accuracy
     return found
 
 
 def references(base: Path, known: Sequence[dict[str, str]], n: int) -> dict[str, Numbers]:
     """Of the largest class, and of the base as it is."""
-    config, model = sample.load(base, ())
-    state = sample.restored(base, model, sample.choose(base, config, None))
+    config, model = runs_trained.load_model(base, ())
+    state = runs_trained.restore_state(base, model, runs_trained.choose_step(base, config, None))
     with tempfile.TemporaryDirectory() as folder:
         data = adapted(base, "scratch", *few(Path(folder), known, n, 0), 1, 0).data.build()
         scores = [labels.scored(data, model, state, shots=shots) for shots in (0, 1)]
@@ -111,10 +111,10 @@ def main(
     out: Path = Path("adapt.json"),
 ) -> None:
     """Train what isn't in the file yet, and print the table."""
-    config, _ = run.read_config(base)
+    config, _ = directory.read_config(base)
     if not (isinstance(config.data, Text) and isinstance(config.model, LM)):
         raise UserError(f"{base} is no causal language model")
-    step = sample.choose(base, config, None)
+    step = runs_trained.choose_step(base, config, None)
     known = examples(Path(sysconfig.get_path("stdlib")))
     digest = checkpoint.digest(base / "checkpoints", step)
     protocol = {"benchmark": "adapt", "base": digest, "sizes": list(sizes), "steps": steps, "examples": len(known)}
@@ -128,4 +128,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

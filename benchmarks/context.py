@@ -13,11 +13,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from gen import parallel, run, sample
-from gen.core import UserError, command
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
-from gen.metrics.split import measured
+from gen.config import Parallel
+from gen.data.text import Text
+from gen.errors import UserError, run_command
+from gen.evaluation.measure import measure
+from gen.families.language import LM
+from gen.runs import directory
+from gen.runs import trained as runs_trained
+from gen.runtime import engine as runtime_engine
 
 BAR = 40  # characters of the longest bar
 PLACES = 8192  # of a batch
@@ -29,21 +32,21 @@ def by_place(workdir: Path, length: int | None) -> tuple[np.ndarray, int]:
 
     Raises: UserError for a run that is no causal language model of windows, or has learned fewer places.
     """
-    config, _ = sample.load(workdir, ())
+    config, _ = runs_trained.load_model(workdir, ())
     if not (isinstance(config.model, LM) and isinstance(config.data, Text)):
         raise UserError(f"{workdir} is no causal language model")
     length = length or config.data.length
     if config.model.network.positions == "learned" and length > config.data.length:
         raise UserError(f"{workdir} has learned {config.data.length} places; --length {config.data.length} at most")
     size = max(1, PLACES // length)
-    data = sample.dataset(workdir, None, (), length=length, stride=None, batch_size=size)
+    data = runs_trained.build_dataset(workdir, None, (), length=length, stride=None, batch_size=size)
     if "pairs" in data.protocol["windows"]:
         raise UserError(f"{workdir} was trained on pairs; the loss by context is of windows of texts")
-    model = config.model.build(run.read_spec(workdir), config.steps)
-    step = sample.choose(workdir, config, None)
-    state = sample.restored(workdir, model, step)
-    engine = parallel.compile(model, parallel.Config(devices=1), config.seed, size)
-    found = measured(model, engine.test, state, data.evaluation("test", size))
+    model = config.model.build(directory.read_spec(workdir), config.steps)
+    step = runs_trained.choose_step(workdir, config, None)
+    state = runs_trained.restore_state(workdir, model, step)
+    engine = runtime_engine.compile_engine(model, Parallel(devices=1), config.seed, size)
+    found = measure(model, engine.test, state, data.evaluation("test", size))
     loss = found["loss_by_place"]
     if not (loss > 0).all():
         raise UserError(f"the test split is shorter than a window; --length {int((loss > 0).sum())} at most")
@@ -65,4 +68,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -14,10 +14,10 @@ import numpy as np
 import tyro
 from sklearn.neighbors import KNeighborsClassifier
 
-from gen.core import command
-from gen.data.images import Config as Images
-from gen.metrics.manifold import prdc
-from gen.sample import choose, generate, load
+from gen.data.images import Images
+from gen.errors import run_command
+from gen.metrics.prdc import prdc
+from gen.runs.trained import choose_step, generate, load_model
 
 
 class Score(NamedTuple):
@@ -45,9 +45,9 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def samples(workdir: Path, n: int, seed: int) -> np.ndarray:
     """[n, D] pixels of a run's best checkpoint."""
-    config, model = load(workdir, ())
+    config, model = load_model(workdir, ())
     request = model.request(n=n)
-    return generate(workdir, model, choose(workdir, config, None), seed, request)["samples"].reshape(n, -1)
+    return generate(workdir, model, choose_step(workdir, config, None), seed, request)["samples"].reshape(n, -1)
 
 
 def main(workdir: tyro.conf.Positional[Path], n: int = 256, seed: int = 0) -> None:
@@ -65,4 +65,4 @@ def main(workdir: tyro.conf.Positional[Path], n: int = 256, seed: int = 0) -> No
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -18,9 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import ours
 from benchmarks.turns import timed
-from gen import core, parallel
-from gen.core import command
-from gen.families import lm
+from gen import core
+from gen.config import Parallel
+from gen.errors import run_command
+from gen.families.language import LM, lm
+from gen.runtime import backend
 
 BATCHES = (16, 32, 64, 128, 256)
 PLACES = (64, 128, 192, 256)
@@ -33,7 +35,7 @@ Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 def main(out: Path | None = None, repeats: int = 9) -> None:
     """Three tables, and a picture of them."""
-    parallel.start(parallel.Config(cpu_devices=1))
+    backend.start_backend(Parallel(cpu_devices=1))
     panels = {
         ("ms a step", "examples a step"): {job: by_batch(job, repeats) for job in ("vae_conv", "dcgan_64")},
         ("ms a token", "place in the text"): {f"{n} samples": by_place(n, repeats) for n in (1, 16)},
@@ -60,7 +62,7 @@ def by_batch(job: str, repeats: int) -> list[tuple[float, float]]:
 def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
     """Of a text of 256 tokens by the medium GPT: what each 64 more of them take."""
     arch = replace(ours.MEDIUM, context=2 * ours.DECODED)
-    built = lm.Config(network=arch).build({"tokens": core.Feature((257,), "int32", vocab=65)}, 1)
+    built = LM(network=arch).build({"tokens": core.Feature((257,), "int32", vocab=65)}, 1)
     state = jax.jit(built.init)(jax.random.key(0))
     prompt = np.ones((samples, 1), np.int32)
     key = jax.random.key(0)
@@ -117,4 +119,4 @@ def panel(unit: str, of: str, lines: Lines) -> Image.Image:
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

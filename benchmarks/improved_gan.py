@@ -17,21 +17,21 @@ import tyro
 
 from benchmarks.modes import collapses, samples
 from benchmarks.study import Numbers, finished, table, trained
-from gen import alarms
-from gen.config import Config
-from gen.core import Dataset, command
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
-from gen.metrics import classifier, split
+from gen.config import Alarms, Config
+from gen.core import Dataset
+from gen.data.images import Images
+from gen.data.images.pixels import to_bytes
+from gen.errors import run_command
+from gen.families.gan import GAN
+from gen.metrics import classifier, images
 from gen.metrics.frechet import frechet, moments
 from gen.metrics.gaussian import gaussian
-from gen.metrics.manifold import prdc
+from gen.metrics.prdc import prdc
 from gen.metrics.tstr import PERCEPTRON, tstr
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
-from gen.pictures import to_bytes
+from gen.optim import Optimizer
 
-OPTIM = OptimConfig(lr=1e-3, b1=0.5, b2=0.99)
+OPTIM = Optimizer(lr=1e-3, b1=0.5, b2=0.99)
 BASELINE = GAN(
     latent=32,
     generator=generator.Perceptron(widths=(256, 256), norm="batch"),
@@ -62,11 +62,11 @@ COLUMNS = {
 }
 
 
-def scored(data: Dataset, examples: split.Images) -> Numbers:
+def scored(data: Dataset, examples: images.ImageSet) -> Numbers:
     """Labelled images beside the test split."""
-    held_out, features = split.whole(data, "test"), classifier.trained(data)
+    held_out, features = images.read_split(data, "test"), classifier.trained(data)
     flat = lambda x: x.reshape(len(x), -1) / 255
-    fitted = lambda x: moments(split.extracted(features, x)[0], np.ones(len(x)))
+    fitted = lambda x: moments(images.extract_features(features, x)[0], np.ones(len(x)))
     near = prdc(flat(held_out.image), flat(examples.image))
     return {
         "tstr": tstr(examples, held_out, 10, PERCEPTRON).mean,
@@ -77,7 +77,7 @@ def scored(data: Dataset, examples: split.Images) -> Numbers:
 
 
 def references(data: Dataset) -> dict[str, Numbers]:
-    real = split.training(data, data.sizes["train"])
+    real = images.read_training(data, data.sizes["train"])
     assert real.label is not None
     return {
         "training digits": scored(data, real),
@@ -87,9 +87,9 @@ def references(data: Dataset) -> dict[str, Numbers]:
 
 def measure(data: Dataset, model: GAN, steps: int, seed: int) -> Numbers:
     """One run: `scored`, and its alarms."""
-    with trained(Config(model, Images(batch_size=64), steps, seed, alarms=alarms.Config("warn"))) as workdir:
+    with trained(Config(model, Images(batch_size=64), steps, seed, alarms=Alarms("warn"))) as workdir:
         arrays = samples(workdir, data.sizes["train"])
-        examples = split.Images(to_bytes(arrays["samples"]), arrays["labels"])
+        examples = images.ImageSet(to_bytes(arrays["samples"]), arrays["labels"])
         return scored(data, examples) | {"alarms": collapses(workdir)}
 
 
@@ -106,4 +106,4 @@ def main(seeds: int = 5, steps: int = 3000, out: Path = Path("improved_gan.json"
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from safetensors.numpy import save
 
-from gen.core import UserError, command
+from gen.errors import UserError, run_command
 from gen.metrics.inception import checked, digest
 
 
@@ -37,4 +37,4 @@ def main(source: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) ->
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

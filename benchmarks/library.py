@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.adapt import HELD_OUT, examples
-from gen.core import UserError, command
-from gen.data.docstrings import LEFT_OUT
+from gen.data.text.docstrings import LEFT_OUT
+from gen.errors import UserError, run_command
 
 
 def sources(folder: Path) -> Iterator[str]:
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

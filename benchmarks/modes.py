@@ -22,14 +22,14 @@ import numpy as np
 import tyro
 
 from benchmarks.study import Numbers, finished, table, trained
-from gen import alarms
-from gen.config import Config
-from gen.core import FamilyConfig, command
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.core import Family
+from gen.data.images import Images
+from gen.errors import run_command
+from gen.families.gan import GAN
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
-from gen.sample import choose, generate, load
+from gen.optim import Optimizer
+from gen.runs.trained import choose_step, generate, load_model
 
 SAMPLES = 26_000
 MODES = 1000
@@ -37,7 +37,7 @@ NEAR = 0.95  # share of held-out digits that count as near to a training digit
 COLLAPSED = 0.5  # of the modes that real examples cover; fewer are a collapse
 WATCHED = 2048  # samples an alarm looks at: of 500 modes 256 would show 200, and 226 of all 1000
 
-OPTIM = OptimConfig(lr=1e-3, b1=0.5, b2=0.99)
+OPTIM = Optimizer(lr=1e-3, b1=0.5, b2=0.99)
 PLAIN = GAN(
     latent=64,
     generator=generator.Perceptron(widths=(256, 256), norm="none"),
@@ -62,9 +62,6 @@ COLUMNS = {
     "near": ("near", "{:.3f}"),
     "near_modes": ("near modes", "{:.0f}"),
 }
-
-
-# --- what is measured ---
 
 
 def coverage(modes: np.ndarray, of: int) -> Numbers:
@@ -129,20 +126,17 @@ def references() -> dict[str, Numbers]:
     }
 
 
-def measure(model: FamilyConfig, steps: int, seed: int) -> Numbers:
+def measure(model: Family, steps: int, seed: int) -> Numbers:
     """One run: `scored`, and its alarms."""
     data = Images(name="stacked_digits", batch_size=64)
-    with trained(Config(model, data, steps, seed, alarms=alarms.Config("warn", samples=WATCHED))) as workdir:
+    with trained(Config(model, data, steps, seed, alarms=Alarms("warn", samples=WATCHED))) as workdir:
         return scored(samples(workdir, SAMPLES)["samples"]) | {"alarms": collapses(workdir)}
-
-
-# --- runs ---
 
 
 def samples(workdir: Path, n: int) -> dict[str, np.ndarray]:
     """What a trained run generates, with seed 0."""
-    config, model = load(workdir, ())
-    return generate(workdir, model, choose(workdir, config, None), 0, model.request(n=n))
+    config, model = load_model(workdir, ())
+    return generate(workdir, model, choose_step(workdir, config, None), 0, model.request(n=n))
 
 
 def collapses(workdir: Path) -> list[str]:
@@ -172,4 +166,4 @@ def main(seeds: int = 5, steps: int = 4000, out: Path = Path("modes.json")) -> N
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -20,17 +20,21 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks import turns
 from benchmarks.turns import Side
-from gen import core, gpt2, parallel, train
-from gen.config import Config
-from gen.data.documents import pydoc
-from gen.data.images import Config as Images
-from gen.data.text import Config as Text
-from gen.families import gan, lm, vae
+from gen import axis, core, files, train
+from gen.config import Config, Parallel
+from gen.data.images import Images
+from gen.data.text import Text
+from gen.data.text.documents import pydoc
+from gen.families.gan import GAN
+from gen.families.language import LM, lm
+from gen.families.vae import VAE
+from gen.interop import gpt2
 from gen.metrics import frechet, inception
 from gen.networks import discriminator, generator
 from gen.networks.transformer import Architecture
 from gen.networks.vae import Perceptron, Residual
-from gen.optim import OptimConfig
+from gen.optim import Optimizer, paths
+from gen.runtime import backend
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 CHECKED = 3  # steps that both sides do from the same weights
@@ -46,7 +50,7 @@ def pictures(batch: int) -> Images:
 
 def text(length: int, batch: int) -> Text:
     """Python's documentation in the characters of Tiny Shakespeare, as one document: no window has two."""
-    path = core.cache_folder() / "benchmarks" / "pydoc.txt"
+    path = files.cache_folder() / "benchmarks" / "pydoc.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
@@ -55,27 +59,27 @@ def text(length: int, batch: int) -> Text:
     return Text(name=f"text:{path}", split="tail:0.1", tokenizer="character", length=length, batch_size=batch)
 
 
-ADAM = OptimConfig(lr=2e-4, b1=0.5)
-ADAMW = OptimConfig(lr=1e-3, b2=0.99, weight_decay=0.1, clip=1.0)
+ADAM = Optimizer(lr=2e-4, b1=0.5)
+ADAMW = Optimizer(lr=1e-3, b2=0.99, weight_decay=0.1, clip=1.0)
 SMALL, MEDIUM = Architecture(layers=4, width=128, heads=4), Architecture(layers=6, width=384, heads=6)
 
 
 def dcgan(batch: int) -> Config:
     """The 28x28 form of TensorFlow's tutorial, without dropout."""
     networks = {"generator": generator.DCGAN(), "discriminator": discriminator.DCGAN()}
-    return Config(gan.Config(generator_optim=ADAM, discriminator_optim=ADAM, **networks), pictures(batch), steps=1000)
+    return Config(GAN(generator_optim=ADAM, discriminator_optim=ADAM, **networks), pictures(batch), steps=1000)
 
 
 def language(arch: Architecture, length: int, batch: int) -> Config:
     arch = replace(arch, unroll=arch.layers)
-    return Config(lm.Config(network=arch, optim=ADAMW), text(length, batch), steps=1000)
+    return Config(LM(network=arch, optim=ADAMW), text(length, batch), steps=1000)
 
 
 TRAINED: Mapping[str, Callable[[], Config]] = {
     "dcgan_64": lambda: dcgan(64),
     "dcgan_128": lambda: dcgan(128),
-    "vae_mlp": lambda: Config(vae.Config(network=Perceptron((400,))), pictures(128), steps=1000, steps_per_call=10),
-    "vae_conv": lambda: Config(vae.Config(network=Residual(blocks=0, activation="relu")), pictures(128), steps=1000),
+    "vae_mlp": lambda: Config(VAE(network=Perceptron((400,))), pictures(128), steps=1000, steps_per_call=10),
+    "vae_conv": lambda: Config(VAE(network=Residual(blocks=0, activation="relu")), pictures(128), steps=1000),
     "gpt_small": lambda: language(SMALL, 64, 12),
     "gpt_medium": lambda: language(MEDIUM, 256, 4),
 }
@@ -85,7 +89,7 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
 def training(config: Config, dtype: Dtype) -> Side:
     """Steps of an engine's update, on batches that were read before."""
     model = replace(config.model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
-    config = replace(config, model=model, parallel=parallel.Config(cpu_devices=1))
+    config = replace(config, model=model, parallel=Parallel(cpu_devices=1))
     data, built, engine = train.build(config)
     feed = train.feed(data, built, config, engine.rows)
     steps = config.steps_per_call
@@ -125,9 +129,9 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
     """What the model sees of a batch, and what the update of its family draws in a step with this key."""
     data_key, model_key = jax.random.split(key)
     real = jnp.promote_types(model.dtype, jnp.float32)
-    normal = lambda size, key, row: core.per_example(lambda k: jax.random.normal(k, size, real), key, row)
+    normal = lambda size, key, row: axis.per_example(lambda k: jax.random.normal(k, size, real), key, row)
     match model:
-        case gan.Config():
+        case GAN():
             d_key, g_key = jax.random.split(model_key)
             z_keys = jax.random.split(d_key)[0], jax.random.split(g_key, 3)[0]
             batch = {name: value[0] for name, value in batch.items()}  # of one step of D
@@ -135,7 +139,7 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
             return {"image": seen["image"]}, {
                 f"z_{player}": normal((model.latent,), k, seen["row"]) for player, k in zip("dg", z_keys, strict=True)
             }
-        case vae.Config():
+        case VAE():
             seen = data.preprocess(jax.device_put(batch), data_key, True)
             return {"image": seen["image"]}, {"z": normal((1, *model.latents), model_key, seen["row"])[:, 0]}
     return {"tokens": batch["tokens"]}, {}
@@ -144,14 +148,14 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
 def decoding(batch: int, dtype: Dtype) -> Side:
     """Greedy continuations of one token, DECODED long, by the medium model. Its weights are four times as large as at the start
     of training, so that the likeliest token is likely."""
-    parallel.start(parallel.Config())
+    backend.start_backend(Parallel())
     spec = {"tokens": core.Feature((DECODED + 1,), "int32", vocab=65)}
     arch = replace(MEDIUM, context=2 * DECODED)
-    model = lm.Config(network=arch, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
+    model = LM(network=arch, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
     built = model.build(spec, 1)
     widened = lambda path, x: 4 * x if path.endswith(("kernel", "embedding")) else x
     state = jax.jit(built.init)(jax.random.key(0))
-    state = replace(state, params=core.by_path(widened, state.params))
+    state = replace(state, params=paths.map_with_path(widened, state.params))
     prompt = np.arange(1, batch + 1, dtype=np.int32)[:, None]
     request = lm.Request(n=1, tokens=DECODED, temperature=0.0)
     generate = jax.jit(lambda state, prompt: built.generate(state, jax.random.key(0), {"prompt": prompt}, request))
@@ -171,7 +175,7 @@ def decoding(batch: int, dtype: Dtype) -> Side:
 
 def statistics() -> Side:
     """Inception's features of images of 32x32, and their moments."""
-    parallel.start(parallel.Config())
+    backend.start_backend(Parallel())
     rng = np.random.default_rng(0)
     tensors = {name: weights(rng, name, shape) for name, shape in inception.shapes().items()}
     extract = partial(inception._extract, jax.device_put(inception.folded(tensors)))
@@ -213,7 +217,7 @@ def facts() -> dict[str, Any]:
     device = jax.devices()[0]
     cpu = device.platform == "cpu"
     memory = turns.peak_memory() if cpu else (device.memory_stats() or {})["peak_bytes_in_use"]
-    known = {"device": parallel.processor() if cpu else device.device_kind, "jax": jax.__version__, "memory": memory}
+    known = {"device": backend.cpu_name() if cpu else device.device_kind, "jax": jax.__version__, "memory": memory}
     side = 2048 if cpu else 8192
     product = jax.jit(jnp.matmul)
     rates = {}

@@ -7,8 +7,6 @@ Padding is where PyTorch has it: of a strided convolution whose padding is odd, 
 rows and columns is mirrored here, and the maths is equal.
 """
 
-# pyright: reportMissingImports=false
-
 from __future__ import annotations
 
 import math
@@ -35,9 +33,6 @@ TOLERANCE = 1e-6
 Arrays = Mapping[str, np.ndarray]
 Step = Callable[..., list[Tensor]]
 """A training step on what a batch holds and what is drawn -> losses."""
-
-
-# --- networks ---
 
 
 class Generator(nn.Module):
@@ -160,9 +155,6 @@ class Inception(nn.Module):
         return x
 
 
-# --- training ---
-
-
 def dcgan(G: nn.Module, D: nn.Module, adam: Any) -> Step:
     """A step of D, then one of G on new latents, and the running average of G."""
     g_adam, d_adam = (adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (G, D))
@@ -224,9 +216,6 @@ def gpt(net: GPT, adam: Any) -> Step:
         return [loss]
 
     return step
-
-
-# --- the weights of the other side ---
 
 
 def dense(w: np.ndarray) -> np.ndarray:
@@ -313,9 +302,6 @@ def gpt_weights(w: Arrays) -> dict[str, np.ndarray]:
         named[f"blocks.{i}.qkv.weight"] = np.concatenate([dense(at(f"{x}/kernel")) for x in qkv])
         named[f"blocks.{i}.qkv.bias"] = np.concatenate([at(f"{x}/bias") for x in qkv])
     return named
-
-
-# --- jobs ---
 
 
 def images(batch: int, z: Mapping[str, int]) -> Callable[[], dict[str, Tensor]]:

@@ -19,13 +19,16 @@ import jax
 import orbax.checkpoint as ocp
 import tyro
 
-from gen import checkpoint, parallel
-from gen.config import Config
-from gen.core import State, command
-from gen.data.preprocess import applied
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.config import Config, Save
+from gen.core import State
+from gen.data.preprocess import with_preprocess
+from gen.data.text import Text
+from gen.errors import run_command
+from gen.families.language import LM
 from gen.networks.transformer import Architecture
+from gen.runs import checkpoint
+from gen.runtime import backend
+from gen.runtime import engine as runtime_engine
 from gen.train import feed
 
 CONFIG = Config(
@@ -52,10 +55,10 @@ def measured(costs: list[Cost]) -> Iterator[None]:
 
 def trained(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], list[Cost], list[Cost]]:
     """The last state; the costs of the stretches between saves without one under way and with, and what each save blocked."""
-    parallel.start(CONFIG.parallel)
+    backend.start_backend(CONFIG.parallel)
     data = CONFIG.data.build()
-    model = applied(CONFIG.model.build(data.spec, CONFIG.steps), data.preprocess)
-    engine = parallel.compile(model, CONFIG.parallel, CONFIG.seed, CONFIG.data.batch_size)
+    model = with_preprocess(CONFIG.model.build(data.spec, CONFIG.steps), data.preprocess)
+    engine = runtime_engine.compile_engine(model, CONFIG.parallel, CONFIG.seed, CONFIG.data.batch_size)
     batch = feed(data, model, CONFIG, engine.rows)
     state, alone, beside, blocked = engine.init(), [], [], []
 
@@ -72,7 +75,7 @@ def trained(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], 
 
     train([], 1)
     train(alone, every)
-    with checkpoint.saver(folder / "checkpoints", checkpoint.Config(), 0) as save:
+    with checkpoint.saver(folder / "checkpoints", Save(), 0) as save:
         for _ in range(saves):
             with measured(blocked):
                 save(engine.whole(state), {"validation": {}})
@@ -115,4 +118,4 @@ def main(every: float = 60.0, saves: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -19,8 +19,9 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from gen import config as configs
-from gen import plan
-from gen.core import UserError, command
+from gen.errors import UserError, run_command
+from gen.plan import devices as plan_devices
+from gen.plan import plan, report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LINES = {  # of a plan: what is drawn, and its color
@@ -37,7 +38,7 @@ def main(
     config: tyro.conf.Positional[str],
     devices: tuple[int, ...] = tuple(2**i for i in range(11)),
     out: Path | None = None,
-    platform: plan.Platform = "cpu",
+    platform: plan_devices.Platform = "cpu",
     one: bool = False,
 ) -> None:
     """A line for each number of devices, and a picture of them; with --one, the plan for the first as JSON."""
@@ -49,7 +50,7 @@ def main(
     print(f"{'devices':>8s}" + "".join(f"{name.split(',')[0]:>36s}" for name in LINES), flush=True)
     for n in devices:
         plans.append(planned(config, n, platform))
-        print(f"{n:>8d}" + "".join(f"{plan.binary(of(plans[-1])):>36s}" for _, of in LINES.values()), flush=True)
+        print(f"{n:>8d}" + "".join(f"{report.binary(of(plans[-1])):>36s}" for _, of in LINES.values()), flush=True)
     if out is not None:
         picture(plans, f"{config}: bytes of one device, the batch of {plans[0]['examples']:,} shared by all").save(out)
 
@@ -98,4 +99,4 @@ def label(power: int) -> str:
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen import checkpoint, log
-from gen.config import Config
-from gen.core import UserError, positive
-from gen.run import write_json
+from gen.config import Config, Log, Save
+from gen.errors import UserError, check_positive
+from gen.files import write_json
 from gen.train import train
 
 Numbers = dict[str, Any]
@@ -35,8 +34,8 @@ def trained(config: Config) -> Iterator[Path]:
     quiet = replace(
         config,
         evaluate_every=0,
-        save=checkpoint.Config(every=config.steps),
-        log=log.Config(every=config.steps, tensorboard=False),
+        save=Save(every=config.steps),
+        log=Log(every=config.steps, tensorboard=False),
     )
     with tempfile.TemporaryDirectory() as folder:
         with redirect_stdout(io.StringIO()):
@@ -52,7 +51,7 @@ def finished(
 
     Raises: UserError if the file is of another protocol.
     """
-    positive(seeds=seeds)
+    check_positive(seeds=seeds)
     kept = json.loads(out.read_text()) if out.exists() else {"protocol": dict(protocol), "results": {}}
     if kept["protocol"] != dict(protocol):
         raise UserError(f"{out} holds results of {kept['protocol']}, not of {dict(protocol)}; choose another --out")

@@ -15,10 +15,9 @@ from pathlib import Path
 import tyro
 
 from gen import config as configs
-from gen import plan
-from gen.config import Config
-from gen.core import UserError, command
-from gen.parallel import Config as Parallel
+from gen.config import Config, Parallel
+from gen.errors import UserError, run_command
+from gen.plan import plan, report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FAMILIES = ("vae_digits", "gan_digits", "lm_pydoc", "mlm_pydoc", "seq2seq_docstring")
@@ -45,8 +44,8 @@ def row(config: Config, chips: int, parallel: Parallel) -> str:
         return f"  {str(error).splitlines()[0]}"
     sent = sum(bytes_ for _, bytes_, _ in made.sent.values())
     bytes_ = (sum(made.held.values()), made.arguments, made.peak, sent)
-    return f"{made.seconds:>11.1f}" + "".join(f"{plan.binary(b):>11s}" for b in bytes_)
+    return f"{made.seconds:>11.1f}" + "".join(f"{report.binary(b):>11s}" for b in bytes_)
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from gen import decoding, parallel
-from gen.core import Array, Feature, command
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.config import Parallel
+from gen.core import Array, Feature
+from gen.data.text import Text
+from gen.errors import run_command
+from gen.families.language import LM, decoding
 from gen.networks.positions import places
-from gen.networks.transformer import Architecture, Transformer, empty_cache, layers_apart
-from gen.optim import OptimConfig
+from gen.networks.transformer import Architecture, Transformer, empty_cache, unstack_layers
+from gen.optim import Optimizer
+from gen.runtime import engine as runtime_engine
 
 TOLERANCE = 1e-4
 VOCAB, PROMPT = 256, 8
@@ -46,7 +48,7 @@ def compared(arch: Architecture, batch: int, steps: int) -> tuple[float, int, in
     large = lambda path, x: x if x.ndim < 2 or "norm" in jax.tree_util.keystr(path) else 4 * x  # so that logits differ
     params = jax.tree_util.tree_map_with_path(large, shaped)
     apart = jax.default_backend() == "cpu"  # as families read
-    as_read = {"params": layers_apart(params["params"])} if apart else params
+    as_read = {"params": unstack_layers(params["params"])} if apart else params
 
     def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
         return network.apply(as_read, tokens, segment, position, cache=cache, begins=begins)
@@ -89,8 +91,8 @@ def compiled(layers: int) -> float:
     """Seconds to compile an update of so many layers, without a cache of programs."""
     arch = Architecture(layers=layers, width=64, heads=4)
     spec = {"tokens": Feature((65,), "int32", vocab=VOCAB, end=0)}
-    model = LM(network=arch, optim=OptimConfig()).build(spec, 1)
-    engine = parallel.compile(model, parallel.Config(devices=1), 0, Text().batch_size)
+    model = LM(network=arch, optim=Optimizer()).build(spec, 1)
+    engine = runtime_engine.compile_engine(model, Parallel(devices=1), 0, Text().batch_size)
     rows = np.arange(Text().batch_size)
     tokens = np.zeros((len(rows), 65), np.int32)
     batch = {
@@ -119,4 +121,4 @@ def main(steps: int = 512, batches: tuple[int, ...] = (1, 16)) -> None:
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(main))
+    run_command(lambda: tyro.cli(main))

@@ -4,12 +4,11 @@
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 
-from gen.alarms import Config as Alarms
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.data.images import Images
+from gen.families.gan import GAN
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
+from gen.optim import Optimizer
 
 config = Config(
     model=GAN(
@@ -17,8 +16,8 @@ config = Config(
         generator=generator.DCGAN(widths=(256, 128, 64), strides=(1, 2, 2)),
         discriminator=discriminator.DCGAN(widths=(64, 128), dropout=0.3),
         objective="non_saturating",
-        generator_optim=OptimConfig(lr=1e-4),
-        discriminator_optim=OptimConfig(lr=1e-4),
+        generator_optim=Optimizer(lr=1e-4),
+        discriminator_optim=Optimizer(lr=1e-4),
     ),
     data=Images(name="fashion_mnist", batch_size=256),
     steps=10_000,

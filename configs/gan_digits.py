@@ -1,12 +1,11 @@
 """A conditional GAN on scikit-learn's 8x8 digits, built in: R3GAN's loss (Huang et al. 2024: relativistic pairs, R1 and R2) with
 perceptrons. Half a minute on two cores."""
 
-from gen.alarms import Config as Alarms
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.data.images import Images
+from gen.families.gan import GAN
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
+from gen.optim import Optimizer
 
 config = Config(
     model=GAN(
@@ -18,8 +17,8 @@ config = Config(
         r1=0.5,
         r2=0.5,
         ema=0.998,
-        generator_optim=OptimConfig(lr=5e-4, b1=0.0, b2=0.99),
-        discriminator_optim=OptimConfig(lr=5e-4, b1=0.0, b2=0.99),
+        generator_optim=Optimizer(lr=5e-4, b1=0.0, b2=0.99),
+        discriminator_optim=Optimizer(lr=5e-4, b1=0.0, b2=0.99),
     ),
     data=Images(name="digits"),
     steps=3000,

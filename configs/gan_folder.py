@@ -5,13 +5,12 @@ python train.py gan_folder --data.name folder:PATH     (sub-folders are classes:
 Other sizes: --data.size 64 --model.generator.widths 256 128 64 32 --model.generator.strides 2 2 2 2
 """
 
-from gen.alarms import Config as Alarms
-from gen.augment import DiffAugment
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.data.images import Images
+from gen.families.gan import GAN
+from gen.families.gan.augment import DiffAugment
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
+from gen.optim import Optimizer
 
 config = Config(
     model=GAN(
@@ -22,8 +21,8 @@ config = Config(
         r1=0.5,
         r2=0.5,
         augment=DiffAugment(),
-        generator_optim=OptimConfig(lr=2e-4, b1=0.0, b2=0.99),
-        discriminator_optim=OptimConfig(lr=2e-4, b1=0.0, b2=0.99),
+        generator_optim=Optimizer(lr=2e-4, b1=0.0, b2=0.99),
+        discriminator_optim=Optimizer(lr=2e-4, b1=0.0, b2=0.99),
     ),
     data=Images(
         name="folder:images",

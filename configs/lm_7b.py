@@ -5,13 +5,11 @@ python train.py lm_7b --dry-run --devices 256
 python train.py lm_7b --data.name text:FOLDER
 """
 
-from gen.config import Config
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.config import Config, Parallel
+from gen.data.text import Text
+from gen.families.language import LM
 from gen.networks.transformer import Architecture
-from gen.optim import OptimConfig
-from gen.parallel import Config as Parallel
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=LM(
@@ -28,7 +26,7 @@ config = Config(
             remat=True,
         ),
         z_loss=1e-4,
-        optim=OptimConfig(lr=WarmupCosine(3e-4, warmup=2000, end=3e-5), b2=0.95, weight_decay=0.1, clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(3e-4, warmup=2000, end=3e-5), b2=0.95, weight_decay=0.1, clip=1.0),
         dtype="bfloat16",
     ),
     data=Text(name="text:corpus", tokenizer="bpe", vocabulary=32_000, length=4096, batch_size=512),

@@ -4,11 +4,10 @@ python train.py lm_pydoc && python sample.py runs/lm_pydoc --prompt "The with st
 """
 
 from gen.config import Config
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.data.text import Text
+from gen.families.language import LM
 from gen.networks.transformer import Architecture
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=LM(
@@ -23,7 +22,7 @@ config = Config(
             dropout=0.2,
             unroll=4,
         ),
-        optim=OptimConfig(lr=WarmupCosine(2e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
     ),
     data=Text(name="pydoc", tokenizer="bpe", vocabulary=2048, length=128, batch_size=8),
     steps=1000,

@@ -4,11 +4,10 @@ python train.py lm_shakespeare_best --data.name text:tinyshakespeare.txt
 """
 
 from gen.config import Config
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.data.text import Text
+from gen.families.language import LM
 from gen.networks.transformer import Architecture
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=LM(
@@ -24,7 +23,7 @@ config = Config(
             qk_norm=True,
             unroll=6,
         ),
-        optim=OptimConfig("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
+        optim=Optimizer("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
     ),
     data=Text(name="tiny_shakespeare", split="tail:0.1", tokenizer="character", length=256, stride=64, batch_size=8),
     steps=4000,

@@ -4,11 +4,10 @@ With --model.rate 0.15 it is BERT's objective. Muon, since with Adam it stays at
 """
 
 from gen.config import Config
-from gen.data.text import Config as Text
-from gen.families.mlm import Config as MLM
+from gen.data.text import Text
+from gen.families.language import MLM
 from gen.networks.transformer import Architecture
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=MLM(
@@ -16,7 +15,7 @@ config = Config(
             layers=4, width=128, heads=4, positions="rotary", norm="rms", activation="swiglu", bias=False, unroll=4
         ),
         rate=None,
-        optim=OptimConfig("muon", lr=WarmupCosine(5e-3, warmup=50), b1=0.95, weight_decay=0.1, clip=1.0),
+        optim=Optimizer("muon", lr=WarmupCosine(5e-3, warmup=50), b1=0.95, weight_decay=0.1, clip=1.0),
     ),
     data=Text(name="pydoc", tokenizer="bpe", vocabulary=2048, length=128, batch_size=16),
     steps=2000,

@@ -4,13 +4,11 @@ networks are DCGAN's, not the paper's. Unconditional.
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 
-from gen.alarms import Config as Alarms
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.data.images import Images
+from gen.families.gan import GAN
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=GAN(
@@ -20,8 +18,8 @@ config = Config(
         objective="relativistic",
         r1=0.1,
         r2=0.1,
-        generator_optim=OptimConfig(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),
-        discriminator_optim=OptimConfig(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),
+        generator_optim=Optimizer(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),
+        discriminator_optim=Optimizer(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),
     ),
     data=Images(name="fashion_mnist", batch_size=64),
     steps=14_000,

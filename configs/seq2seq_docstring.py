@@ -1,22 +1,21 @@
 """The first sentence of a docstring, given the function: an encoder and a decoder on pairs from Python's standard library.
 
-python -m gen.data.docstrings docstrings.jsonl
+python -m gen.data.text.docstrings docstrings.jsonl
 python train.py seq2seq_docstring
 """
 
 from gen.config import Config
-from gen.data.text import Config as Text
-from gen.families.seq2seq import Config as Seq2Seq
+from gen.data.text import Text
+from gen.families.language import Seq2Seq
 from gen.networks.transformer import Architecture
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=Seq2Seq(
         network=Architecture(
             layers=3, width=192, heads=6, positions="rotary", norm="rms", activation="swiglu", bias=False, dropout=0.1
         ),
-        optim=OptimConfig(lr=WarmupCosine(1e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=100), b2=0.99, weight_decay=0.1, clip=1.0),
     ),
     data=Text(
         name="jsonl:docstrings.jsonl",

@@ -4,13 +4,11 @@ normalization, five critic steps, conditional batch norm. Not run here: neither 
 The data: with `pip install -e '.[tensorflow]'`, python -m gen.data.prepare cifar10
 """
 
-from gen.alarms import Config as Alarms
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.data.images import Images
+from gen.families.gan import GAN
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
-from gen.schedules import WarmupLinear
+from gen.optim import Optimizer, WarmupLinear
 
 config = Config(
     model=GAN(
@@ -20,8 +18,8 @@ config = Config(
         conditioning="projection",
         objective="hinge",
         critic_steps=5,
-        generator_optim=OptimConfig(lr=WarmupLinear(2e-4), b1=0.0, b2=0.9),
-        discriminator_optim=OptimConfig(lr=WarmupLinear(2e-4), b1=0.0, b2=0.9),
+        generator_optim=Optimizer(lr=WarmupLinear(2e-4), b1=0.0, b2=0.9),
+        discriminator_optim=Optimizer(lr=WarmupLinear(2e-4), b1=0.0, b2=0.9),
         ema=0.9999,
     ),
     data=Images(name="cifar10", size=32, colors=3, flip=True, batch_size=64),

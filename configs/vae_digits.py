@@ -4,13 +4,12 @@ The pixels have 17 levels, so the likelihood is a discretized logistic (Kingma e
 the pixels as they are. beta above 1 keeps so small a set from being memorized: both bounds are better with it.
 """
 
-from gen.checkpoint import Config as Save
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.vae import Config as VAE
-from gen.likelihoods import DiscretizedLogistic
+from gen.config import Config, Save
+from gen.data.images import Images
+from gen.families.vae import VAE
+from gen.families.vae.likelihoods import DiscretizedLogistic
 from gen.networks.vae import Perceptron
-from gen.optim import OptimConfig
+from gen.optim import Optimizer
 
 config = Config(
     model=VAE(
@@ -20,7 +19,7 @@ config = Config(
         conditional=True,
         beta=1.5,
         ema=0.998,
-        optim=OptimConfig(lr=1e-3, weight_decay=0.1),
+        optim=Optimizer(lr=1e-3, weight_decay=0.1),
     ),
     data=Images(name="digits"),
     steps=1500,

@@ -4,14 +4,12 @@ Prepare the data first, from the IDX files (Debian: dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR
 """
 
-from gen.checkpoint import Config as Save
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.vae import Config as VAE
-from gen.likelihoods import DiscretizedLogistic
+from gen.config import Config, Save
+from gen.data.images import Images
+from gen.families.vae import VAE
+from gen.families.vae.likelihoods import DiscretizedLogistic
 from gen.networks.vae import Perceptron
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=VAE(
@@ -20,7 +18,7 @@ config = Config(
         likelihood=DiscretizedLogistic(levels=256),
         conditional=True,
         ema=0.999,
-        optim=OptimConfig(lr=WarmupCosine(2e-3, warmup=200), clip=100.0),
+        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=200), clip=100.0),
         test_samples=100,
     ),
     data=Images(name="fashion_mnist", batch_size=256),

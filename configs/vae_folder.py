@@ -4,14 +4,12 @@ python train.py vae_folder --data.name folder:PATH     (sub-folders are classes:
 Other sizes, 8 to 64: --data.size 64 --model.network.widths 32 64 128 256
 """
 
-from gen.checkpoint import Config as Save
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.vae import Config as VAE
-from gen.likelihoods import DiscretizedLogistic
+from gen.config import Config, Save
+from gen.data.images import Images
+from gen.families.vae import VAE
+from gen.families.vae.likelihoods import DiscretizedLogistic
 from gen.networks.vae import Residual
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=VAE(
@@ -19,7 +17,7 @@ config = Config(
         network=Residual((32, 64, 128)),
         likelihood=DiscretizedLogistic(levels=256, components=5),
         ema=0.999,
-        optim=OptimConfig(lr=WarmupCosine(1e-3, warmup=500), clip=200.0),
+        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=500), clip=200.0),
         test_samples=100,
     ),
     data=Images(

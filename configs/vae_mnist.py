@@ -6,18 +6,17 @@ Prepare the data first: python -m gen.data.prepare mnist --source DIR
 """
 
 from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.vae import Config as VAE
+from gen.data.images import Images
+from gen.families.vae import VAE
 from gen.networks.vae import Perceptron
-from gen.optim import OptimConfig
-from gen.schedules import WarmupCosine
+from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=VAE(
         latents=(20,),
         network=Perceptron((400,), "relu"),
         ema=0.999,
-        optim=OptimConfig(rule="muon", lr=WarmupCosine(1e-2, warmup=200)),
+        optim=Optimizer(rule="muon", lr=WarmupCosine(1e-2, warmup=200)),
     ),
     data=Images(name="mnist", train="train", validation="test", test="test", binarize="dynamic"),
     steps=4690,

@@ -5,14 +5,12 @@ of the training images chooses the checkpoint.
 Prepare the data first: python -m gen.data.prepare mnist --source DIR
 """
 
-from gen.checkpoint import Config as Save
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.vae import Config as VAE
+from gen.config import Config, Save
+from gen.data.images import Images
+from gen.families.vae import VAE
+from gen.families.vae.priors import GaussianMixture
 from gen.networks.vae import Perceptron
-from gen.optim import OptimConfig
-from gen.priors import GaussianMixture
-from gen.schedules import Warmup, WarmupCosine
+from gen.optim import Optimizer, Warmup, WarmupCosine
 
 config = Config(
     model=VAE(
@@ -21,7 +19,7 @@ config = Config(
         prior=GaussianMixture(500),
         beta=Warmup(1.0, warmup=3000),
         ema=0.9995,
-        optim=OptimConfig(lr=WarmupCosine(3e-3, warmup=500)),
+        optim=Optimizer(lr=WarmupCosine(3e-3, warmup=500)),
     ),
     data=Images(name="mnist", binarize="dynamic", batch_size=512),
     steps=36000,

@@ -4,12 +4,11 @@ generator, penalty 10, Adam 1e-4 with betas 0 and 0.9; the networks are DCGAN's,
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 
-from gen.alarms import Config as Alarms
-from gen.config import Config
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
+from gen.config import Alarms, Config
+from gen.data.images import Images
+from gen.families.gan import GAN
 from gen.networks import discriminator, generator
-from gen.optim import OptimConfig
+from gen.optim import Optimizer
 
 config = Config(
     model=GAN(
@@ -19,8 +18,8 @@ config = Config(
         objective="wasserstein",
         gradient_penalty=10.0,
         critic_steps=5,
-        generator_optim=OptimConfig(lr=1e-4, b1=0.0, b2=0.9),
-        discriminator_optim=OptimConfig(lr=1e-4, b1=0.0, b2=0.9),
+        generator_optim=Optimizer(lr=1e-4, b1=0.0, b2=0.9),
+        discriminator_optim=Optimizer(lr=1e-4, b1=0.0, b2=0.9),
     ),
     data=Images(name="fashion_mnist", batch_size=64),
     steps=10_000,

@@ -15,10 +15,10 @@ from typing import Any
 
 import tyro
 
-from gen import run, sample
-from gen.core import UserError, command
-from gen.scores import images, texts
-from gen.scores.score import Options, Score, Subject
+from gen.errors import UserError, run_command
+from gen.evaluation import images, texts
+from gen.evaluation.score import Options, Score, Subject
+from gen.runs import directory, trained
 
 OWN = ("checkpoint", "run", "base")  # entries of a protocol in which runs that are compared may differ
 
@@ -42,13 +42,13 @@ def scores(options: Options) -> dict[str, dict[str, float]]:
 
 def opened(workdir: Path, options: Options) -> Subject:
     """Raises: UserError if there is no such run or checkpoint, or its data are others now."""
-    config, model = sample.load(workdir, options.trust)
-    step = sample.choose(workdir, config, options.step)
+    config, model = trained.load_model(workdir, options.trust)
+    step = trained.choose_step(workdir, config, options.step)
     moved = {} if options.data_name is None else {"name": options.data_name}
-    data = sample.dataset(workdir, options.data_dir, options.trust, **moved)
+    data = trained.build_dataset(workdir, options.data_dir, options.trust, **moved)
     say(f"{workdir}: checkpoint {step}")
     return Subject(
-        workdir, step, config, model, data, cache(lambda: sample.restored(workdir, model, step, options.base))
+        workdir, step, config, model, data, cache(lambda: trained.restore_state(workdir, model, step, options.base))
     )
 
 
@@ -64,7 +64,7 @@ def planned(subject: Subject, options: Options) -> list[Score]:
 def completed(workdir: Path, wanted: Iterable[Score]) -> dict[str, float]:
     """The numbers that are there under the same protocol, and the others, computed and written at once."""
     found: dict[str, float] = {}
-    old = run.read_evaluation(workdir) or {"metrics": {}, "protocol": {}}
+    old = directory.read_evaluation(workdir) or {"metrics": {}, "protocol": {}}
     for score in wanted:
         protocol = json.loads(json.dumps(score.protocol))  # where a tuple is a list
         if all(name in old["metrics"] and old["protocol"].get(name) == protocol for name in score.names):
@@ -72,7 +72,7 @@ def completed(workdir: Path, wanted: Iterable[Score]) -> dict[str, float]:
             continue
         say(f"{workdir}: {', '.join(score.names)} ...")
         new = {name: float(value) for name, value in zip(score.names, score.compute(), strict=True)}
-        run.write_evaluation(workdir, new, dict.fromkeys(new, protocol))
+        directory.write_evaluation(workdir, new, dict.fromkeys(new, protocol))
         found |= new
     return found
 
@@ -104,4 +104,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -1,28 +1,31 @@
-"""From a run directory alone to pictures and texts, with a manifest from which they can be made again, byte for byte."""
+"""Samples from a run directory: files to look at, arrays, and a manifest from which the same bytes can be made again."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import numpy as np
 import tyro
 
-from gen import checkpoint, finetune, foreign, parallel, pictures, run, texts
 from gen import config as configs
-from gen.core import Dataset, GenerativeModel, Spec, State, UserError, checked_seed, printable
-from gen.data import tokenizers
+from gen import files
+from gen.core import GenerativeModel
+from gen.errors import UserError, check_seed, printable
+from gen.media import text as media_text
+from gen.media.medium import Medium, medium_of
 from gen.networks.positions import PADDING
+from gen.runs import checkpoint, directory
+from gen.runs.trained import choose_step, generate, load_model
+from gen.runtime import backend
 
 FORMAT = 2
 VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
@@ -50,7 +53,7 @@ class Options(Generic[R, M]):
     """A module outside gen that the run's config names and that may be imported (a fork's family)."""
 
     def __post_init__(self):
-        checked_seed(self.seed)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -81,69 +84,17 @@ def main(arguments: Sequence[str]) -> int:
     trust = tuple(value for flag, value in pairwise(arguments) if flag == "--trust")
     trust += tuple(a.removeprefix("--trust=") for a in arguments if a.startswith("--trust="))
     workdir = Path(arguments[0])
-    model = load(workdir, trust)[1]
-    medium = medium_of(run.read_spec(workdir))
+    model = load_model(workdir, trust)[1]
+    medium = medium_of(directory.read_spec(workdir))
     options = tyro.cli(Options[model.request, medium.options], args=list(arguments), prog=prog)
     sample(options, model, medium)
     return 0
 
 
-class Medium(NamedTuple):
-    """What samples are made of, and how people see them."""
-
-    options: type
-    """Its part of the command line."""
-    resolved: Callable[[Any], Any]
-    """The options with the contents of files that they name."""
-    given: Callable[[Path, configs.Config, Any], tuple[dict[str, Any], dict[str, Any]]]
-    """(run directory, its config, options) -> what is given to `generate`: arrays, and functions by name."""
-    files: Callable[..., dict[str, bytes]]
-    """(run directory, options, arrays, trust) -> {file name: content}."""
-
-
-def medium_of(spec: Spec) -> Medium:
-    """Texts if the model's data are tokens, else pictures."""
-    return TEXTS if "tokens" in spec else PICTURES
-
-
-def _pictures(workdir: Path, options: pictures.Options, arrays: Any, trust: Sequence[str]) -> dict[str, bytes]:
-    return pictures.files(arrays, dataset(workdir, options.data_dir, trust) if options.neighbours else None)
-
-
-def _given(workdir: Path, config: configs.Config, options: texts.Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    tokenizer = tokenizers.of_run(workdir)
-    listen = texts.listener(options, tokenizer)
-    seen = run.read_reference(workdir).get("tokens", np.zeros((0, 1)))[:, 0]
-    begins = len(seen) > 1 and bool((seen == tokenizers.end(tokenizer)).all())  # as each pair does
-    if options.source and "source" not in run.read_spec(workdir):
-        if not begins:
-            raise UserError(f"{workdir} was trained on texts, not on pairs; give it a --prompt")
-        options = texts.joined(options, getattr(config.data, "template", ""))
-    return texts.given(options, tokenizer, begins), {} if listen is None else {"listen": listen}
-
-
-PICTURES = Medium(
-    pictures.Options, lambda options: options, lambda workdir, *_: (run.read_reference(workdir), {}), _pictures
-)
-TEXTS = Medium(
-    texts.Options,
-    texts.resolved,
-    _given,
-    lambda workdir, options, arrays, _: texts.files(arrays, tokenizers.of_run(workdir), options),
-)
-
-
-def load(workdir: Path, trust: Sequence[str]) -> tuple[configs.Config, GenerativeModel]:
-    """The config and the model of a run."""
-    parallel.start(parallel.Config())
-    config, _ = run.read_config(workdir, trust)
-    return config, config.model.build(run.read_spec(workdir), config.steps)
-
-
 def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -> None:
     """Generate, and write the outputs and their manifest."""
-    config, _ = load(options.run, options.trust)
-    step = choose(options.run, config, options.step)
+    config, _ = load_model(options.run, options.trust)
+    step = choose_step(options.run, config, options.step)
     asked = medium.resolved(options.medium)
     given, functions = medium.given(options.run, config, asked)
     arrays = generate(options.run, model, step, options.seed, options.request, given, functions, base=options.base)
@@ -159,7 +110,7 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
     folder = options.out or options.run / "generated" / name
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
-        run.write_bytes(folder / file, content)
+        files.write_bytes(folder / file, content)
     manifest = {
         "format": FORMAT,
         "run": os.path.relpath(options.run.resolve(), folder.resolve()),
@@ -172,86 +123,24 @@ def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -
         "conditions": conditions(),
         "outputs": {file: _sha256(content) for file, content in outputs.items()},
     }
-    run.write_json(folder / "manifest.json", manifest)
+    files.write_json(folder / "manifest.json", manifest)
     if (done := max(checkpoint.steps(options.run / "checkpoints"))) < config.steps:
         print(f"{options.run} is not finished: {done} of {config.steps} steps", file=sys.stderr)
     if "samples.txt" in outputs:
-        first, rule, others = outputs["samples.txt"].decode().removesuffix("\n").partition(texts.RULE)
+        first, rule, others = outputs["samples.txt"].decode().removesuffix("\n").partition(media_text.RULE)
         print(printable(("" if asked.stream else first) + rule + others))
     print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
-
-
-def choose(workdir: Path, config: configs.Config, step: int | None) -> int:
-    """The step asked for, or the best sound one. Raises: UserError if there is none."""
-    checkpoints = workdir / "checkpoints"
-    if step is not None:
-        if reason := checkpoint.damage(checkpoints, step):
-            there = ", ".join(map(str, checkpoint.steps(checkpoints))) or "none"
-            raise UserError(f"checkpoint {step} of {workdir}: {reason}; there: {there}")
-        return step
-    best = checkpoint.best(checkpoints, config.save, warn=lambda text: print(f"warning: {text}"))
-    if best is None:
-        raise UserError(f"{workdir} has no checkpoint yet; its training saves one each {config.save.every} steps")
-    return best
-
-
-def restored(workdir: Path, model: GenerativeModel, step: int, base: str | None = None) -> State:
-    """What samples are drawn from, of a checkpoint; on one device. base: where the run that it stands on was moved to."""
-    abstract = foreign.fits(parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0))), workdir)
-    state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema", "stats"))
-    if jax.tree.leaves(abstract.frozen):
-        state = finetune.standing(state, abstract, finetune.of_run(workdir, base))
-    return replace(state, step=jax.numpy.int32(step))
-
-
-def generate(
-    workdir: Path,
-    model: GenerativeModel,
-    step: int,
-    seed: int,
-    request: Any,
-    given: Mapping[str, Any] | None = None,
-    functions: Mapping[str, Any] = {},
-    base: str | None = None,
-) -> dict[str, Any]:
-    """Arrays, a function of the run, the checkpoint, the seed, the request and what is given; on one device."""
-    if functions.keys() - inspect.signature(model.generate).parameters.keys():
-        raise UserError("a masked model writes at all places at once; leave out --stream and --stop")
-    state = restored(workdir, model, step, base)
-    given = run.read_reference(workdir) if given is None else given
-    inputs = state, jax.random.key(seed), given
-    program = jax.jit(partial(model.generate, request=request, **functions)).lower(*inputs).compile()
-    if size := program.memory_analysis():
-        foreign.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "what is to be generated")
-    return jax.device_get(program(*inputs))
-
-
-def dataset(workdir: Path, data_dir: str | None, trust: Sequence[str], **read: Any) -> Dataset:
-    """The data set that a run was trained on; `read`, fields of its config that change how it is read.
-
-    Raises: UserError if it is another one now.
-    """
-    config, facts = run.read_config(workdir, trust)
-    if data_dir is not None and hasattr(config.data, "data_dir"):
-        read["data_dir"] = data_dir
-    made_here = getattr(config.data, "tokenizer", None) in tokenizers.TRAINED and config.init_from is None
-    if (workdir / tokenizers.FILE).exists() and not made_here:
-        read["tokenizer"] = str(workdir)
-    data = replace(config.data, **read).build()
-    if data.digest != facts["data"]:
-        raise UserError(f"the data are not those that {workdir} was trained on (their digests differ)")
-    return data
 
 
 def verify(options: Verify) -> int:
     """Regenerate what a manifest describes and say what differs; 0 if nothing does, else 1."""
     manifest = _read_manifest(options.verify)
     workdir = options.run or options.verify.parent / manifest["run"]
-    config, model = load(workdir, options.trust)
+    config, model = load_model(workdir, options.trust)
     step = manifest["checkpoint"]["step"]
-    choose(workdir, config, step)
+    choose_step(workdir, config, step)
     request = configs.decode(model.request, manifest["request"], options.trust, at="request")
-    medium = medium_of(run.read_spec(workdir))
+    medium = medium_of(directory.read_spec(workdir))
     asked = configs.decode(medium.options, manifest["medium"], options.trust, at="medium")
     if options.data_dir is not None and hasattr(asked, "data_dir"):
         asked = replace(asked, data_dir=options.data_dir)
@@ -272,7 +161,7 @@ def verify(options: Verify) -> int:
         file = options.verify.parent / name
         if file.is_symlink() or not file.is_file():
             differ.append(f"{name} is missing")
-        elif _sha256(foreign.content(file)) != sha256:
+        elif _sha256(files.read_bytes(file)) != sha256:
             differ.append(f"{name} is not the file that the manifest names")
         if _sha256(outputs.get(name, b"")) != sha256:
             differ.append(f"{name} comes out differently")
@@ -297,14 +186,14 @@ def conditions() -> dict[str, Any]:
         "gen": metadata.version("gen"),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "processor": parallel.processor(),
+        "processor": backend.cpu_name(),
         "visible_cores": cores,
     }
 
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:
     try:
-        manifest = foreign.parsed(path)
+        manifest = files.read_json(path)
     except (FileNotFoundError, UserError) as error:
         raise UserError(f"{path} can't be read as a manifest: {error}") from None
     shape = {"run": str, "identity": str, "checkpoint": dict, "reference": str, "seed": int, "request": dict}
@@ -314,7 +203,7 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
     for name, kind in shape.items():
         if not isinstance(manifest.get(name), kind):
             raise UserError(f"{path}: {name} is missing or no {kind.__name__}")
-    checked_seed(manifest["seed"])
+    check_seed(manifest["seed"])
     checkpoint_facts = {k: type(v) for k, v in manifest["checkpoint"].items()}
     if checkpoint_facts != {"step": int, "sha256": str}:
         raise UserError(f"{path}: checkpoint is not a step and its sha256")
@@ -327,7 +216,7 @@ def _read_manifest(path: Path) -> Mapping[str, Any]:
 
 def _reference(workdir: Path) -> bytes:
     try:
-        return foreign.content(workdir / "reference.npz")
+        return files.read_bytes(workdir / "reference.npz")
     except FileNotFoundError:
         raise UserError(f"{workdir} has no reference.npz; training it on makes one") from None
 

@@ -14,15 +14,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gen import alarms, checkpoint, faults, finetune, hosts, log, parallel, pictures, preemption, profile, run, texts
 from gen import config as configs
+from gen import files
 from gen.config import Config
-from gen.core import Dataset, GenerativeModel, HostBatch, Requeue, State, UserError
-from gen.data import tokenizers
+from gen.core import Dataset, GenerativeModel, HostBatch, State
 from gen.data.prefetch import prefetch
-from gen.data.preprocess import applied
-from gen.metrics.split import facts, measured
-from gen.parallel import Engine
+from gen.data.preprocess import with_preprocess
+from gen.data.text import tokenizers
+from gen.errors import Requeue, UserError
+from gen.evaluation import alarms
+from gen.evaluation.measure import measure, split_facts
+from gen.media import image
+from gen.media import text as media_text
+from gen.runs import base as runs_base
+from gen.runs import checkpoint, directory, log
+from gen.runtime import backend, faults, hosts, profile, signals
+from gen.runtime import engine as runtime_engine
+from gen.runtime.engine import Engine
 
 
 class Run(NamedTuple):
@@ -33,7 +41,7 @@ class Run(NamedTuple):
     data: Dataset
     model: GenerativeModel
     engine: Engine
-    base: finetune.Base | None
+    base: runs_base.Base | None
 
     @property
     def checkpoints(self) -> Path:
@@ -42,12 +50,14 @@ class Run(NamedTuple):
 
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     """The three parts of a run. Raises: UserError for whatever a person got wrong, before anything is written."""
-    parallel.start(config.parallel)
-    data = finetune.data(config)
-    model = applied(config.model.build(data.spec, config.steps), data.preprocess)
+    backend.start_backend(config.parallel)
+    data = runs_base.build_data(config)
+    model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
     guard = faults.guards(config.faults)
     several = config.steps_per_call > 1
-    engine = parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard, several=several)
+    engine = runtime_engine.compile_engine(
+        model, config.parallel, config.seed, config.data.batch_size, guard, several=several
+    )
     return data, model, engine
 
 
@@ -57,26 +67,26 @@ def train(config: Config, workdir: Path) -> None:
     Raises: Requeue if the process is to be started again: it was told to stop, or another host is gone.
     """
     begun = time.monotonic()
-    with preemption.leaving(config.parallel.grace_seconds), ExitStack() as held:
-        config = finetune.resolved(config)
+    with signals.exit_on_signal(config.parallel.grace_seconds), ExitStack() as held:
+        config = runs_base.resolve_config(config)
         data, model, engine = build(config)
-        held.enter_context(hosts.together())
+        held.enter_context(hosts.requeue_if_lost())
         own = replace(config, parallel=replace(config.parallel, host=None))
-        hosts.agree("configs or data", json.dumps([str(workdir), configs.encode(own), data.digest]))
-        base = finetune.chosen(config, workdir)
+        hosts.check_agree("configs or data", json.dumps([str(workdir), configs.encode(own), data.digest]))
+        base = runs_base.choose_base(config, workdir)
         if base is not None:
-            finetune.check(base, engine.abstract)
+            runs_base.check_base(base, engine.abstract)
         this = Run(config, workdir, data, model, engine, base)
-        found = hosts.told(lambda: open_run(this, held))
+        found = hosts.broadcast(lambda: open_run(this, held))
         if found["finished"]:
-            if hosts.first():
+            if hosts.is_first():
                 print(f"{workdir} is finished: {found['start']} steps done. More of them: --steps N")
             return
         start, meta = found["start"], found["meta"]
         state = _resume(this, start) if start else _begin(this)
         examples = config.data.batch_size * (model.batches or 1)
         length = meta.get("metrics_bytes", 0)
-        with log.opened(workdir, config.log, start, config.steps, examples, length) as logger:
+        with log.open_log(workdir, config.log, start, config.steps, examples, length) as logger:
             for text in found["damaged"]:
                 logger.alarm(start, text)
             if start:
@@ -93,26 +103,26 @@ def open_run(this: Run, held: ExitStack) -> dict[str, Any]:
     Raises: UserError if it is another run's, in use, or without a sound checkpoint.
     """
     config, workdir, data = this.config, this.workdir, this.data
-    held.enter_context(run.locked(workdir))
-    run.begin(workdir, config, data, this.base and finetune.facts(this.base, workdir))
+    held.enter_context(directory.lock_run(workdir))
+    directory.begin_run(workdir, config, data, this.base and runs_base.base_facts(this.base, workdir))
     damaged: list[str] = []
     start = checkpoint.newest(this.checkpoints, warn=damaged.append) or 0
-    tested = (run.read_evaluation(workdir) or {"metrics": {}})["metrics"].keys() & this.model.protocol.keys()
+    tested = (directory.read_evaluation(workdir) or {"metrics": {}})["metrics"].keys() & this.model.protocol.keys()
     finished = start >= config.steps and bool(tested)
-    if not finished and not data.spec.keys() <= run.read_reference(workdir).keys():
-        run.write_reference(workdir, reference(data))
+    if not finished and not data.spec.keys() <= directory.read_reference(workdir).keys():
+        directory.write_reference(workdir, reference(data))
     if start < config.steps:
         (workdir / "evaluation.json").unlink(missing_ok=True)
     meta = checkpoint.meta(this.checkpoints, start) if start else {}
     return {"start": start, "meta": meta, "damaged": damaged, "finished": finished}
 
 
-def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None:
+def fit(this: Run, state: State, logger: log.RunLog, record: faults.Record) -> None:
     """Updates from `state` to the last step. Raises: Requeue if it was told to stop, with the state saved."""
     config, workdir, data, model, engine, _ = this
     step = start = int(state.step)
     due = lambda step, every: step == config.steps or (every > 0 and step % every == 0)
-    known = run.read_reference(workdir)
+    known = directory.read_reference(workdir)
     given = {name: known[name] for name in data.spec}
     sample = engine.compiled(lambda state: model.generate(state, jax.random.key(0), given, request=model.request()))
     watch = alarms.watch(config.alarms, data, model, engine.compiled) if config.alarms.action != "off" else None
@@ -121,9 +131,9 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
     leave, saved = False, None  # asked to stop; the last save
     logger.say("compiling the step")
     with (
-        preemption.noticed() as notice,
+        signals.notice_signals() as notice,
         checkpoint.saver(this.checkpoints, config.save, start) as save,
-        hosts.together(),
+        hosts.requeue_if_lost(),
     ):
         for call, batch, waited in batches:
             step = call[-1]
@@ -147,9 +157,9 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
             if evaluating:
                 with logger.paused():
                     split = data.evaluation("validation", config.data.batch_size, engine.rows)
-                    validation = _report(measured(model, engine.evaluate, state, split), config, workdir, logger, step)
+                    validation = _report(measure(model, engine.evaluate, state, split), config, workdir, logger, step)
                     samples = sample(state)
-                    if hosts.first():
+                    if hosts.is_first():
                         show(samples, data, workdir / "samples" / f"step_{step:07d}")
             if watch and (evaluating or saving):
                 with logger.paused():
@@ -169,7 +179,7 @@ def fit(this: Run, state: State, logger: log.Log, record: faults.Record) -> None
 def roll_back(this: Run, step: int) -> tuple[State, int]:
     """The state of the last checkpoint that was due, or of the beginning, with the number of this step: the batches between
     are not read again."""
-    source = hosts.told(lambda: checkpoint.scheduled(this.checkpoints)) or 0
+    source = hosts.broadcast(lambda: checkpoint.scheduled(this.checkpoints)) or 0
     state = _resume(this, source) if source else _begin(this)
     return replace(state, step=jax.device_put(np.int32(step), state.step.sharding)), source
 
@@ -178,58 +188,60 @@ def show(samples: dict[str, Any], data: Dataset, path: Path) -> None:
     """What was generated as a picture or a text."""
     path.parent.mkdir(exist_ok=True)
     if "tokens" in data.spec:
-        made = texts.samples(samples, tokenizers.load(data.files["tokenizer.json"]))
-        run.write_bytes(path.with_suffix(".txt"), (texts.RULE.join(made) + "\n").encode())
+        made = media_text.samples(samples, tokenizers.load(data.files["tokenizer.json"]))
+        files.write_bytes(path.with_suffix(".txt"), (media_text.RULE.join(made) + "\n").encode())
     else:
-        run.write_bytes(path.with_suffix(".png"), pictures.picture(samples))
+        files.write_bytes(path.with_suffix(".png"), image.picture(samples))
 
 
-def heed(found: tuple[dict[str, float], list[str]], config: Config, workdir: Path, logger: log.Log, step: int) -> None:
+def heed(
+    found: tuple[dict[str, float], list[str]], config: Config, workdir: Path, logger: log.RunLog, step: int
+) -> None:
     """Numbers and alarms to the telemetry, alarms to the person too. Raises: UserError if they are to stop the run."""
-    numbers, texts = hosts.told(lambda: found)
+    numbers, texts = hosts.broadcast(lambda: found)
     logger.telemetry(step, **numbers)
     for text in texts:
         logger.alarm(step, text)
     if texts and config.alarms.action == "stop":
-        kept = hosts.told(lambda: checkpoint.newest(workdir / "checkpoints", warn=lambda text: None))
+        kept = hosts.broadcast(lambda: checkpoint.newest(workdir / "checkpoints", warn=lambda text: None))
         raise UserError(
             f"stopped by {len(texts)} alarm(s) at step {step}; the last checkpoint before is "
             f"{'none' if kept is None else kept}. To go on all the same: --alarms.action warn"
         )
 
 
-def test(this: Run, logger: log.Log) -> None:
+def test(this: Run, logger: log.RunLog) -> None:
     """Metrics of the best checkpoint on the test split, into evaluation.json."""
     config, workdir, data, model, engine, base = this
     warn = partial(logger.alarm, config.steps)
-    step = hosts.told(lambda: checkpoint.best(this.checkpoints, config.save, warn=warn))
+    step = hosts.broadcast(lambda: checkpoint.best(this.checkpoints, config.save, warn=warn))
     assert step is not None  # fit saves the last step
     state = checkpoint.restore(this.checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
-    state = finetune.standing(state, engine.abstract, base)
+    state = runs_base.with_base(state, engine.abstract, base)
     state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
     logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")
     batches = data.evaluation("test", config.data.batch_size, engine.rows)
-    metrics = scalars(measured(model, engine.test, state, logger.track(batches, "test")))
+    metrics = scalars(measure(model, engine.test, state, logger.track(batches, "test")))
     log.check_finite(step, "test", metrics)
-    if hosts.first():
+    if hosts.is_first():
         metrics = write(this, step, metrics)
         logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
-    hosts.meet("tested")  # n-grams take minutes, and the runtime doesn't wait so long for a host at its end
+    hosts.barrier("tested")  # n-grams take minutes, and the runtime doesn't wait so long for a host at its end
 
 
 def write(this: Run, step: int, metrics: dict[str, float]) -> dict[str, float]:
     """evaluation.json: metrics of a checkpoint on the test split, and those of trivial models, each with its protocol. -> both."""
-    held_out = facts(this.data, "test")
+    held_out = split_facts(this.data, "test")
     common = held_out | {"checkpoint": step}
     if this.base is not None:
-        common["base"] = finetune.opened(this.base.path, this.base.step).sha256  # read anew: the base is as it was
+        common["base"] = runs_base.open_base(this.base.path, this.base.step).sha256  # read anew: the base is as it was
         if common["base"] != this.base.sha256:
             raise UserError(f"the base {this.base.path} has changed while the run stood on it")
     baselines = this.data.baselines()
     protocol = {name: {**common, **this.model.protocol.get(name, {})} for name in metrics}
     protocol |= {name: held_out | {"baseline": True} for name in baselines}
-    run.write_evaluation(this.workdir, metrics | baselines, protocol)
+    directory.write_evaluation(this.workdir, metrics | baselines, protocol)
     return metrics | baselines
 
 
@@ -271,7 +283,7 @@ def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> 
 
 def reference(data: Dataset) -> dict[str, Any]:
     """The first held-out examples, as the model sees them."""
-    batch = next(iter(data.evaluation("validation", run.REFERENCE)))
+    batch = next(iter(data.evaluation("validation", directory.REFERENCE)))
     seen = jax.device_get(data.preprocess(jax.device_put(batch), jax.random.key(0), False))
     return {name: seen[name][batch["weight"] > 0] for name in data.spec}
 
@@ -284,21 +296,21 @@ def _begin(this: Run) -> State:
     if this.base is None:
         return this.engine.init()
     abstract = this.engine.abstract
-    return this.engine.init(finetune.weights(this.base, abstract.frozen or abstract.params))
+    return this.engine.init(runs_base.read_weights(this.base, abstract.frozen or abstract.params))
 
 
 def _resume(this: Run, step: int) -> State:
     abstract = this.engine.abstract
-    return finetune.standing(checkpoint.restore(this.checkpoints, step, abstract), abstract, this.base)
+    return runs_base.with_base(checkpoint.restore(this.checkpoints, step, abstract), abstract, this.base)
 
 
-def _report(metrics: dict[str, Any], config: Config, workdir: Path, logger: log.Log, step: int) -> dict[str, float]:
+def _report(metrics: dict[str, Any], config: Config, workdir: Path, logger: log.RunLog, step: int) -> dict[str, float]:
     """Scalars to the log, vectors to reference.npz."""
     log.check_finite(step, "validation", metrics)
     if config.save.best and config.save.best[0] not in metrics:
         known = ", ".join(scalars(metrics))
         raise UserError(f"save.best names {config.save.best[0]!r}, which is not measured; there are {known}")
     logger.metrics(step, "validation", scalars(metrics))
-    if hosts.first():
-        run.write_reference(workdir, {name: value for name, value in metrics.items() if np.ndim(value)})
+    if hosts.is_first():
+        directory.write_reference(workdir, {name: value for name, value in metrics.items() if np.ndim(value)})
     return scalars(metrics)

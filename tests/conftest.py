@@ -2,8 +2,17 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen import config as configs
+from gen.config import Config
+from gen.data.text import Text
 
 # A quarter of the time to compile, and of the memory maps, of which a process has 65,530 (past them LLVM crashes); tests of
 # processes (test_run.py) have the programs as people have them.
@@ -15,17 +24,6 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
-
-from gen import config as configs
-from gen.config import Config
-from gen.data.text import Config as Text
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

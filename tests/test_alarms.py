@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen import alarms, checkpoint, log, parallel
-from gen.alarms import Config, Watch
-from gen.config import Config as Experiment
-from gen.core import Dataset, UserError
-from gen.data.images import Config as Images
-from gen.families.gan import Config as GAN
-from gen.metrics import split
-from gen.metrics.split import seen
+from gen.config import Alarms, Config, Log, Parallel, Save
+from gen.core import Dataset
+from gen.data.images import Images
+from gen.errors import UserError
+from gen.evaluation import alarms
+from gen.evaluation.alarms import Watch
+from gen.families.gan import GAN
+from gen.metrics import images as metrics_images
+from gen.metrics.images import to_float
 from gen.networks import discriminator, generator
+from gen.runs import checkpoint
+from gen.runtime import backend
 from gen.train import train
 
 TINY = GAN(latent=3, generator=generator.Perceptron((4,)), discriminator=discriminator.Perceptron((4,)))
@@ -56,27 +59,24 @@ SOUND = {
     ],
 )
 def test_an_alarm_is_a_text_for_a_number_past_its_limit(changed, text):
-    assert alarms.alarms(Config(), {**SOUND, **changed}, 256) == ([] if text is None else [text])
+    assert alarms.check_limits(Alarms(), {**SOUND, **changed}, 256) == ([] if text is None else [text])
 
 
 def test_a_duplicate_or_two_among_few_images_are_chance():
     found = {**SOUND, "duplicates": 0.4}
-    assert [len(alarms.alarms(Config(), found, n)) for n in (10, 24, 26, 256)] == [0, 0, 1, 1]
+    assert [len(alarms.check_limits(Alarms(), found, n)) for n in (10, 24, 26, 256)] == [0, 0, 1, 1]
 
 
 def test_what_is_not_measured_raises_no_alarm_and_limits_are_the_configs():
-    assert alarms.alarms(Config(), {}, 256) == []
-    strict = Config(classes=0.7, entropy=0.7, duplicates=0.05, spread=0.7, saturation=0.9, gradient=(1e-6, 1e3))
-    assert len(alarms.alarms(strict, SOUND, 256)) == 7
+    assert alarms.check_limits(Alarms(), {}, 256) == []
+    strict = Alarms(classes=0.7, entropy=0.7, duplicates=0.05, spread=0.7, saturation=0.9, gradient=(1e-6, 1e3))
+    assert len(alarms.check_limits(strict, SOUND, 256)) == 7
 
 
 @pytest.mark.parametrize("samples", [1, 0])
 def test_samples_without_a_pair_are_refused(samples):
     with pytest.raises(UserError, match="samples"):
-        Config(samples=samples)
-
-
-# --- models whose images are known ------------------------------------------------------------------------------------
+        Alarms(samples=samples)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,7 +84,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the user's for these tests; compiled programs aren't kept in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(parallel, "start", lambda config: None)
+        patch.setattr(backend, "start_backend", lambda config: None)
         yield
 
 
@@ -97,12 +97,12 @@ def watched(data: Dataset, images: Any, samples: int = 100) -> tuple[dict[str, f
     """Of a model that generates the first of these images in [-1, 1]."""
     model = TINY.build(data.spec, 1)
     showing: Any = lambda state, key, given, request: {"samples": jnp.asarray(images)[: request.n]}
-    watch: Watch = alarms.watch(Config(samples=samples), data, model._replace(generate=showing))
+    watch: Watch = alarms.watch(Alarms(samples=samples), data, model._replace(generate=showing))
     return watch(model.init(jax.random.key(0)), {"gradient/generator": 1.0})
 
 
 def test_a_model_of_real_digits_raises_no_alarm(digits):
-    numbers, texts = watched(digits, seen(split.training(digits, 1000).image))
+    numbers, texts = watched(digits, to_float(metrics_images.read_training(digits, 1000).image))
     assert texts == []
     assert numbers["classes_fake"] == numbers["classes_real"] == 10
     assert numbers["class_entropy_fake"] == pytest.approx(np.log(10), abs=0.1)
@@ -112,7 +112,7 @@ def test_a_model_of_real_digits_raises_no_alarm(digits):
 
 
 def test_a_model_of_one_image_raises_every_alarm_of_collapse(digits):
-    numbers, texts = watched(digits, seen(split.training(digits, 1).image).repeat(100, axis=0))
+    numbers, texts = watched(digits, to_float(metrics_images.read_training(digits, 1).image).repeat(100, axis=0))
     assert len(texts) == 4
     assert all(text.startswith("collapse") for text in texts)
     assert numbers["classes_fake"] == 1
@@ -122,8 +122,8 @@ def test_a_model_of_one_image_raises_every_alarm_of_collapse(digits):
 
 
 def test_a_model_of_the_means_of_ten_classes_raises_that_of_duplicates(digits):
-    examples = split.training(digits, 1000)
-    means = np.stack([seen(examples.image[examples.label == i]).mean(0) for i in range(10)])
+    examples = metrics_images.read_training(digits, 1000)
+    means = np.stack([to_float(examples.image[examples.label == i]).mean(0) for i in range(10)])
     numbers, texts = watched(digits, np.tile(means, (10, 1, 1, 1)))
     assert numbers["classes_fake"] > 8
     assert numbers["duplicates"] == 1
@@ -132,8 +132,8 @@ def test_a_model_of_the_means_of_ten_classes_raises_that_of_duplicates(digits):
 
 
 def test_a_model_of_one_class_raises_those_of_classes(digits):
-    examples = split.training(digits, 1000)
-    numbers, texts = watched(digits, seen(examples.image[examples.label == 0]), samples=64)
+    examples = metrics_images.read_training(digits, 1000)
+    numbers, texts = watched(digits, to_float(examples.image[examples.label == 0]), samples=64)
     assert numbers["classes_fake"] <= 2
     assert numbers["class_entropy_fake"] < 0.5
     assert ["classes" in text for text in texts[:2]] == [True, True]
@@ -141,12 +141,9 @@ def test_a_model_of_one_class_raises_those_of_classes(digits):
 
 def test_data_without_labels_are_watched_by_pixels_alone(digits):
     unlabelled = digits._replace(spec={"image": digits.spec["image"]})
-    numbers, texts = watched(unlabelled, seen(split.training(digits, 1).image).repeat(100, axis=0))
+    numbers, texts = watched(unlabelled, to_float(metrics_images.read_training(digits, 1).image).repeat(100, axis=0))
     assert numbers.keys() == {"duplicates", "spread", "support"}
     assert len(texts) == 2
-
-
-# --- a run ----------------------------------------------------------------------------------------------------------
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -155,15 +152,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp_path, capsys):
     """Hardly trained, G makes one image for all latents."""
-    config = Experiment(
+    config = Config(
         model=TINY,
         data=Images(name="digits", batch_size=16),
         steps=5,
         evaluate_every=10,
-        parallel=parallel.Config(devices=1),
-        save=checkpoint.Config(every=5),
-        log=log.Config(every=1),
-        alarms=Config("off", samples=32),
+        parallel=Parallel(devices=1),
+        save=Save(every=5),
+        log=Log(every=1),
+        alarms=Alarms("off", samples=32),
     )
     train(config, tmp_path)
     saved = lambda: checkpoint.steps(tmp_path / "checkpoints")
@@ -174,7 +171,7 @@ def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp
     with pytest.raises(
         UserError, match=r"alarm\(s\) at step 10; the last checkpoint before is 5.*--alarms.action warn"
     ):
-        train(replace(longer, alarms=Config("stop", samples=32)), tmp_path)
+        train(replace(longer, alarms=Alarms("stop", samples=32)), tmp_path)
     assert saved() == [5]
     assert checkpoint.newest(tmp_path / "checkpoints", warn=pytest.fail) == 5
     stopped = lines(tmp_path / "telemetry.jsonl")
@@ -183,7 +180,7 @@ def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp
     assert not (tmp_path / "evaluation.json").exists()
 
     capsys.readouterr()
-    train(replace(longer, alarms=Config("warn", samples=32)), tmp_path)
+    train(replace(longer, alarms=Alarms("warn", samples=32)), tmp_path)
     assert saved()[-1] == 20
     told = lines(tmp_path / "telemetry.jsonl")[len(stopped) :]
     assert [line["step"] for line in told if "duplicates" in line] == [10, 15, 20]

@@ -11,10 +11,10 @@ import pytest
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
-from gen import augment
 from gen import config as configs
-from gen.augment import ADA, Augmentation, DiffAugment
-from gen.core import UserError
+from gen.errors import UserError
+from gen.families.gan import augment
+from gen.families.gan.augment import ADA, Augmentation, DiffAugment
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -48,9 +48,6 @@ def assert_as_likely(counts: np.ndarray, probabilities: np.ndarray) -> None:
     """Pearson's test at a fixed seed."""
     assert min(counts.sum() * probabilities) > 5, "too few draws to tell"
     assert stats.chisquare(counts, counts.sum() * probabilities).pvalue > 1e-3
-
-
-# --- what all augmentations promise ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("augmentation", [DiffAugment(), ADA()])
@@ -118,9 +115,6 @@ def test_augmentations_are_kept_as_json(augmentation):
 def test_wrong_numbers_and_names_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
-
-
-# --- DiffAugment ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -192,9 +186,6 @@ def test_all_holes_are_as_likely(size):
         middle = np.where(begin > 0, begin, end - half) + half // 2
         counts = np.bincount(middle, minlength=n + 1 - half % 2)
         assert_as_likely(counts, np.full(counts.size, 1 / (n + 1 - half % 2)))
-
-
-# --- ADA ------------------------------------------------------------------------------------------------------------
 
 
 def test_ada_at_p_zero_leaves_every_bit():

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import growth, improved_gan, modes, study, transformer
-from gen.core import UserError
+from gen.errors import UserError
 
 
 def stacks(labels: np.ndarray, split: str = "test") -> np.ndarray:

@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from gen import checkpoint, parallel
-from gen.checkpoint import Config
-from gen.core import State, UserError
+from gen.config import Save
+from gen.core import State
+from gen.errors import UserError
+from gen.runs import checkpoint
+from gen.runtime import engine
 
 NEVER = pytest.fail
 
@@ -28,7 +30,7 @@ def state(step: int) -> State:
     )
 
 
-def saved(folder: Path, config: Config, scores: dict[int, float]) -> Path:
+def saved(folder: Path, config: Save, scores: dict[int, float]) -> Path:
     with checkpoint.saver(folder, config, 0) as save:
         for step, score in scores.items():
             save(state(step), {"validation": {"loss": score}, "metrics_bytes": step})
@@ -37,11 +39,11 @@ def saved(folder: Path, config: Config, scores: dict[int, float]) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return saved(tmp_path / "checkpoints", Config(keep=3), {1: 0.0, 2: 0.0, 3: 0.0})
+    return saved(tmp_path / "checkpoints", Save(keep=3), {1: 0.0, 2: 0.0, 3: 0.0})
 
 
 def abstract() -> State:
-    return parallel.on_one_device(jax.eval_shape(lambda: state(0)))
+    return engine.on_one_device(jax.eval_shape(lambda: state(0)))
 
 
 def test_a_state_comes_back_as_it_was(folder):
@@ -61,12 +63,12 @@ def test_sampling_restores_parameters_alone(folder):
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
-    config = Config(keep=2, best=("loss", "min"))
+    config = Save(keep=2, best=("loss", "min"))
     folder = saved(tmp_path / "c", config, {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5, 50: 4.0})
     assert checkpoint.steps(folder) == [20, 40, 50]
     assert checkpoint.best(folder, config, NEVER) == 20
-    assert checkpoint.best(folder, Config(best=("loss", "max")), NEVER) == 50
-    assert checkpoint.best(folder, Config(), NEVER) == 50
+    assert checkpoint.best(folder, Save(best=("loss", "max")), NEVER) == 50
+    assert checkpoint.best(folder, Save(), NEVER) == 50
     assert checkpoint.newest(folder, NEVER) == 50
 
 
@@ -129,7 +131,7 @@ def test_no_sound_checkpoint_is_an_error_and_no_checkpoint_is_none(folder, tmp_p
 def test_going_on_sets_unsound_steps_aside_and_clears_what_a_kill_left(folder):
     flip_a_bit(folder)
     (folder / "7.orbax-checkpoint-tmp").mkdir()
-    with checkpoint.saver(folder, Config(), 2) as save:
+    with checkpoint.saver(folder, Save(), 2) as save:
         assert checkpoint.steps(folder) == [1, 2]
         save(state(3), {})
     assert checkpoint.newest(folder, NEVER) == 3
@@ -145,4 +147,4 @@ def test_another_model_is_a_short_error(folder):
 
 def test_a_kept_count_below_two_is_refused():
     with pytest.raises(UserError, match="at least 2"):
-        Config(keep=1)
+        Save(keep=1)

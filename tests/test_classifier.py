@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.core import UserError
-from gen.data.images import Config as Digits
-from gen.metrics import classifier, split
+from gen.data.images import Images
+from gen.errors import UserError
+from gen.metrics import classifier
+from gen.metrics import images as metrics_images
 from gen.metrics.classifier import Recipe, accuracy, trained
 from gen.metrics.features import pixels
 from gen.metrics.gaussian import gaussian
-from gen.metrics.split import Images
+from gen.metrics.images import ImageSet
 from gen.metrics.tstr import baselines, tstr
 from gen.networks.classifier import Classifier, patches
 
@@ -25,7 +26,7 @@ CONVOLUTIONAL = replace(PERCEPTRON, convolutions=(8,), hidden=(16,))
 
 @pytest.fixture(scope="module")
 def digits():
-    return Digits().build()
+    return Images().build()
 
 
 @pytest.fixture(autouse=True)
@@ -57,29 +58,26 @@ def test_the_features_are_the_last_hidden_layer():
 
 
 def test_real_images_are_what_preprocess_shows_in_bytes(digits):
-    whole, some = split.whole(digits, "test"), split.training(digits, 1100)
+    whole, some = metrics_images.read_split(digits, "test"), metrics_images.read_training(digits, 1100)
     assert whole.image.shape == (360, 8, 8, 1)
     assert some.image.shape == (1100, 8, 8, 1)
     raw = np.concatenate([b["image"][b["weight"] > 0] for b in digits.evaluation("test", 100)])  # in [0, 16]
     np.testing.assert_array_equal(whole.image, np.rint(raw * (255 / 16)))
     np.testing.assert_array_equal(some.label, digits.batch(0, 0, range(1100))["label"])
-    np.testing.assert_allclose(np.asarray(split.seen(raw * 0 + 255)), 1)
-    binary = split.whole(replace(Digits(), binarize="static").build(), "test")
+    np.testing.assert_allclose(np.asarray(metrics_images.to_float(raw * 0 + 255)), 1)
+    binary = metrics_images.read_split(replace(Images(), binarize="static").build(), "test")
     assert np.unique(binary.image).tolist() == [0, 255]
 
 
 def test_features_of_any_number_of_images_are_in_their_order():
-    images = RNG.integers(0, 256, (2 * split.BATCH + 3, 2, 2, 1)).astype(np.uint8)
-    found, probabilities = split.extracted(pixels(), images)
+    images = RNG.integers(0, 256, (2 * metrics_images.BATCH + 3, 2, 2, 1)).astype(np.uint8)
+    found, probabilities = metrics_images.extract_features(pixels(), images)
     np.testing.assert_allclose(found, images.reshape(len(images), -1) / 127.5 - 1, atol=1e-6)
     assert probabilities is None
 
 
-# --- training ---
-
-
 def test_training_is_a_function_of_its_arguments(digits):
-    examples = split.training(digits, 50)  # fewer than a batch
+    examples = metrics_images.read_training(digits, 50)  # fewer than a batch
     brief = replace(PERCEPTRON, steps=5)
     one, again, other = (jax.tree.leaves(classifier.train(examples, 10, brief, seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
@@ -88,30 +86,30 @@ def test_training_is_a_function_of_its_arguments(digits):
 
 def test_accuracy_is_the_share_that_is_right(digits):
     """Of more images than fit a chunk, of which a part is not a chunk."""
-    examples = split.whole(digits, "train")
+    examples = metrics_images.read_split(digits, "train")
     assert examples.label is not None
     params = classifier.train(examples, 10, PERCEPTRON, 0)
-    logits, _ = applied(PERCEPTRON.network(10), params, split.seen(examples.image))
+    logits, _ = applied(PERCEPTRON.network(10), params, metrics_images.to_float(examples.image))
     right = np.asarray(logits).argmax(-1) == examples.label
-    assert len(right) > split.CHUNK
+    assert len(right) > metrics_images.CHUNK
     assert accuracy(params, examples, 10, PERCEPTRON) == right.mean()
     assert right.mean() > 0.9
-    assert accuracy(params, Images(examples.image[right], examples.label[right]), 10, PERCEPTRON) == 1
+    assert accuracy(params, ImageSet(examples.image[right], examples.label[right]), 10, PERCEPTRON) == 1
 
 
 def test_what_real_images_teach_is_trtr_and_shuffled_labels_teach_nothing(digits):
-    real, test = split.training(digits, 600), split.whole(digits, "test")
+    real, test = metrics_images.read_training(digits, 600), metrics_images.read_split(digits, "test")
     beside = baselines(digits, 600, "test", PERCEPTRON)
     assert beside.trtr == tstr(real, test, 10, PERCEPTRON).mean
     assert beside.trtr > 0.85
     assert beside.trtr - 0.2 < beside.tstr_gaussian < 1
     assert real.label is not None
-    shuffled = Images(real.image, RNG.permutation(real.label))
+    shuffled = ImageSet(real.image, RNG.permutation(real.label))
     assert tstr(shuffled, test, 10, PERCEPTRON).mean < 0.25
 
 
 def test_a_score_is_the_mean_and_deviation_over_the_seeds(digits):
-    real, test = split.training(digits, 100), split.whole(digits, "validation")
+    real, test = metrics_images.read_training(digits, 100), metrics_images.read_split(digits, "validation")
     each = [accuracy(classifier.train(real, 10, PERCEPTRON, s), test, 10, PERCEPTRON) for s in (0, 1, 2)]
     found = tstr(real, test, 10, PERCEPTRON)
     assert found.mean == pytest.approx(np.mean(each))
@@ -124,11 +122,8 @@ def test_more_real_images_than_there_are_is_an_error(digits):
         baselines(digits, 1294, "test", PERCEPTRON)
 
 
-# --- features of the data's own classifier ---
-
-
 def test_a_classifier_is_trained_once(digits, monkeypatch):
-    images = split.seen(split.whole(digits, "test").image[:20])
+    images = metrics_images.to_float(metrics_images.read_split(digits, "test").image[:20])
     first = trained(digits, CONVOLUTIONAL)
     assert first.protocol["accuracy"] > 0.7
     assert first.protocol["features"].startswith("classifier")
@@ -150,9 +145,6 @@ def test_data_without_labels_have_no_classifier(digits):
         trained(digits._replace(spec={"image": digits.spec["image"]}))
 
 
-# --- a Gaussian per class ---
-
-
 def correlated(mean: float, n: int) -> np.ndarray:
     """n images of 2 x 3 pixels around `mean` levels, 10 to 20 levels wide, correlated."""
     mix = RNG.normal(size=(6, 6)) * 6
@@ -161,7 +153,7 @@ def correlated(mean: float, n: int) -> np.ndarray:
 
 def test_a_gaussian_per_class_has_its_mean_and_covariance():
     images, labels = np.concatenate([correlated(110, 500), correlated(140, 40)]), np.repeat([0, 1], [500, 40])
-    drawn = gaussian(Images(images, labels), np.arange(100_000) % 2, seed=0)
+    drawn = gaussian(ImageSet(images, labels), np.arange(100_000) % 2, seed=0)
     assert drawn.label is not None
     flat = lambda x: x.reshape(len(x), -1).astype(np.float64)
     for c in (0, 1):
@@ -176,7 +168,7 @@ def test_a_gaussian_per_class_has_its_mean_and_covariance():
 def test_gaussian_samples_keep_to_the_subspace_and_the_range_of_the_pixels():
     """Two examples span a line: the covariance is singular. What leaves the range of bytes is clipped, not wrapped."""
     pair = np.array([[100, 50, 0, 255], [100, 60, 40, 205]], np.uint8).reshape(2, 2, 2, 1)
-    drawn = gaussian(Images(pair, np.zeros(2, np.int32)), np.zeros(2000, np.int32), seed=1).image.reshape(-1, 4)
+    drawn = gaussian(ImageSet(pair, np.zeros(2, np.int32)), np.zeros(2000, np.int32), seed=1).image.reshape(-1, 4)
     assert (drawn[:, 0] == 100).all()
     assert drawn[:, 2].min() == 0
     assert drawn[:, 3].max() == 255
@@ -185,7 +177,7 @@ def test_gaussian_samples_keep_to_the_subspace_and_the_range_of_the_pixels():
 
 
 def test_a_single_example_is_its_own_gaussian_and_none_is_an_error():
-    one = Images(correlated(100, 1), np.array([1], np.int32))
+    one = ImageSet(correlated(100, 1), np.array([1], np.int32))
     np.testing.assert_array_equal(gaussian(one, np.ones(3, np.int32), seed=0).image, np.repeat(one.image, 3, axis=0))
     with pytest.raises(UserError, match="no training image is of class 0"):
         gaussian(one, np.zeros(3, np.int32), seed=0)

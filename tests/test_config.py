@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 
-from gen import checkpoint, log, parallel
 from gen import config as configs
-from gen.config import Config
-from gen.core import FamilyConfig, UserError
-from gen.data.images import Config as Images
-from gen.families.vae import Config as VAE
-from gen.likelihoods import DiscretizedLogistic, Gaussian
+from gen.config import Config, Log, Parallel, Save
+from gen.core import Family
+from gen.data.images import Images
+from gen.errors import UserError
+from gen.families.vae import VAE
+from gen.families.vae.likelihoods import DiscretizedLogistic, Gaussian
+from gen.families.vae.priors import VampPrior
 from gen.networks.vae import Residual
-from gen.optim import Group, OptimConfig
-from gen.priors import VampPrior
-from gen.schedules import Piecewise, Warmup, WarmupCosine
+from gen.optim import Group, Optimizer, Piecewise, Warmup, WarmupCosine
 
 PLAIN = Config(model=VAE(), data=Images(name="digits"), steps=100)
 RICH = Config(
@@ -28,21 +27,18 @@ RICH = Config(
         likelihood=Gaussian(),
         prior=VampPrior(5),
         beta=Warmup(1.0, 10),
-        optim=OptimConfig(
+        optim=Optimizer(
             lr=WarmupCosine(1e-3, 10), groups=(Group("bias$", lr_factor=2.0, weight_decay=Piecewise((5,), (0.0, 0.1))),)
         ),
     ),
     data=Images(name="digits"),
     steps=100,
-    save=checkpoint.Config(best=("neg_elbo", "min")),
+    save=Save(best=("neg_elbo", "min")),
 )
 
 
 def overridden(*arguments: str, config: Config = PLAIN) -> Config:
     return configs.override(config, arguments, prog="train.py").config
-
-
-# --- the command line -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -56,10 +52,10 @@ def overridden(*arguments: str, config: Config = PLAIN) -> Config:
         (["--model.objective", "iwae"], replace(PLAIN, model=VAE(objective="iwae"))),
         (["--data.batch-size", "32"], replace(PLAIN, data=replace(PLAIN.data, batch_size=32))),
         (["--workdir", "a/b"], replace(PLAIN, workdir="a/b")),
-        (["--model.optim.lr", "0.5"], replace(PLAIN, model=VAE(optim=OptimConfig(lr=0.5)))),
+        (["--model.optim.lr", "0.5"], replace(PLAIN, model=VAE(optim=Optimizer(lr=0.5)))),
         (
             ["--model.optim.lr", "WarmupCosine(1e-3, warmup=5)"],
-            replace(PLAIN, model=VAE(optim=OptimConfig(lr=WarmupCosine(1e-3, 5)))),
+            replace(PLAIN, model=VAE(optim=Optimizer(lr=WarmupCosine(1e-3, 5)))),
         ),
         (["--model.beta", "Piecewise((5,), (0.0, 1.0))"], replace(PLAIN, model=VAE(beta=Piecewise((5,), (0.0, 1.0))))),
     ],
@@ -140,7 +136,7 @@ def test_a_scalar_is_a_number_or_a_schedule_as_python_writes_it(text, expected):
         "Warmup(*(1.0, 3))",
         "Warmup(1.0, warmup='3')",
         "Piecewise((5, 4), (1.0, 2.0, 3.0))",
-        "gen.schedules.Warmup(1.0, 3)",
+        "gen.optim.schedules.Warmup(1.0, 3)",
         "Schedule()",
         "[1, 2]",
         "1; 2",
@@ -162,9 +158,6 @@ def test_text_is_never_evaluated(text, tmp_path):
     with pytest.raises(ValueError, match="neither a number"):
         configs.scalar(text.format(code))
     assert not (tmp_path / "ran").exists()
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_config_file_is_found_by_name_or_path(tmp_path):
@@ -192,9 +185,6 @@ def test_a_file_without_a_config_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("config = 3")
     with pytest.raises(UserError, match="defines no `config = Config"):
         configs.load("empty", tmp_path)
-
-
-# --- JSON -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [PLAIN, RICH], ids=["plain", "rich"])
@@ -236,7 +226,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("model.objective", ["elbo"]),
         ("model.optim.lr", "1e-3"),
         ("model.optim.lr", True),
-        ("model.optim.clip", {"type": "gen.schedules.Warmup", "value": 1.0, "warmup": 3}),
+        ("model.optim.clip", {"type": "gen.optim.schedules.Warmup", "value": 1.0, "warmup": 3}),
         ("model.optim.groups", [{"path": "bias"}]),
         ("save.best", ["neg_elbo"]),
         ("save.best", ["neg_elbo", "least"]),
@@ -252,7 +242,9 @@ def test_a_wrong_type_is_refused_and_the_field_named(path, value):
 
 
 def test_an_unknown_field_and_a_missing_one_are_named():
-    with pytest.raises(UserError, match=r"config\.model\.latent is no field of gen\.families\.vae\.Config"):
+    with pytest.raises(
+        UserError, match=r"config\.model\.latent is no field of gen\.families\.vae\.family\.VAE"
+    ):
         configs.decode(Config, changed("model.latent", 3))
     value = configs.encode(PLAIN)
     del value["steps"]
@@ -274,22 +266,22 @@ def test_what_is_no_config_at_all_is_refused(value):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("os.system", "no FamilyConfig"),
-        ("gen.core.Feature", "no FamilyConfig"),
-        ("gen.families.vae.build", "no FamilyConfig"),
-        ("gen.families.vae.Request", "no FamilyConfig"),
-        ("gen.families.vae.core.command", "gen.families.vae.core"),
-        ("gen.families.vae.Missing", "no FamilyConfig"),
+        ("os.system", "no Family"),
+        ("gen.core.Feature", "no Family"),
+        ("gen.families.vae.family.build", "no Family"),
+        ("gen.families.vae.family.Request", "no Family"),
+        ("gen.families.vae.family.core.command", "gen.families.vae.family.core"),
+        ("gen.families.vae.family.Missing", "no Family"),
         ("gen.families.missing.Config", "No module named"),
         ("gen.families..vae.Config", "not part of gen"),
-        ("gen.families.vae.", "not part of gen"),
-        ("gen.data.images.Config", "no FamilyConfig"),
+        ("gen.families.vae.family.", "not part of gen"),
+        ("gen.data.images.dataset.Images", "no Family"),
         ("gen.not_imported_yet.Config", "not part of gen"),
         (".gen.families.vae.Config", "not part of gen"),
         ("gen.families_evil.Config", "not part of gen"),
         ("Config", "not part of gen"),
         ("", "not part of gen"),
-        ("gen.families.vae;import os.Config", "not part of gen"),
+        ("gen.families.vae.family;import os.Config", "not part of gen"),
         ("x" * 10_000, "not part of gen"),
     ],
     ids=lambda value: value[:40],
@@ -304,13 +296,13 @@ def test_what_is_no_family_of_gen_is_refused(name, reason):
 FORK = """
 import pathlib
 from dataclasses import dataclass
-from gen.core import FamilyConfig
+from gen.core import Family
 
 pathlib.Path(__file__).with_suffix(".imported").touch()
 
 
 @dataclass(frozen=True)
-class Config(FamilyConfig):
+class Config(Family):
     width: int = 3
 """
 
@@ -341,14 +333,11 @@ def test_a_trusted_fork_survives_json(fork, trust):
     value = changed("model", {"type": "strange_lab.flow.Config", "width": 5})
     config = configs.decode(Config, value, (trust,))
     assert fork.exists()
-    assert isinstance(config.model, FamilyConfig)
+    assert isinstance(config.model, Family)
     assert vars(config.model) == {"width": 5}
     assert configs.encode(config) == value
     with pytest.raises(UserError, match="width"):
         configs.decode(Config, changed("model", {"type": "strange_lab.flow.Config", "width": "5"}), (trust,))
-
-
-# --- identity -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -356,9 +345,9 @@ def test_a_trusted_fork_survives_json(fork, trust):
     [
         {"workdir": "elsewhere"},
         {"evaluate_every": 7},
-        {"parallel": parallel.Config(engine="jit", devices=2)},
-        {"save": checkpoint.Config(every=3)},
-        {"log": log.Config(every=1)},
+        {"parallel": Parallel(engine="jit", devices=2)},
+        {"save": Save(every=3)},
+        {"log": Log(every=1)},
         {"steps": 101},
     ],
     ids=lambda fields: next(iter(fields)),
@@ -374,7 +363,7 @@ def test_launch_fields_do_not_belong_to_the_identity(fields):
     [(1e-3, False), (Warmup(1e-3, 5), False), (Piecewise((5,), (1.0, 2.0)), False), (WarmupCosine(1e-3), True)],
 )
 def test_steps_belong_to_the_identity_where_a_schedule_reads_them(lr, belong):
-    config = replace(PLAIN, model=VAE(optim=OptimConfig(groups=(Group("x"), Group("y", weight_decay=lr)))))
+    config = replace(PLAIN, model=VAE(optim=Optimizer(groups=(Group("x"), Group("y", weight_decay=lr)))))
     assert (configs.digest(config) != configs.digest(replace(config, steps=101))) == belong
 
 
@@ -382,7 +371,7 @@ def test_what_the_model_or_the_data_are_belongs_to_the_identity():
     others = [
         replace(PLAIN, seed=1),
         replace(PLAIN, model=VAE(latents=(21,))),
-        replace(PLAIN, model=VAE(optim=OptimConfig(lr=2e-3))),
+        replace(PLAIN, model=VAE(optim=Optimizer(lr=2e-3))),
         replace(PLAIN, data=replace(PLAIN.data, batch_size=64)),
         replace(PLAIN, data=Images(name="mnist")),
     ]
@@ -395,7 +384,7 @@ def test_the_difference_of_two_identities_is_a_line_a_field():
         "model.latents: [20] -> [8, 4]",
         "model.likelihood.components: (absent) -> 1",
         "model.likelihood.levels: (absent) -> 17",
-        'model.likelihood.type: "gen.likelihoods.Bernoulli" -> "gen.likelihoods.DiscretizedLogistic"',
+        'model.likelihood.type: "gen.families.vae.likelihoods.Bernoulli" -> "gen.families.vae.likelihoods.DiscretizedLogistic"',
         "seed: 0 -> 1",
     ]
 
@@ -406,7 +395,7 @@ def test_a_difference_of_none_and_absent_is_shown():
 
 
 @dataclass(frozen=True)
-class Ours(FamilyConfig):
+class Ours(Family):
     """Of a module that is not part of gen."""
 
     width: int = 3

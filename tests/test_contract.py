@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from conftest import CONFIGS
 
-from gen import checkpoint, core, parallel
+from gen import axis as gen_axis
 from gen import config as configs
-from gen.checkpoint import Config as Save
-from gen.config import Config
+from gen import core, errors
+from gen.config import Config, Parallel, Save
 from gen.core import Dataset, GenerativeModel, State
-from gen.data.preprocess import applied
-from gen.families import gan
-from gen.optim import OptimConfig
+from gen.data.preprocess import with_preprocess
+from gen.families.gan import GAN
+from gen.optim import Optimizer
+from gen.runs import checkpoint
+from gen.runtime import engine as runtime_engine
 from gen.train import calls, feed, stacked
 
 EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -28,7 +30,7 @@ FAMILIES = [
     "mlm_pydoc",
     "seq2seq_docstring",
 ]  # one config a family, for what is dear to compile
-HELD = OptimConfig(rule="frozen")
+HELD = Optimizer(rule="frozen")
 PLAYERS = {  # config -> each player's loss, and what holds the others
     "vae_digits": {"loss": {}},
     "gan_digits": {
@@ -43,23 +45,23 @@ PLAYERS = {  # config -> each player's loss, and what holds the others
 
 @pytest.fixture(autouse=True)
 def small_arrays_are_sharded_too(monkeypatch):
-    monkeypatch.setattr(parallel, "SMALL", 2)
+    monkeypatch.setattr(runtime_engine, "MIN_SHARDED", 2)
 
 
-def parts(config: Config, engine: parallel.Config = parallel.Config(devices=1)):
+def parts(config: Config, engine: Parallel = Parallel(devices=1)):
     """Data, model, engine, and step -> what it is fed. Compiled once for all tests."""
     return _parts(config, engine, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cache
-def _parts(config: Config, engine: parallel.Config, double: bool):
+def _parts(config: Config, engine: Parallel, double: bool):
     data = config.data.build()
-    model = applied(config.model.build(data.spec, config.steps), data.preprocess)
-    compiled = parallel.compile(model, engine, config.seed, config.data.batch_size)
+    model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
+    compiled = runtime_engine.compile_engine(model, engine, config.seed, config.data.batch_size)
     return data, model, compiled, feed(data, model, config, compiled.rows)
 
 
-def run(config: Config, engine: parallel.Config, steps: int) -> tuple[State, list[dict]]:
+def run(config: Config, engine: Parallel, steps: int) -> tuple[State, list[dict]]:
     _, _, compiled, batch = parts(config, engine)
     state, metrics = compiled.init(), []
     for step in range(steps):
@@ -104,7 +106,7 @@ def test_every_config(name, tiny):
     assert int(state.step) == 3
     still = [name for name, value in leaves(state.params).items() if np.array_equal(value, first[name])]
     assert not still, f"three updates left these as they were: {still}"
-    again, _ = run(config, parallel.Config(devices=1), 3)
+    again, _ = run(config, Parallel(devices=1), 3)
     assert_same(state, again)
 
     generates(data, model, state, batch(0))
@@ -149,18 +151,18 @@ def test_the_loss_falls_on_a_fixed_batch(name, loss, tiny):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_replicas_are_bitwise_equal_under_pmap(name, tiny):
-    state, _ = run(tiny(name), parallel.Config(devices=4), 3)
+    state, _ = run(tiny(name), Parallel(devices=4), 3)
     assert drift(state) == []
 
 
 def test_a_forgotten_average_makes_replicas_drift(tiny, monkeypatch):
     """The test above can fail: without the mean over "data" the replicas part."""
-    monkeypatch.setattr(core, "mean", lambda tree: tree)
+    monkeypatch.setattr(gen_axis, "mean", lambda tree: tree)
     config = replace(tiny("vae_digits"), seed=1)  # not compiled yet, nor again
-    state, _ = run(config, parallel.Config(devices=4), 3)
+    state, _ = run(config, Parallel(devices=4), 3)
     assert drift(state.params) != []
     with pytest.raises(ValueError, match="axis"):
-        run(config, parallel.Config(engine="jit", devices=4), 1)
+        run(config, Parallel(engine="jit", devices=4), 1)
 
 
 def drift(tree) -> list[str]:
@@ -173,15 +175,15 @@ def drift(tree) -> list[str]:
 
 
 ENGINES = {
-    "pmap on 1": parallel.Config(devices=1),
-    "pmap on 2": parallel.Config(devices=2),
-    "pmap on 4": parallel.Config(devices=4),
-    "pmap on 8": parallel.Config(devices=8),
-    "jit on 1": parallel.Config(engine="jit", devices=1),
-    "jit on 4": parallel.Config(engine="jit", devices=4),
-    "fsdp on 4": parallel.Config(engine="jit", devices=4, fsdp=True),
-    "tensor 2 on 2": parallel.Config(engine="jit", devices=2, tensor=2),
-    "fsdp and tensor 2 on 8": parallel.Config(engine="jit", devices=8, fsdp=True, tensor=2),
+    "pmap on 1": Parallel(devices=1),
+    "pmap on 2": Parallel(devices=2),
+    "pmap on 4": Parallel(devices=4),
+    "pmap on 8": Parallel(devices=8),
+    "jit on 1": Parallel(engine="jit", devices=1),
+    "jit on 4": Parallel(engine="jit", devices=4),
+    "fsdp on 4": Parallel(engine="jit", devices=4, fsdp=True),
+    "tensor 2 on 2": Parallel(engine="jit", devices=2, tensor=2),
+    "fsdp and tensor 2 on 8": Parallel(engine="jit", devices=8, fsdp=True, tensor=2),
 }
 
 
@@ -201,7 +203,7 @@ def test_one_compilation_serves_all_steps(engine, tiny, caplog):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_engines_and_devices_agree(name, tiny):
     config = tiny(name)
-    state, metrics = run(config, parallel.Config(devices=1), 10)
+    state, metrics = run(config, Parallel(devices=1), 10)
     for engine in ENGINES.values():
         other, other_metrics = run(config, engine, 10)
         assert_close(state, other, 1e-5)
@@ -213,7 +215,7 @@ def test_engines_and_devices_agree(name, tiny):
 def test_several_steps_of_one_call_are_the_same_steps(name, engine, tiny):
     config = replace(tiny(name), steps=5, steps_per_call=3, evaluate_every=0)
     _, model, _, feed = parts(config, ENGINES[engine])
-    several = parallel.compile(model, ENGINES[engine], config.seed, config.data.batch_size, several=True)
+    several = runtime_engine.compile_engine(model, ENGINES[engine], config.seed, config.data.batch_size, several=True)
     batch, state, metrics = stacked(feed, config), several.init(), []
     for call in calls(config, 0):
         state, of_call = several.update(state, batch(call))
@@ -242,7 +244,7 @@ def test_engines_and_devices_agree_in_double_precision(name, tiny):
     config = tiny(name)
     config = replace(config, model=replace(config.model, dtype="float64", param_dtype="float64"))
     with jax.enable_x64(True):
-        state, metrics = run(config, parallel.Config(devices=1), 100)
+        state, metrics = run(config, Parallel(devices=1), 100)
         for engine in ("pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"):
             other, other_metrics = run(config, ENGINES[engine], 100)
             assert_close(state, other, 1e-9)
@@ -274,7 +276,7 @@ def test_tensor_parallelism_divides_the_matrices(tiny):
 
 def alone(model):
     """A model whose examples don't see each other."""
-    if isinstance(model, gan.Config):
+    if isinstance(model, GAN):
         discriminator = replace(model.discriminator, minibatch=0)
         return replace(model, generator=replace(model.generator, norm="layer"), discriminator=discriminator)
     return model
@@ -286,8 +288,8 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(name, tiny):
     doubled = replace(alone(config.model), dtype="float64", param_dtype="float64")
     whole, parts = (replace(config, model=replace(doubled, microbatches=n)) for n in (1, 2))
     with jax.enable_x64(True):
-        state, metrics = run(whole, parallel.Config(devices=2), 5)
-        for engine in (parallel.Config(devices=2), ENGINES["jit on 4"]):
+        state, metrics = run(whole, Parallel(devices=2), 5)
+        for engine in (Parallel(devices=2), ENGINES["jit on 4"]):
             other, other_metrics = run(parts, engine, 5)
             assert_close(state, other, 1e-9)
             assert_close(metrics, other_metrics, 1e-9)
@@ -298,26 +300,26 @@ def test_microbatches_that_would_change_the_update_are_refused(tiny):
         ("gan_digits", {}, "batch normalization|minibatch"),
         ("vae_digits", {"free_bits": 0.1}, "free bits"),
     ):
-        with pytest.raises(core.UserError, match=cause):
+        with pytest.raises(errors.UserError, match=cause):
             replace(tiny(name).model, microbatches=2, **change)
-    with pytest.raises(core.UserError, match="batch of 8 can't be divided among 4 devices in packs of 3"):
+    with pytest.raises(errors.UserError, match="batch of 8 can't be divided among 4 devices in packs of 3"):
         parts(
             replace(tiny("vae_digits"), model=replace(tiny("vae_digits").model, microbatches=3)),
-            parallel.Config(devices=4),
+            Parallel(devices=4),
         )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_state_of_four_devices_continues_on_two_and_one_and_another_engine(name, tiny, tmp_path: Path):
     config = tiny(name)
-    _, _, engine, batch = parts(config, parallel.Config(devices=4))
+    _, _, engine, batch = parts(config, Parallel(devices=4))
     state = engine.init()
     for step in range(3):
         state, _ = engine.update(state, batch(step))
-    with checkpoint.saver(tmp_path, checkpoint.Config(), 0) as save:
+    with checkpoint.saver(tmp_path, Save(), 0) as save:
         save(state, {"validation": {}})
     state, expected = engine.update(state, batch(3))
-    for other in (parallel.Config(devices=4), parallel.Config(devices=2), ENGINES["jit on 1"], ENGINES["fsdp on 4"]):
+    for other in (Parallel(devices=4), Parallel(devices=2), ENGINES["jit on 1"], ENGINES["fsdp on 4"]):
         _, _, engine, _ = parts(config, other)
         restored = checkpoint.restore(tmp_path, 3, engine.abstract)
         restored, metrics = engine.update(restored, batch(3))
@@ -337,16 +339,16 @@ def test_a_state_can_start_from_other_parameters(name, tiny):
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tiny):
-    with pytest.raises(core.UserError, match="batch of 8 can't be divided among 3 devices"):
-        parts(tiny("vae_digits"), parallel.Config(devices=3))
+    with pytest.raises(errors.UserError, match="batch of 8 can't be divided among 3 devices"):
+        parts(tiny("vae_digits"), Parallel(devices=3))
 
 
 def test_examples_that_belong_together_are_not_divided(tiny):
     config = tiny("vae_digits")
     _, model, _, _ = parts(config)
     packs = r"batch of 8 can't be divided among 4 devices in packs of 3; the fix: --data.batch-size 12"
-    with pytest.raises(core.UserError, match=packs):
-        parallel.compile(model._replace(together=3), parallel.Config(devices=4), 0, 8)
+    with pytest.raises(errors.UserError, match=packs):
+        runtime_engine.compile_engine(model._replace(together=3), Parallel(devices=4), 0, 8)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -362,5 +364,5 @@ def test_what_hosts_read_is_the_batch_in_parts(name, tiny):
 
 @pytest.mark.parametrize(("devices", "averaged"), [(1, False), (2, True)])
 def test_one_device_averages_with_nobody(devices, averaged, tiny):
-    _, _, compiled, batch = parts(tiny("vae_digits"), parallel.Config(devices=devices))
+    _, _, compiled, batch = parts(tiny("vae_digits"), Parallel(devices=devices))
     assert ("all_reduce" in compiled.lower(batch(0)).as_text()) == averaged

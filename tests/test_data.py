@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen.core import Feature, UserError
-from gen.data import pixels
-from gen.data.images import Config
+from gen.core import Feature
+from gen.data.images import Images, pixels
 from gen.data.prefetch import prefetch
+from gen.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,9 @@ def write(path: Path, pixel: np.ndarray) -> Path:
     return path
 
 
-def of_folder(path: Path, **options: Any) -> Config:
+def of_folder(path: Path, **options: Any) -> Images:
     defaults: Any = {"name": f"folder:{path}", "train": "train", "validation": "train", "test": "train"}
-    return Config(**defaults | options)
+    return Images(**defaults | options)
 
 
 def together(batches) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def same(a, b) -> None:
         assert a[name].dtype == b[name].dtype, name
 
 
-def check_contract(config: Config) -> None:
+def check_contract(config: Images) -> None:
     """Promised of every source, held in memory or not: purity, a permutation an epoch, pixels that match the index."""
     data, again = config.build(), config.build()
     n, size = data.sizes["train"], config.batch_size
@@ -88,15 +88,15 @@ def check_contract(config: Config) -> None:
 
 
 def test_the_contract_in_memory():
-    check_contract(Config(train="train[:10%]", batch_size=64))
+    check_contract(Images(train="train[:10%]", batch_size=64))
 
 
 def test_the_contract_on_demand():
-    check_contract(Config(train="train[:10%]", batch_size=64, in_memory=0))
+    check_contract(Images(train="train[:10%]", batch_size=64, in_memory=0))
 
 
 def test_a_batch_is_typed_for_the_host():
-    batch = Config(batch_size=6).build().batch(0, 0, range(2, 5))
+    batch = Images(batch_size=6).build().batch(0, 0, range(2, 5))
     shapes = {name: (value.dtype.name, value.shape) for name, value in batch.items()}
     assert shapes == {
         "image": ("uint8", (3, 8, 8, 1)),
@@ -108,19 +108,19 @@ def test_a_batch_is_typed_for_the_host():
 
 
 def test_an_epoch_is_numpys_permutation():
-    data = Config(train="train[:7]", batch_size=5).build()
+    data = Images(train="train[:7]", batch_size=5).build()
     index = together(data.batch(2, step, range(5)) for step in range(3))["index"]
     order = [np.random.default_rng([2, epoch]).permutation(7) for epoch in range(3)]
     np.testing.assert_array_equal(index, np.concatenate(order)[:15])
 
 
 def test_a_batch_may_be_larger_than_the_split():
-    index = Config(train="train[:3]", batch_size=8).build().batch(0, 0, range(8))["index"]
+    index = Images(train="train[:3]", batch_size=8).build().batch(0, 0, range(8))["index"]
     np.testing.assert_array_equal(np.sort(index[:6].reshape(2, 3)), [[0, 1, 2]] * 2)
 
 
 def test_evaluation_is_in_order_and_padded():
-    data = Config().build()
+    data = Images().build()
     batches = list(data.evaluation("test", 128))
     assert [len(batch["row"]) for batch in batches] == [128] * 3
     found = together(batches)
@@ -134,7 +134,7 @@ def test_evaluation_is_in_order_and_padded():
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    data = Config(train="train", validation="train", test="test").build()
+    data = Images(train="train", validation="train", test="test").build()
     splits = [whole(data, split) for split in ("train", "test")]
     ours = sorted((*x.ravel(), y) for split in splits for x, y in zip(split["image"], split["label"], strict=True))
     bunch: Any = load_digits()
@@ -153,7 +153,7 @@ def test_digits_are_scikit_learns():
     ],
 )
 def test_the_spec_says_what_the_model_sees(options, feature):
-    data = Config(**options).build()
+    data = Images(**options).build()
     assert data.spec == {"image": feature, "label": Feature((), "int32", classes=10)}
     image = data.batch(0, 0, range(4))["image"]
     assert image.shape == (4, *feature.shape)
@@ -161,9 +161,9 @@ def test_the_spec_says_what_the_model_sees(options, feature):
 
 
 def test_splits_are_sliced_as_tfds_does():
-    data = Config(train="train[:90%]", validation="train[-25%:]", test="test[:10]+train[5:10]").build()
+    data = Images(train="train[:90%]", validation="train[-25%:]", test="test[:10]+train[5:10]").build()
     assert data.sizes == {"train": 1293, "validation": 359, "test": 15}
-    train, test = (whole(Config(train=each).build(), "train")["image"] for each in ("train", "test"))
+    train, test = (whole(Images(train=each).build(), "train")["image"] for each in ("train", "test"))
     np.testing.assert_array_equal(whole(data, "validation")["image"], train[1437 - 359 :])
     np.testing.assert_array_equal(whole(data, "test")["image"], np.concatenate([test[:10], train[5:10]]))
 
@@ -171,7 +171,7 @@ def test_splits_are_sliced_as_tfds_does():
 @pytest.mark.parametrize("split", ["trian", "train[", "train[:2000]", "train[7:7]", "train[5]", "", "all[:5]"])
 def test_a_wrong_split_names_itself_and_what_there_is(split):
     with pytest.raises(UserError) as error:
-        Config(validation=split).build()
+        Images(validation=split).build()
     assert f"--data.validation {split!r}" in str(error.value)
     assert "train (1437), test (360)" in str(error.value)
 
@@ -188,7 +188,7 @@ def test_a_wrong_split_names_itself_and_what_there_is(split):
 )
 def test_a_wrong_option_is_named(options, message):
     with pytest.raises(UserError, match=message):
-        Config(**options).build()
+        Images(**options).build()
 
 
 def test_the_digest_is_of_the_data(pets):
@@ -206,17 +206,14 @@ def test_the_digest_is_of_the_data(pets):
 
 def test_importing_is_light():
     code = (
-        "import sys, gen.data.images, gen.data.prepare, gen.data.prefetch, jax._src.xla_bridge as bridge\n"
+        "import sys, gen.data.images.dataset, gen.data.prepare, gen.data.prefetch, jax._src.xla_bridge as bridge\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert not bridge._backends\n"
-        "gen.data.images.Config().build()\n"
+        "gen.data.images.dataset.Images().build()\n"
         "assert 'sklearn' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
-
-
-# Folders
 
 
 def test_a_folder_is_ordered_by_hash_and_labelled_by_its_folders(pets):
@@ -263,7 +260,7 @@ def test_a_folder_without_images_is_an_error(tmp_path):
 
 def test_a_folder_has_only_the_split_train(pets):
     with pytest.raises(UserError, match=r'train \(12\); for instance --data\.train "train\[:80%\]"'):
-        Config(name=f"folder:{pets}").build()
+        Images(name=f"folder:{pets}").build()
 
 
 def spoiled(pets: Path, how: str) -> Path:
@@ -365,9 +362,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(pets, tmp_path, monkeypatch)
     assert len(whole(of_folder(pets).build(), "train")["row"]) == 12
 
 
-# Prefetching
-
-
 def prefetching() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
@@ -441,11 +435,8 @@ def test_prefetch_ends_its_thread_when_the_consumer_raises():
     assert not prefetching()
 
 
-# Stacked digits
-
-
 def test_stacked_digits_are_digits_on_top_of_each_other():
-    single, data = Config(train="train", validation="train"), Config(name="stacked_digits", train="train")
+    single, data = Images(train="train", validation="train"), Images(name="stacked_digits", train="train")
     known = {split: whole(single.build(), split) for split in ("train", "test")}
     built = data.build()
     assert built.sizes["train"] == 30_000
@@ -463,7 +454,7 @@ def test_stacked_digits_are_digits_on_top_of_each_other():
 
 
 def test_stacked_digits_are_every_class_about_as_often_and_always_the_same():
-    first, again = (Config(name="stacked_digits", train="train").build() for _ in range(2))
+    first, again = (Images(name="stacked_digits", train="train").build() for _ in range(2))
     assert first.digest == again.digest
     counts = np.bincount(whole(first, "train")["label"], minlength=1000)
     assert counts.min() > 0

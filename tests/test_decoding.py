@@ -29,19 +29,17 @@ from test_transformer import (
     reference,
 )
 
-from gen import decoding
-from gen.core import UserError
-from gen.decoding import Decoded, Sampling, decode, filtered, row_keys
+from gen.errors import UserError
+from gen.families.language import decoding
+from gen.families.language.decoding import Decoded, Sampling, decode, filtered, row_keys
 from gen.networks.positions import PADDING
-from gen.networks.transformer import Architecture, Cache, empty_cache, layers_apart
+from gen.networks.transformer import Architecture, Cache, empty_cache, unstack_layers
 
 WIDTH, N = 6, 6
 PROMPTS = np.array([C[1:7], [2, *A], [PADDING, 9, *B, 5], [PADDING] * 5 + [7], [PADDING, PADDING, 1, 1, 8, END]])
 KEYS = row_keys(KEY, len(PROMPTS))
 QUIET = 40.0  # what the end's logit is lowered by, so that all samples are as long as they may be
 GREEDY = Sampling(temperature=0)
-
-# --- the cache --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
@@ -56,7 +54,7 @@ def test_reading_one_by_one_with_a_cache_gives_the_logits_of_reading_at_once(nam
             logits, cache = network.apply({"params": as_read}, *(x[:, None] for x in part), cache=cache)
             return cache, logits[:, 0]
 
-        as_read = layers_apart(params) if apart else params
+        as_read = unstack_layers(params) if apart else params
         empty = empty_cache(network.arch, len(rows), CONTEXT + 3, jnp.float32, apart)
         columns = tuple(x.T for x in inputs(np.array([row for row, _ in rows])))
         return jax.lax.scan(step, empty, columns)[1].transpose(1, 0, 2)
@@ -133,14 +131,11 @@ def test_a_cache_that_grows_changes_no_sample(monkeypatch):
     """Through every room, and also where texts are read anew."""
     run = lambda limit: jax.device_get(decoder.__wrapped__(ARCHS["rotary"], Sampling(), 17, limit)(PROMPTS, KEYS))
     fixed = [run(limit) for limit in (None, 12)]
-    monkeypatch.setattr(decoding, "LARGE", 0)
+    monkeypatch.setattr(decoding, "MIN_GROWING_BYTES", 0)
     assert decoding.stages(WIDTH, WIDTH + 16, 0) == [6, 12, 18, 22]
     for before, grown in zip(fixed, [run(limit) for limit in (None, 12)], strict=True):
         np.testing.assert_array_equal(grown.tokens, before.tokens)
         np.testing.assert_allclose(grown.log_probs, before.log_probs, atol=1e-5)
-
-
-# --- the distribution that is drawn from ------------------------------------------------------------------------------
 
 
 def plain(logits: np.ndarray, seen: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -201,9 +196,6 @@ def test_of_equally_likely_tokens_no_more_are_kept_than_asked_for(sampling):
     expected = np.stack([plain(row, was, sampling) for row, was in zip(logits, nothing, strict=True)])
     found = filtered(jnp.asarray(logits), jnp.asarray(nothing), sampling)
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
-
-
-# --- the loop, with a model of which the next token depends on the last alone -----------------------------------------
 
 
 def bigram(

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import adapt, library
-from gen.core import UserError
-from gen.data import docstrings
-from gen.data.text import Config as Text
+from gen.data.text import Text, docstrings
+from gen.errors import UserError
 
 SOURCE = '''
 class Kite:

@@ -11,19 +11,21 @@ import jax
 import numpy as np
 import pytest
 
-from gen import checkpoint, evaluate, parallel, run, sample
 from gen import config as configs
-from gen.checkpoint import Config as Save
-from gen.core import UserError
-from gen.data.images import Config as Digits
+from gen import evaluate, files
+from gen.config import Parallel, Save
+from gen.data.images import Images
+from gen.data.images.pixels import to_bytes
+from gen.errors import UserError
 from gen.evaluate import check_comparable, opened, planned, scores, table
-from gen.metrics import split
+from gen.evaluation import images
+from gen.evaluation.images import METRICS, generated
+from gen.evaluation.score import Options, Score
+from gen.metrics import images as metrics_images
 from gen.metrics.classifier import Recipe, trained
 from gen.metrics.tstr import baselines, tstr
-from gen.pictures import to_bytes
-from gen.scores import images
-from gen.scores.images import METRICS, generated
-from gen.scores.score import Options, Score
+from gen.runs import checkpoint, directory
+from gen.runs import trained as runs_trained
 from gen.train import build, train
 
 N = 200
@@ -50,14 +52,14 @@ def small(tmp_path_factory):
 def runs(small, tiny, tmp_path_factory) -> dict[str, Path]:
     """30 steps of a conditional VAE, and the start of one that isn't, on other data."""
     found = {name: tmp_path_factory.mktemp("runs") / name for name in ("conditional", "other")}
-    config = replace(tiny("vae_digits"), steps=30, save=Save(), parallel=parallel.Config(devices=1))
-    config = replace(config, data=Digits(batch_size=64))
+    config = replace(tiny("vae_digits"), steps=30, save=Save(), parallel=Parallel(devices=1))
+    config = replace(config, data=Images(batch_size=64))
     train(config, found["conditional"])
     model = replace(config.model, conditional=False)
-    config = replace(config, model=model, data=Digits(batch_size=64, train="train[:80%]"))
+    config = replace(config, model=model, data=Images(batch_size=64, train="train[:80%]"))
     data, _, engine = build(config)
-    with run.locked(found["other"]):
-        run.begin(found["other"], config, data)
+    with directory.lock_run(found["other"]):
+        directory.begin_run(found["other"], config, data)
     with checkpoint.saver(found["other"] / "checkpoints", Save(), 0) as save:
         save(engine.init(), {"validation": {}})
     return found
@@ -77,14 +79,14 @@ def scored(runs, tmp_path_factory) -> Path:
 
 
 def test_every_number_is_written_with_its_protocol(scored):
-    evaluation = run.read_evaluation(scored)
+    evaluation = directory.read_evaluation(scored)
     assert evaluation is not None
     metrics, protocol = evaluation["metrics"], evaluation["protocol"]
     assert metrics.keys() == protocol.keys()
     assert [name for name in metrics if name in NAMES] == NAMES
     assert "nll_bound" in metrics, "what training wrote is kept"
     assert all(np.isfinite(metrics[name]) for name in NAMES)
-    facts = run.read_config(scored)[1]
+    facts = directory.read_config(scored)[1]
     for name in NAMES:
         entries = protocol[name]
         assert (entries["data"], entries["resize"]) == (facts["data"], "none")
@@ -110,19 +112,19 @@ def test_every_number_is_written_with_its_protocol(scored):
 
 def test_scores_are_of_the_runs_own_images(scored):
     """Fréchet distance, TSTR and baselines, from samples made here."""
-    metrics = (run.read_evaluation(scored) or {})["metrics"]
-    config, model = sample.load(scored, ())
+    metrics = (directory.read_evaluation(scored) or {})["metrics"]
+    config, model = runs_trained.load_model(scored, ())
     data = config.data.build()
     key = jax.random.fold_in(jax.random.key(0), 0)
-    made = model.generate(sample.restored(scored, model, 30), key, {}, model.request(n=1000))
+    made = model.generate(runs_trained.restore_state(scored, model, 30), key, {}, model.request(n=1000))
     samples, labels = np.asarray(made["samples"])[:N], np.asarray(made["labels"])[:N]
-    made, test = split.Images(to_bytes(samples), labels), split.whole(data, "test")
+    made, test = metrics_images.ImageSet(to_bytes(samples), labels), metrics_images.read_split(data, "test")
     assert metrics["tstr"] == tstr(made, test, 10, PERCEPTRON).mean
     assert metrics["trtr"] == baselines(data, N, "test", PERCEPTRON).trtr
     assert metrics["trtr"] > metrics["tstr"]
 
-    extract = lambda x: np.asarray(trained(data, CONVOLUTIONAL).extract(split.seen(x))[0], np.float64)
-    real, fake, other = extract(test.image), extract(made.image), extract(split.training(data, N).image)
+    extract = lambda x: np.asarray(trained(data, CONVOLUTIONAL).extract(metrics_images.to_float(x))[0], np.float64)
+    real, fake, other = extract(test.image), extract(made.image), extract(metrics_images.read_training(data, N).image)
 
     def distance(a, b):
         s, t = np.cov(a.T), np.cov(b.T)
@@ -150,7 +152,7 @@ def test_a_number_of_the_same_protocol_is_not_computed_again(scored, tmp_path, m
     evaluation = json.loads(before)
     evaluation["metrics"] |= {"precision": -1, "kid": -1, "coverage": -1}
     evaluation["protocol"]["coverage"]["k"] = 6
-    run.write_json(workdir / "evaluation.json", evaluation)
+    files.write_json(workdir / "evaluation.json", evaluation)
     again = scores(Options((workdir,), n=N))[str(workdir)]
     assert again["kid"] == -1
     assert again["precision"] == found[str(workdir)]["precision"], "is computed with coverage"
@@ -168,9 +170,6 @@ def test_chunks_are_one_sequence(runs):
     assert len(many.image) == len(many.label) == 1150
     assert not np.array_equal(many.image[1000:], many.image[:150])
     assert not np.array_equal(generated(subject, 150, 1).image, few.image)
-
-
-# --- side by side ---
 
 
 def test_runs_stand_side_by_side(scored, workdir, runs, monkeypatch, capsys):
@@ -197,9 +196,6 @@ def test_protocols_may_differ_in_the_run_alone():
     check_comparable({"a": [score("x", k=5)], "b": [score("y", k=6)]})
     with pytest.raises(UserError, match=r"(?s)x of b and of c don't compare.*k: 5 and 6; m: None and 1$"):
         check_comparable({"a": [], "b": [score("x", k=5)], "c": [score("x", k=6, m=1)]})
-
-
-# --- what is refused ---
 
 
 @pytest.mark.parametrize(
@@ -247,14 +243,14 @@ def test_an_unconditional_model_has_no_tstr(runs):
 
 def test_other_data_than_in_training_are_refused(workdir):
     facts = json.loads((workdir / "config.json").read_text())
-    run.write_json(workdir / "config.json", facts | {"data": "0" * 64})
+    files.write_json(workdir / "config.json", facts | {"data": "0" * 64})
     with pytest.raises(UserError, match="the data are not those"):
         scores(Options((workdir,), n=N))
 
 
 def test_images_that_are_not_finite_are_refused(workdir, monkeypatch):
-    restored = sample.restored
+    restored = runs_trained.restore_state
     broken = lambda *args: jax.tree.map(lambda x: x * float("nan"), restored(*args))
-    monkeypatch.setattr(sample, "restored", broken)
+    monkeypatch.setattr(runs_trained, "restore_state", broken)
     with pytest.raises(UserError, match=r"images of checkpoint 30 of .* are not finite"):
         scores(Options((workdir,), ("kid",), n=N))

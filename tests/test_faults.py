@@ -11,11 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from gen import checkpoint, core, faults, parallel, train
-from gen.config import Config
-from gen.core import UserError
-from gen.data.preprocess import applied
-from gen.faults import History, Record
+from gen import errors, train
+from gen.config import Config, Faults, Parallel
+from gen.data.preprocess import with_preprocess
+from gen.errors import UserError
+from gen.runs import checkpoint
+from gen.runtime import engine as runtime_engine
+from gen.runtime import faults
+from gen.runtime.faults import History, Record
 
 GOOD = {"loss": 1.0}
 BAD = {"loss": math.nan, "skipped": 1.0}
@@ -23,7 +26,7 @@ BAD = {"loss": math.nan, "skipped": 1.0}
 
 def test_the_limit_of_a_step_is_known_two_steps_before():
     """So that it does not matter when the step before is read."""
-    config = faults.Config("skip", spike=3.0)
+    config = Faults("skip", spike=3.0)
     record = Record(config, 0, [])
     values = np.random.default_rng(0).normal(5, 1, 400)
     for step, value in enumerate(values[:-1], start=1):
@@ -39,14 +42,14 @@ def test_the_limit_of_a_step_is_known_two_steps_before():
 
 def test_nothing_is_a_spike_before_enough_losses_are_known():
     history = History()
-    for _ in range(faults.LEAST - 1):
+    for _ in range(faults.MIN_LOSSES - 1):
         history = faults.after(history, GOOD)
-    assert faults.limit(faults.Config("skip", spike=2.0), history) == math.inf
-    assert faults.limit(faults.Config("skip", spike=2.0), faults.after(history, GOOD)) == pytest.approx(1, abs=0.2)
+    assert faults.limit(Faults("skip", spike=2.0), history) == math.inf
+    assert faults.limit(Faults("skip", spike=2.0), faults.after(history, GOOD)) == pytest.approx(1, abs=0.2)
 
 
 def test_patience_ends_and_a_checkpoint_renews_it():
-    record = Record(faults.Config("skip", patience=3), 0, [])
+    record = Record(Faults("skip", patience=3), 0, [])
     assert record.read(1, BAD)
     assert record.read(2, BAD)
     record.kept(2, due=False)
@@ -58,15 +61,15 @@ def test_patience_ends_and_a_checkpoint_renews_it():
     with pytest.raises(UserError, match="3 bad steps since the last checkpoint"):
         record.read(6, BAD)
     with pytest.raises(UserError, match="step 1 by a bad step"):
-        Record(faults.Config("stop", spike=5.0), 0, []).read(1, BAD)
+        Record(Faults("stop", spike=5.0), 0, []).read(1, BAD)
 
 
-@pytest.mark.parametrize("engine", [parallel.Config(devices=2), parallel.Config(engine="jit", devices=2)])
+@pytest.mark.parametrize("engine", [Parallel(devices=2), Parallel(engine="jit", devices=2)])
 def test_a_bad_step_changes_nothing_but_the_number(engine, tiny):
     config = tiny("vae_digits")
     data = config.data.build()
-    model = applied(config.model.build(data.spec, config.steps), data.preprocess)
-    compiled = parallel.compile(model, engine, 0, config.data.batch_size, guard=True)
+    model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
+    compiled = runtime_engine.compile_engine(model, engine, 0, config.data.batch_size, guard=True)
     batch = data.batch(0, 0, compiled.rows)
     state = compiled.init()
     before = jax.device_get(state)
@@ -76,8 +79,10 @@ def test_a_bad_step_changes_nothing_but_the_number(engine, tiny):
         same = jax.tree.map(np.array_equal, before.params, jax.device_get(state.params))
         assert all(jax.tree.leaves(same)) == bool(skipped)
     assert int(state.step) == 2
-    broken = applied(model._replace(update=lambda *args: spoiled(*model.update(*args))), data.preprocess)
-    state, metrics = parallel.compile(broken, engine, 0, config.data.batch_size, guard=True).update(state, batch)
+    broken = with_preprocess(model._replace(update=lambda *args: spoiled(*model.update(*args))), data.preprocess)
+    state, metrics = runtime_engine.compile_engine(broken, engine, 0, config.data.batch_size, guard=True).update(
+        state, batch
+    )
     assert metrics["skipped"] == 1
     assert np.isfinite(jax.tree.leaves(state.params)[0]).all()
 
@@ -85,8 +90,6 @@ def test_a_bad_step_changes_nothing_but_the_number(engine, tiny):
 def spoiled(state, metrics):
     return replace(state, params=jax.tree.map(lambda x: x * math.nan, state.params)), metrics | {"gradient": math.nan}
 
-
-# --- whole runs ---
 
 SPIKES = (23, 24, 57)
 
@@ -107,7 +110,9 @@ def spiky(tiny, monkeypatch):
         model = sound._replace(update=update)
         guard = faults.guards(config.faults)
         several = config.steps_per_call > 1
-        engine = parallel.compile(model, config.parallel, config.seed, config.data.batch_size, guard, several=several)
+        engine = runtime_engine.compile_engine(
+            model, config.parallel, config.seed, config.data.batch_size, guard, several=several
+        )
         return data, model, engine
 
     monkeypatch.setattr(train, "build", build)
@@ -117,8 +122,8 @@ def spiky(tiny, monkeypatch):
         steps=80,
         steps_per_call=together,
         evaluate_every=40,
-        faults=faults.Config(action),
-        parallel=parallel.Config(devices=1),
+        faults=Faults(action),
+        parallel=Parallel(devices=1),
         save=replace(config.save, every=20),
         log=replace(config.log, every=1, tensorboard=False),
     )
@@ -156,13 +161,13 @@ def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
     assert lines(tmp_path / "8", "telemetry.jsonl", "skipped").keys() == set(SPIKES)
     for at in (3, 25):  # the third call, to step 20, and the fifth after it
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train.preemption, "noticed", noticing(at, tmp_path / "stopped"))
-            with pytest.raises(core.Requeue):
+            patch.setattr(train.signals, "noticed", noticing(at, tmp_path / "stopped"))
+            with pytest.raises(errors.Requeue):
                 train.train(spiky("skip", 8), tmp_path / "stopped")
     train.train(spiky("skip", 8), tmp_path / "stopped")
     for name in ("metrics.jsonl", "evaluation.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "8" / name).read_bytes()
-    for judged in (faults.Config("skip", spike=5.0), faults.Config("rollback")):
+    for judged in (Faults("skip", spike=5.0), Faults("rollback")):
         with pytest.raises(UserError, match="the fix: --steps-per-call 1"):
             replace(spiky("skip", 8), faults=judged)
 
@@ -173,8 +178,8 @@ def test_a_stopped_run_leaves_out_the_same(action, spiky, tmp_path, monkeypatch)
     train.train(spiky(action), whole)
     for at in (23, 24, 30, 39, 40, 58):
         with monkeypatch.context() as patch:
-            patch.setattr(train.preemption, "noticed", noticing(at, stopped))
-            with pytest.raises(core.Requeue):
+            patch.setattr(train.signals, "noticed", noticing(at, stopped))
+            with pytest.raises(errors.Requeue):
                 train.train(spiky(action), stopped)
     train.train(spiky(action), stopped)
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

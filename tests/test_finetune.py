@@ -20,17 +20,24 @@ from test_contract import ENGINES, assert_close, assert_same, leaves
 from test_lm import PROMPTS, SPEC, T, batch_of, by_document, nats_of, on_one_device
 from test_transformer import ARCHS, END, KEY, SMALL, VOCAB, quickly, random_like, reference
 
-from gen import adapters, checkpoint, core, finetune, parallel, run, sample
-from gen.adapters import LoRA, Prompt
-from gen.config import Config
-from gen.core import State, UserError
-from gen.data.preprocess import applied
-from gen.families import lm
+from gen import core, sample
+from gen import files as gen_files
+from gen.config import Config, Parallel, Save
+from gen.core import State
+from gen.data.preprocess import with_preprocess
+from gen.errors import UserError
+from gen.families.language import LM, lm
 from gen.networks.positions import PADDING
-from gen.optim import OptimConfig
+from gen.optim import Optimizer, adapters
+from gen.optim.adapters import LoRA, Prompt
+from gen.runs import base as runs_base
+from gen.runs import checkpoint, directory
+from gen.runs import merge as runs_merge
+from gen.runs import trained as runs_trained
+from gen.runtime import engine as runtime_engine
 from gen.train import build, train
 
-SGD = OptimConfig(rule="sgd", lr=0.3, b1=0.9)
+SGD = Optimizer(rule="sgd", lr=0.3, b1=0.9)
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -46,16 +53,16 @@ def narrow(tiny: Any, name: str = "lm_pydoc", /, **fields: Any) -> Config:
         "data": replace(config.data, name="jsonl:lines.jsonl"),
         "steps": 4,
         "evaluate_every": 0,
-        "save": checkpoint.Config(every=2),
+        "save": Save(every=2),
         "log": replace(config.log, every=1, tensorboard=False),
-        "parallel": parallel.Config(devices=1),
+        "parallel": Parallel(devices=1),
     }
     return replace(config, **quick | fields)
 
 
 def wide(tiny: Any) -> Config:
     """One of a wider network over characters, trained for longer."""
-    config = narrow(tiny, steps=300, save=checkpoint.Config(every=300))
+    config = narrow(tiny, steps=300, save=Save(every=300))
     model: Any = config.model
     data: Any = config.data
     model = replace(model, network=replace(model.network, width=24))
@@ -72,7 +79,7 @@ LORA: dict[str, Any] = {
     "init_from": "base",
     "finetune": "lora",
     "lora": LoRA(rank=2, alpha=32.0, path="(query|value)/kernel$"),
-    "parallel": parallel.Config(devices=2),
+    "parallel": Parallel(devices=2),
 }
 
 
@@ -101,9 +108,9 @@ def copied(runs, tmp_path, monkeypatch) -> Path:
 
 def weights(workdir: Path) -> dict[str, Any]:
     """The averages in a run's best checkpoint."""
-    config, model = sample.load(workdir, ())
-    step = sample.choose(workdir, config, None)
-    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    config, model = runs_trained.load_model(workdir, ())
+    step = runs_trained.choose_step(workdir, config, None)
+    abstract = runtime_engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     return jax.device_get(checkpoint.restore(workdir / "checkpoints", step, abstract, items=("ema",)).ema)
 
 
@@ -125,13 +132,10 @@ def first_loss(workdir: Path) -> float:
     return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
 def test_a_run_begins_with_its_bases_weights_network_and_tokenizer(runs, tiny, monkeypatch):
     """And goes elsewhere: the loss of the first batch is what numpy has for the base, and no weight stays."""
     monkeypatch.chdir(runs)
-    base, config = weights(Path("base")), finetune.resolved(narrow(tiny, init_from="base"))
+    base, config = weights(Path("base")), runs_base.resolve_config(narrow(tiny, init_from="base"))
     model: Any = config.model
     narrower: Any = narrow(tiny).model
     assert narrower.network.width == 16 and model.network.width == 24
@@ -143,7 +147,7 @@ def test_a_run_begins_with_its_bases_weights_network_and_tokenizer(runs, tiny, m
     for name in ("full", "lora"):
         assert first_loss(Path(name)) == pytest.approx(expected, rel=1e-5)
         assert Path(name, "tokenizer.json").read_bytes() == Path("base", "tokenizer.json").read_bytes()
-        known = run.read_config(Path(name))[1]["base"]
+        known = directory.read_config(Path(name))[1]["base"]
         assert known == {"path": "../base", "step": 300, "sha256": checkpoint.digest(Path("base/checkpoints"), 300)}
         protocol = json.loads(Path(name, "evaluation.json").read_text())["protocol"]
         assert protocol["loss"]["base"] == known["sha256"]
@@ -176,8 +180,8 @@ def test_a_run_that_stands_on_a_moved_base_goes_on_as_if_nothing_had_been(copied
     train(replace(config, base="elsewhere/moved"), Path("lora"))
     for name in ("metrics.jsonl", "evaluation.json"):
         assert Path("lora", name).read_bytes() == (runs / "lora" / name).read_bytes()
-    model, states = sample.load(Path("lora"), ())[1], []
-    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    model, states = runs_trained.load_model(Path("lora"), ())[1], []
+    abstract = runtime_engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     for folder in (runs, copied):
         states.append(checkpoint.restore(folder / "lora/checkpoints", 4, abstract))
     assert_same(*states)
@@ -197,12 +201,12 @@ def test_a_run_that_stands_on_a_moved_base_goes_on_as_if_nothing_had_been(copied
 
 def test_a_merged_run_needs_no_base_and_writes_the_same(copied, capsys):
     before = greedy("lora")
-    finetune.merge(Path("lora"), Path("merged"))
+    runs_merge.merge(Path("lora"), Path("merged"))
     other = greedy("base")
     shutil.rmtree("base")
     shutil.rmtree("lora")
     assert greedy("merged") == before != other
-    assert "base" not in run.read_config(Path("merged"))[1]
+    assert "base" not in directory.read_config(Path("merged"))[1]
     assert sample.main(["--verify", "written/merged/manifest.json"]) == 0
     assert greedy("full") != before, "which needs none either"
 
@@ -213,7 +217,7 @@ def test_what_is_merged_is_the_base_and_its_low_rank_changes(copied, monkeypatch
     Path("base").rename("moved")
     monkeypatch.setattr("sys.argv", ["finetune.py", "merge", ".", "../merged", "--base", "../moved"])
     with contextlib.chdir("lora"):
-        finetune.main()
+        runs_merge.main()
     assert "next: python sample.py ../merged" in capsys.readouterr().out
     for path, w in flat(weights(Path("merged"))).items():
         expected = np.asarray(base[path], np.float64)
@@ -221,9 +225,6 @@ def test_what_is_merged_is_the_base_and_its_low_rank_changes(copied, monkeypatch
             expected = expected + 32 / 2 * np.einsum("lir,lro->lio", change[(*path, "a")], change[(*path, "b")])
             assert np.abs(expected - base[path]).max() > 1e-3
         np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-5, err_msg=str(path))
-
-
-# --- what can't be ----------------------------------------------------------------------------------------------------
 
 
 def another() -> None:
@@ -253,7 +254,7 @@ def test_a_base_that_is_not_what_it_was_is_refused(change, message, copied, tiny
     for use in (
         lambda: train(narrow(tiny, **LORA), Path("lora")),
         lambda: greedy("lora"),
-        lambda: finetune.merge(Path("lora"), Path("new")),
+        lambda: runs_merge.merge(Path("lora"), Path("new")),
     ):
         with pytest.raises(UserError, match=message):
             use()
@@ -264,8 +265,8 @@ def test_a_base_that_is_not_what_it_was_is_refused(change, message, copied, tiny
 def on_a_gan(tiny: Any) -> Config:
     config = tiny("gan_digits")
     Path("gan").mkdir()
-    run.write_config(Path("gan"), config, "0" * 64)
-    run.write_json(Path("gan/spec.json"), {})
+    directory.write_config(Path("gan"), config, "0" * 64)
+    gen_files.write_json(Path("gan/spec.json"), {})
     return replace(config, init_from="gan", finetune="lora")
 
 
@@ -280,7 +281,7 @@ def learned(tiny: Any, **data: Any) -> Any:
 def begun(config: Config, workdir: Path) -> None:
     """A run without a checkpoint."""
     workdir.mkdir()
-    run.begin(workdir, config, config.data.build())
+    directory.begin_run(workdir, config, config.data.build())
 
 
 def too_long(tiny: Any) -> Config:
@@ -292,12 +293,12 @@ WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
     "no base": (lambda tiny: narrow(tiny, finetune="lora"), "--init-from RUN"),
     "no run": (lambda tiny: narrow(tiny, init_from="nothing"), "nothing, .* is no run directory.*--base DIR"),
     "no checkpoint": (lambda tiny: narrow(tiny, init_from="empty"), "empty has no checkpoint to go on from"),
-    "an adapter": (lambda tiny: narrow(tiny, init_from="lora"), "python -m gen.finetune merge lora DIR"),
+    "an adapter": (lambda tiny: narrow(tiny, init_from="lora"), "python -m gen.runs.merge lora DIR"),
     "another family": (
         lambda tiny: narrow(tiny, "mlm_pydoc", init_from="base"),
-        "base is of gen.families.lm, and this config of gen.families.mlm",
+        "base is of gen.families.language.lm, and this config of gen.families.language.mlm",
     ),
-    "a family without adapters": (on_a_gan, "gen.families.gan has no adapters"),
+    "a family without adapters": (on_a_gan, "gen.families.gan.family has no adapters"),
     "a path of nothing": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="nothing")}), "lora.path 'nothing' m"),
     "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is no regular"),
     "no rank": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(rank=0)}), "rank is 0"),
@@ -317,10 +318,10 @@ def test_what_a_run_can_not_go_on_from_is_refused_before_anything_is_written(wha
 
 
 def test_what_can_not_be_merged_is_refused(copied, monkeypatch):
-    config, known = run.read_config(Path("lora"))
+    config, known = directory.read_config(Path("lora"))
     prompted = replace(config, finetune="prompt", model=config.model.adapted(config.prompt))
     shutil.copytree("lora", "prompted")
-    run.write_config(Path("prompted"), prompted, known["data"], known["base"])
+    directory.write_config(Path("prompted"), prompted, known["data"], known["base"])
     Path("occupied").mkdir()
     Path("occupied/file").touch()
     for workdir, out, message in (
@@ -331,10 +332,10 @@ def test_what_can_not_be_merged_is_refused(copied, monkeypatch):
         ("lora", "occupied/file", "file exists already"),
     ):
         with pytest.raises(UserError, match=message):
-            finetune.merge(Path(workdir), Path(out))
+            runs_merge.merge(Path(workdir), Path(out))
     monkeypatch.setattr("sys.argv", ["finetune.py", "merge", "lora"])
     with pytest.raises(UserError, match="usage: python"):
-        finetune.main()
+        runs_merge.main()
     assert not Path("new").exists()
     assert [path.name for path in Path("occupied").iterdir()] == ["file"]
 
@@ -345,7 +346,7 @@ def test_learned_places_of_the_base_are_kept_where_windows_are_shorter(how, copi
     long = replace(long, model=replace(long.model, fill_in_the_middle=0.5))  # which has words of its own
     begun(long, Path("long"))
     base = jax.eval_shape(build(long)[1].init, KEY).params
-    config = finetune.resolved(replace(learned(tiny, length=5), init_from="long", finetune=how))
+    config = runs_base.resolve_config(replace(learned(tiny, length=5), init_from="long", finetune=how))
     data, model, engine = build(config)
     state = jax.eval_shape(model.init, KEY, base)
     assert (state.frozen or state.params)["transformer"] == base["transformer"]
@@ -353,9 +354,6 @@ def test_learned_places_of_the_base_are_kept_where_windows_are_shorter(how, copi
     evaluate = on_one_device(model.evaluate)
     sums = jax.eval_shape(evaluate, state, next(data.evaluation("validation", 8)), KEY)
     assert sums["loss_by_place"][0].shape == (5,)
-
-
-# --- low-rank changes -------------------------------------------------------------------------------------------------
 
 
 def first_of(model: core.GenerativeModel, scale: float = 0.4) -> Any:
@@ -392,7 +390,9 @@ def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
     config, adapter = tiny("vae_digits"), LoRA(rank=2)
     model: Any = replace(config.model, optim=replace(SGD, lr=1e-3))
     data = config.data.build()
-    whole, adapted = (applied(m.build(data.spec, 100), data.preprocess) for m in (model, model.adapted(adapter)))
+    whole, adapted = (
+        with_preprocess(m.build(data.spec, 100), data.preprocess) for m in (model, model.adapted(adapter))
+    )
     plain, evaluate, update = (on_one_device(f) for f in (whole.evaluate, adapted.evaluate, adapted.update))
     base, batch = jax.device_get(quickly(whole.init)(KEY).params), next(data.evaluation("validation", 8))
     state = quickly(adapted.init)(KEY, base)
@@ -411,20 +411,20 @@ def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
 
 def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
     """Also where its base is sharded among them."""
-    monkeypatch.setattr(parallel, "SMALL", 2)
-    config = lm.Config(network=replace(SMALL, layers=1, norm="rms", bias=False), optim=SGD)
+    monkeypatch.setattr(runtime_engine, "MIN_SHARDED", 2)
+    config = LM(network=replace(SMALL, layers=1, norm="rms", bias=False), optim=SGD)
     base = first_of(config.build(SPEC, 100), scale=0.2)
     model = config.adapted(LoRA(rank=4, path="(query|up)/kernel$")).build(SPEC, 100)
 
-    def after_three(how: parallel.Config) -> tuple[State, list[Mapping[str, Any]]]:
-        engine = parallel.compile(model, how, 0, 8)
+    def after_three(how: Parallel) -> tuple[State, list[Mapping[str, Any]]]:
+        engine = runtime_engine.compile_engine(model, how, 0, 8)
         state, metrics = engine.init(base), []
         for step in range(3):
             state, found = engine.update(state, batch_of(seed=step))
             metrics.append(jax.device_get(found))
         return state, metrics
 
-    one = after_three(parallel.Config(devices=1))
+    one = after_three(Parallel(devices=1))
     assert_same(one[0].frozen, base)
     for name in ("pmap on 4", "jit on 4", "fsdp on 4"):
         state, metrics = after_three(ENGINES[name])
@@ -491,7 +491,7 @@ def test_a_gradient_reaches_the_adapter_alone():
     trained = random_like(jax.eval_shape(lambda: adapter.begin(KEY, base)))
 
     def size(adapter: LoRA | None, trained: Any, frozen: Any) -> Any:
-        return sum(jnp.square(x).sum() for x in jax.tree.leaves(adapters.merge(adapter, trained, frozen)))
+        return sum(jnp.square(x).sum() for x in jax.tree.leaves(adapters.merge_adapter(adapter, trained, frozen)))
 
     adapted, whole = (quickly(jax.grad(partial(size, of), argnums=(0, 1))) for of in (adapter, None))
     of_adapter, of_base = adapted(trained, base)
@@ -499,8 +499,6 @@ def test_a_gradient_reaches_the_adapter_alone():
     assert not any(np.any(x) for x in jax.tree.leaves(of_base))
     assert_close(whole(base, {})[0], jax.tree.map(lambda x: 2 * x, base), 1e-6)
 
-
-# --- a learned prompt -------------------------------------------------------------------------------------------------
 
 LENGTH = 3
 
@@ -518,14 +516,14 @@ def after_prefix(params: Any, arch: Any, prefix: np.ndarray, tokens: np.ndarray)
 
 def prompted(arch: Any, ema: float = 0.0) -> tuple[core.GenerativeModel, Any]:
     """A model with a learned prompt, and its base."""
-    config = lm.Config(network=arch, optim=SGD, ema=ema)
+    config = LM(network=arch, optim=SGD, ema=ema)
     model = config.adapted(Prompt(length=LENGTH)).build(SPEC, 100)
     return model, first_of(config.build(SPEC, 100))
 
 
 def test_a_prompt_is_all_that_is_trained_and_every_document_sees_it():
     model, base = prompted(SMALL)
-    engine = parallel.compile(model, parallel.Config(devices=1), 0, 8)
+    engine = runtime_engine.compile_engine(model, Parallel(devices=1), 0, 8)
     state, batch = engine.init(base), batch_of()
     assert state.params["prefix"].shape == (LENGTH, 16) and state.params.keys() == {"prefix"}
     words = base["transformer"]["embedding"]["embedding"]

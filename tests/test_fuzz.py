@@ -21,17 +21,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from gen import checkpoint, language, parallel, run, sample
 from gen import config as configs
-from gen.config import Config
-from gen.core import Feature, command
-from gen.data import tokenizers
-from gen.data.images import Config as Images
-from gen.data.text import Config as Text
-from gen.families import lm
-from gen.gpt2 import GPT2, described, to_gpt2
-from gen.interop import import_run
+from gen import sample
+from gen.config import Config, Parallel, Save
+from gen.core import Feature
+from gen.data.images import Images
+from gen.data.text import Text, tokenizers
+from gen.errors import run_command
+from gen.families.language import LM, language
+from gen.interop.convert import import_run
+from gen.interop.gpt2 import GPT2, described, to_gpt2
 from gen.networks.transformer import Architecture
+from gen.runs import directory
 from gen.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # a temperature of 1e308
@@ -55,15 +56,13 @@ def ends(call: Callable[..., Any], *arguments: Any) -> list[Any]:
     long wait."""
     found, status, begun = [], 0, time.monotonic()
     try:
-        command(lambda: found.append(call(*arguments)))
+        run_command(lambda: found.append(call(*arguments)))
     except SystemExit as exit:
         status = exit.code
     assert status == 2 * (not found), status
     assert time.monotonic() - begun < SLOW
     return found
 
-
-# --- what is in the files -------------------------------------------------------------------------------------------
 
 ODD = [
     "",
@@ -77,9 +76,16 @@ ODD = [
     "\x1b[2J",
     "None",
     "os.system",
-    "gen.families.vae",
+    "gen.families.vae.family",
 ]
-ODD += ["gen.families.vae.Config", "gen.core.FamilyConfig", "gen.config.Config", "gen.families.gan.Config", "nan", "-1"]
+ODD += [
+    "gen.families.vae.family.VAE",
+    "gen.core.Family",
+    "gen.config.Config",
+    "gen.families.gan.family.GAN",
+    "nan",
+    "-1",
+]
 NUMBERS = [0, -1, 1, 2, 3, 255, 2**31, 2**32, 2**63, 10**30, 10**400, -(10**30), 1e308, -0.0, 1e-320, 0.5]
 LEAVES = (
     st.none()
@@ -180,8 +186,6 @@ def damaged(draw: Any, content: bytes) -> bytes:
     return content
 
 
-# --- what is fuzzed ---------------------------------------------------------------------------------------------------
-
 PICTURES = {"image": Feature((8, 8, 1), levels=17), "label": Feature((), "int32", classes=10)}
 TOKENS = {"tokens": Feature((17,), "int32", vocab=257, end=0), "source": Feature((6,), "int32", vocab=257, end=0)}
 NAMES = ["vae_digits", "gan_digits", "lm_pydoc", "mlm_pydoc", "seq2seq_docstring"]
@@ -208,8 +212,8 @@ def trained(tiny, tmp_path_factory) -> Path:
             tiny("vae_digits"),
             steps=2,
             evaluate_every=0,
-            save=checkpoint.Config(every=2),
-            parallel=parallel.Config(devices=1),
+            save=Save(every=2),
+            parallel=Parallel(devices=1),
         ),
         workdir,
     )
@@ -236,9 +240,6 @@ def built(model: Any, spec: Any) -> None:
     jax.eval_shape(model.build(spec, 10).init, jax.random.key(0))
 
 
-# --- configs ----------------------------------------------------------------------------------------------------------
-
-
 @fuzz(40)
 @given(data=st.data())
 def test_any_config_json(data, some, folder):
@@ -246,7 +247,7 @@ def test_any_config_json(data, some, folder):
     facts = {"format": 1, "identity": "0", "data": "0", "config": configs.encode(config)}
     content = dumped(data.draw(mutated(facts)))
     (folder / "config.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
-    for found, _ in ends(run.read_config, folder):
+    for found, _ in ends(directory.read_config, folder):
         assert configs.decode(Config, configs.encode(found)) == found
         ends(built, found.model, SPECS[type(found.data)])
 
@@ -313,9 +314,6 @@ def test_any_options(data, some, folder):
         ends(found.data.build)
 
 
-# --- run directories --------------------------------------------------------------------------------------------------
-
-
 @fuzz(15)
 @given(data=st.data())
 def test_any_manifest(data, trained):
@@ -334,7 +332,7 @@ def test_any_spec_json(data, some, folder):
     spec = {name: {**vars(x), "shape": list(x.shape)} for name, x in (PICTURES | TOKENS).items()}
     content = dumped(data.draw(mutated(spec)))
     (folder / "spec.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
-    for spec in ends(run.read_spec, folder):
+    for spec in ends(directory.read_spec, folder):
         ends(built, config.model, spec)
 
 
@@ -344,7 +342,7 @@ def test_any_evaluation_json(data, trained, folder):
     evaluation = json.loads((trained / "evaluation.json").read_text())
     content = dumped(data.draw(mutated(evaluation)))
     (folder / "evaluation.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
-    for found in ends(run.read_evaluation, folder):
+    for found in ends(directory.read_evaluation, folder):
         assert found is None or all(f"{number:.4g}" for number in found["metrics"].values())
 
 
@@ -359,7 +357,7 @@ def test_any_reference_npz(data, trained, folder):
         np.savez_compressed(packed, image=np.zeros(shape, dtype))
         content = packed.getvalue()
     (folder / "reference.npz").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
-    for found in ends(run.read_reference, folder):
+    for found in ends(directory.read_reference, folder):
         assert all(array.shape[1:] == (8, 8, 1) for name, array in found.items() if name == "image")
 
 
@@ -388,9 +386,6 @@ def test_any_tokenizer_json(data):
         ends(tokenizers.encode, found, "abc <|endoftext|>")
         ends(tokenizers.decode, found, [0, 1, 2**20])
         ends(tokenizers.widths, found)
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -470,7 +465,7 @@ def gpt2(tmp_path_factory) -> dict[str, bytes]:
     """The files of a GPT-2 as transformers keep it."""
     arch = Architecture(layers=2, width=8, heads=2, dropout=0.1, **GPT2)
     spec = {"tokens": Feature((17,), "int32", vocab=257, end=0)}
-    state = jax.eval_shape(lm.Config(network=arch).build(spec, 1).init, jax.random.key(0))
+    state = jax.eval_shape(LM(network=arch).build(spec, 1).init, jax.random.key(0))
     shapes = jax.eval_shape(to_gpt2, state.params["transformer"])
     tensors = {name: np.zeros(x.shape, np.float32) for name, x in shapes.items()}
     facts = described(arch, language.tokens(spec))["config.json"]

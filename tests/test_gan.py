@@ -17,22 +17,22 @@ from scipy import stats
 from test_contract import ENGINES, assert_close, parts, run
 from test_losses import FORMULAS, numerical_gradient
 
-from gen import losses, parallel
-from gen.augment import ADA, DiffAugment
-from gen.config import Config as Experiment
-from gen.core import Feature, GenerativeModel, State, UserError
-from gen.data.images import Config as Images
-from gen.families.gan import CHUNK, Config, Request, slerp
-from gen.historical import historical_averaging
+from gen.config import Config, Parallel
+from gen.core import Feature, GenerativeModel, State
+from gen.data.images import Images
+from gen.errors import UserError
+from gen.families.gan import GAN, losses
+from gen.families.gan.augment import ADA, DiffAugment
+from gen.families.gan.family import GENERATE_CHUNK, Request, slerp
+from gen.families.gan.players import STANDING, pack_images
+from gen.media.image import picture
 from gen.networks import discriminator, generator
 from gen.networks.discriminator import Discriminator, halved
 from gen.networks.generator import doubled
 from gen.networks.layers import Conv, Dense, MinibatchDiscrimination, Norm, SelfAttention, dropout, spectral
-from gen.networks.virtual import REFERENCES
-from gen.optim import OptimConfig
-from gen.pictures import picture
-from gen.players import STANDING, packed
-from gen.schedules import Warmup, WarmupLinear
+from gen.networks.virtual_batch_norm import REFERENCES
+from gen.optim import Optimizer, Warmup, WarmupLinear
+from gen.optim.historical import historical_averaging
 from gen.train import feed
 
 RNG = np.random.default_rng(0)
@@ -71,9 +71,6 @@ def on_devices(function: Callable, n: int, out_axes: Any = 0) -> Callable:
         return tuple(map(joined, out, out_axes)) if isinstance(out_axes, tuple) else joined(out, out_axes)
 
     return call
-
-
-# --- layers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -207,8 +204,6 @@ def test_images_are_doubled_by_repeating_and_halved_by_averaging():
     np.testing.assert_allclose(halved(jnp.asarray(x)), expected.reshape(2, 2, 2, 2, 2).mean(3), atol=1e-6)
 
 
-# --- networks -------------------------------------------------------------------------------------------------------
-
 GENERATORS = {
     8: (generator.Perceptron((8, 8)), generator.DCGAN((4, 4), (2, 2)), generator.Residual((4, 4))),
     28: (generator.DCGAN((4, 4, 4)), generator.Residual((4, 4, 4), attention=(1,))),
@@ -286,11 +281,9 @@ def test_a_concatenated_label_enters_the_generator_beside_the_latents():
     np.testing.assert_array_equal(joined, alone)
 
 
-# --- a step by hand: D(x) = w2 leaky(x w1 + b1) + b2, and a G that makes one image, tanh(c), of all latents -------------
-
 LR, PIXELS, HIDDEN, DURATION = 0.1, 4, 5, 100
-SGD = OptimConfig(rule="sgd", lr=LR, b1=0.0)
-TINY = Config(
+SGD = Optimizer(rule="sgd", lr=LR, b1=0.0)
+TINY = GAN(
     latent=3,
     generator=generator.Perceptron((), norm="none"),
     discriminator=discriminator.Perceptron((HIDDEN,)),
@@ -429,8 +422,6 @@ def test_the_gradient_penalty_is_of_points_uniform_between_a_real_and_a_generate
     assert abs(share - 0.75) < 4 * np.sqrt(0.75 * 0.25 / n)
 
 
-# --- pieces together ------------------------------------------------------------------------------------------------
-
 DIGITS = Images(name="digits", batch_size=8)
 PIECES = {
     "packs": {
@@ -450,8 +441,8 @@ PIECES = {
         "feature_matching": 1.0,
         "smoothing": 0.1,
         "augment": ADA(("color",), target=-0.99, kimg=1.0),
-        "generator_optim": OptimConfig(historical=0.1),
-        "discriminator_optim": OptimConfig(historical=0.1, clip=1.0),
+        "generator_optim": Optimizer(historical=0.1),
+        "discriminator_optim": Optimizer(historical=0.1, clip=1.0),
         "dtype": "float64",
         "param_dtype": "float64",
     },
@@ -468,7 +459,7 @@ PIECES = {
 def test_pieces_train_evaluate_and_generate_together(name):
     config = replace(TINY, ema=0.9, **PIECES[name])
     with jax.enable_x64(name == "ada"):
-        data, model, engine, batch = parts(Experiment(model=config, data=DIGITS, steps=2, seed=1))
+        data, model, engine, batch = parts(Config(model=config, data=DIGITS, steps=2, seed=1))
         state, _ = engine.update(engine.init(), batch(0))
         state, metrics = engine.update(state, batch(1))
         assert np.isfinite(list(metrics.values())).all()
@@ -488,7 +479,7 @@ def test_pieces_train_evaluate_and_generate_together(name):
 
 
 def test_what_couples_a_batch_agrees_on_any_number_of_devices_and_either_engine():
-    model = Config(
+    model = GAN(
         latent=4,
         generator=generator.DCGAN((4,), (2,), kernel=3),
         discriminator=discriminator.DCGAN((4, 4), kernel=3, norm="batch", minibatch=2, dropout=0.2),
@@ -498,8 +489,8 @@ def test_what_couples_a_batch_agrees_on_any_number_of_devices_and_either_engine(
         generator_optim=replace(SGD, lr=0.02),
         discriminator_optim=replace(SGD, lr=0.02),
     )
-    config = Experiment(model=model, data=replace(DIGITS, batch_size=16), steps=10)
-    state, metrics = run(config, parallel.Config(devices=1), 10)
+    config = Config(model=model, data=replace(DIGITS, batch_size=16), steps=10)
+    state, metrics = run(config, Parallel(devices=1), 10)
     for engine in ("pmap on 4", "jit on 4"):
         other, other_metrics = run(config, ENGINES[engine], 10)
         assert_close(state, other, 1e-5)
@@ -507,7 +498,7 @@ def test_what_couples_a_batch_agrees_on_any_number_of_devices_and_either_engine(
 
 
 def test_each_step_of_the_critic_has_the_next_batch():
-    config = Experiment(model=replace(TINY, critic_steps=3), data=DIGITS, steps=2)
+    config = Config(model=replace(TINY, critic_steps=3), data=DIGITS, steps=2)
     data = config.data.build()
     steps = [feed(data, config.model.build(data.spec, 2), config, range(8))(step) for step in (0, 1)]
     index = np.concatenate([batch["index"] for batch in steps])
@@ -530,9 +521,6 @@ def test_historical_averaging_adds_the_gradient_of_the_distance_from_the_mean():
         np.testing.assert_allclose(found["w"], expected, rtol=1e-4, atol=1e-5)
 
 
-# --- evaluation and sampling ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("pack", [1, 2])
 def test_evaluation_is_exact_under_padding(pack):
     """Of 5 examples, the fifth alone in its pack."""
@@ -548,7 +536,7 @@ def test_evaluation_is_exact_under_padding(pack):
         h = x @ d["Dense_0"]["Dense_0"]["kernel"] + d["Dense_0"]["Dense_0"]["bias"]
         return (np.where(h >= 0, h, 0.2 * h) @ d["Dense_1"]["kernel"] + d["Dense_1"]["bias"])[:, 0]
 
-    x = np.asarray(packed(batch["image"], pack)).reshape(8 // pack, -1)[: 5 // pack]
+    x = np.asarray(pack_images(batch["image"], pack)).reshape(8 // pack, -1)[: 5 // pack]
     real, fake = scores(x), scores(np.repeat(np.tanh(g["Dense_0"]["bias"]), pack)[None])
     assert found["score_real"] == pytest.approx(real.mean(), rel=1e-4, abs=1e-5)
     assert found["score_fake"] == pytest.approx(fake[0], rel=1e-4, abs=1e-5)
@@ -560,10 +548,10 @@ def test_evaluation_is_exact_under_padding(pack):
 def test_a_pack_is_neighbours_side_by_side():
     x = drawn(6, 2, 3, 2)
     expected = np.stack([np.concatenate(x[i : i + 3], axis=-1) for i in (0, 3)])
-    np.testing.assert_array_equal(packed(jnp.asarray(x), 3), expected)
+    np.testing.assert_array_equal(pack_images(jnp.asarray(x), 3), expected)
 
 
-def sampler(config: Config, scale: float = 1.0) -> tuple[GenerativeModel, State]:
+def sampler(config: GAN, scale: float = 1.0) -> tuple[GenerativeModel, State]:
     """The model, and a state of random parameters and averages."""
     model = config.build(SPEC, 1)
     state = jax.jit(model.init)(KEY)
@@ -590,7 +578,7 @@ def test_labels_come_in_turn_or_as_asked_for():
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn_and_has_its_own_score():
-    n = CHUNK + 44
+    n = GENERATE_CHUNK + 44
     many, few = generated(conditional(), n=n), generated(conditional(), n=20)
     for name in ("latents", "samples", "labels", "scores"):
         assert len(many[name]) == n
@@ -673,9 +661,6 @@ def test_sampling_from_averages_is_by_their_own_moments_and_from_raw_weights_by_
     assert (np.abs(var / variance - 1) < 4 * np.sqrt(2 / STANDING)).all()
 
 
-# --- what can't be --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -731,9 +716,6 @@ def test_an_impossible_config_is_refused(fields, message):
 def test_what_can_not_be_made_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
-
-
-# --- the picture of it ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("classes", "n", "columns"), [(10, 64, 10), (3, 9, 3), (2, 16, 4), (30, 60, 8), (None, 30, 6)])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gen import checkpoint, preemption
-from gen.core import Requeue
+from gen.errors import Requeue
+from gen.runs import checkpoint
+from gen.runtime import signals
 from tests.processes import QUICK, environment, hosts, statuses, until
 
 STEPS = 240
@@ -166,7 +167,7 @@ def test_a_signal_while_arrays_are_read_waits_for_them():
     read = []
 
     def stopped() -> None:
-        with preemption.leaving(60), preemption.held():
+        with signals.exit_on_signal(60), signals.delay_signals():
             signal.raise_signal(signal.SIGTERM)
             read.append("all")
 

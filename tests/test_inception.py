@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
 from benchmarks import inception_weights
-from gen import pictures
-from gen.core import UserError
+from gen.data.images import pixels
+from gen.errors import UserError
 from gen.metrics.inception import checked, inception, network_input, resized, shapes
 from gen.networks.inception import AVERAGE, MAXIMUM, Inception
 
@@ -64,9 +64,6 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> N
     scale = expected.std()
     assert scale > 1e-2, "nothing to compare"
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
-
-
-# --- the network, written again ---
 
 
 def windows(x: np.ndarray, height: int, width: int, stride: int, padding: tuple[int, int], fill: float) -> np.ndarray:
@@ -160,9 +157,6 @@ def test_pools_do_not_see_their_padding():
     np.testing.assert_array_equal(MAXIMUM.apply(x), x)
 
 
-# --- images ---
-
-
 def bilinear(x: np.ndarray, side: int) -> np.ndarray:
     """[H, W] -> [side, side], one output at a time, in float64."""
     height, width = x.shape
@@ -196,16 +190,13 @@ def test_resizing_is_that_of_torch_fidelity(size):
 
 def test_the_network_sees_the_bytes_of_a_file_and_grey_as_three_equal_channels():
     x = np.random.default_rng(4).uniform(-1.1, 1.1, (2, 299, 299, 1)).astype(np.float32)
-    expected = (pictures.to_bytes(x).astype(np.float32) - 128) / 128
+    expected = (pixels.to_bytes(x).astype(np.float32) - 128) / 128
     np.testing.assert_array_equal(network_input(jnp.asarray(x)), expected.repeat(3, axis=-1))
 
 
 def test_images_of_another_number_of_channels_are_refused():
     with pytest.raises(UserError, match="these have 4"):
         network_input(jnp.zeros((1, 8, 8, 4)))
-
-
-# --- files ---
 
 
 def test_the_protocol_names_the_weights_whatever_their_file(tensors, weights, tmp_path):

@@ -15,15 +15,18 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from gen import checkpoint, interop, run, sample
-from gen import config as configs
+from gen import files as gen_files
+from gen import sample
 from gen.config import Config
-from gen.core import Dataset, FamilyConfig, Feature, State, UserError
-from gen.data import text, tokenizers
-from gen.families import lm, mlm
-from gen.interop import export_run, import_run
+from gen.core import Dataset, Family, Feature, State
+from gen.data.text import Text, tokenizers
+from gen.errors import UserError
+from gen.families.language import LM, MLM, lm
+from gen.interop import __main__
+from gen.interop.convert import export_run, import_run
 from gen.networks.positions import PADDING, places
 from gen.networks.transformer import Architecture, Transformer
+from gen.runs import checkpoint, directory, trained
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom; naïve, 1859.\n"
 GPT2 = Architecture(layers=3, width=32, heads=4, hidden=48, dropout=0.2)
@@ -47,7 +50,7 @@ def weights(shapes: Any, seed: int) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def write_run(workdir: Path, model: FamilyConfig, kind: str = "bpe", saved: bool = True, **fields: Any) -> State | None:
+def write_run(workdir: Path, model: Family, kind: str = "bpe", saved: bool = True, **fields: Any) -> State | None:
     """A run directory with a checkpoint of random weights; its state."""
     workdir.mkdir(parents=True)
     tokenizer = tokenizer_of(kind)
@@ -55,8 +58,8 @@ def write_run(workdir: Path, model: FamilyConfig, kind: str = "bpe", saved: bool
     spec = {"tokens": Feature((CONTEXT + 1,), "int32", vocab=vocab, end=end)}
     never: Any = None
     files = {"tokenizer.json": tokenizers.dump(tokenizer)}
-    config = Config(model=model, data=text.Config(length=CONTEXT), steps=10, **fields)
-    run.begin(workdir, config, Dataset(spec, {}, "digest", never, never, never, files=files))
+    config = Config(model=model, data=Text(length=CONTEXT), steps=10, **fields)
+    directory.begin_run(workdir, config, Dataset(spec, {}, "digest", never, never, never, files=files))
     if not saved:
         return None
     shapes = jax.eval_shape(model.build(spec, 10).init, jax.random.key(0))
@@ -66,17 +69,17 @@ def write_run(workdir: Path, model: FamilyConfig, kind: str = "bpe", saved: bool
     return state
 
 
-def opened(workdir: Path) -> tuple[configs.Config, Any, State]:
+def opened(workdir: Path) -> tuple[Config, Any, State]:
     """config, model and state of a run, as sampling has them."""
-    config, model = sample.load(workdir, ())
-    return config, model, sample.restored(workdir, model, sample.choose(workdir, config, None))
+    config, model = trained.load_model(workdir, ())
+    return config, model, trained.restore_state(workdir, model, trained.choose_step(workdir, config, None))
 
 
 def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
     """float32 [B, T, V] of the run's network."""
     config, _, state = opened(workdir)
-    assert isinstance(config.model, lm.Config)
-    feature = run.read_spec(workdir)["tokens"]
+    assert isinstance(config.model, LM)
+    feature = directory.read_spec(workdir)["tokens"]
     assert feature.vocab is not None
     network = Transformer(
         config.model.network, feature.vocab, feature.shape[0] - 1, True, {"dtype": "float32", "param_dtype": "float32"}
@@ -88,7 +91,7 @@ def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
 
 def document(workdir: Path, rows: int = 2, places: int = CONTEXT, seed: int = 0) -> np.ndarray:
     """Random tokens of one document a row, which begins where the row does: int32 [rows, places]."""
-    feature = run.read_spec(workdir)["tokens"]
+    feature = directory.read_spec(workdir)["tokens"]
     assert feature.vocab is not None and feature.end is not None
     tokens = np.random.default_rng(seed).integers(0, feature.vocab - 1, (rows, places))
     tokens += tokens >= feature.end
@@ -129,7 +132,7 @@ def by_formula(tensors: dict[str, np.ndarray], heads: int, tokens: np.ndarray) -
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State]:
     workdir = tmp_path_factory.mktemp("interop") / "run"
-    state = write_run(workdir, lm.Config(network=GPT2))
+    state = write_run(workdir, LM(network=GPT2))
     assert state is not None
     return workdir, state
 
@@ -159,11 +162,8 @@ def described(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-# --- out ------------------------------------------------------------------------------------------------------------
-
-
 def test_tensors_have_the_names_and_shapes_of_gpt2(exported, ours):
-    d, f, vocab = 32, 48, run.read_spec(ours[0])["tokens"].vocab
+    d, f, vocab = 32, 48, directory.read_spec(ours[0])["tokens"].vocab
     layer = {
         "ln_1.weight": (d,),
         "ln_1.bias": (d,),
@@ -203,7 +203,7 @@ def test_what_is_exported_is_gpt2_by_its_formula(exported, ours):
 
 def test_config_says_what_it_is(exported, ours):
     config = json.loads((exported / "config.json").read_text())
-    end = run.read_spec(ours[0])["tokens"].end
+    end = directory.read_spec(ours[0])["tokens"].end
     expected = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -224,7 +224,7 @@ def test_config_says_what_it_is(exported, ours):
 
 
 def test_the_running_average_is_exported_where_there_is_one(tmp_path):
-    state = write_run(tmp_path / "run", lm.Config(network=GPT2, ema=0.9))
+    state = write_run(tmp_path / "run", LM(network=GPT2, ema=0.9))
     assert state is not None
     export_run(tmp_path / "run", tmp_path / "out", step=STEP)
     tensors = load_file(tmp_path / "out" / "model.safetensors")
@@ -234,7 +234,7 @@ def test_the_running_average_is_exported_where_there_is_one(tmp_path):
 
 
 def test_bfloat16_parameters_are_exported_as_float32(tmp_path):
-    state = write_run(tmp_path / "run", lm.Config(network=GPT2, param_dtype="bfloat16"))
+    state = write_run(tmp_path / "run", LM(network=GPT2, param_dtype="bfloat16"))
     assert state is not None
     export_run(tmp_path / "run", tmp_path / "out")
     kept = load_file(tmp_path / "out" / "model.safetensors")["transformer.wpe.weight"]
@@ -259,7 +259,7 @@ def test_bfloat16_parameters_are_exported_as_float32(tmp_path):
     ],
 )
 def test_an_architecture_that_is_no_gpt2_is_refused_by_its_fields(changes, named, tmp_path):
-    write_run(tmp_path / "run", lm.Config(network=replace(GPT2, **changes)), saved=False)
+    write_run(tmp_path / "run", LM(network=replace(GPT2, **changes)), saved=False)
     with pytest.raises(UserError, match="GPT-2 has no model") as error:
         export_run(tmp_path / "run", tmp_path / "out")
     assert all(f"model.{name}" in str(error.value) for name in named)
@@ -268,19 +268,21 @@ def test_an_architecture_that_is_no_gpt2_is_refused_by_its_fields(changes, named
 
 
 def test_a_model_that_is_no_causal_gpt2_is_refused(tmp_path):
-    write_run(tmp_path / "fim", lm.Config(network=GPT2, fill_in_the_middle=0.5), saved=False)
+    write_run(tmp_path / "fim", LM(network=GPT2, fill_in_the_middle=0.5), saved=False)
     with pytest.raises(UserError, match=r"GPT-2 has no model\.fill_in_the_middle=0\.5"):
         export_run(tmp_path / "fim", tmp_path / "out")
-    write_run(tmp_path / "masked", mlm.Config(network=GPT2), saved=False)
-    with pytest.raises(UserError, match=r"is a run of gen\.families\.mlm, and GPT-2 is one of gen\.families\.lm"):
+    write_run(tmp_path / "masked", MLM(network=GPT2), saved=False)
+    with pytest.raises(
+        UserError, match=r"is a run of gen\.families\.language\.mlm, and GPT-2 is one of gen\.families\.language\.lm"
+    ):
         export_run(tmp_path / "masked", tmp_path / "out")
-    write_run(tmp_path / "lora", lm.Config(network=GPT2), saved=False, init_from="base", finetune="lora")
-    with pytest.raises(UserError, match=r"is an adapter on another run; first: python -m gen\.finetune merge"):
+    write_run(tmp_path / "lora", LM(network=GPT2), saved=False, init_from="base", finetune="lora")
+    with pytest.raises(UserError, match=r"is an adapter on another run; first: python -m gen\.runs\.merge"):
         export_run(tmp_path / "lora", tmp_path / "out")
 
 
 def test_as_many_kv_heads_as_heads_are_gpt2s(tmp_path):
-    write_run(tmp_path / "run", lm.Config(network=replace(GPT2, kv_heads=4)))
+    write_run(tmp_path / "run", LM(network=replace(GPT2, kv_heads=4)))
     export_run(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
@@ -313,7 +315,7 @@ def test_a_failure_leaves_nothing_behind(ours, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "write_json", full)
+    monkeypatch.setattr(gen_files, "write_json", full)
     for work in (
         lambda: export_run(ours[0], tmp_path / "out"),
         lambda: import_run(ours[0].parent / "exported", tmp_path / "out"),
@@ -323,9 +325,6 @@ def test_a_failure_leaves_nothing_behind(ours, tmp_path, monkeypatch):
         assert not list(tmp_path.iterdir())
 
 
-# --- there and back -------------------------------------------------------------------------------------------------
-
-
 def test_exported_and_imported_again_it_is_the_same(exported, ours, tmp_path):
     count = import_run(exported, tmp_path / "again")
     config, _, state = opened(tmp_path / "again")
@@ -333,9 +332,9 @@ def test_exported_and_imported_again_it_is_the_same(exported, ours, tmp_path):
     assert jax.tree.structure(state.params["transformer"]) == jax.tree.structure(before)
     jax.tree.map(np.testing.assert_array_equal, state.params["transformer"], before)
     assert count == sum(x.size for x in jax.tree.leaves(before))
-    assert isinstance(config.model, lm.Config)
+    assert isinstance(config.model, LM)
     assert config.model.network == GPT2
-    assert run.read_spec(tmp_path / "again") == run.read_spec(ours[0])
+    assert directory.read_spec(tmp_path / "again") == directory.read_spec(ours[0])
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (ours[0] / "tokenizer.json").read_bytes()
     tokens = document(ours[0])
     np.testing.assert_array_equal(logits(tmp_path / "again", tokens), logits(ours[0], tokens))
@@ -343,7 +342,7 @@ def test_exported_and_imported_again_it_is_the_same(exported, ours, tmp_path):
 
 def test_an_imported_run_is_sampled_from_by_the_command(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["interop", "import", str(exported), str(tmp_path / "again")])
-    interop.main()
+    __main__.main()
     assert "next: python sample.py" in capsys.readouterr().out
     arguments = [
         str(tmp_path / "again"),
@@ -361,13 +360,10 @@ def test_an_imported_run_is_sampled_from_by_the_command(exported, tmp_path, monk
     monkeypatch.setattr(
         "sys.argv", ["interop", "export", str(tmp_path / "again"), str(tmp_path / "back"), "--step", "0"]
     )
-    interop.main()
+    __main__.main()
     assert "checkpoint 0" in capsys.readouterr().out
     first, last = (load_file(path / "model.safetensors") for path in (exported, tmp_path / "back"))
     jax.tree.map(np.testing.assert_array_equal, first, last)
-
-
-# --- in -------------------------------------------------------------------------------------------------------------
 
 
 def with_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -438,16 +434,16 @@ def test_a_tokenizer_of_two_files_is_the_same_as_of_one(folder, ours, tmp_path):
     assert found == tokenizers.encode(before, TEXT)
     assert len(found) < len(TEXT)
     assert tokenizers.decode(after, found) == TEXT
-    assert run.read_spec(tmp_path / "run") == run.read_spec(ours[0])
+    assert directory.read_spec(tmp_path / "run") == directory.read_spec(ours[0])
 
 
 def test_a_vocabulary_may_be_padded(folder, ours, tmp_path):
-    vocab = run.read_spec(ours[0])["tokens"].vocab
+    vocab = directory.read_spec(ours[0])["tokens"].vocab
     assert vocab is not None
     described(folder, vocab_size=vocab + 9)
     resaved(folder, lambda x: x | {"wte.weight": np.pad(x["wte.weight"], ((0, 9), (0, 0)))})
     import_run(folder, tmp_path / "run")
-    assert run.read_spec(tmp_path / "run")["tokens"].vocab == vocab + 9
+    assert directory.read_spec(tmp_path / "run")["tokens"].vocab == vocab + 9
 
 
 def drop(name: str) -> Callable[[Path], None]:
@@ -555,9 +551,6 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         import_run(tmp_path / "none", tmp_path / "run")
 
 
-# --- transformers ---------------------------------------------------------------------------------------------------
-
-
 def greedy(workdir: Path, prompt: np.ndarray, n: int) -> list[int]:
     _, model, state = opened(workdir)
     request = lm.Request(n=1, tokens=n, temperature=0)
@@ -606,7 +599,7 @@ def test_transformers_own_gpt2_is_the_same_here(tmp_path):
 def test_ours_is_the_same_in_transformers(kind, tmp_path):
     pytest.importorskip("torch")
     transformers: Any = pytest.importorskip("transformers")
-    write_run(tmp_path / "run", lm.Config(network=GPT2), kind)
+    write_run(tmp_path / "run", LM(network=GPT2), kind)
     export_run(tmp_path / "run", tmp_path / "folder")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder").eval()
     compared(tmp_path / "run", theirs)

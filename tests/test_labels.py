@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from gen import run, sample, texts
-from gen.core import UserError
-from gen.data import tokenizers
+from gen.data.text import tokenizers
+from gen.errors import UserError
 from gen.evaluate import scores
+from gen.evaluation.score import Options
+from gen.media import medium
+from gen.media import text as media_text
 from gen.metrics import labels
-from gen.scores.score import Options
+from gen.runs import directory, trained
 from gen.train import train
 
 COLOURS = ["blue", "green", "red"]
@@ -41,9 +43,9 @@ def workdir(tiny, tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def parts(workdir):
-    config, model = sample.load(workdir, ())
-    step = sample.choose(workdir, config, None)
-    return sample.dataset(workdir, None, ()), model, sample.restored(workdir, model, step)
+    config, model = trained.load_model(workdir, ())
+    step = trained.choose_step(workdir, config, None)
+    return trained.build_dataset(workdir, None, ()), model, trained.restore_state(workdir, model, step)
 
 
 def test_the_likelihood_of_a_text_is_that_of_its_parts(parts):
@@ -70,12 +72,12 @@ def test_a_model_that_has_learned_the_rule_tells_the_labels(parts):
 
 
 def test_numbers_of_training_are_shown_and_others_computed(workdir):
-    before = run.read_evaluation(workdir)
+    before = directory.read_evaluation(workdir)
     assert before is not None
     found = scores(Options((workdir,)))[str(workdir)]
     assert found.keys() == {"loss", "perplexity", "bits_per_byte", "label_accuracy", "label_majority"}
     assert {name: found[name] for name in before["metrics"]} == before["metrics"]
-    after = run.read_evaluation(workdir)
+    after = directory.read_evaluation(workdir)
     assert after is not None and after["protocol"]["loss"] == before["protocol"]["loss"]
     assert after["protocol"]["label_accuracy"]["shots"] == 0
 
@@ -113,12 +115,12 @@ def test_what_texts_can_not_be_scored_by_is_refused(workdir, change, message):
 
 def test_a_prompt_begins_as_the_pairs_of_training_did(workdir, parts):
     data, model, state = parts
-    options = texts.Options(prompt=("a green kite 5\n",))
-    config, _ = run.read_config(workdir)
-    given, _ = sample.medium_of(data.spec).given(workdir, config, options)
-    same, _ = sample.medium_of(data.spec).given(workdir, config, texts.Options(source=("a green kite 5",)))
+    options = media_text.TextOptions(prompt=("a green kite 5\n",))
+    config, _ = directory.read_config(workdir)
+    given, _ = medium.medium_of(data.spec).given(workdir, config, options)
+    same, _ = medium.medium_of(data.spec).given(workdir, config, media_text.TextOptions(source=("a green kite 5",)))
     np.testing.assert_array_equal(same["prompt"], given["prompt"])
     assert given["prompt"][0, 0] == data.spec["tokens"].end
     made = model.generate(state, jax.random.key(0), given, model.request(n=1, tokens=8, temperature=0.0))
-    written = texts.samples(made, tokenizers.load(data.files["tokenizer.json"]), options)
+    written = media_text.samples(made, tokenizers.load(data.files["tokenizer.json"]), options)
     assert written == ["a green kite 5\ngreen"]

@@ -12,10 +12,19 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from gen.core import Feature, UserError
-from gen.likelihoods import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian, Likelihood, checked, log_cell
-from gen.losses import Gaussian as Normal
-from gen.priors import GaussianMixture, Prior, StandardNormal, VampPrior
+from gen.core import Feature
+from gen.errors import UserError
+from gen.families.vae.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    Likelihood,
+    checked,
+    log_cell,
+)
+from gen.families.vae.priors import GaussianMixture, Prior, StandardNormal, VampPrior
+from gen.networks.gaussian import Gaussian as Normal
 
 N = 40_000
 GREY, COLOUR = (1, 2, 1), (1, 1, 3)
@@ -163,9 +172,6 @@ def test_a_uniform_density_of_dequantized_pixels_takes_the_bits_of_a_level(level
 
 def test_discrete_pixels_have_no_cell():
     assert log_cell(BYTES) == log_cell(UNKNOWN) == 0
-
-
-# --- priors ---------------------------------------------------------------------------------------------------------
 
 
 def no_encoder(x: jax.Array) -> Normal:

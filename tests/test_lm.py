@@ -16,23 +16,26 @@ from scipy.special import log_softmax, logsumexp, softmax
 from test_contract import assert_close
 from test_transformer import ARCHS, END, KEY, SMALL, VOCAB, quickly, random_like, reference
 
-from gen import core, parallel
-from gen.core import Feature, GenerativeModel, State, UserError
-from gen.families import lm, mlm, seq2seq
+from gen import core
+from gen.config import Parallel
+from gen.core import Feature, GenerativeModel, State
+from gen.errors import UserError
+from gen.families.language import LM, MLM, Seq2Seq, lm, mlm
 from gen.networks.positions import PADDING
 from gen.networks.transformer import Architecture
-from gen.optim import OptimConfig
+from gen.optim import Optimizer
+from gen.runtime import engine as runtime_engine
 
 T, SOURCE = 12, 6
 SPEC = {"tokens": Feature((T + 1,), "int32", vocab=VOCAB, end=END)}
 PAIRS = SPEC | {"source": Feature((SOURCE,), "int32", vocab=VOCAB, end=END)}
-SGD = OptimConfig(rule="sgd", lr=0.5, b1=0.0)
-QUIET = lm.Config(network=ARCHS["rotary"], z_loss=0.1, optim=SGD)
+SGD = Optimizer(rule="sgd", lr=0.5, b1=0.0)
+QUIET = LM(network=ARCHS["rotary"], z_loss=0.1, optim=SGD)
 NOISE = {"ema": 0.9, "optim": SGD}
-LM = lm.Config(network=replace(SMALL, dropout=0.2, tied=False), fill_in_the_middle=0.9, **NOISE)
-WINDOW = replace(LM, network=ARCHS["rotary"])
-MASKED = mlm.Config(network=replace(SMALL, dropout=0.2), rate=None, **NOISE)
-SEQ2SEQ = seq2seq.Config(network=replace(SMALL, dropout=0.2), **NOISE)
+TINY = LM(network=replace(SMALL, dropout=0.2, tied=False), fill_in_the_middle=0.9, **NOISE)
+WINDOW = replace(TINY, network=ARCHS["rotary"])
+MASKED = MLM(network=replace(SMALL, dropout=0.2), rate=None, **NOISE)
+SEQ2SEQ = Seq2Seq(network=replace(SMALL, dropout=0.2), **NOISE)
 
 rearranged = jax.jit(lm.middle_last, static_argnums=(2, 3, 4))
 
@@ -66,9 +69,9 @@ def sparse() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def model_of(config: core.FamilyConfig) -> GenerativeModel:
+def model_of(config: core.Family) -> GenerativeModel:
     """The model, with parameters of which each one matters, and averages unlike them."""
-    model = config.build(PAIRS if isinstance(config, seq2seq.Config) else SPEC, 100)
+    model = config.build(PAIRS if isinstance(config, Seq2Seq) else SPEC, 100)
 
     def init(key: jax.Array) -> State:
         state = first(model)
@@ -83,17 +86,14 @@ def first(model: GenerativeModel) -> State:
 
 
 @functools.cache
-def engine_of(config: core.FamilyConfig, devices: int = 4) -> parallel.Engine:
-    return parallel.compile(model_of(config), parallel.Config(devices=devices), 0, 8)
+def engine_of(config: core.Family, devices: int = 4) -> runtime_engine.Engine:
+    return runtime_engine.compile_engine(model_of(config), Parallel(devices=devices), 0, 8)
 
 
 def on_one_device(function: Callable) -> Callable:
     """The function of (state, batch, key) under an axis "data" of size one."""
     mapped = jax.vmap(function, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1)
     return quickly(lambda state, batch, key: mapped(state, jax.tree.map(lambda x: x[None], batch), key))
-
-
-# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 def by_document(params: Any, arch: Architecture, row: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def by_document(params: Any, arch: Architecture, row: np.ndarray) -> np.ndarray:
 def logits_of(config: Any, params: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """[B, T, V]."""
     arch, said = config.network, batch["tokens"][:, :-1]
-    if isinstance(config, lm.Config):
+    if isinstance(config, LM):
         functions = [reference if one else by_document for one in batch.get("rearranged", np.zeros(len(said)))]
         return np.stack([f(params["transformer"], arch, row) for f, row in zip(functions, said, strict=True)])
     read = [row[np.cumsum(row == END) == 0] for row in batch["source"]]
@@ -119,16 +119,16 @@ def nats_of(logits: np.ndarray, batch: Mapping[str, np.ndarray]) -> tuple[np.nda
     return nats, batch["counted"][:, 1:] * batch["weight"][:, None]
 
 
-def batch_for(config: core.FamilyConfig) -> dict[str, np.ndarray]:
+def batch_for(config: core.Family) -> dict[str, np.ndarray]:
     """Of a causal model with some rows of which the middle comes last."""
-    return jax.device_get(rearranged(batch_of(), KEY, 0.5, VOCAB, END)) if config is LM else batch_of()
+    return jax.device_get(rearranged(batch_of(), KEY, 0.5, VOCAB, END)) if config is TINY else batch_of()
 
 
-@pytest.mark.parametrize("config", [LM, SEQ2SEQ], ids=["lm", "seq2seq"])
+@pytest.mark.parametrize("config", [TINY, SEQ2SEQ], ids=["lm", "seq2seq"])
 def test_what_is_evaluated_is_that_of_numpy_by_the_averages(config):
     """Documents are each alone, and a text of which the middle comes last is one, whatever it was cut from."""
     model, engine, batch = model_of(config), engine_of(config), batch_for(config)
-    if config is LM:
+    if config is TINY:
         moved = batch["tokens"][batch["rearranged"]]
         assert 0 < len(moved) < 7 and (moved[:, 1:-1] == END).any()
     state = engine.init()
@@ -138,7 +138,7 @@ def test_what_is_evaluated_is_that_of_numpy_by_the_averages(config):
     loss = (nats * weight).sum() / weight.sum()
     bits = (nats * weight).sum() / math.log(2) / batch["bytes"][:-1].sum()
     expected = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
-    if config is LM:
+    if config is TINY:
         expected["loss_by_place"] = (nats * weight).sum(0) / np.maximum(weight.sum(0), 1)
     else:
         right = logits.argmax(-1) == batch["tokens"][:, 1:]
@@ -173,7 +173,7 @@ def test_an_update_descends_the_mean_over_all_tokens_that_count(batch):
     assert_close((after.params, metrics), (state.params, same), 1e-5)
 
 
-@pytest.mark.parametrize("config", [LM, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
+@pytest.mark.parametrize("config", [TINY, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
 def test_an_update_does_not_depend_on_which_device_has_which_row(config):
     """Dropout, masks and middles belong to the row, and the mean is of all: four devices, on which few tokens count, do as
     with the rows in any other order."""
@@ -186,13 +186,13 @@ def test_an_update_does_not_depend_on_which_device_has_which_row(config):
     assert_close((first[0].params, first[1]), (second[0].params, second[1]), 1e-5)
     unlike = jax.device_get(engine.update(engine.init(), batch | {"row": batch["row"] + 8}))
     assert abs(unlike[1]["loss"] - first[1]["loss"]) > 1e-3, "other rows have other noise"
-    if config is LM:
+    if config is TINY:
         before = engine.init().params["transformer"]["embedding"]["embedding"]
         moved = np.abs(first[0].params["transformer"]["embedding"]["embedding"] - before).max(1)
         assert (moved[VOCAB:] > 1e-4).all(), "the words of the middle were read"
 
 
-@pytest.mark.parametrize("config", [LM, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
+@pytest.mark.parametrize("config", [TINY, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
 def test_padded_rows_and_targets_that_do_not_count_change_nothing(config):
     engine = engine_of(config)
     batch, other = ({name: value.copy() for name, value in batch_for(config).items()} for _ in range(2))
@@ -207,8 +207,6 @@ def test_padded_rows_and_targets_that_do_not_count_change_nothing(config):
     assert_close(first, second, 1e-6)
     assert more["loss"][0] > first["loss"][0] + 1 and more["loss"][1] > first["loss"][1]
 
-
-# --- fill in the middle -----------------------------------------------------------------------------------------------
 
 WORDS = {"prefix": 100, "suffix": 101, "middle": 102, "end": 0}
 
@@ -262,13 +260,11 @@ def test_what_is_rearranged_depends_on_the_rate_and_the_row_alone():
     )
 
 
-# --- the masked model ---------------------------------------------------------------------------------------------------
-
 READER = Architecture(layers=1, width=16, heads=4, norm="rms", bias=False, tied=False)
 MASK = VOCAB
 
 
-def reader(config: mlm.Config, of_mask: np.ndarray) -> tuple[GenerativeModel, State]:
+def reader(config: MLM, of_mask: np.ndarray) -> tuple[GenerativeModel, State]:
     """A model that says what it sees at each place, and `of_mask`, logits [V], where it sees the mask. Compiled."""
     model = config.build(SPEC, 100)
     state = first(model)
@@ -295,7 +291,7 @@ def plain_batch(tokens: np.ndarray, start: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_a_share_of_what_counts_is_asked_for_as_a_mask_another_token_or_itself():
-    config = mlm.Config(network=READER)
+    config = MLM(network=READER)
     model, state = reader(config, 40.0 * np.eye(VOCAB)[3])
     batch: Any = plain_batch(np.full((16000, T), 5))
     batch["counted"][:, 4:6], batch["weight"][12000:] = 0, 0
@@ -316,7 +312,7 @@ P = softmax(np.random.default_rng(4).normal(size=VOCAB))
 @pytest.fixture(scope="module")
 def unigram() -> tuple[GenerativeModel, State]:
     """Tells each masked token by its frequency P."""
-    return reader(mlm.Config(network=READER, rate=None, optim=SGD), np.log(P))
+    return reader(MLM(network=READER, rate=None, optim=SGD), np.log(P))
 
 
 def test_the_bound_of_independent_tokens_is_their_entropy(unigram):
@@ -367,14 +363,14 @@ def test_tokens_that_do_not_count_are_always_seen():
 
 
 @functools.cache
-def writer(config: core.FamilyConfig, request: Any) -> Callable[[Any], dict[str, np.ndarray]]:
+def writer(config: core.Family, request: Any) -> Callable[[Any], dict[str, np.ndarray]]:
     """given -> what is generated."""
     model = model_of(config)
     run = quickly(lambda state, given: model.generate(state, KEY, given, request))
     return lambda given: jax.device_get(run(model.init(KEY), given))
 
 
-def averages(config: core.FamilyConfig) -> Any:
+def averages(config: core.Family) -> Any:
     """The parameters that texts are written with."""
     return model_of(config).init(KEY).ema
 
@@ -438,9 +434,6 @@ def test_written_tokens_have_the_frequencies_of_the_model_and_those_of_a_sample_
     assert stats.chisquare(counts, 6000 * expected / expected.sum()).pvalue > 1e-3
 
 
-# --- what causal models write ---------------------------------------------------------------------------------------------
-
-
 def check_text(params: Any, arch: Architecture, before: list[int], said: np.ndarray, found: np.ndarray, **given: Any):
     """The log-probabilities are those of one whole pass, until the end."""
     n = int((said != PADDING).sum())
@@ -469,13 +462,10 @@ def test_a_causal_model_goes_on_from_each_prompt_and_through_a_window_beyond_its
     ids=["a document", "a middle"],
 )
 def test_a_causal_model_begins_as_in_training(given, prompt):
-    model = model_of(LM)
+    model = model_of(TINY)
     asked = lambda key, given: model.generate(model.init(KEY), key, given, lm.Request(n=2, tokens=3))["prompt"]
     given = {name: np.array(value, np.int32) for name, value in given.items()}
     np.testing.assert_array_equal(jax.jit(asked)(KEY, given), [prompt] * 2)
-
-
-# --- sequence to sequence -------------------------------------------------------------------------------------------------
 
 
 def test_a_target_is_of_its_source_and_of_what_was_said_before():
@@ -516,10 +506,7 @@ def test_targets_of_sources_of_different_lengths_are_those_of_each_alone():
         check_text(params["decoder"], SMALL, [END], said, found, memory=memory)
 
 
-# --- what can't be --------------------------------------------------------------------------------------------------------
-
-
-def asked(config: core.FamilyConfig, request: Any, **given: Any) -> Callable[[], Any]:
+def asked(config: core.Family, request: Any, **given: Any) -> Callable[[], Any]:
     model = model_of(config)
     state = jax.eval_shape(model.init, KEY)
     arrays = {name: np.ones(shape, np.int32) for name, shape in given.items()}
@@ -529,10 +516,10 @@ def asked(config: core.FamilyConfig, request: Any, **given: Any) -> Callable[[],
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: replace(LM, fill_in_the_middle=1.5), "fill_in_the_middle is 1.5"),
-        (lambda: replace(LM, fill_in_the_middle=-0.1), "fill_in_the_middle is -0.1"),
-        (lambda: replace(LM, ema=1.0), "ema is 1.0"),
-        (lambda: replace(LM, z_loss=-1.0), "z_loss is -1.0"),
+        (lambda: replace(TINY, fill_in_the_middle=1.5), "fill_in_the_middle is 1.5"),
+        (lambda: replace(TINY, fill_in_the_middle=-0.1), "fill_in_the_middle is -0.1"),
+        (lambda: replace(TINY, ema=1.0), "ema is 1.0"),
+        (lambda: replace(TINY, z_loss=-1.0), "z_loss is -1.0"),
         (lambda: replace(MASKED, rate=0.0), "rate is 0.0"),
         (lambda: replace(MASKED, rate=1.1), "rate is 1.1"),
         (lambda: replace(MASKED, ema=-0.1), "ema is -0.1"),
@@ -542,10 +529,10 @@ def asked(config: core.FamilyConfig, request: Any, **given: Any) -> Callable[[],
         (lambda: lm.Request(n=0), "n is 0"),
         (lambda: mlm.Request(turns=0), "turns is 0"),
         (lambda: mlm.Request(tokens=0), "tokens is 0"),
-        (lambda: LM.build({"image": Feature((2, 2, 1))}, 1), "needs tokens, and the data have image"),
+        (lambda: TINY.build({"image": Feature((2, 2, 1))}, 1), "needs tokens, and the data have image"),
         (lambda: SEQ2SEQ.build(SPEC, 1), "--data.pairs separate"),
-        (lambda: LM.build({"tokens": Feature((9,), "int32", vocab=5)}, 1), "the data have none"),
-        (asked(LM, lm.Request(), prompt=(1, T + 1)), "a prompt has 13 tokens, and the model's context is 12"),
+        (lambda: TINY.build({"tokens": Feature((9,), "int32", vocab=5)}, 1), "the data have none"),
+        (asked(TINY, lm.Request(), prompt=(1, T + 1)), "a prompt has 13 tokens, and the model's context is 12"),
         (asked(QUIET, lm.Request(), prefix=(1, 2), suffix=(1, 2)), "not trained to fill in the middle"),
         (asked(MASKED, mlm.Request(tokens=9), prompt=(1, 4)), "4 tokens are given and 9 asked for"),
         (asked(MASKED, mlm.Request(), prompt=(1, T)), "12 tokens are given and 0 asked for"),
@@ -559,7 +546,7 @@ def test_what_can_not_be_is_refused(make, message):
 
 
 def test_tiny_models_keep_their_kind():
-    for config in (LM, MASKED, SEQ2SEQ):
+    for config in (TINY, MASKED, SEQ2SEQ):
         small = config.tiny()
         assert (small.network.layers, small.network.width) == (2, 16)
         assert type(small) is type(config) and small.network.positions == config.network.positions
@@ -575,7 +562,7 @@ def test_a_source_apart_is_refused_by_what_would_not_see_it():
 def test_a_model_in_double_precision_writes():
     spec = {"tokens": Feature((9,), "int32", vocab=8, end=0)}
     with jax.enable_x64(True):
-        model = lm.Config(dtype="float64", param_dtype="float64").tiny().build(spec, 10)
+        model = LM(dtype="float64", param_dtype="float64").tiny().build(spec, 10)
         state = model.init(jax.random.key(0))
         made = jax.jit(lambda s: model.generate(s, jax.random.key(1), {}, model.request(n=2, tokens=5)))(state)
     assert made["samples"].shape == (2, 5)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from gen import core, losses
-from gen.losses import Gaussian
+from gen import axis
+from gen.families.gan import losses as gan_losses
+from gen.families.vae import losses
+from gen.networks import gaussian
+from gen.networks.gaussian import Gaussian
 
 RNG = np.random.default_rng(0)
 
@@ -22,7 +25,7 @@ def random_gaussian(*shape: int) -> Gaussian:
 def test_gaussian_log_prob_is_that_of_scipy():
     q, x = random_gaussian(5, 3), RNG.normal(size=(5, 3)).astype(np.float32)
     expected = stats.norm.logpdf(x, q.mean, np.exp(q.log_std))
-    np.testing.assert_allclose(losses.gaussian_log_prob(jnp.asarray(x), q), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gaussian.gaussian_log_prob(jnp.asarray(x), q), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gaussian_sample_is_the_mean_plus_noise_times_the_standard_deviation():
@@ -33,15 +36,15 @@ def test_a_gaussian_sample_is_the_mean_plus_noise_times_the_standard_deviation()
 def test_gaussian_kl_is_the_monte_carlo_mean_of_the_log_ratio():
     q, p = (Gaussian(jnp.array([m]), jnp.array([s])) for m, s in (([0.5, -1.0], [-0.7, 0.3]), ([0.0, 1.0], [0.4, 0.1])))
     z = q.sample(jnp.asarray(RNG.normal(size=(200_000, 2)), jnp.float32))
-    ratio = np.asarray(losses.gaussian_log_prob(z, q) - losses.gaussian_log_prob(z, p), np.float64)
+    ratio = np.asarray(gaussian.gaussian_log_prob(z, q) - gaussian.gaussian_log_prob(z, p), np.float64)
     error = ratio.std(0) / math.sqrt(len(z))
-    assert (np.abs(losses.gaussian_kl(q, p)[0] - ratio.mean(0)) < 4 * error).all()
+    assert (np.abs(gaussian.gaussian_kl(q, p)[0] - ratio.mean(0)) < 4 * error).all()
 
 
 def test_gaussian_kl_is_zero_from_itself_and_positive_from_others():
     q = random_gaussian(20)
-    np.testing.assert_allclose(losses.gaussian_kl(q, q), 0, atol=1e-6)
-    assert (losses.gaussian_kl(q, random_gaussian(20)) > 0).all()
+    np.testing.assert_allclose(gaussian.gaussian_kl(q, q), 0, atol=1e-6)
+    assert (gaussian.gaussian_kl(q, random_gaussian(20)) > 0).all()
 
 
 @pytest.mark.parametrize("logit", [-100.0, -3.0, 0.0, 0.5, 100.0])
@@ -117,16 +120,14 @@ def test_the_importance_weighted_bound_is_a_log_of_a_mean_and_does_not_overflow(
     np.testing.assert_array_equal(losses.importance_weighted_bound(jnp.asarray(log_w[:1])), log_w[0])
 
 
-# --- a toy whose marginal is known: z ~ N(0, 1), x | z ~ N(theta z, 1), q(z | x) = N(phi x, exp(sigma)^2) -----------
-
 X, N = 1.2, 50_000
 PARAMS = {"theta": jnp.float32(0.8), "phi": jnp.float32(0.1), "sigma": jnp.float32(0.1)}
 
 
 def toy_log_weight(params: dict, z: Sequence[jax.Array], q: Gaussian) -> jax.Array:
     standard = Gaussian(jnp.zeros_like(z[0]), jnp.zeros_like(z[0]))
-    log_px = losses.gaussian_log_prob(jnp.full_like(z[0], X), Gaussian(params["theta"] * z[0], standard.log_std))
-    return (log_px + losses.gaussian_log_prob(z[0], standard) - losses.gaussian_log_prob(z[0], q))[..., 0]
+    log_px = gaussian.gaussian_log_prob(jnp.full_like(z[0], X), Gaussian(params["theta"] * z[0], standard.log_std))
+    return (log_px + gaussian.gaussian_log_prob(z[0], standard) - gaussian.gaussian_log_prob(z[0], q))[..., 0]
 
 
 def toy_posterior(params: dict, eps: jax.Array) -> tuple[list[jax.Array], Gaussian]:
@@ -174,7 +175,7 @@ def test_the_bound_rises_with_the_number_of_samples_and_stays_below_the_likeliho
 def test_the_bound_of_one_sample_is_the_elbo(estimates):
     theta, phi, sigma = (float(PARAMS[name]) for name in ("theta", "phi", "sigma"))
     variance = math.exp(2 * sigma)
-    log_px = -0.5 * (losses.LOG_2PI + (X - theta * phi * X) ** 2 + theta**2 * variance)
+    log_px = -0.5 * (gaussian.LOG_2PI + (X - theta * phi * X) ** 2 + theta**2 * variance)
     kl = 0.5 * (variance + (phi * X) ** 2 - 1 - 2 * sigma)
     bounds = estimates[1][0][0].astype(np.float64)
     assert abs(bounds.mean() - (log_px - kl)) < 4 * bounds.std() / math.sqrt(N)
@@ -192,8 +193,6 @@ def test_doubly_reparameterized_gradients_are_unbiased_and_the_encoders_vary_les
     for name in ("phi", "sigma"):
         assert found[name].var() < reference[name].var(), name
 
-
-# --- adversarial ----------------------------------------------------------------------------------------------------
 
 log_sigmoid = special.log_expit  # and log(1 - sigmoid(s)) is log_sigmoid(-s)
 
@@ -218,7 +217,7 @@ REAL, FAKE = RNG.normal(scale=2, size=(2, 16)).astype(np.float32)
 
 def by_shards(function: Callable, n: int) -> Callable:
     """The function of arrays [B, ...], on n devices that hold B / n of them each: its mean over the devices."""
-    mapped = jax.pmap(lambda *parts: core.mean(function(*parts)), "data", out_axes=None, devices=jax.devices()[:n])
+    mapped = jax.pmap(lambda *parts: axis.mean(function(*parts)), "data", out_axes=None, devices=jax.devices()[:n])
     return lambda *arrays: mapped(*(a.reshape(n, -1, *a.shape[1:]) for a in arrays))
 
 
@@ -230,7 +229,7 @@ def alone(function: Callable, real: np.ndarray, fake: np.ndarray, *target: float
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_an_adversarial_objective_is_its_formula(name):
-    discriminator, generator, *_ = losses.ADVERSARIAL[name]
+    discriminator, generator, *_ = gan_losses.ADVERSARIAL[name]
     real, fake = REAL.astype(np.float64), FAKE.astype(np.float64)
     for target in (1.0, 0.7) if name in SMOOTH else (1.0,):
         expected = FORMULAS[name][0](real, fake, target)
@@ -240,7 +239,7 @@ def test_an_adversarial_objective_is_its_formula(name):
 
 def test_every_adversarial_objective_has_finite_gradients_at_large_scores():
     large = jnp.asarray([-1e4, -50.0, 0.0, 50.0, 1e4])
-    for name, ours in losses.ADVERSARIAL.items():
+    for name, ours in gan_losses.ADVERSARIAL.items():
         for loss in (ours.discriminator, ours.generator):
             grads = jax.vmap(jax.grad(lambda r, f, l=loss: l(r, f).sum(), (0, 1)), axis_name="data")(
                 jnp.repeat(large, 5)[:, None], jnp.tile(large, 5)[:, None]
@@ -250,7 +249,7 @@ def test_every_adversarial_objective_has_finite_gradients_at_large_scores():
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_what_an_adversarial_objective_says_of_itself(name):
-    ours = losses.ADVERSARIAL[name]
+    ours = gan_losses.ADVERSARIAL[name]
     d = lambda real, fake, target=1.0: alone(ours.discriminator, real, fake, target)
     np.testing.assert_allclose(d(0 * REAL, 0 * FAKE), ours.indifferent, rtol=1e-6)
     assert ours.smooth == (not np.allclose(d(REAL, FAKE, 0.8), d(REAL, FAKE)))
@@ -272,27 +271,27 @@ OPTIMA = {  # D's best score of each kind
 @pytest.mark.parametrize(("name", "target"), OPTIMA)
 def test_the_discriminators_gradient_is_zero_at_its_optimum_and_nowhere_near(name, target):
     real, fake = (k.ravel() for k in np.meshgrid(KINDS_REAL, KINDS_FAKE))
-    loss = lambda s: losses.ADVERSARIAL[name].discriminator(s[real], s[fake], target).mean()
+    loss = lambda s: gan_losses.ADVERSARIAL[name].discriminator(s[real], s[fake], target).mean()
     best = jnp.asarray(OPTIMA[name, target], jnp.float32)
     np.testing.assert_allclose(jax.grad(loss)(best), 0, atol=1e-6)
     assert (np.abs(jax.grad(loss)(best + jnp.asarray([0.3, -0.3, 0.3]))) > 1e-2).all()
 
 
 def test_the_hinge_is_least_at_the_sign_of_the_difference():
-    loss = lambda s: losses.ADVERSARIAL["hinge"].discriminator(s[KINDS_REAL], s[KINDS_FAKE]).mean()
+    loss = lambda s: gan_losses.ADVERSARIAL["hinge"].discriminator(s[KINDS_REAL], s[KINDS_FAKE]).mean()
     best = np.sign(P - Q)
     for off in 0.1 * np.concatenate([np.eye(3), -np.eye(3)]):
         assert loss(best + off) > loss(best) + 1e-3
 
 
 def test_indifference_is_the_optimum_of_relativistic_averages_between_equal_distributions():
-    loss = jax.vmap(lambda s: losses.average_discriminator(s[KINDS_REAL], s[KINDS_REAL]).mean(), axis_name="data")
+    loss = jax.vmap(lambda s: gan_losses.average_discriminator(s[KINDS_REAL], s[KINDS_REAL]).mean(), axis_name="data")
     np.testing.assert_allclose(jax.grad(lambda s: loss(s[None])[0])(jnp.zeros(3)), 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("target", [0.5, 0.7, 0.9])
 def test_a_smoothed_target_is_where_the_real_part_is_least(target):
-    slope = lambda name, s: float(jax.grad(lambda s: losses.ADVERSARIAL[name].discriminator(s, 0.0, target))(s))
+    slope = lambda name, s: float(jax.grad(lambda s: gan_losses.ADVERSARIAL[name].discriminator(s, 0.0, target))(s))
     assert slope("non_saturating", special.logit(target)) == pytest.approx(0, abs=1e-6)
     assert slope("least_squares", target) == pytest.approx(0, abs=1e-6)
 
@@ -306,14 +305,14 @@ def numerical_gradient(function: Callable[[np.ndarray], float], x: np.ndarray) -
 
 COUPLED = {  # of features [B, F] of real and generated images: ours on a shard, and what it is on the whole
     "relativistic_average discriminator": (
-        lambda r, f: losses.average_discriminator(r.sum(1), f.sum(1)).mean(),
+        lambda r, f: gan_losses.average_discriminator(r.sum(1), f.sum(1)).mean(),
         lambda r, f: relativistic_average(r.sum(1), f.sum(1)).mean(),
     ),
     "relativistic_average generator": (
-        lambda r, f: losses.average_generator(r.sum(1), f.sum(1)).mean(),
+        lambda r, f: gan_losses.average_generator(r.sum(1), f.sum(1)).mean(),
         lambda r, f: relativistic_average(f.sum(1), r.sum(1)).mean(),
     ),
-    "feature matching": (losses.feature_matching, lambda r, f: ((r.mean(0) - f.mean(0)) ** 2).sum()),
+    "feature matching": (gan_losses.feature_matching, lambda r, f: ((r.mean(0) - f.mean(0)) ** 2).sum()),
 }
 
 
@@ -329,8 +328,6 @@ def test_what_couples_a_batch_is_of_the_whole_batch_however_it_is_divided(name, 
     np.testing.assert_allclose(value[0], expected(weights.astype(np.float64)), rtol=1e-5)
     np.testing.assert_allclose(value[1], numerical_gradient(expected, weights), rtol=1e-4, atol=1e-6)
 
-
-# --- penalties of a critic's gradient: D(x) = v tanh(W x + b), whose gradient is W^T (v (1 - tanh^2)) --------------------
 
 N_X, N_HIDDEN = 6, 4
 IMAGES = RNG.normal(size=(8, 2, 3, 1)).astype(np.float32)
@@ -355,10 +352,10 @@ def squared_norms(theta: np.ndarray, pack: int = 1) -> np.ndarray:
 
 
 PENALTIES = {
-    "squared": (losses.squared_gradient, lambda square: square),
-    "two-sided": (lambda d, x: losses.gradient_penalty(d, x, False), lambda square: (np.sqrt(square) - 1) ** 2),
+    "squared": (gan_losses.squared_gradient, lambda square: square),
+    "two-sided": (lambda d, x: gan_losses.gradient_penalty(d, x, False), lambda square: (np.sqrt(square) - 1) ** 2),
     "one-sided": (
-        lambda d, x: losses.gradient_penalty(d, x, True),
+        lambda d, x: gan_losses.gradient_penalty(d, x, True),
         lambda square: np.maximum(np.sqrt(square) - 1, 0) ** 2,
     ),
 }
@@ -377,12 +374,12 @@ def test_a_penalty_is_of_the_analytic_gradient_and_so_is_its_own_by_the_critics_
 
 def test_the_gradient_of_a_packs_score_is_by_all_of_its_images():
     of_pairs = lambda x: critic(jnp.asarray(THETA), x).reshape(-1, 2).sum(1)
-    found = losses.squared_gradient(of_pairs, jnp.asarray(IMAGES))
+    found = gan_losses.squared_gradient(of_pairs, jnp.asarray(IMAGES))
     np.testing.assert_allclose(found, squared_norms(THETA.astype(np.float64), pack=2), rtol=1e-4)
 
 
 def test_a_constant_critic_is_penalized_by_one_and_has_a_finite_gradient():
-    penalty = lambda scale: losses.gradient_penalty(
+    penalty = lambda scale: gan_losses.gradient_penalty(
         lambda x: scale * x.sum((1, 2, 3)), jnp.asarray(IMAGES), False
     ).mean()
     value, slope = jax.value_and_grad(penalty)(jnp.float32(0))
@@ -393,6 +390,6 @@ def test_a_constant_critic_is_penalized_by_one_and_has_a_finite_gradient():
 @pytest.mark.parametrize("target", [1.0, 0.9, 0.6])
 @pytest.mark.parametrize("name", ["non_saturating", "least_squares"])
 def test_the_least_loss_of_a_perfect_discriminator_is_the_least_of_any_scores(name, target):
-    objective, scores = losses.ADVERSARIAL[name], jnp.linspace(-20, 20, 4001)
+    objective, scores = gan_losses.ADVERSARIAL[name], jnp.linspace(-20, 20, 4001)
     found = objective.discriminator(scores[:, None], scores[None], target).min()
     assert float(found) == pytest.approx(objective.least(target), abs=1e-4)

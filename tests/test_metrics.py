@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from gen.core import UserError
+from gen.errors import UserError
+from gen.evaluation.measure import measure
 from gen.metrics import frechet as fr
 from gen.metrics import inception_score as score
-from gen.metrics import manifold
+from gen.metrics import prdc as metrics_prdc
 from gen.metrics.collapse import class_cover, collapse, duplicates, spread
 from gen.metrics.frechet import frechet, moments
-from gen.metrics.kernel import kid, mmd2
-from gen.metrics.manifold import prdc
-from gen.metrics.split import measured
+from gen.metrics.kid import kid, mmd2
+from gen.metrics.prdc import prdc
 
 
 def prdc_by_loops(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float]:
@@ -39,7 +39,7 @@ def prdc_by_loops(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Pairs are taken a few rows at a time."""
-    monkeypatch.setattr(manifold, "BLOCK", 64)
+    monkeypatch.setattr(metrics_prdc, "BLOCK", 64)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -107,9 +107,6 @@ def test_too_few_samples_are_refused(n, m):
 def test_features_of_two_extractors_are_refused():
     with pytest.raises(UserError, match="2 and 3 dimensions don't compare"):
         prdc(np.zeros((9, 2)), np.zeros((9, 3)))
-
-
-# --- Fréchet distance ---
 
 
 def whole(features: np.ndarray) -> fr.Moments:
@@ -200,9 +197,6 @@ def test_frechet_refuses_what_has_no_answer():
         frechet(whole(BASE), whole(BASE[:, :3]))
 
 
-# --- kernel distance ---
-
-
 def mmd2_by_loops(real: np.ndarray, fake: np.ndarray) -> float:
     k = lambda a, b: (sum(a * b) / len(a) + 1) ** 3
     within = lambda x: np.mean([k(a, b) for a, b in combinations(x, 2)])
@@ -243,9 +237,6 @@ def test_kid_refuses_what_has_no_answer():
         mmd2(BASE, BASE[:1])
     with pytest.raises(UserError, match="120 and 3 dimensions"):
         mmd2(BASE, BASE[:, :3])
-
-
-# --- inception score ---
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -289,9 +280,6 @@ def test_the_inception_score_refuses_too_few_images():
         score.inception_score_by_split(np.full((9, 2), 0.5))
     with pytest.raises(UserError, match="no images"):
         score.inception_score(score.predictions(np.full((9, 2), 0.5), np.zeros(9)))
-
-
-# --- collapse ---
 
 
 def test_one_image_repeated_is_all_duplicates_without_spread():
@@ -361,9 +349,6 @@ def test_signs_of_collapse_refuse_what_has_no_answer():
         spread(np.ones((4, 2)), BASE[:4, :2])
 
 
-# --- evaluation of a split ---
-
-
 def test_evaluation_adds_totals_and_counts_in_double_precision():
     """2^24 + 1 is no float32; a mean of the batches' means would be wrong too, since they differ in size."""
     model: Any = SimpleNamespace(summarize=lambda sums: {name: total / count for name, (total, count) in sums.items()})
@@ -377,7 +362,7 @@ def test_evaluation_adds_totals_and_counts_in_double_precision():
         }
 
     calls = []
-    found = measured(model, compiled, state=None, batches=batches, each=lambda: calls.append(1))  # pyright: ignore[reportArgumentType]
+    found = measure(model, compiled, state=None, batches=batches, each=lambda: calls.append(1))  # pyright: ignore[reportArgumentType]
     assert found["nats"] == (2.0**24 + 5) / 16
     np.testing.assert_array_equal(found["by_unit"], [(2.0**24 + 5) / 16, 6 / 16])
     assert len(calls) == 6

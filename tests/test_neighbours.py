@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gen import pictures, run, sample
-from gen.core import UserError
-from gen.data.images import Config as Images
+from gen import files, sample
+from gen.data.images import Images
+from gen.errors import UserError
+from gen.media import image, medium
+from gen.metrics.images import CHUNK
 from gen.metrics.neighbours import COUNT, neighbours
-from gen.metrics.split import CHUNK
+from gen.runs import directory, trained
 from gen.train import train
 
 
@@ -41,17 +43,17 @@ def test_a_run_shows_them_and_refuses_other_data(tiny, tmp_path, monkeypatch):
     config = tiny("vae_digits")
     config = replace(config, steps=2, evaluate_every=0, log=replace(config.log, tensorboard=False))
     train(config, tmp_path)
-    model = sample.load(tmp_path, ())[1]
-    options = sample.Options(tmp_path, model.request(n=4), pictures.Options(neighbours=True), out=tmp_path / "out")
+    model = trained.load_model(tmp_path, ())[1]
+    options = sample.Options(tmp_path, model.request(n=4), image.ImageOptions(neighbours=True), out=tmp_path / "out")
 
-    sample.sample(options, model, sample.PICTURES)
+    sample.sample(options, model, medium.PICTURES)
 
     arrays = np.load(tmp_path / "out" / "samples.npz")
     assert arrays["neighbour_index"].shape == arrays["neighbour_distance"].shape == (4, COUNT)
     assert (tmp_path / "out" / "neighbours.png").stat().st_size > 0
     assert sample.verify(sample.Verify(tmp_path / "out" / "manifest.json")) == 0
 
-    facts = run._read_json(tmp_path / "config.json", "")
-    run.write_json(tmp_path / "config.json", facts | {"data": "0" * 64})
+    facts = directory._read_required(tmp_path / "config.json", "")
+    files.write_json(tmp_path / "config.json", facts | {"data": "0" * 64})
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
-        sample.sample(options, model, sample.PICTURES)
+        sample.sample(options, model, medium.PICTURES)

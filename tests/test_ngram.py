@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from gen.core import UserError
-from gen.metrics.ngram import baselines, kneser_ney, per_token, xz
+from gen.data.text.ngram import baselines, kneser_ney, per_token, xz
+from gen.errors import UserError
 
 
 def kneser_ney_by_dictionaries(train: list[int], test: list[int], vocab: int, order: int) -> list[float]:

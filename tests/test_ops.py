@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gen.networks import ops
+from gen.networks.kernels import convolution
 
 AXES = ("NHWC", "HWIO", "NHWC")
 ORACLE = {
@@ -58,7 +58,7 @@ def test_values_and_derivatives_of_both_orders_are_those_of_lax(name, shape):
     with jax.enable_x64(True):
         args = arguments(ORACLE[name], shape, jnp.float64)
         run = lambda f: jax.jit(partial(derivatives, f, shape[-1]))(*args)
-        ours, theirs = run(getattr(ops, name)), run(ORACLE[name])
+        ours, theirs = run(getattr(convolution, name)), run(ORACLE[name])
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert a.dtype == np.float64
         np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max())
@@ -66,7 +66,7 @@ def test_values_and_derivatives_of_both_orders_are_those_of_lax(name, shape):
 
 @pytest.mark.parametrize(("sides", "taps"), [((7, 7), (5, 5)), ((8, 5), (4, 3)), ((1, 6), (1, 2)), ((4, 4), (9, 9))])
 def test_the_transforms_make_the_trilinear_form(sides, taps):
-    u, v, w = ops.factors(sides, taps, np.dtype(np.float64))
+    u, v, w = convolution.factors(sides, taps, np.dtype(np.float64))
     rng = np.random.default_rng(0)
     x, k, g = (rng.normal(size=(*shape, 1)) for shape in (sides, taps, sides))
     with jax.enable_x64(True):
@@ -88,7 +88,7 @@ def wide(name, dtype):
 def test_a_wide_kernel_on_a_small_map_is_transformed_and_still_exact(name, dtype, rounding):
     with jax.enable_x64(True):
         args = wide(name, dtype)
-        ours = jax.jit(partial(derivatives, getattr(ops, name), 1)).lower(*args).compile()
+        ours = jax.jit(partial(derivatives, getattr(convolution, name), 1)).lower(*args).compile()
         theirs = jax.jit(partial(derivatives, ORACLE[name], 1))(*args)
         assert " convolution(" not in str(ours.as_text())
         checked = slice(None) if dtype == np.float64 else slice(3)  # the sine of what is penalized magnifies rounding
@@ -100,7 +100,7 @@ def test_a_wide_kernel_on_a_small_map_is_transformed_and_still_exact(name, dtype
 def test_bfloat16_is_what_lax_makes_of_it(name):
     x, k, g, *_ = wide(name, jnp.bfloat16)
     run = lambda f: jax.jit(lambda x, k, g: (f(x, k, 1), *jax.vjp(lambda x, k: f(x, k, 1), x, k)[1](g)))(x, k, g)
-    for a, b in zip(run(getattr(ops, name)), run(ORACLE[name]), strict=True):
+    for a, b in zip(run(getattr(convolution, name)), run(ORACLE[name]), strict=True):
         assert a.dtype == jnp.bfloat16
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
@@ -116,8 +116,8 @@ def test_it_runs_under_pmap_and_a_mapped_axis_of_size_one():
     x, k, *_ = wide("conv", np.float32)
     mapped = {"axis_name": "data", "in_axes": (None, 0)}
     expected = jax.jit(jax.vmap(partial(penalty_gradient, ORACLE["conv"]), **mapped))(k, x[None])[0]
-    one = jax.jit(jax.vmap(partial(penalty_gradient, ops.conv), **mapped))(k, x[None])[0]
-    two = jax.pmap(partial(penalty_gradient, ops.conv), out_axes=None, devices=jax.devices()[:2], **mapped)
+    one = jax.jit(jax.vmap(partial(penalty_gradient, convolution.conv), **mapped))(k, x[None])[0]
+    two = jax.pmap(partial(penalty_gradient, convolution.conv), out_axes=None, devices=jax.devices()[:2], **mapped)
     for ours in (one, two(k, x.reshape(2, -1, *x.shape[1:]))):
         np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max())
 
@@ -126,12 +126,17 @@ def test_it_runs_under_pmap_and_a_mapped_axis_of_size_one():
 def test_accelerators_keep_one_plain_convolution_a_derivative(shape):
     *_, stride = shape
     x, k, g, *_ = wide("conv", np.float32) if shape == WIDE else arguments(ORACLE["conv"], shape, jnp.float32)
-    f = jax.jit(lambda x, k, g: (ops.conv(x, k, stride), jax.vjp(lambda x, k: ops.conv(x, k, stride), x, k)[1](g)))
+    f = jax.jit(
+        lambda x, k, g: (
+            convolution.conv(x, k, stride),
+            jax.vjp(lambda x, k: convolution.conv(x, k, stride), x, k)[1](g),
+        )
+    )
     text = jax.export.export(f, platforms=("cuda",))(x, k, g).mlir_module()
     assert text.count("stablehlo.convolution") == 3 and "dot_general" not in text
 
 
-@pytest.mark.parametrize(("layer", "f"), [(nn.Conv, ops.conv), (nn.ConvTranspose, ops.conv_transpose)])
+@pytest.mark.parametrize(("layer", "f"), [(nn.Conv, convolution.conv), (nn.ConvTranspose, convolution.conv_transpose)])
 def test_they_are_the_layers_of_flax(layer, f):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 8, 3)), jnp.float32)
     theirs, variables = layer(4, (5, 5), (2, 2), use_bias=False).init_with_output(jax.random.key(0), x)

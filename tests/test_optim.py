@@ -9,10 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from gen import core
-from gen.core import UserError
-from gen.optim import Group, OptimConfig
-from gen.schedules import Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear, schedule
+from gen.errors import UserError
+from gen.optim import Group, Optimizer, Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear, descend, schedule
 
 RNG = np.random.default_rng(0)
 
@@ -46,14 +44,14 @@ def assert_close(a: Any, b: Any, rtol: float = 1e-5) -> None:
 
 
 def test_adam_with_weight_decay_is_that_of_optax():
-    config = OptimConfig(lr=0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2)
+    config = Optimizer(lr=0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2)
     kernels = {part: {name: name == "kernel" for name in leaves} for part, leaves in PARAMS.items()}
     theirs = optax.adamw(0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2, mask=kernels)
     assert_close(trained(config.build(4)), trained(theirs))
 
 
 def test_sgd_has_momentum():
-    assert_close(trained(OptimConfig(rule="sgd", lr=0.1, b1=0.5).build(4)), trained(optax.sgd(0.1, momentum=0.5)))
+    assert_close(trained(Optimizer(rule="sgd", lr=0.1, b1=0.5).build(4)), trained(optax.sgd(0.1, momentum=0.5)))
 
 
 def test_groups_take_their_own_rule_learning_rate_and_decay_and_the_first_match_wins():
@@ -62,7 +60,7 @@ def test_groups_take_their_own_rule_learning_rate_and_decay_and_the_first_match_
         Group("encoder", rule="sgd", lr_factor=0.5, weight_decay=0.3),
         Group("kernel$", lr_factor=3.0),
     )
-    found = trained(OptimConfig(lr=0.1, b1=0.0, b2=0.9, weight_decay=0.2, groups=groups).build(4))[-1]
+    found = trained(Optimizer(lr=0.1, b1=0.0, b2=0.9, weight_decay=0.2, groups=groups).build(4))[-1]
     decayed = optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.05))
     assert_close(found["encoder"]["bias"], PARAMS["encoder"]["bias"], rtol=0)
     assert_close(found["encoder"]["kernel"], trained(decayed)[-1]["encoder"]["kernel"])
@@ -72,7 +70,7 @@ def test_groups_take_their_own_rule_learning_rate_and_decay_and_the_first_match_
 
 
 def test_gradients_are_clipped_to_their_global_norm():
-    config = OptimConfig(rule="sgd", lr=1.0, b1=0.0, clip=0.5)
+    config = Optimizer(rule="sgd", lr=1.0, b1=0.0, clip=0.5)
     moved = jax.tree.map(lambda a, b: a - b, trained(config.build(1), 1)[0], PARAMS)
     assert float(optax.tree.norm(moved)) == pytest.approx(0.5, rel=1e-5)
     grads = gradient(0)
@@ -80,18 +78,18 @@ def test_gradients_are_clipped_to_their_global_norm():
 
 
 def test_what_is_frozen_does_not_count_in_the_norm_that_is_clipped():
-    config = OptimConfig(rule="sgd", lr=1.0, b1=0.0, clip=0.5, groups=(Group("encoder", rule="frozen"),))
+    config = Optimizer(rule="sgd", lr=1.0, b1=0.0, clip=0.5, groups=(Group("encoder", rule="frozen"),))
     moved = jax.tree.map(lambda a, b: a - b, trained(config.build(1), 1)[0], PARAMS)
     assert float(optax.tree.norm(moved)) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_accumulation_over_micro_batches_is_one_large_batch():
-    config = OptimConfig(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1, accumulate=3)
+    config = Optimizer(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1, accumulate=3)
     micro = trained(config.build(6), 6)
     assert_close(micro[:2], [PARAMS, PARAMS], rtol=0)
     assert_close(micro[3:5], [micro[2], micro[2]], rtol=0)
 
-    large = OptimConfig(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1).build(2)
+    large = Optimizer(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1).build(2)
     state, params = large.init(PARAMS), PARAMS
     for update in range(2):
         mean = jax.tree.map(lambda *g: sum(g) / 3, *(gradient(3 * update + i) for i in range(3)))
@@ -104,7 +102,7 @@ def test_every_scalar_may_be_a_schedule_and_is_read_at_its_step():
     """AdamW written out in numpy, with hyper-parameters that jump at step 2."""
     values = {"lr": (0.1, 0.3), "b1": (0.5, 0.9), "b2": (0.9, 0.5), "eps": (1e-2, 1.0), "weight_decay": (0.0, 0.4)}
     schedules: dict[str, Any] = {name: Piecewise((2,), pair) for name, pair in values.items()}
-    config = OptimConfig(**schedules)
+    config = Optimizer(**schedules)
     found = trained(config.build(4))
     p = np.asarray(PARAMS["encoder"]["kernel"], np.float64)
     m = v = np.zeros_like(p)
@@ -121,7 +119,7 @@ def test_every_scalar_may_be_a_schedule_and_is_read_at_its_step():
 def test_momentum_may_be_a_schedule(rule):
     """A schedule that stays is the number; one that changes is not."""
     constant, steady, changing = (
-        trained(OptimConfig(rule=rule, lr=0.1, b1=b1).build(3), 3)[-1]
+        trained(Optimizer(rule=rule, lr=0.1, b1=b1).build(3), 3)[-1]
         for b1 in (0.5, Piecewise((1,), (0.5, 0.5)), Piecewise((1,), (0.5, 0.9)))
     )
     assert_close(constant, steady)
@@ -141,7 +139,7 @@ def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam():
     params = jax.tree.map(
         lambda shape: jnp.asarray(RNG.normal(size=shape), jnp.float32), MATRICES, is_leaf=lambda x: isinstance(x, tuple)
     )
-    tx = OptimConfig(rule="muon", lr=1.0).build(1)
+    tx = Optimizer(rule="muon", lr=1.0).build(1)
     moved = jax.tree.map(np.asarray, jax.jit(lambda grads: tx.update(grads, tx.init(grads), grads)[0])(params))
     conv = moved["conv"]["kernel"].reshape(36, 8)
     matrices = [moved["dense"]["kernel"], moved["wide"]["kernel"], conv, *moved["layers"]["kernel"]]
@@ -159,8 +157,8 @@ def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam():
 
 
 def test_a_group_of_its_own_may_use_muon():
-    config = OptimConfig(lr=0.1, groups=(Group("encoder", rule="muon", lr_factor=2.0),))
-    found, muon = trained(config.build(2), 2)[-1], trained(OptimConfig(rule="muon", lr=0.2).build(2), 2)[-1]
+    config = Optimizer(lr=0.1, groups=(Group("encoder", rule="muon", lr_factor=2.0),))
+    found, muon = trained(config.build(2), 2)[-1], trained(Optimizer(rule="muon", lr=0.2).build(2), 2)[-1]
     assert_close(found["encoder"], muon["encoder"])
     assert_close(found["decoder"], trained(optax.adam(0.1), 2)[-1]["decoder"])
 
@@ -176,10 +174,7 @@ def test_a_group_of_its_own_may_use_muon():
 )
 def test_an_impossible_optimizer_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        OptimConfig(**fields)
-
-
-# --- schedules ------------------------------------------------------------------------------------------------------
+        Optimizer(**fields)
 
 
 @pytest.mark.parametrize(
@@ -228,5 +223,5 @@ def test_a_negative_warm_up_is_refused(kind):
 
 def test_a_norm_is_of_all_numbers():
     grads = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(2), "c": jnp.ones(3, jnp.bfloat16)}
-    assert float(core.norm(grads)) == pytest.approx(math.sqrt(55 + 4 + 3))
-    assert float(core.norm({})) == 0
+    assert float(descend.norm(grads)) == pytest.approx(math.sqrt(55 + 4 + 3))
+    assert float(descend.norm({})) == 0

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen import losses
+from gen.families.gan import losses
 from gen.networks import discriminator
 from gen.networks.discriminator import Discriminator
 from gen.networks.layers import Conv, Dense, spectral
@@ -37,8 +37,6 @@ def apply(module: nn.Module, variables: Any, *inputs: Any, **options: Any) -> An
 def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=tolerance, atol=tolerance)
 
-
-# --- losses ---------------------------------------------------------------------------------------------------------
 
 OBJECTIVES = {  # as torch's users write them: D's of real and fake scores, G's
     "minimax": (
@@ -81,8 +79,6 @@ def test_an_objective_and_its_gradients_are_those_of_torch(name, player):
     for ours, theirs in zip(gradients, (r, f), strict=True):
         close(ours, torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
 
-
-# --- penalties of a small perceptron ----------------------------------------------------------------------------------
 
 PENALTIES: dict[str, tuple[Callable, Callable]] = {
     "squared": (losses.squared_gradient, lambda norm: norm**2),
@@ -137,9 +133,6 @@ def test_r1_of_a_convolutional_discriminator_is_that_of_autograd():
     leaves, structure = jax.tree.flatten(theirs)
     slopes = torch.autograd.grad(expected, leaves, materialize_grads=True)
     jax.tree.map(close, gradients, jax.tree.unflatten(structure, slopes))
-
-
-# --- spectral normalization -------------------------------------------------------------------------------------------
 
 
 class Normalized(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 
 from gen.metrics import frechet as fr
 from gen.metrics import inception_score as score
-from gen.metrics.kernel import kid
-from gen.metrics.manifold import prdc
+from gen.metrics.kid import kid
+from gen.metrics.prdc import prdc
 
 torch = pytest.importorskip("torch")
 

@@ -16,19 +16,22 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gen import axis, core
 from gen import config as configs
-from gen import core, hlo, parallel, plan
-from gen.config import Config
-from gen.core import GenerativeModel, State, UserError
-from gen.data.text import Config as Text
-from gen.families.lm import Config as LM
+from gen.config import Config, Parallel
+from gen.core import GenerativeModel, State
+from gen.data.text import Text
+from gen.errors import UserError
+from gen.families.language import LM
+from gen.optim import descend
+from gen.plan import count as plan_count
+from gen.plan import devices as plan_devices
+from gen.plan import hlo, inputs, report
+from gen.runtime import engine as runtime_engine
 
 ROOT = Path(__file__).parent.parent
 LAYERS, WIDTH, BATCH = 5, 64, 8
 shape = jax.ShapeDtypeStruct
-
-
-# --- what is sent ---
 
 
 def mesh() -> Mesh:
@@ -143,27 +146,21 @@ def test_groups_counted_by_strides_are_read():
     assert read("{}") is None
 
 
-# --- what is held ---
-
-
 def test_eight_devices_hold_an_eighth_of_a_state_each():
     """Of a network whose small arrays, which stay whole, are few: GPT-2 small."""
     config = configs.load("lm_gpt2_small", ROOT / "configs")
-    data, _ = plan.opened(config)
+    data, _ = inputs.opened(config)
     model = config.model.build(data.spec, config.steps)
     held = {}
     for fsdp in (False, True):
-        how = parallel.Config(engine="jit", fsdp=fsdp, devices=8)
-        abstract = parallel.compile(model, how, 0, config.data.batch_size).abstract
-        held[fsdp] = plan.on_each(abstract.params) + plan.on_each(abstract.opt_state)
+        how = Parallel(engine="jit", fsdp=fsdp, devices=8)
+        abstract = runtime_engine.compile_engine(model, how, 0, config.data.batch_size).abstract
+        held[fsdp] = plan_count.on_each(abstract.params) + plan_count.on_each(abstract.opt_state)
     assert held[True] == pytest.approx(held[False] / 8, rel=0.01)
 
 
-# --- what is multiplied ---
-
-
 def flops(f, *arguments) -> float:
-    return plan.flops(jax.make_jaxpr(f)(*arguments))
+    return plan_count.flops(jax.make_jaxpr(f)(*arguments))
 
 
 def test_flops_of_a_product_are_two_for_a_multiplication():
@@ -190,8 +187,8 @@ def of_layers(n: int, **changes) -> Config:
 
 
 def traced(config: Config, devices: int) -> tuple[float, int]:
-    data, _ = plan.opened(config)
-    return plan.traced(config, data, config.model.build(data.spec, config.steps), devices)
+    data, _ = inputs.opened(config)
+    return plan_count.traced(config, data, config.model.build(data.spec, config.steps), devices)
 
 
 def test_48_layers_have_24_times_the_flops_of_2():
@@ -209,9 +206,6 @@ def test_a_step_on_more_devices_is_divided_among_them():
     assert kept == 4 * kept_of_four
 
 
-# --- what is kept for the backward pass ---
-
-
 def perceptron(hidden: int) -> GenerativeModel:
     tx = optax.sgd(0.1)
 
@@ -221,8 +215,8 @@ def perceptron(hidden: int) -> GenerativeModel:
 
     def update(state, batch, key):
         loss = lambda p, batch: ((jnp.exp(batch["x"] @ p["in"]) @ p["out"]).sum(), None)
-        params, opt_state, value, _, _ = core.descend(loss, state.params, state.opt_state["sgd"], tx, batch)
-        return replace(state, params=params, opt_state={"sgd": opt_state}), {"loss": core.mean(value)}
+        params, opt_state, value, _, _ = descend.descend(loss, state.params, state.opt_state["sgd"], tx, batch)
+        return replace(state, params=params, opt_state={"sgd": opt_state}), {"loss": axis.mean(value)}
 
     none: Any = None
     return GenerativeModel(init, update, none, none, none, none, none, {})
@@ -231,9 +225,9 @@ def perceptron(hidden: int) -> GenerativeModel:
 def test_a_perceptron_keeps_its_inputs_and_its_hidden_layer():
     config = of_layers(1)
     example = lambda seed, step, rows: {"x": np.zeros((len(rows), 6), np.float32)}
-    data = plan.implied(config.data)
+    data = inputs.implied(config.data)
     assert data is not None
-    count, kept = plan.traced(config, data._replace(batch=example), perceptron(10), 2)
+    count, kept = plan_count.traced(config, data._replace(batch=example), perceptron(10), 2)
     assert kept == 4 * (4 * 6 + 4 * 10)  # float32 of 4 examples
     assert count == 2 * 4 * (2 * 6 * 10 + 3 * 10 * 3)  # two products of the first layer, three of the second
 
@@ -245,23 +239,20 @@ def test_remat_keeps_less():
     assert entering <= some < 2 * entering < all_ / 4
 
 
-# --- the command ---
-
-
 def test_a_text_that_is_not_here_is_planned_as_the_config_has_it():
-    data, note = plan.opened(configs.load("lm_1b", ROOT / "configs"))
+    data, note = inputs.opened(configs.load("lm_1b", ROOT / "configs"))
     assert data.spec["tokens"] == core.Feature((2049,), "int32", vocab=32_000, end=0)
     assert "without the data" in note
     character = replace(of_layers(1).data, tokenizer="character")
     with pytest.raises(UserError):
-        plan.opened(replace(of_layers(1), data=character))
+        inputs.opened(replace(of_layers(1), data=character))
 
 
 def test_numbers_for_a_person():
-    assert [plan.binary(n) for n in (0, 999, 1000, 2**20, 17 * 2**30, 2**50)] == [
+    assert [report.binary(n) for n in (0, 999, 1000, 2**20, 17 * 2**30, 2**50)] == [
         *("0 B", "999 B", "0.98 KiB", "1.00 MiB", "17.0 GiB", "1,024.0 TiB")
     ]
-    assert [plan.decimal(n) for n in (7, 1500, 2e12, 3e18)] == ["7 ", "1.5 k", "2 T", "3,000 P"]
+    assert [report.decimal(n) for n in (7, 1500, 2e12, 3e18)] == ["7 ", "1.5 k", "2 T", "3,000 P"]
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +273,7 @@ def test_a_plan_for_devices_that_are_not_there(train):
     assert "16 devices of 4 hosts, engine pmap, 128 examples a step, 8 a device" in done.stdout
     row = lambda name: next(line for line in done.stdout.splitlines() if line.strip().startswith(name))
     assert "122,048 numbers" in row("params/decoder")
-    gradients = plan.binary(4 * (122_048 + 254_496))
+    gradients = report.binary(4 * (122_048 + 254_496))
     assert gradients in row("gradients")
     assert "2.50 KiB a host" in row("batch")  # 32 examples: 64 bytes of image, and label, row, index and weight of 4
     assert gradients in row("all-reduce")  # pmap averages the gradients
@@ -299,13 +290,13 @@ def test_what_a_plan_is_asked_wrongly_is_named():
         with pytest.raises(UserError, match=fix):
             configs.override(config, arguments, prog="train.py")
     with pytest.raises(UserError, match="choose a divisor"):
-        plan._hosts(jax.devices(), 3)
+        plan_devices._hosts(jax.devices(), 3)
 
 
 def test_a_plan_for_a_tpu_without_its_compiler_names_the_fix(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(UserError, match=r"tpu-plan"):
-        plan.topology(4)
+        plan_devices.topology(4)
 
 
 def test_a_step_compiles_for_a_tpu(train):

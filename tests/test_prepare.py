@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen.core import Feature, UserError
+from gen.core import Feature
 from gen.data import prepare as prepare_module
-from gen.data import prepared
-from gen.data.images import Config
+from gen.data import tfds_sets
+from gen.data.images import Images
 from gen.data.prepare import prepare
+from gen.errors import UserError
 
 SIZES = {"train": 300, "t10k": 70}
 
@@ -73,8 +74,8 @@ def read_by_tfds(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.
     return np.stack([each["image"] for each in examples]), np.array([each["label"] for each in examples])
 
 
-def mnist(data_dir: Path, **options: Any) -> Config:
-    return Config(name="mnist", data_dir=str(data_dir), **options)
+def mnist(data_dir: Path, **options: Any) -> Images:
+    return Images(name="mnist", data_dir=str(data_dir), **options)
 
 
 def number(images: np.ndarray) -> np.ndarray:
@@ -158,7 +159,7 @@ def test_an_interrupted_prepare_leaves_nothing(source, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("mnist", source, str(tmp_path))
-    assert prepared.find("mnist", str(tmp_path)) is None
+    assert tfds_sets.find("mnist", str(tmp_path)) is None
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.setattr(prepare_module, "png", original)
     prepare("mnist", source, str(tmp_path))
@@ -212,15 +213,12 @@ def test_the_command_line_reports_mistakes_in_a_line(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path}: there is none of train-images")
 
 
-# Prepared sets
-
-
 @pytest.mark.parametrize("name", ["mnist", "mnist:9.9.9", "imagenet_resized/32x32"])
 def test_an_unprepared_set_is_refused_at_once(tmp_path, name):
     data_dir = tmp_path / "tfds"
     start = time.monotonic()
     with pytest.raises(UserError) as error:
-        Config(name=name, data_dir=str(data_dir)).build()
+        Images(name=name, data_dir=str(data_dir)).build()
     assert time.monotonic() - start < 5
     assert f"python -m gen.data.prepare {name} --source DIR --data-dir {data_dir}" in str(error.value)
     assert "gen[tensorflow]" in str(error.value)
@@ -229,7 +227,7 @@ def test_an_unprepared_set_is_refused_at_once(tmp_path, name):
 
 def test_what_lies_there_instead_is_named(data_dir):
     with pytest.raises(UserError, match=r"there is mnist/3\.0\.1"):
-        Config(name="mnist:2.0.0", data_dir=str(data_dir)).build()
+        Images(name="mnist:2.0.0", data_dir=str(data_dir)).build()
 
 
 def test_the_highest_version_is_read(tmp_path):
@@ -237,9 +235,9 @@ def test_the_highest_version_is_read(tmp_path):
         path = tmp_path / "mnist" / version
         path.mkdir(parents=True)
         (path / "dataset_info.json").touch()
-    assert prepared.find("mnist", str(tmp_path)) == tmp_path / "mnist/10.0.0"
-    assert prepared.find("mnist:9.1.0", str(tmp_path)) == tmp_path / "mnist/9.1.0"
-    assert prepared.find("mnist:11.0.0", str(tmp_path)) is None
+    assert tfds_sets.find("mnist", str(tmp_path)) == tmp_path / "mnist/10.0.0"
+    assert tfds_sets.find("mnist:9.1.0", str(tmp_path)) == tmp_path / "mnist/9.1.0"
+    assert tfds_sets.find("mnist:11.0.0", str(tmp_path)) is None
 
 
 def test_a_set_in_tfrecord_is_refused(data_dir, tmp_path):
@@ -298,7 +296,7 @@ def test_the_image_and_the_label_are_found_among_other_features(tmp_path):
         return buffer
 
     prepare_custom(tmp_path, features, [{"caption": "", "coarse": 0, "label": i, "photo": photo(i)} for i in range(3)])
-    config = Config(name="custom", data_dir=str(tmp_path), train="all_of_it", validation="all_of_it", test="all_of_it")
+    config = Images(name="custom", data_dir=str(tmp_path), train="all_of_it", validation="all_of_it", test="all_of_it")
     with pytest.raises(UserError, match=r"--data\.size"):
         config.build()
     data = replace(config, size=4, batch_size=3).build()
@@ -313,4 +311,4 @@ def test_a_set_without_images_is_refused(tmp_path):
 
     prepare_custom(tmp_path, {"sentence": tfds.features.Text()}, [{"sentence": "none"}])
     with pytest.raises(UserError, match="no images: its features are sentence"):
-        Config(name="custom", data_dir=str(tmp_path)).build()
+        Images(name="custom", data_dir=str(tmp_path)).build()

@@ -1,4 +1,4 @@
-"""gen.data.preprocess: bytes -> what the model sees, with noise that belongs to (key, row)."""
+"""gen.data.images.preprocess: bytes -> what the model sees, with noise that belongs to (key, row)."""
 
 from functools import cache, partial
 from typing import Any
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from gen.core import GenerativeModel
-from gen.data.images import Config
-from gen.data.preprocess import applied, preprocess
+from gen.data.images import Images
+from gen.data.images.preprocess import preprocess
+from gen.data.preprocess import with_preprocess
 
 PLAIN = {"levels": 256, "flip": False, "dequantize": False, "binarize": None}
 KEY = jax.random.key(7)
@@ -149,7 +150,7 @@ def test_rows_draw_different_noise():
 
 
 def test_a_data_sets_preprocess_is_this_one():
-    data = Config(binarize="dynamic", flip=True, batch_size=4).build()
+    data = Images(binarize="dynamic", flip=True, batch_size=4).build()
     batch = {name: jnp.asarray(value) for name, value in data.batch(0, 0, range(4)).items()}
     options = {"levels": 17, "flip": True, "dequantize": False, "binarize": "dynamic"}
     np.testing.assert_array_equal(
@@ -169,7 +170,7 @@ def test_a_model_is_given_the_transformed_batch():
 
     nothing: Any = None
     model = GenerativeModel(nothing, sees, sees, sees, nothing, nothing, nothing, protocol={"kept": {}})
-    wrapped = applied(model, transform)
+    wrapped = with_preprocess(model, transform)
     for name, training in (("update", True), ("evaluate", False), ("test", False)):
         x, data_key, model_key = getattr(wrapped, name)(None, {"x": 1}, KEY)
         assert x == 2

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.networks import attention, layers, linear, normalization, sums
+from gen.networks import attention, layers
+from gen.networks.kernels import attention as kernels_attention
+from gen.networks.kernels import dense, normalization, sums
 
 B, T, N, H = 2, 300, 4, 8  # three parts, of which the last is short
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
@@ -41,7 +43,7 @@ def test_attention_by_rows_is_attention_in_values_and_gradients(mask, heads):
 
 @pytest.mark.parametrize("places", [1, 64, 65, 1000, 5000])
 def test_parts_are_all_places_in_few_pieces(places):
-    parts = attention.parts(places)
+    parts = kernels_attention.parts(places)
     assert [i for part in parts for i in range(places)[part]] == list(range(places))
     assert len(parts) <= 16
 
@@ -52,10 +54,10 @@ def test_products_are_products_in_values_and_gradients(widths):
     weights = [normal(2, 2, 7, width) for width in widths]
     total = lambda ys: sum((y * w).sum() for y, w in zip(ys, weights, strict=True))
     plain = lambda x, kernels: [jnp.einsum("btd,df->btf", x, kernel) for kernel in kernels]
-    for a, b in zip(linear.products(x, kernels), plain(x, kernels), strict=True):
+    for a, b in zip(dense.products(x, kernels), plain(x, kernels), strict=True):
         close(a, b)
     gradients = lambda form: jax.grad(lambda *args: total(form(*args)), argnums=(0, 1))(x, kernels)
-    jax.tree.map(close, gradients(linear.products), gradients(plain))
+    jax.tree.map(close, gradients(dense.products), gradients(plain))
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_a_dense_layer_is_flax_s_in_values_gradients_and_theirs(bias, in_float64
 @pytest.mark.parametrize(("platform", "joined"), [("cpu", True), ("cuda", False)])
 def test_only_a_processor_joins_kernels(platform, joined):
     x, kernels = normal(0, 2, 7, 6), (normal(1, 6, 3), normal(2, 6, 5))
-    gradient = jax.jit(jax.grad(lambda x, kernels: sum(y.sum() for y in linear.products(x, kernels)), argnums=1))
+    gradient = jax.jit(jax.grad(lambda x, kernels: sum(y.sum() for y in dense.products(x, kernels)), argnums=1))
     text = gradient.trace(x, kernels).lower(lowering_platforms=(platform,)).as_text()
     assert ("concatenate" in text) == joined
 
@@ -153,6 +155,6 @@ def test_only_a_processor_sums_by_products(platform, product):
 @pytest.mark.parametrize(("platform", "loop"), [("cpu", True), ("cuda", False)])
 def test_a_mask_is_the_same_and_once_in_memory_of_a_processor(platform, loop):
     mask = jnp.asarray(masks()["documents"])
-    np.testing.assert_array_equal(attention.once(mask), mask)
-    text = jax.jit(attention.once).trace(mask).lower(lowering_platforms=(platform,)).as_text()
+    np.testing.assert_array_equal(kernels_attention.once(mask), mask)
+    text = jax.jit(kernels_attention.once).trace(mask).lower(lowering_platforms=(platform,)).as_text()
     assert ("while" in text) == loop

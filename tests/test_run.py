@@ -15,7 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from gen import checkpoint, parallel, run, sample
+from gen.runs import checkpoint, directory
+from gen.runs import trained as runs_trained
+from gen.runtime import engine
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -79,9 +81,6 @@ def test_a_start_does_not_wait_for_pytorch(environment, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env={**environment, **path})
 
 
-# --- the run directory ---
-
-
 def test_a_run_directory_holds_what_it_promises(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 1001))
@@ -101,7 +100,7 @@ def test_a_run_directory_holds_what_it_promises(trained):
     assert evaluation["protocol"]["nll_bound"]["n"] == 360
     assert evaluation["metrics"]["nll_bound"] <= evaluation["metrics"]["neg_elbo"]
 
-    reference = run.read_reference(trained)
+    reference = directory.read_reference(trained)
     assert reference["image"].shape == (64, 8, 8, 1)
     assert reference["kl_per_latent"].shape == (3,)
     assert (trained / "samples" / "step_0001000.png").exists()
@@ -118,9 +117,6 @@ def test_a_finished_run_says_so_and_grows_on_demand(trained, gen, tmp_path):
     assert more.returncode == 0, more.stderr
     assert "resuming" in more.stdout
     assert checkpoint.steps(workdir / "checkpoints")[-1] == 1010
-
-
-# --- killed at any moment ---
 
 
 def inside_a_save(workdir: Path) -> bool:
@@ -158,14 +154,11 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(trained, gen, environment
 
     assert (workdir / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     assert (workdir / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
-    config, model = sample.load(trained, ())
-    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    config, model = runs_trained.load_model(trained, ())
+    abstract = engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     whole, resumed = (checkpoint.restore(path / "checkpoints", config.steps, abstract) for path in (trained, workdir))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
-
-
-# --- sampling ---
 
 
 @pytest.mark.parametrize("mode", ["generate", "reconstruct", "interpolate", "traverse"])
@@ -215,8 +208,6 @@ def test_a_damaged_manifest_is_one_short_error(trained, gen, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-# --- bad input: a short error that names the thing and the fix, exit status 2, nothing written or lost ---
-
 WRONG = {
     "an unknown config": (["vae_digit"], "did you mean vae_digits"),
     "an unknown field": (["vae_digits", "--model.latent", "4"], "--model.latents"),
@@ -261,7 +252,7 @@ def test_what_can_be_made_again_is_and_a_best_that_is_not_measured_is_refused(tr
     (workdir / "evaluation.json").write_text("{")
     again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
     assert again.returncode == 0, again.stderr
-    assert "image" in run.read_reference(workdir)
+    assert "image" in directory.read_reference(workdir)
     assert (workdir / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
     typo = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", "1001", "--save.best", "loss", "min")
     assert typo.returncode == 2
@@ -269,7 +260,7 @@ def test_what_can_be_made_again_is_and_a_best_that_is_not_measured_is_refused(tr
 
 
 def test_a_second_process_on_a_run_is_refused(trained, gen):
-    with run.locked(trained):
+    with directory.lock_run(trained):
         done = gen("train.py", "vae_digits", "--workdir", trained, *SMALL)
     assert done.returncode == 2
     assert "in use by another process" in done.stderr
@@ -391,9 +382,6 @@ def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
         assert done.returncode == 2, arguments
         assert message in done.stderr
         assert "Traceback" not in done.stderr
-
-
-# --- looking before leaping, and into ---
 
 
 def test_a_profile_is_a_trace_of_the_steps_asked_for(gen, tmp_path):

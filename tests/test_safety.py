@@ -17,12 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen import checkpoint, config, core, finetune, foreign, interop, log, parallel, run, sample
-from gen.core import UserError
-from gen.data import prepared, tokenizers
-from gen.data.images import Config as Images
-from gen.data.text import Config as Text
-from gen.families.vae import Config as VAE
+from gen import config as configs
+from gen import errors, files, sample
+from gen.config import Config, Log, Parallel, Save
+from gen.data import tfds_sets
+from gen.data.images import Images
+from gen.data.text import Text, tokenizers
+from gen.errors import UserError
+from gen.families.vae import VAE
+from gen.interop import convert
+from gen.runs import base as runs_base
+from gen.runs import checkpoint, directory
 from gen.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -43,13 +48,13 @@ def trained(tiny, tmp_path_factory) -> Iterator[Path]:
     quick: dict[str, Any] = {
         "steps": 2,
         "evaluate_every": 0,
-        "save": checkpoint.Config(every=2),
-        "log": log.Config(every=1),
+        "save": Save(every=2),
+        "log": Log(every=1),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name in ("SECRET_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
             patch.setenv(name, SECRET)
-        train(replace(tiny("vae_digits"), **quick, parallel=parallel.Config(devices=1)), workdir)
+        train(replace(tiny("vae_digits"), **quick, parallel=Parallel(devices=1)), workdir)
         sampled(workdir)
         yield workdir
 
@@ -69,9 +74,6 @@ def edited(path: Path, change: Callable[[Any], Any]) -> None:
 def sampled(workdir: Path, *arguments: object) -> Path:
     sample.main([str(workdir), "--n", "4", "--out", str(workdir / "out"), *map(str, arguments)])
     return workdir / "out" / "manifest.json"
-
-
-# --- no code ----------------------------------------------------------------------------------------------------------
 
 
 class Code:
@@ -94,10 +96,10 @@ def test_a_pickle_among_the_reference_is_not_read(foreigners, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     np.savez(foreigners / "reference.npz", image=np.array([Code()], object))
     with pytest.raises(UserError, match=r"reference\.npz is damaged"):
-        run.read_reference(foreigners)
+        directory.read_reference(foreigners)
     (foreigners / "reference.npz").write_bytes(pickle.dumps(Code()))
     with pytest.raises(UserError, match=r"reference\.npz is damaged"):
-        run.read_reference(foreigners)
+        directory.read_reference(foreigners)
     assert not Path("code-was-run").exists()
 
 
@@ -116,7 +118,7 @@ def test_a_prepared_set_imports_nothing(tmp_path, monkeypatch):
     assert not Path("code-was-run").exists()
     (folder / "features.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        prepared.opened(folder)
+        tfds_sets.opened(folder)
 
 
 def test_a_picture_runs_no_program(tmp_path, monkeypatch):
@@ -133,9 +135,6 @@ def test_a_picture_runs_no_program(tmp_path, monkeypatch):
     assert not (tmp_path / "code-was-run").exists()
 
 
-# --- no way out of the folder -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "place", [".lock", ".config.json.tmp", "generated", "reference.npz", "checkpoints/2/meta/metadata", "checkpoints/3"]
 )
@@ -149,7 +148,7 @@ def test_a_run_with_a_link_out_of_it_is_refused(place, foreigners, tmp_path):
         link.symlink_to(os.path.relpath(private, link.parent))
         with pytest.raises(UserError, match="is a link out of"):
             sampled(foreigners)
-        with pytest.raises(UserError, match="is a link out of"), run.locked(foreigners):
+        with pytest.raises(UserError, match="is a link out of"), directory.lock_run(foreigners):
             pass
     assert target.read_text() == "mine"
     assert not (tmp_path / "nothing").exists()
@@ -188,12 +187,12 @@ def test_a_base_elsewhere_is_named_and_nothing_of_another_is_read(foreigners, tm
     base = {"path": "../private", "step": 2, "sha256": "0" * 64}
     edited(foreigners / "config.json", lambda facts: facts.update(base=base))
     with pytest.raises(UserError, match="their digests differ"):
-        finetune.of_run(foreigners)
+        runs_base.base_of_run(foreigners)
     assert f"stands on {tmp_path / 'private'}" in capsys.readouterr().err
     for wrong in ("../private", {}, {**base, "step": "2"}, {**base, "path": None}):
         edited(foreigners / "config.json", lambda facts: facts.update(base=wrong))  # noqa: B023
         with pytest.raises(UserError, match="its base is no path, step and sha256"):
-            finetune.of_run(foreigners)
+            runs_base.base_of_run(foreigners)
 
 
 def test_links_and_pipes_among_data_are_left_out(tmp_path):
@@ -220,10 +219,7 @@ def test_a_name_of_a_set_is_no_path(name):
 def test_an_index_names_files_beside_it(name, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
     with pytest.raises(UserError, match="no weight_map to files beside it"):
-        interop.weights(tmp_path)
-
-
-# --- no bombs ---------------------------------------------------------------------------------------------------------
+        convert.weights(tmp_path)
 
 
 def claimed(shape: tuple[int, ...]) -> bytes:
@@ -245,7 +241,7 @@ def test_an_archive_that_claims_100_gigabytes_is_refused(foreigners):
     for packed in (content.getvalue(), claimed((10**12,)), claimed((2**62, 2**62))):
         (foreigners / "reference.npz").write_bytes(packed)
         with pytest.raises(UserError, match=r"reference\.npz is damaged"):
-            run.read_reference(foreigners)
+            directory.read_reference(foreigners)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +262,7 @@ def test_a_spec_has_sizes_that_data_have(feature, foreigners):
 def test_what_does_not_fit_into_memory_is_not_asked_for(foreigners, monkeypatch):
     manifest = sampled(foreigners)
     edited(manifest, lambda facts: facts["request"].update(n=100_000))
-    monkeypatch.setattr(foreign.os, "sysconf", lambda _: 2**13)
+    monkeypatch.setattr(files.os, "sysconf", lambda _: 2**13)
     with pytest.raises(UserError, match="what is to be generated needs 0 GiB"):
         sample.verify(sample.Verify(manifest))
     monkeypatch.undo()
@@ -295,7 +291,7 @@ def test_a_sealed_checkpoint_of_others_facts_is_a_short_error(name, foreigners):
 
 def test_the_best_of_checkpoints_without_numbers_is_the_last(foreigners):
     (foreigners / "checkpoints" / "2" / "meta" / "metadata").write_text('{"validation": {"loss": "low"}}')
-    best = replace(checkpoint.Config(), best=("loss", "min"))
+    best = replace(Save(), best=("loss", "min"))
     checkpoint._seal(foreigners / "checkpoints" / "2")
     assert checkpoint.best(foreigners / "checkpoints", best, pytest.fail) == 2
 
@@ -352,13 +348,11 @@ def test_an_import_of_more_layers_than_tensors_is_refused(tmp_path):
     facts = {"model_type": "gpt2", "n_layer": 10**7, "n_embd": 2, "n_head": 1, "vocab_size": 2, "n_positions": 2}
     (tmp_path / "config.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="too few for the 10000000 layers"):
-        interop.import_run(tmp_path, tmp_path / "run")
+        convert.import_run(tmp_path, tmp_path / "run")
     (tmp_path / "config.json").write_text(json.dumps({**facts, "vocab_size": 10**30}))
     with pytest.raises(UserError, match="vocab_size"):
-        interop.import_run(tmp_path, tmp_path / "run")
+        convert.import_run(tmp_path, tmp_path / "run")
 
-
-# --- short errors -----------------------------------------------------------------------------------------------------
 
 DAMAGED = ["[" * 100_000, "1" * 5000, "\xff", "null", "[]", '{"a": 1}', ""]
 
@@ -368,7 +362,7 @@ DAMAGED = ["[" * 100_000, "1" * 5000, "\xff", "null", "[]", '{"a": 1}', ""]
 def test_damaged_json_is_a_short_error(name, content, foreigners):
     (foreigners / name).write_text(content, encoding="latin1")
     if name == "evaluation.json":
-        assert run.read_evaluation(foreigners) is None
+        assert directory.read_evaluation(foreigners) is None
         return
     with pytest.raises(UserError):
         sampled(foreigners)
@@ -379,7 +373,7 @@ def test_damaged_json_is_a_short_error(name, content, foreigners):
 )
 def test_an_evaluation_without_numbers_is_made_again(part, foreigners):
     edited(foreigners / "evaluation.json", lambda facts: facts.update(part))
-    assert run.read_evaluation(foreigners) is None
+    assert directory.read_evaluation(foreigners) is None
 
 
 @pytest.mark.parametrize("arrays", [{"image": np.zeros(3)}, {"image": np.zeros((3, 9, 9, 1))}, {"x": np.float32(1)}])
@@ -394,13 +388,13 @@ def test_a_reference_of_other_data_is_a_short_error(arrays, foreigners):
 
 def test_numbers_and_words_that_only_look_right_are_wrong():
     with pytest.raises(UserError, match="which is no float"):
-        config.decode(float, 10**400)
+        configs.decode(float, 10**400)
     with pytest.raises(UserError, match=r"colors is true"):
-        config.decode(Images, config.encode(Images()) | {"colors": True})
+        configs.decode(Images, configs.encode(Images()) | {"colors": True})
     with pytest.raises(UserError, match="size is 9223372036854775808"):
-        config.decode(Images, config.encode(Images()) | {"size": 2**63})
+        configs.decode(Images, configs.encode(Images()) | {"size": 2**63})
     with pytest.raises(UserError, match="9223372036854775808 is too large"):
-        config.Config(model=VAE(latents=(2**63,)), data=Images(), steps=1)
+        Config(model=VAE(latents=(2**63,)), data=Images(), steps=1)
 
 
 def test_a_name_of_a_file_that_is_no_text_is_a_name(tmp_path):
@@ -413,7 +407,7 @@ def test_a_name_of_a_file_that_is_no_text_is_a_name(tmp_path):
 @pytest.mark.parametrize("name", ["folder:~nobody/x", "folder:" + "a" * 300])
 def test_a_folder_that_can_not_be_is_a_short_error(name, capsys):
     with pytest.raises(SystemExit) as exit:
-        core.command(lambda: print(Images(name=name).build()))
+        errors.run_command(lambda: print(Images(name=name).build()))
     assert exit.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -429,18 +423,15 @@ def test_an_error_commands_no_terminal(capsys):
         raise UserError("no \x1b[2J\x9b\rfile \ud800 é\n\tat all")
 
     with pytest.raises(SystemExit):
-        core.command(fails)
+        errors.run_command(fails)
     assert capsys.readouterr().err == "error: no \\x1b[2J\\x9b\\rfile \\ud800 é\n\tat all\n"
 
 
 def test_no_memory_is_a_short_error(capsys):
     with pytest.raises(SystemExit) as exit:
-        core.command(lambda: print(np.empty(10**17)))
+        errors.run_command(lambda: print(np.empty(10**17)))
     assert exit.value.code == 2
     assert "out of memory" in capsys.readouterr().err
-
-
-# --- no secrets -------------------------------------------------------------------------------------------------------
 
 
 def test_what_the_environment_holds_is_nowhere_in_a_run(trained, tmp_path, capsys):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import slurm
 
-from gen import checkpoint, parallel, sample
+from gen.runs import checkpoint, trained
+from gen.runtime import engine
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "cluster" / "train.sbatch"
@@ -94,8 +95,6 @@ class Job:
         return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60).stdout
 
 
-# --- the script: when a job is requeued, and when not; what stands in for train.py needs no JAX ---
-
 STAND_IN = """
 import os, signal, sys, time
 config, _, run, what, *_ = sys.argv[1:]
@@ -155,9 +154,6 @@ def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(s
     assert (tmp_path / "cancelled" / "checkpoints" / "0" / "manifest.json").exists()  # tasks had time to save
 
 
-# --- training ---
-
-
 def first_steps(workdir: Path, n: int) -> list[dict[str, float]]:
     """Training metrics of steps 1 to n."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -168,8 +164,8 @@ def assert_same(whole: Path, other: Path) -> None:
     """Same curve, scores and parameters, to the last bit."""
     assert (other / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert (other / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
-    _, model = sample.load(whole, ())
-    abstract = parallel.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    _, model = trained.load_model(whole, ())
+    abstract = engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     a, b = (checkpoint.restore(path / "checkpoints", STEPS, abstract) for path in (whole, other))
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=str(path))

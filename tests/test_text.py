@@ -1,4 +1,4 @@
-"""gen.data.text: documents, cleaning, splits, windows and pairs. The streams are made again here, byte by byte."""
+"""gen.data.text.dataset: documents, cleaning, splits, windows and pairs. The streams are made again here, byte by byte."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gen.core import Dataset, Feature, UserError
-from gen.data import corpus, tokenizers
-from gen.data.text import Config, named
+from gen.core import Dataset, Feature
+from gen.data.text import Text, corpus, tokenizers
+from gen.data.text.dataset import named
+from gen.errors import UserError
 
 UNICODE = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich — 日本語 🎉\n"
 LETTERS = dict(enumerate("abcdefghijklmnopqrstuvwxyz \n.é日🎉"))
@@ -50,9 +51,9 @@ def chapters(path: Path) -> list[str]:
     return ["CHAPTER " + each for each in path.read_text().split("CHAPTER ")[1:]]
 
 
-def of_book(book: Path, **options: Any) -> Config:
+def of_book(book: Path, **options: Any) -> Text:
     defaults: Any = {"name": f"text:{book}", "document_break": "^(?=CHAPTER )", "length": 16, "batch_size": 8}
-    return Config(**defaults | options)
+    return Text(**defaults | options)
 
 
 def lines(path: Path, *values: Any) -> Path:
@@ -99,9 +100,6 @@ def same(a, b) -> None:
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
         assert a[name].dtype == b[name].dtype, name
-
-
-# Windows
 
 
 def test_the_spec_and_a_batch_are_typed_for_the_host(book):
@@ -213,9 +211,6 @@ def test_a_corpus_may_be_too_short(tmp_path):
         config.build()
 
 
-# Splits
-
-
 def test_the_tail_is_nanogpts(tmp_path):
     text = random_text(0, 2003).encode("ascii", "replace").decode()
     data = of_book(
@@ -270,9 +265,6 @@ def test_a_wrong_split_is_named(book, split, message):
     assert f"--data.split {split!r}" in str(error.value)
 
 
-# Documents and cleaning
-
-
 def test_cleaning_is_counted_and_said(tmp_path, capsys):
     folder = tmp_path / "texts"
     write(folder / "b" / "one.txt", "\ufeffone\r\ntwo\rthree\n\x00\x1b\x85\tfour\x7f")
@@ -322,7 +314,7 @@ def test_an_empty_text_is_refused(tmp_path, content):
     with pytest.raises(UserError, match=re.escape(f"text:{path}: it is empty")):
         of_book(path).build()
     with pytest.raises(UserError, match="empty"):
-        Config(name=f"jsonl:{write(tmp_path / 'a.jsonl', content.replace(chr(0), ''))}").build()
+        Text(name=f"jsonl:{write(tmp_path / 'a.jsonl', content.replace(chr(0), ''))}").build()
 
 
 def test_what_is_not_utf8_is_named_with_its_place(tmp_path):
@@ -332,7 +324,7 @@ def test_what_is_not_utf8_is_named_with_its_place(tmp_path):
         of_book(tmp_path / "a.txt").build()
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
     with pytest.raises(UserError, match=r"a\.jsonl:2: is not UTF-8 \(byte 0xe9 at offset 30\)"):
-        Config(name=f"jsonl:{tmp_path / 'a.jsonl'}").build()
+        Text(name=f"jsonl:{tmp_path / 'a.jsonl'}").build()
 
 
 @pytest.mark.parametrize(
@@ -355,7 +347,7 @@ def test_what_is_not_utf8_is_named_with_its_place(tmp_path):
 )
 def test_a_wrong_option_is_named(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        Config(**{"data_dir": str(tmp_path), **options}).build()
+        Text(**{"data_dir": str(tmp_path), **options}).build()
 
 
 def test_a_folder_without_files_is_an_error(tmp_path):
@@ -363,17 +355,14 @@ def test_a_folder_without_files_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there are no text files"):
         of_book(tmp_path).build()
     with pytest.raises(UserError, match=r"there are no \.jsonl files"):
-        Config(name=f"jsonl:{tmp_path}").build()
-
-
-# Tokenizers
+        Text(name=f"jsonl:{tmp_path}").build()
 
 
 def test_a_single_label_is_refused(tmp_path):
     path = tmp_path / "same.jsonl"
     path.write_text("".join(json.dumps({"text": f"text {i}", "label": "same"}) + "\n" for i in range(40)))
     with pytest.raises(UserError, match="the label of each line is 'same'"):
-        Config(name=f"jsonl:{path}", tokenizer="byte", length=32).build()
+        Text(name=f"jsonl:{path}", tokenizer="byte", length=32).build()
 
 
 def test_the_tokenizer_is_trained_on_the_training_split(book):
@@ -413,9 +402,6 @@ def test_a_large_vocabulary_takes_more_bits(tmp_path):
     assert texts_of(data, "test") == [characters[2**15 :]]
 
 
-# Identity and cache
-
-
 def test_the_digest_is_of_tokens_and_tokenizer(book):
     digest = of_book(book).build().digest
     assert of_book(book, batch_size=3, length=5, stride=2).build().digest == digest
@@ -450,12 +436,12 @@ def test_the_protocol_defines_the_numbers(book):
     assert of_book(book).build().protocol == {**split, "windows": "disjoint, 16 tokens"}
     assert of_book(book, stride=4).build().protocol == {**split, "windows": "strided by 4, 16 tokens"}
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert Config().build().protocol == {**split, "windows": "disjoint, 256 tokens", "python": version}
+    assert Text().build().protocol == {**split, "windows": "disjoint, 256 tokens", "python": version}
 
 
 def test_importing_is_light():
     code = (
-        "import sys, gen.data.text, jax._src.xla_bridge as bridge\n"
+        "import sys, gen.data.text.dataset, jax._src.xla_bridge as bridge\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'sklearn', 'pydoc_data'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert not bridge._backends\n"
@@ -463,13 +449,10 @@ def test_importing_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-# Python's documentation
-
-
 def test_pydoc_is_pythons_documentation_by_section():
     from pydoc_data.topics import topics
 
-    data = Config().build()
+    data = Text().build()
     found = [text for split in ("train", "validation", "test") for text in texts_of(data, split)]
     assert len(found) > 150
     assert len(set(found)) == len(found)
@@ -483,11 +466,8 @@ def test_pydoc_is_pythons_documentation_by_section():
         assert 20_000 < whole(data, split)["bytes"].sum() < 80_000
 
 
-# Baselines
-
-
 def test_baselines_are_of_the_test_split(book, monkeypatch):
-    ngram = pytest.importorskip("gen.metrics.ngram")
+    ngram = pytest.importorskip("gen.data.text.ngram")
     data = of_book(book, tokenizer="character").build()
     own = lambda split: [text for text in chapters(book) if hashed(text, 0.1) == split]
     train, test = ("\0".join(own(split)).encode() for split in ("train", "test"))
@@ -502,29 +482,26 @@ def test_baselines_are_of_the_test_split(book, monkeypatch):
 
 
 def test_baselines_of_merged_tokens_are_of_bytes_alone(book):
-    pytest.importorskip("gen.metrics.ngram")
+    pytest.importorskip("gen.data.text.ngram")
     found = [of_book(book, tokenizer=tokenizer).build().baselines() for tokenizer in ("byte", "bpe")]
     assert found[0].keys() - found[1].keys() == {"kneser_ney"}
     assert all(found[0][name] == number for name, number in found[1].items())
 
 
 def test_baselines_of_a_large_text_are_of_a_part_and_say_so(book, monkeypatch):
-    pytest.importorskip("gen.metrics.ngram")
+    pytest.importorskip("gen.data.text.ngram")
     small, numbers = of_book(book).build(), of_book(book).build().baselines()
-    monkeypatch.setattr("gen.data.text.COUNTED", 1000)
+    monkeypatch.setattr("gen.data.text.dataset.COUNTED", 1000)
     large = of_book(book).build()
     assert large.protocol["baselines"] == "of the last 1000 tokens of train and the first of test"
     assert "baselines" not in small.protocol
     assert large.baselines()["kneser_ney"] != numbers["kneser_ney"]
 
 
-# JSON lines
-
-
 def test_lines_with_a_text_are_documents(book, tmp_path):
     texts = chapters(book)
     path = lines(tmp_path / "a.jsonl", *({"text": text, "meta": {"n": i}} for i, text in enumerate(texts)))
-    data = Config(name=f"jsonl:{path}", length=16).build()
+    data = Text(name=f"jsonl:{path}", length=16).build()
     plain = of_book(book).build()
     for split in ("validation", "test"):
         assert texts_of(data, split) == texts_of(plain, split)
@@ -545,7 +522,7 @@ def test_lines_with_a_text_are_documents(book, tmp_path):
 def test_a_malformed_line_is_named(tmp_path, second, message):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n\n' + second + "\n")
     with pytest.raises(UserError, match=message):
-        Config(name=f"jsonl:{path}").build()
+        Text(name=f"jsonl:{path}").build()
 
 
 @pytest.mark.parametrize(
@@ -554,15 +531,15 @@ def test_a_malformed_line_is_named(tmp_path, second, message):
 def test_lines_without_text_are_refused(tmp_path, keys):
     path = lines(tmp_path / "a.jsonl", dict.fromkeys(keys, "x"))
     with pytest.raises(UserError, match=r'a\.jsonl:1: has the keys .*; a line needs "text", "source" and "target"'):
-        Config(name=f"jsonl:{path}").build()
+        Text(name=f"jsonl:{path}").build()
 
 
 PAIRS = [{"source": f"{i} + {i % 7}", "target": f"{i + i % 7}"} for i in range(100)]
 
 
-def of_pairs(path: Path, *pairs: Any, **options: Any) -> Config:
+def of_pairs(path: Path, *pairs: Any, **options: Any) -> Text:
     defaults: Any = {"name": f"jsonl:{lines(path / 'pairs.jsonl', *pairs)}", "length": 16, "batch_size": 8}
-    return Config(**defaults | options)
+    return Text(**defaults | options)
 
 
 def row_of(data: Dataset, prompt: str, target: str) -> tuple[list[int], list[int]]:
@@ -672,9 +649,6 @@ def test_pairs_have_no_stride(tmp_path):
         of_pairs(tmp_path, *PAIRS, stride=4).build()
 
 
-# TFDS
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
     """A folder where a set "little" of texts is prepared: train of 40, test of 10, one of them in train too."""
@@ -706,8 +680,8 @@ def data_dir(tmp_path_factory) -> Path:
     return path
 
 
-def little(data_dir: Path, **options: Any) -> Config:
-    return Config(**{"name": "little", "data_dir": str(data_dir), "length": 8, **options})
+def little(data_dir: Path, **options: Any) -> Text:
+    return Text(**{"name": "little", "data_dir": str(data_dir), "length": 8, **options})
 
 
 def test_a_tfds_set_by_slices(data_dir, capsys):

@@ -14,15 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen import checkpoint, config, run, sample, texts
-from gen.core import Dataset, FamilyConfig, Feature, State, UserError
-from gen.data import tokenizers
-from gen.data.text import Config as Text
-from gen.data.tokenizers import Tokenizer
-from gen.families import lm, mlm, seq2seq
+from gen import sample
+from gen.config import Config, Save
+from gen.core import Dataset, Family, Feature, State
+from gen.data.text import Text, tokenizers
+from gen.data.text.tokenizers import Tokenizer
+from gen.errors import UserError
+from gen.families.language import LM, MLM, Seq2Seq
+from gen.media import text as media_text
+from gen.media.text import TextOptions
 from gen.networks.positions import PADDING
 from gen.networks.transformer import Architecture
-from gen.texts import Options
+from gen.runs import checkpoint, directory
 
 ALPHABET = "abcdefgh é\n"
 LETTERS = tokenizers.character(ALPHABET)
@@ -35,55 +38,52 @@ def tokens_of(text: str, tokenizer: Tokenizer = LETTERS) -> list[int]:
     return tokenizers.encode(tokenizer, text)
 
 
-# --- what is given ----------------------------------------------------------------------------------------------------
-
-
 def test_prompts_end_below_each_other():
-    found = texts.given(Options(prompt=("abc", "é", "de")), LETTERS)
+    found = media_text.given(TextOptions(prompt=("abc", "é", "de")), LETTERS)
     _ = PADDING
     a, b, c, d, e, é = tokens_of("abcdeé")
     assert found.keys() == {"prompt"} and found["prompt"].dtype == np.int32
     assert found["prompt"].tolist() == [[a, b, c], [_, _, é], [_, d, e]]
-    assert texts.given(Options(prompt=("aé",)), BYTES)["prompt"].tolist() == [[98, 0xC3 + 1, 0xA9 + 1]]
+    assert media_text.given(TextOptions(prompt=("aé",)), BYTES)["prompt"].tolist() == [[98, 0xC3 + 1, 0xA9 + 1]]
 
 
 def test_prompts_of_a_model_of_pairs_begin_as_pairs_do():
-    found = texts.given(Options(prompt=("abc", "d")), LETTERS, begins=True)
+    found = media_text.given(TextOptions(prompt=("abc", "d")), LETTERS, begins=True)
     a, b, c, d = tokens_of("abcd")
     end = tokenizers.end(LETTERS)
     assert found["prompt"].tolist() == [[end, a, b, c], [PADDING, PADDING, end, d]]
 
 
 def test_sources_and_what_is_around_a_middle_are_given_by_their_names():
-    found = texts.given(Options(source=("ab", "c")), LETTERS)
+    found = media_text.given(TextOptions(source=("ab", "c")), LETTERS)
     assert {name: x.tolist() for name, x in found.items()} == {"source": [tokens_of("ab"), [PADDING, *tokens_of("c")]]}
-    found = texts.given(Options(prefix="ab", suffix=""), LETTERS)
+    found = media_text.given(TextOptions(prefix="ab", suffix=""), LETTERS)
     assert {name: x.tolist() for name, x in found.items()} == {"prefix": [tokens_of("ab")], "suffix": [[]]}
     assert found["suffix"].shape == (1, 0) and found["suffix"].dtype == np.int32
-    assert texts.given(Options(), LETTERS) == {}
+    assert media_text.given(TextOptions(), LETTERS) == {}
 
 
 def test_rows_are_aligned_to_the_right():
-    assert texts.aligned([[1], [], [2, 3]]).tolist() == [[PADDING, 1], [PADDING, PADDING], [2, 3]]
-    assert texts.aligned([[]]).shape == (1, 0)
+    assert media_text.aligned([[1], [], [2, 3]]).tolist() == [[PADDING, 1], [PADDING, PADDING], [2, 3]]
+    assert media_text.aligned([[]]).shape == (1, 0)
 
 
 def test_a_prompt_can_be_a_file_or_the_standard_input(tmp_path, monkeypatch):
     """A file as it is, to its last newline; what is piped without it, since echo adds one."""
     path = tmp_path / "prompt.txt"
     path.write_bytes("é\na\r\n".encode())
-    asked = texts.resolved(Options(prompt=("b",), prompt_file=path))
-    assert asked == Options(prompt=("b", "é\na\r\n"))
+    asked = media_text.resolved(TextOptions(prompt=("b",), prompt_file=path))
+    assert asked == TextOptions(prompt=("b", "é\na\r\n"))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n")))
-    assert texts.resolved(Options(prompt_file=Path("-"))).prompt == ("from a pipe",)
-    assert texts.resolved(asked) is asked
+    assert media_text.resolved(TextOptions(prompt_file=Path("-"))).prompt == ("from a pipe",)
+    assert media_text.resolved(asked) is asked
 
 
 def from_file(content: bytes | None) -> Callable[[Path], Any]:
     def read(path: Path) -> Any:
         if content is not None:
             (path / "file").write_bytes(content)
-        return texts.given(texts.resolved(Options(prompt_file=path / "file")), LETTERS)
+        return media_text.given(media_text.resolved(TextOptions(prompt_file=path / "file")), LETTERS)
 
     return read
 
@@ -91,19 +91,19 @@ def from_file(content: bytes | None) -> Callable[[Path], Any]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _: Options(prefix="a"), "give both --prefix and --suffix"),
-        (lambda _: Options(suffix="a"), "give both --prefix and --suffix"),
-        (lambda _: Options(prefix="a", suffix="b", prompt=("c",)), "not both"),
-        (lambda path: Options(prefix="a", suffix="b", prompt_file=path), "not both"),
-        (lambda _: Options(source=("a",), prompt=("c",)), "for a --source alone"),
-        (lambda path: Options(source=("a",), prompt_file=path), "for a --source alone"),
-        (lambda _: Options(source=("a",), prefix="", suffix=""), "for a --source alone"),
-        (lambda _: Options(stop=("a", "")), "--stop is empty"),
-        (lambda _: texts.given(Options(prompt=("a", "")), LETTERS), "a prompt is empty"),
-        (lambda _: texts.given(Options(source=("a", "")), LETTERS), "a source is empty"),
-        (lambda _: texts.given(Options(prompt=("abcx",)), LETTERS), "can't say 'x'"),
-        (lambda _: texts.given(Options(prefix="a", suffix="x"), LETTERS), "can't say 'x'"),
-        (lambda _: texts.given(Options(prompt=("a\udcff",)), BYTES), "no UTF-8"),
+        (lambda _: TextOptions(prefix="a"), "give both --prefix and --suffix"),
+        (lambda _: TextOptions(suffix="a"), "give both --prefix and --suffix"),
+        (lambda _: TextOptions(prefix="a", suffix="b", prompt=("c",)), "not both"),
+        (lambda path: TextOptions(prefix="a", suffix="b", prompt_file=path), "not both"),
+        (lambda _: TextOptions(source=("a",), prompt=("c",)), "for a --source alone"),
+        (lambda path: TextOptions(source=("a",), prompt_file=path), "for a --source alone"),
+        (lambda _: TextOptions(source=("a",), prefix="", suffix=""), "for a --source alone"),
+        (lambda _: TextOptions(stop=("a", "")), "--stop is empty"),
+        (lambda _: media_text.given(TextOptions(prompt=("a", "")), LETTERS), "a prompt is empty"),
+        (lambda _: media_text.given(TextOptions(source=("a", "")), LETTERS), "a source is empty"),
+        (lambda _: media_text.given(TextOptions(prompt=("abcx",)), LETTERS), "can't say 'x'"),
+        (lambda _: media_text.given(TextOptions(prefix="a", suffix="x"), LETTERS), "can't say 'x'"),
+        (lambda _: media_text.given(TextOptions(prompt=("a\udcff",)), BYTES), "no UTF-8"),
         (from_file(None), "file: No such file"),
         (from_file(b"abc\xff"), "file: no UTF-8 at byte 3"),
         (from_file(b""), "a prompt is empty"),
@@ -114,13 +114,10 @@ def test_what_can_not_be_given_is_refused(make, message, tmp_path):
         make(tmp_path)
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
-
-
 def test_a_text_is_cut_at_the_first_stop():
-    assert texts.cut("one two three", ["three", "two", "four"]) == "one "
-    assert texts.cut("one two", ["three"]) == texts.cut("one two", []) == "one two"
-    assert texts.cut("two", ["two"]) == ""
+    assert media_text.cut("one two three", ["three", "two", "four"]) == "one "
+    assert media_text.cut("one two", ["three"]) == media_text.cut("one two", []) == "one two"
+    assert media_text.cut("two", ["two"]) == ""
 
 
 def written(*rows: str) -> dict[str, np.ndarray]:
@@ -132,33 +129,33 @@ def written(*rows: str) -> dict[str, np.ndarray]:
 
 def test_samples_are_after_their_prompts_or_between_prefix_and_suffix():
     made = written("bc", "", "e", "fg h")
-    assert texts.samples(made, LETTERS) == ["bc", "", "e", "fg h"]
-    assert texts.samples(made, LETTERS, Options(prompt=("a", "cd"))) == ["abc", "a", "cde", "cdfg h"]
-    assert texts.samples(made, LETTERS, Options(prefix="a", suffix=" h", stop=("g",))) == [
+    assert media_text.samples(made, LETTERS) == ["bc", "", "e", "fg h"]
+    assert media_text.samples(made, LETTERS, TextOptions(prompt=("a", "cd"))) == ["abc", "a", "cde", "cdfg h"]
+    assert media_text.samples(made, LETTERS, TextOptions(prefix="a", suffix=" h", stop=("g",))) == [
         "abc h",
         "a h",
         "ae h",
         "af h",
     ]
-    asked = Options(prompt=("c",), stop=("c", "g "))
-    assert texts.samples(made, LETTERS, asked) == ["cb", "c", "ce", "cf"], "a stop in the prompt ends nothing"
-    assert texts.samples(made, LETTERS, Options(source=("a", "b"))) == ["bc", "", "e", "fg h"]
+    asked = TextOptions(prompt=("c",), stop=("c", "g "))
+    assert media_text.samples(made, LETTERS, asked) == ["cb", "c", "ce", "cf"], "a stop in the prompt ends nothing"
+    assert media_text.samples(made, LETTERS, TextOptions(source=("a", "b"))) == ["bc", "", "e", "fg h"]
 
 
 def test_files_hold_the_texts_and_all_arrays():
     arrays = written("bc\n", "é") | {"log_probs": np.linspace(-1, 0, 8, dtype=np.float32).reshape(2, 4)}
-    found = texts.files(arrays, LETTERS, Options(prompt=("a",)))
+    found = media_text.files(arrays, LETTERS, TextOptions(prompt=("a",)))
     assert found.keys() == {"samples.txt", "samples.npz"}
-    assert found["samples.txt"].decode() == "abc\n" + texts.RULE + "aé\n"
+    assert found["samples.txt"].decode() == "abc\n" + media_text.RULE + "aé\n"
     with np.load(io.BytesIO(found["samples.npz"])) as kept:
         assert kept.keys() == arrays.keys()
         for name, value in arrays.items():
             np.testing.assert_array_equal(kept[name], value)
 
 
-def heard(options: Options, tokenizer: Tokenizer, *rows: Sequence[int]) -> list[int]:
+def heard(options: TextOptions, tokenizer: Tokenizer, *rows: Sequence[int]) -> list[int]:
     """What a listener is told, token by token, while not all rows have enough; the number of tokens that it heard of each."""
-    listen = texts.listener(options, tokenizer)
+    listen = media_text.listener(options, tokenizer)
     assert listen is not None
     done, counts = np.zeros(len(rows), bool), [0] * len(rows)
     for column in np.array(rows, np.int32).T:
@@ -192,9 +189,9 @@ def test_what_is_streamed_is_the_first_sample_to_its_stop(text, stop, shown, tok
     """Nothing that turns out to be of the stop is ever shown, also not where it is of several tokens."""
     tokens = tokens_of(text, tokenizer)
     other = tokens_of("h" * len(tokens), tokenizer)
-    counts = heard(Options(stop=(stop, "never"), stream=True), tokenizer, tokens, other)
+    counts = heard(TextOptions(stop=(stop, "never"), stream=True), tokenizer, tokens, other)
     assert capsys.readouterr().out == shown
-    assert texts.samples({"samples": np.array([tokens, other])}, tokenizer, Options(stop=(stop,)))[0] == shown
+    assert media_text.samples({"samples": np.array([tokens, other])}, tokenizer, TextOptions(stop=(stop,)))[0] == shown
     met = text.find(stop)
     assert counts == [len(tokens_of(text[: met + len(stop)] if met >= 0 else text, tokenizer)), len(other)]
 
@@ -202,13 +199,13 @@ def test_what_is_streamed_is_the_first_sample_to_its_stop(text, stop, shown, tok
 def test_a_stop_inside_of_a_token_ends_a_sample_there(capsys):
     tokens = tokens_of("hello hello", MERGED)
     assert len(tokens) < 5
-    assert heard(Options(stop=("ell",), stream=True), MERGED, tokens) == [1]
+    assert heard(TextOptions(stop=("ell",), stream=True), MERGED, tokens) == [1]
     assert capsys.readouterr().out == "h"
 
 
 def test_half_a_character_is_not_shown_before_it_is_whole(capsys):
     """And bytes that are no character are, once that is sure."""
-    listen: Any = texts.listener(Options(stream=True), BYTES)
+    listen: Any = media_text.listener(TextOptions(stream=True), BYTES)
     shown = []
     for byte in "aé€".encode() + b"\xff" + b"b\xc3":
         listen(np.array([byte + 1]))
@@ -220,13 +217,10 @@ def test_half_a_character_is_not_shown_before_it_is_whole(capsys):
 
 
 def test_nobody_listens_without_a_reason():
-    assert texts.listener(Options(prompt=("a",)), LETTERS) is None
+    assert media_text.listener(TextOptions(prompt=("a",)), LETTERS) is None
 
 
-# --- runs that write --------------------------------------------------------------------------------------------------
-
-
-def made(workdir: Path, model: FamilyConfig, params: Callable[[Any], Any]) -> str:
+def made(workdir: Path, model: Family, params: Callable[[Any], Any]) -> str:
     """A run whose only checkpoint has these parameters, a function of their shapes."""
     letters = Feature((CONTEXT + 1,), "int32", vocab=VOCAB, end=0)
     spec = {"tokens": letters} | (
@@ -234,10 +228,10 @@ def made(workdir: Path, model: FamilyConfig, params: Callable[[Any], Any]) -> st
     )
     none: Any = None
     data = Dataset(spec, {}, "0" * 64, none, none, none, files={tokenizers.FILE: tokenizers.dump(LETTERS)})
-    run.begin(workdir, config.Config(model=model, data=Text(length=CONTEXT), steps=1), data)
-    run.write_reference(workdir, {})
+    directory.begin_run(workdir, Config(model=model, data=Text(length=CONTEXT), steps=1), data)
+    directory.write_reference(workdir, {})
     shapes = jax.eval_shape(model.build(spec, 1).init, jax.random.key(0)).params
-    with checkpoint.saver(workdir / "checkpoints", checkpoint.Config(), 0) as save:
+    with checkpoint.saver(workdir / "checkpoints", Save(), 0) as save:
         save(State(jnp.int32(0), params(shapes), {}), {"validation": {}})
     return str(workdir)
 
@@ -263,10 +257,10 @@ def random(shapes: Any) -> Any:
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, model, params in (
-        ("speller", lm.Config(network=NETWORK), spelling),
-        ("filler", lm.Config(network=NETWORK, fill_in_the_middle=0.5), spelling),
-        ("masked", mlm.Config(network=NETWORK), random),
-        ("pairs", seq2seq.Config(network=NETWORK), random),
+        ("speller", LM(network=NETWORK), spelling),
+        ("filler", LM(network=NETWORK, fill_in_the_middle=0.5), spelling),
+        ("masked", MLM(network=NETWORK), random),
+        ("pairs", Seq2Seq(network=NETWORK), random),
     ):
         (folder / name).mkdir()
         made(folder / name, model, params)
@@ -284,7 +278,7 @@ def here(runs, monkeypatch, tmp_path) -> Path:
 def asked(workdir: str, out: str, *arguments: str) -> list[str]:
     """The texts that a run writes, by the command line."""
     assert sample.main([workdir, "--out", out, *arguments]) == 0
-    return Path(out, "samples.txt").read_text().removesuffix("\n").split(texts.RULE)
+    return Path(out, "samples.txt").read_text().removesuffix("\n").split(media_text.RULE)
 
 
 GREEDY = ("--temperature", "0")
@@ -296,7 +290,7 @@ def test_each_prompt_has_its_samples_in_turn_and_they_can_be_made_again(here, ca
     prompts = ("--prompt", "a", "--prompt-file", "file", "--prompt", "h cd")
     found = asked("speller", "out", *prompts, "--n", "2", "--tokens", "4", *GREEDY)
     assert found == ["abcde", "abcde", "h cdefgh", "h cdefgh", "é\nefgh", "é\nefgh"]
-    assert capsys.readouterr().out.startswith(texts.RULE.join(found) + "\n")
+    assert capsys.readouterr().out.startswith(media_text.RULE.join(found) + "\n")
     Path("file").unlink()
     kept = json.loads(Path("out/manifest.json").read_text())["medium"]
     assert kept["prompt"] == ["a", "h cd", "é\ne"] and kept["prompt_file"] is None and "stream" not in kept
@@ -307,7 +301,7 @@ def test_each_prompt_has_its_samples_in_turn_and_they_can_be_made_again(here, ca
 def test_a_stop_string_ends_samples_and_their_stream_before_it(here, capsys):
     arguments = ("--prompt", "a", "--prompt", "f", "--stop", "ef", "--n", "1", "--tokens", "8", *GREEDY)
     assert asked("speller", "streamed", *arguments, "--stream") == ["abcd", "fgh"]
-    assert capsys.readouterr().out == f"bcd{texts.RULE}fgh\nstreamed: samples.txt, samples.npz, manifest.json\n"
+    assert capsys.readouterr().out == f"bcd{media_text.RULE}fgh\nstreamed: samples.txt, samples.npz, manifest.json\n"
     assert asked("speller", "whole", *arguments) == ["abcd", "fgh"]
     for name in ("samples.txt", "samples.npz"):
         assert Path("streamed", name).read_bytes() == Path("whole", name).read_bytes()
@@ -344,7 +338,7 @@ def test_a_target_is_written_for_each_source(here, capsys):
     assert both[0] == both[1] != both[2] == both[3]
     assert sample.main(["pairs", "--source", "c", *arguments, *GREEDY]) == 0
     (folder,) = Path("pairs/generated").iterdir()
-    assert (folder / "samples.txt").read_text() == texts.RULE.join(both[2:]) + "\n"
+    assert (folder / "samples.txt").read_text() == media_text.RULE.join(both[2:]) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""gen.data.tokenizers: text to tokens and back."""
+"""gen.data.text.tokenizers: text to tokens and back."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from gen.core import UserError
-from gen.data import tokenizers
+from gen.data.text import tokenizers
+from gen.errors import UserError
 
 TEXT = "Zwölf Boxkämpfer — 日本語, 🎉!\n\n\tdon't  stop\u2028 <|endoftext|> e\u0301\n" * 3
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gen.core import UserError, path_name
+from gen.errors import UserError
 from gen.networks.positions import PADDING, RelativeBias, places
 from gen.networks.transformer import Architecture, Transformer
+from gen.optim.paths import path_name
 
 KEY = jax.random.key(0)
 VOCAB, END, CONTEXT = 11, 0, 12
@@ -31,9 +32,6 @@ PART = [4, 6, 1, 9, 9, 2, 5, 7, 3, 8, 10, 1]  # of a longer one
 
 
 quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # to compile
-
-
-# --- a transformer in numpy -------------------------------------------------------------------------------------------
 
 
 def reference(
@@ -159,9 +157,6 @@ def on_rows(
     return network.apply({"params": params}, *inputs(tokens), keys, None, memory, segment)[0]  # pyright: ignore
 
 
-# --- what it computes -------------------------------------------------------------------------------------------------
-
-
 def padded(*parts: Sequence[int] | int) -> tuple[list[int], list[slice]]:
     """A row of documents, and of padding where a number says how much; and where the documents are in it."""
     row, spans = [], []
@@ -253,9 +248,6 @@ def test_relative_positions_have_the_buckets_of_their_distances(causal):
         np.testing.assert_array_equal(function(jnp.arange(32.0)[:, None], distance), expected)
 
 
-# --- dropout ----------------------------------------------------------------------------------------------------------
-
-
 def test_the_noise_of_dropout_belongs_to_the_example():
     _, params, read = built(replace(ARCHS["rotary"], dropout=0.3))
     keys = jax.vmap(functools.partial(jax.random.fold_in, KEY))(jnp.arange(6))
@@ -282,9 +274,6 @@ def test_each_part_of_each_layer_drops_units_of_its_own():
     x = np.asarray(quickly(functools.partial(on_rows, network))(params, tokens, keys))
     zeros = x.size - np.count_nonzero(x)
     assert stats.binomtest(zeros, x.size, 0.6**7).pvalue > 1e-3, zeros / x.size
-
-
-# --- how it computes --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rotary", "relative"])

@@ -14,20 +14,18 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from gen import losses
-from gen.core import Feature, GenerativeModel, State, UserError
-from gen.families.vae import Config, Request
-from gen.latent import Draw, LatentModel
-from gen.likelihoods import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian
-from gen.metrics.split import measured
+from gen.core import Feature, GenerativeModel, State
+from gen.errors import UserError
+from gen.evaluation.measure import measure
+from gen.families.vae import VAE, losses
+from gen.families.vae.family import Request
+from gen.families.vae.latent import Draw, LatentModel
+from gen.families.vae.likelihoods import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian
+from gen.families.vae.priors import StandardNormal, VampPrior
 from gen.networks.vae import Decoder, Encoder, Perceptron, Residual
-from gen.optim import OptimConfig
-from gen.priors import StandardNormal, VampPrior
-from gen.schedules import Warmup
+from gen.optim import Optimizer, Warmup
 
 RNG = np.random.default_rng(0)
-
-# --- a linear VAE: probabilistic PCA (Tipping and Bishop 1999), whose likelihood and posterior are known --------------
 
 
 class Flat(nn.Module):
@@ -102,8 +100,6 @@ def test_away_from_the_optimum_the_bound_rises_with_samples_and_stays_below_the_
     assert (EXACT - bounds[-2] < 0.2 * (EXACT - bounds[0])).all()
 
 
-# --- a hierarchy ----------------------------------------------------------------------------------------------------
-
 DEEP, M = latent_model((2, 1), 1.0), 30_000
 DEEP_X, DEEP_PIXELS = 0.1 * X, 0.1 * PIXELS  # near zero, so that prior samples explain them too
 
@@ -163,11 +159,9 @@ def test_the_closed_kl_of_a_hierarchy_gives_the_mean_log_weight(deep_draw):
     assert (np.abs(off.mean(0)) < 4 * off.std(0) / math.sqrt(M)).all()
 
 
-# --- the family -----------------------------------------------------------------------------------------------------
-
 BINARY = {"image": Feature((2, 2, 1), levels=2), "label": Feature((), "int32", classes=3)}
 GREY = {"image": Feature((2, 2, 1), levels=17)}
-TINY = Config(latents=(2,), network=Perceptron((8,), "tanh"), optim=OptimConfig(rule="sgd", lr=0.1, b1=0.0))
+TINY = VAE(latents=(2,), network=Perceptron((8,), "tanh"), optim=Optimizer(rule="sgd", lr=0.1, b1=0.0))
 
 
 def batch_of(n: int, start: int = 0) -> dict[str, jax.Array]:
@@ -190,14 +184,14 @@ def on_one_device(function: Callable) -> Callable:
 
 
 @functools.cache
-def built(config: Config = TINY) -> tuple[GenerativeModel, State]:
+def built(config: VAE = TINY) -> tuple[GenerativeModel, State]:
     """The model, its update, evaluate and test compiled, and its first state."""
     model = config.build(BINARY, 100)
     compiled = {name: on_one_device(getattr(model, name)) for name in ("update", "evaluate", "test")}
     return model._replace(**compiled), model.init(jax.random.key(0))
 
 
-def updated(config: Config, step: int = 0, n: int = 6) -> tuple[State, State, dict[str, float]]:
+def updated(config: VAE, step: int = 0, n: int = 6) -> tuple[State, State, dict[str, float]]:
     """The state before and after an update, and its metrics."""
     model, state = built(config)
     state = replace(state, step=jnp.int32(step))
@@ -215,9 +209,9 @@ def test_evaluation_is_exact_under_padding_and_any_split_into_batches():
     rubbish = {"image": jnp.full((2, 2, 2, 1), 9.0), "label": jnp.zeros(2, int), "row": jnp.zeros(2, int)}
     nothing = {**rubbish, "weight": jnp.zeros(2)}
     padded = lambda start: {k: jnp.concatenate([v, nothing[k]]) for k, v in batch_of(2, start).items()}
-    whole = measured(model, engine, state, [batch_of(6)])  # pyright: ignore[reportArgumentType]
+    whole = measure(model, engine, state, [batch_of(6)])  # pyright: ignore[reportArgumentType]
     for batches in ([batch_of(4), padded(4)], [padded(0), padded(2), padded(4)]):
-        split = measured(model, engine, state, batches)  # pyright: ignore[reportArgumentType]
+        split = measure(model, engine, state, batches)  # pyright: ignore[reportArgumentType]
         assert split.keys() == whole.keys()
         for name, value in whole.items():
             np.testing.assert_allclose(split[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -331,9 +325,6 @@ def test_the_importance_weighted_loss_is_lower_with_more_samples():
     assert many["loss"] < one["loss"] - 0.05
 
 
-# --- generation -----------------------------------------------------------------------------------------------------
-
-
 def generated(built: tuple[GenerativeModel, State], given: Any = None, **request: Any) -> dict[str, np.ndarray]:
     model, state = built
     return jax.device_get(generator(model.generate, Request(**request))(state, jax.random.key(3), given or {}))
@@ -445,9 +436,6 @@ def test_a_traversal_moves_one_latent_at_a_time_by_falling_kl(deep, given):
     for row, moved in zip(z, (1, 3, 4), strict=True):
         np.testing.assert_allclose(row[:, moved], np.linspace(-3, 3, 8), atol=1e-6)
         np.testing.assert_allclose(np.delete(row, moved, 1), np.broadcast_to(np.delete(mean, moved), (8, 4)), atol=1e-6)
-
-
-# --- what can't be --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

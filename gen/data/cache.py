@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gen.core import cache_folder
+from gen.files import cache_folder
 
 Arrays = dict[str, np.ndarray]
 

@@ -22,8 +22,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from gen.core import UserError, command
-from gen.data import prepared
+from gen.data import tfds_sets
+from gen.errors import UserError, run_command
 
 STOCK = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 """TFDS name -> its builder's class in tensorflow_datasets.image_classification.mnist."""
@@ -41,7 +41,7 @@ def prepare(name: tyro.conf.Positional[str], source: Path | None = None, data_di
         source: The folder of the four IDX files, raw or .gz; without it TFDS downloads.
         data_dir: Where to write; TFDS's own ~/tensorflow_datasets if None.
     """
-    there = prepared.find(name, data_dir)
+    there = tfds_sets.find(name, data_dir)
     if there is not None:
         print(f"{name} is already prepared in {there}")
     elif source is not None:
@@ -76,7 +76,7 @@ def prepare_idx(name: str, source: Path, data_dir: str | None) -> None:
     overrides = {"_split_generators": split_generators, "_generate_examples": generate_examples}
     with skip_registration():
         offline = type(stock.__name__, (stock,), {**overrides, "url_infos": {}, "__module__": stock.__module__})
-    builder = offline(data_dir=prepared.root(data_dir), file_format="array_record")
+    builder = offline(data_dir=tfds_sets.root(data_dir), file_format="array_record")
     tfds.disable_progress_bar()
     # TFDS announces a download, and makes a folder for it.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
@@ -93,7 +93,7 @@ def download(name: str, data_dir: str | None) -> None:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=prepared.root(data_dir), file_format="array_record")
+        builder = tfds.builder(name, data_dir=tfds_sets.root(data_dir), file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(f"TFDS knows no set {name!r}: {str(error).splitlines()[0]}") from error
     builder.download_and_prepare()
@@ -143,4 +143,4 @@ def png(image: np.ndarray) -> io.BytesIO:
 
 
 if __name__ == "__main__":
-    command(lambda: tyro.cli(prepare))
+    run_command(lambda: tyro.cli(prepare))

@@ -1,1 +1,1 @@
-"""One family of generative models a file: a frozen Config whose build() returns a core.GenerativeModel."""
+"""Families of generative models, one folder per paradigm."""

@@ -1,1 +1,1 @@
-"""How good samples are: arrays in, numbers out."""
+"""Metrics: arrays in, numbers out."""

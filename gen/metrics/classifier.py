@@ -11,14 +11,15 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from gen import core
-from gen.core import Array, Dataset, Key, Params, UserError
+from gen.core import Array, Dataset, Key, Params
 from gen.data.cache import cached
-from gen.data.images import permuted
-from gen.data.sources import sha256
-from gen.metrics import split
+from gen.data.digest import sha256
+from gen.data.order import permute
+from gen.errors import UserError
+from gen.families import labels as families_labels
+from gen.metrics import images as metrics_images
 from gen.metrics.features import Features
-from gen.metrics.split import CHUNK, Images, seen
+from gen.metrics.images import CHUNK, ImageSet, to_float
 from gen.networks.classifier import Classifier
 
 FORMAT = 1
@@ -44,14 +45,14 @@ CONVOLUTIONAL = Recipe((16, 32), (128,), steps=2500, batch_size=128, learning_ra
 """For features: right on 91% of Fashion-MNIST's test images after its 54,000 of training, in half a minute of two cores."""
 
 
-def train(examples: Images, classes: int, recipe: Recipe, seed: int) -> Params:
+def train(examples: ImageSet, classes: int, recipe: Recipe, seed: int) -> Params:
     """Parameters of `recipe.network(classes)`: a function of the arguments alone.
 
     Batches are of a new permutation each epoch, and of all examples if there are fewer than a batch.
     """
     n = len(examples.image)
     size = min(recipe.batch_size, n)
-    order = permuted(n)(seed, range(recipe.steps * size)).reshape(recipe.steps, size)
+    order = permute(n)(seed, range(recipe.steps * size)).reshape(recipe.steps, size)
     return _fit(examples.image, examples.label, order.astype(np.int32), jax.random.key(seed), classes, recipe)
 
 
@@ -62,7 +63,7 @@ def _fit(images: Array, labels: Array, order: Array, key: Key, classes: int, rec
     tx = optax.adamw(optax.cosine_decay_schedule(recipe.learning_rate, len(order)), weight_decay=recipe.weight_decay)
 
     def loss(params: Params, rows: Array) -> Array:
-        logits: Any = network.apply(params, seen(images[rows]))[0]
+        logits: Any = network.apply(params, to_float(images[rows]))[0]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 
     def step(carry: Any, rows: Array) -> tuple[Any, None]:
@@ -70,16 +71,16 @@ def _fit(images: Array, labels: Array, order: Array, key: Key, classes: int, rec
         updates, opt_state = tx.update(jax.grad(loss)(params, rows), opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    params = network.init(key, seen(images[:1]))
+    params = network.init(key, to_float(images[:1]))
     return jax.lax.scan(step, (params, tx.init(params)), order)[0][0]
 
 
-def accuracy(params: Params, examples: Images, classes: int, recipe: Recipe) -> float:
+def accuracy(params: Params, examples: ImageSet, classes: int, recipe: Recipe) -> float:
     """Share of the examples that are classified as labelled, in [0, 1]."""
     assert examples.label is not None
     right = 0
     for i in range(0, len(examples.image), CHUNK):
-        probabilities = _apply(params, seen(examples.image[i : i + CHUNK]), classes, recipe)[1]
+        probabilities = _apply(params, to_float(examples.image[i : i + CHUNK]), classes, recipe)[1]
         right += int((np.asarray(probabilities).argmax(axis=-1) == examples.label[i : i + CHUNK]).sum())
     return right / len(examples.image)
 
@@ -102,11 +103,11 @@ def trained(data: Dataset, recipe: Recipe = CONVOLUTIONAL) -> Features:
         raise UserError(
             "the data have no labels to train a classifier with; the fix: compare by pixels or Inception's features"
         )
-    classes = core.classes(data.spec)
+    classes = families_labels.num_classes(data.spec)
 
     def make() -> dict[str, np.ndarray]:
-        params = train(split.training(data, min(MOST, data.sizes["train"])), classes, recipe, seed=0)
-        score = accuracy(params, split.whole(data, "test"), classes, recipe)
+        params = train(metrics_images.read_training(data, min(MOST, data.sizes["train"])), classes, recipe, seed=0)
+        score = accuracy(params, metrics_images.read_split(data, "test"), classes, recipe)
         return {"accuracy": np.array(score), **jax.device_get(flatten_dict(params, sep="."))}
 
     arrays = cached(sha256(f"classifier {FORMAT}", data.digest, repr(sorted(data.spec.items())), repr(recipe)), make)

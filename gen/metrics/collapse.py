@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.core import UserError
+from gen.errors import UserError
 from gen.metrics.inception_score import p_log_p
-from gen.metrics.manifold import pair
+from gen.metrics.prdc import pair
 
 
 def collapse(

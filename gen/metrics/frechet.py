@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.core import UserError
+from gen.errors import UserError
 
 
 class Moments(NamedTuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gen.core import UserError
-from gen.metrics.split import Images
+from gen.errors import UserError
+from gen.metrics.images import ImageSet
 
 
-def gaussian(examples: Images, labels: np.ndarray, seed: int) -> Images:
+def gaussian(examples: ImageSet, labels: np.ndarray, seed: int) -> ImageSet:
     """An image of each class in `labels`, int32 [N], from N(mean, covariance) of the examples of that class; clipped to the
     range of pixels, then of 8 bits.
 
@@ -29,4 +29,4 @@ def gaussian(examples: Images, labels: np.ndarray, seed: int) -> Images:
         z = rng.standard_normal((int(wanted.sum()), len(x)), np.float32)
         drawn = mean + z @ (flat - mean) / np.sqrt(max(len(x) - 1, 1), dtype=np.float32)
         image[wanted] = np.rint(np.clip(drawn, 0, 255)).reshape(-1, *x.shape[1:])
-    return Images(image, labels)
+    return ImageSet(image, labels)

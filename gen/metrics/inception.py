@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from gen import foreign
-from gen.core import Array, Params, UserError
+from gen import files
+from gen.core import Array, Params
+from gen.errors import UserError
 from gen.metrics.features import Features
 from gen.networks.inception import SIDE, Inception
 
@@ -56,9 +57,6 @@ def _extract(params: Params, images: Array) -> tuple[Array, Array]:
     return features, jax.nn.softmax(logits)
 
 
-# --- images ---
-
-
 def network_input(images: Array) -> Array:
     """[B, H, W, 1 or 3] in [-1, 1] -> [B, 299, 299, 3] in [-1, 127/128]: the 256 levels of a file, resized, (x - 128) / 128.
 
@@ -85,9 +83,6 @@ def resized(x: Array, side: int) -> Array:
     return x
 
 
-# --- weights ---
-
-
 @cache
 def shapes() -> Mapping[str, tuple[int, ...]]:
     """Shape of each tensor that the network is made of, by its name in the PyTorch ports."""
@@ -110,7 +105,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return foreign.arrays(path)
+        return files.read_arrays(path)
     except Exception as error:  # a broken file makes them raise nearly anything
         raise UserError(f"{path}: can't be read as {path.suffix} ({error})") from error
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.core import UserError, positive
+from gen.errors import UserError, check_positive
 
 
 class Predictions(NamedTuple):
@@ -49,7 +49,7 @@ def inception_score_by_split(probabilities: ArrayLike, splits: int = 10) -> tupl
     Raises: UserError for fewer images than splits.
     """
     p = np.asarray(probabilities)
-    positive(splits=splits)
+    check_positive(splits=splits)
     if len(p) < splits:
         raise UserError(f"{len(p)} images can't be divided into {splits} splits; use more images")
     bounds = np.arange(splits + 1) * len(p) // splits

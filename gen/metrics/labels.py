@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.core import Array, Dataset, GenerativeModel, State, UserError
-from gen.data import tokenizers
+from gen.core import Array, Dataset, GenerativeModel, State
+from gen.data.text import tokenizers
+from gen.errors import UserError
 
 CHUNK = 64  # rows scored at a time
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.core import Dataset
-from gen.metrics.split import CHUNK
+from gen.metrics.images import CHUNK
 
 COUNT = 5
 

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen import core
 from gen.core import Dataset
 from gen.data.cache import cached
-from gen.data.sources import sha256
-from gen.metrics import split
+from gen.data.digest import sha256
+from gen.families import labels
+from gen.metrics import images
 from gen.metrics.classifier import MOST, Recipe, accuracy, train
 from gen.metrics.gaussian import gaussian
-from gen.metrics.split import Images
+from gen.metrics.images import ImageSet
 
 FORMAT = 1
 SEEDS = (0, 1, 2)
@@ -36,7 +36,7 @@ class Baselines(NamedTuple):
     """Of samples of a Gaussian per class, fitted to the training split (60,000 of it at most)."""
 
 
-def tstr(examples: Images, test: Images, classes: int, recipe: Recipe) -> Score:
+def tstr(examples: ImageSet, test: ImageSet, classes: int, recipe: Recipe) -> Score:
     """Accuracy on `test` of classifiers trained on `examples` alone: synthetic ones (TSTR), or real ones (TRTR)."""
     scores = [accuracy(train(examples, classes, recipe, seed), test, classes, recipe) for seed in SEEDS]
     return Score(float(np.mean(scores)), float(np.std(scores)))
@@ -50,10 +50,10 @@ def baselines(data: Dataset, n: int, name: str, recipe: Recipe) -> Baselines:
     """
 
     def make() -> dict[str, np.ndarray]:
-        classes, test = core.classes(data.spec), split.whole(data, name)
-        known = split.training(data, max(n, min(MOST, data.sizes["train"])))
+        classes, test = labels.num_classes(data.spec), images.read_split(data, name)
+        known = images.read_training(data, max(n, min(MOST, data.sizes["train"])))
         assert known.label is not None
-        real = Images(known.image[:n], known.label[:n])
+        real = ImageSet(known.image[:n], known.label[:n])
         examples = {"trtr": real, "tstr_gaussian": gaussian(known, known.label[:n], seed=0)}
         return {key: np.array(tstr(x, test, classes, recipe).mean) for key, x in examples.items()}
 

@@ -1,1 +1,1 @@
-"""Pure Flax modules: arrays in, arrays out. They know no loss, optimizer or device."""
+"""Flax modules: arrays in, arrays out. They know no loss, optimizer or device."""

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen.core import Array, UserError, positive
+from gen.core import Array
+from gen.errors import UserError, check_positive
 from gen.networks import layers
 from gen.networks.generator import Conditioning
 from gen.networks.layers import Conv, MinibatchDiscrimination, Norm, SelfAttention, check_attention, dropout, spectral
@@ -29,7 +30,7 @@ class Architecture:
     """Kernels of minibatch discrimination over the whole batch (Salimans et al. 2016); 0: none."""
 
     def __post_init__(self):
-        positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
+        check_positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it is a share in [0, 1)")
         if self.minibatch < 0:
@@ -76,7 +77,7 @@ class DCGAN(Architecture):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(kernel=self.kernel)
+        check_positive(kernel=self.kernel)
 
     def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
         return Strided(self, dtypes)

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen.core import Array, UserError, positive
+from gen.core import Array
+from gen.errors import UserError, check_positive
 from gen.networks import layers
 from gen.networks.layers import ACTIVATIONS, Activation, Conv, Norm, Normalization, SelfAttention, check_attention
-from gen.networks.virtual import Referenced
+from gen.networks.virtual_batch_norm import Referenced
 
 Conditioning = Literal["concatenation", "projection"]
 
@@ -47,7 +48,7 @@ class Perceptron(Architecture):
     activation: Activation = "leaky_relu"
 
     def __post_init__(self):
-        positive(**{"the generator's width": min(self.widths, default=1)})
+        check_positive(**{"the generator's width": min(self.widths, default=1)})
 
     def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:
         return referenced(self, Dense(self, shape, conditioning, dtypes))
@@ -70,7 +71,7 @@ class DCGAN(Architecture):
     activation: Activation = "leaky_relu"
 
     def __post_init__(self):
-        positive(**{"the generator's width": min(self.widths, default=0), "kernel": self.kernel})
+        check_positive(**{"the generator's width": min(self.widths, default=0), "kernel": self.kernel})
         if len(self.widths) != len(self.strides):
             raise UserError(
                 f"the generator has {len(self.widths)} widths and {len(self.strides)} strides; one for each"
@@ -95,7 +96,7 @@ class Residual(Architecture):
     """Blocks (1 is the first) that self-attention follows."""
 
     def __post_init__(self):
-        positive(**{"the generator's width": min(self.widths, default=0)})
+        check_positive(**{"the generator's width": min(self.widths, default=0)})
         check_attention(self.attention, len(self.widths) - 1)
 
     def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:

@@ -9,12 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen.core import Array, UserError
-from gen.networks import ops
-from gen.networks.linear import products
-from gen.networks.normalization import EPSILON, by_channel
-from gen.networks.sums import to_rows
-from gen.networks.virtual import virtual
+from gen.core import Array
+from gen.errors import UserError
+from gen.networks.kernels import convolution
+from gen.networks.kernels.dense import products
+from gen.networks.kernels.normalization import EPSILON, by_channel
+from gen.networks.kernels.sums import to_rows
+from gen.networks.virtual_batch_norm import virtual
 
 Activation = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]
 Normalization = Literal["batch", "layer", "virtual", "none"]
@@ -64,7 +65,9 @@ class Conv(nn.Module):
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]; transposed: [B, H stride, W stride, features]."""
         shape = (self.side, self.side, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
-        y: Any = (ops.conv_transpose if self.transposed else ops.conv)(x.astype(self.dtype), kernel, self.stride)
+        y: Any = (convolution.conv_transpose if self.transposed else convolution.conv)(
+            x.astype(self.dtype), kernel, self.stride
+        )
         return biased(self, y) if self.use_bias else y
 
 
@@ -77,7 +80,7 @@ class Norm(nn.Module):
     """Normalization, then a scale and a shift of each channel: one for all, or one for each class (de Vries et al. 2017).
 
     batch: by the moments of the whole batch over all devices, or their running averages (Ioffe and Szegedy 2015);
-    layer: by those of the example itself (Ba et al. 2016); virtual: by those of a reference batch (gen/networks/virtual.py).
+    layer: by those of the example itself (Ba et al. 2016); virtual: by those of a reference batch (gen/networks/virtual_batch_norm.py).
     """
 
     kind: Normalization

@@ -15,13 +15,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen.core import Array, Params, UserError, positive, spread
-from gen.networks.attention import attend, attend_cached, once
+from gen.axis import shard_examples
+from gen.core import Array, Params
+from gen.errors import UserError, check_positive
+from gen.networks.attention import attend, attend_cached
+from gen.networks.kernels.attention import once
+from gen.networks.kernels.dense import products
+from gen.networks.kernels.normalization import by_example
+from gen.networks.kernels.sums import to_rows
 from gen.networks.layers import dropout
-from gen.networks.linear import products
-from gen.networks.normalization import by_example
 from gen.networks.positions import FARTHEST, PADDING, PREFIX, RelativeBias, rotate, rotations
-from gen.networks.sums import to_rows
 
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
 """How devices divide a layer (Shoeybi et al. 2019): what comes out of the first matrix of each part, the last axis as of any
@@ -70,10 +73,10 @@ class Architecture:
     faster."""
 
     def __post_init__(self):
-        positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
+        check_positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
         for name in ("kv_heads", "hidden", "logit_cap", "context", "window"):
             if (value := getattr(self, name)) is not None:
-                positive(**{name: value})
+                check_positive(**{name: value})
         if self.width % self.heads:
             raise UserError(f"width {self.width} can't be shared by {self.heads} heads; make it a multiple")
         if self.heads % (self.kv_heads or self.heads):
@@ -122,7 +125,7 @@ def empty_cache(arch: Architecture, batch: int, places: int, dtype: Any, apart: 
     return Cache(kept, kept, segment, jnp.zeros((), jnp.int32))
 
 
-def layers_apart(params: Params) -> Params:
+def unstack_layers(params: Params) -> Params:
     """The parameters with a tree for each layer instead of stacked ones, for a loop over tokens with a cache that is apart too: on
     a CPU, it would copy its slice of the stack for each token."""
     layers = params["layers"]
@@ -254,7 +257,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry, layer, keys, mask, bias, rotation, at, memory, memory_mask):
         (x, kept), arch, dtypes = carry, self.arch, self.dtypes
-        x = spread.get()(x)
+        x = shard_examples.get()(x)
         after = lambda y, part: dropout(y, keys, 3 * layer + part, arch.dropout)
         y, kept = Attention(arch, self.causal, dtypes, name="attention")(
             norm(arch, dtypes, "attention_norm")(x), None, mask, bias, rotation, kept, (layer, at)

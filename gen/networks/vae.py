@@ -17,8 +17,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen.core import Array, UserError, positive
-from gen.losses import Gaussian
+from gen.core import Array
+from gen.errors import UserError, check_positive
+from gen.networks.gaussian import Gaussian
 from gen.networks.layers import ACTIVATIONS, Activation, Conv, Dense
 
 
@@ -125,9 +126,6 @@ def joined(fixed: Array | None, x: Array) -> Array:
     return jnp.concatenate([jnp.broadcast_to(fixed, (*x.shape[:-1], fixed.shape[-1])).astype(x.dtype), x], axis=-1)
 
 
-# --- what they are made of ------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Architecture:
     """What an encoder and a decoder are made of."""
@@ -153,7 +151,7 @@ class Perceptron(Architecture):
     """Between layers."""
 
     def __post_init__(self):
-        positive(**{"the least width of hidden": min(self.hidden, default=0)})
+        check_positive(**{"the least width of hidden": min(self.hidden, default=0)})
 
     def encoder(self, latents: tuple[int, ...], dtypes: dict[str, Any]) -> Encoder:
         trunk = DenseDown(self.hidden, self.activation, dtypes)
@@ -181,7 +179,7 @@ class Residual(Architecture):
     """Width of the hidden layer between latent groups."""
 
     def __post_init__(self):
-        positive(**{"the least of widths": min(self.widths, default=0), "hidden": self.hidden})
+        check_positive(**{"the least of widths": min(self.widths, default=0), "hidden": self.hidden})
         if self.blocks < 0:
             raise UserError(f"blocks is {self.blocks}; it counts blocks a stage, so at least 0")
 

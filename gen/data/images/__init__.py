@@ -1,0 +1,5 @@
+"""Image data sets."""
+
+from gen.data.images.dataset import Images
+
+__all__ = ["Images"]

@@ -1,0 +1,1 @@
+"""Scores of runs: which apply to which medium, baselines, protocols, alarms."""

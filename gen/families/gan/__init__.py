@@ -1,0 +1,5 @@
+"""Generative adversarial networks."""
+
+from gen.families.gan.family import GAN
+
+__all__ = ["GAN"]

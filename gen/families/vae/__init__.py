@@ -1,0 +1,5 @@
+"""Variational autoencoders."""
+
+from gen.families.vae.family import VAE
+
+__all__ = ["VAE"]

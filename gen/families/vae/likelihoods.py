@@ -1,0 +1,184 @@
+"""Likelihoods p(x | z) of images as objects: how many numbers a pixel takes, log p, mean and samples.
+
+Images are [..., H, W, C] in [-1, 1]; a decoder's outputs are [..., H, W, outputs(C)].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array, Feature, Key
+from gen.errors import UserError, check_positive
+from gen.families.vae import losses
+from gen.networks import gaussian
+from gen.networks.gaussian import Gaussian as Normal
+
+PIXELS = (-3, -2, -1)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """p(x | z). Subclass it to add one."""
+
+    def outputs(self, channels: int) -> int:
+        """How many numbers of the decoder's output a pixel takes."""
+        return channels
+
+    def log_prob(self, outputs: Array, x: Array) -> Array:
+        """log p(x | z) in nats, [...]: a density in x's coordinates, or a mass where x is discrete."""
+        raise NotImplementedError
+
+    def mean(self, outputs: Array) -> Array:
+        """E[x | z]."""
+        raise NotImplementedError
+
+    def sample(self, outputs: Array, key: Key) -> Array:
+        """x ~ p(x | z)."""
+        raise NotImplementedError
+
+    def flaw(self, image: Feature) -> str | None:
+        """Why this is no likelihood of such images, so that no bound may be reported; None if it is one."""
+        if image.levels is not None and not image.dequantized:
+            return f"{type(self).__name__} is a density, and the pixels are discrete; --data.dequantize makes them continuous"
+        return None
+
+
+@dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """Pixels -1 or 1. The usual loss on grey pixels too, but there it is no likelihood."""
+
+    def log_prob(self, outputs: Array, x: Array) -> Array:
+        return losses.bernoulli_log_prob(outputs, (x + 1) / 2).sum(PIXELS)
+
+    def mean(self, outputs: Array) -> Array:
+        return jnp.tanh(outputs / 2)
+
+    def sample(self, outputs: Array, key: Key) -> Array:
+        return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(outputs)), 1.0, -1.0).astype(outputs.dtype)
+
+    def flaw(self, image: Feature) -> str | None:
+        if image.levels == 2:
+            return None
+        return "Bernoulli on pixels that are not binary is no likelihood; --data.binarize dynamic makes them binary"
+
+
+@dataclass(frozen=True)
+class ContinuousBernoulli(Likelihood):
+    """Pixels anywhere in [-1, 1]. Loaiza-Ganem and Cunningham 2019."""
+
+    def log_prob(self, outputs: Array, x: Array) -> Array:
+        return (losses.continuous_bernoulli_log_prob(outputs, (x + 1) / 2) - math.log(2)).sum(PIXELS)
+
+    def mean(self, outputs: Array) -> Array:
+        # E[x] on [0, 1] is 1 / (1 - exp(-l)) - 1 / l, which is 1/2 + l / 12 near l = 0.
+        near = jnp.abs(outputs) < 1e-2
+        l = jnp.where(near, 1.0, outputs)
+        return 2 * jnp.where(near, 0.5 + outputs / 12, -1 / jnp.expm1(-l) - 1 / l) - 1
+
+    def sample(self, outputs: Array, key: Key) -> Array:
+        # The inverse of the distribution function, log(1 + u (exp(l) - 1)) / l, written so that exp can't overflow.
+        u = jax.random.uniform(key, outputs.shape, outputs.dtype)
+        near = jnp.abs(outputs) < 1e-2
+        l = jnp.where(near, 1.0, jnp.abs(outputs))
+        x = jnp.where(near, u, jnp.maximum(0.0, 1 + jnp.log(u + (1 - u) * jnp.exp(-l)) / l))
+        return 2 * jnp.where(outputs < 0, 1 - x, x) - 1
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """Independent Gaussian pixels."""
+
+    std: float | None = None
+    """Standard deviation, in units of the range [-1, 1]; None: the decoder predicts it for each pixel."""
+
+    def __post_init__(self):
+        if self.std is not None:
+            check_positive(std=self.std)
+
+    def outputs(self, channels: int) -> int:
+        return channels if self.std is not None else 2 * channels
+
+    def log_prob(self, outputs: Array, x: Array) -> Array:
+        return gaussian.gaussian_log_prob(x, self._normal(outputs)).sum(PIXELS)
+
+    def mean(self, outputs: Array) -> Array:
+        return self._normal(outputs).mean
+
+    def sample(self, outputs: Array, key: Key) -> Array:
+        p = self._normal(outputs)
+        return p.sample(jax.random.normal(key, p.mean.shape, p.mean.dtype))
+
+    def _normal(self, outputs: Array) -> Normal:
+        if self.std is not None:
+            return Normal(outputs, jnp.full_like(outputs, math.log(self.std)))
+        mean, log_std = jnp.split(outputs, 2, axis=-1)
+        return Normal(mean, jnp.maximum(log_std, -6.0))
+
+
+@dataclass(frozen=True)
+class DiscretizedLogistic(Likelihood):
+    """A mixture of logistic distributions, discretized to the levels of the pixels (Salimans et al. 2017). The components
+    are shared by the channels of a pixel, which are independent given the component."""
+
+    levels: int = 256
+    """Number of values of a pixel; 256 for bytes."""
+    components: int = 1
+    """Components of the mixture; more than one for colour."""
+
+    def __post_init__(self):
+        check_positive(**{"levels - 1": self.levels - 1, "components": self.components})
+
+    def outputs(self, channels: int) -> int:
+        return self.components * (1 + 2 * channels)
+
+    def log_prob(self, outputs: Array, x: Array) -> Array:
+        log_pi, mean, log_scale = self._parts(outputs)
+        log_p = losses.discretized_logistic_log_prob(mean, log_scale, x[..., None, :], self.levels).sum(-1)
+        return jax.nn.logsumexp(log_pi + log_p, axis=-1).sum((-2, -1))
+
+    def mean(self, outputs: Array) -> Array:
+        log_pi, mean, log_scale = self._parts(outputs)
+        step = 2 / (self.levels - 1)
+        # E[x] = 1 - step * sum of P(x < edge) over the edges between levels.
+        below = lambda i, total: total + jax.nn.sigmoid((-1 + (i + 0.5) * step - mean) * jnp.exp(-log_scale))
+        x = 1 - step * jax.lax.fori_loop(0, self.levels - 1, below, jnp.zeros_like(mean))
+        return jnp.sum(jnp.exp(log_pi)[..., None] * x, axis=-2)
+
+    def sample(self, outputs: Array, key: Key) -> Array:
+        component, logistic = jax.random.split(key)
+        log_pi, mean, log_scale = self._parts(outputs)
+        which = jax.random.categorical(component, log_pi)[..., None, None]
+        mean, log_scale = (jnp.take_along_axis(a, which, axis=-2)[..., 0, :] for a in (mean, log_scale))
+        x = mean + jnp.exp(log_scale) * jax.random.logistic(logistic, mean.shape, mean.dtype)
+        step = 2 / (self.levels - 1)
+        return jnp.clip(jnp.round((x + 1) / step) * step - 1, -1, 1)
+
+    def flaw(self, image: Feature) -> str | None:
+        if image.levels != self.levels or image.dequantized:
+            given = "dequantized pixels" if image.dequantized else f"pixels of {image.levels} levels"
+            return f"DiscretizedLogistic(levels={self.levels}) is no likelihood of {given}"
+        return None
+
+    def _parts(self, outputs: Array) -> tuple[Array, Array, Array]:
+        """log pi [..., H, W, M], mean and log scale [..., H, W, M, C]."""
+        m = self.components
+        log_pi = jax.nn.log_softmax(outputs[..., :m], axis=-1)
+        mean, log_scale = jnp.split(outputs[..., m:].reshape(*outputs.shape[:-1], m, -1), 2, axis=-1)
+        return log_pi, mean, jnp.maximum(log_scale, -7.0)
+
+
+def log_cell(image: Feature) -> float:
+    """log volume of one quantization cell of an image: added to a log density of dequantized pixels, it bounds the log mass
+    of the discrete ones (Theis et al. 2016, section 3.1). 0 where x is discrete or has no levels. nats."""
+    return math.prod(image.shape) * math.log(2 / image.levels) if image.dequantized and image.levels else 0.0
+
+
+def checked(likelihood: Likelihood, image: Feature) -> Likelihood:
+    """Raises: UserError where the likelihood can't be computed at all on such images."""
+    if isinstance(likelihood, DiscretizedLogistic) and (reason := likelihood.flaw(image)):
+        raise UserError(f"{reason}; the fix: --model.likelihood.levels {image.levels}, without --data.dequantize")
+    return likelihood

@@ -1,0 +1,163 @@
+"""GPT-2 (Radford et al. 2019) as Hugging Face's transformers describe it: its config.json, and the names of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gen.config import Config
+from gen.core import Array, Params
+from gen.data.text import tokenizers
+from gen.errors import UserError
+from gen.families.language import LM, language, lm
+from gen.networks.transformer import Architecture
+
+GPT2: dict[str, Any] = {
+    "positions": "learned",
+    "norm": "layer",
+    "activation": "gelu",
+    "bias": True,
+    "tied": True,
+    "qk_norm": False,
+    "logit_cap": None,
+    "window": None,
+}
+"""What the architecture of a GPT-2 has, whatever its size."""
+FIELDS: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+"""What such a config.json says, in whichever of these words; the first if it says nothing."""
+WHOLE = {
+    "wte.weight": "embedding/embedding",
+    "wpe.weight": "position/embedding",
+    "ln_f.weight": "norm/scale",
+    "ln_f.bias": "norm/bias",
+}
+"""{tensor: parameter}"""
+LAYER = {
+    "ln_1.weight": ("attention_norm/scale",),
+    "ln_1.bias": ("attention_norm/bias",),
+    "attn.c_attn.weight": ("attention/query/kernel", "attention/key/kernel", "attention/value/kernel"),
+    "attn.c_attn.bias": ("attention/query/bias", "attention/key/bias", "attention/value/bias"),
+    "attn.c_proj.weight": ("attention/out/kernel",),
+    "attn.c_proj.bias": ("attention/out/bias",),
+    "ln_2.weight": ("feed_forward_norm/scale",),
+    "ln_2.bias": ("feed_forward_norm/bias",),
+    "mlp.c_fc.weight": ("feed_forward/up/kernel",),
+    "mlp.c_fc.bias": ("feed_forward/up/bias",),
+    "mlp.c_proj.weight": ("feed_forward/down/kernel",),
+    "mlp.c_proj.bias": ("feed_forward/down/bias",),
+}
+"""{tensor of each layer: parameters that are stacked over the layers, and side by side in the tensor's last axis}"""
+
+
+def architecture(workdir: Path, config: Config) -> Architecture:
+    """The architecture of a GPT-2. Raises: UserError with the fields in which the run is none."""
+    model = config.model
+    if config.finetune != "full":
+        raise UserError(f"{workdir} is an adapter on another run; first: python -m gen.runs.merge {workdir} DIR")
+    if type(model) is not LM:
+        kind = type(model).__module__
+        raise UserError(f"{workdir} can't be exported: it is a run of {kind}, and GPT-2 is one of {lm.__name__}")
+    arch = model.network
+    fields = {f"network.{name}": (getattr(arch, name), value) for name, value in GPT2.items()}
+    fields["network.kv_heads"] = (None if arch.kv_heads == arch.heads else arch.kv_heads, None)
+    fields["fill_in_the_middle"] = (model.fill_in_the_middle, 0.0)
+    differ = {name: values for name, values in fields.items() if values[0] != values[1]}
+    if differ:
+        ours, theirs = (", ".join(f"model.{name}={values[i]!r}" for name, values in differ.items()) for i in (0, 1))
+        raise UserError(f"{workdir} can't be exported: GPT-2 has no {ours}; train it with {theirs}")
+    return arch
+
+
+def described_by(config: Any, path: Path) -> tuple[Architecture, int, int]:
+    """The architecture, the vocabulary's size and the context that a config.json describes.
+
+    Raises: UserError with the field that is missing, or that this is no GPT-2 by.
+    """
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: it is no JSON object")
+    for name, values in FIELDS.items():
+        found = config.get(name, None if name == "model_type" else values[0])
+        if found not in values:
+            raise UserError(f"{path}: {name} is {found!r}, and a run's can be {' or '.join(map(repr, values))} only")
+
+    def number(name: str) -> int:
+        if type(value := config.get(name)) is not int or not 0 < value < 2**26:
+            raise UserError(f"{path}: {name} is {value!r}; it must be a number above 0 (and below 2**26)")
+        return value
+
+    dropout = config.get("resid_pdrop", 0.1)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise UserError(f"{path}: resid_pdrop is {dropout!r}; it must be a number in [0, 1)")
+    arch = Architecture(
+        layers=number("n_layer"),
+        width=number("n_embd"),
+        heads=number("n_head"),
+        hidden=None if config.get("n_inner") is None else number("n_inner"),
+        dropout=float(dropout),
+        **GPT2,
+    )
+    return arch, number("vocab_size"), number("n_positions")
+
+
+def to_gpt2(params: Params) -> dict[str, Array]:
+    """{tensor of GPT-2: its value}, by their names in Hugging Face's GPT2Model: matrices are [in, out] in both."""
+    flat: Any = flatten_dict(params, sep="/")
+    tensors = {name: flat[leaf] for name, leaf in WHOLE.items()}
+    for i in range(len(flat["layers/attention_norm/scale"])):
+        for name, leaves in LAYER.items():
+            tensors[f"h.{i}.{name}"] = jnp.concatenate([flat[f"layers/{leaf}"][i] for leaf in leaves], axis=-1)
+    return tensors
+
+
+def described(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str, Any]]:
+    """{file name: content}: what transformers want to know beside the weights."""
+    context = language.context(arch, tokens.length)
+    special = {"bos_token_id": tokens.end, "eos_token_id": tokens.end}
+    end = {"bos_token": tokenizers.END, "eos_token": tokenizers.END}
+    return {
+        "config.json": {
+            "architectures": ["GPT2LMHeadModel"],
+            **{name: values[0] for name, values in FIELDS.items()},
+            "vocab_size": tokens.vocab,
+            "n_positions": context,
+            "n_embd": arch.width,
+            "n_layer": arch.layers,
+            "n_head": arch.heads,
+            "n_inner": arch.hidden,
+            "embd_pdrop": arch.dropout,
+            "resid_pdrop": arch.dropout,
+            "attn_pdrop": 0.0,
+            "dtype": "float32",
+            **special,
+        },
+        "generation_config.json": {**special, "pad_token_id": tokens.end},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",  # as tokenizer.json has it, whatever the model is
+            "model_max_length": context,
+            "clean_up_tokenization_spaces": False,
+            **end,
+        },
+    }
+
+
+def from_gpt2(read: Callable[[str], np.ndarray], layers: int) -> Params:
+    """The inverse of `to_gpt2`, tensor by tensor."""
+    flat = {leaf: jnp.asarray(read(name)) for name, leaf in WHOLE.items()}
+    for name, leaves in LAYER.items():
+        stacked = np.stack([read(f"h.{i}.{name}") for i in range(layers)])
+        parts = np.split(stacked, len(leaves), axis=-1)
+        flat |= {f"layers/{leaf}": jnp.asarray(part) for leaf, part in zip(leaves, parts, strict=True)}
+    return unflatten_dict(flat, sep="/")

@@ -1,0 +1,1 @@
+"""Kinds of samples: how each is shown, written, and given as input."""

@@ -1,0 +1,16 @@
+"""Optimizers, schedules, the descent step, and adapters."""
+
+from gen.optim.optimizers import Group, Optimizer
+from gen.optim.schedules import Piecewise, Scalar, Schedule, Warmup, WarmupCosine, WarmupLinear, schedule
+
+__all__ = [
+    "Group",
+    "Optimizer",
+    "Piecewise",
+    "Scalar",
+    "Schedule",
+    "Warmup",
+    "WarmupCosine",
+    "WarmupLinear",
+    "schedule",
+]

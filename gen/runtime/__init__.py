@@ -1,0 +1,1 @@
+"""Devices and processes: engines, hosts, signals, faults."""

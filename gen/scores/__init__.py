@@ -1,1 +1,0 @@
-"""What is computed of a run that makes images, and of one that makes texts."""
