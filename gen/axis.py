@@ -12,20 +12,24 @@ from gen.core import Array, Key
 
 
 def mean(tree: Any) -> Any:
-    """Average over the mapped axis "data": the devices under pmap, an axis of size one under jit."""
+    """Returns the average of each leaf over the axis "data": the devices under pmap, an axis of size one under jit."""
     return jax.lax.pmean(tree, "data")
 
 
 def total(tree: Any) -> Any:
-    """Sum over the mapped axis "data"."""
+    """Returns the sum of each leaf over the axis "data"."""
     return jax.lax.psum(tree, "data")
 
 
-shard_examples: ContextVar[Callable[[Array], Array]] = ContextVar("spread", default=lambda x: x)
-"""Keeps activations [B, ...] spread over devices by their examples: an engine that shards the state sets it while a network
-is traced. Without, the compiler may as well spread them as the weights are, and send activations where weights are smaller."""
+shard_examples: ContextVar[Callable[[Array], Array]] = ContextVar("shard_examples", default=lambda x: x)
+"""Function that keeps activations [B, ...] sharded over devices by example. An engine that shards the state sets it while a
+network is traced. Otherwise the compiler may shard activations like the weights, and send activations where sending weights
+would be cheaper."""
 
 
 def per_example(draw: Callable[[Key], Any], key: Key, row: Array) -> Any:
-    """`draw(key of the row)` for each row [B] -> [B, ...]: noise belongs to the example, whatever device holds it."""
+    """Draws noise that belongs to each example, whichever device holds it.
+
+    row: int32 [B], positions in the global batch. Returns `draw(fold_in(key, r))` for each row r, stacked: [B, ...].
+    """
     return jax.vmap(lambda r: draw(jax.random.fold_in(key, r)))(row)

@@ -1,4 +1,8 @@
-"""The types that every room shares: features, batches, states, models, data sets."""
+"""The types that every room shares: features, batches, states, models and data sets. Nothing else lives here.
+
+A run is these types put together: a `Data` builds a `Dataset`, a `Family` builds a `GenerativeModel` for its `Spec`, and an
+engine folds `GenerativeModel.update` over `Dataset.batch` to move a `State` from step to step.
+"""
 
 from __future__ import annotations
 
@@ -10,174 +14,213 @@ import jax
 import numpy as np
 import optax
 
-from gen.errors import UserError
+from gen.errors import UserError, check_positive
 
 MAX_SIZE = 2**26
-"""Numbers of an example at most, and classes or tokens to choose from."""
+"""Upper bound on the numbers in one example, and on classes and vocabularies. Larger sizes come from a damaged spec.json."""
 LAUNCH = {"launch": True}
-"""Metadata of a config's field that may change between launches of one run: it is no part of the run's identity."""
+"""Metadata of a config field that may change between launches of one run: it is not part of the run's identity."""
 
 Array = jax.Array
 Key = jax.Array
+"""A typed key of jax.random."""
 Params = Any
+"""A pytree of arrays."""
 Batch = dict[str, Array]
+"""{feature name: array [B, ...]}, plus "row" int32 [B] (position in the global batch) and "weight" [B] (0 for padding)."""
 HostBatch = dict[str, np.ndarray]
+"""A Batch in host memory, before it is put on devices."""
 Metrics = dict[str, Array]
+"""{metric: scalar}."""
 Sums = dict[str, tuple[Array, Array]]
+"""{metric: (total, weight)}. The metric of a split is the sum of its totals over the sum of its weights."""
 Rules = tuple[tuple[str, int | None], ...]
-"""(regular expression, axis; None: none) pairs; the first that is found in an array's path counts."""
+"""(regular expression, axis) pairs for tensor parallelism. The first expression found in a parameter's path decides which
+of its axes is divided among devices; None: no axis."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What one entry of a batch holds, as a model sees it (after preprocessing)."""
+    """One entry of a batch as a model sees it, after preprocessing: its shape, its dtype, and the meaning of its numbers."""
 
     shape: tuple[int, ...]
     """Shape of one example, without the batch axis."""
     dtype: str = "float32"
-    """Its dtype by name."""
+    """Name of the dtype."""
     classes: int | None = None
-    """Number of classes, if it is a label in [0, classes)."""
+    """For a label: the number of classes. Labels are in [0, classes)."""
     vocab: int | None = None
-    """Size of the vocabulary, if it is tokens in [0, vocab)."""
+    """For tokens: the size of the vocabulary. Tokens are in [0, vocab)."""
     end: int | None = None
-    """The token that stands between documents, if it is tokens: each document begins with it."""
+    """For tokens: the token that separates documents. Each document begins with it."""
     sample_rate: int | None = None
-    """Samples per second in Hz, if it is audio."""
+    """For audio: samples per second, in Hz."""
     levels: int | None = None
-    """Number of equally spaced values in [-1, 1] that the feature takes: 256 for bytes, 2 if binarized; None if unknown."""
+    """Number of equally spaced values in [-1, 1] that the feature takes: 256 for bytes, 2 if binarized. None: unknown."""
     dequantized: bool = False
-    """Whether uniform noise of one level's width was added, so that a density bounds the mass of the levels."""
+    """Whether uniform noise of one level's width was added, so that a density bounds the probability of the levels."""
 
 
 Spec = Mapping[str, Feature]
+"""{name: feature} of the data. Names: image, label, tokens, source."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """How a base is adapted: a few parameters are trained beside weights that stay as they are. Subclass it to add a way."""
+    """A way to fine-tune a base: a few new parameters are trained and the base's weights stay fixed. Subclass it to add one."""
 
     def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
-        """What is trained, as it is before the first step: with it, the networks do what the base does, or nearly."""
+        """Returns the new parameters at step 0. With them the networks do what the base does, or nearly."""
         raise NotImplementedError
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
-        """The parameters that the networks take."""
+        """Returns the parameters that the networks take."""
         raise NotImplementedError
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """All that training changes, and all that a checkpoint holds: arrays only. No random key: a step's key is
-    fold_in(key(seed), step)."""
+    """Everything that training changes and that a checkpoint holds. Arrays only.
+
+    It has no random key: the key of a step is fold_in(key(seed), step), made inside the compiled step.
+    """
 
     step: Array
-    """int32[]. The number of updates done; never goes back."""
+    """int32 []. Number of updates done. It never decreases."""
     params: dict[str, Params]
-    """What is trained, by player or part."""
+    """Trained parameters, by player or part."""
     opt_state: dict[str, optax.OptState]
-    """By optimizer."""
+    """Optimizer states, by optimizer."""
     ema: dict[str, Params] = field(default_factory=dict)
-    """Running averages of params that samples are drawn from; {} = use params."""
+    """Moving averages of params, used for evaluation and sampling. {}: params are used instead."""
     stats: dict[str, Any] = field(default_factory=dict)
-    """What is estimated rather than descended: batch statistics, codebook averages."""
+    """Values that are estimated and not trained by gradients, such as batch statistics."""
     frozen: dict[str, Params] = field(default_factory=dict)
-    """Read, never written, nor saved: a fine-tuning base, another run's tokenizer."""
+    """Weights that are read but never changed or saved, such as the base of an adapter."""
+
+
+def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Returns {metric: total / weight} of a split's sums, in float64: floats, or arrays for sums that are vectors."""
+    value = {
+        name: np.asarray(total, np.float64) / np.asarray(weight, np.float64) for name, (total, weight) in sums.items()
+    }
+    return {name: float(v) if v.ndim == 0 else v for name, v in value.items()}
 
 
 class GenerativeModel(NamedTuple):
-    """A generative model as pure functions, as optax pairs init with update.
+    """A generative model as pure functions, as an optax optimizer pairs init with update.
 
-    `update`, `evaluate` and `test` run under a mapped axis named "data" (the devices, or an axis of size one) on a part
-    of the batch; every example carries its position `row` in the whole batch and its `weight` (0 = padding).
+    The training loop folds `update` over batches. The engine runs `update`, `evaluate` and `test` under a mapped axis named
+    "data" (the devices, or an axis of size one), each on its part of the batch. gen.axis has the sums over that axis.
+
+    The log writes each metric of `update` and `summarize`. A step is bad if one of its metrics is not finite, or if the sum of
+    its `losses` jumps (gen.runtime.faults). Alarms read "gradient" and "gradient/..." as gradient norms, and "saturation" as the
+    share of examples on which a discriminator has nothing left to learn (gen.evaluation.alarms).
     """
 
     init: Callable[..., State]
-    """(key) -> the state of step 0; (key, params) -> the same that starts from these, or stands on them if it is adapted."""
+    """(key) -> the state of step 0. (key, params) -> the same, starting from these parameters, or adapting them."""
     update: Callable[[State, Batch, Key], tuple[State, Metrics]]
-    """One training step; metrics are scalars, already averaged over "data"."""
+    """(state, batch, key) -> (state after one step, metrics). Metrics are scalars, already averaged over "data"."""
     evaluate: Callable[[State, Batch, Key], Sums]
-    """{name: (total, count)} of a batch, summed over "data": exact under padding and any sharding. Run during training."""
-    test: Callable[[State, Batch, Key], Sums]
-    """As `evaluate`, as thorough as published numbers are. Run once, on the best checkpoint."""
-    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]]
-    """Sums of a split -> metrics. Scalars are logged; vectors are kept in the run's reference.npz."""
+    """(state, batch, key) -> sums of a held-out batch over "data", exact under padding and any sharding. Runs during training."""
     generate: Callable[..., dict[str, Array]]
-    """(state, key, given, request) -> {"samples": ...}. `given` holds arrays (images to change, prompts); `request` is
-    the family's frozen dataclass, of which sample.py makes its command line."""
+    """(state, key, given, request) -> {"samples": array, ...}. `given` holds input arrays such as prompts or images to change."""
     request: type
-    """The class of `request`."""
-    protocol: Mapping[str, Mapping[str, Any]]
-    """{metric: how it is estimated}; stored beside the number."""
+    """The frozen dataclass of `request`. sample.py and gen.evaluate turn its fields into options."""
+    losses: tuple[str, ...] = ("loss",)
+    """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch."""
+    test: Callable[[State, Batch, Key], Sums] | None = None
+    """As `evaluate`, but as thorough as published numbers are. Runs once, on the best checkpoint. None: `evaluate` is used."""
+    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]] = means
+    """Sums of a split -> metrics. Scalars are logged; arrays are kept in the run's reference.npz."""
+    protocol: Mapping[str, Mapping[str, Any]] = {}
+    """{metric: how it is estimated}, stored next to each number."""
     batches: int | None = None
-    """Batches that an update takes, stacked on a leading axis [n, B, ...]; None: one, without that axis."""
+    """Batches per update, stacked on a leading axis [n, B, ...]. None: one batch, without that axis."""
     together: int = 1
-    """Examples that must be on one device: a batch there is a multiple of it."""
+    """Number of examples that must share a device. The batch on each device is a multiple of it."""
     rules: Rules = ()
-    """Which axis of which parameters devices divide that share an example (--parallel.tensor)."""
+    """Tensor parallelism: which axis of which parameters is divided among devices (--parallel.tensor)."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A config's `model`: hyper-parameters that build a family. Subclass it to add one."""
+    """A family of models and its hyper-parameters: the `model` of a config. Subclass it to add a family."""
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        """The model for examples of `spec`, trained for `steps` (schedules read it)."""
+        """Returns the model for data of this spec, trained for `steps` updates (schedules read it)."""
         raise NotImplementedError
 
     def tiny(self) -> Family:
-        """The same model, as small as the contract tests want it."""
+        """Returns the same family with the smallest sizes that still exercise it. The contract tests train it."""
         raise NotImplementedError
 
     def inherit(self, base: Family, spec: Spec) -> Family:
-        """This config with what decides the shapes of parameters taken from the base's, which has examples of `spec`.
+        """Returns this family with every field that decides a parameter's shape copied from `base`, for fine-tuning.
 
-        Raises: UserError if it is another family's.
+        spec: the spec that the base was trained on.
+
+        Raises: UserError if the base is of another family.
         """
         if type(self) is not type(base):
-            family = lambda config: type(config).__module__
-            raise UserError(f"the base is of {family(base)}, and this config of {family(self)}; choose a config of it")
+            theirs, ours = (f"{type(family).__module__}.{type(family).__name__}" for family in (base, self))
+            raise UserError(
+                f"the base is a {theirs}, and this config trains a {ours}; choose a config of the base's family"
+            )
         return self
 
-    def adapted(self, adapter: Adapter | None) -> Family:
-        """The config of this model with its parameters as a fixed base, and the adapter trained; None: without one again.
+    def with_adapter(self, adapter: Adapter | None) -> Family:
+        """Returns this family with its parameters as a fixed base and the adapter trained. None: without an adapter.
 
         Raises: UserError if the family has no adapters.
         """
-        raise UserError(f"{type(self).__module__} has no adapters; the fix: --finetune full")
+        raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. A family adds its own fields in a subclass."""
+
+    n: int = 64
+    """Number of samples."""
+
+    def __post_init__(self):
+        check_positive(n=self.n)
 
 
 class Dataset(NamedTuple):
-    """Examples as pure functions of (seed, step, row): random access, no iterator state."""
+    """Examples as pure functions of (seed, step, row): random access, no iterator state to save."""
 
     spec: Spec
-    """What the model sees: features after `preprocess`."""
+    """Features that the model sees, after `preprocess`."""
     sizes: dict[str, int]
-    """Number of examples of "train", "validation" and "test"."""
+    """Number of examples in "train", "validation" and "test"."""
     digest: str
-    """SHA-256 over what the examples are made from."""
+    """SHA-256 of everything that the examples are made from."""
     batch: Callable[[int, int, range], HostBatch]
-    """(seed, step, rows) -> those rows of a training batch: uint8 and integers, with "row" and "index"."""
+    """(seed, step, rows) -> these rows of a training batch: uint8 and integers, with "row" and "index"."""
     evaluation: Callable[..., Iterator[HostBatch]]
-    """(split, batch size) -> the split in order, the last batch padded; "weight" is 0 on padding. (split, batch size, rows) ->
-    those rows of each batch."""
+    """(split, batch size) -> the split in order, in batches. The last one is padded, with "weight" 0 on padding.
+    (split, batch size, rows) -> these rows of each batch."""
     preprocess: Callable[[Batch, Key, bool], Batch]
-    """(batch, key, training) -> what the model sees. Runs in the compiled step; its noise belongs to (key, row)."""
+    """(batch, key, training) -> what the model sees. Runs in the compiled step. Its noise is drawn from (key, row)."""
     files: Mapping[str, bytes] = {}
-    """What a run keeps of the data beside their spec, by file name: a tokenizer."""
+    """{file name: content} that a run keeps next to its spec, such as a tokenizer."""
     protocol: Mapping[str, Any] = {}
-    """How the evaluation splits are read, stored beside each number."""
+    """How the held-out splits are read, stored next to each number."""
     baselines: Callable[[], dict[str, float]] = dict
-    """() -> {metric: what a trivial model reaches on the test split}, stored beside the model's own."""
+    """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A config's `data`. Subclass it to add a kind of data."""
+    """A kind of data and its settings: the `data` of a config. Subclass it to add a kind."""
 
     batch_size: int = 128
-    """Examples a step, over all devices and hosts."""
+    """Examples per step, over all devices and hosts."""
 
     def build(self) -> Dataset:
+        """Returns the data set. Raises: UserError for anything that the user got wrong."""
         raise NotImplementedError

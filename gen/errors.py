@@ -11,40 +11,45 @@ from collections.abc import Callable
 from typing import Any
 
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Errors of the operating system that a user can fix: a full or read-only disk, a wrong path.
 USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-USER_ERRNOS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)  # of a path that was named
+USER_ERRNOS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 REQUEUE = 75
-"""Exit status of a run that was stopped and wants to be started again (EX_TEMPFAIL)."""
+"""Exit status of a run that must be started again (EX_TEMPFAIL)."""
 
 
 class UserError(Exception):
-    """A mistake of the person at the terminal: a short message that names the thing and the fix. Exit status 2."""
+    """A mistake that a user can fix. Its message is short: what is wrong, then the fix. The command exits with status 2."""
 
 
 class Requeue(BaseException):
-    """Nobody's mistake: a machine was taken back, or another host is gone. The same command goes on. Exit status REQUEUE. As
-    KeyboardInterrupt, it is no Exception: nothing on the way may take it for one."""
+    """The run must be started again: its machine was taken back, or another host has ended. Exits with status REQUEUE.
+
+    The same command continues the run. It is a BaseException, as KeyboardInterrupt is, so that no `except Exception` stops it.
+    """
 
 
 def check_positive(**numbers: float) -> None:
-    """Raises UserError for the first of the named numbers that is not finite and above zero."""
+    """Raises: UserError for the first named number that is not finite or not above 0."""
     for name, value in numbers.items():
         if not 0 < value < float("inf"):
             raise UserError(f"{name} is {value}; it must be above 0")
 
 
 def check_seed(seed: int) -> int:
-    """Raises UserError for a seed that is no uint32."""
+    """Returns the seed. Raises: UserError if it does not fit in 32 unsigned bits."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must be at least 0 and below 2**32")
     return seed
 
 
 def run_command(main: Callable[[], None], leave: Callable[[int], Any] = sys.exit) -> None:
-    """Run an entry point: a person's mistake or a full or read-only disk is one line and exit status 2, a bug keeps its
-    traceback. leave: how the process ends if it fails."""
+    """Runs the main function of a command, and ends the process with `leave(status)` if it fails.
+
+    A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1).
+    """
     try:
         main()
     except UserError as error:
@@ -52,13 +57,13 @@ def run_command(main: Callable[[], None], leave: Callable[[int], Any] = sys.exit
     except Requeue as stop:
         _fail(str(stop))
         leave(REQUEUE)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `| head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(141)
     except MemoryError as error:
         leave(_fail(f"error: out of memory: {error}"))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint, if there is one")
+        _fail("interrupted; the same command continues from the last checkpoint, if there is one")
         leave(130)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USER_ERRNOS:
@@ -73,5 +78,8 @@ def _fail(message: str) -> int:
 
 
 def printable(text: str) -> str:
-    """The text with what would command a terminal (control characters but newline and tab), or can't be encoded, escaped."""
+    """Returns the text with control characters (except newline and tab) and lone surrogates escaped.
+
+    Control characters could command the terminal, and surrogates cannot be encoded.
+    """
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

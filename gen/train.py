@@ -86,14 +86,14 @@ def train(config: Config, workdir: Path) -> None:
         state = _resume(this, start) if start else _begin(this)
         examples = config.data.batch_size * (model.batches or 1)
         length = meta.get("metrics_bytes", 0)
-        with log.open_log(workdir, config.log, start, config.steps, examples, length) as logger:
+        with log.open_log(workdir, config.log, start, config.steps, examples, length, model.losses) as logger:
             for text in found["damaged"]:
                 logger.alarm(start, text)
             if start:
                 logger.telemetry(start, event="restart", seconds=time.monotonic() - begun)
                 logger.say(f"resuming {workdir} at step {start}")
             if start < config.steps:
-                fit(this, state, logger, faults.Record(config.faults, start, meta.get("faults", [])))
+                fit(this, state, logger, faults.Record(config.faults, start, meta.get("faults", []), model.losses))
             test(this, logger)
 
 

@@ -242,9 +242,7 @@ def test_a_wrong_type_is_refused_and_the_field_named(path, value):
 
 
 def test_an_unknown_field_and_a_missing_one_are_named():
-    with pytest.raises(
-        UserError, match=r"config\.model\.latent is no field of gen\.families\.vae\.family\.VAE"
-    ):
+    with pytest.raises(UserError, match=r"config\.model\.latent is no field of gen\.families\.vae\.family\.VAE"):
         configs.decode(Config, changed("model.latent", 3))
     value = configs.encode(PLAIN)
     del value["steps"]

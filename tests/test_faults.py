@@ -161,7 +161,7 @@ def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
     assert lines(tmp_path / "8", "telemetry.jsonl", "skipped").keys() == set(SPIKES)
     for at in (3, 25):  # the third call, to step 20, and the fifth after it
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train.signals, "noticed", noticing(at, tmp_path / "stopped"))
+            patch.setattr(train.signals, "notice_signals", noticing(at, tmp_path / "stopped"))
             with pytest.raises(errors.Requeue):
                 train.train(spiky("skip", 8), tmp_path / "stopped")
     train.train(spiky("skip", 8), tmp_path / "stopped")
@@ -178,7 +178,7 @@ def test_a_stopped_run_leaves_out_the_same(action, spiky, tmp_path, monkeypatch)
     train.train(spiky(action), whole)
     for at in (23, 24, 30, 39, 40, 58):
         with monkeypatch.context() as patch:
-            patch.setattr(train.signals, "noticed", noticing(at, stopped))
+            patch.setattr(train.signals, "notice_signals", noticing(at, stopped))
             with pytest.raises(errors.Requeue):
                 train.train(spiky(action), stopped)
     train.train(spiky(action), stopped)

@@ -319,7 +319,7 @@ def test_what_a_run_can_not_go_on_from_is_refused_before_anything_is_written(wha
 
 def test_what_can_not_be_merged_is_refused(copied, monkeypatch):
     config, known = directory.read_config(Path("lora"))
-    prompted = replace(config, finetune="prompt", model=config.model.adapted(config.prompt))
+    prompted = replace(config, finetune="prompt", model=config.model.with_adapter(config.prompt))
     shutil.copytree("lora", "prompted")
     directory.write_config(Path("prompted"), prompted, known["data"], known["base"])
     Path("occupied").mkdir()
@@ -367,7 +367,7 @@ def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tin
     config, adapter = tiny(name), LoRA(rank=2, path="(query|value)/kernel$")
     model: Any = replace(config.model, network=replace(config.model.network, dropout=0.0), optim=SGD)
     data = config.data.build()
-    whole, adapted = (m.build(data.spec, 100) for m in (model, model.adapted(adapter)))
+    whole, adapted = (m.build(data.spec, 100) for m in (model, model.with_adapter(adapter)))
     plain, evaluate, update = (on_one_device(f) for f in (whole.evaluate, adapted.evaluate, adapted.update))
     base, batch = first_of(whole), next(data.evaluation("validation", 8))
     state = quickly(adapted.init)(KEY, base)
@@ -391,7 +391,7 @@ def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
     model: Any = replace(config.model, optim=replace(SGD, lr=1e-3))
     data = config.data.build()
     whole, adapted = (
-        with_preprocess(m.build(data.spec, 100), data.preprocess) for m in (model, model.adapted(adapter))
+        with_preprocess(m.build(data.spec, 100), data.preprocess) for m in (model, model.with_adapter(adapter))
     )
     plain, evaluate, update = (on_one_device(f) for f in (whole.evaluate, adapted.evaluate, adapted.update))
     base, batch = jax.device_get(quickly(whole.init)(KEY).params), next(data.evaluation("validation", 8))
@@ -414,7 +414,7 @@ def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
     monkeypatch.setattr(runtime_engine, "MIN_SHARDED", 2)
     config = LM(network=replace(SMALL, layers=1, norm="rms", bias=False), optim=SGD)
     base = first_of(config.build(SPEC, 100), scale=0.2)
-    model = config.adapted(LoRA(rank=4, path="(query|up)/kernel$")).build(SPEC, 100)
+    model = config.with_adapter(LoRA(rank=4, path="(query|up)/kernel$")).build(SPEC, 100)
 
     def after_three(how: Parallel) -> tuple[State, list[Mapping[str, Any]]]:
         engine = runtime_engine.compile_engine(model, how, 0, 8)
@@ -517,7 +517,7 @@ def after_prefix(params: Any, arch: Any, prefix: np.ndarray, tokens: np.ndarray)
 def prompted(arch: Any, ema: float = 0.0) -> tuple[core.GenerativeModel, Any]:
     """A model with a learned prompt, and its base."""
     config = LM(network=arch, optim=SGD, ema=ema)
-    model = config.adapted(Prompt(length=LENGTH)).build(SPEC, 100)
+    model = config.with_adapter(Prompt(length=LENGTH)).build(SPEC, 100)
     return model, first_of(config.build(SPEC, 100))
 
 

@@ -219,7 +219,7 @@ def perceptron(hidden: int) -> GenerativeModel:
         return replace(state, params=params, opt_state={"sgd": opt_state}), {"loss": axis.mean(value)}
 
     none: Any = None
-    return GenerativeModel(init, update, none, none, none, none, none, {})
+    return GenerativeModel(init, update, evaluate=none, generate=none, request=none)
 
 
 def test_a_perceptron_keeps_its_inputs_and_its_hidden_layer():

@@ -26,7 +26,9 @@ FLOORS = [  # from the ground up; a room imports from itself and from lower floo
 
 def modules() -> dict[str, Path]:
     files = sorted(GEN.rglob("*.py"))
-    return {".".join(file.relative_to(GEN.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    return {
+        ".".join(file.relative_to(GEN.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in files
+    }
 
 
 def imports(file: Path, known: dict[str, Path]) -> set[str]:

@@ -233,6 +233,7 @@ def test_the_bound_with_many_samples_is_the_likelihood_by_quadrature():
     log_px = -np.logaddexp(0, -x[:, None] * logits[None]).sum((2, 3, 4))
     log_joint = log_px + np.asarray(stats.norm.logpdf(z))
     exact = np.asarray(logsumexp(log_joint, axis=1)) + math.log(16 / 2000)
+    assert model.test is not None
     for function in (model.evaluate, model.test):
         metrics = model.summarize(function(state, batch_of(64), jax.random.key(0)))
         assert metrics["nll_bound"] == pytest.approx(-exact.mean(), abs=0.02)

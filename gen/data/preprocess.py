@@ -29,6 +29,7 @@ def with_preprocess(model: GenerativeModel, transform: Transform) -> GenerativeM
 
     def test(state, batch, key):
         data_key, model_key = jax.random.split(key)
+        assert model.test is not None
         return model.test(state, transform(batch, data_key, False), model_key)
 
-    return model._replace(update=update, evaluate=evaluate, test=test)
+    return model._replace(update=update, evaluate=evaluate, test=test if model.test else None)

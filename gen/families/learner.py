@@ -38,7 +38,7 @@ class LearnedFamily(core.Family):
             raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
         check_positive(microbatches=self.microbatches)
 
-    def adapted(self, adapter: Adapter | None) -> Self:
+    def with_adapter(self, adapter: Adapter | None) -> Self:
         return replace(self, adapter=adapter)
 
     def dtypes(self) -> dict[str, Any]:

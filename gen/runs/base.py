@@ -58,7 +58,7 @@ def resolve_config(config: Config) -> Config:
         raise UserError(f"{path} is an adapter on another run; first: python -m gen.runs.merge {path} DIR")
     model = config.model.inherit(base.model, directory.read_spec(path))
     if config.finetune != "full":
-        model = model.adapted({"lora": config.lora, "prompt": config.prompt}[config.finetune])
+        model = model.with_adapter({"lora": config.lora, "prompt": config.prompt}[config.finetune])
     return replace(config, model=model)
 
 

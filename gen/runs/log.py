@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
@@ -37,12 +37,14 @@ CONTROL = ("notice", "skipped")  # what an engine says beside a model's metrics
 class RunLog:
     """The open files and the progress bar of a run in training."""
 
-    def __init__(self, workdir: Path, config: Log, start: int, steps: int, batch_size: int, bar: Progress):
+    def __init__(
+        self, workdir: Path, config: Log, start: int, steps: int, batch_size: int, bar: Progress, losses: Sequence[str]
+    ):
         self.writes = hosts.is_first()
         self.own = workdir / "logs" / f"host-{hosts.index():03d}.log"
         self.path = workdir / "metrics.jsonl"
         self.telemetry_path = workdir / "telemetry.jsonl"
-        self.config, self.batch_size, self.steps = config, batch_size, steps
+        self.config, self.batch_size, self.steps, self.losses = config, batch_size, steps, losses
         self.events = Events(workdir, start) if config.tensorboard and self.writes else None
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
         self.pending: tuple[range, Metrics, float] | None = None  # steps, their metrics, when they were dispatched
@@ -109,7 +111,7 @@ class RunLog:
             waiting_for_data=self.waited / seconds,
             **memory(),
         )
-        loss = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("loss"))
+        loss = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in self.losses)
         speed = f"{rate:,.1f} steps/s  {rate * self.batch_size:,.0f} examples/s"
         self.bar.update(self.task, completed=step, loss=loss, speed=speed)
         if not self.bar.console.is_terminal:
@@ -173,7 +175,9 @@ class RunLog:
 
 
 @contextmanager
-def open_log(workdir: Path, config: Log, start: int, steps: int, batch_size: int, length: int) -> Iterator[RunLog]:
+def open_log(
+    workdir: Path, config: Log, start: int, steps: int, batch_size: int, length: int, losses: Sequence[str]
+) -> Iterator[RunLog]:
     """The log of a run that goes on from step `start`, when metrics.jsonl had `length` bytes; it is cut to that."""
     hosts.broadcast(lambda: _cut(workdir / "metrics.jsonl", start, length))
     (workdir / "logs").mkdir(exist_ok=True)
@@ -186,7 +190,7 @@ def open_log(workdir: Path, config: Log, start: int, steps: int, batch_size: int
     with Progress(
         *columns, console=console, disable=not (console.is_terminal and hosts.is_first()), transient=True
     ) as bar:
-        log = RunLog(workdir, config, start, steps, batch_size, bar)
+        log = RunLog(workdir, config, start, steps, batch_size, bar, losses)
         try:
             yield log
         except BaseException as error:

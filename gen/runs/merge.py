@@ -36,7 +36,7 @@ def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
     abstract = engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
     state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema"))
     merged = config.lora.merge(state.ema or state.params, read_weights(base, abstract.frozen))
-    whole = replace(config, model=config.model.adapted(None), init_from=None, finetune="full")
+    whole = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
     if (workdir / tokenizers.FILE).exists():  # not to be trained anew
         whole = replace(whole, data=replace(whole.data, tokenizer=str(base.path)))
     with files.create_folder(out) as aside:

@@ -92,7 +92,7 @@ def compile_engine(
     def update(state: State, batch: Batch, control: dict[str, Any]) -> tuple[State, Metrics]:
         new, metrics = model.update(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
         if guard:
-            skipped = ~_sound(metrics, jax.lax.pmax(control["limit"].max(), "data"))
+            skipped = ~_is_sound(metrics, model.losses, jax.lax.pmax(control["limit"].max(), "data"))
             kept = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), state, new)
             new = replace(kept, step=new.step)
             metrics = metrics | {"skipped": skipped.astype(jnp.float32)}
@@ -123,7 +123,7 @@ def compile_engine(
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     bind = _pmap(mesh, processes) if config.engine == "pmap" else _jit(mesh, processes, shardings, config.fsdp)
     step = bind.step(updates if several else update, axis)
-    evaluate, test = (bind.sums(keyed(f)) for f in (model.evaluate, model.test))
+    evaluate, test = (bind.sums(keyed(f)) for f in (model.evaluate, model.test or model.evaluate))
 
     def run(state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf) -> tuple[State, Metrics]:
         state, metrics = step(state, bind.place(batch, axis), bind.place(controls(notice, limit), 0))
@@ -268,8 +268,7 @@ def _split(path: str, shape: tuple[int, ...], data: int, tensor: int, rules: Rul
     return P(*axes)
 
 
-def _sound(metrics: Metrics, limit: Any) -> Any:
-    """Whether all are finite, and the losses add up to at most `limit`."""
-    losses = [value for name, value in metrics.items() if name.startswith("loss")]
+def _is_sound(metrics: Metrics, losses: Sequence[str], limit: Any) -> Any:
+    """Returns whether all metrics are finite, and the losses add up to at most `limit`. bool []."""
     finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
-    return finite & (sum(losses, jnp.zeros(())) <= limit)
+    return finite & (sum((metrics[name] for name in losses), jnp.zeros(())) <= limit)

@@ -37,11 +37,11 @@ def limit(config: Faults, history: History) -> float:
     return history.mean + config.spike * math.sqrt(history.variance)
 
 
-def after(history: History, values: Mapping[str, float]) -> History:
+def after(history: History, values: Mapping[str, float], losses: Sequence[str] = ("loss",)) -> History:
     """The history with one more step. values: its metrics."""
     if values.get("skipped"):
         return history._replace(bad=history.bad + 1)
-    loss = sum(value for name, value in values.items() if name.startswith("loss"))
+    loss = sum(values[name] for name in losses)
     new = 1 / min(history.count + 1, MEMORY)
     away = loss - history.mean
     variance = (1 - new) * (history.variance + new * away**2)
@@ -52,8 +52,8 @@ class Record:
     """The histories of the last steps. Step s is limited by that of step s - 2, which is known whether or not s - 1 was read
     already: a killed run has the limits of one that was not."""
 
-    def __init__(self, config: Faults, start: int, kept: Sequence[Sequence[float]]):
-        self.config = config
+    def __init__(self, config: Faults, start: int, kept: Sequence[Sequence[float]], losses: Sequence[str] = ("loss",)):
+        self.config, self.losses = config, losses
         before, last = [History(*values) for values in kept] or [History(), History()]  # pyright: ignore[reportArgumentType]
         self.of = {start - 1: before, start: last}
 
@@ -62,14 +62,14 @@ class Record:
 
     def read(self, step: int, values: Mapping[str, float]) -> bool:
         """Take the metrics of a step; whether it was bad. Raises: UserError if that ends the run."""
-        self.of[step] = now = after(self.of[step - 1], values)
+        self.of[step] = now = after(self.of[step - 1], values, self.losses)
         self.of.pop(step - 3, None)
         if not values.get("skipped"):
             return False
         if self.config.action == "stop" or now.bad >= self.config.patience:
             why = f"{now.bad} bad steps since the last checkpoint" if now.bad > 1 else "a bad step"
             raise UserError(
-                f"stopped at step {step} by {why} (not finite, or a spike: {text(values)}); the last checkpoint is kept. A lower "
+                f"stopped at step {step} by {why} (not finite, or a spike: {text(values, self.losses)}); the last checkpoint is kept. A lower "
                 "learning rate or clipped gradients (optim.clip) may help, or --faults.action rollback"
             )
         return True
@@ -81,5 +81,5 @@ class Record:
         return list(self.of.values())
 
 
-def text(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("loss"))
+def text(values: Mapping[str, float], losses: Sequence[str]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in losses)

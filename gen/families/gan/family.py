@@ -339,6 +339,7 @@ def build(config: GAN, spec: Spec, steps: int) -> GenerativeModel:
         summarize=summarize,
         generate=generate,
         request=Request,
+        losses=("loss/discriminator", "loss/generator"),
         protocol={
             "paired_accuracy": {"pairs": "each held-out image and a generated one, scores compared"},
             "saturation": {"threshold": "D's loss below 1% of what scores of 0 cost"},
