@@ -1,8 +1,11 @@
 """Train a config: python train.py [CONFIG] [--workdir DIR] [--steps N] [--any.field value]
 
-CONFIG is a file, or the name of one in configs/ (vae_digits if left out); --help lists every field of it.
+CONFIG is a file, or the name of a file in configs/ (default: vae_digits). --help lists every field.
 """
 
+from __future__ import annotations
+
+import os
 import sys
 from pathlib import Path
 
@@ -10,14 +13,19 @@ from gen import config as configs
 from gen.errors import run_command
 from gen.runtime.hosts import exit_process
 
-ROOT = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def main() -> None:
-    named = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
-    name = sys.argv[1] if named else "vae_digits"
-    launch = configs.override(configs.load(name, ROOT), sys.argv[1 + named :], prog=f"train.py {name}")
+    """Runs the command line. The config comes first, because its fields are the options."""
+    # Modules of a fork may lie in the current folder, as with `python -m`.
+    sys.path.append(os.getcwd())
+    name, *options = sys.argv[1:] or ["vae_digits"]
+    if name.startswith("-"):
+        name, options = "vae_digits", [name, *options]
+    launch = configs.override(configs.load(name, CONFIGS), options, prog=f"train.py {name}")
 
+    # Imported late, so that --help and mistakes are quick.
     if launch.dry_run:
         from gen.plan.plan import dry_run
 

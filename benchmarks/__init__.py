@@ -1,1 +1,1 @@
-"""Measurements that take longer than a test."""
+"""Measurements that take too long for tests: speed, memory, and scores of trained models."""

@@ -1,9 +1,9 @@
-"""Ours beside PyTorch, on this machine: python -m benchmarks [JOB ...] [--json FILE]
+"""Compares the speed of `gen` with PyTorch on this machine: python -m benchmarks [JOB ...] [--json FILE]
 
-Each job first shows that both sides compute the same: from the same weights and batches, three training steps in float64 end
-at the same losses and weights (decoding: the same text, equally likely). Then two processes take turns, each on all cores (or
-the GPU), and each with what is fastest for it: the other side tries eager and compiled, with and without channels_last, fused
-Adam and a static cache. The peer needs the extra: pip install -e '.[benchmark]'
+Each job first checks that both sides compute the same. From the same weights and batches, three training steps in float64 must
+give the same losses and weights. Decoding must give the same text with the same probability. Then the two sides take turns, each
+in a process with all cores or the GPU. PyTorch runs with its fastest setting: eager or compiled, with or without channels_last,
+fused Adam and a static cache. PyTorch is in an extra: pip install -e '.[benchmark]'
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from benchmarks import program
-from benchmarks.turns import in_turn, process
+from benchmarks.turns import process, take_turns
 from gen.errors import UserError, run_command
 from gen.files import write_json
 
@@ -38,13 +38,13 @@ JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
     "decode_16": ("256 tokens of 16 samples", CACHES),
     "fid_statistics": ("Inception's moments of 32 images", ("eager", "channels_last", "compile+channels_last")),
 }
-"""{job: (what a step is, settings of the peer that are tried)}"""
+"""{job: (description of a step, settings to try for PyTorch)}"""
 Job = Literal[
     "dcgan_64", "dcgan_128", "vae_mlp", "vae_conv", "gpt_small", "gpt_medium", "decode_1", "decode_16", "fid_statistics",
     "end_to_end", "start_up",
 ]  # fmt: skip
 COLUMNS = (
-    "job", "ours, ms", "PyTorch, ms", "ratio", "of the peak", "first step, s", "peak memory, MiB", "the peer's setting",
+    "job", "ours, ms", "PyTorch, ms", "ratio", "of the peak", "first step, s", "peak memory, MiB", "PyTorch's setting",
 )  # fmt: skip
 
 
@@ -56,27 +56,28 @@ def main(
     tried: float = 2.0,
     json: Path | None = None,
 ) -> None:
-    """A line for each job (by default, all of them).
+    """Prints one line for each job.
 
-    jobs: what to run. dtype: of activations and matrix products; float32 is as fast as the device has it (on a GPU, with TF32).
-    turns: of each side. seconds: of a turn. tried: seconds for which each setting of the peer is tried. json: where {job: {"ratio": ..., ...}} is written.
+    jobs: the jobs to run; default: all. dtype: of activations and matrix products; a GPU computes float32 products in TF32.
+    turns: number of turns of each side. seconds: length of a turn. tried: seconds to try each setting of PyTorch.
+    json: file to write {job: {"ratio": ..., ...}} to.
     """
     if importlib.util.find_spec("torch") is None:
-        raise UserError("the other side is PyTorch, which is not installed; the fix: pip install -e '.[benchmark]'")
+        raise UserError("PyTorch is not installed; the fix: pip install -e '.[benchmark]'")
     found: dict[str, Any] = {}
     print("| " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * (len(COLUMNS) - 2) + "---|", flush=True)
     for job in jobs or (*JOBS, *program.JOBS):
         if job in program.JOBS:
             found[job] = program.JOBS[job](turns)
         else:
-            found[job] = compared(job, dtype, turns, seconds, tried)
+            found[job] = compare(job, dtype, turns, seconds, tried)
         print(line(job, found[job]), flush=True)
         if json is not None:
             write_json(json, found)
 
 
-def compared(job: str, dtype: str, turns: int, seconds: float, tried: float) -> dict[str, Any]:
-    """What both sides take for a step, and its ratio of medians."""
+def compare(job: str, dtype: str, turns: int, seconds: float, tried: float) -> dict[str, Any]:
+    """Returns the seconds per step of both sides, the ratio of their medians, and facts about both processes."""
     check(job)
     _, settings = JOBS[job]
     setting = fastest(job, dtype, settings, tried)
@@ -85,7 +86,7 @@ def compared(job: str, dtype: str, turns: int, seconds: float, tried: float) -> 
         peer = held.enter_context(process("benchmarks.peers", job, dtype, setting))
         sides = {"ours": ours, "peer": peer}
         first = {name: ask("first") for name, ask in sides.items()}
-        measured = in_turn(sides, turns, seconds)
+        measured = take_turns(sides, turns, seconds)
         facts = {name: ask("facts") for name, ask in sides.items()}
     rate = max(side["rate"].get(dtype, 0.0) for side in facts.values())
     operations = facts["peer"]["operations"]
@@ -100,11 +101,11 @@ def compared(job: str, dtype: str, turns: int, seconds: float, tried: float) -> 
     return {"ratio": ratio, **result, "dtype": dtype, "operations": operations}
 
 
-OURS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the GPU is shared
+OURS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # PyTorch's process uses the same GPU
 
 
 def check(job: str) -> None:
-    """Raises: RuntimeError if the sides don't compute the same."""
+    """Raises: RuntimeError if the two sides do not compute the same."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "check.npz")
         with process("benchmarks.ours", job, "float64", env={**OURS, "JAX_ENABLE_X64": "1"}) as ask:
@@ -114,13 +115,13 @@ def check(job: str) -> None:
 
 
 def fastest(job: str, dtype: str, settings: Sequence[str], seconds: float) -> str:
-    """The setting in which the peer is fastest, of those that work here."""
+    """Returns the setting with which PyTorch is fastest. Skips settings that do not work on this machine."""
     times = {}
     for setting in settings:
         with process("benchmarks.peers", job, dtype, setting) as ask:
             try:
-                times[setting] = min(in_turn({"": ask}, 3, seconds / 3)[""])
-            except RuntimeError:  # a compiler may be missing, say
+                times[setting] = min(take_turns({"": ask}, 3, seconds / 3)[""])
+            except RuntimeError:  # for example, without a C++ compiler
                 continue
     return min(times, key=lambda setting: times[setting])
 
@@ -131,7 +132,7 @@ def line(job: str, result: dict[str, Any]) -> str:
     both = lambda form, key, scale=1.0: " / ".join(
         form.format(scale * result[side][key]) if result[side][key] is not None else "" for side in ("ours", "peer")
     )
-    times = [f"{1e3 * result[s]['median']:.1f} (least {1e3 * result[s]['minimum']:.1f})" for s in ("ours", "peer")]
+    times = [f"{1e3 * result[s]['median']:.1f} (minimum {1e3 * result[s]['minimum']:.1f})" for s in ("ours", "peer")]
     cells = [f"{job}: {JOBS[job][0]}", *times, f"**{result['ratio']:.3f}**", both("{:.0%}", "share_of_peak")]
     cells += [both("{:.1f}", "first"), both("{:.0f}", "memory", 2**-20), result["peer"]["setting"]]
     return "| " + " | ".join(cells) + " |"

@@ -1,12 +1,13 @@
-"""What a language model's adaptation is worth: python -m benchmarks.adapt RUN [--sizes 10 100 1000] [--seeds 3] [--out adapt.json]
+"""Compares ways to fine-tune a language model on few labelled examples:
+python -m benchmarks.adapt RUN [--sizes 10 100 1000] [--seeds 3] [--out adapt.json]
 
-Of which package of the standard library is a function, told from the first sentence of its docstring? RUN, a language model
-that knows nothing of the task, is trained on few labelled examples: all of it, low-rank changes of its matrices, a prompt of vectors;
-and beside it the same network from scratch. All have the same budget of updates, and the label is the one that is likeliest after
-the sentence. Beside them stand the largest class, and RUN itself with no example and with one before each sentence.
+The task: given the first sentence of a function's docstring, name its package in the standard library. RUN is a language model
+that was not trained for this task. It is fine-tuned in full, by low-rank adapters (LoRA), and by a soft prompt. The same network
+is also trained from scratch. All have the same number of updates. The predicted label is the most likely one after the sentence.
+For reference, the table also has the largest class, and RUN without training, with zero and one example in its prompt.
 
-A base that is worth adapting, which has not read what is held out: `python -m benchmarks.library library.jsonl`, then
-`python train.py lm_text --data.name jsonl:library.jsonl`. Finished runs are kept in the file; a command that was stopped goes on.
+To train a suitable base that has not read the held-out sentences: `python -m benchmarks.library library.jsonl`, then
+`python train.py lm_text --data.name jsonl:library.jsonl`. The output file keeps finished runs, so a stopped command continues.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from benchmarks.study import Numbers, finished, table, trained
+from benchmarks.study import Numbers, run_missing, table, train_silently
 from gen.config import Config
 from gen.data.text import Text
 from gen.data.text.docstrings import functions
@@ -31,7 +32,7 @@ from gen.errors import UserError, run_command
 from gen.families.language import LM
 from gen.metrics import labels
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs import checkpoint, directory
+from gen.runs import directory
 from gen.runs import trained as runs_trained
 
 Method = Literal["scratch", "full", "lora", "prompt"]
@@ -40,12 +41,14 @@ METHODS: dict[Method, float] = {"scratch": 2e-3, "full": 1e-3, "lora": 2e-3, "pr
 BATCH = 16
 PACKAGES = 8
 HELD_OUT = 400
-LONGEST = 100  # characters of a sentence, of which two stand in a window
+LONGEST = 100  # characters of a sentence, so that two fit into a window
 
 
 def examples(folder: Path) -> list[dict[str, str]]:
-    """{"text": the first sentence of a docstring, "label": its package}, each sentence once, of the PACKAGES that have most; in an
-    order of seed 0."""
+    """Returns examples {"text": first sentence of a docstring, "label": its package}, shuffled with seed 0.
+
+    Each sentence occurs once. Only the PACKAGES packages with the most sentences are kept.
+    """
     found: dict[str, str] = {}
     for path, _, sentence in functions(folder):
         if 20 <= len(sentence) <= LONGEST:
@@ -55,18 +58,21 @@ def examples(folder: Path) -> list[dict[str, str]]:
     return [kept[i] for i in np.random.default_rng(0).permutation(len(kept))]
 
 
-def few(folder: Path, known: Sequence[dict[str, str]], n: int, seed: int) -> tuple[str, str]:
-    """(--data.name, --data.split) of n training examples of a seed, and of the first HELD_OUT that none trains on."""
+def draw_examples(folder: Path, known: Sequence[dict[str, str]], n: int, seed: int) -> tuple[str, str]:
+    """Writes n training examples, drawn with `seed`, and the HELD_OUT held-out examples. Returns (--data.name, --data.split)."""
     held_out, others = known[:HELD_OUT], known[HELD_OUT:]
     if n > len(others):
-        raise UserError(f"{n} examples asked for; the standard library has {len(others)} beside those held out")
+        raise UserError(
+            f"{n} examples asked for; the standard library has {len(others)} for training; use smaller --sizes"
+        )
     drawn = [others[i] for i in np.random.default_rng(seed).permutation(len(others))[:n]]
     path = folder / f"{n}-{seed}.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [*drawn, *held_out]))
     return f"jsonl:{path}", f"tail:{(HELD_OUT - 0.5) / (n + HELD_OUT)}"
 
 
-def adapted(base: Path, method: Method, name: str, split: str, steps: int, seed: int) -> Config:
+def build_config(base: Path, method: Method, name: str, split: str, steps: int, seed: int) -> Config:
+    """Returns the config that trains on this data with a method. "scratch" does not use the base's weights."""
     config, _ = directory.read_config(base)
     assert isinstance(config.data, Text)
     assert isinstance(config.model, LM)
@@ -79,26 +85,25 @@ def adapted(base: Path, method: Method, name: str, split: str, steps: int, seed:
 def measure(
     base: Path, known: Sequence[dict[str, str]], method: Method, sizes: Sequence[int], steps: int, seed: int
 ) -> Numbers:
-    """{n: accuracy on the held-out examples} after training on n."""
+    """Returns {n: accuracy on the held-out examples after training on n examples}."""
     found = {}
     for n in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            config = adapted(base, method, *few(Path(folder), known, n, seed), steps, seed)
-            with trained(config) as workdir:
-                _, model = runs_trained.load_model(workdir, ())
-                data = runs_trained.build_dataset(workdir, None, ())
-                state = runs_trained.restore_state(workdir, model, steps, str(base))
-                found[str(n)] = labels.scored(data, model, state).accuracy
+            config = build_config(base, method, *draw_examples(Path(folder), known, n, seed), steps, seed)
+            with train_silently(config) as workdir:
+                run = runs_trained.open_run(workdir)
+                state = run.restore(steps, str(base))
+                found[str(n)] = labels.score_labels(run.build_data(), run.model, state).accuracy
     return found
 
 
 def references(base: Path, known: Sequence[dict[str, str]], n: int) -> dict[str, Numbers]:
-    """Of the largest class, and of the base as it is."""
-    config, model = runs_trained.load_model(base, ())
-    state = runs_trained.restore_state(base, model, runs_trained.choose_step(base, config, None))
+    """Returns the accuracies of the largest class, and of the base without training."""
+    run = runs_trained.open_run(base)
+    state = run.restore(run.choose_step())
     with tempfile.TemporaryDirectory() as folder:
-        data = adapted(base, "scratch", *few(Path(folder), known, n, 0), 1, 0).data.build()
-        scores = [labels.scored(data, model, state, shots=shots) for shots in (0, 1)]
+        data = build_config(base, "scratch", *draw_examples(Path(folder), known, n, 0), 1, 0).data.build()
+        scores = [labels.score_labels(data, run.model, state, shots=shots) for shots in (0, 1)]
     named = {"the largest class": scores[0].majority, "RUN, no example": scores[0].accuracy}
     return {name: {str(n): value} for name, value in (named | {"RUN, one example": scores[1].accuracy}).items()}
 
@@ -110,20 +115,23 @@ def main(
     steps: int = 300,
     out: Path = Path("adapt.json"),
 ) -> None:
-    """Train what isn't in the file yet, and print the table."""
-    config, _ = directory.read_config(base)
+    """Trains the runs that are not in the file yet, and prints the table.
+
+    sizes: numbers of training examples. seeds: runs of each method and size. steps: updates of each run. out: file of results.
+    """
+    run = runs_trained.open_run(base)
+    config = run.config
     if not (isinstance(config.data, Text) and isinstance(config.model, LM)):
-        raise UserError(f"{base} is no causal language model")
-    step = runs_trained.choose_step(base, config, None)
+        raise UserError(f"{base} is not a causal language model; choose a run of the LM family")
     known = examples(Path(sysconfig.get_path("stdlib")))
-    digest = checkpoint.digest(base / "checkpoints", step)
+    digest = run.digest(run.choose_step())
     protocol = {"benchmark": "adapt", "base": digest, "sizes": list(sizes), "steps": steps, "examples": len(known)}
     measured: Any = lambda method, seed: measure(base, known, method, sizes, steps, seed)
-    results = finished(out, protocol, list(METHODS), seeds, measured)
+    results = run_missing(out, protocol, list(METHODS), seeds, measured)
     columns = {str(n): (f"{n} examples", "{:.3f}") for n in sizes}
     print(table(columns, references(base, known, max(sizes)), results))
     print(
-        f"\nAccuracy on {HELD_OUT} held-out sentences of {PACKAGES} packages; {steps} updates of {BATCH}; {seeds} seeds, 95% intervals."
+        f"\nAccuracy on {HELD_OUT} held-out sentences of {PACKAGES} packages; {steps} updates with batch {BATCH}; {seeds} seeds, 95% intervals."
     )
 
 

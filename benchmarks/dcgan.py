@@ -1,4 +1,4 @@
-"""The DCGAN of the benchmarks as a config of train.py."""
+"""The DCGAN of the benchmarks, as a config for train.py."""
 
 from benchmarks.ours import TRAINED
 

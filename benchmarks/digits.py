@@ -1,8 +1,8 @@
-"""How recognisable and how diverse the digits of a run are: python -m benchmarks.digits RUN [--n 256] [--seed 0]
+"""Scores how recognisable and diverse the digits of a run are: python -m benchmarks.digits RUN [--n 256] [--seed 0]
 
-Prints, for the run's samples, for held-out digits, and for the ten class means repeated (what collapse looks like):
-the mean confidence and the classes of a k-nearest-neighbour classifier trained on the real ones, and the share of 256
-real ones that the samples cover (PRDC, k = 5, pixels).
+Prints the scores of the run's samples, of training digits, and of the ten class means repeated, as an example of collapse.
+The scores are the mean confidence of a k-nearest-neighbour classifier trained on real digits, the number of classes that it
+finds, and the fraction of 256 held-out digits that the samples cover (PRDC on pixels, k = 5).
 """
 
 from __future__ import annotations
@@ -17,25 +17,30 @@ from sklearn.neighbors import KNeighborsClassifier
 from gen.data.images import Images
 from gen.errors import run_command
 from gen.metrics.prdc import prdc
-from gen.runs.trained import choose_step, generate, load_model
+from gen.runs.trained import open_run
 
 
 class Score(NamedTuple):
+    """Scores of a set of digits."""
+
     confidence: float
+    """Mean probability of the most likely class, in [0, 1]."""
     classes: int
+    """Number of classes that the classifier finds."""
     coverage: float
+    """Fraction of real digits near a sample, in [0, 1]."""
 
 
 def score(images: np.ndarray, real: np.ndarray, train: np.ndarray, labels: np.ndarray) -> Score:
-    """images, real, train: [N, D] pixels; labels: [N] of train."""
+    """Returns the scores of images. images, real, train: pixels [N, D]; labels: classes of train, [N]."""
     knn = KNeighborsClassifier(5).fit(train, labels)
     probabilities = knn.predict_proba(images)
     classes = len(np.unique(probabilities.argmax(axis=1)))
-    return Score(float(probabilities.max(axis=1).mean()), classes, float(prdc(real, images)["coverage"]))
+    return Score(float(probabilities.max(axis=1).mean()), classes, prdc(real, images).coverage)
 
 
 def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training pixels and labels, and 256 held-out ones, in [-1, 1]."""
+    """Returns the pixels and labels of the training digits, and the pixels of 256 held-out digits, in [-1, 1]."""
     data = Images(train="train").build()
     pixels = lambda x: x.reshape(len(x), -1) / 8.0 - 1
     train = data.batch(0, 0, range(data.sizes["train"]))
@@ -44,14 +49,13 @@ def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def samples(workdir: Path, n: int, seed: int) -> np.ndarray:
-    """[n, D] pixels of a run's best checkpoint."""
-    config, model = load_model(workdir, ())
-    request = model.request(n=n)
-    return generate(workdir, model, choose_step(workdir, config, None), seed, request)["samples"].reshape(n, -1)
+    """Returns samples of a run's best checkpoint as pixels [n, D]."""
+    run = open_run(workdir)
+    return run.generate(run.choose_step(), seed, run.model.request(n=n))["samples"].reshape(n, -1)
 
 
 def main(workdir: tyro.conf.Positional[Path], n: int = 256, seed: int = 0) -> None:
-    """Print the scores of a run on digits."""
+    """Prints the scores of a run that was trained on digits."""
     train, labels, real = digits()
     means = np.stack([train[labels == c].mean(axis=0) for c in range(10)])
     candidates = {

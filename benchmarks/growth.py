@@ -1,7 +1,7 @@
-"""How costs grow: python -m benchmarks.growth --out docs/growth.png
+"""Measures how costs grow: python -m benchmarks.growth --out docs/growth.png
 
-The time of a step with the batch, the time of a token with its place in the text, and memory with the number of steps done. Each
-should be a line: the first through the origin, the others flat.
+Three curves: the time of a step against the batch size, the time of a token against its position in the text, and memory against
+the number of steps. Each should be a straight line, the first through the origin and the others flat.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import ours
-from benchmarks.turns import timed
+from benchmarks.turns import time_call
 from gen import core
 from gen.config import Parallel
 from gen.errors import run_command
@@ -27,18 +27,21 @@ from gen.runtime import backend
 BATCHES = (16, 32, 64, 128, 256)
 PLACES = (64, 128, 192, 256)
 STEPS, READINGS = 40, 10
-SIZE, LEFT, RIGHT, TOP, BOTTOM = (480, 360), 70, 20, 50, 60  # pixels of a panel
+SIZE, LEFT, RIGHT, TOP, BOTTOM = (480, 360), 70, 20, 50, 60  # pixels of one diagram
 COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
 
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def main(out: Path | None = None, repeats: int = 9) -> None:
-    """Three tables, and a picture of them."""
+    """Prints the three curves as tables, and draws them to a picture.
+
+    out: the picture's file. repeats: measurements of each point; the median counts.
+    """
     backend.start_backend(Parallel(cpu_devices=1))
     panels = {
         ("ms a step", "examples a step"): {job: by_batch(job, repeats) for job in ("vae_conv", "dcgan_64")},
-        ("ms a token", "place in the text"): {f"{n} samples": by_place(n, repeats) for n in (1, 16)},
+        ("ms a token", "position in the text"): {f"{n} samples": by_place(n, repeats) for n in (1, 16)},
         ("MiB of the process", "steps done"): {"vae_conv": by_step()},
     }
     for (unit, of), lines in panels.items():
@@ -52,6 +55,7 @@ def main(out: Path | None = None, repeats: int = 9) -> None:
 
 
 def by_batch(job: str, repeats: int) -> list[tuple[float, float]]:
+    """Returns (batch size, milliseconds per step)."""
     config = ours.TRAINED[job]()
     of = lambda batch: ours.training(replace(config, data=replace(config.data, batch_size=batch)), "float32")
     sides = [of(batch) for batch in BATCHES]
@@ -60,7 +64,7 @@ def by_batch(job: str, repeats: int) -> list[tuple[float, float]]:
 
 
 def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
-    """Of a text of 256 tokens by the medium GPT: what each 64 more of them take."""
+    """Returns (position, milliseconds per token) for each 64 tokens of a text of 256 tokens, written by the medium GPT."""
     arch = replace(ours.MEDIUM, context=2 * ours.DECODED)
     built = LM(network=arch).build({"tokens": core.Feature((257,), "int32", vocab=65)}, 1)
     state = jax.jit(built.init)(jax.random.key(0))
@@ -78,14 +82,18 @@ def by_place(samples: int, repeats: int) -> list[tuple[float, float]]:
 
 
 def medians(runs: Sequence[Callable[[int], None]], n: int, repeats: int) -> list[float]:
-    """Seconds of one of n steps of each, which take turns: a shared machine is faster in one minute than in another."""
+    """Returns the median seconds per step of each run, from calls of n steps.
+
+    The runs take turns, because the speed of a shared machine changes from minute to minute.
+    """
     for run in runs:
         run(1)
-    times = [[timed(run, n) for run in runs] for _ in range(repeats)]
+    times = [[time_call(run, n) for run in runs] for _ in range(repeats)]
     return [statistics.median(each) for each in zip(*times, strict=True)]
 
 
 def by_step() -> list[tuple[float, float]]:
+    """Returns (steps, MiB of memory of this process) while it trains."""
     side = ours.training(ours.TRAINED["vae_conv"](), "float32")
     points = []
     for i in range(READINGS):
@@ -96,7 +104,7 @@ def by_step() -> list[tuple[float, float]]:
 
 
 def panel(unit: str, of: str, lines: Lines) -> Image.Image:
-    """Lines from the origin of both axes."""
+    """Returns a diagram of the lines, with both axes from 0."""
     image = Image.new("RGB", SIZE, "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     points = [point for line in lines.values() for point in line]

@@ -1,7 +1,7 @@
-"""Weights of Inception-v3 for `gen`: python -m benchmarks.inception_weights SOURCE.pth OUT.safetensors
+"""Converts weights of Inception-v3 for `gen`: python -m benchmarks.inception_weights SOURCE.pth OUT.safetensors
 
 SOURCE is the PyTorch port of TensorFlow's graph, pt_inception-2015-12-05-6726825d.pth (pytorch-fid, torch-fidelity). Only
-tensors are unpickled. Needs PyTorch, of the extra [benchmark].
+tensors are unpickled. This needs PyTorch, from the extra [benchmark].
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import tyro
 from safetensors.numpy import save
 
 from gen.errors import UserError, run_command
-from gen.metrics.inception import checked, digest
+from gen.metrics.inception import check_tensors, digest
 
 
 def main(source: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
-    """Copy the tensors of a state dict, checked, into a .safetensors file, and print the SHA-256 that protocols carry."""
+    """Checks the tensors of a state dict, copies them to a .safetensors file, and prints the SHA-256 that protocols contain."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("reading a .pth needs PyTorch; the fix: pip install -e '.[benchmark]'") from error
     if out.suffix != ".safetensors":
-        raise UserError(f"{out}: what is written is .safetensors")
+        raise UserError(f"{out}: the output is a .safetensors file; the fix: give it that suffix")
     if not source.is_file():
-        raise UserError(f"{source}: there is no such file")
+        raise UserError(f"{source}: there is no such file; check the path")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
         tensors = {name: tensor.contiguous().numpy() for name, tensor in state.items()}
-    except Exception as error:  # torch raises nearly anything for a file that isn't its own
-        raise UserError(f"{source}: is no PyTorch file that holds tensors by name, and nothing else") from error
-    weights = checked(tensors, str(source))
+    except Exception as error:  # torch raises almost any exception if the file is not its own
+        raise UserError(
+            f"{source}: is not a PyTorch file that holds only tensors by name; download it again"
+        ) from error
+    weights = check_tensors(tensors, str(source))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(save(tensors))
     print(f"{out}: weights {digest(weights)}")

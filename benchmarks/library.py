@@ -1,5 +1,7 @@
-"""The standard library's own source as documents, without the sentences that benchmarks.adapt holds out, so that a base can be
-trained that has not read them: python -m benchmarks.library library.jsonl"""
+"""Writes the source of the standard library as documents: python -m benchmarks.library library.jsonl
+
+The sentences that benchmarks.adapt holds out are removed, so that a base model can be trained without having read them.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.adapt import HELD_OUT, examples
-from gen.data.text.docstrings import LEFT_OUT
+from gen.data.text.docstrings import EXCLUDED_FOLDERS
 from gen.errors import UserError, run_command
 
 
 def sources(folder: Path) -> Iterator[str]:
-    """The text of each source file, in the order of the paths."""
+    """Yields the text of each source file, in the order of the paths."""
     for path in sorted(folder.rglob("*.py")):
-        if LEFT_OUT & set(path.relative_to(folder).parts):
+        if EXCLUDED_FOLDERS & set(path.relative_to(folder).parts):
             continue
         try:
             yield path.read_text(encoding="utf-8")
@@ -27,19 +29,20 @@ def sources(folder: Path) -> Iterator[str]:
 
 
 def without(text: str, sentences: list[str]) -> str:
-    """`text` without the sentences, however their words are divided into lines."""
+    """Returns `text` without the sentences. Line breaks inside a sentence do not matter."""
     anywhere = (r"\s+".join(map(re.escape, sentence.split())) for sentence in sorted(sentences, key=len, reverse=True))
     return re.sub("|".join(anywhere), "", text)
 
 
 def main() -> None:
+    """Writes the documents to the file that the command line names."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise UserError("usage: python -m benchmarks.library OUT.jsonl")
     folder = Path(sysconfig.get_path("stdlib"))
     held_out = [line["text"] for line in examples(folder)[:HELD_OUT]]
     lines = [json.dumps({"text": without(text, held_out)}, ensure_ascii=False) + "\n" for text in sources(folder)]
     Path(sys.argv[1]).write_text("".join(lines), encoding="utf-8")
-    print(f"{sys.argv[1]}: {len(lines):,} files of {folder}")
+    print(f"{sys.argv[1]}: {len(lines):,} files from {folder}")
 
 
 if __name__ == "__main__":

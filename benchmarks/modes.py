@@ -1,12 +1,15 @@
-"""How many modes a GAN covers: python -m benchmarks.modes [--seeds 5] [--steps 4000] [--out modes.json]
+"""Counts the modes that a GAN covers: python -m benchmarks.modes [--seeds 5] [--steps 4000] [--out modes.json]
 
-Three digits as the channels of one image have 1000 classes, the modes (`stacked_digits`; PacGAN, Lin et al. 2018, section
-4.2, there of MNIST). Each method trains the same perceptrons for as many steps, with a discriminator as small as it takes
-for the plain GAN to lose modes (as Metz et al. 2017), and two rows show what becomes of it otherwise. 26,000 samples are
-told apart digit by digit, by their nearest neighbours. Beside them stand real examples, and a Gaussian fitted to the pixels
-of one digit: it covers every mode with blur, so that modes alone are no bar, and what is near to a real digit is counted too.
+Three digits are stacked as the channels of one image, which gives 1000 classes, the modes (`stacked_digits`; PacGAN, Lin et
+al. 2018, section 4.2, which uses MNIST). Every method trains the same perceptrons for the same number of steps. The
+discriminator is so small that the plain GAN loses modes (as in Metz et al. 2017). The last two rows change the momentum and
+the size of the discriminator. 26,000 samples are classified digit by digit, by nearest neighbours.
 
-Finished runs are kept in the file; a command that was stopped goes on.
+The table also has two references: real examples, and a Gaussian fitted to the pixels of one digit. The Gaussian covers every
+mode with blurred images, so the number of modes alone proves little. The benchmark therefore also counts the digits that are
+near to a real one.
+
+Results are kept in the file, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,21 +24,24 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
-from benchmarks.study import Numbers, finished, table, trained
+from benchmarks.study import Numbers, run_missing, table, train_silently
 from gen.config import Alarms, Config
 from gen.core import Family
 from gen.data.images import Images
 from gen.errors import run_command
-from gen.families.gan import GAN
+from gen.families.gan import GAN, Relativistic
 from gen.networks import discriminator, generator
 from gen.optim import Optimizer
-from gen.runs.trained import choose_step, generate, load_model
+from gen.runs.trained import open_run
 
 SAMPLES = 26_000
 MODES = 1000
-NEAR = 0.95  # share of held-out digits that count as near to a training digit
-COLLAPSED = 0.5  # of the modes that real examples cover; fewer are a collapse
-WATCHED = 2048  # samples an alarm looks at: of 500 modes 256 would show 200, and 226 of all 1000
+NEAR = 0.95
+"""Fraction of held-out digits that count as near to a training digit. It sets the limit of the distance."""
+MIN_COVERAGE = 0.5
+"""A run has collapsed if it covers less than this fraction of the modes that real examples cover."""
+ALARM_SAMPLES = 2048
+"""Number of samples that an alarm reads. 256 would be too few: they show 200 classes of 500 modes, and 226 of all 1000."""
 
 OPTIM = Optimizer(lr=1e-3, b1=0.5, b2=0.99)
 PLAIN = GAN(
@@ -46,13 +52,14 @@ PLAIN = GAN(
     generator_optim=OPTIM,
     discriminator_optim=OPTIM,
 )
+# The usual momentum of Adam, which is known to make GANs unstable.
 HASTY = replace(OPTIM, b1=0.9, b2=0.999)
 METHODS = {
     "plain": PLAIN,
     "minibatch discrimination": replace(PLAIN, discriminator=replace(PLAIN.discriminator, minibatch=16)),
     "packing, 2": replace(PLAIN, pack=2),
     "packing, 4": replace(PLAIN, pack=4),
-    "R3GAN's loss": replace(PLAIN, objective="relativistic", r1=0.5, r2=0.5),
+    "R3GAN's loss": replace(PLAIN, objective=Relativistic(), r1=0.5, r2=0.5),
     "plain, b1 = 0.9": replace(PLAIN, generator_optim=HASTY, discriminator_optim=HASTY),
     "plain, D of 256-256": replace(PLAIN, discriminator=discriminator.Perceptron(widths=(256, 256))),
 }
@@ -65,26 +72,33 @@ COLUMNS = {
 
 
 def coverage(modes: np.ndarray, of: int) -> Numbers:
-    """Of modes [N], integers in [0, of): how many there are, and KL(theirs || uniform) in nats, from 0 to log(of)."""
+    """Returns the number of different modes, and KL(distribution of the modes || uniform) in nats, from 0 to log(of).
+
+    modes: int [N] in [0, of).
+    """
     p = np.bincount(modes, minlength=of) / max(len(modes), 1)
-    there = p[p > 0]
-    return {"modes": len(there), "reverse_kl": float((there * np.log(there * of)).sum())}
+    covered = p[p > 0]
+    return {"modes": len(covered), "reverse_kl": float((covered * np.log(covered * of)).sum())}
 
 
 class Judge(NamedTuple):
+    """A nearest-neighbour classifier of digits."""
+
     classify: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    """Digits [N, 64] in [-1, 1] -> their classes, the majority's of 5 neighbours among the training digits, int [N]; and
-    whether the first of them is as near as it is to the nearer `NEAR` of the held-out digits, bool [N]."""
+    """Digits [N, 64] in [-1, 1] -> classes int [N], by majority of 5 neighbours among the training digits, and bool [N]:
+    whether the nearest neighbour is within the distance that `NEAR` of the held-out digits have."""
     accuracy: float
-    """Of the classes of held-out digits."""
+    """Fraction of held-out digits that it classifies correctly."""
 
 
 @cache
 def judge() -> Judge:
+    """Returns the judge, fitted once per process."""
     from sklearn.neighbors import KNeighborsClassifier
 
     (known, labels), (held_out, truth) = digits("train"), digits("test")
     knn = KNeighborsClassifier(5, algorithm="brute").fit(known, labels)
+    # The limit comes from held-out digits, because training digits are at distance 0 from themselves.
     limit = np.quantile(knn.kneighbors(held_out)[0][:, 0], NEAR)
 
     def classify(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,73 +109,85 @@ def judge() -> Judge:
 
 
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 64] in [-1, 1] and labels [N] of scikit-learn's "train" or "test" digits."""
+    """Returns pixels [N, 64] in [-1, 1] and labels int [N] of scikit-learn's digits. split: "train" or "test"."""
     return examples("digits", split, None)
 
 
 def examples(name: str, split: str, n: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The first n (None: all) of a split in the order of seed 0: pixels [n, H W C] in [-1, 1], and labels [n]."""
+    """Returns the first n examples of a split in the order of seed 0: pixels [n, H W C] in [-1, 1] and labels int [n].
+
+    n: None for all.
+    """
     data = Images(name=name, train=split).build()
     batch = data.batch(0, 0, range(n or data.sizes["train"]))
     return batch["image"].reshape(len(batch["image"]), -1) / 8.0 - 1, batch["label"]
 
 
-def scored(images: np.ndarray) -> Numbers:
-    """`coverage` of images [N, 8, 8, 3] in [-1, 1]; the share of their digits that is `near` to a real one; and the modes
-    of the images with three such digits."""
+def score(images: np.ndarray) -> Numbers:
+    """Returns the numbers of images [N, 8, 8, 3] in [-1, 1].
+
+    They are `coverage`, "near" (the fraction of digits near to a real one), and "near_modes" (the number of modes of the
+    images with three such digits).
+    """
     found, near = judge().classify(images.transpose(0, 3, 1, 2).reshape(-1, 64))
     modes = found.reshape(-1, 3) @ np.array([100, 10, 1])
+    # One digit that is far from every real one spoils an image.
     good = modes[near.reshape(-1, 3).all(axis=1)]
     return {**coverage(modes, MODES), "near": float(near.mean()), "near_modes": coverage(good, MODES)["modes"]}
 
 
 def references() -> dict[str, Numbers]:
-    """Numbers of real examples, and of a Gaussian's."""
+    """Returns the numbers of real examples, and of samples of a Gaussian."""
     known, _ = digits("train")
     rng = np.random.default_rng(0)
     blur = rng.multivariate_normal(known.mean(axis=0), np.cov(known.T), SAMPLES * 3).clip(-1, 1)
     return {
-        "real training examples": scored(examples("stacked_digits", "train", SAMPLES)[0].reshape(-1, 8, 8, 3)),
-        "Gaussian of a digit's pixels": scored(blur.reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1)),
+        "real training examples": score(examples("stacked_digits", "train", SAMPLES)[0].reshape(-1, 8, 8, 3)),
+        "Gaussian of a digit's pixels": score(blur.reshape(-1, 3, 8, 8).transpose(0, 2, 3, 1)),
     }
 
 
 def measure(model: Family, steps: int, seed: int) -> Numbers:
-    """One run: `scored`, and its alarms."""
+    """Trains one run, and returns its numbers and its alarms."""
     data = Images(name="stacked_digits", batch_size=64)
-    with trained(Config(model, data, steps, seed, alarms=Alarms("warn", samples=WATCHED))) as workdir:
-        return scored(samples(workdir, SAMPLES)["samples"]) | {"alarms": collapses(workdir)}
+    with train_silently(Config(model, data, steps, seed, alarms=Alarms("warn", samples=ALARM_SAMPLES))) as workdir:
+        return score(samples(workdir, SAMPLES)["samples"]) | {"alarms": collapses(workdir)}
 
 
 def samples(workdir: Path, n: int) -> dict[str, np.ndarray]:
-    """What a trained run generates, with seed 0."""
-    config, model = load_model(workdir, ())
-    return generate(workdir, model, choose_step(workdir, config, None), 0, model.request(n=n))
+    """Returns the arrays that a trained run generates for n samples with seed 0."""
+    run = open_run(workdir)
+    return run.generate(run.choose_step(), 0, run.model.request(n=n))
 
 
 def collapses(workdir: Path) -> list[str]:
-    """The alarms of a collapse that a run raised."""
+    """Returns the alarms of a collapse that a run raised."""
     records = map(json.loads, (workdir / "telemetry.jsonl").read_text().splitlines())
     return [record["alarm"] for record in records if record.get("alarm", "").startswith("collapse")]
 
 
 def main(seeds: int = 5, steps: int = 4000, out: Path = Path("modes.json")) -> None:
-    """Train what isn't in the file yet, and print the table."""
+    """Train the runs that are not in the file yet, and print the table."""
     protocol = {"benchmark": "modes", "steps": steps, "samples": SAMPLES}
-    results = finished(out, protocol, list(METHODS), seeds, lambda name, seed: measure(METHODS[name], steps, seed))
-    real = references()
+
+    def run(name: str, seed: int) -> Numbers:
+        return measure(METHODS[name], steps, seed)
+
+    results, real = run_missing(out, protocol, list(METHODS), seeds, run), references()
     print(table(COLUMNS, real, results))
     collapsed = [
         run
         for runs in results.values()
         for run in runs.values()
-        if run["modes"] < COLLAPSED * real["real training examples"]["modes"]
+        if run["modes"] < MIN_COVERAGE * real["real training examples"]["modes"]
     ]
     print(
-        f"\n{SAMPLES:,} samples a run after {steps:,} steps; {seeds} seeds, 95% intervals; reverse KL in nats. The classes of digits are told "
-        f"with an accuracy of {judge().accuracy:.1%}.\nnear: share of digits as near to a real one as {NEAR:.0%} of held-out "
-        f"digits; near modes: those of images whose digits all are.\nBelow {COLLAPSED:.0%} of the real modes were "
-        f"{len(collapsed)} runs, with an alarm in {sum(map(bool, (run['alarms'] for run in collapsed)))} of them."
+        f"\n{SAMPLES:,} samples per run after {steps:,} steps; {seeds} seeds, 95% intervals; reverse KL in nats.\n"
+        f"Digits are classified with an accuracy of {judge().accuracy:.1%}.\n"
+        f"near: fraction of digits as near to a real one as {NEAR:.0%} of held-out digits.\n"
+        "near modes: modes of the images whose three digits are all near.\n"
+        f"{len(collapsed)} runs cover less than {MIN_COVERAGE:.0%} of the real modes; "
+        f"{sum(bool(run['alarms']) for run in collapsed)} of them raised an alarm."
     )
 
 

@@ -1,6 +1,6 @@
-"""Our side of the benchmarks: the update that an engine compiles for a config, or what a model generates.
+"""Our side of the benchmarks: the compiled update of a config, decoding, or features for FID.
 
-A process of `python -m benchmarks`: python -m benchmarks.ours JOB DTYPE
+`python -m benchmarks` runs it in a process: python -m benchmarks.ours JOB DTYPE
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from gen.metrics import frechet, inception
 from gen.networks import discriminator, generator
 from gen.networks.transformer import Architecture
 from gen.networks.vae import Perceptron, Residual
-from gen.optim import Optimizer, paths
+from gen.optim import Optimizer, rules
 from gen.runtime import backend
 
 Dtype = Literal["float32", "bfloat16", "float64"]
-CHECKED = 3  # steps that both sides do from the same weights
-BATCHES = 4  # that steps go round
-DECODED = 256  # tokens
-IMAGES = 32  # of a step of Inception's
+CHECKED = 3  # steps that both sides make from the same weights, to compare them
+BATCHES = 4  # batches that the steps cycle through
+DECODED = 256  # tokens to decode
+IMAGES = 32  # images of an Inception step
 
 
 def pictures(batch: int) -> Images:
-    """Handwritten digits, enlarged to 28x28."""
+    """Returns handwritten digits, enlarged to 28x28."""
     return Images(size=28, train="train", validation="test", batch_size=batch)
 
 
 def text(length: int, batch: int) -> Text:
-    """Python's documentation in the characters of Tiny Shakespeare, as one document: no window has two."""
+    """Returns Python's documentation as one document, reduced to the characters of Tiny Shakespeare."""
     path = files.cache_folder() / "benchmarks" / "pydoc.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ SMALL, MEDIUM = Architecture(layers=4, width=128, heads=4), Architecture(layers=
 
 
 def dcgan(batch: int) -> Config:
-    """The 28x28 form of TensorFlow's tutorial, without dropout."""
+    """Returns the DCGAN of TensorFlow's tutorial for 28x28 images, without dropout."""
     networks = {"generator": generator.DCGAN(), "discriminator": discriminator.DCGAN()}
     return Config(GAN(generator_optim=ADAM, discriminator_optim=ADAM, **networks), pictures(batch), steps=1000)
 
@@ -83,11 +83,11 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
     "gpt_small": lambda: language(SMALL, 64, 12),
     "gpt_medium": lambda: language(MEDIUM, 256, 4),
 }
-"""{job: its config}"""
+"""{job: its config}. The jobs that train."""
 
 
 def training(config: Config, dtype: Dtype) -> Side:
-    """Steps of an engine's update, on batches that were read before."""
+    """Returns the side that runs an engine's update on batches that are already in memory."""
     model = replace(config.model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
     config = replace(config, model=model, parallel=Parallel(cpu_devices=1))
     data, built, engine = train.build(config)
@@ -106,7 +106,7 @@ def training(config: Config, dtype: Dtype) -> Side:
         jax.block_until_ready((state, metrics))
 
     def check(path: str) -> None:
-        """The weights of step 0, what CHECKED steps see and draw, and the weights and losses after them."""
+        """Writes the initial weights, the inputs and noise of CHECKED steps, and the weights and losses after them."""
         state = engine.init()
         kept = {f"before/{name}": x for name, x in flat(state.params).items()}
         for i in range(CHECKED):
@@ -126,7 +126,7 @@ def training(config: Config, dtype: Dtype) -> Side:
 
 
 def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key) -> tuple[dict[str, Any], ...]:
-    """What the model sees of a batch, and what the update of its family draws in a step with this key."""
+    """Returns the preprocessed batch, and the noise that the family's update draws in a step with this key."""
     data_key, model_key = jax.random.split(key)
     real = jnp.promote_types(model.dtype, jnp.float32)
     normal = lambda size, key, row: axis.per_example(lambda k: jax.random.normal(k, size, real), key, row)
@@ -134,7 +134,7 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
         case GAN():
             d_key, g_key = jax.random.split(model_key)
             z_keys = jax.random.split(d_key)[0], jax.random.split(g_key, 3)[0]
-            batch = {name: value[0] for name, value in batch.items()}  # of one step of D
+            batch = {name: value[0] for name, value in batch.items()}  # the batch of the first step of D
             seen = data.preprocess(jax.device_put(batch), jax.random.split(data_key, 1)[0], True)
             return {"image": seen["image"]}, {
                 f"z_{player}": normal((model.latent,), k, seen["row"]) for player, k in zip("dg", z_keys, strict=True)
@@ -146,8 +146,10 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
 
 
 def decoding(batch: int, dtype: Dtype) -> Side:
-    """Greedy continuations of one token, DECODED long, by the medium model. Its weights are four times as large as at the start
-    of training, so that the likeliest token is likely."""
+    """Returns the side that continues one token greedily for DECODED tokens with the medium model.
+
+    Its weights are four times their initial values. Otherwise all tokens are almost equally likely, and rounding decides.
+    """
     backend.start_backend(Parallel())
     spec = {"tokens": core.Feature((DECODED + 1,), "int32", vocab=65)}
     arch = replace(MEDIUM, context=2 * DECODED)
@@ -155,7 +157,7 @@ def decoding(batch: int, dtype: Dtype) -> Side:
     built = model.build(spec, 1)
     widened = lambda path, x: 4 * x if path.endswith(("kernel", "embedding")) else x
     state = jax.jit(built.init)(jax.random.key(0))
-    state = replace(state, params=paths.map_with_path(widened, state.params))
+    state = replace(state, params=rules.map_with_path(widened, state.params))
     prompt = np.arange(1, batch + 1, dtype=np.int32)[:, None]
     request = lm.Request(n=1, tokens=DECODED, temperature=0.0)
     generate = jax.jit(lambda state, prompt: built.generate(state, jax.random.key(0), {"prompt": prompt}, request))
@@ -174,11 +176,11 @@ def decoding(batch: int, dtype: Dtype) -> Side:
 
 
 def statistics() -> Side:
-    """Inception's features of images of 32x32, and their moments."""
+    """Returns the side that computes Inception's features of 32x32 images and their moments."""
     backend.start_backend(Parallel())
     rng = np.random.default_rng(0)
     tensors = {name: weights(rng, name, shape) for name, shape in inception.shapes().items()}
-    extract = partial(inception._extract, jax.device_put(inception.folded(tensors)))
+    extract = partial(inception.extract, jax.device_put(inception.fold_batch_norm(tensors)))
     images = rng.uniform(-1, 1, (IMAGES, 32, 32, 3)).astype(np.float32)
 
     def moments(n: int) -> frechet.Moments:
@@ -196,7 +198,7 @@ def statistics() -> Side:
 
 
 def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Of an untrained Inception whose features are neither 0 nor large."""
+    """Returns random weights of one Inception tensor, scaled so that features are neither 0 nor large."""
     if name.endswith("running_var"):
         return np.ones(shape, np.float32)
     if len(shape) == 1:
@@ -205,15 +207,17 @@ def weights(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
 
 
 def keep(path: str, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays to an .npz file."""
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def flat(params: Any) -> dict[str, np.ndarray]:
+    """Returns {path: array} of a tree of parameters."""
     return {path: np.asarray(x) for path, x in flatten_dict(params, sep="/").items()}
 
 
 def facts() -> dict[str, Any]:
-    """The device, bytes at most, and the rate of its matrix products in operations a second."""
+    """Returns the device, the peak memory in bytes, and the speed of matrix products in operations per second."""
     device = jax.devices()[0]
     cpu = device.platform == "cpu"
     memory = turns.peak_memory() if cpu else (device.memory_stats() or {})["peak_bytes_in_use"]
@@ -226,7 +230,7 @@ def facts() -> dict[str, Any]:
         run = lambda n, a=a: jax.block_until_ready([product(a, a) for _ in range(n)]) and None
         run(2)
         rates[jnp.dtype(dtype).name] = (
-            2 * side**3 / min(turns.timed(run, 2) for _ in range(10 if not cpu or dtype == jnp.float32 else 1))
+            2 * side**3 / min(turns.time_call(run, 2) for _ in range(10 if not cpu or dtype == jnp.float32 else 1))
         )
     return known | {"rate": rates}
 

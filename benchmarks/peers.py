@@ -1,11 +1,13 @@
-"""The other side of the benchmarks: the same networks, losses and optimizers as one writes them in PyTorch.
+"""The PyTorch side of the benchmarks: the same networks, losses and optimizers, written as usual in PyTorch.
 
-A process of `python -m benchmarks`: python -m benchmarks.peers JOB DTYPE SETTING, where a setting names what is switched on of
-compile, channels_last, fused and (of what it decodes with) static, joined by +, or is "eager".
+`python -m benchmarks` runs it in a process: python -m benchmarks.peers JOB DTYPE SETTING. A setting is "eager", or names joined
+by +: compile, channels_last, fused (Adam) and static (cache for decoding).
 
-Padding is where PyTorch has it: of a strided convolution whose padding is odd, on the other side than in JAX. So all that has
-rows and columns is mirrored here, and the maths is equal.
+If a strided convolution has odd padding, PyTorch and JAX put the extra row on opposite sides. So this file mirrors images and
+kernels, and then both compute the same.
 """
+
+# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
@@ -32,10 +34,12 @@ TOLERANCE = 1e-6
 
 Arrays = Mapping[str, np.ndarray]
 Step = Callable[..., list[Tensor]]
-"""A training step on what a batch holds and what is drawn -> losses."""
+"""(batch, noise) -> losses, after a training step."""
 
 
 class Generator(nn.Module):
+    """The generator of a DCGAN, latents [B, 100] -> images [B, 1, 28, 28]."""
+
     def __init__(self):
         super().__init__()
         self.project = nn.Linear(100, 7 * 7 * 256, bias=False)
@@ -51,6 +55,8 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
+    """The discriminator of a DCGAN, images [B, 1, 28, 28] -> scores [B]."""
+
     def __init__(self):
         super().__init__()
         self.convs = nn.ModuleList([nn.Conv2d(1, 64, 5, 2, 2), nn.Conv2d(64, 128, 5, 2, 2)])
@@ -72,6 +78,8 @@ class Perceptron(nn.Module):
 
 
 class Convolutional(nn.Module):
+    """A convolutional VAE."""
+
     def __init__(self):
         super().__init__()
         down = [nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU()]
@@ -81,7 +89,7 @@ class Convolutional(nn.Module):
 
 
 class GPT(nn.Module):
-    """As nanoGPT."""
+    """A GPT as in nanoGPT. Returns the cross-entropy."""
 
     def __init__(self, layers: int, width: int, heads: int, length: int, vocab: int):
         super().__init__()
@@ -98,6 +106,8 @@ class GPT(nn.Module):
 
 
 class GPTBlock(nn.Module):
+    """A transformer layer with normalization before attention and before the feed-forward part."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -114,11 +124,11 @@ class GPTBlock(nn.Module):
 
 
 class Inception(nn.Module):
-    """The layers of gen/networks/inception.py with the normalizations that are folded there."""
+    """The layers of gen/networks/inception.py, with the normalizations that `gen` folds into the kernels."""
 
     def __init__(self):
         super().__init__()
-        from gen.networks import inception  # not above: what takes memory is counted
+        from gen.networks import inception  # not at the top: it imports JAX, whose memory would count
 
         self.parts = inception
         self.layers = nn.ModuleDict()
@@ -156,7 +166,7 @@ class Inception(nn.Module):
 
 
 def dcgan(G: nn.Module, D: nn.Module, adam: Any) -> Step:
-    """A step of D, then one of G on new latents, and the running average of G."""
+    """Returns a step that updates D, then G on new latents, then the running average of G."""
     g_adam, d_adam = (adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999)) for net in (G, D))
     g_params = list(G.parameters())
     average = [p.detach().clone() for p in g_params]
@@ -184,6 +194,7 @@ def dcgan(G: nn.Module, D: nn.Module, adam: Any) -> Step:
 
 
 def vae(net: Any, adam: Any) -> Step:
+    """Returns a step on the evidence lower bound."""
     optimizer = adam(net.parameters(), lr=1e-3)
 
     def step(x: Tensor, z: Tensor) -> list[Tensor]:
@@ -202,6 +213,7 @@ def vae(net: Any, adam: Any) -> Step:
 
 
 def gpt(net: GPT, adam: Any) -> Step:
+    """Returns a step on the cross-entropy, with weight decay on matrices and clipped gradients."""
     matrices = [p for name, p in net.named_parameters() if name.startswith("blocks") and p.ndim == 2]
     others = [p for name, p in net.named_parameters() if not (name.startswith("blocks") and p.ndim == 2)]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -219,6 +231,7 @@ def gpt(net: GPT, adam: Any) -> Step:
 
 
 def dense(w: np.ndarray) -> np.ndarray:
+    """[in, out] -> [out, in]."""
     return w.T
 
 
@@ -228,7 +241,7 @@ def conv(w: np.ndarray) -> np.ndarray:
 
 
 def transposed(w: np.ndarray) -> np.ndarray:
-    """[h, w, in, out] -> [in, out, h, w], mirrored twice: the kernel itself is, in PyTorch."""
+    """[h, w, in, out] -> [in, out, h, w]. PyTorch mirrors this kernel itself, so mirroring twice changes nothing."""
     return w.transpose(2, 3, 0, 1)
 
 
@@ -244,6 +257,7 @@ def to_image(w: np.ndarray, channels: int) -> np.ndarray:
 
 
 def dcgan_weights(w: Arrays) -> dict[str, np.ndarray]:
+    """Converts the parameters of `gen` to PyTorch."""
     g, d = "generator/", "discriminator/"
     named = {f"{g}project.weight": to_image(w[f"{g}Dense_0/kernel"], 256)}
     for i in range(3):
@@ -258,6 +272,7 @@ def dcgan_weights(w: Arrays) -> dict[str, np.ndarray]:
 
 
 def perceptron_weights(w: Arrays) -> dict[str, np.ndarray]:
+    """Converts the parameters of `gen` to PyTorch."""
     e, d = "encoder/", "decoder/trunk/"
     layers = {
         "encode.1": (f"{e}trunk/Hidden_0/Dense_0", lambda w: from_image(w, 1)),
@@ -271,6 +286,7 @@ def perceptron_weights(w: Arrays) -> dict[str, np.ndarray]:
 
 
 def convolutional_weights(w: Arrays) -> dict[str, np.ndarray]:
+    """Converts the parameters of `gen` to PyTorch."""
     e, d = "encoder/trunk/", "decoder/trunk/"
     layers = {
         "encode.0": (f"{e}Conv_0", conv),
@@ -286,6 +302,7 @@ def convolutional_weights(w: Arrays) -> dict[str, np.ndarray]:
 
 
 def gpt_weights(w: Arrays) -> dict[str, np.ndarray]:
+    """Converts the parameters of `gen` to PyTorch."""
     w = {name.removeprefix("transformer/"): x for name, x in w.items()}
     named = {"tokens.weight": w["embedding/embedding"], "places.weight": w["position/embedding"]}
     named |= {"norm.weight": w["norm/scale"], "norm.bias": w["norm/bias"]}
@@ -305,7 +322,10 @@ def gpt_weights(w: Arrays) -> dict[str, np.ndarray]:
 
 
 def images(batch: int, z: Mapping[str, int]) -> Callable[[], dict[str, Tensor]]:
-    """Bytes as the data have them, on the device and in [-1, 1], and standard normal draws {name: size}."""
+    """Returns a function that makes batches: random uint8 pixels, moved to the device and scaled to [-1, 1], and noise.
+
+    z: {name: size} of standard normal noise.
+    """
     pixels = torch.randint(0, LEVELS, (batch, 1, *PIXELS), dtype=torch.uint8)
 
     def next_batch() -> dict[str, Tensor]:
@@ -316,11 +336,12 @@ def images(batch: int, z: Mapping[str, int]) -> Callable[[], dict[str, Tensor]]:
 
 
 def tokens(batch: int, length: int, vocab: int) -> Callable[[], dict[str, Tensor]]:
+    """Returns a function that makes batches of tokens, the same random tokens each time."""
     drawn = torch.randint(0, vocab, (batch, length + 1))
     return lambda: {"tokens": drawn.to(DEVICE, non_blocking=True)}
 
 
-VOCAB = 65  # characters of the text that our side reads, and its end
+VOCAB = 65  # characters of the text that our side reads, and the end token
 GAN = {"generator": Generator, "discriminator": Discriminator}, dcgan, dcgan_weights, {"z_d": 100, "z_g": 100}
 TRAINED: Mapping[str, tuple[Any, ...]] = {
     "dcgan_64": (*GAN, lambda z: images(64, z)),
@@ -330,11 +351,11 @@ TRAINED: Mapping[str, tuple[Any, ...]] = {
     "gpt_small": ({"": lambda: GPT(4, 128, 4, 64, VOCAB)}, gpt, gpt_weights, {}, lambda _: tokens(12, 64, VOCAB)),
     "gpt_medium": ({"": lambda: GPT(6, 384, 6, 256, VOCAB)}, gpt, gpt_weights, {}, lambda _: tokens(4, 256, VOCAB)),
 }
-"""{job: (networks, training, weights of theirs, draws, batches)}"""
+"""{job: (networks, function that makes the step, conversion of weights, noise, batches)}"""
 
 
 def training(job: str, dtype: str, setting: set[str]) -> Side:
-    """Steps of training, on batches from the host."""
+    """Returns the side that trains, on batches from host memory."""
     made, train, convert, draws, batches = TRAINED[job]
     layout = torch.channels_last if "channels_last" in setting else torch.contiguous_format
     real = torch.float64 if dtype == "float64" else torch.float32
@@ -343,10 +364,10 @@ def training(job: str, dtype: str, setting: set[str]) -> Side:
     def adam(params: Any, **how: Any) -> Any:
         return torch.optim.AdamW(params, **{"weight_decay": 0.0, **how}, fused="fused" in setting)
 
-    def built(w: Arrays | None = None) -> tuple[dict[str, nn.Module], Step]:
+    def build(w: Arrays | None = None) -> tuple[dict[str, nn.Module], Step]:
         networks = {name: make() for name, make in made.items()}
         if w is not None:
-            fit(networks, w)
+            load_weights(networks, w)
         networks = {name: net.to(DEVICE, real, memory_format=layout) for name, net in networks.items()}
         if "compile" in setting:
             for net in networks.values():
@@ -360,16 +381,7 @@ def training(job: str, dtype: str, setting: set[str]) -> Side:
 
         return networks, cast_step
 
-    def fit(networks: Mapping[str, nn.Module], w: Arrays) -> None:
-        for name, net in networks.items():
-            start = f"{name}/" if name else ""
-            own = {k.removeprefix(start): torch.tensor(v.copy()) for k, v in w.items() if k.startswith(start)}
-            net.double()
-            missing, unexpected = net.load_state_dict(own, strict=False)
-            lacking = [m for m in missing if not m.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-            assert not (lacking or unexpected), (lacking, unexpected)
-
-    _, step = built()
+    _, step = build()
     draw = batches(draws)
 
     def run(n: int) -> None:
@@ -378,11 +390,11 @@ def training(job: str, dtype: str, setting: set[str]) -> Side:
         finish()
 
     def check(path: str) -> None:
-        """Do the same steps from the same weights. Raises: AssertionError if losses or weights differ."""
+        """Makes the same steps from the same weights. Raises: AssertionError if losses or weights differ."""
         file = np.load(path)
         part = lambda start: {k.removeprefix(start): file[k] for k in file.files if k.startswith(start)}
         before, after = convert(part("before/")), convert(part("after/"))
-        networks, step = built(before)
+        networks, step = build(before)
         losses = []
         for i in range(sum(f"step{i}/{next(iter(draw()))}" in file.files for i in range(100))):
             given = part(f"step{i}/")
@@ -398,13 +410,25 @@ def training(job: str, dtype: str, setting: set[str]) -> Side:
             for k, value in net.state_dict().items():
                 if (key := f"{name}/{k}" if name else k) in after:
                     error = np.abs(value.cpu().numpy() - after[key]).max()
-                    assert error < TOLERANCE * moved, f"{key}: {error} off, of {moved}"
+                    assert error < TOLERANCE * moved, f"{key} differs by {error}; the weights moved by at most {moved}"
 
     return Side(run, check, lambda: facts(lambda: run(1)))
 
 
+def load_weights(networks: Mapping[str, nn.Module], w: Arrays) -> None:
+    """Loads converted weights into the networks, and makes them float64."""
+    for name, net in networks.items():
+        start = f"{name}/" if name else ""
+        own = {k.removeprefix(start): torch.tensor(v.copy()) for k, v in w.items() if k.startswith(start)}
+        net.double()
+        missing, unexpected = net.load_state_dict(own, strict=False)
+        # Batch statistics keep their initial values, which are the same on both sides.
+        lacking = [m for m in missing if not m.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+        assert not (lacking or unexpected), (lacking, unexpected)
+
+
 def decoding(batch: int, dtype: str, setting: set[str]) -> Side:
-    """Greedy continuations of one token by transformers' GPT-2, with its cache."""
+    """Returns the side that continues one token greedily, with the GPT-2 of transformers and its cache."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     n = 256
@@ -429,7 +453,7 @@ def decoding(batch: int, dtype: str, setting: set[str]) -> Side:
         finish()
 
     def check(path: str) -> None:
-        """Raises: AssertionError if the same weights write another text, or find it more or less likely."""
+        """Raises: AssertionError if the same weights give another text or other log-probabilities."""
         file = np.load(path)
         tensors = {k.removeprefix("before/"): torch.tensor(file[k]) for k in file.files if k.startswith("before/")}
         double = GPT2LMHeadModel(net.config).double().eval()
@@ -445,6 +469,7 @@ def decoding(batch: int, dtype: str, setting: set[str]) -> Side:
 
 
 def statistics(setting: set[str]) -> Side:
+    """Returns the side that computes Inception's features of 32x32 images and their covariance."""
     net = Inception().eval()
     if "compile" in setting:
         net.compile()
@@ -463,7 +488,7 @@ def statistics(setting: set[str]) -> Side:
 
     @torch.no_grad()
     def check(path: str) -> None:
-        """Raises: AssertionError if the features of the same images by the same weights differ."""
+        """Raises: AssertionError if the same weights give other features of the same images."""
         file = np.load(path)
         w = {k.removeprefix("before/"): torch.tensor(file[k]) for k in file.files if k.startswith("before/")}
         for name, layer in net.layers.items():
@@ -478,12 +503,13 @@ def statistics(setting: set[str]) -> Side:
 
 
 def finish() -> None:
+    """Waits for the GPU."""
     if CUDA:
         torch.cuda.synchronize()
 
 
 def facts(step: Callable[[], None]) -> dict[str, Any]:
-    """Bytes at most, operations of a step, and the rate of matrix products in operations a second."""
+    """Returns the peak memory in bytes, the operations of a step, and the speed of matrix products in operations per second."""
     memory = torch.cuda.max_memory_allocated() if CUDA else turns.peak_memory()
     side = 8192 if CUDA else 2048
     rates = {}
@@ -496,7 +522,7 @@ def facts(step: Callable[[], None]) -> dict[str, Any]:
             finish()
 
         run(2)
-        rates[str(dtype).removeprefix("torch.")] = 2 * side**3 / min(turns.timed(run, 2) for _ in range(10))
+        rates[str(dtype).removeprefix("torch.")] = 2 * side**3 / min(turns.time_call(run, 2) for _ in range(10))
     torch._dynamo.config.disable = True
     with FlopCounterMode(display=False) as counter:
         step()
@@ -504,7 +530,7 @@ def facts(step: Callable[[], None]) -> dict[str, Any]:
 
 
 def side(job: str, dtype: str, setting: str) -> Side:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as JAX has it
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as in JAX
     torch.backends.cudnn.benchmark = True
     on = set(setting.split("+"))
     if job in TRAINED:

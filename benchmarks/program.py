@@ -1,4 +1,4 @@
-"""What the training program costs beside its compiled step: a run from end to end, and the time to the first step."""
+"""Measures the overhead of train.py over its compiled step: in a whole run, and until the first step."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ from typing import Any
 from benchmarks.turns import process
 
 ROOT = Path(__file__).parent.parent
-EPOCH = 23  # steps of 64 digits
+EPOCH = 23  # steps, each of 64 digits
 SHORT, LONG = 4 * EPOCH, 24 * EPOCH
-"""Steps of two runs, which differ by 20 epochs."""
+"""Steps of two runs. They differ by 20 epochs."""
 CONFIG = str(ROOT / "benchmarks" / "dcgan.py")
-LIMIT = 6.0  # seconds that a start may take
-FIRST = "compiled in"  # what train.py says when the first step is done
+LIMIT = 6.0  # seconds that train.py may take to its first step
+FIRST = "compiled in"  # train.py prints this after the first step
 COMMON = ("--parallel.cpu-devices", "1", "--alarms.action", "off", "--evaluate-every", "0")
 
 
 def end_to_end(turns: int) -> dict[str, Any]:
-    """Epochs of train.py, with reading, logging and a checkpoint at the end of every fifth, over as many bare updates.
+    """Returns the time per step of train.py relative to a compiled update alone.
 
-    What a run does once is in a short run as in a long one, so their difference is what epochs take. The bare updates are as many,
-    before and after: a processor is faster for the first seconds after a rest."""
+    The steps of train.py include reading data, logging, and a checkpoint every five epochs. Their time is the difference of a
+    long and a short run, so that start and end of a run do not count. The compiled update is measured before and after the runs,
+    because a CPU is faster in the first seconds after a pause.
+    """
     with process("benchmarks.ours", "dcgan_64", "float32") as ask:
         ask("run", EPOCH)
         bare, whole = [], []
         for _ in range(max(1, turns // 5)):
             bare.append(ask("run", LONG - SHORT))
-            short, long = (trained(steps) for steps in (SHORT, LONG))
+            short, long = (time_run(steps) for steps in (SHORT, LONG))
             whole.append((long - short) / (LONG - SHORT))
             bare.append(ask("run", LONG - SHORT))
     ours, against = statistics.median(whole), statistics.median(bare)
     return {
         "ratio": ours / against,
-        "what": "a step of train.py (DCGAN) over a bare one",
+        "what": "a step of train.py (DCGAN) over a compiled update alone",
         "ours": f"{1e3 * ours:.1f}",
-        "against": f"{1e3 * against:.1f} (bare)",
+        "against": f"{1e3 * against:.1f} (update alone)",
         "whole": whole,
         "bare": bare,
     }
 
 
-def trained(steps: int) -> float:
-    """Seconds of a whole run of so many steps."""
+def time_run(steps: int) -> float:
+    """Returns the seconds that a whole run of this many steps takes."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         program = [sys.executable, "train.py", CONFIG, "--workdir", f"{folder}/run"]
@@ -57,26 +59,26 @@ def trained(steps: int) -> float:
 
 
 def start_up(turns: int) -> dict[str, Any]:
-    """Seconds from `python train.py` to the end of the first step, with what a run before has left in the cache."""
+    """Returns the seconds from `python train.py` to the end of the first step. An earlier run has filled the cache."""
     times = [first_step() for _ in range(1 + max(3, turns // 3))][1:]
     return {
         "ratio": statistics.median(times) / LIMIT,
-        "what": f"start of train.py (DCGAN) to its first step, s, over {LIMIT:.0f} s",
-        "ours": f"{statistics.median(times):.2f} (least {min(times):.2f})",
+        "what": f"seconds from the start of train.py (DCGAN) to its first step, over {LIMIT:.0f} s",
+        "ours": f"{statistics.median(times):.2f} (minimum {min(times):.2f})",
         "against": f"{LIMIT:.0f}",
         "times": times,
     }
 
 
 def first_step() -> float:
+    """Returns the seconds from the start of train.py to the end of its first step."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         program = [sys.executable, "-u", "train.py", CONFIG, "--workdir", f"{folder}/run", *COMMON]
         with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
-            for line in child.stdout:
-                if line.startswith(FIRST):
-                    break
+            # Reads lines up to the one that train.py prints after its first step.
+            next((line for line in child.stdout if line.startswith(FIRST)), None)
             seconds = time.perf_counter() - begun
             child.kill()
     return seconds

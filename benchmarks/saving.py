@@ -1,8 +1,8 @@
-"""What saving costs: python -m benchmarks.saving [--every 60] [--saves 3]
+"""Measures the cost of saving: python -m benchmarks.saving [--every 60] [--saves 3]
 
-A transformer of 100 million parameters with Adam is trained on this machine and saved once a minute, as gen/train.py does it. The
-loop is blocked while a state is copied off the devices; the rest is written beside it. Then the same state is saved in Orbax's two
-formats with nothing beside, for the processor time of each.
+Trains a transformer with 100 million parameters and Adam on this machine, and saves it once a minute, as gen/train.py does. The
+loop is blocked while the state is copied from the devices, and continues while the files are written. Then the same state is
+saved in Orbax's two formats while nothing else runs, to measure the CPU time of each format.
 """
 
 from __future__ import annotations
@@ -39,34 +39,40 @@ CONFIG = Config(
 
 
 class Cost(NamedTuple):
-    """Of a stretch of time, in seconds."""
+    """The cost of a piece of work, in seconds."""
 
     wall: float
-    processor: float
+    """Elapsed time."""
+    cpu: float
+    """CPU time over all threads of this process."""
 
 
 @contextmanager
-def measured(costs: list[Cost]) -> Iterator[None]:
-    """Appends what the time inside took."""
-    wall, processor = time.perf_counter(), time.process_time()
+def measure(costs: list[Cost]) -> Iterator[None]:
+    """Appends the cost of the block to `costs`."""
+    wall, cpu = time.perf_counter(), time.process_time()
     yield
-    costs.append(Cost(time.perf_counter() - wall, time.process_time() - processor))
+    costs.append(Cost(time.perf_counter() - wall, time.process_time() - cpu))
 
 
-def trained(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], list[Cost], list[Cost]]:
-    """The last state; the costs of the stretches between saves without one under way and with, and what each save blocked."""
+def train_and_save(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], list[Cost], list[Cost]]:
+    """Trains and saves. every: seconds between saves.
+
+    Returns the last state, the cost of a step without a save, the costs of a step during each save, and the cost of each call
+    that starts a save.
+    """
     backend.start_backend(CONFIG.parallel)
     data = CONFIG.data.build()
     model = with_preprocess(CONFIG.model.build(data.spec, CONFIG.steps), data.preprocess)
     engine = runtime_engine.compile_engine(model, CONFIG.parallel, CONFIG.seed, CONFIG.data.batch_size)
     batch = feed(data, model, CONFIG, engine.rows)
-    state, alone, beside, blocked = engine.init(), [], [], []
+    state, alone, during, blocked = engine.init(), [], [], []
 
     def train(costs: list[Cost], seconds: float) -> None:
-        """Steps for so long; the cost of one is appended."""
+        """Trains for this many seconds, and appends the cost of one step to `costs`."""
         nonlocal state
         steps, end, both = 0, time.monotonic() + seconds, []
-        with measured(both):
+        with measure(both):
             while time.monotonic() < end:
                 state, metrics = engine.update(state, batch(steps))
                 float(metrics["loss"])
@@ -77,42 +83,47 @@ def trained(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], 
     train(alone, every)
     with checkpoint.saver(folder / "checkpoints", Save(), 0) as save:
         for _ in range(saves):
-            with measured(blocked):
-                save(engine.whole(state), {"validation": {}})
-            train(beside, every)
-    return state, alone, beside, blocked
+            with measure(blocked):
+                save(engine.whole(state))
+            train(during, every)
+    return state, alone, during, blocked
 
 
 def formats(state: State, folder: Path) -> dict[str, Cost]:
-    """What saving takes with nothing beside it, by format: once to warm up, then once for the number."""
+    """Returns the cost of saving in each format while nothing else runs. The first save of a format is a warm-up."""
+    tree: Any = {"params": state.params, "opt_state": state.opt_state}
     found = {}
     for name, how in {"plain": {"use_ocdbt": False, "use_zarr3": False}, "OCDBT": {}}.items():
+        costs: list[Cost] = []
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**how)) as orbax:
-            costs: list[Cost] = []
             for i in range(2):
-                tree: Any = {"params": state.params, "opt_state": state.opt_state}
-                with measured(costs):
-                    orbax.save(folder / f"{name}-{i}", args=ocp.args.PyTreeSave(tree))
+                save_once(orbax, folder / f"{name}-{i}", tree, costs)
         found[name] = costs[-1]
     return found
 
 
+def save_once(orbax: ocp.Checkpointer, folder: Path, tree: Any, costs: list[Cost]) -> None:
+    """Saves a tree, and appends the cost to `costs`."""
+    with measure(costs):
+        orbax.save(folder, args=ocp.args.PyTreeSave(tree))
+
+
 def main(every: float = 60.0, saves: int = 3) -> None:
-    """Train, save, and print the costs."""
+    """Trains, saves, and prints the costs. every: seconds between saves. saves: number of saves."""
     folder = Path(tempfile.mkdtemp(prefix="saving-"))
     try:
-        state, alone, beside, blocked = trained(every, saves, folder)
+        state, alone, during, blocked = train_and_save(every, saves, folder)
         numbers = sum(x.size for x in jax.tree.leaves(state.params))
         size = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
         print(
-            f"{numbers / 1e6:.0f} million parameters, {size / 2**30:.2f} GiB with Adam's moments, a save each {every:g} s"
+            f"{numbers / 1e6:.0f} million parameters, {size / 2**30:.2f} GiB with Adam's moments, a save every {every:g} s"
         )
         share = sum(c.wall for c in blocked) / sum(every + c.wall for c in blocked)
-        print(f"blocked: {', '.join(f'{c.wall:.2f} s' for c in blocked)}: {share:.2%} of the time")
-        slower = sum(c.wall for c in beside) / len(beside) / alone[0].wall - 1
-        print(f"a step takes {alone[0].wall:.2f} s, and {slower:+.1%} over the minutes with a save")
+        print(f"training was blocked for {', '.join(f'{c.wall:.2f} s' for c in blocked)}: {share:.2%} of the time")
+        slower = sum(c.wall for c in during) / len(during) / alone[0].wall - 1
+        print(f"a step takes {alone[0].wall:.2f} s, and {slower:+.1%} in the periods with a save")
         for name, cost in formats(state, folder).items():
-            print(f"{name}: {cost.processor:.1f} processor-seconds, {cost.wall:.1f} s, with nothing beside")
+            print(f"{name}: {cost.cpu:.1f} s of CPU time, {cost.wall:.1f} s elapsed, while nothing else runs")
     finally:
         shutil.rmtree(folder)
 

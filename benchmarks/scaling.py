@@ -1,7 +1,7 @@
-"""How bytes and communication grow with the devices: python -m benchmarks.scaling lm_1b --out docs/scaling.png
+"""Plans memory and communication for growing numbers of devices: python -m benchmarks.scaling lm_1b --out docs/scaling.png
 
-A plan (gen.plan) for each number of devices, in a process of its own, since the number of fake devices is set before JAX
-starts. The batch is the config's whatever the number, so that a device has fewer examples the more of them there are.
+Each number of devices is planned (gen.plan) in a separate process, because JAX needs the number of fake devices before it
+starts. The global batch is the config's for every number of devices, so more devices hold fewer examples each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gen.plan import devices as plan_devices
 from gen.plan import plan, report
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-LINES = {  # of a plan: what is drawn, and its color
+LINES = {  # {name: (color, bytes of a plan)}
     "parameters, gradients, optimizer, averages": ((31, 119, 180), lambda p: sum(p["held"].values()) + gradients(p)),
     "activations for the backward pass": ((44, 160, 44), lambda p: p["stepped"]["activations"]),
     "peak memory": ((20, 20, 20), lambda p: p["peak"]),
@@ -41,7 +41,7 @@ def main(
     platform: plan_devices.Platform = "cpu",
     one: bool = False,
 ) -> None:
-    """A line for each number of devices, and a picture of them; with --one, the plan for the first as JSON."""
+    """Prints a line for each number of devices, and draws them to a picture. one: print the first plan as JSON instead."""
     if one:
         made, _ = plan.plan(configs.load(config, CONFIGS), devices[0], platform=platform)
         print(json.dumps(asdict(made)))
@@ -49,14 +49,14 @@ def main(
     plans = []
     print(f"{'devices':>8s}" + "".join(f"{name.split(',')[0]:>36s}" for name in LINES), flush=True)
     for n in devices:
-        plans.append(planned(config, n, platform))
+        plans.append(plan_for(config, n, platform))
         print(f"{n:>8d}" + "".join(f"{report.binary(of(plans[-1])):>36s}" for _, of in LINES.values()), flush=True)
     if out is not None:
-        picture(plans, f"{config}: bytes of one device, the batch of {plans[0]['examples']:,} shared by all").save(out)
+        picture(plans, f"{config}: bytes of one device, for a global batch of {plans[0]['examples']:,}").save(out)
 
 
-def planned(config: str, n: int, platform: str) -> dict[str, Any]:
-    """The plan for n devices, of another process. Raises: UserError with what it says if it fails."""
+def plan_for(config: str, n: int, platform: str) -> dict[str, Any]:
+    """Returns the plan for n devices, made by another process. Raises: UserError with its message if it fails."""
     asked = ["--devices", str(n), "--platform", platform, "--one"]
     done = subprocess.run([sys.executable, "-m", __spec__.name, config, *asked], capture_output=True, text=True)
     if done.returncode:
@@ -65,7 +65,7 @@ def planned(config: str, n: int, platform: str) -> dict[str, Any]:
 
 
 def picture(plans: Sequence[dict[str, Any]], title: str) -> Image.Image:
-    """Bytes against devices, both on a scale of doublings."""
+    """Returns a diagram of bytes against devices, both on logarithmic scales."""
     image = Image.new("RGB", SIZE, "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
     values = [of(p) for _, of in LINES.values() for p in plans if of(p)]
@@ -93,7 +93,7 @@ def picture(plans: Sequence[dict[str, Any]], title: str) -> Image.Image:
 
 
 def label(power: int) -> str:
-    """2**power bytes."""
+    """Returns 2**power bytes as text with a unit."""
     unit = min(power // 10, 4)
     return f"{2 ** (power - 10 * unit)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 

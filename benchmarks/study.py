@@ -1,4 +1,4 @@
-"""Methods compared over seeds: runs that nobody watches, results that survive a stop, and a table with intervals."""
+"""Comparison of methods over seeds: silent runs, results that survive an interruption, and a table with intervals."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ from gen.files import write_json
 from gen.train import train
 
 Numbers = dict[str, Any]
+"""{name: number} of a run, and "alarms": the alarms that it raised."""
 Results = dict[str, dict[str, Numbers]]
-"""{method: {seed: numbers}}."""
+"""{method: {seed: numbers}}. Seeds are strings, as in JSON."""
 Columns = Mapping[str, tuple[str, str]]
-"""{number: (title, format)}."""
+"""{name of a number: (title of its column, format)}."""
 
 
 @contextmanager
-def trained(config: Config) -> Iterator[Path]:
-    """A run directory, trained without a word, until the context is left. Evaluated, watched and saved at its end."""
-    quiet = replace(
+def train_silently(config: Config) -> Iterator[Path]:
+    """Trains a run without output, and yields its directory, which is deleted when the context ends.
+
+    The run is evaluated, checked for alarms and saved only at its end.
+    """
+    silent = replace(
         config,
         evaluate_every=0,
         save=Save(every=config.steps),
@@ -39,35 +43,41 @@ def trained(config: Config) -> Iterator[Path]:
     )
     with tempfile.TemporaryDirectory() as folder:
         with redirect_stdout(io.StringIO()):
-            train(quiet, Path(folder))
+            train(silent, Path(folder))
         yield Path(folder)
+    # Programs of finished runs would otherwise fill the memory over many seeds.
     jax.clear_caches()
 
 
-def finished(
+def run_missing(
     out: Path, protocol: Mapping[str, Any], methods: Sequence[str], seeds: int, run: Callable[[str, int], Numbers]
 ) -> Results:
-    """The numbers of each method and seed: from the file `out`, or else of `run(method, seed)`, and then kept there.
+    """Returns the numbers of each method and seed, from the file `out` or otherwise from `run(method, seed)`.
 
-    Raises: UserError if the file is of another protocol.
+    New numbers are written to the file after each run, so an interrupted command continues where it stopped.
+
+    Raises: UserError if the file has results of another protocol.
     """
     check_positive(seeds=seeds)
     kept = json.loads(out.read_text()) if out.exists() else {"protocol": dict(protocol), "results": {}}
     if kept["protocol"] != dict(protocol):
-        raise UserError(f"{out} holds results of {kept['protocol']}, not of {dict(protocol)}; choose another --out")
+        raise UserError(
+            f"{out} holds results of {kept['protocol']}, and this command has {dict(protocol)}; the fix: choose another --out"
+        )
     for seed in range(seeds):
         for method in methods:
-            of = kept["results"].setdefault(method, {})
-            if str(seed) not in of:
-                begun = time.monotonic()
-                of[str(seed)] = run(method, seed) | {"seconds": round(time.monotonic() - begun, 1)}
-                write_json(out, kept)
-                print(f"{method}, seed {seed}: {json.dumps(of[str(seed)])}", flush=True)
+            runs = kept["results"].setdefault(method, {})
+            if str(seed) in runs:
+                continue
+            start = time.monotonic()
+            runs[str(seed)] = run(method, seed) | {"seconds": round(time.monotonic() - start, 1)}
+            write_json(out, kept)
+            print(f"{method}, seed {seed}: {json.dumps(runs[str(seed)])}", flush=True)
     return {method: {str(s): kept["results"][method][str(s)] for s in range(seeds)} for method in methods}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95% confidence interval by Student's t; nan for a single value."""
+    """Returns the mean and half of its 95% confidence interval by Student's t. The half is nan for a single value."""
     from scipy.stats import t
 
     n = len(values)
@@ -77,8 +87,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(columns: Columns, references: Mapping[str, Numbers], results: Results) -> str:
-    """Markdown: a row for each reference and each method, with mean ± interval of the columns, and, where alarms were listened
-    to, in how many runs there was one."""
+    """Returns a table in Markdown: a row for each reference and each method, with the mean ± interval of each column.
+
+    If the runs recorded alarms, the last column counts the runs that raised one.
+    """
     watched = any("alarms" in run for runs in results.values() for run in runs.values())
 
     def cell(values: Sequence[float], form: str) -> str:

@@ -1,7 +1,7 @@
-"""Whether each family's step compiles for a TPU that is not there: python -m benchmarks.tpu [--chips 4 256]
+"""Compiles each family's step for TPUs, without a TPU: python -m benchmarks.tpu [--chips 4 256]
 
-With TPU's own compiler (pip install 'gen[tpu-plan]'), for both engines; a row says how long that took and what a chip holds.
-Batches are the configs', or as many examples as there are chips if that is more.
+It uses the TPU compiler (pip install 'gen[tpu-plan]') with both engines. Each row has the compile time and the memory of a chip.
+The batch is the config's, or one example for each chip if that is larger.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENGINES = {"pmap": Parallel(), "jit with FSDP": Parallel(engine="jit", fsdp=True
 
 
 def main(families: Sequence[str] = FAMILIES, chips: Sequence[int] = (4, 256)) -> None:
-    """A row for each family, number of chips and engine."""
+    """Prints a row for each config, number of chips and engine. families: names of configs. chips: numbers of TPU chips."""
     numbers = ("seconds", "state", "given", "peak", "sent")
     print(f"{'config':20s}{'chips':>6s}  {'engine':14s}" + "".join(f"{name:>11s}" for name in numbers), flush=True)
     for name in families:
@@ -35,10 +35,10 @@ def main(families: Sequence[str] = FAMILIES, chips: Sequence[int] = (4, 256)) ->
 
 
 def row(config: Config, chips: int, parallel: Parallel) -> str:
-    """What compiling gave, or why it failed."""
+    """Returns the compile time and the bytes of a chip as text, or the reason why it failed."""
     data = replace(config.data, batch_size=max(config.data.batch_size, chips))
     try:
-        with redirect_stderr(io.StringIO()):  # what is read of the data
+        with redirect_stderr(io.StringIO()):  # messages about reading the data
             made, _ = plan.plan(replace(config, data=data, parallel=parallel), chips, platform="tpu")
     except UserError as error:
         return f"  {str(error).splitlines()[0]}"

@@ -1,8 +1,9 @@
-"""Whether decoding with a cache is what whole passes say, and how long programs take to compile by depth:
+"""Compares decoding with a cache to full forward passes, and measures compile times of deep networks:
 python -m benchmarks.transformer [--steps 512] [--batches 1 16]
 
-For each kind of positions, a network of random weights writes greedily. All logits of the cache are compared with those of one
-forward pass over the text, and the tokens with its most likely ones, but where the two likeliest are closer than TOLERANCE.
+For each kind of positions, a network with random weights generates greedily. All logits from the cache are compared with one
+forward pass over the text. The tokens are compared with the most likely tokens of that pass, except if the logits of the two
+most likely tokens differ by less than TOLERANCE.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gen.core import Array, Feature
 from gen.data.text import Text
 from gen.errors import run_command
 from gen.families.language import LM, decoding
-from gen.networks.positions import places
+from gen.networks.positions import locate_tokens
 from gen.networks.transformer import Architecture, Transformer, empty_cache, unstack_layers
 from gen.optim import Optimizer
 from gen.runtime import engine as runtime_engine
@@ -38,16 +39,17 @@ KINDS = {
 DEPTHS = (2, 48)
 
 
-def compared(arch: Architecture, batch: int, steps: int) -> tuple[float, int, int, float]:
-    """(largest difference of a logit, tokens that differ, of how many, tokens a second)."""
+def compare(arch: Architecture, batch: int, steps: int) -> tuple[float, int, int, float]:
+    """Returns (largest difference of a logit, number of different tokens, number of tokens, tokens per second)."""
     context = PROMPT + steps
     dtypes = {"dtype": jnp.dtype("float32"), "param_dtype": jnp.dtype("float32")}
     network: Any = Transformer(arch, VOCAB, context, causal=True, dtypes=dtypes)
     prompt = jax.random.randint(jax.random.key(1), (batch, PROMPT), 1, VOCAB, jnp.int32)
-    shaped = network.init(jax.random.key(0), prompt, *places(prompt, None))
-    large = lambda path, x: x if x.ndim < 2 or "norm" in jax.tree_util.keystr(path) else 4 * x  # so that logits differ
+    shaped = network.init(jax.random.key(0), prompt, *locate_tokens(prompt, None))
+    # With the initial weights all logits are nearly equal, so matrices are enlarged.
+    large = lambda path, x: x if x.ndim < 2 or "norm" in jax.tree_util.keystr(path) else 4 * x
     params = jax.tree_util.tree_map_with_path(large, shaped)
-    apart = jax.default_backend() == "cpu"  # as families read
+    apart = jax.default_backend() == "cpu"  # as the language families do
     as_read = {"params": unstack_layers(params["params"])} if apart else params
 
     def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
@@ -63,7 +65,7 @@ def compared(arch: Architecture, batch: int, steps: int) -> tuple[float, int, in
 
     @jax.jit
     def one_by_one(text: Array) -> Array:
-        segment, position = places(text, None)
+        segment, position = locate_tokens(text, None)
         start = empty_cache(arch, batch, context, jnp.float32, apart)
 
         def step(cache: Any, i: Array) -> tuple[Any, Array]:
@@ -78,17 +80,17 @@ def compared(arch: Architecture, batch: int, steps: int) -> tuple[float, int, in
     jax.block_until_ready(write())
     rate = batch * steps / (time.monotonic() - begun)
     text = jnp.concatenate([prompt, written], axis=1)
-    whole = np.asarray(jax.jit(lambda text: network.apply(params, text, *places(text, None))[0])(text))
+    whole = np.asarray(jax.jit(lambda text: network.apply(params, text, *locate_tokens(text, None))[0])(text))
     difference = np.abs(np.asarray(one_by_one(text)) - whole).max()
     said = whole[:, PROMPT - 1 : -1]
     second, best = np.sort(said, axis=-1)[..., -2:].transpose(2, 0, 1)
     other = (said.argmax(-1) != np.asarray(written)) & (best - second > TOLERANCE)
-    assert np.abs(said).max() > 1, "the logits are not trivial"
+    assert np.abs(said).max() > 1, "all logits are nearly equal, so the comparison proves nothing"
     return float(difference), int(other.sum()), written.size, rate
 
 
-def compiled(layers: int) -> float:
-    """Seconds to compile an update of so many layers, without a cache of programs."""
+def compile_seconds(layers: int) -> float:
+    """Returns the seconds to compile an update of a network with this many layers. Disable the compilation cache before."""
     arch = Architecture(layers=layers, width=64, heads=4)
     spec = {"tokens": Feature((65,), "int32", vocab=VOCAB, end=0)}
     model = LM(network=arch, optim=Optimizer()).build(spec, 1)
@@ -109,15 +111,16 @@ def compiled(layers: int) -> float:
 
 
 def main(steps: int = 512, batches: tuple[int, ...] = (1, 16)) -> None:
-    print("| positions | batch | largest difference of a logit | other tokens | tokens a second |")
+    """Prints the comparison as a table, and the compile times. steps: tokens to generate. batches: numbers of samples."""
+    print("| positions | batch | largest difference of a logit | different tokens | tokens per second |")
     print("|---|---:|---:|---:|---:|")
     for name, arch in KINDS.items():
         for batch in batches:
-            difference, other, n, rate = compared(arch, batch, steps)
+            difference, other, n, rate = compare(arch, batch, steps)
             print(f"| {name} | {batch} | {difference:.1e} | {other} of {n:,} | {rate:,.0f} |", flush=True)
     jax.config.update("jax_enable_compilation_cache", False)
-    compiled(DEPTHS[0])  # what is done once
-    print(f"\nto compile an update: {', '.join(f'{compiled(n):.1f} s of {n} layers' for n in DEPTHS)}")
+    compile_seconds(DEPTHS[0])  # a warm-up, for all that happens only once
+    print(f"\ncompile time of an update: {', '.join(f'{compile_seconds(n):.1f} s for {n} layers' for n in DEPTHS)}")
 
 
 if __name__ == "__main__":

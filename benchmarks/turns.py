@@ -1,4 +1,4 @@
-"""Two programs that take turns on one machine: each in a process of its own, told what to do in lines of JSON."""
+"""Runs two programs in turn on one machine. Each is a separate process that reads commands as lines of JSON."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-PAUSE = 0.3  # seconds; OpenMP's threads keep a core busy for 0.2
+PAUSE = 0.3  # seconds between turns; OpenMP's threads keep a core busy for 0.2 seconds after their work
 
 
 class Side(NamedTuple):
-    """What one of the two does."""
+    """One of the two programs."""
 
     run: Callable[[int], None]
-    """So many calls, until the last has ended."""
+    """(n) -> makes n calls, and waits until the last one has finished."""
     check: Callable[[Any], None]
-    """Read or write, at a path, what the other side is compared with."""
+    """(path) -> writes the arrays for the comparison of both sides, or reads them and compares."""
     facts: Callable[[], dict[str, Any]]
-    """What is known of it, and of its process, when it has run."""
+    """() -> facts about the device, the process and the computation, after it has run."""
     steps: int = 1
-    """Of a call."""
+    """Number of steps in a call."""
 
 
 Ask = Callable[..., Any]
-"""(name of what to do, argument) -> what the process answers."""
+"""(command, argument) -> the answer of the process."""
 
 
 @contextmanager
 def process(module: str, *args: str, env: Mapping[str, str] | None = None) -> Iterator[Ask]:
-    """A side in a process: python -m module args. It ends with the context. Raises: RuntimeError if it ends before."""
-    # -u: what it says to the person comes at once
+    """Runs `python -m module args` as a side, and yields a function that sends it commands. The process ends with the context.
+
+    Raises: RuntimeError if the process ends earlier.
+    """
+    # -u: its messages appear at once.
     with subprocess.Popen(
         [sys.executable, "-u", "-m", module, *args],
         stdin=subprocess.PIPE,
@@ -52,7 +55,9 @@ def process(module: str, *args: str, env: Mapping[str, str] | None = None) -> It
             except BrokenPipeError:
                 line = ""
             if not line:
-                raise RuntimeError(f"{module} {' '.join(args)} ended with status {child.wait()}, see above")
+                raise RuntimeError(
+                    f"{module} {' '.join(args)} ended with status {child.wait()}; its messages above say why"
+                )
             return json.loads(line)
 
         try:
@@ -62,9 +67,12 @@ def process(module: str, *args: str, env: Mapping[str, str] | None = None) -> It
 
 
 def serve(build: Callable[[], Side]) -> None:
-    """Be such a process, until its input ends. The first thing that is timed may be "first": seconds to build the side and step."""
+    """Answers commands on standard input until it ends. "first" must be the first command, if at all.
+
+    Commands: "first": seconds to build the side and make its first call; "run": seconds per step; "check" and "facts": see Side.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print to stdout, which is for answers only
     begun, side = time.perf_counter(), build()
     for line in sys.stdin:
         do, argument = json.loads(line)
@@ -74,7 +82,7 @@ def serve(build: Callable[[], Side]) -> None:
                 side.run(1)
                 answer = time.perf_counter() - begun
             case "run":
-                answer = timed(side.run, -(-argument // side.steps)) / side.steps
+                answer = time_call(side.run, -(-argument // side.steps)) / side.steps
             case "check":
                 side.check(argument)
             case "facts":
@@ -82,16 +90,18 @@ def serve(build: Callable[[], Side]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def timed(run: Callable[[int], None], n: int) -> float:
-    """Seconds a call."""
+def time_call(run: Callable[[int], None], n: int) -> float:
+    """Returns the seconds per call."""
     begun = time.perf_counter()
     run(n)
     return (time.perf_counter() - begun) / n
 
 
-def in_turn(sides: Mapping[str, Ask], turns: int, seconds: float) -> dict[str, list[float]]:
-    """{side: seconds a step in each of its turns}, each turn about so many seconds long. Before a turn the other side's threads
-    have time to fall asleep, and a few steps that don't count."""
+def take_turns(sides: Mapping[str, Ask], turns: int, seconds: float) -> dict[str, list[float]]:
+    """Returns {side: seconds per step in each of its turns}. seconds: approximate length of a turn.
+
+    Each turn begins with a pause, so that the other side's threads go to sleep, and with a few steps that do not count.
+    """
     steps = {}
     for name, ask in sides.items():
         ask("run", 2)
@@ -106,6 +116,7 @@ def in_turn(sides: Mapping[str, Ask], turns: int, seconds: float) -> dict[str, l
 
 
 def peak_memory() -> int:
-    """Bytes that this process had in memory at most. (ru_maxrss would be its parent's, where that was more.)"""
+    """Returns the peak memory of this process in bytes."""
+    # Not ru_maxrss: a child process starts with the value of its parent.
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))

@@ -1,12 +1,13 @@
-"""DCGAN on Fashion-MNIST in the form of TensorFlow's tutorial: Dense 7x7x256, transposed 5x5 convolutions 128, 64, 1; two strided
-5x5 convolutions with dropout 0.3; Adam 1e-4. (LeakyReLU has slope 0.2 here, 0.3 there.) Unconditional.
+"""The DCGAN of TensorFlow's tutorial, on Fashion-MNIST, unconditional. The generator has a projection to 7x7x256 and transposed
+5x5 convolutions with 128, 64 and 1 channels. The discriminator has two strided 5x5 convolutions with dropout 0.3. Adam with 1e-4.
+LeakyReLU has slope 0.2 here and 0.3 in the tutorial.
 
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 
 from gen.config import Alarms, Config
 from gen.data.images import Images
-from gen.families.gan import GAN
+from gen.families.gan import GAN, NonSaturating
 from gen.networks import discriminator, generator
 from gen.optim import Optimizer
 
@@ -15,7 +16,7 @@ config = Config(
         latent=100,
         generator=generator.DCGAN(widths=(256, 128, 64), strides=(1, 2, 2)),
         discriminator=discriminator.DCGAN(widths=(64, 128), dropout=0.3),
-        objective="non_saturating",
+        objective=NonSaturating(),
         generator_optim=Optimizer(lr=1e-4),
         discriminator_optim=Optimizer(lr=1e-4),
     ),

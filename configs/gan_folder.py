@@ -1,14 +1,13 @@
-"""A GAN for a folder of your own pictures, 32x32 in colour, made for few of them: DiffAugment (Zhao et al. 2020) keeps the
-discriminator from learning them by heart. Not scored: the pictures are yours.
+"""A GAN for a folder of your own pictures, as 32x32 colour images. DiffAugment (Zhao et al. 2020) keeps the discriminator from
+memorizing a small set. Not scored, because the score depends on your pictures.
 
-python train.py gan_folder --data.name folder:PATH     (sub-folders are classes: --model.conditioning projection uses them)
+python train.py gan_folder --data.name folder:PATH     (sub-folders are classes: add --model.conditioning projection)
 Other sizes: --data.size 64 --model.generator.widths 256 128 64 32 --model.generator.strides 2 2 2 2
 """
 
 from gen.config import Alarms, Config
 from gen.data.images import Images
-from gen.families.gan import GAN
-from gen.families.gan.augment import DiffAugment
+from gen.families.gan import GAN, DiffAugment, Relativistic
 from gen.networks import discriminator, generator
 from gen.optim import Optimizer
 
@@ -17,7 +16,7 @@ config = Config(
         latent=128,
         generator=generator.DCGAN(widths=(256, 128, 64), strides=(2, 2, 2)),
         discriminator=discriminator.DCGAN(widths=(64, 128, 256)),
-        objective="relativistic",
+        objective=Relativistic(),
         r1=0.5,
         r2=0.5,
         augment=DiffAugment(),

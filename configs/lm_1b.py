@@ -1,4 +1,4 @@
-"""A language model of 1.1 billion parameters, sharded over a cluster's devices: not run here.
+"""A language model with 1.1 billion parameters, sharded over the devices of a cluster. It was not trained here.
 
 python train.py lm_1b --data.name text:FOLDER
 """

@@ -1,7 +1,9 @@
-"""A language model of 6.7 billion parameters, the shape of Llama 2 7B (Touvron et al. 2023), sharded over a cluster's devices:
-not run here, planned: 512 windows a step fit on 256 chips of a TPU v5e, 1024 don't (docs/plan.md).
+"""A language model with 6.7 billion parameters in the shape of Llama 2 7B (Touvron et al. 2023), sharded over a cluster.
 
-python train.py lm_7b --dry-run --devices 256
+It was not trained here, only planned: 256 chips of a TPU v5e have memory for 512 windows per step, but not for 1024
+(docs/plan.md).
+
+python train.py lm_7b --dry-run --plan.devices 256
 python train.py lm_7b --data.name text:FOLDER
 """
 

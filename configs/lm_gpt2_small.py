@@ -1,4 +1,4 @@
-"""GPT-2 small (Radford et al. 2019: 124M parameters, context 1024), for accelerators: not run here.
+"""GPT-2 small (Radford et al. 2019): 124 million parameters, context 1024, for accelerators. It was not trained here.
 
 python train.py lm_gpt2_small --data.name text:FOLDER
 """

@@ -1,4 +1,4 @@
-"""The best language model of characters that two cores train in 45 minutes, on Tiny Shakespeare or any book of its size.
+"""The best character model that two CPU cores train in 45 minutes, on Tiny Shakespeare or a book of that size.
 
 python train.py lm_shakespeare_best --data.name text:tinyshakespeare.txt
 """

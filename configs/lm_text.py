@@ -1,4 +1,7 @@
-"""A language model of your own texts, a file or a folder of them: python train.py lm_text --data.name text:FOLDER"""
+"""A language model of your own texts: a file, or a folder of files.
+
+python train.py lm_text --data.name text:FOLDER
+"""
 
 from gen.config import Config, Save
 from gen.data.text import Text

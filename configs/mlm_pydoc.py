@@ -1,6 +1,9 @@
-"""A masked language model of Python's documentation that can also write: each share of the tokens is masked in training.
+"""A masked language model of Python's documentation. The fraction of masked tokens is random, so it can also write texts.
 
-With --model.rate 0.15 it is BERT's objective. Muon, since with Adam it stays at the frequencies of tokens for thousands of steps.
+With --model.rate 0.15 it is trained as BERT is. It uses Muon: with Adam the loss stays at the entropy of token frequencies for
+thousands of steps.
+
+python train.py mlm_pydoc && python sample.py runs/mlm_pydoc
 """
 
 from gen.config import Config

@@ -1,12 +1,12 @@
-"""R3GAN's objective on Fashion-MNIST (Huang et al. 2024): relativistic pairs with R1 and R2, no batch norm, no other tricks. The
-networks are DCGAN's, not the paper's. Unconditional.
+"""The objective of R3GAN (Huang et al. 2024) on Fashion-MNIST, unconditional: relativistic pairs with R1 and R2, and no batch
+normalization. The networks are DCGANs, unlike in the paper.
 
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 
 from gen.config import Alarms, Config
 from gen.data.images import Images
-from gen.families.gan import GAN
+from gen.families.gan import GAN, Relativistic
 from gen.networks import discriminator, generator
 from gen.optim import Optimizer, WarmupCosine
 
@@ -15,7 +15,7 @@ config = Config(
         latent=64,
         generator=generator.DCGAN(widths=(128, 64, 32), strides=(1, 2, 2), norm="none"),
         discriminator=discriminator.DCGAN(widths=(48, 96)),
-        objective="relativistic",
+        objective=Relativistic(),
         r1=0.1,
         r2=0.1,
         generator_optim=Optimizer(lr=WarmupCosine(2e-4, warmup=100), b1=0.0, b2=0.99),

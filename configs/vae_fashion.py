@@ -1,13 +1,12 @@
-"""A conditional VAE on Fashion-MNIST's grey levels as they are (256 of them), scored in bits per dimension.
+"""A conditional VAE on Fashion-MNIST with its 256 grey levels, scored in bits per dimension.
 
-Prepare the data first, from the IDX files (Debian: dataset-fashion-mnist):
+Prepare the data first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR
 """
 
 from gen.config import Config, Save
 from gen.data.images import Images
-from gen.families.vae import VAE
-from gen.families.vae.likelihoods import DiscretizedLogistic
+from gen.families.vae import VAE, DiscretizedLogistic
 from gen.networks.vae import Perceptron
 from gen.optim import Optimizer, WarmupCosine
 

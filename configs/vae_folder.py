@@ -1,13 +1,12 @@
-"""A convolutional VAE on a folder of your own pictures, 32x32 in colour. Not scored: the pictures are yours.
+"""A convolutional VAE on a folder of your pictures, 32x32 in colour. It has no reference score, since the pictures are yours.
 
-python train.py vae_folder --data.name folder:PATH     (sub-folders are classes: --model.conditional uses them)
-Other sizes, 8 to 64: --data.size 64 --model.network.widths 32 64 128 256
+python train.py vae_folder --data.name folder:PATH     (sub-folders are classes; --model.conditional uses them)
+For other sizes, from 8 to 64: --data.size 64 --model.network.widths 32 64 128 256
 """
 
 from gen.config import Config, Save
 from gen.data.images import Images
-from gen.families.vae import VAE
-from gen.families.vae.likelihoods import DiscretizedLogistic
+from gen.families.vae import VAE, DiscretizedLogistic
 from gen.networks.vae import Residual
 from gen.optim import Optimizer, WarmupCosine
 

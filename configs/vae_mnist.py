@@ -1,7 +1,9 @@
-"""The VAE of PyTorch's example (784-400-20, ReLU) for 10 epochs of dynamically binarized MNIST.
+"""The VAE of PyTorch's example (784-400-20, ReLU), trained for 10 epochs on dynamically binarized MNIST.
 
-All 60,000 training images; the test split is watched too, and chooses nothing: the last checkpoint is scored. With Adam at
-1e-3 and an average of the weights such a network reaches a bound of 101.8 nats; here Muon (Jordan 2024) trains it.
+It trains on all 60,000 training images. The test split is evaluated during training but chooses nothing: the last checkpoint
+is scored. The optimizer is Muon (Jordan 2024). With Adam at 1e-3 and averaged weights, the same network reaches a bound of
+101.8 nats.
+
 Prepare the data first: python -m gen.data.prepare mnist --source DIR
 """
 

@@ -1,12 +1,13 @@
-"""WGAN-GP on Fashion-MNIST (Gulrajani et al. 2017, algorithm 1 and its defaults): five critic steps of 64 for one of the
-generator, penalty 10, Adam 1e-4 with betas 0 and 0.9; the networks are DCGAN's, the critic without batch norm. Unconditional.
+"""WGAN-GP on Fashion-MNIST, unconditional, with algorithm 1 of Gulrajani et al. 2017 and its defaults: five critic steps with
+batches of 64 for each step of the generator, penalty 10, Adam with 1e-4 and betas 0 and 0.9. The networks are DCGANs,
+and the critic has no batch normalization.
 
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 
 from gen.config import Alarms, Config
 from gen.data.images import Images
-from gen.families.gan import GAN
+from gen.families.gan import GAN, Wasserstein
 from gen.networks import discriminator, generator
 from gen.optim import Optimizer
 
@@ -15,7 +16,7 @@ config = Config(
         latent=128,
         generator=generator.DCGAN(widths=(256, 128, 64), strides=(1, 2, 2), activation="relu"),
         discriminator=discriminator.DCGAN(widths=(64, 128), norm="none"),
-        objective="wasserstein",
+        objective=Wasserstein(),
         gradient_penalty=10.0,
         critic_steps=5,
         generator_optim=Optimizer(lr=1e-4, b1=0.0, b2=0.9),

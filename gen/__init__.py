@@ -1,3 +1,167 @@
-"""Generative models in JAX: pure functions, explicit state."""
+"""Generative models in JAX: pure functions, explicit state.
 
-__version__ = "0.1.0"
+The Python interface opens a trained run, as sample.py and gen.evaluate do on the command line:
+
+    import gen
+
+    run = gen.open("runs/vae_digits")
+    arrays = run.generate(n=64, seed=0)         # {"samples": [64, 8, 8, 1], ...}
+    files = run.show(arrays)                    # {"samples.png": ...}
+    numbers = run.score("frechet", n=1000)      # {"frechet": ..., "frechet_real": ...}
+    curve = run.metrics("validation")           # {"step": [...], "neg_elbo": [...], ...}
+
+`import gen` is fast: JAX is imported when a run is opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+# Everything is imported where it is used: JAX takes seconds, and a script may only want the version.
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    import numpy as np
+
+    from gen.config import Config
+    from gen.core import Medium
+    from gen.runs.trained import TrainedRun
+
+    Dataclass = Any
+    """An instance or a class of a frozen dataclass."""
+
+__version__ = "0.2.0"
+__all__ = ["Run", "open"]
+
+
+def open(path: str | PathLike[str], trust: Sequence[str] = ()) -> Run:
+    """Returns the run in a directory.
+
+    trust: names of packages outside gen that the run's config may name, such as a fork's family. They are imported.
+
+    Raises: UserError (gen.errors) if there is no run, or if it is damaged.
+    """
+    from pathlib import Path
+
+    from gen.runs.trained import open_run
+
+    return Run(open_run(Path(path), trust), tuple(trust))
+
+
+class Run:
+    """A trained run. `gen.open` makes one.
+
+    `trained` is the TrainedRun behind it, for everything else: its model, its checkpoints, its data.
+    """
+
+    def __init__(self, trained: TrainedRun, trust: tuple[str, ...] = ()):
+        self.trained, self.trust = trained, trust
+
+    def __repr__(self) -> str:
+        return f"gen.open({str(self.trained.workdir)!r})"
+
+    @property
+    def config(self) -> Config:
+        """The run's config."""
+        return self.trained.config
+
+    @property
+    def medium(self) -> Medium:
+        """The medium of the run's samples: images, texts or others."""
+        from gen.media import find_medium
+
+        return find_medium(self.trained.config.data, self.trained.spec)
+
+    def generate(
+        self, *, seed: int = 0, step: int | None = None, base: str | None = None, **settings: object
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays that the model generates: {"samples": [n, ...], ...}. Equal arguments give equal arrays.
+
+            run.generate(n=10, label=3)                          # a conditional GAN or VAE
+            run.generate(n=2, prompt=["Once upon"], tokens=40)   # a language model
+
+        seed: of the samples. step: the checkpoint; None: the best. base: where the base of an adapter is, if it was moved.
+        settings: fields of the family's request and of the medium's options, which `sample.py RUN --help` lists. A list is
+        taken for a tuple.
+
+        Raises: UserError that names the nearest setting for one that does not exist.
+        """
+        from gen.errors import check_seed
+
+        request, options = self._split(settings)
+        view = self.trained.view()
+        given = self.medium.give(self.medium.read_options(options), view)
+        chosen = self.trained.choose_step(step)
+        arrays = self.trained.generate(chosen, check_seed(seed), request, given.arrays, given.functions, base)
+        if given.finish is not None:
+            given.finish(arrays)
+        return arrays
+
+    def show(self, samples: Mapping[str, np.ndarray], **settings: object) -> dict[str, bytes]:
+        """Returns samples as files {file name: content}, such as {"samples.png": ...} or {"samples.txt": ...}.
+
+        samples: arrays from `generate`. settings: fields of the medium's options, such as the `prompt` given to `generate`.
+
+            Path("digits.png").write_bytes(run.show(run.generate(n=9))["samples.png"])
+        """
+        options = _make(self.medium.options, settings)
+        return dict(self.medium.show(samples, self.trained.view(), options).files)
+
+    def score(self, *metrics: str, **options: object) -> dict[str, float]:
+        """Returns {metric: value}, as `python -m gen.evaluate` computes them, and writes them to evaluation.json.
+
+        metrics: their names; none: all that apply. options: more options of gen.evaluate, such as n=1000 or split="validation".
+        """
+        from gen.evaluate import scores
+        from gen.evaluation.score import Options
+
+        workdir = self.trained.workdir
+        fields = {"runs": (workdir,), "metrics": metrics or None, "trust": self.trust, **options}
+        return scores(_make(Options, fields))[str(workdir)]
+
+    def metrics(self, split: str = "train") -> dict[str, list[float]]:
+        """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation"."""
+        import json
+
+        text = self.trained.read_file("metrics.jsonl").decode()
+        rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == split]
+        # A dict keeps the order of the file, and a set would not.
+        names = dict.fromkeys(name for row in rows for name in row if name != "split")
+        return {name: [row.get(name, float("nan")) for row in rows] for name in names}
+
+    def _split(self, settings: Mapping[str, object]) -> tuple[Dataclass, Dataclass]:
+        """Returns the family's request and the medium's options with these settings."""
+        from dataclasses import fields
+
+        request: Dataclass = self.trained.model.request
+        options: Dataclass = self.medium.options
+        # A setting that both have belongs to the request, as on the command line.
+        of_request = {f.name for f in fields(request)}
+        of_medium = {f.name for f in fields(options)}
+        _check_names(settings, sorted(of_request | of_medium))
+        return (
+            _make(request, {name: value for name, value in settings.items() if name in of_request}),
+            _make(options, {name: value for name, value in settings.items() if name in of_medium - of_request}),
+        )
+
+
+def _make(kind: type[Dataclass], settings: Mapping[str, object]) -> Dataclass:
+    """Returns a dataclass with these fields, lists as tuples. Raises: UserError that names the nearest field."""
+    from dataclasses import fields
+
+    # A list is what people write, and a frozen dataclass needs a tuple.
+    _check_names(settings, [f.name for f in fields(kind)])
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def _check_names(settings: Mapping[str, object], known: Sequence[str]) -> None:
+    from difflib import get_close_matches
+
+    from gen.errors import UserError
+
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+            raise UserError(f"there is no setting {name!r}; {hint}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -130,7 +130,8 @@ class GenerativeModel(NamedTuple):
     request: type
     """The frozen dataclass of `request`. sample.py and gen.evaluate turn its fields into options."""
     losses: tuple[str, ...] = ("loss",)
-    """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch."""
+    """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch. If a family
+    has several players, the loss "loss/NAME" belongs to the optimizer in its field NAME_optim. The contract tests rely on it."""
     test: Callable[[State, Batch, Key], Sums] | None = None
     """As `evaluate`, but as thorough as published numbers are. Runs once, on the best checkpoint. None: `evaluate` is used."""
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]] = means
@@ -164,6 +165,7 @@ class Family:
 
         Raises: UserError if the base is of another family.
         """
+        # Not isinstance: a subclass may have other parameters.
         if type(self) is not type(base):
             theirs, ours = (f"{type(family).__module__}.{type(family).__name__}" for family in (base, self))
             raise UserError(
@@ -214,6 +216,74 @@ class Dataset(NamedTuple):
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
 
 
+class RunView(NamedTuple):
+    """The parts of a run that a medium may read, during training and afterwards."""
+
+    data: Data
+    """The kind of data and its settings, from the run's config."""
+    spec: Spec
+    read_file: Callable[[str], bytes]
+    """(file name) -> content of one of `Dataset.files`. Raises: UserError if it is missing."""
+    reference: Callable[[], Mapping[str, np.ndarray]]
+    """() -> {feature: validation examples [n, ...]}, as the model sees them."""
+    build_data: Callable[..., Dataset]
+    """(data_dir=None) -> the data set."""
+
+
+class Given(NamedTuple):
+    """The input of one call of `generate`."""
+
+    arrays: Mapping[str, np.ndarray] = {}
+    """`given` of GenerativeModel.generate: prompts, or images to change."""
+    functions: Mapping[str, Callable[..., Any]] = {}
+    """{argument of `generate`: function}, such as one that receives each token as soon as it is drawn."""
+    finish: Callable[[Mapping[str, np.ndarray]], None] | None = None
+    """(arrays from `generate`) -> None. Runs once after them. None: nothing to do."""
+
+
+class Shown(NamedTuple):
+    """Samples in the form that people look at."""
+
+    files: Mapping[str, bytes]
+    """{file name: content}."""
+    arrays: Mapping[str, np.ndarray] = {}
+    """More arrays for samples.npz, such as the distances to the nearest training examples."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a medium that has none."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """A kind of samples: how people see them, and what they give to a model. gen.media says how to add one."""
+
+    features: ClassVar[Mapping[str, int]] = {}
+    """{feature: number of axes of one example}. Data with the first of these features has this medium."""
+    options: ClassVar[type] = NoOptions
+    """A frozen dataclass. sample.py turns its fields into options. Fields marked LAUNCH don't change the samples."""
+
+    def read_options(self, options: Any) -> Any:
+        """Returns the options with the content of the files that they name, so that a manifest holds everything."""
+        return options
+
+    def give(self, options: Any, run: RunView) -> Given:
+        """Returns the input that the options ask for. Raises: UserError if the run can't take it."""
+        return Given(run.reference())
+
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
+        """Returns the samples as files. samples: arrays from `generate`. options: None: the defaults.
+
+        Training writes these files at each evaluation, and sample.py writes them next to samples.npz.
+        """
+        raise NotImplementedError
+
+    def describe(self, files: Mapping[str, bytes], options: Any) -> str | None:
+        """Returns the text that sample.py prints for the files of `show`. None: nothing."""
+        return None
+
+
 @dataclass(frozen=True)
 class Data:
     """A kind of data and its settings: the `data` of a config. Subclass it to add a kind."""
@@ -224,3 +294,7 @@ class Data:
     def build(self) -> Dataset:
         """Returns the data set. Raises: UserError for anything that the user got wrong."""
         raise NotImplementedError
+
+    def medium(self) -> Medium | None:
+        """Returns the medium of this data's samples. None: gen.media chooses one by the names of the features."""
+        return None

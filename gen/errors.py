@@ -8,13 +8,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
 
+# Control characters but tab and newline, which could control the terminal, and surrogates, which cannot be encoded.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 # Errors of the operating system that a user can fix: a full or read-only disk, a wrong path.
 USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 USER_ERRNOS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-
 
 REQUEUE = 75
 """Exit status of a run that must be started again (EX_TEMPFAIL)."""
@@ -45,7 +44,7 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def run_command(main: Callable[[], None], leave: Callable[[int], Any] = sys.exit) -> None:
+def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys.exit) -> None:
     """Runs the main function of a command, and ends the process with `leave(status)` if it fails.
 
     A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1).
@@ -58,6 +57,7 @@ def run_command(main: Callable[[], None], leave: Callable[[int], Any] = sys.exit
         _fail(str(stop))
         leave(REQUEUE)
     except BrokenPipeError:  # the reader of a pipe, such as `| head`, has closed it
+        # Python flushes stdout at its end, and would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(141)
     except MemoryError as error:
@@ -78,8 +78,9 @@ def _fail(message: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters (except newline and tab) and lone surrogates escaped.
+    """Returns the text with control characters (except newline and tab) and lone surrogates escaped."""
 
-    Control characters could command the terminal, and surrogates cannot be encoded.
-    """
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    def escape(match: re.Match[str]) -> str:
+        return match[0].encode("unicode_escape").decode()
+
+    return UNPRINTABLE.sub(escape, text)

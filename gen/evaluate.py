@@ -1,105 +1,117 @@
-"""Score trained runs side by side: python -m gen.evaluate RUN [RUN ...] [--metrics tstr frechet ...]
+"""Scores trained runs side by side: python -m gen.evaluate RUN [RUN ...] [--metrics tstr frechet ...]
 
-Every number goes into evaluation.json of its run with its protocol, and what is there under the same protocol isn't
-computed again. Runs are compared under one protocol only.
+Each number is written into evaluation.json of its run, with its protocol: how it was computed. A number that is already there
+under the same protocol is not computed again. Runs are only compared under the same protocol.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from gen.errors import UserError, run_command
-from gen.evaluation import images, texts
-from gen.evaluation.score import Options, Score, Subject
-from gen.runs import directory, trained
+from gen.evaluation.plan import open_subject, plan_scores
+from gen.evaluation.score import Options, Score
+from gen.runs import directory
 
-OWN = ("checkpoint", "run", "base")  # entries of a protocol in which runs that are compared may differ
+RUN_ENTRIES = ("checkpoint", "run", "base")
+"""Entries of a protocol that may differ between runs that are compared."""
 
 
 def main() -> None:
-    print(table(scores(tyro.cli(Options, prog="python -m gen.evaluate"))))
+    arguments = list(rewrite_request(sys.argv[1:]))
+    print(format_table(scores(tyro.cli(Options, args=arguments, prog="python -m gen.evaluate"))))
+
+
+def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the arguments with `--request.FIELD VALUE` and `--request.FIELD=VALUE` as `--request FIELD=VALUE`.
+
+    Raises: UserError for a field without a value.
+    """
+    # tyro could only list these options once the run is opened, since their names depend on its family.
+    prefix = "--request."
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith(prefix):
+            yield argument
+            continue
+        field, equals, value = argument.removeprefix(prefix).partition("=")
+        if not equals and (value := next(rest, "")) == "":
+            raise UserError(f"{argument} has no value; the fix: {argument} VALUE")
+        yield from ("--request", f"{field}={value}")
 
 
 def scores(options: Options) -> dict[str, dict[str, float]]:
-    """{run: {name: number}}; each number is in evaluation.json of its run too, with its protocol.
+    """Returns {run: {name: number}}, and writes each number with its protocol into evaluation.json of its run.
 
-    Raises: UserError for what can't be computed or compared, before anything is generated.
+    Raises: UserError for anything that can't be computed or compared, before anything is generated.
     """
     if not options.runs:
-        raise UserError("no run is named: python -m gen.evaluate RUN [RUN ...]")
-    subjects = [opened(workdir, options) for workdir in options.runs]
-    plans = {str(subject.workdir): planned(subject, options) for subject in subjects}
+        raise UserError("no run is named; the fix: python -m gen.evaluate RUN [RUN ...]")
+    plans: dict[str, list[Score]] = {}
+    # All runs are opened first, so that a wrong path fails before a classifier is trained for the features.
+    subjects = [open_subject(workdir, options) for workdir in options.runs]
+    for subject in subjects:
+        report(f"{subject.workdir}: checkpoint {subject.step}")
+        plans[str(subject.workdir)] = plan_scores(subject)
     check_comparable(plans)
-    return {workdir: completed(Path(workdir), plan) for workdir, plan in plans.items()}
+    return {workdir: complete(Path(workdir), plan) for workdir, plan in plans.items()}
 
 
-def opened(workdir: Path, options: Options) -> Subject:
-    """Raises: UserError if there is no such run or checkpoint, or its data are others now."""
-    config, model = trained.load_model(workdir, options.trust)
-    step = trained.choose_step(workdir, config, options.step)
-    moved = {} if options.data_name is None else {"name": options.data_name}
-    data = trained.build_dataset(workdir, options.data_dir, options.trust, **moved)
-    say(f"{workdir}: checkpoint {step}")
-    return Subject(
-        workdir, step, config, model, data, cache(lambda: trained.restore_state(workdir, model, step, options.base))
-    )
+def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
+    """Returns the planned numbers of a run: those that are known under the same protocol, and the others, which are computed.
 
-
-def planned(subject: Subject, options: Options) -> list[Score]:
-    """What is computed of a run. Raises: UserError for what can't be, before anything is generated."""
-    if "image" in subject.data.spec:
-        return images.planned(subject, options)
-    if "tokens" in subject.data.spec:
-        return texts.planned(subject, options)
-    raise UserError(f"{subject.workdir} makes neither images nor texts, which there are scores of")
-
-
-def completed(workdir: Path, wanted: Iterable[Score]) -> dict[str, float]:
-    """The numbers that are there under the same protocol, and the others, computed and written at once."""
-    found: dict[str, float] = {}
-    old = directory.read_evaluation(workdir) or {"metrics": {}, "protocol": {}}
-    for score in wanted:
-        protocol = json.loads(json.dumps(score.protocol))  # where a tuple is a list
-        if all(name in old["metrics"] and old["protocol"].get(name) == protocol for name in score.names):
-            found |= {name: old["metrics"][name] for name in score.names}
+    Each computed number is written at once, so an interruption loses only the one in progress.
+    """
+    numbers: dict[str, float] = {}
+    known = directory.read_evaluation(workdir) or directory.Evaluation()
+    for score in plan:
+        # As it is read back from the file: tuples become lists.
+        protocol = json.loads(json.dumps(score.protocol))
+        # Numbers of a score are computed together, so one that is missing or has another protocol means all.
+        if all(name in known.metrics and known.protocol.get(name) == protocol for name in score.names):
+            numbers |= {name: known.metrics[name] for name in score.names}
             continue
-        say(f"{workdir}: {', '.join(score.names)} ...")
+        report(f"{workdir}: {', '.join(score.names)} ...")
         new = {name: float(value) for name, value in zip(score.names, score.compute(), strict=True)}
         directory.write_evaluation(workdir, new, dict.fromkeys(new, protocol))
-        found |= new
-    return found
+        numbers |= new
+    return numbers
 
 
 def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
-    """Raises: UserError for a number whose protocols, in two runs, differ in more than the run."""
-    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    """Raises: UserError for a number whose protocols in two runs differ in more than RUN_ENTRIES."""
+    first: dict[str, tuple[str, Mapping[str, object]]] = {}
     for workdir, plan in plans.items():
-        for _, (name, *_), theirs, _ in plan:
+        for score in plan:
+            # All names of a score share its protocol.
+            name, theirs = score.names[0], score.protocol
             other, ours = first.setdefault(name, (workdir, theirs))
-            differ = [k for k in {**ours, **theirs} if k not in OWN and ours.get(k) != theirs.get(k)]
+            differ = [k for k in {**ours, **theirs} if k not in RUN_ENTRIES and ours.get(k) != theirs.get(k)]
             if differ:
                 entries = "; ".join(f"{k}: {ours.get(k)} and {theirs.get(k)}" for k in differ)
-                raise UserError(f"{name} of {other} and of {workdir} don't compare; score them apart\n  {entries}")
+                raise UserError(
+                    f"{name} of {other} and of {workdir} can't be compared, since their protocols differ; score the runs "
+                    f"in separate commands\n  {entries}"
+                )
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """A column a run, a line a number."""
-    names = dict.fromkeys(name for numbers in found.values() for name in numbers)
-    shown = lambda numbers, name: f"{numbers[name]:.4g}" if name in numbers else "-"
-    lines = [["", *found], *([name, *(shown(numbers, name) for numbers in found.values())] for name in names)]
+def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns a table with a column for each run and a line for each number. A dash: the run does not have the number."""
+    names = dict.fromkeys(name for column in numbers.values() for name in column)
+    lines = [["", *numbers]]
+    for name in names:
+        lines.append([name, *(f"{column[name]:.4g}" if name in column else "-" for column in numbers.values())])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    pad = lambda line: [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-    return "\n".join("  ".join(pad(line)) for line in lines)
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join("  ".join(line) for line in padded)
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Reading files that a stranger may have made, writing files in one rename, and the user's cache folder.
+"""Files: reading files that a stranger may have made, writing files in one rename, and the user's cache folder.
 
-A file that is read must be a regular file (a pipe would never end) of a limited size. Nothing is unpickled. No link may
-lead out of a folder that is read as a whole.
+A file is read only if it is a regular file (a pipe would never end) of limited size. Nothing is unpickled. In a folder that is
+read as a whole, no link may lead out of the folder.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,77 +22,93 @@ from numpy.lib.npyio import NpzFile
 
 from gen.errors import UserError
 
-MAX_BYTES = 2**31  # bytes of a file that is read whole, and of what an archive unpacks to
+MAX_BYTES = 2**31
+"""Bytes of a file that is read as a whole, and of an unpacked archive."""
+MAX_JSON_BYTES = 2**28
+"""Bytes of a JSON file."""
+
+T = TypeVar("T")
+
+
+class _Entry(NamedTuple):
+    """A file, folder or link in a folder."""
+
+    path: str
+    link: bool
+    mode: int
 
 
 def check_contained(folder: Path) -> None:
-    """Raises: UserError for a link out of the folder, and for what is neither file, folder nor link, anywhere in it: whoever
-    reads or writes there stays there."""
-    root = os.path.realpath(folder)
-    for path, link, mode in _entries(root):
-        if link and not is_inside(Path(path), folder):
-            raise UserError(f"{path} is a link out of {folder}; if that is what you want, put what it leads to there")
-        if not link and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise UserError(f"{path} is neither a file nor a folder; remove it")
+    """Checks that reading and writing below a folder stays in it.
+
+    Raises: UserError if it holds, at any depth, a link that leads out of it, a pipe or a device.
+    """
+    for entry in _entries(os.path.realpath(folder)):
+        if entry.link and not is_inside(Path(entry.path), folder):
+            raise UserError(f"{entry.path} is a link out of {folder}; the fix: replace it by the file that it leads to")
+        if not entry.link and not (stat.S_ISREG(entry.mode) or stat.S_ISDIR(entry.mode)):
+            raise UserError(f"{entry.path} is neither a file nor a folder; the fix: remove it")
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path in the folder stays there, wherever links lead."""
+    """Returns whether a path in the folder stays in it after following links."""
     return not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def _entries(folder: str) -> Iterator[tuple[str, bool, int]]:
-    """(path, whether it is a link, mode) of all that is below; linked folders are not entered."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry.path, entry.is_symlink(), entry.stat(follow_symlinks=False).st_mode
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _entries(entry.path)
-    except (FileNotFoundError, NotADirectoryError):  # another process removes what it has written
-        return
+def _entries(folder: str) -> Iterator[_Entry]:
+    """Yields everything below a folder. Links to folders are not followed."""
+    # Another process, such as one that is training, may remove files meanwhile.
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield _Entry(entry.path, entry.is_symlink(), entry.stat(follow_symlinks=False).st_mode)
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(entry.path)
 
 
-def check_fits(shapes: Any, path: Path) -> Any:
-    """The shapes of the arrays that a run's config describes. Raises: UserError if this machine can't hold them."""
+def check_fits(shapes: T, path: Path) -> T:
+    """Returns the shapes of a model's arrays. Raises: UserError if this machine cannot hold them. path: the model's run."""
     check_memory(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)), f"the model of {path}")
     return shapes
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raises: UserError for more bytes than this machine has: asked for them, it would end processes instead."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise UserError(f"{what} needs {needed / 2**30:,.0f} GiB of memory, and this machine has {there / 2**30:,.0f}")
+    """Raises: UserError if `needed` bytes are more than this machine has. Allocating them would make the system kill processes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(f"{what} needs {needed / 2**30:,.0f} GiB of memory, but this machine has {memory / 2**30:,.0f}")
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """What is in a file. Raises: FileNotFoundError; UserError if it is no regular file, can't be read or is too large."""
+    """Returns the content of a file of at most `most` bytes.
+
+    Raises: FileNotFoundError; UserError if it is not a regular file, cannot be read, or is too large.
+    """
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
-            raise UserError(f"{path} is no file")
+            raise UserError(f"{path} is not a regular file")
         if facts.st_size > most:
-            raise UserError(f"{path} has {facts.st_size:,} bytes, and at most {most:,} are read")
+            raise UserError(f"{path} has {facts.st_size:,} bytes; the limit is {most:,}")
         return path.read_bytes()
+    # Many callers have a message of their own for a missing file.
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(str(path)) from None
-    except (OSError, ValueError) as error:  # no permission; no path at all, with a zero byte in it
+    except (OSError, ValueError) as error:  # no permission; a path with a zero byte
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', error)}") from None
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file. Raises: as `content`; UserError if it is damaged."""
+    """Returns the JSON in a file. Raises: FileNotFoundError; UserError if it cannot be read or is damaged."""
     try:
-        return json.loads(read_bytes(path, 2**28))
+        return json.loads(read_bytes(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of numbers in an .npz file; what it says that they unpack to is looked at first.
+    """Returns the arrays of numbers in an .npz file. The size that the archive claims is checked before it is unpacked.
 
-    Raises: as `content`; UserError if it is damaged, too large, or holds anything else.
+    Raises: FileNotFoundError; UserError if it is damaged, too large, or holds anything but numbers.
     """
     packed = read_bytes(path)
     try:
@@ -100,23 +116,23 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             assert archive.zip is not None
             size = sum(entry.file_size for entry in archive.zip.infolist())
             if size > MAX_BYTES:
-                raise ValueError(f"it unpacks to {size:,} bytes, and at most {MAX_BYTES:,} are read")
+                raise ValueError(f"it unpacks to {size:,} bytes; the limit is {MAX_BYTES:,}")
             found = {name: np.asarray(archive[name]) for name in archive}
-    except Exception as error:  # a broken file makes it raise nearly anything
+    except Exception as error:  # numpy and zipfile raise nearly anything for a broken file
         raise UserError(f"{path} is damaged: {error}") from None
     for name, array in found.items():
         if array.dtype.kind not in "biuf":
-            raise UserError(f"{path} is damaged: {name[:80]!r} is {array.dtype}, and no array of numbers")
+            raise UserError(f"{path} is damaged: {name[:80]!r} has dtype {array.dtype}, which is not a number")
     return found
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept for the user: $XDG_CACHE_HOME/gen, by default ~/.cache/gen."""
+    """Returns the folder for files that can be made again: $XDG_CACHE_HOME/gen, by default ~/.cache/gen."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gen"
 
 
 def expand_user(path: Path | str) -> Path:
-    """The path with ~ as the user's home. Raises: UserError for the home of nobody."""
+    """Returns the path with ~ or ~USER replaced by a home folder. Raises: UserError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -125,31 +141,37 @@ def expand_user(path: Path | str) -> Path:
 
 @contextmanager
 def create_folder(folder: Path) -> Iterator[Path]:
-    """A folder aside to write in, which becomes `folder` if nothing is raised. Raises: UserError if something is there."""
+    """Yields a temporary folder to write in. It is renamed to `folder` at the end, and removed if anything is raised.
+
+    Raises: UserError if the folder exists and is not empty, or cannot be made.
+    """
+    # In the same parent folder, so that the rename does not cross file systems.
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another, or remove it")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        raise UserError(f"{folder} exists already; choose another folder, or remove it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        aside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{folder} can't be made: {error.strerror}") from None
     try:
-        yield aside
-        os.replace(aside, folder)
+        yield temporary
+        os.replace(temporary, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file in one rename."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """In one rename: the file is the old one or the new one, never half of it."""
+    """Writes a file in one rename: after a crash it is the old file or the new one, never a part of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
+        # The content must be on the disk before the rename is.
         os.fsync(file.fileno())
     os.replace(temporary, path)

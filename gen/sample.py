@@ -7,35 +7,33 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-import jax
-import numpy as np
 import tyro
 
 from gen import config as configs
 from gen import files
-from gen.core import GenerativeModel
+from gen.core import Medium
 from gen.errors import UserError, check_seed, printable
-from gen.media import text as media_text
-from gen.media.medium import Medium, medium_of
-from gen.networks.positions import PADDING
-from gen.runs import checkpoint, directory
-from gen.runs.trained import choose_step, generate, load_model
-from gen.runtime import backend
+from gen.media import find_medium
+from gen.media.arrays import pack_arrays
+from gen.runs import checkpoint
+from gen.runs.provenance import CheckpointRecord, Manifest, conditions, read_manifest, write_manifest
+from gen.runs.trained import TrainedRun, open_run
 
-FORMAT = 2
-VERSIONS = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
+USAGE = """usage: sample.py RUN [OPTIONS]       (sample.py RUN --help lists the options of the run's family)
+       sample.py --verify MANIFEST"""
+Dataclass = Any
+"""An instance of a frozen dataclass."""
 R = TypeVar("R")
 M = TypeVar("M")
 
 
 @dataclass(frozen=True)
 class Options(Generic[R, M]):
-    """Samples of a trained run: what people look at, the arrays, and a manifest."""
+    """Draw samples from a trained run. Writes files to look at, the arrays, and a manifest."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
@@ -44,11 +42,11 @@ class Options(Generic[R, M]):
     seed: int = 0
     """Seed of the samples."""
     step: int | None = None
-    """Checkpoint to sample from; None: the best."""
+    """Checkpoint to sample from. None: the best."""
     out: Path | None = None
-    """Where to write; None: generated/ in the run directory."""
+    """Folder to write to. None: a folder in generated/ of the run directory."""
     base: str | None = None
-    """Where the run that an adapter stands on is now, if it was moved."""
+    """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported (a fork's family)."""
 
@@ -58,167 +56,163 @@ class Options(Generic[R, M]):
 
 @dataclass(frozen=True)
 class Verify:
-    """Make the outputs of a manifest again and compare them byte for byte."""
+    """Make the outputs of a manifest again, and compare them byte for byte."""
 
     verify: Path
     """The manifest.json."""
     run: Path | None = None
     """The run directory, if it was moved."""
     data_dir: str | None = None
-    """Where the data set is, if neighbours are shown and it is not where it was in training."""
+    """Where the data set is now, if neighbours are shown and it was moved since training."""
     base: str | None = None
-    """Where the run that an adapter stands on is now, if it was moved."""
+    """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line of sample.py; the exit status."""
-    prog = "sample.py"
+    """Runs the command line of sample.py, and returns the exit status."""
     if any(a.split("=")[0] == "--verify" for a in arguments):
-        return verify(tyro.cli(Verify, args=list(arguments), prog=prog))
-    if not arguments or arguments[0].startswith("-"):
-        print("usage: sample.py RUN [OPTIONS]       (sample.py RUN --help lists those of the run's family)")
-        print("       sample.py --verify MANIFEST")
-        return 0 if {"-h", "--help"} & set(arguments) else 2
-    trust = tuple(value for flag, value in pairwise(arguments) if flag == "--trust")
-    trust += tuple(a.removeprefix("--trust=") for a in arguments if a.startswith("--trust="))
-    workdir = Path(arguments[0])
-    model = load_model(workdir, trust)[1]
-    medium = medium_of(directory.read_spec(workdir))
-    options = tyro.cli(Options[model.request, medium.options], args=list(arguments), prog=prog)
-    sample(options, model, medium)
+        return verify(tyro.cli(Verify, args=list(arguments), prog="sample.py"))
+    if arguments and not arguments[0].startswith("-"):
+        return _sample_command(arguments)
+    print(USAGE)
+    return 0 if {"-h", "--help"} & set(arguments) else 2
+
+
+def _sample_command(arguments: Sequence[str]) -> int:
+    # The options depend on the run's family, so the run is opened before the other arguments are read.
+    trust = [value for flag, value in pairwise(arguments) if flag == "--trust"]
+    trust += [a.removeprefix("--trust=") for a in arguments if a.startswith("--trust=")]
+    run = open_run(Path(arguments[0]), trust)
+    medium = find_medium(run.config.data, run.spec)
+    options = tyro.cli(Options[run.model.request, medium.options], args=list(arguments), prog="sample.py")
+    sample(options, run, medium)
     return 0
 
 
-def sample(options: Options[Any, Any], model: GenerativeModel, medium: Medium) -> None:
-    """Generate, and write the outputs and their manifest."""
-    config, _ = load_model(options.run, options.trust)
-    step = choose_step(options.run, config, options.step)
-    asked = medium.resolved(options.medium)
-    given, functions = medium.given(options.run, config, asked)
-    arrays = generate(options.run, model, step, options.seed, options.request, given, functions, base=options.base)
-    if "listen" in functions:
-        functions["listen"](np.full(len(arrays["samples"]), PADDING))  # no more comes
-    outputs = medium.files(options.run, asked, arrays, options.trust)
-    changed = {f.name: v for f in fields(options.request) if (v := getattr(options.request, f.name)) != f.default}
-    kept = {f.name: getattr(asked, f.name) for f in fields(asked) if not f.metadata.get("launch")}
-    beyond = {k: v for k, v in kept.items() if v != type(asked).__dataclass_fields__[k].default}
-    name = "-".join([f"step{step}", f"seed{options.seed}", *(f"{k}{v}" for k, v in changed.items())])
-    if beyond:
-        name += "-" + _sha256(repr(beyond).encode())[:8]
-    folder = options.out or options.run / "generated" / name
+def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medium) -> Path:
+    """Generates samples, and writes them with their manifest. Returns the folder."""
+    step = run.choose_step(options.step)
+    read = medium.read_options(options.medium)
+    outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
+    folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
         files.write_bytes(folder / file, content)
-    manifest = {
-        "format": FORMAT,
-        "run": os.path.relpath(options.run.resolve(), folder.resolve()),
-        "identity": configs.digest(config),
-        "checkpoint": {"step": step, "sha256": checkpoint.digest(options.run / "checkpoints", step)},
-        "reference": _sha256(_reference(options.run)),
-        "seed": options.seed,
-        "request": configs.encode(options.request),
-        "medium": {k: v for k, v in configs.encode(asked).items() if k == "type" or k in kept},
-        "conditions": conditions(),
-        "outputs": {file: _sha256(content) for file, content in outputs.items()},
-    }
-    files.write_json(folder / "manifest.json", manifest)
-    if (done := max(checkpoint.steps(options.run / "checkpoints"))) < config.steps:
-        print(f"{options.run} is not finished: {done} of {config.steps} steps", file=sys.stderr)
-    if "samples.txt" in outputs:
-        first, rule, others = outputs["samples.txt"].decode().removesuffix("\n").partition(media_text.RULE)
-        print(printable(("" if asked.stream else first) + rule + others))
+    manifest = Manifest(
+        run=os.path.relpath(run.workdir.resolve(), folder.resolve()),
+        identity=configs.digest(run.config),
+        checkpoint=CheckpointRecord(step, run.digest(step)),
+        reference=_sha256(_reference(run)),
+        seed=options.seed,
+        request=configs.encode(options.request),
+        medium=_encode_medium(read),
+        conditions=conditions(),
+        outputs={file: _sha256(content) for file, content in outputs.items()},
+    )
+    write_manifest(folder / "manifest.json", manifest)
+    # Samples of an unfinished run are made again as long as this checkpoint is kept.
+    if (done := max(checkpoint.steps(run.checkpoints))) < run.config.steps:
+        print(f"{run.workdir} is not finished: {done} of {run.config.steps} steps", file=sys.stderr)
+    # An empty text still ends the line of a sample that was streamed.
+    if (text := medium.describe(outputs, read)) is not None:
+        print(text)
     print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
+    return folder
+
+
+def make_outputs(
+    run: TrainedRun, medium: Medium, step: int, seed: int, request: object, options: Dataclass, base: str | None
+) -> dict[str, bytes]:
+    """Returns {file name: content} of samples: the files of the medium, and samples.npz with all arrays.
+
+    options: of the medium. base: where the base of an adapter is now, if it was moved.
+    """
+    # The medium reads the run through a view, so that training can show samples in the same way.
+    view = run.view()
+    given = medium.give(options, view)
+    arrays = run.generate(step, seed, request, given.arrays, given.functions, base)
+    if given.finish is not None:
+        given.finish(arrays)
+    shown = medium.show(arrays, view, options)
+    return {**shown.files, "samples.npz": pack_arrays({**arrays, **shown.arrays})}
 
 
 def verify(options: Verify) -> int:
-    """Regenerate what a manifest describes and say what differs; 0 if nothing does, else 1."""
-    manifest = _read_manifest(options.verify)
-    workdir = options.run or options.verify.parent / manifest["run"]
-    config, model = load_model(workdir, options.trust)
-    step = manifest["checkpoint"]["step"]
-    choose_step(workdir, config, step)
-    request = configs.decode(model.request, manifest["request"], options.trust, at="request")
-    medium = medium_of(directory.read_spec(workdir))
-    asked = configs.decode(medium.options, manifest["medium"], options.trust, at="medium")
+    """Makes the outputs of a manifest again and prints the differences. Returns 0 if there are none, otherwise 1."""
+    manifest = read_manifest(options.verify)
+    run = open_run(options.run or options.verify.parent / manifest.run, options.trust)
+    step = run.choose_step(manifest.checkpoint.step)
+    medium = find_medium(run.config.data, run.spec)
+    request = configs.decode(run.model.request, manifest.request, options.trust, at="request")
+    asked = configs.decode(medium.options, manifest.medium, options.trust, at="medium")
     if options.data_dir is not None and hasattr(asked, "data_dir"):
         asked = replace(asked, data_dir=options.data_dir)
-    given = medium.given(workdir, config, asked)
-    arrays = generate(workdir, model, step, manifest["seed"], request, *given, base=options.base)
-    outputs = medium.files(workdir, asked, arrays, options.trust)
+    outputs = make_outputs(run, medium, step, manifest.seed, request, asked, options.base)
 
-    found = {
-        "config": (manifest["identity"], configs.digest(config)),
-        "checkpoint": (manifest["checkpoint"]["sha256"], checkpoint.digest(workdir / "checkpoints", step)),
-        "reference.npz": (manifest["reference"], _sha256(_reference(workdir))),
-    }
-    inputs = [name for name, (then, now) in found.items() if then != now]
+    differences = _compare_outputs(manifest, options.verify.parent, outputs)
+    # Other versions or devices may explain a difference, so they are named too.
     here = conditions()
-    moved = [f"{k}: {v!r} then, {here.get(k)!r} now" for k, v in manifest["conditions"].items() if here.get(k) != v]
-    differ = []
-    for name, sha256 in manifest["outputs"].items():
-        file = options.verify.parent / name
+    others = [f"{k}: {v!r} then, {here.get(k)!r} now" for k, v in manifest.conditions.items() if here.get(k) != v]
+    lines = [f"differs: {line}" for line in differences]
+    lines += [f"changed: {name}" for name in _changed_inputs(manifest, run, step)]
+    lines += [f"other conditions: {line}" for line in others]
+    if differences and others:
+        lines.append("the same bytes are promised under the same conditions only")
+    if not differences:
+        lines.append(f"verified: {', '.join(manifest.outputs)}, byte for byte")
+    for line in lines:
+        print(printable(line))
+    return 1 if differences else 0
+
+
+def _compare_outputs(manifest: Manifest, folder: Path, outputs: Mapping[str, bytes]) -> list[str]:
+    """Returns a line for each file that is missing or changed, and for each that comes out differently."""
+    differences = []
+    for name, sha256 in manifest.outputs.items():
+        file = folder / name
+        # A link could lead to a device, which never ends, or to a private file.
         if file.is_symlink() or not file.is_file():
-            differ.append(f"{name} is missing")
+            differences.append(f"{name} is missing")
         elif _sha256(files.read_bytes(file)) != sha256:
-            differ.append(f"{name} is not the file that the manifest names")
+            differences.append(f"{name} is not the file that the manifest names")
         if _sha256(outputs.get(name, b"")) != sha256:
-            differ.append(f"{name} comes out differently")
-    for line in differ:
-        print(printable(f"differs: {line}"))
-    for name in inputs:
-        print(f"changed: {name}")
-    for line in moved:
-        print(printable(f"other conditions: {line}"))
-    if differ and moved:
-        print("the same bytes are promised under the same conditions only")
-    if not differ:
-        print(f"verified: {', '.join(manifest['outputs'])}, byte for byte")
-    return 1 if differ else 0
+            differences.append(f"{name} comes out differently")
+    return differences
 
 
-def conditions() -> dict[str, Any]:
-    """What the bytes of a result depend on besides its inputs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        **{name: metadata.version(name) for name in VERSIONS},
-        "gen": metadata.version("gen"),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "processor": backend.cpu_name(),
-        "visible_cores": cores,
+def _changed_inputs(manifest: Manifest, run: TrainedRun, step: int) -> list[str]:
+    """Returns the names of the inputs that are no longer as the manifest has them."""
+    changed = {
+        "config": not run.has_identity(manifest.identity),
+        "checkpoint": manifest.checkpoint.sha256 != run.digest(step),
+        "reference.npz": manifest.reference != _sha256(_reference(run)),
     }
+    return [name for name, is_changed in changed.items() if is_changed]
 
 
-def _read_manifest(path: Path) -> Mapping[str, Any]:
+def _folder_name(step: int, seed: int, request: Dataclass, medium: Dataclass) -> str:
+    """Returns a name with the settings that are not the defaults, so that other settings get another folder."""
+    changed = {f.name: v for f in fields(request) if (v := getattr(request, f.name)) != f.default}
+    name = "-".join([f"step{step}", f"seed{seed}", *(f"{k}{v}" for k, v in changed.items())])
+    kept = [f for f in fields(medium) if not f.metadata.get("launch")]
+    special = {f.name: v for f in kept if (v := getattr(medium, f.name)) != f.default}
+    # The settings of a medium may be whole texts, so they go into the name as a digest.
+    return name + (f"-{_sha256(repr(special).encode())[:8]}" if special else "")
+
+
+def _encode_medium(options: Dataclass) -> dict[str, object]:
+    """Returns the medium's options as JSON values, without those that don't change the samples."""
+    launch = {f.name for f in fields(options) if f.metadata.get("launch")}
+    return {name: value for name, value in configs.encode(options).items() if name not in launch}
+
+
+def _reference(run: TrainedRun) -> bytes:
     try:
-        manifest = files.read_json(path)
-    except (FileNotFoundError, UserError) as error:
-        raise UserError(f"{path} can't be read as a manifest: {error}") from None
-    shape = {"run": str, "identity": str, "checkpoint": dict, "reference": str, "seed": int, "request": dict}
-    shape |= {"medium": dict, "conditions": dict, "outputs": dict}
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is no manifest of format {FORMAT}")
-    for name, kind in shape.items():
-        if not isinstance(manifest.get(name), kind):
-            raise UserError(f"{path}: {name} is missing or no {kind.__name__}")
-    check_seed(manifest["seed"])
-    checkpoint_facts = {k: type(v) for k, v in manifest["checkpoint"].items()}
-    if checkpoint_facts != {"step": int, "sha256": str}:
-        raise UserError(f"{path}: checkpoint is not a step and its sha256")
-    if not manifest["outputs"]:
-        raise UserError(f"{path} names no outputs")
-    if any(Path(name).name != name for name in manifest["outputs"]):
-        raise UserError(f"{path}: an output's name leaves the manifest's folder")
-    return manifest
-
-
-def _reference(workdir: Path) -> bytes:
-    try:
-        return files.read_bytes(workdir / "reference.npz")
+        return files.read_bytes(run.workdir / "reference.npz")
     except FileNotFoundError:
-        raise UserError(f"{workdir} has no reference.npz; training it on makes one") from None
+        raise UserError(f"{run.workdir} has no reference.npz; training the run again makes one") from None
 
 
 def _sha256(content: bytes) -> str:

@@ -1,58 +1,50 @@
-"""The one training loop: data -> update -> log -> evaluate -> save, and at the end the test of the best checkpoint."""
+"""The one training loop: data -> update -> log -> evaluate -> save, and in the end the test of the best checkpoint."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gen import config as configs
-from gen import files
 from gen.config import Config
-from gen.core import Dataset, GenerativeModel, HostBatch, State
+from gen.core import Dataset, GenerativeModel, Medium, State
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import with_preprocess
-from gen.data.text import tokenizers
 from gen.errors import Requeue, UserError
 from gen.evaluation import alarms
 from gen.evaluation.measure import measure, split_facts
-from gen.media import image
-from gen.media import text as media_text
+from gen.evaluation.request import parse_request
+from gen.media import find_medium
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory, log
+from gen.runs.run import Run, Start, open_start, write_evaluation, write_samples
+from gen.runs.trained import sample_command
 from gen.runtime import backend, faults, hosts, profile, signals
 from gen.runtime import engine as runtime_engine
 from gen.runtime.engine import Engine
+from gen.runtime.feed import calls, feed, stacked
 
-
-class Run(NamedTuple):
-    """What a run is made of."""
-
-    config: Config
-    workdir: Path
-    data: Dataset
-    model: GenerativeModel
-    engine: Engine
-    base: runs_base.Base | None
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.workdir / "checkpoints"
+__all__ = ["build", "calls", "feed", "stacked", "train"]
 
 
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
-    """The three parts of a run. Raises: UserError for whatever a person got wrong, before anything is written."""
+    """Returns the data set, the model and the engine of a run. Nothing is written.
+
+    Raises: UserError for anything that the user got wrong.
+    """
     backend.start_backend(config.parallel)
     data = runs_base.build_data(config)
     model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
+    # A wrong request is found before anything is written.
+    parse_request(model.request, config.log.request, None)
     guard = faults.guards(config.faults)
     several = config.steps_per_call > 1
     engine = runtime_engine.compile_engine(
@@ -62,255 +54,228 @@ def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Train in `workdir`, from the newest sound checkpoint if there is one, and test the best. On several hosts, each calls it.
+    """Trains in `workdir`, from its newest sound checkpoint if there is one, and tests the best checkpoint in the end.
 
-    Raises: Requeue if the process is to be started again: it was told to stop, or another host is gone.
+    On several hosts, each calls it with the same config.
+
+    Raises: Requeue if the process must be started again, because a signal stopped it or another host has ended.
     """
     begun = time.monotonic()
     with signals.exit_on_signal(config.parallel.grace_seconds), ExitStack() as held:
         config = runs_base.resolve_config(config)
         data, model, engine = build(config)
+        # From here on the hosts exchange messages, and any of them may be lost.
         held.enter_context(hosts.requeue_if_lost())
-        own = replace(config, parallel=replace(config.parallel, host=None))
-        hosts.check_agree("configs or data", json.dumps([str(workdir), configs.encode(own), data.digest]))
+        shared = replace(config, parallel=replace(config.parallel, host=None))
+        hosts.check_agree("configs or data", json.dumps([str(workdir), configs.encode(shared), data.digest]))
         base = runs_base.choose_base(config, workdir)
         if base is not None:
             runs_base.check_base(base, engine.abstract)
-        this = Run(config, workdir, data, model, engine, base)
-        found = hosts.broadcast(lambda: open_run(this, held))
-        if found["finished"]:
-            if hosts.is_first():
-                print(f"{workdir} is finished: {found['start']} steps done. More of them: --steps N")
-            return
-        start, meta = found["start"], found["meta"]
-        state = _resume(this, start) if start else _begin(this)
-        examples = config.data.batch_size * (model.batches or 1)
-        length = meta.get("metrics_bytes", 0)
-        with log.open_log(workdir, config.log, start, config.steps, examples, length, model.losses) as logger:
-            for text in found["damaged"]:
-                logger.alarm(start, text)
-            if start:
-                logger.telemetry(start, event="restart", seconds=time.monotonic() - begun)
-                logger.say(f"resuming {workdir} at step {start}")
-            if start < config.steps:
-                fit(this, state, logger, faults.Record(config.faults, start, meta.get("faults", []), model.losses))
-            test(this, logger)
+        run = Run(config, workdir, data, model, engine, base)
+        start = open_start(run, held)
+        if not start.finished:
+            _train_from(run, start, begun)
+        elif hosts.is_first():
+            # A schedule that reads the number of steps makes it a part of the run's identity.
+            more = "" if "steps" in configs.identity(config) else ". To train for more: --steps N"
+            print(f"{workdir} is finished: {start.step} steps are done{more}")
 
 
-def open_run(this: Run, held: ExitStack) -> dict[str, Any]:
-    """Take the run directory, which is `held` from here on, and say where its run stands. The first host does it for all.
-
-    Raises: UserError if it is another run's, in use, or without a sound checkpoint.
-    """
-    config, workdir, data = this.config, this.workdir, this.data
-    held.enter_context(directory.lock_run(workdir))
-    directory.begin_run(workdir, config, data, this.base and runs_base.base_facts(this.base, workdir))
-    damaged: list[str] = []
-    start = checkpoint.newest(this.checkpoints, warn=damaged.append) or 0
-    tested = (directory.read_evaluation(workdir) or {"metrics": {}})["metrics"].keys() & this.model.protocol.keys()
-    finished = start >= config.steps and bool(tested)
-    if not finished and not data.spec.keys() <= directory.read_reference(workdir).keys():
-        directory.write_reference(workdir, reference(data))
-    if start < config.steps:
-        (workdir / "evaluation.json").unlink(missing_ok=True)
-    meta = checkpoint.meta(this.checkpoints, start) if start else {}
-    return {"start": start, "meta": meta, "damaged": damaged, "finished": finished}
+def _train_from(run: Run, start: Start, begun: float) -> None:
+    config, model = run.config, run.model
+    state = run.state_at(start.step)
+    examples = config.data.batch_size * (model.batches or 1)
+    length = start.facts.metrics_bytes
+    with log.open_log(run.workdir, config.log, start.step, config.steps, examples, length, model.losses) as logger:
+        for text in start.damaged:
+            logger.alarm(start.step, text)
+        if start.kind == "resume":
+            logger.telemetry(start.step, event="restart", seconds=time.monotonic() - begun)
+            logger.say(f"resuming {run.workdir} at step {start.step}")
+        if start.step < config.steps:
+            record = faults.Record(config.faults, start.step, start.facts.faults, model.losses)
+            fit(run, state, logger, record)
+        test(run, logger)
 
 
-def fit(this: Run, state: State, logger: log.RunLog, record: faults.Record) -> None:
-    """Updates from `state` to the last step. Raises: Requeue if it was told to stop, with the state saved."""
-    config, workdir, data, model, engine, _ = this
+def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> None:
+    """Trains from `state` to the last step. Raises: Requeue if a signal stopped the run; its state is saved."""
+    config, engine = run.config, run.engine
     step = start = int(state.step)
-    due = lambda step, every: step == config.steps or (every > 0 and step % every == 0)
-    known = directory.read_reference(workdir)
-    given = {name: known[name] for name in data.spec}
-    sample = engine.compiled(lambda state: model.generate(state, jax.random.key(0), given, request=model.request()))
-    watch = alarms.watch(config.alarms, data, model, engine.compiled) if config.alarms.action != "off" else None
-    batches = prefetch(stacked(feed(data, model, config, engine.rows), config), calls(config, start))
-    trace = profile.tracer(config.profile, workdir)
-    leave, saved = False, None  # asked to stop; the last save
+    monitor = make_monitor(run, logger)
+    inputs = stacked(feed(run.data, run.model, config, engine.rows), config)
+    trace = profile.tracer(config.profile, run.workdir)
+    stopping = False
     logger.say("compiling the step")
     with (
         signals.notice_signals() as notice,
-        checkpoint.saver(this.checkpoints, config.save, start) as save,
+        checkpoint.saver(run.checkpoints, config.save, start) as save,
         hosts.requeue_if_lost(),
     ):
-        for call, batch, waited in batches:
+        for call, batch, waited in prefetch(inputs, calls(config, start)):
             step = call[-1]
             trace(call)
             state, metrics = engine.update(state, batch, notice(), record.limit(step))
+            # This returns the metrics of the call before, so that the device works while the host reads. The call that
+            # was just dispatched is read now only if something depends on it: an evaluation, a save or a stop.
             read = logger.step(call, metrics, waited)
-            evaluating, saving = due(step, config.evaluate_every), due(step, config.save.every)
-            if evaluating or saving or any(values["notice"] for _, values in read):
+            evaluating, saving = _is_due(config, step, config.evaluate_every), _is_due(config, step, config.save.every)
+            if evaluating or saving or _is_noticed(read):
                 read += logger.settle()
-            leave = any(values["notice"] for _, values in read)
+            # The engine shares the notice of a signal among all hosts, so that they stop after the same step.
+            stopping = _is_noticed(read)
+            # Not any(): each step must be recorded.
             bad = [s for s, values in read if record.read(s, values)]
-            if bad and config.faults.action == "rollback":
-                if leave:  # the last checkpoint is gone on from, as if these steps had not been
-                    break
-                with logger.paused():
-                    if saved:
-                        saved.result()
-                    state, source = roll_back(this, step)
-                    logger.alarm(step, f"rolled back to the weights of step {source}")
-            validation: dict[str, float] = {}
-            if evaluating:
-                with logger.paused():
-                    split = data.evaluation("validation", config.data.batch_size, engine.rows)
-                    validation = _report(measure(model, engine.evaluate, state, split), config, workdir, logger, step)
-                    samples = sample(state)
-                    if hosts.is_first():
-                        show(samples, data, workdir / "samples" / f"step_{step:07d}")
-            if watch and (evaluating or saving):
-                with logger.paused():
-                    heed(watch(state, {**logger.latest, **validation}), config, workdir, logger, step)
-            if saving or leave:
-                with logger.paused():
-                    meta = {"metrics_bytes": logger.length(), "validation": validation, "due": saving}
-                    saved = save(engine.whole(state), meta | {"faults": record.kept(step, saving)})
-            if leave:
+            rolling_back = bool(bad) and config.faults.action == "rollback"
+            if rolling_back and stopping:
+                # Nothing is saved: the next start continues from the checkpoint to which this would roll back.
                 break
+            if rolling_back:
+                state = roll_back(run, step, save, logger)
+            validation = monitor.evaluate(state, step) if evaluating else {}
+            if evaluating or saving:
+                monitor.check_alarms(state, step, validation)
+            if saving or stopping:
+                facts = checkpoint.Facts(logger.length(), validation, saving, record.kept(step, saving))
+                _save(save, engine.whole(state), facts, logger)
+            if stopping:
+                break
+        # No more steps: this ends a trace.
         trace(range(0))
-    if leave or notice():
+    # A signal may also have come after the last call was read.
+    if stopping or notice():
         logger.telemetry(step, event="stopped")
-        raise Requeue(f"stopped at step {step}, as asked; the same command goes on from the last checkpoint")
+        raise Requeue(f"stopped at step {step}, as asked; the same command continues from the last checkpoint")
 
 
-def roll_back(this: Run, step: int) -> tuple[State, int]:
-    """The state of the last checkpoint that was due, or of the beginning, with the number of this step: the batches between
-    are not read again."""
-    source = hosts.broadcast(lambda: checkpoint.scheduled(this.checkpoints)) or 0
-    state = _resume(this, source) if source else _begin(this)
-    return replace(state, step=jax.device_put(np.int32(step), state.step.sharding)), source
+def _save(save: checkpoint.Saver, state: State, facts: checkpoint.Facts, logger: log.RunLog) -> None:
+    with logger.paused():
+        save(state, facts)
 
 
-def show(samples: dict[str, Any], data: Dataset, path: Path) -> None:
-    """What was generated as a picture or a text."""
-    path.parent.mkdir(exist_ok=True)
-    if "tokens" in data.spec:
-        made = media_text.samples(samples, tokenizers.load(data.files["tokenizer.json"]))
-        files.write_bytes(path.with_suffix(".txt"), (media_text.RULE.join(made) + "\n").encode())
-    else:
-        files.write_bytes(path.with_suffix(".png"), image.picture(samples))
+def _is_due(config: Config, step: int, every: int) -> bool:
+    """Returns whether something that happens every `every` steps (0: never), and at the last step, happens now."""
+    return step == config.steps or (every > 0 and step % every == 0)
 
 
-def heed(
-    found: tuple[dict[str, float], list[str]], config: Config, workdir: Path, logger: log.RunLog, step: int
-) -> None:
-    """Numbers and alarms to the telemetry, alarms to the person too. Raises: UserError if they are to stop the run."""
-    numbers, texts = hosts.broadcast(lambda: found)
-    logger.telemetry(step, **numbers)
-    for text in texts:
-        logger.alarm(step, text)
-    if texts and config.alarms.action == "stop":
-        kept = hosts.broadcast(lambda: checkpoint.newest(workdir / "checkpoints", warn=lambda text: None))
+def _is_noticed(read: list[log.StepMetrics]) -> bool:
+    """Returns whether any host received a signal before one of these steps."""
+    return any(values["notice"] for _, values in read)
+
+
+def roll_back(run: Run, step: int, save: checkpoint.Saver, logger: log.RunLog) -> State:
+    """Returns the state of the last scheduled checkpoint, or the initial state, with the number of the current step.
+
+    So the batches in between are not used again.
+    """
+    with logger.paused():
+        save.wait()
+        source = hosts.broadcast(partial(checkpoint.scheduled, run.checkpoints)) or 0
+        state = run.renumber(run.state_at(source), step)
+        logger.alarm(step, f"rolled back to the weights of step {source}")
+    return state
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The checks of a run while it trains: validation metrics, samples to look at, and alarms."""
+
+    run: Run
+    logger: log.RunLog
+    medium: Medium
+    sample: Callable[[State], dict[str, jax.Array]]
+    """(state) -> samples, compiled."""
+    watch: alarms.Watch | None
+    """None: no alarms."""
+
+    def evaluate(self, state: State, step: int) -> dict[str, float]:
+        """Measures the validation split, logs it, and writes samples. Returns the scalars."""
+        run = self.run
+        with self.logger.paused():
+            split = run.data.evaluation("validation", run.config.data.batch_size, run.engine.rows)
+            metrics = measure(run.model, run.engine.evaluate, state, split)
+            scalars = self._report(metrics, step)
+            # All hosts take part in sampling, and the first one writes.
+            samples = self.sample(state)
+            if hosts.is_first():
+                files = self.medium.show(jax.device_get(samples), run.view()).files
+                write_samples(run.workdir / "samples", f"step_{step:07d}", files)
+        return scalars
+
+    def _report(self, metrics: Mapping[str, float | np.ndarray], step: int) -> dict[str, float]:
+        """Writes scalars to the log and arrays to reference.npz. Returns the scalars."""
+        log.check_finite(step, "validation", metrics)
+        scalars = scalars_of(metrics)
+        best = self.run.config.save.best
+        if best and best[0] not in metrics:
+            raise UserError(f"save.best names {best[0]!r}, which is not measured; there are {', '.join(scalars)}")
+        self.logger.metrics(step, "validation", scalars)
+        if hosts.is_first():
+            arrays = {name: value for name, value in metrics.items() if name not in scalars}
+            directory.write_reference(self.run.workdir, arrays)
+        return scalars
+
+    def check_alarms(self, state: State, step: int, validation: Mapping[str, float]) -> None:
+        """Logs the numbers that alarms watch, and prints the alarms. Raises: UserError if they are to stop the run."""
+        if self.watch is None:
+            return
+        with self.logger.paused():
+            found = self.watch(state, {**self.logger.latest, **validation})
+            numbers, texts = hosts.broadcast(lambda: found)
+            self.logger.telemetry(step, **numbers)
+            for text in texts:
+                self.logger.alarm(step, text)
+            if texts and self.run.config.alarms.action == "stop":
+                self._stop(step, len(texts))
+
+    def _stop(self, step: int, alarms: int) -> None:
+        kept = hosts.broadcast(partial(checkpoint.newest, self.run.checkpoints, warn=_ignore))
         raise UserError(
-            f"stopped by {len(texts)} alarm(s) at step {step}; the last checkpoint before is "
-            f"{'none' if kept is None else kept}. To go on all the same: --alarms.action warn"
+            f"stopped by {alarms} alarm(s) at step {step}; the last checkpoint before is "
+            f"{'none' if kept is None else kept}. To continue all the same: --alarms.action warn"
         )
 
 
-def test(this: Run, logger: log.RunLog) -> None:
-    """Metrics of the best checkpoint on the test split, into evaluation.json."""
-    config, workdir, data, model, engine, base = this
+def _ignore(text: str) -> None:
+    """Does nothing with a warning that was printed before."""
+
+
+def make_monitor(run: Run, logger: log.RunLog) -> Monitor:
+    """Returns the monitor of a run. Its samples are always drawn with the same key, from the same reference examples."""
+    config, data, model = run.config, run.data, run.model
+    known = directory.read_reference(run.workdir, data.spec)
+    given = {name: known[name] for name in data.spec}
+    request = model.request(**parse_request(model.request, config.log.request, None))
+
+    def sample(state: State) -> dict[str, jax.Array]:
+        return model.generate(state, jax.random.key(0), given, request=request)
+
+    # Alarms that need a classifier train it now, before the first step.
+    compiled = run.engine.compiled
+    watch = alarms.watch(config.alarms, data, model, compiled) if config.alarms.action != "off" else None
+    return Monitor(run, logger, find_medium(config.data, data.spec), compiled(sample), watch)
+
+
+def test(run: Run, logger: log.RunLog) -> None:
+    """Writes the metrics of the best checkpoint on the test split to evaluation.json."""
+    config, data = run.config, run.data
     warn = partial(logger.alarm, config.steps)
-    step = hosts.broadcast(lambda: checkpoint.best(this.checkpoints, config.save, warn=warn))
-    assert step is not None  # fit saves the last step
-    state = checkpoint.restore(this.checkpoints, step, engine.abstract, items=("params", "ema", "stats"))
-    state = runs_base.with_base(state, engine.abstract, base)
-    state = replace(state, step=jax.device_put(np.int32(step), engine.abstract.step.sharding))
+    step = hosts.broadcast(partial(checkpoint.best, run.checkpoints, config.save, warn=warn))
+    # `fit` has saved the last step at least.
+    assert step is not None
+    state = run.state_to_test(step)
     logger.say(f"testing checkpoint {step} on {data.sizes['test']} examples")
-    batches = data.evaluation("test", config.data.batch_size, engine.rows)
-    metrics = scalars(measure(model, engine.test, state, logger.track(batches, "test")))
+    batches = data.evaluation("test", config.data.batch_size, run.engine.rows)
+    metrics = scalars_of(measure(run.model, run.engine.test, state, logger.track(batches, "test")))
     log.check_finite(step, "test", metrics)
     if hosts.is_first():
-        metrics = write(this, step, metrics)
+        metrics = write_evaluation(run, step, metrics, split_facts(data, "test"))
         logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        logger.say(f"written to {workdir / 'evaluation.json'}; next: python sample.py {workdir}")
-    hosts.barrier("tested")  # n-grams take minutes, and the runtime doesn't wait so long for a host at its end
+        logger.say(f"written to {run.workdir / 'evaluation.json'}; next: {sample_command(run.workdir, config)}")
+    # Baselines such as n-grams take minutes on the first host, and the runtime would not wait so long at its end.
+    hosts.barrier("tested")
 
 
-def write(this: Run, step: int, metrics: dict[str, float]) -> dict[str, float]:
-    """evaluation.json: metrics of a checkpoint on the test split, and those of trivial models, each with its protocol. -> both."""
-    held_out = split_facts(this.data, "test")
-    common = held_out | {"checkpoint": step}
-    if this.base is not None:
-        common["base"] = runs_base.open_base(this.base.path, this.base.step).sha256  # read anew: the base is as it was
-        if common["base"] != this.base.sha256:
-            raise UserError(f"the base {this.base.path} has changed while the run stood on it")
-    baselines = this.data.baselines()
-    protocol = {name: {**common, **this.model.protocol.get(name, {})} for name in metrics}
-    protocol |= {name: held_out | {"baseline": True} for name in baselines}
-    directory.write_evaluation(this.workdir, metrics | baselines, protocol)
-    return metrics | baselines
-
-
-def calls(config: Config, start: int) -> Iterator[range]:
-    """The steps, from 1, that each call of the update makes after `start`: steps_per_call of them as long as nothing is due
-    between, then one. Where a call begins depends on nothing but the config, so that a resumed run makes the same ones."""
-    breaks = [every for every in (config.evaluate_every, config.save.every) if every]
-    while start < config.steps:
-        last = max((start // every * every for every in breaks), default=0)
-        stop = min([config.steps, *(start // every * every + every for every in breaks)])
-        size = min(config.steps_per_call, stop - last)
-        whole = (start - last) % size == 0 and start + size <= stop
-        yield range(start + 1, start + 1 + (size if whole else 1))
-        start += size if whole else 1
-
-
-def stacked(feed: Callable[[int], HostBatch], config: Config) -> Callable[[range], HostBatch]:
-    """The steps of a call, from 1 -> what the update takes: what the step takes, or if there may be several, what all do."""
-
-    def several(steps: range) -> HostBatch:
-        fed = [feed(step - 1) for step in steps]
-        return {name: np.stack([batch[name] for batch in fed]) for name in fed[0]}
-
-    return several if config.steps_per_call > 1 else lambda steps: feed(steps[0] - 1)
-
-
-def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> Callable[[int], HostBatch]:
-    """step -> what the update takes of this host: rows of a batch, or of as many as it wants, stacked."""
-    n = model.batches
-
-    def batches(step: int) -> HostBatch:
-        if n is None:
-            return data.batch(config.seed, step, rows)
-        several = [data.batch(config.seed, step * n + i, rows) for i in range(n)]
-        return {name: np.stack([batch[name] for batch in several]) for name in several[0]}
-
-    return batches
-
-
-def reference(data: Dataset) -> dict[str, Any]:
-    """The first held-out examples, as the model sees them."""
-    batch = next(iter(data.evaluation("validation", directory.REFERENCE)))
-    seen = jax.device_get(data.preprocess(jax.device_put(batch), jax.random.key(0), False))
-    return {name: seen[name][batch["weight"] > 0] for name in data.spec}
-
-
-def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+def scalars_of(metrics: Mapping[str, float | np.ndarray]) -> dict[str, float]:
+    """Returns the metrics that are single numbers."""
     return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-
-
-def _begin(this: Run) -> State:
-    if this.base is None:
-        return this.engine.init()
-    abstract = this.engine.abstract
-    return this.engine.init(runs_base.read_weights(this.base, abstract.frozen or abstract.params))
-
-
-def _resume(this: Run, step: int) -> State:
-    abstract = this.engine.abstract
-    return runs_base.with_base(checkpoint.restore(this.checkpoints, step, abstract), abstract, this.base)
-
-
-def _report(metrics: dict[str, Any], config: Config, workdir: Path, logger: log.RunLog, step: int) -> dict[str, float]:
-    """Scalars to the log, vectors to reference.npz."""
-    log.check_finite(step, "validation", metrics)
-    if config.save.best and config.save.best[0] not in metrics:
-        known = ", ".join(scalars(metrics))
-        raise UserError(f"save.best names {config.save.best[0]!r}, which is not measured; there are {known}")
-    logger.metrics(step, "validation", scalars(metrics))
-    if hosts.is_first():
-        directory.write_reference(workdir, {name: value for name, value in metrics.items() if np.ndim(value)})
-    return scalars(metrics)

@@ -1,8 +1,8 @@
-"""Training that is killed again and again, and ends as if it had not been: python -m tests.chaos --family vae --kills 50 --seed 0
+"""Kills a training again and again, and checks its end: python -m tests.chaos --family vae --kills 50 --seed 0
 
-A run is killed at random moments, at least a third of them inside a save, or told to stop (SIGTERM), and started again each time. At its end the
-parameters, optimizer states, averages and statistics of its last checkpoint, metrics.jsonl and evaluation.json are compared
-with those of a run that was left alone: bit for bit.
+A run is killed at random moments, at least a third of them inside a save, or told to stop (SIGTERM), and started again each
+time. In the end its last checkpoint, metrics.jsonl and evaluation.json must equal, bit for bit, the files of a run that was not
+interrupted.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ FAMILIES = {
         *("--data.batch-size", "8", "--log.no-tensorboard"),
     ],
 }
-EVERY = 60  # steps between saves
-LIFE = 3 * EVERY  # steps that a process lives at most
+# Steps between saves.
+EVERY = 60
+# Steps after which a process is killed, at most.
+LIFE = 3 * EVERY
 
 
 def chaos(family: str, kills: int, seed: int, folder: Path, n: int = 1, say: Callable[[str], None] = print) -> int:
-    """Train with kills in `folder`, on n hosts of which one is killed at a time; the number of kills inside a save.
+    """Trains with kills in `folder`, on n hosts of which one is killed at a time. Returns the number of kills inside a save.
 
-    Raises: AssertionError with what differs from a run that was left alone.
+    Raises: AssertionError with the difference to a run that was not interrupted.
     """
     draw, env = random.Random(seed), environment(folder / "cache")
     steps = (kills + 1) * LIFE
@@ -87,7 +89,7 @@ def chaos(family: str, kills: int, seed: int, folder: Path, n: int = 1, say: Cal
 
 
 def moment(draw: random.Random, workdir: Path) -> tuple[Callable[[], bool], signal.Signals]:
-    """A random end of a process's life, and the signal for it: a third of them SIGTERM, at which the run saves."""
+    """Returns a random moment to end a process, and the signal: SIGTERM, at which the run saves, in a third of the cases."""
     number = signal.SIGTERM if draw.random() < 1 / 3 else signal.SIGKILL
     if draw.random() < 0.15:  # while it starts
         end = time.monotonic() + draw.uniform(0.5, 3)
@@ -102,14 +104,16 @@ def lines(workdir: Path) -> int:
 
 
 def lives(workdir: Path) -> int:
-    """How many processes have trained there."""
+    """Returns the number of processes that have trained there."""
     log = workdir / "logs" / "host-000.log"
     return log.read_text().count("compiled in") if log.exists() else 0
 
 
 def saving(workdir: Path, before: int, since: float) -> bool:
-    """Whether a life after so many others, and after that time, has half written a checkpoint, or has not sealed one yet. What
-    an earlier life left is tidied away before the first step."""
+    """Returns whether process number `before` + 1 is inside a save: a checkpoint is half written, or not sealed yet.
+
+    Leftovers of earlier processes, older than `since`, don't count. They are removed before the first step.
+    """
     if lives(workdir) == before:
         return False
     folder = workdir / "checkpoints"
@@ -145,7 +149,7 @@ def compare(whole: Path, hurt: Path, steps: int) -> None:
 
 
 def main(family: Literal["vae", "gan", "lm"] = "vae", kills: int = 50, seed: int = 0, hosts: int = 1) -> None:
-    """Kill a family's training, and say how it ended."""
+    """Kill a family's training, and print how it ended."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     begun = time.monotonic()
     inside = chaos(family, kills, seed, folder, hosts, say=lambda text: print(text, flush=True))

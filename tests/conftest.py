@@ -1,7 +1,8 @@
-"""Eight devices on the processor; a broadcast between ranks is an error."""
+"""Eight CPU devices for every test, tiny configs, and data that always exist."""
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,33 +11,54 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen import config as configs
 from gen.config import Config
+from gen.data.images import Images
 from gen.data.text import Text
 
-# A quarter of the time to compile, and of the memory maps, of which a process has 65,530 (past them LLVM crashes); tests of
-# processes (test_run.py) have the programs as people have them.
+# These flags cut the compile time to a quarter, and the number of memory maps. A process may have 65,530 maps; LLVM crashes
+# beyond that. Tests that start processes (test_run.py) compile as users do.
 CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if jax.__version_info__ < (0, 11):  # later ones know no other emitters, and refuse the flag
+if jax.__version_info__ < (0, 11):  # later versions refuse the flag: they have no other emitters
     CHEAP += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# A forgotten axis must not broadcast silently. test_contract.py lifts this rule for configs from outside of the project, and
+# also the rule that warnings are errors (pyproject.toml): a fork's code need not know them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+pytest.register_assert_rewrite("contract")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="config file to run tests/test_contract.py on, instead of the project's own configs (repeatable)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A fork that tests its own configs wants every promise tested, the slow ones too.
+    if config.getoption("--config"):
+        config.option.markexpr = ""
+
+
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs_end_with_their_file():
+def _forget_compiled_programs() -> Iterator[None]:
+    """Frees the memory maps of compiled programs after each test file."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 60 synthetic images of three classes, 28x28, grey: stands in for data that a test machine has not."""
+    """Returns a folder of 60 synthetic grey images, 28x28, of three classes. It replaces data sets that need a download."""
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for i in range(60):
         image = np.zeros((28, 28), np.uint8)
@@ -50,30 +72,45 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty pairs of a number and its words, as lines of JSON."""
+    """Returns a file of 60 lines of JSON: pairs of a number and its digits as words."""
     path = tmp_path_factory.mktemp("texts") / "pairs.jsonl"
     words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    spelled = lambda i: " ".join(words[int(digit)] for digit in str(i))
-    path.write_text("".join(json.dumps({"source": str(7 * i), "target": spelled(7 * i)}) + "\n" for i in range(60)))
+
+    def line(number: int) -> str:
+        spelled = " ".join(words[int(digit)] for digit in str(number))
+        return json.dumps({"source": str(number), "target": spelled}) + "\n"
+
+    path.write_text("".join(line(7 * i) for i in range(60)))
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny(pictures: Path, texts: Path):
-    """A config of configs/ by name, as small as it goes, on data that is always there."""
+    """Returns a function (name or file) -> that config with the smallest model, on data that always exist.
 
-    def load(name: str) -> Config:
-        config = configs.load(name, CONFIGS)
+    A name is that of a file in configs/. Data of a kind that gen does not have stay as they are, with a batch size of 8.
+    """
+
+    from contract import load  # it imports the training loop, which most tests do without
+
+    def shrink(name: str) -> Config:
+        config = load(name if name.endswith(".py") else str(CONFIGS / f"{name}.py"))
         data = replace(config.data, batch_size=8)
         if isinstance(data, Text):
-            name = f"jsonl:{texts}" if data.name.startswith("jsonl:") else "pydoc"
+            source = f"jsonl:{texts}" if data.name.startswith("jsonl:") else "pydoc"
             source_length = data.source_length and 6
             data = replace(
-                data, name=name, split="hash:0.1", tokenizer="byte", length=16, stride=None, source_length=source_length
+                data,
+                name=source,
+                split="hash:0.1",
+                tokenizer="byte",
+                length=16,
+                stride=None,
+                source_length=source_length,
             )
-        elif getattr(data, "name", "digits") != "digits":
+        elif isinstance(data, Images) and data.name != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             data = replace(data, name=f"folder:{pictures}", **splits)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
-    return load
+    return shrink

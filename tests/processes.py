@@ -14,11 +14,11 @@ QUICK = [
     *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4"),
     *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.no-tensorboard"),
 ]
-"""vae_digits, as small as it goes."""
+"""Options that make vae_digits as small as possible."""
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Without what the tests set for themselves."""
+    """Returns the environment without the settings of the tests' own process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     return {**kept, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
@@ -33,8 +33,10 @@ def free_port() -> int:
 def hosts(
     n: int, arguments: Sequence[object], env: dict[str, str], logs: Path, each: Sequence[Sequence[object]] | None = None
 ):
-    """n processes that train together, one device each, `each` with arguments of its own; each one's output is in
-    logs/host-I.txt. None is left behind."""
+    """Yields n processes that train together, with one device each, and kills them at the end.
+
+    each: additional arguments of each process. The output of process I goes to logs/host-I.txt.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     common = ["--parallel.coordinator", f"127.0.0.1:{free_port()}", "--parallel.hosts", n, "--parallel.cpu-devices", 1]
     common += ["--parallel.heartbeat-seconds", 5, "--parallel.startup-seconds", 60]
@@ -55,13 +57,13 @@ def hosts(
 
 
 def statuses(processes: Sequence[subprocess.Popen], seconds: float = 240) -> list[int]:
-    """Exit statuses, waited for."""
+    """Waits for the processes. Returns their exit statuses."""
     end = time.monotonic() + seconds
     return [process.wait(max(0.1, end - time.monotonic())) for process in processes]
 
 
 def until(happens: Callable[[], bool], processes: Sequence[subprocess.Popen], seconds: float = 240) -> bool:
-    """Wait for it while all run; whether it happened."""
+    """Waits until it happens or a process ends. Returns whether it happened."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and all(p.poll() is None for p in processes):
         if happens():

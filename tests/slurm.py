@@ -1,9 +1,9 @@
-"""A SLURM of one node on loopback, as root, in a folder of its own: real srun, sbatch and requeueing for tests.
+"""A SLURM cluster of one node on this machine, started by root in its own folder: real srun, sbatch and requeueing for tests.
 
     with slurm.cluster(folder) as environment:
         subprocess.run(["srun", "-n", "2", "hostname"], env=environment)
 
-It needs Debian's slurmctld, slurmd, slurm-client and munge on PATH, of which no service need run.
+It needs the programs of Debian's slurmctld, slurmd, slurm-client and munge on PATH. Their services need not run.
 """
 
 import os
@@ -16,12 +16,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 PROGRAMS = "munged", "setpriv", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun"
-KILL_WAIT = 30  # seconds between SIGTERM and SIGKILL for the tasks of a job that is cancelled
-ADMINISTRATORS = "/usr/sbin:/sbin"  # where Debian puts the daemons; not on everyone's PATH
+KILL_WAIT = 30  # seconds between SIGTERM and SIGKILL for the tasks of a cancelled job
+ADMINISTRATORS = "/usr/sbin:/sbin"  # where Debian puts the daemons; often not on a user's PATH
 
-# A requeued job waits until the credentials of its last start have expired: cred_expire, 120 seconds by default and for
-# whatever is below 5; it starts up to a second later, at the next round of the scheduler (sched_interval). So short a wait is
-# safe only for jobs whose steps SLURM didn't terminate itself: KillWait later it does so again, to the step of the same number.
+# A requeued job waits until the credentials of its last start have expired (cred_expire: 120 seconds by default, and for values
+# below 5), and then for the next round of the scheduler (sched_interval). A wait this short is only safe for jobs whose steps SLURM
+# did not end itself: after KillWait it would end the step of the same number again.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -51,16 +51,16 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here; None if one can."""
+    """Returns why no cluster can be started here. None: one can."""
     if os.geteuid() != 0:
-        return "SLURM is started by root"
+        return "only root can start SLURM"
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands find the cluster. When it ends, so have its jobs and daemons."""
+    """Yields the environment in which SLURM's commands find the cluster. Ends its jobs and daemons at the end."""
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir(parents=True)
     (folder / "munge" / "key").write_bytes(os.urandom(128))
@@ -87,14 +87,14 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def log(folder: Path) -> str:
-    """The last lines of what the daemons have written, for a person who must find out why it doesn't work."""
+    """Returns the last lines that the daemons have written, to find out why the cluster does not work."""
     files = [*folder.glob("*.log"), *folder.glob("*.out"), folder / "munge" / "log"]
     tails = {path.name: path.read_text(errors="replace").splitlines()[-20:] for path in files if path.exists()}
     return "\n".join(f"{name}: {line}" for name, lines in tails.items() for line in lines)
 
 
 def _end_jobs(environment: dict[str, str]) -> None:
-    """So that the daemons leave no task behind."""
+    """Cancels all jobs and waits for their ends, so that the daemons leave no task behind."""
     left = lambda: _output(["squeue", "--noheader", "--format=%i"], environment).split()
     if jobs := left():
         _output(["scancel", *jobs], environment)
@@ -105,7 +105,7 @@ def _end_jobs(environment: dict[str, str]) -> None:
 
 @contextmanager
 def _daemon(command: list[str], environment: dict[str, str], output: Path) -> Iterator[None]:
-    command = ["setpriv", "--pdeathsig=TERM", *command]  # also if the tests are killed
+    command = ["setpriv", "--pdeathsig=TERM", *command]  # ends the daemon even if the tests are killed
     with open(output, "wb") as file:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     try:

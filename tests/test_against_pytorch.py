@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare is equal. How fast either side is, no test says."""
+"""The benchmarks run, and both sides of a benchmark compute the same numbers. No test says how fast either side is."""
 
 import importlib.util
 import json
@@ -13,7 +13,8 @@ TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="th
 
 
 @pytest.fixture(autouse=True)
-def programs_as_people_have_them(monkeypatch: pytest.MonkeyPatch):
+def default_xla_flags(monkeypatch: pytest.MonkeyPatch):
+    """Programs are compiled with the flags that users have."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
@@ -30,20 +31,21 @@ def test_both_sides_compute_the_same(job: str):
 
 
 @TORCH
-def test_a_check_can_fail(monkeypatch: pytest.MonkeyPatch):
+def test_the_check_fails_if_the_sides_differ(monkeypatch: pytest.MonkeyPatch):
     import benchmarks.__main__ as main
 
-    monkeypatch.setattr(main, "process", lambda module, job, *args, **kwargs: other(module, job, *args, **kwargs))
-    same = importlib.import_module("benchmarks.turns").process
-    other = lambda module, job, *args, **kwargs: same(
-        module, "vae_conv" if module.endswith("ours") else job, *args, **kwargs
-    )
+    process = importlib.import_module("benchmarks.turns").process
+
+    def wrong_job(module, job, *args, **kwargs):
+        return process(module, "vae_conv" if module.endswith("ours") else job, *args, **kwargs)
+
+    monkeypatch.setattr(main, "process", wrong_job)
     with pytest.raises(RuntimeError, match="peers vae_mlp"):
         main.check("vae_mlp")
 
 
 @TORCH
-def test_a_job_is_measured_and_written(tmp_path: Path):
+def test_a_benchmark_prints_and_writes_its_measurements(tmp_path: Path):
     done = benchmark(
         "vae_mlp", "--turns", "2", "--seconds", "0.02", "--tried", "0.1", "--json", str(tmp_path / "out.json")
     )
@@ -56,7 +58,7 @@ def test_a_job_is_measured_and_written(tmp_path: Path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="the extra [benchmark] is installed")
-def test_without_pytorch_the_fix_is_named():
+def test_without_pytorch_the_error_names_the_fix():
     done = benchmark("vae_mlp")
     assert done.returncode == 2
     assert "pip install -e '.[benchmark]'" in done.stderr

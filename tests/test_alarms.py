@@ -1,8 +1,8 @@
-"""Alarms: what raises one, what doesn't, and what a run does then."""
+"""Alarms: which numbers raise one, and what a run does then."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.config import Alarms, Config, Log, Parallel, Save
-from gen.core import Dataset
+from gen import config as configs
+from gen.config import Alarm, Alarms, Config, Log, Parallel, Save
+from gen.core import Dataset, Key, State
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.evaluation import alarms
-from gen.evaluation.alarms import Watch
+from gen.evaluation.alarms import Watch, build_alarms, check_limits
 from gen.families.gan import GAN
 from gen.metrics import images as metrics_images
 from gen.metrics.images import to_float
@@ -44,44 +45,65 @@ SOUND = {
     ("changed", "text"),
     [
         ({}, None),
-        ({"classes_fake": 5.0}, "collapse: 5 classes generated, 10 among as many real"),
+        ({"classes_fake": 5.0}, "collapse: the generated images cover 5 classes, equally many real ones 10"),
         ({"classes_real": 5.0, "classes_fake": 3.0}, None),
         (
             {"class_entropy_fake": 1.1},
             "collapse: the generated classes have an entropy of 1.10 nats, the real ones 2.00",
         ),
         ({"duplicates": 0.4}, "collapse: 40% of the generated images have a near duplicate"),
-        ({"spread": 0.5}, "collapse: generated images are 0.50 times as far apart as real ones"),
-        ({"saturation": 0.96}, "the discriminator has won: nothing left to learn on 96% of held-out examples"),
-        ({"gradient/generator": 1e-8}, "gradient of the generator has a norm of 1e-08, outside [1e-07, 10000]"),
-        ({"gradient/discriminator": 2e4}, "gradient of the discriminator has a norm of 2e+04, outside [1e-07, 10000]"),
-        ({"gradient/generator": float("nan")}, "gradient of the generator has a norm of nan, outside [1e-07, 10000]"),
+        (
+            {"spread": 0.5},
+            "collapse: the mean distance between generated images is 0.50 times the one between real images",
+        ),
+        (
+            {"saturation": 0.96},
+            "the discriminator has won: it has nothing left to learn on 96% of the held-out examples",
+        ),
+        ({"gradient/generator": 1e-8}, "the gradient of the generator has a norm of 1e-08, outside [1e-07, 10000]"),
+        (
+            {"gradient/discriminator": 2e4},
+            "the gradient of the discriminator has a norm of 2e+04, outside [1e-07, 10000]",
+        ),
+        (
+            {"gradient/generator": float("nan")},
+            "the gradient of the generator has a norm of nan, outside [1e-07, 10000]",
+        ),
     ],
 )
-def test_an_alarm_is_a_text_for_a_number_past_its_limit(changed, text):
-    assert alarms.check_limits(Alarms(), {**SOUND, **changed}, 256) == ([] if text is None else [text])
+def test_an_alarm_is_a_message_for_a_number_past_its_limit(changed, text):
+    found = check_limits(build_alarms(Alarms(), 256), {**SOUND, **changed})
+    assert found == ([] if text is None else [text])
 
 
-def test_a_duplicate_or_two_among_few_images_are_chance():
+def test_a_few_duplicates_may_be_chance_and_raise_no_alarm():
     found = {**SOUND, "duplicates": 0.4}
-    assert [len(alarms.check_limits(Alarms(), found, n)) for n in (10, 24, 26, 256)] == [0, 0, 1, 1]
+    assert [len(check_limits(build_alarms(Alarms(), n), found)) for n in (10, 24, 26, 256)] == [0, 0, 1, 1]
 
 
-def test_what_is_not_measured_raises_no_alarm_and_limits_are_the_configs():
-    assert alarms.check_limits(Alarms(), {}, 256) == []
+def test_missing_numbers_raise_no_alarm_and_limits_come_from_the_config():
+    assert check_limits(build_alarms(Alarms(), 256), {}) == []
     strict = Alarms(classes=0.7, entropy=0.7, duplicates=0.05, spread=0.7, saturation=0.9, gradient=(1e-6, 1e3))
-    assert len(alarms.check_limits(strict, SOUND, 256)) == 7
+    assert len(check_limits(build_alarms(strict, 256), SOUND)) == 7
+
+
+def test_numbers_that_are_not_finite_raise_the_alarm_of_gradients_alone():
+    found = check_limits(build_alarms(Alarms(), 256), dict.fromkeys(SOUND, float("nan")))
+    assert [text.split(" has")[0] for text in found] == [
+        "the gradient of the generator",
+        "the gradient of the discriminator",
+    ]
 
 
 @pytest.mark.parametrize("samples", [1, 0])
 def test_samples_without_a_pair_are_refused(samples):
-    with pytest.raises(UserError, match="samples"):
+    with pytest.raises(UserError, match=f"alarms.samples is {samples}; it must be at least 2"):
         Alarms(samples=samples)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the user's for these tests; compiled programs aren't kept in it."""
+    """Gives these tests a cache folder, and keeps compiled programs out of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(backend, "start_backend", lambda config: None)
@@ -94,10 +116,13 @@ def digits() -> Dataset:
 
 
 def watched(data: Dataset, images: Any, samples: int = 100) -> tuple[dict[str, float], list[str]]:
-    """Of a model that generates the first of these images in [-1, 1]."""
+    """Returns numbers and alarms of a model that generates the first of these images in [-1, 1]."""
     model = TINY.build(data.spec, 1)
-    showing: Any = lambda state, key, given, request: {"samples": jnp.asarray(images)[: request.n]}
-    watch: Watch = alarms.watch(Alarms(samples=samples), data, model._replace(generate=showing))
+
+    def generate(state: State, key: Key, given: Any, request: Any) -> dict[str, jax.Array]:
+        return {"samples": jnp.asarray(images)[: request.n]}
+
+    watch: Watch = alarms.watch(Alarms(samples=samples), data, model._replace(generate=generate))
     return watch(model.init(jax.random.key(0)), {"gradient/generator": 1.0})
 
 
@@ -111,7 +136,7 @@ def test_a_model_of_real_digits_raises_no_alarm(digits):
     assert "gradient/generator" not in numbers
 
 
-def test_a_model_of_one_image_raises_every_alarm_of_collapse(digits):
+def test_a_model_that_makes_one_image_raises_every_alarm_of_collapse(digits):
     numbers, texts = watched(digits, to_float(metrics_images.read_training(digits, 1).image).repeat(100, axis=0))
     assert len(texts) == 4
     assert all(text.startswith("collapse") for text in texts)
@@ -121,7 +146,7 @@ def test_a_model_of_one_image_raises_every_alarm_of_collapse(digits):
     assert numbers["spread"] == 0
 
 
-def test_a_model_of_the_means_of_ten_classes_raises_that_of_duplicates(digits):
+def test_a_model_that_makes_the_means_of_ten_classes_raises_the_alarm_of_duplicates(digits):
     examples = metrics_images.read_training(digits, 1000)
     means = np.stack([to_float(examples.image[examples.label == i]).mean(0) for i in range(10)])
     numbers, texts = watched(digits, np.tile(means, (10, 1, 1, 1)))
@@ -131,7 +156,7 @@ def test_a_model_of_the_means_of_ten_classes_raises_that_of_duplicates(digits):
     assert "100% of the generated images have a near duplicate" in " ".join(texts)
 
 
-def test_a_model_of_one_class_raises_those_of_classes(digits):
+def test_a_model_that_makes_one_class_raises_the_alarms_of_classes(digits):
     examples = metrics_images.read_training(digits, 1000)
     numbers, texts = watched(digits, to_float(examples.image[examples.label == 0]), samples=64)
     assert numbers["classes_fake"] <= 2
@@ -139,33 +164,49 @@ def test_a_model_of_one_class_raises_those_of_classes(digits):
     assert ["classes" in text for text in texts[:2]] == [True, True]
 
 
-def test_data_without_labels_are_watched_by_pixels_alone(digits):
+def test_without_labels_only_pixels_are_compared(digits):
     unlabelled = digits._replace(spec={"image": digits.spec["image"]})
     numbers, texts = watched(unlabelled, to_float(metrics_images.read_training(digits, 1).image).repeat(100, axis=0))
     assert numbers.keys() == {"duplicates", "spread", "support"}
     assert len(texts) == 2
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp_path, capsys):
-    """Hardly trained, G makes one image for all latents."""
-    config = Config(
-        model=TINY,
-        data=Images(name="digits", batch_size=16),
-        steps=5,
-        evaluate_every=10,
-        parallel=Parallel(devices=1),
-        save=Save(every=5),
-        log=Log(every=1),
-        alarms=Alarms("off", samples=32),
-    )
+@dataclass(frozen=True)
+class HighLoss(Alarm):
+    """A user's alarm: the loss of the generator is above a limit."""
+
+    most: float = 0.0
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        loss = numbers.get("loss/generator", self.most)
+        return [f"the generator's loss is {loss:.3g}"] if loss > self.most else []
+
+
+BRIEF = Config(
+    model=TINY,
+    data=Images(name="digits", batch_size=16),
+    steps=5,
+    evaluate_every=10,
+    parallel=Parallel(devices=1),
+    save=Save(every=5),
+    log=Log(every=1),
+)
+
+
+def test_an_alarm_stops_a_run_before_it_saves_or_warns_and_the_run_continues(tmp_path, capsys):
+    """After a few steps the generator makes the same image for all latents."""
+    config = replace(BRIEF, alarms=Alarms("off", samples=32))
     train(config, tmp_path)
-    saved = lambda: checkpoint.steps(tmp_path / "checkpoints")
+
+    def saved() -> list[int]:
+        return checkpoint.steps(tmp_path / "checkpoints")
+
     assert saved() == [5]
-    assert not any("duplicates" in line for line in lines(tmp_path / "telemetry.jsonl"))
+    assert not any("duplicates" in line for line in read_lines(tmp_path / "telemetry.jsonl"))
 
     longer = replace(config, steps=20)
     with pytest.raises(
@@ -174,7 +215,7 @@ def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp
         train(replace(longer, alarms=Alarms("stop", samples=32)), tmp_path)
     assert saved() == [5]
     assert checkpoint.newest(tmp_path / "checkpoints", warn=pytest.fail) == 5
-    stopped = lines(tmp_path / "telemetry.jsonl")
+    stopped = read_lines(tmp_path / "telemetry.jsonl")
     assert [line["step"] for line in stopped if "duplicates" in line] == [10]
     assert any("alarm" in line for line in stopped)
     assert not (tmp_path / "evaluation.json").exists()
@@ -182,8 +223,46 @@ def test_an_alarm_stops_a_run_before_it_saves_or_is_told_and_the_run_goes_on(tmp
     capsys.readouterr()
     train(replace(longer, alarms=Alarms("warn", samples=32)), tmp_path)
     assert saved()[-1] == 20
-    told = lines(tmp_path / "telemetry.jsonl")[len(stopped) :]
-    assert [line["step"] for line in told if "duplicates" in line] == [10, 15, 20]
-    assert {line["step"] for line in told if "alarm" in line} == {10, 15, 20}
+    later = read_lines(tmp_path / "telemetry.jsonl")[len(stopped) :]
+    assert [line["step"] for line in later if "duplicates" in line] == [10, 15, 20]
+    assert {line["step"] for line in later if "alarm" in line} == {10, 15, 20}
     assert "collapse: " in capsys.readouterr().out
-    assert not any("duplicates" in line for line in lines(tmp_path / "metrics.jsonl"))
+    assert not any("duplicates" in line for line in read_lines(tmp_path / "metrics.jsonl"))
+
+
+def test_an_alarm_from_outside_is_kept_in_the_config_and_raised(tmp_path):
+    config = replace(BRIEF, evaluate_every=0, alarms=Alarms("warn", samples=32, extra=(HighLoss(), HighLoss(1e9))))
+    assert configs.decode(Config, configs.encode(config)) == config
+    assert configs.digest(config) == configs.digest(replace(config, alarms=Alarms())), (
+        "alarms are not part of the identity"
+    )
+    train(config, tmp_path)
+    messages = [line["alarm"] for line in read_lines(tmp_path / "telemetry.jsonl") if "alarm" in line]
+    assert sum(message.startswith("the generator's loss is") for message in messages) == 1
+
+
+def test_data_without_images_have_alarms_of_metrics_alone(tiny):
+    config = tiny("lm_pydoc")
+    data = config.data.build()
+    model = config.model.build(data.spec, 1)
+    watch = alarms.watch(Alarms(extra=(HighLoss(),)), data, model)
+    found = watch(model.init(jax.random.key(0)), {"gradient": float("nan"), "loss/generator": 1.0})
+    assert found == ({}, ["the gradient has a norm of nan, outside [1e-07, 10000]", "the generator's loss is 1"])
+    with pytest.raises(UserError, match="the data have no images"):
+        alarms.watch(Alarms(request=("temperature=2",)), data, model)
+
+
+def test_a_request_changes_the_images_that_alarms_generate(digits):
+    requests, images = [], to_float(metrics_images.read_training(digits, 32).image)
+
+    def generate(state: State, key: Key, given: Any, request: Any) -> dict[str, jax.Array]:
+        requests.append(request)
+        return {"samples": jnp.asarray(images)}
+
+    model = TINY.build(digits.spec, 1)._replace(generate=generate)
+    config = Alarms(samples=32, request=("truncation=0.5",))
+    alarms.watch(config, digits, model)(model.init(jax.random.key(0)), {})
+    assert requests == [model.request(n=32, truncation=0.5)]
+    for wrong, message in {"truncatoin=1": "did you mean truncation", "n=4": "--alarms.samples 4"}.items():
+        with pytest.raises(UserError, match=message):
+            alarms.watch(replace(config, request=(wrong,)), digits, model)

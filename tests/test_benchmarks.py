@@ -44,12 +44,12 @@ def test_no_images_have_no_modes():
 
 
 def test_images_of_every_mode_are_told_apart():
-    found = modes.scored(stacks(np.arange(1000), "train"))
+    found = modes.score(stacks(np.arange(1000), "train"))
     assert found == {"modes": 1000, "reverse_kl": pytest.approx(0, abs=1e-12), "near": 1.0, "near_modes": 1000}
 
 
 def test_half_the_modes_are_log_2_from_uniform():
-    found = modes.scored(stacks(np.arange(1000)[500:].repeat(3), "train"))
+    found = modes.score(stacks(np.arange(1000)[500:].repeat(3), "train"))
     assert found["modes"] == found["near_modes"] == 500
     assert found["reverse_kl"] == pytest.approx(math.log(2))
 
@@ -57,7 +57,7 @@ def test_half_the_modes_are_log_2_from_uniform():
 def test_images_far_from_digits_are_not_near():
     noisy = stacks(np.arange(1000), "train")
     noisy[:400, :, :, 1] = np.random.default_rng(0).choice([-1, 1], (400, 8, 8))  # one bad digit spoils an image
-    found = modes.scored(noisy)
+    found = modes.score(noisy)
     assert found["near"] == pytest.approx(1 - 400 / 3000)
     assert found["near_modes"] == 600
 
@@ -105,10 +105,10 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
         return {"modes": 10 * len(done)}
 
     with pytest.raises(KeyboardInterrupt):
-        study.finished(out, {"steps": 1}, ["a", "b"], 2, run)
+        study.run_missing(out, {"steps": 1}, ["a", "b"], 2, run)
     assert done == [("a", 0), ("b", 0), ("a", 1)]
     left = []
-    found = study.finished(out, {"steps": 1}, ["a", "b"], 2, lambda *run: left.append(run) or {"modes": 0})
+    found = study.run_missing(out, {"steps": 1}, ["a", "b"], 2, lambda *run: left.append(run) or {"modes": 0})
     assert left == [("b", 1)]
     assert {name: [run["modes"] for run in runs.values()] for name, runs in found.items()} == {
         "a": [10, 30],
@@ -118,9 +118,9 @@ def test_a_stopped_benchmark_goes_on(tmp_path):
 
 def test_results_of_another_protocol_are_not_mixed(tmp_path):
     out = tmp_path / "out.json"
-    study.finished(out, {"steps": 1}, ["a"], 1, lambda *_: {"modes": 0})
+    study.run_missing(out, {"steps": 1}, ["a"], 1, lambda *_: {"modes": 0})
     with pytest.raises(UserError, match="choose another --out"):
-        study.finished(out, {"steps": 2}, ["a"], 1, lambda *_: {"modes": 0})
+        study.run_missing(out, {"steps": 2}, ["a"], 1, lambda *_: {"modes": 0})
     assert json.loads(out.read_text())["protocol"] == {"steps": 1}
 
 
@@ -144,12 +144,12 @@ def test_each_switch_of_the_ablation_changes_only_itself_and_all_have_every_one(
 @pytest.mark.parametrize("name", transformer.KINDS)
 def test_decoding_is_compared_with_whole_passes(name, monkeypatch):
     arch = replace(transformer.KINDS[name], layers=1, width=32)
-    difference, other, n, _ = transformer.compared(arch, 2, 9)
+    difference, other, n, _ = transformer.compare(arch, 2, 9)
     assert difference < 1e-5
     assert (other, n) == (0, 18)
     write = transformer.empty_cache
     monkeypatch.setattr(transformer, "empty_cache", lambda *args: write(*args)._replace(length=jax.numpy.int32(3)))
-    assert transformer.compared(arch, 2, 9)[0] > 1e-3, "what is written elsewhere is not found"
+    assert transformer.compare(arch, 2, 9)[0] > 1e-3, "what is written elsewhere is not found"
 
 
 def test_a_panels_axes_begin_at_zero():

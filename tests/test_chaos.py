@@ -1,8 +1,10 @@
-"""The chaos test in short; `python -m tests.chaos --family vae --kills 50` at length. test_run.py kills a VAE."""
+"""A short chaos test. `python -m tests.chaos --family vae --kills 50` is the long one, and test_run.py kills a VAE."""
 
 import pytest
 
 from tests.chaos import chaos
+
+pytestmark = pytest.mark.slow  # whole runs that are killed again and again
 
 
 @pytest.mark.parametrize("family", ["gan", "lm"])

@@ -1,4 +1,4 @@
-"""A checkpoint is what was saved, or it is named as damaged; the newest sound one is used, never a silent restart."""
+"""Checkpoints come back as they were saved, or are named as damaged. Training never restarts silently."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def state(step: int) -> State:
 def saved(folder: Path, config: Save, scores: dict[int, float]) -> Path:
     with checkpoint.saver(folder, config, 0) as save:
         for step, score in scores.items():
-            save(state(step), {"validation": {"loss": score}, "metrics_bytes": step})
+            save(state(step), checkpoint.Facts(step, {"loss": score}))
     return folder
 
 
@@ -52,17 +52,17 @@ def test_a_state_comes_back_as_it_was(folder):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     assert jax.tree.structure(restored) == jax.tree.structure(state(3))
-    assert checkpoint.meta(folder, 3)["metrics_bytes"] == 3
+    assert checkpoint.read_facts(folder, 3).metrics_bytes == 3
 
 
-def test_sampling_restores_parameters_alone(folder):
+def test_parameters_are_restored_without_the_optimizer(folder):
     shutil.rmtree(folder / "3" / "opt_state")
     restored = checkpoint.restore(folder, 3, abstract(), items=("params", "ema"))
     np.testing.assert_array_equal(restored.params["net"]["kernel"], state(3).params["net"]["kernel"])
     assert restored.opt_state == {}
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     config = Save(keep=2, best=("loss", "min"))
     folder = saved(tmp_path / "c", config, {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5, 50: 4.0})
     assert checkpoint.steps(folder) == [20, 40, 50]
@@ -110,7 +110,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_and_the_step_before_is_used(folder, damage):
+def test_damage_is_named_and_the_previous_step_is_used(folder, damage):
     inflict, message = DAMAGES[damage]
     inflict(folder)
     warnings: list[str] = []
@@ -120,7 +120,7 @@ def test_damage_is_named_and_the_step_before_is_used(folder, damage):
     assert message in warnings[0]
 
 
-def test_no_sound_checkpoint_is_an_error_and_no_checkpoint_is_none(folder, tmp_path):
+def test_no_sound_checkpoint_is_an_error_and_an_empty_folder_gives_none(folder, tmp_path):
     for step in (1, 2, 3):
         (folder / str(step) / "manifest.json").unlink()
     with pytest.raises(UserError, match="no sound checkpoint"):
@@ -128,18 +128,18 @@ def test_no_sound_checkpoint_is_an_error_and_no_checkpoint_is_none(folder, tmp_p
     assert checkpoint.newest(tmp_path / "nothing", NEVER) is None
 
 
-def test_going_on_sets_unsound_steps_aside_and_clears_what_a_kill_left(folder):
+def test_a_saver_sets_later_steps_aside_and_removes_leftovers_of_a_kill(folder):
     flip_a_bit(folder)
     (folder / "7.orbax-checkpoint-tmp").mkdir()
     with checkpoint.saver(folder, Save(), 2) as save:
         assert checkpoint.steps(folder) == [1, 2]
-        save(state(3), {})
+        save(state(3))
     assert checkpoint.newest(folder, NEVER) == 3
     assert (folder / "3.unsound").is_dir()
     assert not (folder / "7.orbax-checkpoint-tmp").exists()
 
 
-def test_another_model_is_a_short_error(folder):
+def test_a_checkpoint_of_another_model_gives_a_short_error(folder):
     other = replace(abstract(), params={"other": abstract().params["net"]})
     with pytest.raises(UserError, match="not of this model"):
         checkpoint.restore(folder, 3, other)

@@ -1,4 +1,4 @@
-"""Decoding with a cache against whole passes in numpy, and draws against the distributions that they are from."""
+"""Decoding with a cache against whole passes in numpy, and drawn tokens against their distributions."""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import ArrayLike
 from scipy import stats
 from scipy.special import log_softmax, softmax
 from test_transformer import (
@@ -22,40 +23,42 @@ from test_transformer import (
     A,
     B,
     C,
-    built,
+    build_network,
     inputs,
-    padded,
+    make_row,
     quickly,
     reference,
 )
 
+from gen.core import Params
 from gen.errors import UserError
 from gen.families.language import decoding
-from gen.families.language.decoding import Decoded, Sampling, decode, filtered, row_keys
+from gen.families.language.decoding import Decoded, decode, row_keys
+from gen.families.language.sampling import Sampling, filter_logits
 from gen.networks.positions import PADDING
 from gen.networks.transformer import Architecture, Cache, empty_cache, unstack_layers
 
 WIDTH, N = 6, 6
 PROMPTS = np.array([C[1:7], [2, *A], [PADDING, 9, *B, 5], [PADDING] * 5 + [7], [PADDING, PADDING, 1, 1, 8, END]])
 KEYS = row_keys(KEY, len(PROMPTS))
-QUIET = 40.0  # what the end's logit is lowered by, so that all samples are as long as they may be
+QUIET = 40.0  # subtracted from the logit of END, so that all samples reach their maximum length
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
+@pytest.mark.parametrize("unstacked", [False, True], ids=["stacked", "unstacked"])
 @pytest.mark.parametrize("name", ARCHS)
-def test_reading_one_by_one_with_a_cache_gives_the_logits_of_reading_at_once(name, apart):
-    """Over documents and padding."""
-    network, params, _ = built(ARCHS[name])
-    rows = [padded(1, A, B[:2], C[:4]), padded(C, 3, B[:2]), padded(PART)]
+def test_reading_tokens_one_by_one_with_a_cache_gives_the_logits_of_one_pass(name, unstacked):
+    """In rows of several documents and padding."""
+    network, params, _ = build_network(ARCHS[name])
+    rows = [make_row(1, A, B[:2], C[:4]), make_row(C, 3, B[:2]), make_row(PART)]
 
-    def one_by_one(params: Any) -> jax.Array:
-        def step(cache: Any, part: Any) -> tuple[Any, jax.Array]:
-            logits, cache = network.apply({"params": as_read}, *(x[:, None] for x in part), cache=cache)
+    def one_by_one(params: Params) -> jax.Array:
+        def step(cache: Cache, part: tuple[jax.Array, ...]) -> tuple[Cache, jax.Array]:
+            logits, cache = network.apply({"params": as_read}, *(x[:, None] for x in part), cache=cache)  # pyright: ignore
             return cache, logits[:, 0]
 
-        as_read = unstack_layers(params) if apart else params
-        empty = empty_cache(network.arch, len(rows), CONTEXT + 3, jnp.float32, apart)
+        as_read = unstack_layers(params) if unstacked else params
+        empty = empty_cache(network.arch, len(rows), CONTEXT + 3, jnp.float32, unstacked)
         columns = tuple(x.T for x in inputs(np.array([row for row, _ in rows])))
         return jax.lax.scan(step, empty, columns)[1].transpose(1, 0, 2)
 
@@ -66,26 +69,30 @@ def test_reading_one_by_one_with_a_cache_gives_the_logits_of_reading_at_once(nam
 
 @functools.cache
 def decoder(arch: Architecture, sampling: Sampling, n: int, limit: int | None) -> Callable[..., Decoded]:
-    """(prompt, keys) -> what a transformer goes on with. Compiled."""
-    network, params, _ = built(arch)
+    """(prompt, keys) -> the continuation by a transformer. Compiled."""
+    network, params, _ = build_network(arch)
 
     @quickly
-    def run(params: Any, prompt: jax.Array, keys: jax.Array) -> Decoded:
-        def read(tokens: Any, segment: Any, position: Any, cache: Any, begins: bool) -> Any:
-            logits, cache = network.apply({"params": params}, tokens, segment, position, cache=cache)
+    def run(params: Params, prompt: jax.Array, keys: jax.Array) -> Decoded:
+        def read(
+            tokens: jax.Array, segment: jax.Array, position: jax.Array, cache: Cache, begins: bool
+        ) -> tuple[jax.Array, Cache]:
+            logits, cache = network.apply({"params": params}, tokens, segment, position, cache=cache)  # pyright: ignore
             return logits.at[..., END].add(-QUIET), cache
 
-        empty = lambda places: empty_cache(arch, len(prompt), places, jnp.float32)
+        def empty(places: int) -> Cache:
+            return empty_cache(arch, len(prompt), places, jnp.float32)
+
         return decode(read, empty, prompt, keys, sampling, n=n, limit=limit, vocab=VOCAB, end=END)
 
     return lambda prompt, keys: run(params, jnp.asarray(prompt, jnp.int32), keys)
 
 
 def expected_logits(arch: Architecture, text: np.ndarray) -> np.ndarray:
-    """Of what comes after each token of the text's last document, [T, V]."""
+    """Logits [T, V] of the token after each token of the text's last document."""
     begins = np.flatnonzero((text == END) | (text == PADDING))
     part = text[begins[-1] + (text[begins[-1]] == PADDING) :] if len(begins) else text
-    return reference(built(arch).params, arch, part.tolist()) - QUIET * np.eye(VOCAB)[END]
+    return reference(build_network(arch).params, arch, part.tolist()) - QUIET * np.eye(VOCAB)[END]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +103,8 @@ def expected_logits(arch: Architecture, text: np.ndarray) -> np.ndarray:
         ("relative", GREEDY),
     ],
 )
-def test_a_sample_is_the_models_own_and_the_same_in_any_batch(name, sampling):
-    """Its log-probabilities are those of one whole pass, whatever the sampling."""
+def test_log_probs_equal_one_whole_pass_and_samples_do_not_depend_on_the_batch(name, sampling):
+    """Whatever the sampling."""
     run = decoder(ARCHS[name], sampling, N, CONTEXT)
     tokens, log_probs = jax.device_get(run(PROMPTS, KEYS))
     assert tokens.shape == log_probs.shape == (5, N) and tokens.dtype == np.int32 and log_probs.dtype == np.float32
@@ -112,51 +119,57 @@ def test_a_sample_is_the_models_own_and_the_same_in_any_batch(name, sampling):
         np.testing.assert_allclose(alone.log_probs[0], log_probs[row], atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "limit", "turns"), [("learned", WIDTH, 5), ("relative", 8, 3)])
-def test_beyond_the_context_it_goes_on_from_the_last_half_read_anew(name, limit, turns):
-    """Also from a prompt that fills it."""
+@pytest.mark.parametrize(("name", "limit", "refills"), [("learned", WIDTH, 5), ("relative", 8, 3)])
+def test_beyond_the_context_the_last_half_of_it_is_read_again(name, limit, refills):
+    """Also if the prompt fills the context."""
     n = 17
     tokens, log_probs = jax.device_get(decoder(ARCHS[name], Sampling(), n, limit)(PROMPTS, KEYS))
     for prompt, said, found in zip(PROMPTS, tokens, log_probs, strict=True):
-        text, start, anew = np.concatenate([prompt, said]), 0, 0
+        text, start, refilled = np.concatenate([prompt, said]), 0, 0
         for i in range(WIDTH, WIDTH + n):
             expected = log_softmax(expected_logits(ARCHS[name], text[start:i])[-1])
             assert found[i - WIDTH] == pytest.approx(expected[text[i]], abs=1e-4), (i, start)
-            if i - start == limit:  # no room for this one
-                start, anew = i + 1 - limit // 2, anew + 1
-        assert anew == turns
+            if i - start == limit:  # the cache has no place for this token
+                start, refilled = i + 1 - limit // 2, refilled + 1
+        assert refilled == refills
 
 
 def test_a_cache_that_grows_changes_no_sample(monkeypatch):
-    """Through every room, and also where texts are read anew."""
-    run = lambda limit: jax.device_get(decoder.__wrapped__(ARCHS["rotary"], Sampling(), 17, limit)(PROMPTS, KEYS))
+    """Through every size of the cache, with and without refills."""
+
+    def run(limit: int | None) -> Decoded:
+        return jax.device_get(decoder.__wrapped__(ARCHS["rotary"], Sampling(), 17, limit)(PROMPTS, KEYS))
+
     fixed = [run(limit) for limit in (None, 12)]
     monkeypatch.setattr(decoding, "MIN_GROWING_BYTES", 0)
-    assert decoding.stages(WIDTH, WIDTH + 16, 0) == [6, 12, 18, 22]
+    assert decoding.cache_sizes(WIDTH, WIDTH + 16, 0) == [6, 12, 18, 22]
     for before, grown in zip(fixed, [run(limit) for limit in (None, 12)], strict=True):
         np.testing.assert_array_equal(grown.tokens, before.tokens)
         np.testing.assert_allclose(grown.log_probs, before.log_probs, atol=1e-5)
 
 
 def plain(logits: np.ndarray, seen: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """The filters as their papers have them, on one row; of equally likely tokens the first are kept."""
+    """The filters as in their papers, on one row. Of equally likely tokens the first are kept."""
     x, penalty = np.array(logits, np.float64), sampling.repetition_penalty
     for token in np.flatnonzero(seen):
         x[token] = x[token] / penalty if x[token] > 0 else x[token] * penalty
     if sampling.temperature == 0:
         return x
     x /= sampling.temperature
-    keep = lambda tokens: np.where(np.isin(np.arange(len(x)), tokens), x, -np.inf)
+
+    def keep(x: np.ndarray, tokens: np.ndarray | list[int]) -> np.ndarray:
+        return np.where(np.isin(np.arange(len(x)), tokens), x, -np.inf)
+
     if sampling.top_k is not None:
-        x = keep(np.argsort(-x, kind="stable")[: sampling.top_k])
+        x = keep(x, np.argsort(-x, kind="stable")[: sampling.top_k])
     if sampling.top_p is not None:
         order, kept, mass = np.argsort(-x, kind="stable"), [], 0.0
         while mass < sampling.top_p - 1e-9 and len(kept) < len(x):
             kept.append(order[len(kept)])
             mass += softmax(x)[kept[-1]]
-        x = keep(kept)
+        x = keep(x, kept)
     if sampling.min_p is not None:
-        x = keep(np.flatnonzero(softmax(x) >= sampling.min_p * softmax(x).max()))
+        x = keep(x, np.flatnonzero(softmax(x) >= sampling.min_p * softmax(x).max()))
     return x
 
 
@@ -181,37 +194,47 @@ def plain(logits: np.ndarray, seen: np.ndarray, sampling: Sampling) -> np.ndarra
     ],
     ids=str,
 )
-def test_what_is_drawn_from_is_that_of_the_papers(sampling):
+def test_filtered_logits_equal_the_filters_of_the_papers(sampling):
     rng = np.random.default_rng(0)
     logits, seen = rng.normal(0, 2, (40, VOCAB)).astype(np.float32), rng.random((40, VOCAB)) < 0.3
-    found = filtered(jnp.asarray(logits), jnp.asarray(seen), sampling)
+    found = filter_logits(jnp.asarray(logits), jnp.asarray(seen), sampling)
     expected = np.stack([plain(row, was, sampling) for row, was in zip(logits, seen, strict=True)])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=3), Sampling(top_p=0.5), Sampling(top_k=1), Sampling(top_p=0.1)])
-def test_of_equally_likely_tokens_no_more_are_kept_than_asked_for(sampling):
+def test_of_equally_likely_tokens_the_first_are_kept(sampling):
     logits = np.array([[1.0] * VOCAB, [0.0, 2, 1, 2, 2, 0, 2, 2, 2, 1, 0]], np.float32)
     nothing = np.zeros(logits.shape, bool)
     expected = np.stack([plain(row, was, sampling) for row, was in zip(logits, nothing, strict=True)])
-    found = filtered(jnp.asarray(logits), jnp.asarray(nothing), sampling)
+    found = filter_logits(jnp.asarray(logits), jnp.asarray(nothing), sampling)
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
 
 
 def bigram(
-    table: np.ndarray, prompt: Any, sampling: Sampling, n: int, limit: int | None = None, **kwargs: Any
+    table: np.ndarray,
+    prompt: ArrayLike | list[list[int]],
+    sampling: Sampling,
+    n: int,
+    limit: int | None = None,
+    **kwargs: Any,
 ) -> Decoded:
-    """Decoded from logits table[last]."""
+    """Decodes from the logits table[last token]."""
     logits, prompt = jnp.asarray(table, jnp.float32), jnp.asarray(prompt, jnp.int32)
 
-    def read(tokens: Any, segment: Any, position: Any, cache: Cache, begins: bool) -> Any:
+    def read(
+        tokens: jax.Array, segment: jax.Array, position: jax.Array, cache: Cache, begins: bool
+    ) -> tuple[jax.Array, Cache]:
         longer = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment, cache.length, axis=1)
         return logits[tokens], cache._replace(segment=longer, length=cache.length + tokens.shape[1])
 
-    empty = lambda places: empty_cache(replace(SMALL, layers=1, width=4), len(prompt), places, jnp.float32)
-    run = lambda prompt, keys: decode(
-        read, empty, prompt, keys, sampling, n=n, limit=limit, vocab=len(table), **{"end": None, **kwargs}
-    )
+    def empty(places: int) -> Cache:
+        return empty_cache(replace(SMALL, layers=1, width=4), len(prompt), places, jnp.float32)
+
+    def run(prompt: jax.Array, keys: jax.Array) -> Decoded:
+        options = {"end": None, **kwargs}
+        return decode(read, empty, prompt, keys, sampling, n=n, limit=limit, vocab=len(table), **options)
+
     return jax.device_get(quickly(run)(prompt, row_keys(KEY, len(prompt))))
 
 
@@ -232,16 +255,16 @@ def test_draws_have_the_frequencies_of_the_softmax(sampling):
     assert stats.chisquare(observed[some], n * mass[some] / mass.sum()).pvalue > 1e-3
 
 
-def test_a_prompts_padding_changes_no_draw():
+def test_padding_of_a_prompt_changes_no_draw():
     table = np.random.default_rng(2).normal(size=(VOCAB, VOCAB))
     padded = bigram(table, [[PADDING, PADDING, 4], [1, 2, 7]], Sampling(), 8)
     np.testing.assert_array_equal(padded.tokens, bigram(table, [[4], [7]], Sampling(), 8).tokens)
 
 
-def test_a_penalty_is_for_what_the_prompt_and_the_sample_have_had():
+def test_the_penalty_applies_to_tokens_of_the_prompt_and_of_the_sample():
     rng, sampling = np.random.default_rng(3), Sampling(temperature=0, repetition_penalty=3.0)
     table, prompt = rng.normal(size=(VOCAB, VOCAB)), np.array([[3, 1, 4], [PADDING, PADDING, 0], [PADDING, 5, 9]])
-    table[:, PADDING] += 2  # the last token, which padding is not
+    table[:, PADDING] += 2  # column -1 is the last token: padding must not count as that token
     tokens, log_probs = bigram(table, prompt, sampling, 9)
     for row, said, found in zip(prompt, tokens, log_probs, strict=True):
         text = row.tolist()
@@ -257,7 +280,7 @@ CHAIN = 6 * np.roll(np.eye(VOCAB), 1, axis=0)  # 3, 2, 1, 0, 10, 9, ...
 
 
 @pytest.mark.parametrize("limit", [None, 4])
-def test_a_sample_ends_at_the_end_and_the_loop_with_the_last_sample(limit):
+def test_a_sample_ends_at_the_end_token_and_the_loop_ends_with_the_last_sample(limit):
     calls = []
 
     def listen(tokens: np.ndarray) -> np.ndarray:
@@ -275,10 +298,15 @@ def test_a_sample_ends_at_the_end_and_the_loop_with_the_last_sample(limit):
 
 
 @pytest.mark.parametrize("limit", [None, 4])
-def test_a_listener_ends_the_samples_of_which_it_has_enough(limit):
-    listen = lambda tokens: np.isin(tokens, [9, 4])
+def test_a_listener_can_end_samples(limit):
+
+    def listen(tokens: np.ndarray) -> np.ndarray:
+        return np.isin(tokens, [9, 4])
+
+    def pad(*row: int) -> list[int]:
+        return [*row, *[PADDING] * (6 - len(row))]
+
     tokens = bigram(CHAIN, [[7], [2], [10], [5]], GREEDY, 6, limit, listen=listen).tokens
-    pad = lambda *row: [*row, *[PADDING] * (6 - len(row))]
     np.testing.assert_array_equal(tokens, [pad(6, 5, 4), pad(1, 0, 10, 9), pad(9), pad(4)])
 
 
@@ -294,6 +322,6 @@ def test_a_listener_ends_the_samples_of_which_it_has_enough(limit):
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
     ],
 )
-def test_an_impossible_sampling_is_refused(fields, message):
+def test_an_impossible_sampling_raises_an_error_that_names_the_field(fields, message):
     with pytest.raises(UserError, match=message):
         Sampling(**fields)

@@ -1,4 +1,4 @@
-"""Bad steps: what is left out, what is rolled back to, and that a killed run does the same."""
+"""Bad steps are left out or rolled back, and a stopped run does exactly the same."""
 
 import json
 import math
@@ -24,8 +24,8 @@ GOOD = {"loss": 1.0}
 BAD = {"loss": math.nan, "skipped": 1.0}
 
 
-def test_the_limit_of_a_step_is_known_two_steps_before():
-    """So that it does not matter when the step before is read."""
+def test_the_limit_of_a_step_depends_on_losses_two_steps_before():
+    """So it does not matter when the previous step is read."""
     config = Faults("skip", spike=3.0)
     record = Record(config, 0, [])
     values = np.random.default_rng(0).normal(5, 1, 400)
@@ -48,7 +48,7 @@ def test_nothing_is_a_spike_before_enough_losses_are_known():
     assert faults.limit(Faults("skip", spike=2.0), faults.after(history, GOOD)) == pytest.approx(1, abs=0.2)
 
 
-def test_patience_ends_and_a_checkpoint_renews_it():
+def test_patience_ends_the_run_and_a_checkpoint_resets_it():
     record = Record(Faults("skip", patience=3), 0, [])
     assert record.read(1, BAD)
     assert record.read(2, BAD)
@@ -65,7 +65,7 @@ def test_patience_ends_and_a_checkpoint_renews_it():
 
 
 @pytest.mark.parametrize("engine", [Parallel(devices=2), Parallel(engine="jit", devices=2)])
-def test_a_bad_step_changes_nothing_but_the_number(engine, tiny):
+def test_a_bad_step_changes_only_the_step_number(engine, tiny):
     config = tiny("vae_digits")
     data = config.data.build()
     model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
@@ -96,7 +96,7 @@ SPIKES = (23, 24, 57)
 
 @pytest.fixture
 def spiky(tiny, monkeypatch):
-    """A config whose batches of some steps are not finite, and what is done about them."""
+    """Returns a function (action) -> a config that has batches with NaN at some steps."""
     original = train.build
 
     def build(config: Config):
@@ -135,7 +135,7 @@ def lines(workdir: Path, name: str, key: str) -> dict[int, dict]:
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])
-def test_bad_steps_are_left_out_and_told(action, spiky, tmp_path):
+def test_bad_steps_are_left_out_and_reported(action, spiky, tmp_path):
     workdir = tmp_path / "run"
     train.train(spiky(action), workdir)
     losses = lines(workdir, "metrics.jsonl", "loss")
@@ -152,6 +152,7 @@ def test_bad_steps_are_left_out_and_told(action, spiky, tmp_path):
     assert all(text in alarms[step]["alarm"] for step, text in rolled.items())
 
 
+@pytest.mark.slow
 def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
     for together in (1, 8):
         train.train(spiky("skip", together), tmp_path / str(together))
@@ -172,8 +173,9 @@ def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
             replace(spiky("skip", 8), faults=judged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["skip", "rollback"])
-def test_a_stopped_run_leaves_out_the_same(action, spiky, tmp_path, monkeypatch):
+def test_a_stopped_run_leaves_out_the_same_steps(action, spiky, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train.train(spiky(action), whole)
     for at in (23, 24, 30, 39, 40, 58):
@@ -187,7 +189,7 @@ def test_a_stopped_run_leaves_out_the_same(action, spiky, tmp_path, monkeypatch)
 
 
 def noticing(at: int, workdir: Path):
-    """Like a signal that comes before the step of that number, wherever the run starts."""
+    """Returns a replacement of notice_signals: a signal arrives before step `at`, wherever the run starts."""
 
     @contextmanager
     def noticed():

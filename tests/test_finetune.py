@@ -1,4 +1,4 @@
-"""Runs that go on from another: what is trained, what is left as it was, what is stored, and what is refused."""
+"""Runs that start from a base: which weights are trained, fixed and stored, and which bases are refused."""
 
 import contextlib
 import hashlib
@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import ENGINES, assert_close, assert_same, leaves
 from flax.traverse_util import flatten_dict
 from scipy.special import log_softmax
-from test_contract import ENGINES, assert_close, assert_same, leaves
 from test_lm import PROMPTS, SPEC, T, batch_of, by_document, nats_of, on_one_device
 from test_transformer import ARCHS, END, KEY, SMALL, VOCAB, quickly, random_like, reference
 
+import gen
 from gen import core, sample
 from gen import files as gen_files
 from gen.config import Config, Parallel, Save
@@ -46,7 +47,7 @@ def spelled(number: int) -> str:
 
 
 def narrow(tiny: Any, name: str = "lm_pydoc", /, **fields: Any) -> Config:
-    """A config of a narrow network over the bytes of some lines, as quick as it goes."""
+    """Returns a config that trains fast: a narrow network over the bytes of some lines."""
     config = tiny(name)
     quick: dict[str, Any] = {
         "model": replace(config.model, network=replace(config.model.network, dropout=0.0), optim=SGD, ema=0.9),
@@ -61,7 +62,7 @@ def narrow(tiny: Any, name: str = "lm_pydoc", /, **fields: Any) -> Config:
 
 
 def wide(tiny: Any) -> Config:
-    """One of a wider network over characters, trained for longer."""
+    """Returns a config of a wider network over characters that trains for longer."""
     config = narrow(tiny, steps=300, save=Save(every=300))
     model: Any = config.model
     data: Any = config.data
@@ -70,7 +71,7 @@ def wide(tiny: Any) -> Config:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file."""
+    """Returns {file: SHA-256} of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -85,7 +86,7 @@ LORA: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory) -> Iterator[Path]:
-    """A folder with the run "base", and with "full" and "lora", which went on from it; in the end it is as it was."""
+    """Returns a folder with the run "base", and with "full" and "lora", which started from it. The base must not change."""
     folder = tmp_path_factory.mktemp("runs")
     lines = [f"{7 * i} is {spelled(7 * i)}" for i in range(60)]
     (folder / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
@@ -100,18 +101,16 @@ def runs(tiny, tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture
 def copied(runs, tmp_path, monkeypatch) -> Path:
-    """A copy of that folder, to be there."""
+    """Returns a copy of that folder, as the current folder."""
     folder = Path(shutil.copytree(runs, tmp_path / "runs"))
     monkeypatch.chdir(folder)
     return folder
 
 
 def weights(workdir: Path) -> dict[str, Any]:
-    """The averages in a run's best checkpoint."""
-    config, model = runs_trained.load_model(workdir, ())
-    step = runs_trained.choose_step(workdir, config, None)
-    abstract = runtime_engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
-    return jax.device_get(checkpoint.restore(workdir / "checkpoints", step, abstract, items=("ema",)).ema)
+    """Returns the averages in a run's best checkpoint."""
+    run = runs_trained.open_run(workdir)
+    return jax.device_get(checkpoint.restore(run.checkpoints, run.choose_step(), run.abstract, items=("ema",)).ema)
 
 
 def flat(tree: Any) -> dict[tuple[str, ...], Any]:
@@ -119,7 +118,7 @@ def flat(tree: Any) -> dict[tuple[str, ...], Any]:
 
 
 def greedy(workdir: str, *more: str) -> str:
-    """A text that the run writes."""
+    """Returns a text that the run writes, without randomness."""
     out = Path("written") / Path(workdir).name
     sample.main(
         [workdir, "--prompt", "2", "--n", "1", "--tokens", "14", "--temperature", "0", "--out", str(out), *more]
@@ -128,12 +127,12 @@ def greedy(workdir: str, *more: str) -> str:
 
 
 def first_loss(workdir: Path) -> float:
-    """Before the first update."""
+    """Returns the loss before the first update."""
     return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])["loss"]
 
 
-def test_a_run_begins_with_its_bases_weights_network_and_tokenizer(runs, tiny, monkeypatch):
-    """And goes elsewhere: the loss of the first batch is what numpy has for the base, and no weight stays."""
+def test_a_run_begins_with_the_weights_network_and_tokenizer_of_its_base(runs, tiny, monkeypatch):
+    """The loss of the first batch is the one that NumPy computes for the base. Afterwards every weight has changed."""
     monkeypatch.chdir(runs)
     base, config = weights(Path("base")), runs_base.resolve_config(narrow(tiny, init_from="base"))
     model: Any = config.model
@@ -147,15 +146,16 @@ def test_a_run_begins_with_its_bases_weights_network_and_tokenizer(runs, tiny, m
     for name in ("full", "lora"):
         assert first_loss(Path(name)) == pytest.approx(expected, rel=1e-5)
         assert Path(name, "tokenizer.json").read_bytes() == Path("base", "tokenizer.json").read_bytes()
-        known = directory.read_config(Path(name))[1]["base"]
-        assert known == {"path": "../base", "step": 300, "sha256": checkpoint.digest(Path("base/checkpoints"), 300)}
+        known = directory.read_config(Path(name))[1].base
+        assert known is not None
+        assert known == ("../base", 300, checkpoint.digest(Path("base/checkpoints"), 300))
         protocol = json.loads(Path(name, "evaluation.json").read_text())["protocol"]
-        assert protocol["loss"]["base"] == known["sha256"]
+        assert protocol["loss"]["base"] == known.sha256
     after = leaves(weights(Path("full")))
     assert not [name for name, value in leaves(base).items() if np.array_equal(value, after[name])]
 
 
-def test_a_checkpoint_of_an_adapter_holds_nothing_but_the_adapter(runs):
+def test_a_checkpoint_of_an_adapter_holds_the_adapter_alone(runs):
     folder = runs / "lora" / "checkpoints" / "4"
     items = {"step", "params", "ema", "opt_state", "meta"}
     assert {path.name for path in folder.iterdir() if path.is_dir()} == items
@@ -168,8 +168,8 @@ def test_a_checkpoint_of_an_adapter_holds_nothing_but_the_adapter(runs):
     assert size(trained) < size(weights(runs / "base")) / 10
 
 
-def test_a_run_that_stands_on_a_moved_base_goes_on_as_if_nothing_had_been(copied, runs, tiny, capsys):
-    """Bit for bit, once it is told where the base is; so are samples of it."""
+def test_an_adapter_continues_exactly_after_its_base_was_moved(copied, runs, tiny, capsys):
+    """--base says where the base is now. The metrics, the state and the samples are the same bit for bit."""
     shutil.rmtree("lora/checkpoints/4")
     Path("elsewhere").mkdir()
     Path("base").rename("elsewhere/moved")
@@ -180,8 +180,7 @@ def test_a_run_that_stands_on_a_moved_base_goes_on_as_if_nothing_had_been(copied
     train(replace(config, base="elsewhere/moved"), Path("lora"))
     for name in ("metrics.jsonl", "evaluation.json"):
         assert Path("lora", name).read_bytes() == (runs / "lora" / name).read_bytes()
-    model, states = runs_trained.load_model(Path("lora"), ())[1], []
-    abstract = runtime_engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    abstract, states = runs_trained.open_run(Path("lora")).abstract, []
     for folder in (runs, copied):
         states.append(checkpoint.restore(folder / "lora/checkpoints", 4, abstract))
     assert_same(*states)
@@ -206,16 +205,26 @@ def test_a_merged_run_needs_no_base_and_writes_the_same(copied, capsys):
     shutil.rmtree("base")
     shutil.rmtree("lora")
     assert greedy("merged") == before != other
-    assert "base" not in directory.read_config(Path("merged"))[1]
+    assert directory.read_config(Path("merged"))[1].base is None
     assert sample.main(["--verify", "written/merged/manifest.json"]) == 0
     assert greedy("full") != before, "which needs none either"
 
 
-def test_what_is_merged_is_the_base_and_its_low_rank_changes(copied, monkeypatch, capsys):
-    """By the command line, from anywhere, also where the base was moved."""
+def test_a_run_is_scored_from_python(copied):
+    """The scores are those of its training, and the samples are those of the command line."""
+    run = gen.open("base")
+    evaluation = directory.read_evaluation(Path("base"))
+    assert evaluation is not None
+    assert run.score("likelihood").items() >= {"loss": evaluation.metrics["loss"]}.items()
+    settings: dict[str, Any] = {"prompt": ["2"], "n": 1, "tokens": 14, "temperature": 0.0}
+    assert run.show(run.generate(**settings), prompt=["2"])["samples.txt"].decode() == greedy("base")
+
+
+def test_a_merged_run_is_the_base_plus_its_low_rank_changes(copied, monkeypatch, capsys):
+    """Merged on the command line, from another folder, with a moved base."""
     base, change = flat(weights(Path("base"))), flat(weights(Path("lora")))
     Path("base").rename("moved")
-    monkeypatch.setattr("sys.argv", ["finetune.py", "merge", ".", "../merged", "--base", "../moved"])
+    monkeypatch.setattr("sys.argv", ["merge.py", ".", "../merged", "--base", "../moved"])
     with contextlib.chdir("lora"):
         runs_merge.main()
     assert "next: python sample.py ../merged" in capsys.readouterr().out
@@ -228,7 +237,7 @@ def test_what_is_merged_is_the_base_and_its_low_rank_changes(copied, monkeypatch
 
 
 def another() -> None:
-    """A sound base in the place of the other."""
+    """Puts another sound run in the place of the base."""
     shutil.rmtree("base")
     shutil.copytree("full", "base")
     Path("base/checkpoints/4").rename("base/checkpoints/300")
@@ -248,7 +257,7 @@ def damaged() -> None:
         (damaged, "base/checkpoints/300: params/transformer.embedding.embedding/0.0 has changed"),
     ],
 )
-def test_a_base_that_is_not_what_it_was_is_refused(change, message, copied, tiny):
+def test_a_base_that_has_changed_is_refused(change, message, copied, tiny):
     change()
     before = digests(copied)
     for use in (
@@ -271,7 +280,7 @@ def on_a_gan(tiny: Any) -> Config:
 
 
 def learned(tiny: Any, **data: Any) -> Any:
-    """Of a network with learned places."""
+    """Returns a config of a network with learned positions."""
     config = narrow(tiny)
     model: Any = config.model
     model = replace(model, network=replace(model.network, positions="learned", context=None))
@@ -279,7 +288,7 @@ def learned(tiny: Any, **data: Any) -> Any:
 
 
 def begun(config: Config, workdir: Path) -> None:
-    """A run without a checkpoint."""
+    """Makes a run without a checkpoint."""
     workdir.mkdir()
     directory.begin_run(workdir, config, config.data.build())
 
@@ -291,25 +300,25 @@ def too_long(tiny: Any) -> Config:
 
 WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
     "no base": (lambda tiny: narrow(tiny, finetune="lora"), "--init-from RUN"),
-    "no run": (lambda tiny: narrow(tiny, init_from="nothing"), "nothing, .* is no run directory.*--base DIR"),
-    "no checkpoint": (lambda tiny: narrow(tiny, init_from="empty"), "empty has no checkpoint to go on from"),
+    "no run": (lambda tiny: narrow(tiny, init_from="nothing"), "nothing, .* is not a run directory.*--base DIR"),
+    "no checkpoint": (lambda tiny: narrow(tiny, init_from="empty"), "empty has no checkpoint to start from"),
     "an adapter": (lambda tiny: narrow(tiny, init_from="lora"), "python -m gen.runs.merge lora DIR"),
     "another family": (
         lambda tiny: narrow(tiny, "mlm_pydoc", init_from="base"),
-        "base is of gen.families.language.lm, and this config of gen.families.language.mlm",
+        "base is a gen.families.language.lm.LM, and this config trains a gen.families.language.mlm.MLM",
     ),
-    "a family without adapters": (on_a_gan, "gen.families.gan.family has no adapters"),
+    "a family without adapters": (on_a_gan, "gen.families.gan.family.GAN has no adapters"),
     "a path of nothing": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="nothing")}), "lora.path 'nothing' m"),
     "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is no regular"),
     "no rank": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(rank=0)}), "rank is 0"),
     "no size": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(alpha=0.0)}), "alpha is 0"),
     "no prompt": (lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=0)}), "length is 0"),
-    "windows that are too long": (too_long, "has learned 8 places, and windows have 9: --data.length 8"),
+    "windows that are too long": (too_long, "has 8 learned positions, and windows have 9; the fix: --data.length 8"),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_a_run_can_not_go_on_from_is_refused_before_anything_is_written(what, copied, tiny):
+def test_an_unusable_base_is_refused_before_anything_is_written(what, copied, tiny):
     make, message = WRONG[what]
     shutil.copytree("base", "empty", ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(UserError, match=message):
@@ -317,31 +326,31 @@ def test_what_a_run_can_not_go_on_from_is_refused_before_anything_is_written(wha
     assert not Path("new").exists()
 
 
-def test_what_can_not_be_merged_is_refused(copied, monkeypatch):
+def test_runs_that_are_no_lora_adapters_are_not_merged(copied, capsys):
     config, known = directory.read_config(Path("lora"))
     prompted = replace(config, finetune="prompt", model=config.model.with_adapter(config.prompt))
     shutil.copytree("lora", "prompted")
-    directory.write_config(Path("prompted"), prompted, known["data"], known["base"])
+    directory.write_config(Path("prompted"), prompted, known.data, known.base)
     Path("occupied").mkdir()
     Path("occupied/file").touch()
     for workdir, out, message in (
-        ("full", "new", "full is no adapter"),
-        ("base", "new", "base is no adapter"),
+        ("full", "new", "full is not an adapter"),
+        ("base", "new", "base is not an adapter"),
         ("prompted", "new", "a learned prompt .* can't be merged"),
         ("lora", "occupied", "occupied exists already"),
         ("lora", "occupied/file", "file exists already"),
     ):
         with pytest.raises(UserError, match=message):
             runs_merge.merge(Path(workdir), Path(out))
-    monkeypatch.setattr("sys.argv", ["finetune.py", "merge", "lora"])
-    with pytest.raises(UserError, match="usage: python"):
-        runs_merge.main()
+    with pytest.raises(SystemExit):
+        runs_merge.main(["lora"])
+    assert "DIR" in capsys.readouterr().err
     assert not Path("new").exists()
     assert [path.name for path in Path("occupied").iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("how", ["full", "lora", "prompt"])
-def test_learned_places_of_the_base_are_kept_where_windows_are_shorter(how, copied, tiny):
+def test_learned_positions_of_the_base_are_kept_with_shorter_windows(how, copied, tiny):
     long = learned(tiny, length=16)
     long = replace(long, model=replace(long.model, fill_in_the_middle=0.5))  # which has words of its own
     begun(long, Path("long"))
@@ -357,13 +366,13 @@ def test_learned_places_of_the_base_are_kept_where_windows_are_shorter(how, copi
 
 
 def first_of(model: core.GenerativeModel, scale: float = 0.4) -> Any:
-    """Parameters of a whole model, of which each one matters."""
+    """Returns random parameters of a whole model, none of them zero."""
     return jax.device_get(random_like(jax.eval_shape(model.init, KEY).params, scale))
 
 
 @pytest.mark.parametrize("name", ["lm_pydoc", "mlm_pydoc", "seq2seq_docstring"])
-def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tiny):
-    """Exactly, and to 1e-5; no update reaches the base."""
+def test_an_adapted_model_equals_its_base_at_first_and_later_the_merged_model(name, tiny):
+    """The first equality is exact, the second holds to 1e-5. No update changes the base."""
     config, adapter = tiny(name), LoRA(rank=2, path="(query|value)/kernel$")
     model: Any = replace(config.model, network=replace(config.model.network, dropout=0.0), optim=SGD)
     data = config.data.build()
@@ -386,7 +395,7 @@ def test_an_adapted_model_is_its_base_at_first_and_then_the_merged_one(name, tin
     assert_close(after, of_base(adapter.merge(state.params, base)), 1e-5)
 
 
-def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
+def test_an_adapted_vae_equals_its_base_at_first_and_later_the_merged_model(tiny):
     config, adapter = tiny("vae_digits"), LoRA(rank=2)
     model: Any = replace(config.model, optim=replace(SGD, lr=1e-3))
     data = config.data.build()
@@ -410,8 +419,8 @@ def test_an_adapted_vae_is_its_base_at_first_and_then_the_merged_one(tiny):
 
 
 def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
-    """Also where its base is sharded among them."""
-    monkeypatch.setattr(runtime_engine, "MIN_SHARDED", 2)
+    """Including FSDP, which shards the base too."""
+    monkeypatch.setattr("gen.runtime.binding.MIN_SHARDED", 2)
     config = LM(network=replace(SMALL, layers=1, norm="rms", bias=False), optim=SGD)
     base = first_of(config.build(SPEC, 100), scale=0.2)
     model = config.with_adapter(LoRA(rank=4, path="(query|up)/kernel$")).build(SPEC, 100)
@@ -436,7 +445,7 @@ def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
 
 
 def tree_of(rng: np.random.Generator) -> dict[str, Any]:
-    """Matrices, some of them stacked, a convolution's kernel, and vectors beside them."""
+    """Returns matrices, some of them stacked, the kernel of a convolution, and vectors."""
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return {
         "dense": {"kernel": draw(6, 5), "bias": draw(5)},
@@ -446,8 +455,8 @@ def tree_of(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def test_low_rank_changes_are_those_of_the_paper():
-    """W + alpha / r A B, where B begins at zero; a convolution is a matrix of all that it looks at."""
+def test_low_rank_changes_follow_the_paper():
+    """W + alpha / r A B, where B begins at zero. A convolution counts as the matrix over its whole window."""
     rng = np.random.default_rng(0)
     base, adapter = tree_of(rng), LoRA(rank=2, alpha=3.0, path=r"^\w+/(kernel|bias|scale)$")
     trained = quickly(adapter.begin)(KEY, base)
@@ -476,7 +485,7 @@ def test_low_rank_changes_are_those_of_the_paper():
     assert_same(kept(merged), kept(base))
 
 
-def test_a_begins_as_noise_of_the_size_that_keeps_that_of_what_it_reads():
+def test_a_begins_as_noise_that_keeps_the_scale_of_its_input():
     base = {"one": {"kernel": jnp.zeros((400, 3))}, "two": {"kernel": jnp.zeros((2, 5, 5, 3))}}
     trained: Any = quickly(LoRA(rank=50, path="kernel").begin)(KEY, base)
     one, two = (np.asarray(trained[name]["kernel"]["a"]) for name in ("one", "two"))
@@ -485,7 +494,7 @@ def test_a_begins_as_noise_of_the_size_that_keeps_that_of_what_it_reads():
     assert abs(np.corrcoef(one[:50].ravel(), two.ravel())[0, 1]) < 0.1
 
 
-def test_a_gradient_reaches_the_adapter_alone():
+def test_gradients_reach_the_adapter_alone():
     rng = np.random.default_rng(0)
     base, adapter = tree_of(rng), LoRA(rank=2, path="kernel$")
     trained = random_like(jax.eval_shape(lambda: adapter.begin(KEY, base)))
@@ -504,7 +513,7 @@ LENGTH = 3
 
 
 def after_prefix(params: Any, arch: Any, prefix: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Logits [T, V] of a text that begins after the prefix: as if it were of other words, which have no place."""
+    """Returns logits [T, V] of a text after the prefix, which counts as more words without positions."""
     words = np.concatenate([params["embedding"]["embedding"], prefix])
     more: dict[str, Any] = {"embedding": {"embedding": words}}
     if arch.positions == "learned":
@@ -515,13 +524,13 @@ def after_prefix(params: Any, arch: Any, prefix: np.ndarray, tokens: np.ndarray)
 
 
 def prompted(arch: Any, ema: float = 0.0) -> tuple[core.GenerativeModel, Any]:
-    """A model with a learned prompt, and its base."""
+    """Returns a model with a learned prompt, and the weights of its base."""
     config = LM(network=arch, optim=SGD, ema=ema)
     model = config.with_adapter(Prompt(length=LENGTH)).build(SPEC, 100)
     return model, first_of(config.build(SPEC, 100))
 
 
-def test_a_prompt_is_all_that_is_trained_and_every_document_sees_it():
+def test_only_the_learned_prompt_is_trained_and_every_document_sees_it():
     model, base = prompted(SMALL)
     engine = runtime_engine.compile_engine(model, Parallel(devices=1), 0, 8)
     state, batch = engine.init(base), batch_of()
@@ -550,8 +559,8 @@ def test_a_prompt_is_all_that_is_trained_and_every_document_sees_it():
 
 
 @pytest.mark.parametrize("arch", [SMALL, replace(ARCHS["rotary"], window=None)], ids=["learned", "rotary"])
-def test_decoding_after_a_learned_prompt_is_that_of_whole_passes(arch):
-    """With a cache; beyond the context, where the last half is read anew, too."""
+def test_decoding_after_a_learned_prompt_equals_whole_passes(arch):
+    """Decoding has a cache. Beyond the context it reads the last half again."""
     prompts = PROMPTS
     model, base = prompted(arch)
     prefix = 0.4 * np.random.default_rng(1).normal(size=(LENGTH, 16))
@@ -572,8 +581,8 @@ def test_decoding_after_a_learned_prompt_is_that_of_whole_passes(arch):
 
 
 @pytest.mark.parametrize("name", ["rotary", "relative"])
-def test_a_learned_prompt_is_as_near_whatever_padding_is_between(name):
-    """Also where a sliding window has left it behind."""
+def test_padding_does_not_change_the_distance_to_a_learned_prompt(name):
+    """Even if a sliding window has moved past it."""
     model, base = prompted(ARCHS[name])
     prefix = jnp.asarray(np.random.default_rng(1).normal(size=(LENGTH, 16)), jnp.float32)
     state = State(jnp.int32(0), {"prefix": prefix}, {}, frozen=base)

@@ -1,6 +1,6 @@
-"""Whatever is in the files and options that people have from elsewhere: it is used, or refused in a short error, status 2.
+"""Files and options with arbitrary content: each is used, or refused with a short error and status 2.
 
-A few examples of each, the same ones each time; GEN_FUZZ=2000 makes so many, and others each time.
+By default a few examples of each are tried, always the same. GEN_FUZZ=2000 tries 2000 new ones of each.
 """
 
 import io
@@ -30,18 +30,19 @@ from gen.data.text import Text, tokenizers
 from gen.errors import run_command
 from gen.families.language import LM, language
 from gen.interop.convert import import_run
-from gen.interop.gpt2 import GPT2, described, to_gpt2
+from gen.interop.gpt2 import GPT2, describe, to_gpt2
 from gen.networks.transformer import Architecture
 from gen.runs import directory
 from gen.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # a temperature of 1e308
 ASKED = os.environ.get("GEN_FUZZ")
-SLOW = 60  # seconds, which nothing here takes
+MAX_SECONDS = 60
+"""Bound on the time of one example."""
 
 
 def fuzz(examples: int) -> Any:
-    """So many examples, unless the environment asks for more."""
+    """Returns settings for this number of examples, unless GEN_FUZZ says otherwise."""
     return settings(
         max_examples=int(ASKED or examples),
         derandomize=ASKED is None,
@@ -52,15 +53,14 @@ def fuzz(examples: int) -> Any:
 
 
 def ends(call: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """[what it returns], or [] where it ends as a person's mistake does: with status 2. Anything else fails, and so does a
-    long wait."""
+    """Returns [result] of a call, or [] if it ends with status 2, as a user's mistake does. Any other end fails, or a long wait."""
     found, status, begun = [], 0, time.monotonic()
     try:
         run_command(lambda: found.append(call(*arguments)))
     except SystemExit as exit:
         status = exit.code
     assert status == 2 * (not found), status
-    assert time.monotonic() - begun < SLOW
+    assert time.monotonic() - begun < MAX_SECONDS
     return found
 
 
@@ -102,7 +102,7 @@ JUNK = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where there is something in a JSON value."""
+    """Yields the path of every value in a JSON value."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
@@ -110,7 +110,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
-    """A copy in which `change` was applied at a place; None from it drops what is there."""
+    """Returns a copy with `change` applied to the value at a path. If `change` returns None, the value is dropped."""
     if not path:
         return (change(value) or [None])[0]
     copy, key = value.copy(), path[0]
@@ -127,7 +127,7 @@ KINDS = ["like", "like", "like", "replace", "drop", "insert", "other", "wrap"]
 
 
 def like(value: Any) -> Any:
-    """What may stand in its place, by its type."""
+    """Returns a strategy for values of a similar type."""
     if isinstance(value, str):
         return st.sampled_from(ODD)
     if type(value) in (int, float):
@@ -139,8 +139,7 @@ def like(value: Any) -> Any:
 
 @st.composite
 def mutated(draw: Any, value: Any) -> Any:
-    """The JSON value with one to three changes at any depth: something else, the like of it, dropped, added, repeated, or
-    wrapped."""
+    """Draws the JSON value with one to three changes at any depth: replaced, dropped, added, repeated or wrapped values."""
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(places(value))))
         there = value
@@ -175,7 +174,7 @@ def dumped(value: Any) -> bytes:
 
 @st.composite
 def damaged(draw: Any, content: bytes) -> bytes:
-    """The bytes cut off, with some of them changed, or others altogether."""
+    """Draws the bytes cut off, with some bytes changed, or other bytes."""
     kind = draw(st.sampled_from(["cut", "flip", "other", "flip"]))
     if kind == "other" or not content:
         return draw(st.binary(max_size=200))
@@ -205,7 +204,7 @@ def some(tiny) -> dict[str, Config]:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
-    """A run with samples and their manifest, in generated/."""
+    """A run with samples and their manifest in generated/."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     train(
         replace(
@@ -236,7 +235,7 @@ SPECS = {Images: PICTURES, Text: TOKENS}
 
 
 def built(model: Any, spec: Any) -> None:
-    """The shapes of a model's state."""
+    """Traces the init of a model."""
     jax.eval_shape(model.build(spec, 10).init, jax.random.key(0))
 
 
@@ -253,13 +252,13 @@ def test_any_config_json(data, some, folder):
 
 
 def options(x: Any, path: str = "-") -> list[str]:
-    """The options of a config: `--model.latents`, ..."""
+    """Returns the options of a config below its model and its data: `--model.latents`, `--model.network`, ..."""
     if not is_dataclass(x):
         return [path]
     dash = "-" if path == "-" else "."
-    return [
-        option for f in fields(x) for option in options(getattr(x, f.name), f"{path}{dash}{f.name.replace('_', '-')}")
-    ]
+    inner = [f"{path}{dash}{f.name.replace('_', '-')}" for f in fields(x)]
+    found = [option for f, name in zip(fields(x), inner, strict=True) for option in options(getattr(x, f.name), name)]
+    return [path, *found] if "." in path else found
 
 
 VALUES = [
@@ -298,6 +297,7 @@ VALUES += [
     "(a",
     "*",
 ]
+VALUES += ["Residual", "Residual(blocks=2)", "Perceptron((4,), 'relu')", "VampPrior(10**30)", "os:system", "Residual(("]
 
 
 @fuzz(25)
@@ -343,7 +343,7 @@ def test_any_evaluation_json(data, trained, folder):
     content = dumped(data.draw(mutated(evaluation)))
     (folder / "evaluation.json").write_bytes(data.draw(st.just(content) | st.just(content) | damaged(content)))
     for found in ends(directory.read_evaluation, folder):
-        assert found is None or all(f"{number:.4g}" for number in found["metrics"].values())
+        assert found is None or all(f"{number:.4g}" for number in found.metrics.values())
 
 
 @fuzz(60)
@@ -390,7 +390,7 @@ def test_any_tokenizer_json(data):
 
 @st.composite
 def pictures(draw: Any) -> bytes:
-    """A file of a picture, or of what was one."""
+    """Draws the content of an image file, perhaps damaged."""
     mode = draw(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"]))
     image = Image.new(mode, (draw(st.integers(1, 4)), draw(st.integers(1, 4))))
     content = io.BytesIO()
@@ -424,7 +424,7 @@ def test_any_folder_of_images(files, size, skip_bad, colors, folder):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        except OSError:  # there is a folder of that name
+        except OSError:  # a folder has that name
             continue
     config = Images(
         name=f"folder:{root}",
@@ -462,13 +462,13 @@ def test_any_lines_of_json(lines, split, tokenizer, folder):
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> dict[str, bytes]:
-    """The files of a GPT-2 as transformers keep it."""
+    """The files of a GPT-2 in the format of transformers."""
     arch = Architecture(layers=2, width=8, heads=2, dropout=0.1, **GPT2)
     spec = {"tokens": Feature((17,), "int32", vocab=257, end=0)}
     state = jax.eval_shape(LM(network=arch).build(spec, 1).init, jax.random.key(0))
     shapes = jax.eval_shape(to_gpt2, state.params["transformer"])
     tensors = {name: np.zeros(x.shape, np.float32) for name, x in shapes.items()}
-    facts = described(arch, language.tokens(spec))["config.json"]
+    facts = describe(arch, language.tokens(spec))["config.json"]
     tokenizer = tokenizers.dump(tokenizers.byte())
     return {"config.json": dumped(facts), "model.safetensors": save(tensors), "tokenizer.json": tokenizer}
 

@@ -1,4 +1,4 @@
-"""Several hosts on one machine: one curve with one host, and none goes on alone when another stops."""
+"""Several hosts on one machine: the curve of one host, and no host continues alone when another stops."""
 
 import json
 import os
@@ -15,6 +15,8 @@ from gen.errors import Requeue
 from gen.runs import checkpoint
 from gen.runtime import signals
 from tests.processes import QUICK, environment, hosts, statuses, until
+
+pytestmark = pytest.mark.slow  # several processes that wait for each other
 
 STEPS = 240
 RUN = ["vae_digits", *QUICK, "--steps", STEPS, "--save.every", 20, "--evaluate-every", 120, "--log.every", 1]
@@ -57,10 +59,10 @@ def step_of(workdir: Path) -> int:
 
 
 def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
-    """A signal to one of them, the death of either, and in the end one host with two devices, and another engine."""
+    """A signal to one host, the death of each, and at the end one host with two devices and another engine."""
     workdir, arguments = tmp_path / "run", [*RUN, "--workdir", tmp_path / "run"]
 
-    # SIGUSR1 at one host: both save the same step, and ask to be started again.
+    # SIGUSR1 to one host: both save the same step, and exit to be started again.
     with hosts(2, arguments, env, tmp_path) as running:
         assert until(lambda: step_of(workdir) > 30, running), said(tmp_path)
         running[1].send_signal(signal.SIGUSR1)
@@ -70,7 +72,7 @@ def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
         assert f"stopped at step {stopped}, as asked" in said(tmp_path, host)
         assert f"stopped at step {stopped}, as asked" in (workdir / "logs" / f"host-{host:03d}.log").read_text()
 
-    # Death of either: the other ends soon, with the reason; the first host holds what the runtime stands on.
+    # Death of one host: the other ends soon, with the reason. The first host also runs the runtime's coordinator.
     for victim in (1, 0):
         begun = time.monotonic()
         before = step_of(workdir)
@@ -87,7 +89,7 @@ def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
             tmp_path, 1 - victim
         )
 
-    # On one host with two devices and another engine, which was told to stop, and then to the end under pmap again.
+    # One host with two devices and another engine, until it is told to stop. Then to the end under pmap again.
     switched = step_of(workdir)
     alone = [*arguments, "--parallel.cpu-devices", 2]
     with hosts(1, [*alone, "--parallel.engine", "jit", "--parallel.fsdp"], env, tmp_path) as running:
@@ -99,11 +101,11 @@ def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
 
     found, expected = metrics(workdir), metrics(whole)
     assert [(m["step"], m["split"]) for m in found] == [(m["step"], m["split"]) for m in expected]
-    # Float32 stays within 1e-5 for ten steps; later the two engines' rounding has grown.
+    # float32 agrees within 1e-5 for ten steps. After that, the rounding of the two engines has grown.
     assert_close(expected[: switched + 5], found[: switched + 5])
 
 
-def test_a_wrong_run_directory_is_refused_by_all(whole, env, tmp_path):
+def test_all_hosts_refuse_a_wrong_run_directory(whole, env, tmp_path):
     arguments = [*RUN, "--workdir", whole, "--seed", 7]
     with hosts(2, arguments, env, tmp_path) as running:
         assert statuses(running, 120) == [2, 2], said(tmp_path)
@@ -118,7 +120,7 @@ def test_hosts_that_shard_the_state_have_the_same_curve(whole, env, tmp_path):
     assert_close(metrics(whole)[:10], [m for m in metrics(tmp_path / "run") if m["split"] == "train"])
 
 
-def test_hosts_of_different_configs_are_refused(env, tmp_path):
+def test_hosts_with_different_configs_are_refused(env, tmp_path):
     each = [("--seed", 0), ("--seed", 1)]
     with hosts(2, [*RUN, "--workdir", tmp_path / "run"], env, tmp_path, each=each) as running:
         assert statuses(running, 120) == [2, 2], said(tmp_path)
@@ -127,7 +129,7 @@ def test_hosts_of_different_configs_are_refused(env, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_host_that_never_comes_is_a_clear_time_out(env, tmp_path):
+def test_a_host_that_never_comes_ends_the_wait_with_a_message(env, tmp_path):
     lonely = ["--parallel.coordinator", "127.0.0.1:9", "--parallel.hosts", "2", "--parallel.host", "1"]
     command = [sys.executable, "train.py", *map(str, RUN), "--workdir", tmp_path / "run", *lonely]
     begun = time.monotonic()
@@ -149,11 +151,11 @@ def test_hosts_without_a_cluster_name_the_fix(env, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_what_is_not_saved_within_the_grace_ends_all_the_same(number):
-    """Also where Python doesn't run: in a computation of half a minute."""
+def test_a_process_that_has_not_saved_within_the_grace_ends(number):
+    """Also while Python is not running: in a computation of half a minute."""
     program = (
-        "import os\nimport numpy as np\nfrom gen import preemption\n"
-        "with preemption.leaving(0.3), preemption.noticed() as notice:\n"
+        "import os\nimport numpy as np\nfrom gen.runtime import signals\n"
+        "with signals.exit_on_signal(0.3), signals.notice_signals() as notice:\n"
         f" os.kill(os.getpid(), {int(number)})\n assert notice()\n np.linalg.svd(np.ones((6000, 6000)))"
     )
     begun = time.monotonic()
@@ -191,6 +193,6 @@ def test_the_first_interrupt_saves(env, tmp_path):
         assert until(lambda: step_of(workdir) > 20, running), said(tmp_path)
         running[0].send_signal(signal.SIGINT)
         assert statuses(running, 60) == [75], said(tmp_path)
-    assert "it is saved first" in said(tmp_path)
+    assert "saving first" in said(tmp_path)
     (stopped,) = checkpoint.steps(workdir / "checkpoints")
     assert f"stopped at step {stopped}, as asked" in said(tmp_path)

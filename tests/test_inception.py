@@ -1,5 +1,6 @@
-"""Inception-v3 with random weights, against itself written with numpy's matrix product, and against torch-fidelity where
-that is installed; its images, and the files of its weights."""
+"""Inception-v3 with random weights agrees with a numpy version, and with torch-fidelity where that is installed.
+
+Also its input images, and the files of its weights."""
 
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy.special import log_softmax
 from benchmarks import inception_weights
 from gen.data.images import pixels
 from gen.errors import UserError
-from gen.metrics.inception import checked, inception, network_input, resized, shapes
+from gen.metrics.inception import check_tensors, inception, network_input, resize, shapes
 from gen.networks.inception import AVERAGE, MAXIMUM, Inception
 
 Tensors = dict[str, np.ndarray]
@@ -54,20 +55,20 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def extracted(weights: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features and log-probabilities, by `gen`."""
+    """Returns features and log-probabilities from `gen`."""
     features, probabilities = inception(weights).extract(jnp.asarray(images, jnp.float32) / 127.5 - 1)
     return np.asarray(features), np.log(np.asarray(probabilities))
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
-    """Relative to the scale of what is expected."""
+    """Compares with a tolerance relative to the scale of the expected values."""
     scale = expected.std()
     assert scale > 1e-2, "nothing to compare"
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
 def windows(x: np.ndarray, height: int, width: int, stride: int, padding: tuple[int, int], fill: float) -> np.ndarray:
-    """What lies under each position of the window: [height, width, B, H', W', C]."""
+    """Returns the pixels under each position of the window: [height, width, B, H', W', C]."""
     rows, columns = padding
     x = np.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)), constant_values=fill)
     view = np.lib.stride_tricks.sliding_window_view(x, (height, width), (1, 2))[:, ::stride, ::stride]
@@ -84,7 +85,10 @@ def maximum(x: np.ndarray, stride: int = 1) -> np.ndarray:
 
 
 def plain(tensors: Tensors, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x: [B, 299, 299, 3] -> features [B, 2048] and logits [B, 1008]. "/2": stride 2; "-": no padding."""
+    """Returns features [B, 2048] and logits [B, 1008] of x [B, 299, 299, 3].
+
+    In the names of layers below, "/2" means stride 2 and "-" means no padding.
+    """
 
     def conv(name: str, x: np.ndarray) -> np.ndarray:
         stride, padded = 2 if name.endswith("/2") else 1, not name.endswith(("/2", "-"))
@@ -123,14 +127,14 @@ def plain(tensors: Tensors, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features, features @ tensors["fc.weight"].T
 
 
-def test_features_and_probabilities_are_those_of_the_network_in_numpy(tensors, images, extracted):
+def test_features_and_probabilities_agree_with_the_network_in_numpy(tensors, images, extracted):
     x = np.asarray(network_input(jnp.asarray(images, jnp.float32) / 127.5 - 1))
     features, logits = plain(tensors, x)
     assert_close(extracted[0], features, 1e-4)
     assert_close(extracted[1], log_softmax(logits, axis=-1), 1e-4)
 
 
-def test_features_and_probabilities_are_those_of_torch_fidelity(tensors, images, extracted, monkeypatch):
+def test_features_and_probabilities_agree_with_torch_fidelity(tensors, images, extracted, monkeypatch):
     torch = pytest.importorskip("torch")
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     rest = {"fc.bias": np.zeros(1008, np.float32)}  # logits_unbiased leaves it out
@@ -143,7 +147,7 @@ def test_features_and_probabilities_are_those_of_torch_fidelity(tensors, images,
 
 
 def test_the_network_has_the_size_and_the_shapes_of_the_published_one():
-    """23 850 960 parameters in PyTorch with 1008 classes, of which 1008 are the bias of the logits."""
+    """In PyTorch it has 23 850 960 parameters with 1008 classes. The bias of the logits is 1008 of them."""
     sizes = {name: np.prod(shape) for name, shape in shapes().items()}
     assert sum(size for name, size in sizes.items() if "running" not in name) == 23_850_960 - 1008
     x = jax.ShapeDtypeStruct((5, 299, 299, 3), jnp.float32)
@@ -158,7 +162,7 @@ def test_pools_do_not_see_their_padding():
 
 
 def bilinear(x: np.ndarray, side: int) -> np.ndarray:
-    """[H, W] -> [side, side], one output at a time, in float64."""
+    """Resizes [H, W] to [side, side], one output at a time, in float64."""
     height, width = x.shape
     y = np.empty((side, side))
     for i, j in np.ndindex(side, side):
@@ -173,18 +177,18 @@ def bilinear(x: np.ndarray, side: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(8, 8), (28, 45), (100, 61), (37, 37)])
 def test_resizing_is_bilinear_without_half_pixels(size):
     x = np.random.default_rng(2).integers(0, 256, size)
-    found = resized(jnp.asarray(x, jnp.float32)[None, :, :, None], 37)
+    found = resize(jnp.asarray(x, jnp.float32)[None, :, :, None], 37)
     np.testing.assert_allclose(found[0, :, :, 0], bilinear(x, 37), rtol=0, atol=1e-5 * 255)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (28, 45), (400, 301)])
-def test_resizing_is_that_of_torch_fidelity(size):
+def test_resizing_agrees_with_torch_fidelity(size):
     torch = pytest.importorskip("torch")
     theirs = pytest.importorskip("torch_fidelity.interpolate_compat_tensorflow")
     x = np.random.default_rng(3).integers(0, 256, (2, *size, 3)).astype(np.float32)
     channels_first = torch.from_numpy(x).permute(0, 3, 1, 2)
     expected = theirs.interpolate_bilinear_2d_like_tensorflow1x(channels_first, (299, 299), align_corners=False)
-    found = resized(jnp.asarray(x), 299)
+    found = resize(jnp.asarray(x), 299)
     np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), rtol=0, atol=1e-5 * 255)
 
 
@@ -199,18 +203,18 @@ def test_images_of_another_number_of_channels_are_refused():
         network_input(jnp.zeros((1, 8, 8, 4)))
 
 
-def test_the_protocol_names_the_weights_whatever_their_file(tensors, weights, tmp_path):
+def test_the_protocol_names_the_weights_and_not_their_file(tensors, weights, tmp_path):
     unread = {"fc.bias": np.ones(1008, np.float32), "Mixed_7c.branch_pool.bn.num_batches_tracked": np.int64(0)}
     np.savez(tmp_path / "same.npz", **tensors, **unread)
     protocol = inception(weights).protocol
     assert set(protocol) >= {"features", "weights", "resize"}
-    assert len(protocol["weights"]) == 64
+    assert len(str(protocol["weights"])) == 64
     assert inception(tmp_path / "same.npz").protocol == protocol
     np.savez(tmp_path / "other.npz", **tensors | {"Mixed_5b.branch1x1.bn.bias": np.zeros(64, np.float32)})
     assert inception(tmp_path / "other.npz").protocol["weights"] != protocol["weights"]
 
 
-def test_a_file_that_holds_no_weights_is_refused(tmp_path):
+def test_a_file_without_weights_is_refused(tmp_path):
     for name, content, message in (
         ("none.safetensors", None, "no such file"),
         ("weights.pth", b"", "python -m benchmarks.inception_weights"),
@@ -226,7 +230,7 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path):
 
 
 def zeros(**changed: np.ndarray | None) -> Tensors:
-    """Tensors of the right shapes that take no memory, some changed or left out."""
+    """Returns tensors of the right shapes that take no memory, with some changed or left out (None)."""
     right = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes().items()}
     return {name: tensor for name, tensor in (right | changed).items() if tensor is not None}
 
@@ -237,12 +241,12 @@ def zeros(**changed: np.ndarray | None) -> Tensors:
         ("Mixed_5b.branch1x1.conv.weight", None, r"Mixed_5b.branch1x1.conv.weight \(64, 192, 1, 1\) is missing"),
         ("fc.weight", np.zeros((1000, 2048), np.float32), r"fc.weight is \(1000, 2048\) and must be \(1008, 2048\)"),
         ("Conv2d_1a_3x3.bn.bias", np.zeros(32), r"Conv2d_1a_3x3.bn.bias \(32,\) is float64 and must be float32"),
-        ("AuxLogits.fc.bias", np.zeros(7, np.float32), r"AuxLogits.fc.bias \(7,\) is no part"),
+        ("AuxLogits.fc.bias", np.zeros(7, np.float32), r"AuxLogits.fc.bias \(7,\) is not part"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named_with_its_shape(name, tensor, message):
     with pytest.raises(UserError, match=f"^weights.npz: {message}"):
-        checked(zeros(**{name: tensor}), "weights.npz")
+        check_tensors(zeros(**{name: tensor}), "weights.npz")
 
 
 def test_converting_without_torch_says_what_is_missing(tmp_path, monkeypatch):
@@ -265,5 +269,5 @@ def test_a_converted_state_dict_has_its_names_and_values(tensors, tmp_path, caps
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)
     source.write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="is no PyTorch file"):
+    with pytest.raises(UserError, match="is not a PyTorch file"):
         inception_weights.main(source, out)

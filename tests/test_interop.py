@@ -1,4 +1,4 @@
-"""GPT-2 in and out: against its layout and its formula written in numpy, against itself, and against transformers."""
+"""GPT-2 in and out, compared with its layout, with its formula in numpy, with itself, and with transformers."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from gen.errors import UserError
 from gen.families.language import LM, MLM, lm
 from gen.interop import __main__
 from gen.interop.convert import export_run, import_run
-from gen.networks.positions import PADDING, places
+from gen.networks.positions import PADDING, locate_tokens
 from gen.networks.transformer import Architecture, Transformer
 from gen.runs import checkpoint, directory, trained
 
@@ -38,8 +38,10 @@ def tokenizer_of(kind: str) -> tokenizers.Tokenizer:
 
 
 def weights(shapes: Any, seed: int) -> Any:
-    """Noise of these shapes, around 1 for scales, so that nothing is 0 or as another; more for positions, so that what is
-    written goes on changing."""
+    """Draws noise of these shapes, around 1 for scales, so that no two arrays are equal and none is 0.
+
+    Positions get more noise, so that generated text keeps changing.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, x: Any) -> Any:
@@ -51,7 +53,7 @@ def weights(shapes: Any, seed: int) -> Any:
 
 
 def write_run(workdir: Path, model: Family, kind: str = "bpe", saved: bool = True, **fields: Any) -> State | None:
-    """A run directory with a checkpoint of random weights; its state."""
+    """Makes a run directory with a checkpoint of random weights. Returns the state."""
     workdir.mkdir(parents=True)
     tokenizer = tokenizer_of(kind)
     vocab, end = tokenizers.size(tokenizer), tokenizers.end(tokenizer)
@@ -65,18 +67,18 @@ def write_run(workdir: Path, model: Family, kind: str = "bpe", saved: bool = Tru
     shapes = jax.eval_shape(model.build(spec, 10).init, jax.random.key(0))
     state = State(jnp.int32(STEP), weights(shapes.params, 1), {}, ema=weights(shapes.ema, 2))
     with checkpoint.saver(workdir / "checkpoints", config.save, 0) as save:
-        save(state, {"metrics_bytes": 0, "validation": {}})
+        save(state)
     return state
 
 
 def opened(workdir: Path) -> tuple[Config, Any, State]:
-    """config, model and state of a run, as sampling has them."""
-    config, model = trained.load_model(workdir, ())
-    return config, model, trained.restore_state(workdir, model, trained.choose_step(workdir, config, None))
+    """Returns the config, model and state of a run, as sampling loads them."""
+    run = trained.open_run(workdir)
+    return run.config, run.model, run.restore(run.choose_step())
 
 
 def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
-    """float32 [B, T, V] of the run's network."""
+    """Returns the logits of the run's network, float32 [B, T, V]."""
     config, _, state = opened(workdir)
     assert isinstance(config.model, LM)
     feature = directory.read_spec(workdir)["tokens"]
@@ -85,12 +87,12 @@ def logits(workdir: Path, tokens: np.ndarray) -> np.ndarray:
         config.model.network, feature.vocab, feature.shape[0] - 1, True, {"dtype": "float32", "param_dtype": "float32"}
     )
     params = {"params": (state.ema or state.params)["transformer"]}
-    read = jax.jit(lambda params, x: network.apply(params, x, *places(x, feature.end))[0])  # pyright: ignore
+    read = jax.jit(lambda params, x: network.apply(params, x, *locate_tokens(x, feature.end))[0])  # pyright: ignore
     return np.asarray(read(params, jnp.asarray(tokens)))
 
 
 def document(workdir: Path, rows: int = 2, places: int = CONTEXT, seed: int = 0) -> np.ndarray:
-    """Random tokens of one document a row, which begins where the row does: int32 [rows, places]."""
+    """Draws one document of random tokens per row: int32 [rows, places]."""
     feature = directory.read_spec(workdir)["tokens"]
     assert feature.vocab is not None and feature.end is not None
     tokens = np.random.default_rng(seed).integers(0, feature.vocab - 1, (rows, places))
@@ -100,7 +102,7 @@ def document(workdir: Path, rows: int = 2, places: int = CONTEXT, seed: int = 0)
 
 
 def by_formula(tensors: dict[str, np.ndarray], heads: int, tokens: np.ndarray) -> np.ndarray:
-    """Logits of GPT-2 in float64, from tensors by their documented names. Radford et al. 2019; GELU's tanh form."""
+    """Returns the logits of GPT-2 in float64, from tensors by their documented names. Radford et al. 2019; tanh form of GELU."""
     p = {name.removeprefix("transformer."): value.astype(np.float64) for name, value in tensors.items()}
     linear = lambda x, name: x @ p[f"{name}.weight"] + p[f"{name}.bias"]
 
@@ -146,18 +148,18 @@ def exported(ours: tuple[Path, State]) -> Path:
 
 @pytest.fixture
 def folder(exported: Path, tmp_path: Path) -> Path:
-    """A copy of what was exported, to be changed."""
+    """A copy of the exported folder that a test may change."""
     return Path(shutil.copytree(exported, tmp_path / "folder"))
 
 
 def resaved(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
-    """Save the folder's tensors, by their names without prefix, as `change` returns them."""
+    """Applies `change` to the folder's tensors, by their names without prefix, and saves the result."""
     path = folder / "model.safetensors"
     save_file(change({name.removeprefix("transformer."): x for name, x in load_file(path).items()}), path)
 
 
 def described(folder: Path, **changes: Any) -> None:
-    """Change the folder's config.json."""
+    """Changes the folder's config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -194,14 +196,14 @@ def test_tensors_have_the_names_and_shapes_of_gpt2(exported, ours):
     ]
 
 
-def test_what_is_exported_is_gpt2_by_its_formula(exported, ours):
+def test_an_export_computes_the_formula_of_gpt2(exported, ours):
     tokens = document(ours[0])
     expected = by_formula(load_file(exported / "model.safetensors"), 4, tokens)
     assert expected.std() > 1
     np.testing.assert_allclose(logits(ours[0], tokens), expected, rtol=0, atol=1e-4)
 
 
-def test_config_says_what_it_is(exported, ours):
+def test_the_exported_config_describes_the_model(exported, ours):
     config = json.loads((exported / "config.json").read_text())
     end = directory.read_spec(ours[0])["tokens"].end
     expected = {
@@ -223,7 +225,7 @@ def test_config_says_what_it_is(exported, ours):
     assert json.loads((exported / "generation_config.json").read_text())["eos_token_id"] == end
 
 
-def test_the_running_average_is_exported_where_there_is_one(tmp_path):
+def test_the_moving_average_is_exported_if_there_is_one(tmp_path):
     state = write_run(tmp_path / "run", LM(network=GPT2, ema=0.9))
     assert state is not None
     export_run(tmp_path / "run", tmp_path / "out", step=STEP)
@@ -258,7 +260,7 @@ def test_bfloat16_parameters_are_exported_as_float32(tmp_path):
         ({"norm": "rms", "window": 16}, ["network.norm='rms', model.network.window=16"]),
     ],
 )
-def test_an_architecture_that_is_no_gpt2_is_refused_by_its_fields(changes, named, tmp_path):
+def test_the_fields_that_gpt2_does_not_have_are_named(changes, named, tmp_path):
     write_run(tmp_path / "run", LM(network=replace(GPT2, **changes)), saved=False)
     with pytest.raises(UserError, match="GPT-2 has no model") as error:
         export_run(tmp_path / "run", tmp_path / "out")
@@ -267,27 +269,28 @@ def test_an_architecture_that_is_no_gpt2_is_refused_by_its_fields(changes, named
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_is_no_causal_gpt2_is_refused(tmp_path):
+def test_other_models_are_refused(tmp_path):
     write_run(tmp_path / "fim", LM(network=GPT2, fill_in_the_middle=0.5), saved=False)
     with pytest.raises(UserError, match=r"GPT-2 has no model\.fill_in_the_middle=0\.5"):
         export_run(tmp_path / "fim", tmp_path / "out")
     write_run(tmp_path / "masked", MLM(network=GPT2), saved=False)
     with pytest.raises(
-        UserError, match=r"is a run of gen\.families\.language\.mlm, and GPT-2 is one of gen\.families\.language\.lm"
+        UserError,
+        match=r"is a run of gen\.families\.language\.mlm, but GPT-2 is a model of gen\.families\.language\.lm",
     ):
         export_run(tmp_path / "masked", tmp_path / "out")
     write_run(tmp_path / "lora", LM(network=GPT2), saved=False, init_from="base", finetune="lora")
-    with pytest.raises(UserError, match=r"is an adapter on another run; first: python -m gen\.runs\.merge"):
+    with pytest.raises(UserError, match=r"is an adapter of another run; merge it first: python -m gen\.runs\.merge"):
         export_run(tmp_path / "lora", tmp_path / "out")
 
 
-def test_as_many_kv_heads_as_heads_are_gpt2s(tmp_path):
+def test_one_kv_head_per_head_is_gpt2(tmp_path):
     write_run(tmp_path / "run", LM(network=replace(GPT2, kv_heads=4)))
     export_run(tmp_path / "run", tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_what_is_there_is_not_written_over(ours, folder, tmp_path):
+def test_nothing_is_overwritten(ours, folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(UserError, match="exists already; choose another"):
         export_run(ours[0], folder)
@@ -306,26 +309,27 @@ def test_what_is_there_is_not_written_over(ours, folder, tmp_path):
 
 
 def test_a_step_that_is_not_there_is_refused(ours, tmp_path):
-    with pytest.raises(UserError, match=r"there is no such checkpoint; there: 7"):
+    with pytest.raises(UserError, match=r"there is no such checkpoint; existing checkpoints: 7"):
         export_run(ours[0], tmp_path / "out", step=3)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_nothing_behind(ours, tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing_behind(ours, exported, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gen_files, "write_json", full)
+    monkeypatch.setattr("gen.runs.directory.write_json", full)
     for work in (
         lambda: export_run(ours[0], tmp_path / "out"),
-        lambda: import_run(ours[0].parent / "exported", tmp_path / "out"),
+        lambda: import_run(exported, tmp_path / "out"),
     ):
         with pytest.raises(OSError, match="No space left"):
             work()
         assert not list(tmp_path.iterdir())
 
 
-def test_exported_and_imported_again_it_is_the_same(exported, ours, tmp_path):
+def test_export_and_import_give_the_same_run(exported, ours, tmp_path):
     count = import_run(exported, tmp_path / "again")
     config, _, state = opened(tmp_path / "again")
     before = ours[1].params["transformer"]
@@ -340,7 +344,7 @@ def test_exported_and_imported_again_it_is_the_same(exported, ours, tmp_path):
     np.testing.assert_array_equal(logits(tmp_path / "again", tokens), logits(ours[0], tokens))
 
 
-def test_an_imported_run_is_sampled_from_by_the_command(exported, tmp_path, monkeypatch, capsys):
+def test_the_commands_import_sample_and_export(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["interop", "import", str(exported), str(tmp_path / "again")])
     __main__.main()
     assert "next: python sample.py" in capsys.readouterr().out
@@ -377,7 +381,7 @@ def with_buffers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("change", [dict, with_head, with_buffers])
-def test_prefix_head_and_buffers_are_no_matter(change, folder, ours, tmp_path):
+def test_prefix_head_and_buffers_do_not_matter(change, folder, ours, tmp_path):
     resaved(folder, change)
     import_run(folder, tmp_path / "run")
     _, _, state = opened(tmp_path / "run")
@@ -385,7 +389,7 @@ def test_prefix_head_and_buffers_are_no_matter(change, folder, ours, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_halves_are_read_as_float32(dtype, folder, ours, tmp_path):
+def test_half_precision_is_read_as_float32(dtype, folder, ours, tmp_path):
     resaved(folder, lambda tensors: {name: x.astype(jnp.dtype(dtype)) for name, x in tensors.items()})
     import_run(folder, tmp_path / "run")
     _, _, state = opened(tmp_path / "run")
@@ -398,7 +402,7 @@ def test_halves_are_read_as_float32(dtype, folder, ours, tmp_path):
 
 
 def sharded(folder: Path) -> list[str]:
-    """Divide the folder's tensors into two files and an index; the names of the second's."""
+    """Divides the folder's tensors into two files and an index. Returns the names in the second file."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -418,7 +422,7 @@ def test_shards_are_read_by_their_index(folder, ours, tmp_path):
 
 
 def old_tokenizer(folder: Path) -> None:
-    """Replace tokenizer.json by vocab.json and merges.txt."""
+    """Replaces tokenizer.json by vocab.json and merges.txt."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = "\n".join(" ".join(pair) for pair in model["merges"])
@@ -426,10 +430,10 @@ def old_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
-def test_a_tokenizer_of_two_files_is_the_same_as_of_one(folder, ours, tmp_path):
+def test_a_tokenizer_in_two_files_is_the_same(folder, ours, tmp_path):
     old_tokenizer(folder)
     import_run(folder, tmp_path / "run")
-    before, after = tokenizers.of_run(ours[0]), tokenizers.of_run(tmp_path / "run")
+    before, after = tokenizers.load_folder(ours[0]), tokenizers.load_folder(tmp_path / "run")
     found = tokenizers.encode(after, TEXT)
     assert found == tokenizers.encode(before, TEXT)
     assert len(found) < len(TEXT)
@@ -499,46 +503,46 @@ def unlink(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (field(model_type="llama"), r"model_type is 'llama', and .* 'gpt2' only"),
-        (field(activation_function="relu"), r"activation_function is 'relu', and .* 'gelu_new' or 'gelu_pytorch_tanh'"),
+        (field(model_type="llama"), r"model_type is 'llama', but .* only 'gpt2'"),
+        (field(activation_function="relu"), r"activation_function is 'relu', but .* 'gelu_new' or 'gelu_pytorch_tanh'"),
         (field(activation_function="gelu"), r"activation_function is 'gelu'"),
         (field(layer_norm_epsilon=1e-6), r"layer_norm_epsilon is 1e-06"),
         (field(scale_attn_weights=False), r"scale_attn_weights is False"),
         (field(scale_attn_by_inverse_layer_idx=True), r"scale_attn_by_inverse_layer_idx is True"),
         (field(add_cross_attention=True), r"add_cross_attention is True"),
         (field(tie_word_embeddings=False), r"tie_word_embeddings is False"),
-        (field(n_layer=None), r"n_layer is None; it must be a number above 0"),
+        (field(n_layer=None), r"n_layer is None; it must be an integer above 0"),
         (field(n_positions="64"), r"n_positions is '64'"),
         (field(n_inner=-1), r"n_inner is -1"),
         (field(resid_pdrop="none"), r"resid_pdrop is 'none'"),
         (field(n_head=5), r"width 32 can't be shared by 5 heads"),
         (field(n_layer=4), r"has no tensor h\.3\.\w+\.\w+"),
         (field(n_layer=2), r"has a tensor h\.2\.attn\.c_attn\.bias"),
-        (field(n_positions=32), r"transformer\.wpe\.weight has shape \(64, 32\), by config\.json it has \(32, 32\)"),
-        (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json is damaged: it is no JSON object"),
+        (field(n_positions=32), r"transformer\.wpe\.weight has shape \(64, 32\), but by config\.json \(32, 32\)"),
+        (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json is damaged: it is not a JSON object"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is damaged"),
         (unlink("config.json"), r"config\.json can't be read: No such file"),
         (drop("h.1.mlp.c_fc.weight"), r"has no tensor h\.1\.mlp\.c_fc\.weight, nor transformer\.h\.1\.mlp"),
         (put("h.1.mlp.c_fc.weight", np.transpose), r"h\.1\.mlp\.c_fc\.weight has shape \(48, 32\), .* \(32, 48\)"),
         (
             put("h.0.ln_1.bias", lambda x: x.astype(np.int8)),
-            r"h\.0\.ln_1\.bias is of I8; it must be one of F32, F16, BF16",
+            r"h\.0\.ln_1\.bias has dtype I8; it must be one of F32, F16, BF16",
         ),
-        (put("score.weight", np.copy, "ln_f.bias"), r"has a tensor score\.weight, and GPT-2 .* has none"),
-        (put("lm_head.weight", lambda x: x + 1, "wte.weight"), r"lm_head\.weight is not wte\.weight"),
+        (put("score.weight", np.copy, "ln_f.bias"), r"has a tensor score\.weight; GPT-2 .* has none"),
+        (put("lm_head.weight", lambda x: x + 1, "wte.weight"), r"lm_head\.weight differs from wte\.weight"),
         (put("lm_head.weight", np.copy, "wpe.weight"), r"lm_head\.weight has shape"),
         (cut_off, r"model\.safetensors can't be read as safetensors"),
         (unlink("model.safetensors"), r"has no weights: neither model\.safetensors nor"),
-        (pickled, r"weights as pytorch_model\.bin only, a pickle, .*save_pretrained\(OTHER\) writes safetensors"),
+        (pickled, r"weights only as pytorch_model\.bin, a pickle; .*save_pretrained\(OTHER\) writes safetensors"),
         (without_a_shard, r"model-00002-of-00002\.safetensors can't be read"),
-        (outside, r"index\.json is damaged: it has no weight_map to files beside it"),
+        (outside, r"index\.json is damaged: it has no weight_map to files in its folder"),
         (unlink("tokenizer.json"), r"has no tokenizer: neither tokenizer\.json, nor vocab\.json and merges\.txt"),
-        (another_tokenizer, r"its tokenizer has \d+ tokens, and its model \d+"),
+        (another_tokenizer, r"its tokenizer has \d+ tokens, but its model \d+"),
         (no_end, r"vocab\.json has no token <\|endoftext\|>"),
-        (no_merges, r"vocab\.json and merges\.txt are no byte pairs"),
+        (no_merges, r"vocab\.json and merges\.txt are not a byte-pair encoding"),
     ],
 )
-def test_a_folder_that_is_no_gpt2_is_refused_by_what_is_wrong(damage, message, folder, tmp_path):
+def test_a_folder_that_is_not_gpt2_is_refused_with_the_reason(damage, message, folder, tmp_path):
     damage(folder)
     with pytest.raises(UserError) as error:
         import_run(folder, tmp_path / "run")
@@ -546,7 +550,7 @@ def test_a_folder_that_is_no_gpt2_is_refused_by_what_is_wrong(damage, message, f
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="none: there is no such folder"):
         import_run(tmp_path / "none", tmp_path / "run")
 
@@ -559,7 +563,7 @@ def greedy(workdir: Path, prompt: np.ndarray, n: int) -> list[int]:
 
 
 def compared(workdir: Path, theirs: Any) -> None:
-    """Logits over a whole window, and what is written after a prompt."""
+    """Compares the logits over a whole window, and the text after a prompt."""
     torch: Any = pytest.importorskip("torch")
     tokens = document(workdir, rows=3)
     with torch.no_grad():
@@ -576,7 +580,7 @@ def compared(workdir: Path, theirs: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_transformers_own_gpt2_is_the_same_here(tmp_path):
+def test_a_gpt2_of_transformers_computes_the_same_here(tmp_path):
     torch: Any = pytest.importorskip("torch")
     transformers: Any = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -596,7 +600,7 @@ def test_transformers_own_gpt2_is_the_same_here(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["bpe", "character"])
-def test_ours_is_the_same_in_transformers(kind, tmp_path):
+def test_an_exported_run_computes_the_same_in_transformers(kind, tmp_path):
     pytest.importorskip("torch")
     transformers: Any = pytest.importorskip("transformers")
     write_run(tmp_path / "run", LM(network=GPT2), kind)

@@ -1,4 +1,4 @@
-"""Texts labelled by a language model, and its likelihoods side by side."""
+"""Labels that a language model predicts, and its likelihoods in one table."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from gen.data.text import tokenizers
 from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation.score import Options
-from gen.media import medium
 from gen.media import text as media_text
 from gen.metrics import labels
 from gen.runs import directory, trained
@@ -24,7 +23,7 @@ COLOURS = ["blue", "green", "red"]
 
 @pytest.fixture(scope="module")
 def workdir(tiny, tmp_path_factory) -> Iterator[Path]:
-    """A model of lines whose label is the colour that they name."""
+    """A model of lines whose label is the colour that the line names."""
     folder = tmp_path_factory.mktemp("labelled")
     lines = [
         {"text": f"a {COLOURS[i % 3]} {'kite' if i % 2 else 'door'} {i}", "label": COLOURS[i % 3]} for i in range(240)
@@ -43,32 +42,35 @@ def workdir(tiny, tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def parts(workdir):
-    config, model = trained.load_model(workdir, ())
-    step = trained.choose_step(workdir, config, None)
-    return trained.build_dataset(workdir, None, ()), model, trained.restore_state(workdir, model, step)
+    run = trained.open_run(workdir)
+    return run.build_data(), run.model, run.restore(run.choose_step())
 
 
-def test_the_likelihood_of_a_text_is_that_of_its_parts(parts):
+def test_the_likelihood_of_a_text_is_the_product_of_its_parts(parts):
     data, model, state = parts
     end = data.spec["tokens"].end
-    words = lambda text: tokenizers.encode(tokenizers.load(data.files["tokenizer.json"]), text)
+
+    def words(text: str) -> list[int]:
+        return tokenizers.encode(tokenizers.load(data.files["tokenizer.json"]), text)
+
     prompt, a, b = [end, *words("a red door 7\n")], words("re"), words("d")
-    first, second, both = labels.likelihoods(data, model, state, [(prompt, a), ([*prompt, *a], b), (prompt, [*a, *b])])
+    pairs = [(prompt, a), ([*prompt, *a], b), (prompt, [*a, *b])]
+    first, second, both = labels.negative_log_likelihoods(data, model, state, pairs)
     assert both == pytest.approx(first + second, rel=1e-5)
 
 
-def test_a_model_that_has_learned_the_rule_tells_the_labels(parts):
+def test_a_model_that_has_learned_the_rule_predicts_the_labels(parts):
     data, model, state = parts
-    score = labels.scored(data, model, state)
+    score = labels.score_labels(data, model, state)
     assert score.n == data.sizes["test"]
     assert score.accuracy > 0.9 > 0.6 > score.majority
-    shots = labels.scored(data, model, state, shots=1)
+    shots = labels.score_labels(data, model, state, shots=1)
     assert shots.majority == score.majority
     assert shots.accuracy != score.accuracy, "it was never trained on two lines in a window"
-    with pytest.raises(UserError, match="longer than the 43 tokens of a window"):
-        labels.scored(data, model, state, shots=9)
-    with pytest.raises(UserError, match="999 examples asked for"):
-        labels.scored(data, model, state, shots=999)
+    with pytest.raises(UserError, match="longer than the 43 tokens that fit in a window"):
+        labels.score_labels(data, model, state, shots=9)
+    with pytest.raises(UserError, match="999 examples before each prompt are more than"):
+        labels.score_labels(data, model, state, shots=999)
 
 
 def test_numbers_of_training_are_shown_and_others_computed(workdir):
@@ -76,16 +78,18 @@ def test_numbers_of_training_are_shown_and_others_computed(workdir):
     assert before is not None
     found = scores(Options((workdir,)))[str(workdir)]
     assert found.keys() == {"loss", "perplexity", "bits_per_byte", "label_accuracy", "label_majority"}
-    assert {name: found[name] for name in before["metrics"]} == before["metrics"]
+    assert {name: found[name] for name in before.metrics} == before.metrics
     after = directory.read_evaluation(workdir)
-    assert after is not None and after["protocol"]["loss"] == before["protocol"]["loss"]
-    assert after["protocol"]["label_accuracy"]["shots"] == 0
+    assert after is not None and after.protocol["loss"] == before.protocol["loss"]
+    assert after.protocol["label_accuracy"]["shots"] == 0
 
     again = scores(Options((workdir,), ("likelihood",), split="validation"))[str(workdir)]
     assert np.isfinite(again["loss"])
     assert again["loss"] != found["loss"]
     computed = scores(Options((workdir,), ("likelihood",)))[str(workdir)]
-    assert computed["loss"] == pytest.approx(found["loss"], rel=1e-6), "computed anew, it is what training found"
+    assert computed["loss"] == pytest.approx(found["loss"], rel=1e-6), (
+        "computed again, it agrees with the number of training"
+    )
 
 
 def test_data_that_were_moved_are_named(workdir, tmp_path):
@@ -106,21 +110,26 @@ def test_data_that_were_moved_are_named(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"metrics": ("kid",)}, "kid is a score of images"), ({"step": 3}, "no such checkpoint")]
+    ("change", "message"),
+    [
+        ({"metrics": ("kid",)}, "kid is a metric of images"),
+        ({"step": 3}, "no such checkpoint"),
+        ({"request": ("temperature=0.5",)}, "don't generate anything"),
+    ],
 )
-def test_what_texts_can_not_be_scored_by_is_refused(workdir, change, message):
+def test_options_that_do_not_fit_texts_are_refused(workdir, change, message):
     with pytest.raises(UserError, match=message):
         scores(replace(Options((workdir,)), **change))
 
 
-def test_a_prompt_begins_as_the_pairs_of_training_did(workdir, parts):
+def test_a_prompt_begins_like_the_pairs_of_the_training(workdir, parts):
     data, model, state = parts
     options = media_text.TextOptions(prompt=("a green kite 5\n",))
-    config, _ = directory.read_config(workdir)
-    given, _ = medium.medium_of(data.spec).given(workdir, config, options)
-    same, _ = medium.medium_of(data.spec).given(workdir, config, media_text.TextOptions(source=("a green kite 5",)))
+    run = trained.open_run(workdir)
+    given = media_text.TEXT.give(options, run.view()).arrays
+    same = media_text.TEXT.give(media_text.TextOptions(source=("a green kite 5",)), run.view()).arrays
     np.testing.assert_array_equal(same["prompt"], given["prompt"])
     assert given["prompt"][0, 0] == data.spec["tokens"].end
     made = model.generate(state, jax.random.key(0), given, model.request(n=1, tokens=8, temperature=0.0))
-    written = media_text.samples(made, tokenizers.load(data.files["tokenizer.json"]), options)
+    written = media_text.join_texts(made, tokenizers.load(data.files["tokenizer.json"]), options)
     assert written == ["a green kite 5\ngreen"]

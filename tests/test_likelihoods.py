@@ -1,9 +1,8 @@
-"""Likelihoods and priors: masses sum to one, samples have the stated moments, and what is no likelihood is refused."""
+"""Likelihoods and priors: masses sum to one, samples have the right moments, and mismatched pixels are refused."""
 
 import itertools
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,21 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from gen.core import Feature
+from gen.core import Array, Feature, Params
 from gen.errors import UserError
-from gen.families.vae.likelihoods import (
+from gen.families.vae import (
     Bernoulli,
     ContinuousBernoulli,
     DiscretizedLogistic,
     Gaussian,
+    GaussianMixture,
     Likelihood,
-    checked,
-    log_cell,
+    Prior,
+    StandardNormal,
+    VampPrior,
 )
-from gen.families.vae.priors import GaussianMixture, Prior, StandardNormal, VampPrior
+from gen.families.vae.likelihoods import log_cell
+from gen.families.vae.priors import Encode
 from gen.networks.gaussian import Gaussian as Normal
 
 N = 40_000
@@ -41,14 +43,14 @@ LIKELIHOODS = [
 ]
 
 
-def outputs_for(likelihood: Likelihood, shape: tuple[int, ...], seed: int = 0) -> jax.Array:
-    """Some outputs of a decoder, of which some make narrow and some make wide distributions."""
+def outputs_for(likelihood: Likelihood, shape: tuple[int, ...], seed: int = 0) -> Array:
+    """Returns random decoder outputs. They give narrow and wide distributions."""
     out = (*shape[:-1], likelihood.outputs(shape[-1]))
     return jnp.asarray(np.random.default_rng(seed).normal(size=out), jnp.float32)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
-def test_samples_have_the_stated_mean(likelihood):
+def test_the_mean_is_the_mean_of_samples(likelihood):
     outputs = outputs_for(likelihood, (1, 2, 3))
     x = np.asarray(samples(likelihood, outputs), np.float64)
     assert x.shape == (N, 1, 2, 3)
@@ -57,9 +59,8 @@ def test_samples_have_the_stated_mean(likelihood):
     assert (np.abs(x.mean(0) - mean) <= 4.5 * x.std(0) / math.sqrt(N) + 1e-4).all(), (x.mean(0), mean)
 
 
-def samples(likelihood: Likelihood, outputs: jax.Array) -> jax.Array:
-    draw = jax.jit(lambda key: likelihood.sample(jnp.broadcast_to(outputs, (N, *outputs.shape)), key))
-    return draw(jax.random.key(1))
+def samples(likelihood: Likelihood, outputs: Array) -> Array:
+    return jax.jit(likelihood.sample)(jnp.broadcast_to(outputs, (N, *outputs.shape)), jax.random.key(1))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_masses_sum_to_one_over_all_images(likelihood, shape):
 
 
 @pytest.mark.parametrize("likelihood", [DiscretizedLogistic(5, components=2), Bernoulli()], ids=str)
-def test_samples_have_the_masses_that_log_prob_gives(likelihood):
-    """The channels of a mixture depend on each other, so the pair is compared and not each alone."""
+def test_samples_have_the_frequencies_that_log_prob_gives(likelihood):
+    """The channels of a mixture depend on each other, so pairs of channels are compared."""
     outputs, levels = 2 * outputs_for(likelihood, (1, 1, 2), seed=3), getattr(likelihood, "levels", 2)
     x = samples(likelihood, outputs)
     cells = np.rint((np.asarray(x) + 1) / 2 * (levels - 1)).astype(int).reshape(N, 2)
@@ -98,7 +99,7 @@ def test_samples_have_the_masses_that_log_prob_gives(likelihood):
 
 
 @pytest.mark.parametrize("std", [None, 0.3])
-def test_the_gaussian_is_that_of_scipy_summed_over_pixels(std):
+def test_the_gaussian_agrees_with_scipy_summed_over_pixels(std):
     x, mean, log_std = np.random.default_rng(0).normal(size=(3, 3, 2, 2, 1)).astype(np.float32)
     outputs = np.concatenate([mean, log_std], axis=-1) if std is None else mean
     expected = stats.norm.logpdf(x, mean, std or np.exp(log_std)).sum((1, 2, 3))
@@ -106,7 +107,7 @@ def test_the_gaussian_is_that_of_scipy_summed_over_pixels(std):
 
 
 @pytest.mark.parametrize("logit", [-30.0, 1e-3, 0.5])
-def test_the_continuous_bernoulli_is_a_density_on_minus_one_to_one_with_its_samples(logit):
+def test_the_continuous_bernoulli_integrates_to_one_and_its_samples_follow_it(logit):
     x, weights = np.polynomial.legendre.leggauss(200)
     outputs = jnp.full((200, 1, 1, 1), logit)
     likelihood = ContinuousBernoulli()
@@ -115,12 +116,15 @@ def test_the_continuous_bernoulli_is_a_density_on_minus_one_to_one_with_its_samp
     assert density @ weights == pytest.approx(1, abs=1e-4)
     assert float(likelihood.mean(outputs[0]).squeeze()) == pytest.approx((density * x) @ weights, abs=1e-4)
     sample = samples(likelihood, jnp.float32(logit))[:5000]
-    distribution = lambda v: np.expm1(logit * (np.asarray(v, np.float64) + 1) / 2) / np.expm1(logit)
+
+    def distribution(v: np.ndarray) -> np.ndarray:
+        return np.expm1(logit * (np.asarray(v, np.float64) + 1) / 2) / np.expm1(logit)
+
     assert stats.kstest(sample, distribution).pvalue > 1e-3
 
 
 def test_samples_of_a_saturated_pixel_are_finite(monkeypatch):
-    """jax.random.uniform does draw 0, once in 2^23."""
+    """jax.random.uniform draws 0 once in 2^23 numbers."""
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.zeros(shape, dtype))
     x = ContinuousBernoulli().sample(jnp.asarray([-200.0, -50.0, 0.0, 50.0, 200.0]), jax.random.key(0))
     assert (np.abs(x) <= 1).all(), x
@@ -151,34 +155,35 @@ BINARY, UNKNOWN = Feature((2, 2, 1), levels=2), Feature((2, 2, 1))
         (DiscretizedLogistic(256), UNKNOWN, "pixels of None levels"),
     ],
 )
-def test_only_a_likelihood_of_such_pixels_may_report_a_bound(likelihood, image, reason):
-    flaw = likelihood.flaw(image)
-    assert flaw is None if reason is None else re.search(reason, str(flaw))
+def test_a_likelihood_says_why_it_does_not_match_the_pixels(likelihood, image, reason):
+    mismatch = likelihood.mismatch(image)
+    assert mismatch is None if reason is None else re.search(reason, str(mismatch))
 
 
 def test_a_discretized_logistic_of_other_levels_is_refused_with_the_fix():
     with pytest.raises(UserError, match=r"--model.likelihood.levels 17"):
-        checked(DiscretizedLogistic(256), DIGITS)
-    assert checked(Bernoulli(), BYTES) == Bernoulli()  # no likelihood, and yet a usual loss
+        DiscretizedLogistic(256).check(DIGITS)
+    DiscretizedLogistic(17).check(DIGITS)
+    Bernoulli().check(BYTES)  # not a likelihood of these pixels, but a usual loss
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
-def test_a_uniform_density_of_dequantized_pixels_takes_the_bits_of_a_level(levels):
+def test_a_uniform_density_of_dequantized_pixels_has_the_bits_of_uniform_levels(levels):
     image = Feature((3, 2, 1), levels=levels, dequantized=True)
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, image.shape), jnp.float32)
     nats = ContinuousBernoulli().log_prob(jnp.zeros(image.shape), x) + log_cell(image)
     assert -float(nats) / 6 / math.log(2) == pytest.approx(math.log2(levels), abs=1e-5)
 
 
-def test_discrete_pixels_have_no_cell():
+def test_the_cell_of_discrete_pixels_has_no_volume_term():
     assert log_cell(BYTES) == log_cell(UNKNOWN) == 0
 
 
-def no_encoder(x: jax.Array) -> Normal:
-    raise AssertionError("a standard normal reads no encoder")
+def no_encoder(x: Array) -> Normal:
+    raise AssertionError("this prior must not call the encoder")
 
 
-def test_the_standard_normal_prior_is_that_of_scipy():
+def test_the_standard_normal_prior_agrees_with_scipy():
     prior, z = StandardNormal(), np.float32(np.random.default_rng(0).normal(size=(4, 3, 2)))
     log_p = prior.log_prob({}, no_encoder, jnp.asarray(z))
     np.testing.assert_allclose(log_p, stats.norm.logpdf(z).sum(-1), rtol=1e-5)
@@ -187,13 +192,15 @@ def test_the_standard_normal_prior_is_that_of_scipy():
     np.testing.assert_allclose(prior.kl({}, Normal(jnp.asarray(m), jnp.log(s))), expected, rtol=1e-5)
 
 
-def draw(prior: Prior, params: Any, encode: Any, temperature: float) -> np.ndarray:
-    sample = lambda key: prior.sample(params, encode, key, 2, temperature)
+def draw(prior: Prior, params: Params, encode: Encode, temperature: float) -> np.ndarray:
+    def sample(key: Array) -> Array:
+        return prior.sample(params, encode, key, 2, temperature)
+
     return np.asarray(jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), N)), np.float64)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_samples_of_the_standard_normal_have_the_temperature_as_standard_deviation(temperature):
+def test_the_temperature_is_the_standard_deviation_of_standard_normal_samples(temperature):
     z = draw(StandardNormal(), {}, no_encoder, temperature)
     np.testing.assert_allclose(z.mean(0), 0, atol=4.5 * temperature / math.sqrt(N))
     np.testing.assert_allclose(np.cov(z.T), temperature**2 * np.eye(2), atol=0.03 * temperature**2)
@@ -203,17 +210,17 @@ RANDOM = np.random.default_rng(0)
 LOGITS = np.array([1.0, 0.0, -1.0, 0.5, 2.0, 0.0, 0.3], np.float32)
 
 
-def mixture(kind: str, mean: np.ndarray, std: np.ndarray) -> tuple[Prior, Any, Any, np.ndarray]:
-    """A prior with these components, its parameters, its encoder and the weights of the components.
+def mixture(kind: str, mean: np.ndarray, std: np.ndarray) -> tuple[Prior, Params, Encode, np.ndarray]:
+    """Returns a prior with these components, its parameters, its encoder and the weights of the components.
 
-    The VampPrior's encoder is a table: pseudo-input k, its one pixel, gives component k.
+    The VampPrior's encoder is a table: the one pixel of pseudo-input k maps to component k.
     """
     k, means, log_std = len(mean), jnp.asarray(mean, jnp.float32), jnp.log(jnp.asarray(std, jnp.float32))
     if kind == "gaussians":
         params = {"mean": means, "log_std": log_std, "logits": jnp.asarray(LOGITS[:k])}
         return GaussianMixture(k), params, no_encoder, np.exp(LOGITS[:k]) / np.exp(LOGITS[:k]).sum()
 
-    def encode(x: jax.Array) -> Normal:
+    def encode(x: Array) -> Normal:
         index = jnp.rint((x.ravel() + 1) / 2 * (k - 1)).astype(int)
         return Normal(means[index], log_std[index])
 
@@ -222,8 +229,8 @@ def mixture(kind: str, mean: np.ndarray, std: np.ndarray) -> tuple[Prior, Any, A
 
 @pytest.mark.parametrize("kind", ["gaussians", "posteriors"])
 @pytest.mark.parametrize("size", [1.0, 0.1, math.exp(-8)])
-def test_a_mixture_prior_is_that_of_scipy(kind, size):
-    """Down to the least standard deviation that an encoder's head gives; z are near the components, as posteriors are."""
+def test_a_mixture_prior_agrees_with_scipy(kind, size):
+    """exp(-8) is the smallest standard deviation of an encoder's head. Each z is near a component, as in training."""
     mean, std = RANDOM.normal(size=(7, 20)).astype(np.float32), size * RANDOM.uniform(1, 1.5, (7, 20))
     z = (mean[RANDOM.integers(0, 7, (3, 5))] + size * RANDOM.normal(size=(3, 5, 20))).astype(np.float32)
     prior, params, encode, weights = mixture(kind, mean, std)
@@ -243,10 +250,14 @@ def test_samples_of_a_mixture_prior_have_its_moments(kind, temperature):
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.12)
 
 
-def test_pseudo_inputs_are_images_and_stay_in_their_range():
+def test_pseudo_inputs_are_images_and_are_clipped_to_their_range():
     params = VampPrior(4).init(jax.random.key(0), 2, Feature((3, 2, 1)), "float32")
     assert params["pseudo_inputs"].shape == (4, 3, 2, 1)
     seen = []
-    spy = lambda x: seen.append(x) or Normal(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+
+    def spy(x: Array) -> Normal:
+        seen.append(x)
+        return Normal(jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+
     VampPrior(4).log_prob({"pseudo_inputs": 9 * params["pseudo_inputs"]}, spy, jnp.zeros((1, 2)))
     assert np.abs(seen[0]).max() <= 1

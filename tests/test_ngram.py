@@ -1,4 +1,4 @@
-"""n-grams against their definition, written with dictionaries; xz at its two ends."""
+"""n-grams against their definition, written with dictionaries; xz on repeated text and on noise."""
 
 import math
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from gen.errors import UserError
 
 
 def kneser_ney_by_dictionaries(train: list[int], test: list[int], vocab: int, order: int) -> list[float]:
-    """Nats of each token of test but the first: Chen and Goodman's recursion, one token at a time."""
+    """Returns the loss of each token but the first in nats, by the recursion of Chen and Goodman, one token at a time."""
 
     def windows(n):
         return [tuple(train[i : i + n]) for i in range(len(train) - n + 1)]
@@ -41,6 +41,7 @@ def kneser_ney_by_dictionaries(train: list[int], test: list[int], vocab: int, or
             return 1 / vocab
         lower = probability(token, history[1:], n - 1)
         followers = {gram[-1]: count for gram, count in tables[n].items() if gram[:-1] == history}
+        # Training does not have the history.
         if not followers:
             return lower
         taken = {w: discount[n][min(count, 3)] for w, count in followers.items()}
@@ -55,7 +56,7 @@ def kneser_ney_by_dictionaries(train: list[int], test: list[int], vocab: int, or
 
 
 def chain(length: int, vocab: int, seed: int) -> np.ndarray:
-    """Tokens of a second-order Markov chain: some n-grams are frequent, many rare, some never seen. int32."""
+    """Returns int32 tokens of a second-order Markov chain: some n-grams are frequent, many are rare, some never occur."""
     rng = np.random.default_rng(seed)
     odds = rng.dirichlet(np.full(vocab, 0.3), (vocab, vocab))
     tokens = [0, 0]
@@ -66,7 +67,7 @@ def chain(length: int, vocab: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize(("size", "held", "alphabet"), [(400, 60, 5), (150, 40, 12), (12, 30, 3), (9, 4, 2)])
-def test_it_is_modified_kneser_ney(order, size, held, alphabet):
+def test_losses_equal_the_definition_of_modified_kneser_ney(order, size, held, alphabet):
     tokens = chain(size + held, alphabet, seed=size)
     train, test = tokens[:size], tokens[size:]
     found = per_token(train, test, alphabet + 2, order)
@@ -75,14 +76,14 @@ def test_it_is_modified_kneser_ney(order, size, held, alphabet):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
-def test_counts_of_counts_too_few_to_estimate_from_discount_half():
-    """By hand: one 1-gram, twice, of which 1 of 2 is kept and the other shared by two tokens."""
+def test_the_discount_is_half_if_there_are_too_few_counts():
+    """Computed by hand: one 1-gram occurs twice. One of its 2 counts is kept, and two tokens share the other."""
     found = per_token(np.array([0, 0]), np.array([1, 0, 1]), 2, order=1)
     np.testing.assert_allclose(np.exp(-found), [0.75, 0.25], rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_each_context_shares_one_unit_of_mass(order):
+def test_probabilities_of_each_context_sum_to_1(order):
     train, vocab = chain(300, 6, seed=1), 9
     contexts = [train[:4], train[-5:], train[100:107], np.array([8, 7]), np.array([0, 8, 0]), np.array([8])]
     for context in contexts:
@@ -90,14 +91,14 @@ def test_each_context_shares_one_unit_of_mass(order):
         assert np.exp(-np.array(each)).sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_tokens_that_training_has_not_cost_more_and_finitely():
+def test_unseen_tokens_have_a_large_and_finite_loss():
     train = chain(500, 5, seed=2)
     nats = per_token(train, np.array([0, 1, 700, 2, 999, 999, 0]), 1000, order=4)
     assert np.isfinite(nats).all()
     assert nats[[1, 3, 4]].min() > math.log(1000)
 
 
-def test_a_token_depends_on_those_before_it_alone():
+def test_a_loss_depends_on_earlier_tokens_alone():
     tokens = chain(700, 5, seed=3)
     train, test = tokens[:600], tokens[600:]
     whole = per_token(train, test, 5, order=4)
@@ -112,14 +113,15 @@ def test_the_best_order_is_the_one_before_the_loss_rises():
     tokens = chain(3000, 6, seed=4)
     train, test = tokens[:2500], tokens[2500:]
     losses = {order: per_token(train, test, 6, order).mean() for order in range(1, 7)}
-    assert min(losses, key=losses.__getitem__) == 3  # as the chain was made
+    # The chain has contexts of two tokens.
+    assert min(losses, key=losses.__getitem__) == 3
     assert kneser_ney(train, test, 6) == pytest.approx((losses[3], 3))
     assert kneser_ney(train, test, 6, orders=[5]) == pytest.approx((losses[5], 5))
     assert kneser_ney(train, test, 6, orders=[1, 2]) == pytest.approx((losses[2], 2))
     assert kneser_ney(train[:4], test, 6, orders=[4, 5])[1] == 4  # training has no 5-gram
 
 
-def test_the_dtype_of_tokens_is_no_matter():
+def test_the_dtype_of_tokens_does_not_matter():
     rng = np.random.default_rng(5)
     train, test = rng.integers(200, 256, (2, 400))
     expected = per_token(train, test, 256, 3)
@@ -127,14 +129,14 @@ def test_the_dtype_of_tokens_is_no_matter():
         np.testing.assert_array_equal(per_token(train.astype(dtype), test.astype(dtype), 256, 3), expected)
 
 
-def test_a_repeating_text_costs_next_to_nothing():
+def test_a_repeating_text_has_almost_no_loss():
     period = np.random.default_rng(6).permutation(20)
     loss, order = kneser_ney(np.tile(period, 500), np.tile(period, 50), vocab=20)
     assert 0 < loss < 0.02
     assert order >= 2
 
 
-def test_a_text_known_by_heart_and_noise_have_the_bits_they_must():
+def test_known_text_needs_no_bits_and_noise_needs_all():
     rng = np.random.default_rng(7)
     train, noise = rng.bytes(60_000), rng.bytes(20_000)
     text = chain(60_000, 26, seed=7).astype(np.uint8).tobytes()
@@ -148,17 +150,17 @@ def test_a_text_known_by_heart_and_noise_have_the_bits_they_must():
     )
 
 
-def test_xz_looks_back_further_than_its_usual_8_mebibytes():
+def test_the_window_of_xz_is_longer_than_8_mebibytes():
     first = np.random.default_rng(8).bytes(20_000)
     assert xz(first + bytes(2**23), first) < 0.1
 
 
-def test_what_has_no_cost_is_refused():
+def test_texts_without_a_score_are_an_error():
     with pytest.raises(UserError, match=r"1 tokens has none to predict"):
         kneser_ney(np.arange(5), np.arange(1), 5)
-    with pytest.raises(UserError, match=r"3 tokens .* hold no 4-gram"):
+    with pytest.raises(UserError, match=r"3 tokens of training text hold no 4-gram"):
         kneser_ney(np.arange(3), np.arange(5), 5, orders=[4, 5])
-    with pytest.raises(UserError, match=r"3 tokens .* hold no 4-gram"):
+    with pytest.raises(UserError, match=r"3 tokens of training text hold no 4-gram"):
         per_token(np.arange(3), np.arange(5), 5, order=4)
     for train, test in ([1, 5, 2], [1, 2]), ([1, 2], [1, -1, 2]):
         with pytest.raises(UserError, match=r"token (5|-1) is outside the vocabulary of 5"):

@@ -1,7 +1,8 @@
 """Optimizers against optax and numpy; schedules at chosen steps."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +10,35 @@ import numpy as np
 import optax
 import pytest
 
+from gen.core import Params
 from gen.errors import UserError
 from gen.optim import Group, Optimizer, Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear, descend, schedule
 
 RNG = np.random.default_rng(0)
 
 
-def tree(seed: int) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    shapes = {"encoder": {"kernel": (4, 3), "bias": (3,)}, "decoder": {"kernel": (3, 2), "scale": (2,)}}
-    array = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    return jax.tree.map(array, shapes, is_leaf=lambda x: isinstance(x, tuple))
+def normal_tree(rng: np.random.Generator, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Params:
+    """Returns normal numbers in arrays of these shapes."""
+    return {
+        part: {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in leaves.items()}
+        for part, leaves in shapes.items()
+    }
+
+
+def tree(seed: int) -> Params:
+    shapes = {"decoder": {"kernel": (3, 2), "scale": (2,)}, "encoder": {"bias": (3,), "kernel": (4, 3)}}
+    return normal_tree(np.random.default_rng(seed), shapes)
 
 
 PARAMS = tree(0)
 
 
-def gradient(step: int) -> Any:
+def gradient(step: int) -> Params:
     return jax.tree.map(lambda g: g / (1 + step), tree(step + 1))
 
 
-def trained(tx: optax.GradientTransformation, steps: int = 4, params: Any = PARAMS) -> list[Any]:
-    """The parameters after each of some steps."""
+def train(tx: optax.GradientTransformation, steps: int = 4, params: Params = PARAMS) -> list[Params]:
+    """Returns the parameters after each of some steps."""
     state, seen, update = tx.init(params), [], jax.jit(tx.update)
     for step in range(steps):
         updates, state = update(gradient(step), state, params)
@@ -39,53 +47,62 @@ def trained(tx: optax.GradientTransformation, steps: int = 4, params: Any = PARA
     return seen
 
 
-def assert_close(a: Any, b: Any, rtol: float = 1e-5) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), a, b)
+def subtract(a: Params, b: Params) -> Params:
+    return jax.tree.map(jnp.subtract, a, b)
 
 
-def test_adam_with_weight_decay_is_that_of_optax():
+def assert_close(a: Params, b: Params, rtol: float = 1e-5) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(left, right, rtol=rtol, atol=1e-6)
+
+
+def test_adam_with_weight_decay_equals_adamw_of_optax():
     config = Optimizer(lr=0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2)
     kernels = {part: {name: name == "kernel" for name in leaves} for part, leaves in PARAMS.items()}
     theirs = optax.adamw(0.1, b1=0.8, b2=0.95, eps=1e-3, weight_decay=0.2, mask=kernels)
-    assert_close(trained(config.build(4)), trained(theirs))
+    assert_close(train(config.build(4)), train(theirs))
 
 
 def test_sgd_has_momentum():
-    assert_close(trained(Optimizer(rule="sgd", lr=0.1, b1=0.5).build(4)), trained(optax.sgd(0.1, momentum=0.5)))
+    assert_close(train(Optimizer(rule="sgd", lr=0.1, b1=0.5).build(4)), train(optax.sgd(0.1, momentum=0.5)))
 
 
-def test_groups_take_their_own_rule_learning_rate_and_decay_and_the_first_match_wins():
+def test_groups_have_their_own_rule_learning_rate_and_decay_and_the_first_match_wins():
     groups = (
         Group("encoder/bias", rule="frozen"),
         Group("encoder", rule="sgd", lr_factor=0.5, weight_decay=0.3),
         Group("kernel$", lr_factor=3.0),
     )
-    found = trained(Optimizer(lr=0.1, b1=0.0, b2=0.9, weight_decay=0.2, groups=groups).build(4))[-1]
+    found = train(Optimizer(lr=0.1, b1=0.0, b2=0.9, weight_decay=0.2, groups=groups).build(4))[-1]
     decayed = optax.chain(optax.add_decayed_weights(0.3), optax.sgd(0.05))
     assert_close(found["encoder"]["bias"], PARAMS["encoder"]["bias"], rtol=0)
-    assert_close(found["encoder"]["kernel"], trained(decayed)[-1]["encoder"]["kernel"])
-    adam = lambda lr, decay: trained(optax.adamw(lr, b1=0.0, b2=0.9, weight_decay=decay))[-1]["decoder"]
+    assert_close(found["encoder"]["kernel"], train(decayed)[-1]["encoder"]["kernel"])
+
+    def adam(lr: float, decay: float) -> Params:
+        return train(optax.adamw(lr, b1=0.0, b2=0.9, weight_decay=decay))[-1]["decoder"]
+
     assert_close(found["decoder"]["kernel"], adam(0.3, 0.2)["kernel"])
     assert_close(found["decoder"]["scale"], adam(0.1, 0.0)["scale"])
 
 
 def test_gradients_are_clipped_to_their_global_norm():
     config = Optimizer(rule="sgd", lr=1.0, b1=0.0, clip=0.5)
-    moved = jax.tree.map(lambda a, b: a - b, trained(config.build(1), 1)[0], PARAMS)
+    moved = subtract(train(config.build(1), 1)[0], PARAMS)
     assert float(optax.tree.norm(moved)) == pytest.approx(0.5, rel=1e-5)
     grads = gradient(0)
     assert_close(moved, jax.tree.map(lambda g: -0.5 * g / optax.tree.norm(grads), grads))
 
 
-def test_what_is_frozen_does_not_count_in_the_norm_that_is_clipped():
+def test_frozen_parameters_do_not_count_in_the_norm_that_is_clipped():
     config = Optimizer(rule="sgd", lr=1.0, b1=0.0, clip=0.5, groups=(Group("encoder", rule="frozen"),))
-    moved = jax.tree.map(lambda a, b: a - b, trained(config.build(1), 1)[0], PARAMS)
+    moved = subtract(train(config.build(1), 1)[0], PARAMS)
     assert float(optax.tree.norm(moved)) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_accumulation_over_micro_batches_is_one_large_batch():
+def test_accumulation_equals_one_large_batch():
     config = Optimizer(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, weight_decay=0.1, accumulate=3)
-    micro = trained(config.build(6), 6)
+    micro = train(config.build(6), 6)
     assert_close(micro[:2], [PARAMS, PARAMS], rtol=0)
     assert_close(micro[3:5], [micro[2], micro[2]], rtol=0)
 
@@ -99,11 +116,11 @@ def test_accumulation_over_micro_batches_is_one_large_batch():
 
 
 def test_every_scalar_may_be_a_schedule_and_is_read_at_its_step():
-    """AdamW written out in numpy, with hyper-parameters that jump at step 2."""
+    """Compares with AdamW written in numpy, with hyper-parameters that jump at step 2."""
     values = {"lr": (0.1, 0.3), "b1": (0.5, 0.9), "b2": (0.9, 0.5), "eps": (1e-2, 1.0), "weight_decay": (0.0, 0.4)}
-    schedules: dict[str, Any] = {name: Piecewise((2,), pair) for name, pair in values.items()}
-    config = Optimizer(**schedules)
-    found = trained(config.build(4))
+    schedules = {name: Piecewise((2,), pair) for name, pair in values.items()}
+    config = replace(Optimizer(), **schedules)
+    found = train(config.build(4))
     p = np.asarray(PARAMS["encoder"]["kernel"], np.float64)
     m = v = np.zeros_like(p)
     for step in range(4):
@@ -117,9 +134,9 @@ def test_every_scalar_may_be_a_schedule_and_is_read_at_its_step():
 
 @pytest.mark.parametrize("rule", ["sgd", "muon"])
 def test_momentum_may_be_a_schedule(rule):
-    """A schedule that stays is the number; one that changes is not."""
+    """A schedule with equal values must act like the number, and one with different values must not."""
     constant, steady, changing = (
-        trained(Optimizer(rule=rule, lr=0.1, b1=b1).build(3), 3)[-1]
+        train(Optimizer(rule=rule, lr=0.1, b1=b1).build(3), 3)[-1]
         for b1 in (0.5, Piecewise((1,), (0.5, 0.5)), Piecewise((1,), (0.5, 0.9)))
     )
     assert_close(constant, steady)
@@ -136,9 +153,7 @@ MATRICES = {
 
 
 def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam():
-    params = jax.tree.map(
-        lambda shape: jnp.asarray(RNG.normal(size=shape), jnp.float32), MATRICES, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    params = normal_tree(RNG, MATRICES)
     tx = Optimizer(rule="muon", lr=1.0).build(1)
     moved = jax.tree.map(np.asarray, jax.jit(lambda grads: tx.update(grads, tx.init(grads), grads)[0])(params))
     conv = moved["conv"]["kernel"].reshape(36, 8)
@@ -146,21 +161,23 @@ def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam():
     for matrix in matrices:
         size = np.linalg.svd(matrix, compute_uv=False) / (0.2 * math.sqrt(max(matrix.shape)))
         assert size.min() > 0.5 and size.max() < 1.3, size
-    # Singular vectors stay, so that the update descends: each layer, each conv kernel as a matrix [h w in, out].
+    # The singular vectors must stay, so that the update descends. A convolution's kernel is a matrix [h w in, out].
     gradients = [params["dense"]["kernel"], params["wide"]["kernel"], params["conv"]["kernel"].reshape(36, 8)]
     for gradient, matrix in zip([*gradients, *params["layers"]["kernel"]], matrices, strict=True):
         u, _, v = np.linalg.svd(gradient, full_matrices=False)
         expected = -0.2 * math.sqrt(max(matrix.shape)) * u @ v
         assert (expected * matrix).sum() / np.linalg.norm(expected) / np.linalg.norm(matrix) > 0.97
     for part, name in (("dense", "bias"), ("token", "embedding")):
-        np.testing.assert_allclose(moved[part][name], -np.sign(params[part][name]), rtol=1e-4)  # Adam's first step
+        np.testing.assert_allclose(
+            moved[part][name], -np.sign(params[part][name]), rtol=1e-4
+        )  # Adam's first step is the sign
 
 
-def test_a_group_of_its_own_may_use_muon():
+def test_a_group_may_use_muon():
     config = Optimizer(lr=0.1, groups=(Group("encoder", rule="muon", lr_factor=2.0),))
-    found, muon = trained(config.build(2), 2)[-1], trained(Optimizer(rule="muon", lr=0.2).build(2), 2)[-1]
+    found, muon = train(config.build(2), 2)[-1], train(Optimizer(rule="muon", lr=0.2).build(2), 2)[-1]
     assert_close(found["encoder"], muon["encoder"])
-    assert_close(found["decoder"], trained(optax.adam(0.1), 2)[-1]["decoder"])
+    assert_close(found["decoder"], train(optax.adam(0.1), 2)[-1]["decoder"])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +217,7 @@ def test_a_schedule_has_its_values(shape, points):
         assert np.asarray(value(jnp.int32(step))) == pytest.approx(expected, abs=1e-6), step
 
 
-def test_the_value_depends_on_the_length_of_the_run_where_a_schedule_says_so():
+def test_reads_steps_says_whether_values_depend_on_the_length_of_the_run():
     for shape in (WarmupCosine(2.0, 1), WarmupLinear(2.0, 1), Warmup(2.0, 9), Piecewise((5,), (1.0, 2.0))):
         assert isinstance(shape, Schedule)
         differs = shape.build(10)(7) != shape.build(20)(7)
@@ -221,7 +238,7 @@ def test_a_negative_warm_up_is_refused(kind):
         kind(1.0, -5)
 
 
-def test_a_norm_is_of_all_numbers():
+def test_the_norm_counts_all_numbers():
     grads = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(2), "c": jnp.ones(3, jnp.bfloat16)}
     assert float(descend.norm(grads)) == pytest.approx(math.sqrt(55 + 4 + 3))
     assert float(descend.norm({})) == 0

@@ -1,6 +1,7 @@
-"""A GAN's losses, penalties and layers against torch's, values and gradients. Run where it is installed."""
+"""The losses, penalties and layers of a GAN against PyTorch: values and gradients. Skipped if torch is not installed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,71 +10,96 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.families.gan import losses
+from gen.core import Params
+from gen.families.gan import (
+    Hinge,
+    LeastSquares,
+    Minimax,
+    NonSaturating,
+    Objective,
+    Relativistic,
+    RelativisticAverage,
+    Wasserstein,
+)
+from gen.families.gan.penalties import gradient_penalty, squared_gradient
 from gen.networks import discriminator
 from gen.networks.discriminator import Discriminator
-from gen.networks.layers import Conv, Dense, spectral
+from gen.networks.layers import Conv, Dense, spectral_norm
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
+
+Tensor = Any
+"""torch.Tensor, which is missing if torch is not installed."""
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
-def drawn(*shape: int) -> np.ndarray:
+def normal(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def tensor(a: Any, gradient: bool = False) -> Any:
+def tensor(a: jax.typing.ArrayLike, gradient: bool = False) -> Tensor:
     return torch.tensor(np.asarray(a), requires_grad=gradient)
 
 
-def apply(module: nn.Module, variables: Any, *inputs: Any, **options: Any) -> Any:
+def apply(module: nn.Module, variables: Params, *inputs: object, **options: Any) -> Params:
     return module.apply(variables, *inputs, **options)
 
 
-def close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
+def close(ours: jax.typing.ArrayLike, theirs: Tensor, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=tolerance, atol=tolerance)
 
 
-OBJECTIVES = {  # as torch's users write them: D's of real and fake scores, G's
-    "minimax": (
-        lambda r, f: bce(r, 1.0) + bce(f, 0.0),
-        lambda r, f: -bce(f, 0.0),
-    ),
-    "non_saturating": (
-        lambda r, f: bce(r, 1.0) + bce(f, 0.0),
-        lambda r, f: bce(f, 1.0),
-    ),
-    "least_squares": (
-        lambda r, f: (F.mse_loss(r, torch.ones_like(r)) + F.mse_loss(f, torch.zeros_like(f))) / 2,
-        lambda r, f: F.mse_loss(f, torch.ones_like(f)) / 2,
-    ),
-    "wasserstein": (lambda r, f: f.mean() - r.mean(), lambda r, f: -f.mean()),
-    "hinge": (lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(), lambda r, f: -f.mean()),
-    "relativistic": (lambda r, f: bce(r - f, 1.0), lambda r, f: bce(f - r, 1.0)),
-    "relativistic_average": (
-        lambda r, f: bce(r - f.mean(), 1.0) + bce(f - r.mean(), 0.0),
-        lambda r, f: bce(f - r.mean(), 1.0) + bce(r - f.mean(), 0.0),
-    ),
-}
-
-
-def bce(logits: Any, target: float) -> Any:
+def bce(logits: Tensor, target: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+def logistic(r: Tensor, f: Tensor) -> Tensor:
+    return bce(r, 1.0) + bce(f, 0.0)
+
+
+def squares(r: Tensor, f: Tensor) -> Tensor:
+    return (F.mse_loss(r, torch.ones_like(r)) + F.mse_loss(f, torch.zeros_like(f))) / 2
+
+
+def hinge(r: Tensor, f: Tensor) -> Tensor:
+    return F.relu(1 - r).mean() + F.relu(1 + f).mean()
+
+
+def averages(r: Tensor, f: Tensor) -> Tensor:
+    return bce(r - f.mean(), 1.0) + bce(f - r.mean(), 0.0)
+
+
+def mean_score(r: Tensor, f: Tensor) -> Tensor:
+    return -f.mean()
+
+
+OBJECTIVES: dict[type[Objective], dict[str, Callable]] = {  # the losses as users of torch write them
+    Minimax: {"discriminator": logistic, "generator": lambda r, f: -bce(f, 0.0)},
+    NonSaturating: {"discriminator": logistic, "generator": lambda r, f: bce(f, 1.0)},
+    LeastSquares: {"discriminator": squares, "generator": lambda r, f: F.mse_loss(f, torch.ones_like(f)) / 2},
+    Wasserstein: {"discriminator": lambda r, f: f.mean() - r.mean(), "generator": mean_score},
+    Hinge: {"discriminator": hinge, "generator": mean_score},
+    Relativistic: {"discriminator": lambda r, f: bce(r - f, 1.0), "generator": lambda r, f: bce(f - r, 1.0)},
+    RelativisticAverage: {"discriminator": averages, "generator": lambda r, f: averages(f, r)},
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("player", ["discriminator", "generator"])
-def test_an_objective_and_its_gradients_are_those_of_torch(name, player):
-    real, fake = 2 * drawn(2, 16)
-    loss = lambda r, f: getattr(losses.ADVERSARIAL[name], player)(r, f).mean()
+def test_an_objective_and_its_gradients_equal_those_in_torch(kind, player):
+    real, fake = 2 * normal(2, 16)
+
+    def loss(r: jax.Array, f: jax.Array) -> jax.Array:
+        return getattr(kind(), player)(r, f).mean()
+
     mapped = jax.vmap(jax.value_and_grad(loss, (0, 1)), axis_name="data")
     value, gradients = jax.tree.map(lambda a: a[0], mapped(jnp.asarray(real)[None], jnp.asarray(fake)[None]))
     r, f = tensor(real, True), tensor(fake, True)
-    expected = OBJECTIVES[name][player == "generator"](r, f)
+    expected = OBJECTIVES[kind][player](r, f)
     expected.backward()
     close(value, expected)
     for ours, theirs in zip(gradients, (r, f), strict=True):
@@ -81,20 +107,23 @@ def test_an_objective_and_its_gradients_are_those_of_torch(name, player):
 
 
 PENALTIES: dict[str, tuple[Callable, Callable]] = {
-    "squared": (losses.squared_gradient, lambda norm: norm**2),
-    "two-sided": (lambda d, x: losses.gradient_penalty(d, x, False), lambda norm: (norm - 1) ** 2),
-    "one-sided": (lambda d, x: losses.gradient_penalty(d, x, True), lambda norm: F.relu(norm - 1) ** 2),
+    "squared": (squared_gradient, lambda norm: norm**2),
+    "two-sided": (partial(gradient_penalty, one_sided=False), lambda norm: (norm - 1) ** 2),
+    "one-sided": (partial(gradient_penalty, one_sided=True), lambda norm: F.relu(norm - 1) ** 2),
 }
 
 
 @pytest.mark.parametrize("name", PENALTIES)
-def test_a_penalty_and_its_gradients_by_the_critic_are_those_of_autograd(name):
+def test_a_penalty_and_its_gradients_equal_those_of_autograd(name):
     ours, theirs = PENALTIES[name]
-    x, arrays = drawn(8, 6), [drawn(6, 5), drawn(5), drawn(5, 1), drawn(1)]
+    x, arrays = normal(8, 6), [normal(6, 5), normal(5), normal(5, 1), normal(1)]
 
     def penalty(arrays: list[jax.Array]) -> jax.Array:
         w1, b1, w2, b2 = arrays
-        critic = lambda x: (jnp.tanh(x @ w1 + b1[None]) @ w2 + b2[None])[:, 0]
+
+        def critic(x: jax.Array) -> jax.Array:
+            return (jnp.tanh(x @ w1 + b1[None]) @ w2 + b2[None])[:, 0]
+
         return ours(critic, jnp.asarray(x)).mean()
 
     value, gradients = jax.value_and_grad(penalty)([jnp.asarray(a) for a in arrays])
@@ -110,21 +139,26 @@ def test_a_penalty_and_its_gradients_by_the_critic_are_those_of_autograd(name):
     jax.tree.map(close, gradients, list(theirs))
 
 
-def test_r1_of_a_convolutional_discriminator_is_that_of_autograd():
+def test_r1_of_a_convolutional_discriminator_equals_that_of_autograd():
     module = Discriminator(discriminator.DCGAN((4, 6), kernel=5), None, True, DTYPES)
-    x = drawn(3, 28, 28, 1)
+    x = normal(3, 28, 28, 1)
     params = jax.tree.map(
-        lambda a: jnp.asarray(0.2 * drawn(*a.shape)), module.init(KEY, x, None, None, False)["params"]
+        lambda a: jnp.asarray(0.2 * normal(*a.shape)), module.init(KEY, x, None, None, False)["params"]
     )
-    critic = lambda params: lambda x: apply(module, {"params": params}, x, None, None, False)[0]
-    penalty = jax.jit(jax.value_and_grad(lambda p: losses.squared_gradient(critic(p), jnp.asarray(x)).mean()))
-    value, gradients = penalty(params)
+
+    def penalty(params: Params) -> jax.Array:
+        def critic(x: jax.Array) -> jax.Array:
+            return apply(module, {"params": params}, x, None, None, False)[0]
+
+        return squared_gradient(critic, jnp.asarray(x)).mean()
+
+    value, gradients = jax.jit(jax.value_and_grad(penalty))(params)
 
     theirs = jax.tree.map(lambda a: tensor(a, True), params)
     images = tensor(x, True)
     h = images.permute(0, 3, 1, 2)
     for layer in (theirs["Strided_0"]["Conv_0"], theirs["Strided_0"]["Conv_1"]):
-        padded = F.pad(h, (1, 2, 1, 2))  # 5x5 at stride 2 over an even side
+        padded = F.pad(h, (1, 2, 1, 2))  # padding SAME of a 5x5 kernel with stride 2 over an even side
         h = F.leaky_relu(F.conv2d(padded, layer["kernel"].permute(3, 2, 0, 1), layer["bias"], stride=2), 0.2)
     scores = h.permute(0, 2, 3, 1).reshape(3, -1) @ theirs["Dense_0"]["kernel"] + theirs["Dense_0"]["bias"]
     (by_x,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
@@ -136,26 +170,28 @@ def test_r1_of_a_convolutional_discriminator_is_that_of_autograd():
 
 
 class Normalized(nn.Module):
+    """A layer with spectral normalization."""
+
     kind: str
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         layer = Dense(4) if self.kind == "dense" else Conv(4, 3)
-        return spectral(layer, True, train)(x)
+        return spectral_norm(layer, True, train)(x)
 
 
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
-def test_a_step_of_spectral_normalization_is_that_of_torch(kind):
-    """From the same vector; torch's v is of the step after, as it updates u first, so it is put back for the division."""
-    x = drawn(3, 5) if kind == "dense" else drawn(3, 6, 6, 2)
+def test_a_step_of_spectral_normalization_equals_that_of_torch(kind):
+    """Both start from the same vector u. torch updates u first, so its v belongs to the next step and is put back here."""
+    x = normal(3, 5) if kind == "dense" else normal(3, 6, 6, 2)
     module = Normalized(kind)
-    params: Any = module.init(KEY, x, False)["params"]
+    params: Params = module.init(KEY, x, False)["params"]
     ((name, there),) = params.items()
-    kernel, bias, u0 = drawn(*there["kernel"].shape), drawn(4), drawn(4)
+    kernel, bias, u0 = normal(*there["kernel"].shape), normal(4), normal(4)
     u0 /= np.linalg.norm(u0)
     statistics = {"SpectralNorm_0": {f"{name}/kernel/u": jnp.asarray(u0[None]), f"{name}/kernel/sigma": jnp.float32(1)}}
 
-    def loss(kernel: jax.Array) -> tuple[jax.Array, Any]:
+    def loss(kernel: jax.Array) -> tuple[jax.Array, Params]:
         state = {"params": {name: {"kernel": kernel, "bias": jnp.asarray(bias)}}, "batch_stats": statistics}
         y, new = apply(module, state, x, True, mutable=["batch_stats"])
         return (y**2).mean(), (y, new["batch_stats"]["SpectralNorm_0"])
@@ -171,9 +207,9 @@ def test_a_step_of_spectral_normalization_is_that_of_torch(kind):
     normalizer = peer.parametrizations.weight[0]
     v = kernel.reshape(-1, 4) @ u0
     v /= np.linalg.norm(v)
-    v = v.reshape(kernel.shape[:-1]).transpose(order[1:]).ravel()  # its elements as torch flattens a kernel
+    v = v.reshape(kernel.shape[:-1]).transpose(order[1:]).ravel()  # in the order in which torch flattens a kernel
     normalizer._v.copy_(tensor(v))
-    _ = peer.weight  # a step: u from this v
+    _ = peer.weight  # reading it makes a step: u from this v
     close(new[f"{name}/kernel/u"][0], normalizer._u)
     normalizer._v.copy_(tensor(v))
     peer.eval()

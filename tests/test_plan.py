@@ -1,4 +1,4 @@
-"""Plans: what is sent, multiplied and kept, against figures computed by hand."""
+"""Plans: communication, FLOPs and activations, compared with figures computed by hand."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def sent(compiled) -> dict[str, tuple[int, int]]:
     return {k: (sum(c.count for c in of(k)), sum(c.count * c.bytes for c in of(k))) for k in hlo.KINDS if of(k)}
 
 
-def test_a_collective_in_a_loop_counts_as_often_as_it_is_run():
+def test_a_collective_in_a_loop_counts_as_often_as_it_runs():
     def body(x, w):
         return jax.lax.psum(x * w, "data"), None
 
@@ -127,8 +127,8 @@ ENTRY %main (x: bf16[1,8], y: f32[4], p: pred[]) -> f32[4] {
 """
 
 
-def test_what_other_compilers_write_is_read():
-    """A loop without a noted length, one operation in two fusions, an asynchronous one, a conditional, groups in three ways."""
+def test_programs_of_other_compilers_are_read():
+    """A loop without a noted length, one operation in two fusions, an asynchronous one, a conditional, groups in two notations."""
     gather, reduce, permute = hlo.traffic(TPU).collectives
     assert (gather.kind, gather.count, gather.bytes) == ("all-gather", 20, 128)
     assert gather.groups == reduce.groups == ((0, 1, 2, 3), (4, 5, 6, 7))
@@ -140,22 +140,22 @@ def test_what_other_compilers_write_is_read():
 
 
 def test_groups_counted_by_strides_are_read():
-    read = lambda text: hlo._groups(f", replica_groups={text}, dimensions={{0}}")
+    read = lambda text: hlo.device_groups(f", replica_groups={text}, dimensions={{0}}")
     assert read("[2,4]<=[8]") == ((0, 1, 2, 3), (4, 5, 6, 7))
     assert read("[4,2]<=[2,4]T(1,0)") == ((0, 4), (1, 5), (2, 6), (3, 7))
     assert read("{}") is None
 
 
 def test_eight_devices_hold_an_eighth_of_a_state_each():
-    """Of a network whose small arrays, which stay whole, are few: GPT-2 small."""
+    """GPT-2 small has few small arrays, which stay whole."""
     config = configs.load("lm_gpt2_small", ROOT / "configs")
-    data, _ = inputs.opened(config)
+    data, _ = inputs.open_data(config)
     model = config.model.build(data.spec, config.steps)
     held = {}
     for fsdp in (False, True):
         how = Parallel(engine="jit", fsdp=fsdp, devices=8)
         abstract = runtime_engine.compile_engine(model, how, 0, config.data.batch_size).abstract
-        held[fsdp] = plan_count.on_each(abstract.params) + plan_count.on_each(abstract.opt_state)
+        held[fsdp] = plan_count.bytes_per_device(abstract.params) + plan_count.bytes_per_device(abstract.opt_state)
     assert held[True] == pytest.approx(held[False] / 8, rel=0.01)
 
 
@@ -163,10 +163,10 @@ def flops(f, *arguments) -> float:
     return plan_count.flops(jax.make_jaxpr(f)(*arguments))
 
 
-def test_flops_of_a_product_are_two_for_a_multiplication():
+def test_a_multiplication_with_its_addition_is_two_flops():
     x, w = shape((7, 32), jnp.float32), shape((32, 48), jnp.float32)
     assert flops(jnp.matmul, x, w) == 2 * 7 * 32 * 48
-    # The gradient of a sum of products is two products more.
+    # The gradient of a sum of products adds two products.
     loss = lambda x, w: jnp.square(x @ w).sum()
     assert flops(jax.grad(loss, argnums=(0, 1)), x, w) == 3 * 2 * 7 * 32 * 48
 
@@ -178,7 +178,7 @@ def test_flops_of_a_convolution():
 
 
 def of_layers(n: int, **changes) -> Config:
-    """A language model of n layers."""
+    """Returns the config of a language model with n layers."""
     config = configs.load("lm_pydoc", ROOT / "configs")
     assert isinstance(config.model, LM)
     network = replace(config.model.network, layers=n, unroll=1, dropout=0.0, **changes)
@@ -186,13 +186,13 @@ def of_layers(n: int, **changes) -> Config:
     return replace(config, model=replace(config.model, network=network), data=data)
 
 
-def traced(config: Config, devices: int) -> tuple[float, int]:
-    data, _ = inputs.opened(config)
-    return plan_count.traced(config, data, config.model.build(data.spec, config.steps), devices)
+def count_step(config: Config, devices: int) -> tuple[float, int]:
+    data, _ = inputs.open_data(config)
+    return plan_count.count_step(config, data, config.model.build(data.spec, config.steps), devices)
 
 
 def test_48_layers_have_24_times_the_flops_of_2():
-    of = [traced(of_layers(n), 1)[0] for n in (2, 48)]
+    of = [count_step(of_layers(n), 1)[0] for n in (2, 48)]
     tokens, width, hidden, length = 8 * 32, 128, 342, 32
     layer = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 2 * 2 * tokens * length * width
     head = 2 * tokens * width * 257
@@ -200,8 +200,8 @@ def test_48_layers_have_24_times_the_flops_of_2():
     assert (of[1] - 3 * head) / (of[0] - 3 * head) == 24
 
 
-def test_a_step_on_more_devices_is_divided_among_them():
-    (one, kept), (four, kept_of_four) = (traced(of_layers(2), n) for n in (1, 4))
+def test_several_devices_divide_a_step():
+    (one, kept), (four, kept_of_four) = (count_step(of_layers(2), n) for n in (1, 4))
     assert one == 4 * four
     assert kept == 4 * kept_of_four
 
@@ -225,30 +225,30 @@ def perceptron(hidden: int) -> GenerativeModel:
 def test_a_perceptron_keeps_its_inputs_and_its_hidden_layer():
     config = of_layers(1)
     example = lambda seed, step, rows: {"x": np.zeros((len(rows), 6), np.float32)}
-    data = inputs.implied(config.data)
+    data = inputs.imply_dataset(config.data)
     assert data is not None
-    count, kept = plan_count.traced(config, data._replace(batch=example), perceptron(10), 2)
+    count, kept = plan_count.count_step(config, data._replace(batch=example), perceptron(10), 2)
     assert kept == 4 * (4 * 6 + 4 * 10)  # float32 of 4 examples
     assert count == 2 * 4 * (2 * 6 * 10 + 3 * 10 * 3)  # two products of the first layer, three of the second
 
 
 def test_remat_keeps_less():
     layers = 12
-    (_, all_), (_, some) = (traced(of_layers(layers, remat=remat), 1) for remat in (False, True))
+    (_, all_), (_, some) = (count_step(of_layers(layers, remat=remat), 1) for remat in (False, True))
     entering = layers * 8 * 32 * 128 * 4  # of each block
     assert entering <= some < 2 * entering < all_ / 4
 
 
-def test_a_text_that_is_not_here_is_planned_as_the_config_has_it():
-    data, note = inputs.opened(configs.load("lm_1b", ROOT / "configs"))
+def test_a_missing_text_is_planned_by_the_config():
+    data, note = inputs.open_data(configs.load("lm_1b", ROOT / "configs"))
     assert data.spec["tokens"] == core.Feature((2049,), "int32", vocab=32_000, end=0)
     assert "without the data" in note
     character = replace(of_layers(1).data, tokenizer="character")
     with pytest.raises(UserError):
-        inputs.opened(replace(of_layers(1), data=character))
+        inputs.open_data(replace(of_layers(1), data=character))
 
 
-def test_numbers_for_a_person():
+def test_numbers_as_text():
     assert [report.binary(n) for n in (0, 999, 1000, 2**20, 17 * 2**30, 2**50)] == [
         *("0 B", "999 B", "0.98 KiB", "1.00 MiB", "17.0 GiB", "1,024.0 TiB")
     ]
@@ -267,30 +267,30 @@ def train(tmp_path_factory):
     return call
 
 
-def test_a_plan_for_devices_that_are_not_there(train):
-    done = train("vae_digits", "--dry-run", "--devices", "16", "--hosts", "4")
+def test_a_plan_for_devices_that_do_not_exist(train):
+    done = train("vae_digits", "--dry-run", "--plan.devices", "16", "--plan.hosts", "4")
     assert done.returncode == 0, done.stderr
-    assert "16 devices of 4 hosts, engine pmap, 128 examples a step, 8 a device" in done.stdout
+    assert "16 devices of 4 hosts, engine pmap, 128 examples per step, 8 per device" in done.stdout
     row = lambda name: next(line for line in done.stdout.splitlines() if line.strip().startswith(name))
-    assert "122,048 numbers" in row("params/decoder")
+    assert "122,048 parameters" in row("params/decoder")
     gradients = report.binary(4 * (122_048 + 254_496))
     assert gradients in row("gradients")
-    assert "2.50 KiB a host" in row("batch")  # 32 examples: 64 bytes of image, and label, row, index and weight of 4
+    assert "2.50 KiB per host" in row("batch")  # 32 examples: 64 bytes of image, and label, row, index and weight of 4
     assert gradients in row("all-reduce")  # pmap averages the gradients
-    assert "FLOPs" in row("a step")
+    assert "FLOPs" in row("compute")
 
 
-def test_what_a_plan_is_asked_wrongly_is_named():
+def test_wrong_options_of_a_plan_name_the_fix():
     config = configs.load("vae_digits", ROOT / "configs")
     for arguments, fix in {
-        ("--devices", "16"): "the fix: --dry-run",
-        ("--platform", "tpu"): "the fix: --dry-run",
-        ("--dry-run", "--hosts", "2"): "the fix: --devices",
+        ("--plan.devices", "16"): "the fix: add --dry-run",
+        ("--plan.platform", "tpu"): "the fix: add --dry-run",
+        ("--dry-run", "--plan.hosts", "2"): "the fix: --plan.devices",
     }.items():
         with pytest.raises(UserError, match=fix):
             configs.override(config, arguments, prog="train.py")
     with pytest.raises(UserError, match="choose a divisor"):
-        plan_devices._hosts(jax.devices(), 3)
+        plan_devices.assign_hosts(jax.devices(), 3)
 
 
 def test_a_plan_for_a_tpu_without_its_compiler_names_the_fix(monkeypatch):
@@ -303,10 +303,10 @@ def test_a_step_compiles_for_a_tpu(train):
     pytest.importorskip("libtpu")
     small = ("--model.network.hidden", "16", "--data.batch-size", "8")
     for engine in ((), ("--parallel.engine", "jit", "--parallel.fsdp")):
-        done = train("vae_digits", "--dry-run", "--devices", "4", "--platform", "tpu", *small, *engine)
+        done = train("vae_digits", "--dry-run", "--plan.devices", "4", "--plan.platform", "tpu", *small, *engine)
         assert done.returncode == 0, done.stderr
         assert "compiled for v5e:2x2" in done.stdout
         assert "all-reduce" in done.stdout
-    done = train("vae_digits", "--dry-run", "--devices", "3", "--platform", "tpu", "--data.batch-size", "6")
+    done = train("vae_digits", "--dry-run", "--plan.devices", "3", "--plan.platform", "tpu", "--data.batch-size", "6")
     assert done.returncode == 2
-    assert "there are 1, 2, 4" in done.stderr
+    assert "choose one of 1, 2, 4" in done.stderr

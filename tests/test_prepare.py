@@ -1,4 +1,4 @@
-"""gen.data.prepare and prepared TFDS sets. TFDS's own reader is the referee."""
+"""Preparing TFDS sets and reading them. The reader of TFDS itself says what is right."""
 
 import gzip
 import importlib.util
@@ -9,13 +9,11 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gen.core import Feature
 from gen.data import prepare as prepare_module
@@ -33,7 +31,7 @@ def cache(tmp_path_factory, monkeypatch) -> None:
 
 
 def pictures(prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Random images and labels, each image with its number in the first two pixels."""
+    """Returns random images and labels. The first two pixels of an image hold its number."""
     n = SIZES[prefix]
     rng = np.random.default_rng(n)
     images = rng.integers(0, 256, (n, 28, 28), np.uint8)
@@ -61,7 +59,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory, source) -> Path:
-    """A folder where mnist is prepared. Not to be changed."""
+    """Returns a folder with a prepared mnist. Tests must not change it."""
     path = tmp_path_factory.mktemp("tfds")
     prepare("mnist", source, str(path))
     return path
@@ -88,14 +86,14 @@ def test_tfds_reads_what_was_prepared(data_dir, prefix, split):
 
     images, labels = read_by_tfds("mnist", split, data_dir)
     given, given_labels = pictures(prefix)
-    # TFDS stores examples in the order of the hash of their keys; the stock builder's keys are the IDX positions.
+    # TFDS stores examples in the order of the hash of their keys. Its own builder uses the positions in the IDX file.
     order = sorted(range(len(given)), key=hashing.Hasher(split).hash_key)
     np.testing.assert_array_equal(images[..., 0], given[order])
     np.testing.assert_array_equal(labels, given_labels[order])
 
 
 @pytest.mark.parametrize("in_memory", [2**31, 0])
-def test_a_prepared_set_is_built(data_dir, in_memory):
+def test_a_prepared_set_becomes_a_data_set(data_dir, in_memory):
     config = mnist(data_dir, train="train[:200]", validation="train[200:]", batch_size=48, in_memory=in_memory)
     data = config.build()
     assert data.sizes == {"train": 200, "validation": 100, "test": 70}
@@ -112,6 +110,7 @@ def test_a_prepared_set_is_built(data_dir, in_memory):
     at = number(batch["image"])
     np.testing.assert_array_equal(batch["image"][..., 0], given[at])
     np.testing.assert_array_equal(batch["label"], given_labels[at])
+    # `index` is the position among the stored examples of the split.
     stored = number(read_by_tfds("mnist", "train[:200]", data_dir)[0])
     np.testing.assert_array_equal(stored[batch["index"]], at)
 
@@ -131,7 +130,7 @@ def test_a_set_on_demand_keeps_the_contract(data_dir):
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
-def test_raw_files_with_dots_and_other_names(tmp_path, name):
+def test_raw_idx_files_with_dots_in_their_names_are_read(tmp_path, name):
     source = write_idx(tmp_path / "raw", ".", bytes, "")
     prepare(name, source, str(tmp_path / "tfds"))
     images, labels = read_by_tfds(name, "test", tmp_path / "tfds")
@@ -140,7 +139,7 @@ def test_raw_files_with_dots_and_other_names(tmp_path, name):
     np.testing.assert_array_equal(labels, given_labels[number(images)])
 
 
-def test_a_prepared_set_is_left_alone(data_dir, capsys):
+def test_a_prepared_set_is_not_prepared_again(data_dir, capsys):
     info = data_dir / "mnist/3.0.1/dataset_info.json"
     before = info.stat()
     prepare("mnist", Path("/no/such/folder"), str(data_dir))
@@ -149,6 +148,7 @@ def test_a_prepared_set_is_left_alone(data_dir, capsys):
 
 
 def test_an_interrupted_prepare_leaves_nothing(source, tmp_path, monkeypatch):
+    # The 201st image is interrupted.
     original, calls = prepare_module.png, iter(range(200))
 
     def interrupted(image: np.ndarray) -> io.BytesIO:
@@ -172,12 +172,12 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (IMAGES, gzip.compress(idx(pictures("train")[0]))[:-500], "can't be unpacked"),
-        (IMAGES, gzip.compress(idx(pictures("train")[0])[:-500]), "holds 234700 bytes where 235200 are due"),
-        (IMAGES, b"not gzip", "can't be unpacked"),
+        (IMAGES, gzip.compress(idx(pictures("train")[0]))[:-500], "cannot be unpacked"),
+        (IMAGES, gzip.compress(idx(pictures("train")[0])[:-500]), "holds 234700 bytes instead of 235200"),
+        (IMAGES, b"not gzip", "cannot be unpacked"),
         (LABELS, gzip.compress(idx(pictures("train")[0])), "not an IDX file of bytes with 1 dimension"),
         (LABELS, gzip.compress(b"\0\0\x08"), "not an IDX file"),
-        (LABELS, gzip.compress(idx(pictures("t10k")[1])), "300 images but .* 70 labels"),
+        (LABELS, gzip.compress(idx(pictures("t10k")[1])), "300 images but .* has 70 labels"),
         (LABELS, gzip.compress(idx(np.full(300, 10, np.uint8))), "label 10 "),
         (IMAGES, gzip.compress(idx(np.zeros((300, 8, 8), np.uint8))), r"\(300, 8, 8\)"),
         (IMAGES, None, "none of train-images-idx3-ubyte, "),
@@ -204,7 +204,7 @@ def test_other_sets_need_tensorflow(tmp_path, monkeypatch):
         prepare("cifar10", tmp_path, str(tmp_path))
 
 
-def test_the_command_line_reports_mistakes_in_a_line(tmp_path):
+def test_the_command_reports_a_mistake_in_one_line(tmp_path):
     folder = str(tmp_path)
     command = [sys.executable, "-m", "gen.data.prepare", "mnist", "--source", folder, "--data-dir", folder]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
@@ -214,7 +214,7 @@ def test_the_command_line_reports_mistakes_in_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist", "mnist:9.9.9", "imagenet_resized/32x32"])
-def test_an_unprepared_set_is_refused_at_once(tmp_path, name):
+def test_a_set_that_is_not_prepared_is_an_error_without_delay(tmp_path, name):
     data_dir = tmp_path / "tfds"
     start = time.monotonic()
     with pytest.raises(UserError) as error:
@@ -225,7 +225,7 @@ def test_an_unprepared_set_is_refused_at_once(tmp_path, name):
     assert not data_dir.exists()
 
 
-def test_what_lies_there_instead_is_named(data_dir):
+def test_other_prepared_versions_are_named(data_dir):
     with pytest.raises(UserError, match=r"there is mnist/3\.0\.1"):
         Images(name="mnist:2.0.0", data_dir=str(data_dir)).build()
 
@@ -240,7 +240,7 @@ def test_the_highest_version_is_read(tmp_path):
     assert tfds_sets.find("mnist:11.0.0", str(tmp_path)) is None
 
 
-def test_a_set_in_tfrecord_is_refused(data_dir, tmp_path):
+def test_a_set_in_tfrecord_is_an_error(data_dir, tmp_path):
     shutil.copytree(data_dir / "mnist", tmp_path / "mnist")
     path = tmp_path / "mnist/3.0.1/dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
@@ -254,61 +254,3 @@ def test_a_missing_shard_is_named(data_dir, tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=shard.name):
         mnist(tmp_path).build()
-
-
-def prepare_custom(data_dir: Path, features: dict, examples: list[dict]) -> None:
-    """A TFDS set "custom" of one split "all_of_it"."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.registered import skip_registration
-
-    with skip_registration():
-
-        class Custom(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.2.3")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {"all_of_it": self._generate_examples()}
-
-            def _generate_examples(self):
-                yield from enumerate(examples)
-
-    tfds.disable_progress_bar()
-    Custom(data_dir=data_dir, file_format="array_record").download_and_prepare(download_dir=data_dir / "none")
-
-
-def test_the_image_and_the_label_are_found_among_other_features(tmp_path):
-    import tensorflow_datasets as tfds
-
-    features = {
-        "caption": tfds.features.Text(),
-        "coarse": tfds.features.ClassLabel(names=["a", "b"]),
-        "label": tfds.features.ClassLabel(names=["x", "y", "z"]),
-        "photo": tfds.features.Image(),
-    }
-
-    def photo(i: int) -> io.BytesIO:
-        buffer = io.BytesIO()
-        Image.fromarray(np.full((4 + i, 5, 3), 50 * i, np.uint8)).save(buffer, "png")
-        buffer.seek(0)
-        return buffer
-
-    prepare_custom(tmp_path, features, [{"caption": "", "coarse": 0, "label": i, "photo": photo(i)} for i in range(3)])
-    config = Images(name="custom", data_dir=str(tmp_path), train="all_of_it", validation="all_of_it", test="all_of_it")
-    with pytest.raises(UserError, match=r"--data\.size"):
-        config.build()
-    data = replace(config, size=4, batch_size=3).build()
-    assert data.spec == {"image": Feature((4, 4, 3), levels=256), "label": Feature((), "int32", classes=3)}
-    batch = data.batch(0, 0, range(3))
-    np.testing.assert_array_equal(batch["image"], np.full((3, 4, 4, 3), 50) * batch["label"][:, None, None, None])
-    np.testing.assert_array_equal(np.sort(batch["label"]), range(3))
-
-
-def test_a_set_without_images_is_refused(tmp_path):
-    import tensorflow_datasets as tfds
-
-    prepare_custom(tmp_path, {"sentence": tfds.features.Text()}, [{"sentence": "none"}])
-    with pytest.raises(UserError, match="no images: its features are sentence"):
-        Images(name="custom", data_dir=str(tmp_path)).build()

@@ -1,5 +1,6 @@
-"""gen.data.images.preprocess: bytes -> what the model sees, with noise that belongs to (key, row)."""
+"""Preprocessing of images: values, and noise that depends on (key, row) alone."""
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.core import GenerativeModel
+from gen.core import Batch, GenerativeModel, Key
 from gen.data.images import Images
 from gen.data.images.preprocess import preprocess
 from gen.data.preprocess import with_preprocess
 
-PLAIN = {"levels": 256, "flip": False, "dequantize": False, "binarize": None}
+# Any, because the options of one dict have different types.
+PLAIN: dict[str, Any] = {"levels": 256, "flip": False, "dequantize": False, "binarize": None}
 KEY = jax.random.key(7)
 
 
@@ -34,11 +36,12 @@ def grey() -> dict[str, jax.Array]:
 
 
 @cache
-def compiled(**options: Any) -> Any:
+def compiled(**options: Any) -> Callable[..., Batch]:
+    # `training` decides which operations there are, so it is static.
     return jax.jit(partial(preprocess, **PLAIN | options), static_argnames="training")
 
 
-def seen(batch: Any, key: Any = KEY, training: bool = True, **options: Any) -> np.ndarray:
+def seen(batch: Batch, key: Key = KEY, training: bool = True, **options: Any) -> np.ndarray:
     image = compiled(**options)(batch, key, training=training)["image"]
     assert image.dtype == jnp.float32
     assert image.shape == batch["image"].shape
@@ -53,14 +56,14 @@ def test_levels_are_equally_spaced_from_minus_one_to_one(levels):
     assert x.max() == 1
 
 
-def test_everything_else_in_the_batch_stays(grey):
+def test_other_entries_of_the_batch_are_kept(grey):
     out = preprocess(grey, KEY, True, **PLAIN)
     assert out.keys() == grey.keys()
     assert all(out[name] is grey[name] for name in grey if name != "image")
 
 
 @pytest.mark.parametrize("options", [{}, {"dequantize": True}, {"binarize": "dynamic", "flip": True}])
-def test_images_are_float32_in_double_precision_too(grey, options):
+def test_images_are_float32_even_if_x64_is_enabled(grey, options):
     with jax.enable_x64(True):
         out = jax.eval_shape(partial(preprocess, training=True, **PLAIN | options), grey, KEY)
     assert out["image"].dtype == jnp.float32
@@ -68,6 +71,7 @@ def test_images_are_float32_in_double_precision_too(grey, options):
 
 def test_flip_mirrors_half_of_the_training_images():
     image = np.random.default_rng(0).integers(0, 256, (400, 2, 3, 1))
+    # 400 images: 200 are mirrored on average, with a standard deviation of 10.
     plain, flipped = seen(batch_of(image)), seen(batch_of(image), flip=True)
     kept = (flipped == plain).all((1, 2, 3))
     mirrored = (flipped == plain[:, :, ::-1]).all((1, 2, 3))
@@ -92,7 +96,7 @@ def test_dequantized_levels_fill_their_bins(levels):
 
 
 @pytest.mark.parametrize("binarize", ["static", "dynamic"])
-def test_binarized_pixels_are_signs_with_the_grey_level_as_probability(binarize):
+def test_the_grey_level_is_the_probability_of_a_binarized_pixel(binarize):
     v = np.broadcast_to(np.arange(17).reshape(1, 1, 17, 1), (40, 50, 17, 1))
     x = seen(batch_of(v), levels=17, binarize=binarize)
     assert set(np.unique(x)) == {-1, 1}
@@ -102,8 +106,9 @@ def test_binarized_pixels_are_signs_with_the_grey_level_as_probability(binarize)
     np.testing.assert_allclose(p, np.arange(17) / 16, atol=0.05)
 
 
-def test_static_binarization_is_fixed_by_the_index(grey):
+def test_static_binarization_depends_on_the_index_alone(grey):
     x = seen(grey, binarize="static")
+    # The rows stay, and all other entries are reversed with their index.
     moved = {name: value[::-1] for name, value in grey.items()} | {"row": grey["row"]}
     np.testing.assert_array_equal(seen(moved, jax.random.key(8), binarize="static"), x[::-1])
     other = grey | {"index": grey["index"] + 1}
@@ -118,20 +123,21 @@ def test_static_binarization_is_mirrored_as_a_whole(grey):
     assert same.any()
 
 
-def test_dynamic_binarization_is_drawn_anew(grey):
+def test_dynamic_binarization_depends_on_the_key_and_not_on_the_index(grey):
     x = seen(grey, binarize="dynamic")
     assert (seen(grey, jax.random.key(8), binarize="dynamic") != x).any()
     np.testing.assert_array_equal(seen(grey | {"index": grey["index"] + 1}, binarize="dynamic"), x)
 
 
 def test_noise_does_not_depend_on_how_the_batch_is_split(grey):
-    options = {"flip": True, "dequantize": True}
+    options: dict[str, Any] = {"flip": True, "dequantize": True}
+    # As two devices would do it.
     parts = [seen({name: value[s] for name, value in grey.items()}, **options) for s in (slice(0, 8), slice(8, 16))]
     np.testing.assert_array_equal(np.concatenate(parts), seen(grey, **options))
 
 
 @pytest.mark.parametrize("noise", [{"binarize": "dynamic"}, {"binarize": "static", "flip": True}])
-def test_noise_does_not_depend_on_the_place_in_the_array(grey, noise):
+def test_noise_does_not_depend_on_the_position_in_the_array(grey, noise: dict[str, Any]):
     turned = {name: value[::-1] for name, value in grey.items()}
     np.testing.assert_array_equal(seen(turned, **noise)[::-1], seen(grey, **noise))
 
@@ -149,7 +155,7 @@ def test_rows_draw_different_noise():
     assert len({row.tobytes() for row in x}) == 8
 
 
-def test_a_data_sets_preprocess_is_this_one():
+def test_a_data_set_of_images_uses_this_preprocessing():
     data = Images(binarize="dynamic", flip=True, batch_size=4).build()
     batch = {name: jnp.asarray(value) for name, value in data.batch(0, 0, range(4)).items()}
     options = {"levels": 17, "flip": True, "dequantize": False, "binarize": "dynamic"}
@@ -161,15 +167,18 @@ def test_a_data_sets_preprocess_is_this_one():
 def test_a_model_is_given_the_transformed_batch():
     calls = []
 
-    def transform(batch: Any, key: Any, training: bool) -> Any:
+    def transform(batch: Batch, key: Key, training: bool) -> Batch:
         calls.append(training)
         return {"x": batch["x"] + 1, "data_key": key}
 
-    def sees(state: Any, batch: Any, key: Any) -> Any:
+    # It stands in for update, evaluate and test, and returns what it was given.
+    def sees(state: object, batch: Batch, key: Key) -> Any:
         return batch["x"], batch["data_key"], key
 
     nothing: Any = None
-    model = GenerativeModel(nothing, sees, sees, sees, nothing, nothing, nothing, protocol={"kept": {}})
+    model = GenerativeModel(
+        init=nothing, update=sees, evaluate=sees, generate=nothing, request=nothing, test=sees, protocol={"kept": {}}
+    )
     wrapped = with_preprocess(model, transform)
     for name, training in (("update", True), ("evaluate", False), ("test", False)):
         x, data_key, model_key = getattr(wrapped, name)(None, {"x": 1}, KEY)

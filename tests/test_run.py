@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,6 @@ import pytest
 
 from gen.runs import checkpoint, directory
 from gen.runs import trained as runs_trained
-from gen.runtime import engine
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -35,7 +35,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def gen(environment):
-    """gen(script, *arguments) -> the finished process."""
+    """Returns a function gen(script, *arguments) -> the finished process."""
 
     def call(script: str, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
@@ -46,7 +46,7 @@ def gen(environment):
 
 @pytest.fixture(scope="session")
 def trained(gen, tmp_path_factory) -> Path:
-    """A finished run of the small config, not interrupted."""
+    """Returns a finished run of the small config that was not interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     done = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
     assert done.returncode == 0, done.stderr
@@ -54,10 +54,11 @@ def trained(gen, tmp_path_factory) -> Path:
     return workdir
 
 
-def copied(trained: Path, tmp_path: Path) -> Path:
+def copy_of(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_every_engine_runs_to_its_end(gen, tmp_path):
     brief = [*SMALL, "--steps", "8", "--parallel.engine", "jit"]
     for name, more in {"jit": [], "fsdp": ["--parallel.cpu-devices", "2", "--parallel.fsdp"]}.items():
@@ -67,21 +68,24 @@ def test_every_engine_runs_to_its_end(gen, tmp_path):
     assert on_one["metrics"] == pytest.approx(on_two["metrics"], rel=1e-5)
 
 
-def test_the_readme_is_whole():
-    text = (ROOT / "README.md").read_text()
-    assert "@" not in text
-    assert all((ROOT / path).exists() for path in ("docs/vae_digits.png", "LICENSE"))
-    assert all(f"`{path.stem}`" in text for path in (ROOT / "configs").glob("*.py"))
+def test_the_pages_name_every_config_and_their_links_exist():
+    assert "@" not in (ROOT / "README.md").read_text()
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert [path.stem for path in (ROOT / "configs").glob("*.py") if f"`{path.stem}`" not in results] == []
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("cluster/*.md")]:
+        text = page.read_text()
+        targets = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+        assert [link for link in targets if link and not (page.parent / link).exists()] == [], page.name
 
 
-def test_a_start_does_not_wait_for_pytorch(environment, tmp_path):
+def test_training_starts_without_importing_pytorch(environment, tmp_path):
     (tmp_path / "torch.py").write_text("there = True")
     code = "import sys, gen.train; assert 'torch' not in sys.modules; import torch; assert torch.there"
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     subprocess.run([sys.executable, "-c", code], check=True, env={**environment, **path})
 
 
-def test_a_run_directory_holds_what_it_promises(trained):
+def test_a_run_directory_has_its_files_and_their_content(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 1001))
     validation = [x for x in lines if x["split"] == "validation"]
@@ -108,8 +112,8 @@ def test_a_run_directory_holds_what_it_promises(trained):
     assert json.loads((trained / "spec.json").read_text())["image"]["levels"] == 17
 
 
-def test_a_finished_run_says_so_and_grows_on_demand(trained, gen, tmp_path):
-    workdir = copied(trained, tmp_path)
+def test_a_finished_run_says_so_and_trains_on_with_more_steps(trained, gen, tmp_path):
+    workdir = copy_of(trained, tmp_path)
     again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
     assert again.returncode == 0
     assert "is finished: 1000 steps" in again.stdout
@@ -134,7 +138,7 @@ def between_saves(workdir: Path) -> bool:
 
 
 def killed(workdir: Path, environment: dict[str, str], moment: Callable[[Path], bool]) -> bool:
-    """Start training and SIGKILL it at the moment; whether it was killed before it finished."""
+    """Trains, and kills the process at that moment. Returns whether it was killed before it finished."""
     command = [sys.executable, str(ROOT / "train.py"), "vae_digits", "--workdir", str(workdir), *SMALL]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None and not moment(workdir):
@@ -144,6 +148,7 @@ def killed(workdir: Path, environment: dict[str, str], moment: Callable[[Path], 
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_bit_identical(trained, gen, environment, tmp_path):
     workdir = tmp_path / "killed"
     moments = inside_a_save, between_saves, before_the_manifest
@@ -154,16 +159,16 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(trained, gen, environment
 
     assert (workdir / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
     assert (workdir / "evaluation.json").read_bytes() == (trained / "evaluation.json").read_bytes()
-    config, model = runs_trained.load_model(trained, ())
-    abstract = engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
-    whole, resumed = (checkpoint.restore(path / "checkpoints", config.steps, abstract) for path in (trained, workdir))
+    run = runs_trained.open_run(trained)
+    steps, abstract = run.config.steps, run.abstract
+    whole, resumed = (checkpoint.restore(path / "checkpoints", steps, abstract) for path in (trained, workdir))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
 @pytest.mark.parametrize("mode", ["generate", "reconstruct", "interpolate", "traverse"])
-def test_samples_are_made_and_verified_from_a_copy_of_the_run(mode, trained, gen, tmp_path):
-    workdir = copied(trained, tmp_path)
+def test_a_copy_of_a_run_is_sampled_and_its_samples_are_verified(mode, trained, gen, tmp_path):
+    workdir = copy_of(trained, tmp_path)
     made = gen("sample.py", workdir, "--mode", mode, "--n", 16, "--out", workdir / "out")
     assert made.returncode == 0, made.stderr
     assert (workdir / "out" / "samples.png").read_bytes().startswith(b"\x89PNG")
@@ -175,8 +180,8 @@ def test_samples_are_made_and_verified_from_a_copy_of_the_run(mode, trained, gen
     assert "byte for byte" in verified.stdout
 
 
-def test_verification_names_what_differs(trained, gen, tmp_path):
-    workdir = copied(trained, tmp_path)
+def test_verification_names_the_differences(trained, gen, tmp_path):
+    workdir = copy_of(trained, tmp_path)
     gen("sample.py", workdir, "--n", 4, "--out", workdir / "out")
     manifest = json.loads((workdir / "out" / "manifest.json").read_text())
     manifest["seed"] += 1
@@ -190,7 +195,7 @@ def test_verification_names_what_differs(trained, gen, tmp_path):
     assert "visible_cores: 4096 then" in verified.stdout
 
 
-def test_a_damaged_manifest_is_one_short_error(trained, gen, tmp_path):
+def test_a_damaged_manifest_gives_one_short_error(trained, gen, tmp_path):
     good = gen("sample.py", trained, "--n", 4, "--out", tmp_path / "out")
     assert good.returncode == 0, good.stderr
     path = tmp_path / "out" / "manifest.json"
@@ -228,7 +233,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_wrong_input_to_train_is_one_short_error(what, gen, tmp_path):
+def test_wrong_input_to_train_gives_one_short_error(what, gen, tmp_path):
     arguments, message = WRONG[what]
     done = gen("train.py", *arguments, "--workdir", tmp_path / "run")
     assert done.returncode == 2, done.stdout + done.stderr
@@ -246,8 +251,8 @@ def test_a_directory_of_another_run_is_refused_with_the_difference(trained, gen)
     assert (trained / "config.json").read_bytes() == before
 
 
-def test_what_can_be_made_again_is_and_a_best_that_is_not_measured_is_refused(trained, gen, tmp_path):
-    workdir = copied(trained, tmp_path)
+def test_missing_files_are_made_again_and_an_unknown_best_metric_is_refused(trained, gen, tmp_path):
+    workdir = copy_of(trained, tmp_path)
     (workdir / "reference.npz").unlink()
     (workdir / "evaluation.json").write_text("{")
     again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
@@ -277,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(gen, tmp_
 
 @pytest.fixture
 def disk(tmp_path):
-    """disk(option): a tmpfs, first mounted, then remounted with the option (root ignores file modes)."""
+    """Returns disk(option), which mounts a tmpfs with that option. File modes would not do: root ignores them."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -291,14 +296,14 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], check=False, capture_output=True)
 
 
-def test_a_full_disk_is_one_short_error(disk, gen):
+def test_a_full_disk_gives_one_short_error(disk, gen):
     done = gen("train.py", "vae_digits", "--workdir", disk("size=600k") / "run", *SMALL)
     assert done.returncode == 2, done.stderr
     assert "no space left" in done.stderr.lower()
     assert "Traceback" not in done.stderr
 
 
-def test_a_read_only_directory_is_one_short_error(disk, trained, gen):
+def test_a_read_only_directory_gives_one_short_error(disk, trained, gen):
     workdir = disk("size=50m") / "run"
     shutil.copytree(trained, workdir)
     subprocess.run(["mount", "-o", "remount,ro", workdir.parent], check=True)
@@ -309,7 +314,8 @@ def test_a_read_only_directory_is_one_short_error(disk, trained, gen):
         assert "Traceback" not in done.stderr
 
 
-def test_a_disk_that_turns_read_only_in_a_run_ends_it_with_what_was_sound(disk, trained, gen, environment):
+@pytest.mark.slow
+def test_a_run_whose_disk_turns_read_only_ends_and_keeps_its_sound_checkpoints(disk, trained, gen, environment):
     workdir = disk("size=50m") / "run"
     command = [
         sys.executable,
@@ -352,7 +358,7 @@ def foreign(config: dict) -> None:
 
 
 def test_a_tampered_config_runs_no_code(trained, gen, tmp_path, environment):
-    workdir = copied(trained, tmp_path)
+    workdir = copy_of(trained, tmp_path)
     (tmp_path / "evil.py").write_text("open('evil-was-here', 'w')")
     tampered(workdir, foreign)
     environment = {**environment, "PYTHONPATH": str(tmp_path)}
@@ -363,8 +369,8 @@ def test_a_tampered_config_runs_no_code(trained, gen, tmp_path, environment):
     assert not (tmp_path / "evil-was-here").exists()
 
 
-def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
-    workdir = copied(trained, tmp_path)
+def test_wrong_input_to_sample_gives_one_short_error(trained, gen, tmp_path):
+    workdir = copy_of(trained, tmp_path)
     shutil.rmtree(workdir / "checkpoints")
     cases = {
         "no config.json": [tmp_path],
@@ -374,7 +380,7 @@ def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
         "n is 0": [trained, "--n", 0],
         "seed is -1": [trained, "--seed", -1],
         "reference.npz has 64": [trained, "--n", 65, "--mode", "reconstruct"],
-        "--label goes with mode generate": [trained, "--label", 1, "--mode", "traverse"],
+        "use --label with mode generate": [trained, "--label", 1, "--mode", "traverse"],
         "can't be read as a manifest": ["--verify", tmp_path / "nothing.json"],
     }
     for message, arguments in cases.items():
@@ -384,7 +390,8 @@ def test_wrong_input_to_sample_is_one_short_error(trained, gen, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_a_profile_is_a_trace_of_the_steps_asked_for(gen, tmp_path):
+@pytest.mark.slow
+def test_a_profile_traces_the_given_steps(gen, tmp_path):
     done = gen("train.py", "vae_digits", "--workdir", tmp_path / "run", *SMALL, "--steps", 60, "--profile", "50:3")
     assert done.returncode == 0, done.stderr
     found = list((tmp_path / "run" / "profile" / "host-000").rglob("perfetto_trace.json.gz"))
@@ -420,8 +427,9 @@ import os, resource
 os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 import jax
 import jax.numpy as jnp
-from gen import parallel
-parallel.start(parallel.Config())
+from gen.config import Parallel
+from gen.runtime import backend
+backend.start_backend(Parallel())
 step = jax.jit(lambda a, b: jnp.sin(a @ b) @ b.T).lower(jnp.ones((4096, 8)), jnp.ones((8, 4096))).compile()
 for _ in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -431,8 +439,8 @@ for _ in range(4):
 
 
 @pytest.mark.skipif(os.confstr_names.get("CS_GNU_LIBC_VERSION") is None, reason="of glibc")
-def test_what_a_step_took_is_there_again_without_page_faults(environment):
-    """Of 64 MiB, which it has between its products."""
+def test_a_step_reuses_its_memory_without_page_faults(environment):
+    """The step holds 64 MiB between its two products."""
     command = [sys.executable, "-c", FAULTS]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True)
     first, *_, last = map(int, done.stdout.split())

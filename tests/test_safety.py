@@ -1,5 +1,5 @@
-"""What a stranger's run directory, pictures, texts and data sets can't do: run code, leave their folder, take all memory, say
-what the environment holds, or end in a traceback."""
+"""A stranger's run directory, images, texts and data sets cannot run code, leave their folder, take all memory, reveal the
+environment, or end in a traceback."""
 
 import ast
 import io
@@ -27,7 +27,7 @@ from gen.errors import UserError
 from gen.families.vae import VAE
 from gen.interop import convert
 from gen.runs import base as runs_base
-from gen.runs import checkpoint, directory
+from gen.runs import checkpoint, directory, manifest
 from gen.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def cache(tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Iterator[Path]:
-    """A run, made where there are secrets in the environment."""
+    """A run that was trained with secrets in the environment."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     quick: dict[str, Any] = {
         "steps": 2,
@@ -61,7 +61,7 @@ def trained(tiny, tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture
 def foreigners(trained, tmp_path) -> Path:
-    """A run that came from elsewhere."""
+    """A run of a stranger."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -77,13 +77,13 @@ def sampled(workdir: Path, *arguments: object) -> Path:
 
 
 class Code:
-    """What writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __reduce__(self):
         return open, ("code-was-run", "w")
 
 
-def test_nothing_imports_what_unpickles():
+def test_nothing_imports_a_module_that_unpickles():
     for path in [*ROOT.glob("*.py"), *(ROOT / "gen").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -92,7 +92,7 @@ def test_nothing_imports_what_unpickles():
             assert not unsafe & {name.split(".")[0] for name in names}, path
 
 
-def test_a_pickle_among_the_reference_is_not_read(foreigners, tmp_path, monkeypatch):
+def test_a_pickle_in_the_reference_is_not_read(foreigners, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez(foreigners / "reference.npz", image=np.array([Code()], object))
     with pytest.raises(UserError, match=r"reference\.npz is damaged"):
@@ -104,7 +104,7 @@ def test_a_pickle_among_the_reference_is_not_read(foreigners, tmp_path, monkeypa
 
 
 def test_a_prepared_set_imports_nothing(tmp_path, monkeypatch):
-    """TFDS imports whatever class a features.json names."""
+    """TFDS would import any class that a features.json names."""
     (tmp_path / "strangers.py").write_text("open('code-was-run', 'w')")
     folder = tmp_path / "tfds" / "evil" / "1.0.0"
     folder.mkdir(parents=True)
@@ -118,11 +118,11 @@ def test_a_prepared_set_imports_nothing(tmp_path, monkeypatch):
     assert not Path("code-was-run").exists()
     (folder / "features.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        tfds_sets.opened(folder)
+        tfds_sets.open_set(folder)
 
 
-def test_a_picture_runs_no_program(tmp_path, monkeypatch):
-    """Pillow knows pictures by their content, and shows EPS with Ghostscript."""
+def test_an_image_runs_no_program(tmp_path, monkeypatch):
+    """Pillow recognizes images by their content, and runs Ghostscript for EPS."""
     gs = tmp_path / "bin" / "gs"
     gs.parent.mkdir()
     gs.write_text(f"#!/bin/sh\ntouch {tmp_path}/code-was-run\n")
@@ -139,7 +139,7 @@ def test_a_picture_runs_no_program(tmp_path, monkeypatch):
     "place", [".lock", ".config.json.tmp", "generated", "reference.npz", "checkpoints/2/meta/metadata", "checkpoints/3"]
 )
 def test_a_run_with_a_link_out_of_it_is_refused(place, foreigners, tmp_path):
-    """Also one that leads nowhere yet, as what is written through it would."""
+    """Also a link that leads nowhere yet: writing through it would create a file."""
     target = tmp_path / "private"
     target.write_text("mine")
     for private in (target, tmp_path / "nothing"):
@@ -154,7 +154,7 @@ def test_a_run_with_a_link_out_of_it_is_refused(place, foreigners, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_run_may_be_a_link_and_hold_links_to_what_is_in_it(foreigners, tmp_path):
+def test_a_run_may_be_a_link_and_hold_links_into_itself(foreigners, tmp_path):
     (foreigners / "generated").mkdir()
     (foreigners / "latest").symlink_to("generated")
     (tmp_path / "linked").symlink_to(foreigners)
@@ -162,10 +162,10 @@ def test_a_run_may_be_a_link_and_hold_links_to_what_is_in_it(foreigners, tmp_pat
 
 
 @pytest.mark.parametrize("place", ["config.json", "spec.json", "pipe", "checkpoints/2/manifest.json"])
-def test_a_run_with_a_pipe_is_refused_and_not_waited_for(place, foreigners):
+def test_a_run_with_a_pipe_is_refused_without_waiting(place, foreigners):
     (foreigners / place).unlink(missing_ok=True)
     os.mkfifo(foreigners / place)
-    with pytest.raises(UserError, match=r"is no file|neither a file nor a folder"):
+    with pytest.raises(UserError, match=r"is not a regular file|neither a file nor a folder"):
         sampled(foreigners)
 
 
@@ -179,7 +179,7 @@ def test_an_output_that_is_a_link_is_not_read(foreigners, tmp_path, capsys):
     assert "samples.png is missing" in capsys.readouterr().out
 
 
-def test_a_base_elsewhere_is_named_and_nothing_of_another_is_read(foreigners, tmp_path, capsys):
+def test_a_base_elsewhere_is_named_and_another_run_is_not_read(foreigners, tmp_path, capsys):
     private = tmp_path / "private" / "checkpoints" / "2"
     private.mkdir(parents=True)
     (private / "manifest.json").write_text("{}")
@@ -187,15 +187,15 @@ def test_a_base_elsewhere_is_named_and_nothing_of_another_is_read(foreigners, tm
     base = {"path": "../private", "step": 2, "sha256": "0" * 64}
     edited(foreigners / "config.json", lambda facts: facts.update(base=base))
     with pytest.raises(UserError, match="their digests differ"):
-        runs_base.base_of_run(foreigners)
-    assert f"stands on {tmp_path / 'private'}" in capsys.readouterr().err
+        runs_base.base_of_run(foreigners, directory.read_config(foreigners)[1])
+    assert f"has the base {tmp_path / 'private'}" in capsys.readouterr().err
     for wrong in ("../private", {}, {**base, "step": "2"}, {**base, "path": None}):
         edited(foreigners / "config.json", lambda facts: facts.update(base=wrong))  # noqa: B023
-        with pytest.raises(UserError, match="its base is no path, step and sha256"):
-            runs_base.base_of_run(foreigners)
+        with pytest.raises(UserError, match="its base is not a path, a step and a sha256"):
+            runs_base.base_of_run(foreigners, directory.read_config(foreigners)[1])
 
 
-def test_links_and_pipes_among_data_are_left_out(tmp_path):
+def test_links_and_pipes_in_data_folders_are_left_out(tmp_path):
     private, folder = tmp_path / "private.txt", tmp_path / "texts"
     private.write_text("the private text\n" * 9)
     folder.mkdir()
@@ -210,20 +210,20 @@ def test_links_and_pipes_among_data_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist/..", "mnist/.", "../mnist", "/mnist", "mnist/../.."])
-def test_a_name_of_a_set_is_no_path(name):
+def test_the_name_of_a_data_set_is_not_a_path(name):
     with pytest.raises(UserError, match="nor a TFDS name"):
         Images(name=name).build()
 
 
 @pytest.mark.parametrize("name", ["..", "", "../other.safetensors", "/other.safetensors"])
-def test_an_index_names_files_beside_it(name, tmp_path):
+def test_an_index_names_files_in_its_folder(name, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
-    with pytest.raises(UserError, match="no weight_map to files beside it"):
+    with pytest.raises(UserError, match="no weight_map to files in its folder"):
         convert.weights(tmp_path)
 
 
 def claimed(shape: tuple[int, ...]) -> bytes:
-    """An npz whose image claims a shape, and holds a number."""
+    """Returns an npz file whose image claims a shape and holds one number."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     content = io.BytesIO()
@@ -253,17 +253,17 @@ def test_an_archive_that_claims_100_gigabytes_is_refused(foreigners):
     ],
     ids=str,
 )
-def test_a_spec_has_sizes_that_data_have(feature, foreigners):
+def test_a_spec_with_impossible_sizes_is_refused(feature, foreigners):
     edited(foreigners / "spec.json", lambda spec: spec["image"].update(feature))
     with pytest.raises(UserError, match=r"spec\.json"):
         sampled(foreigners)
 
 
-def test_what_does_not_fit_into_memory_is_not_asked_for(foreigners, monkeypatch):
+def test_nothing_larger_than_memory_is_allocated(foreigners, monkeypatch):
     manifest = sampled(foreigners)
     edited(manifest, lambda facts: facts["request"].update(n=100_000))
     monkeypatch.setattr(files.os, "sysconf", lambda _: 2**13)
-    with pytest.raises(UserError, match="what is to be generated needs 0 GiB"):
+    with pytest.raises(UserError, match="generating these samples needs 0 GiB"):
         sample.verify(sample.Verify(manifest))
     monkeypatch.undo()
     edited(foreigners / "config.json", lambda facts: facts["config"]["model"]["network"].update(hidden=[10**7, 10**7]))
@@ -272,31 +272,31 @@ def test_what_does_not_fit_into_memory_is_not_asked_for(foreigners, monkeypatch)
 
 
 @pytest.mark.parametrize("chunks", [[10**9, 192], [-1, -192], "all", None])
-def test_a_piece_of_an_array_unpacks_to_no_more_than_the_array(chunks, foreigners):
+def test_a_chunk_unpacks_to_no_more_than_its_array(chunks, foreigners):
     step = foreigners / "checkpoints" / "2"
     edited(next(step.glob("params/*/.zarray")), lambda facts: facts.update(chunks=chunks))
-    checkpoint._seal(step)
+    manifest.seal(step)
     with pytest.raises(UserError, match=r"\.zarray is damaged|not of this model"):
         sampled(foreigners)
 
 
 @pytest.mark.parametrize("name", ["params/_METADATA", "params/array_metadatas/process_0"])
-def test_a_sealed_checkpoint_of_others_facts_is_a_short_error(name, foreigners):
+def test_a_sealed_checkpoint_of_another_model_is_a_short_error(name, foreigners):
     step = foreigners / "checkpoints" / "2"
     edited(step / name, lambda facts: facts.update({key: [3] for key in facts}))
-    checkpoint._seal(step)
+    manifest.seal(step)
     with pytest.raises(UserError, match="is sound, but not of this model"):
         sampled(foreigners)
 
 
-def test_the_best_of_checkpoints_without_numbers_is_the_last(foreigners):
+def test_without_numbers_the_latest_checkpoint_is_the_best(foreigners):
     (foreigners / "checkpoints" / "2" / "meta" / "metadata").write_text('{"validation": {"loss": "low"}}')
     best = replace(Save(), best=("loss", "min"))
-    checkpoint._seal(foreigners / "checkpoints" / "2")
+    manifest.seal(foreigners / "checkpoints" / "2")
     assert checkpoint.best(foreigners / "checkpoints", best, pytest.fail) == 2
 
 
-def test_a_picture_that_is_a_bomb_is_refused(tmp_path):
+def test_an_image_that_is_a_bomb_is_refused(tmp_path):
     bomb = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(bomb, "PNG")
     (tmp_path / "a.png").write_bytes(bomb.getvalue())
@@ -335,13 +335,13 @@ def test_a_tokenizer_that_would_take_all_memory_is_refused(change, message):
         {"model": {"type": "BPE", "vocab": {tokenizers.END: 0, "日": 1}, "merges": []}},
     ],
 )
-def test_a_tokenizer_that_can_not_read_is_a_short_error(change):
+def test_a_tokenizer_that_cannot_encode_is_a_short_error(change):
     facts = json.loads(tokenizers.dump(tokenizers.byte()))
-    with pytest.raises(UserError, match=r"can't read a text|no bytes"):
+    with pytest.raises(UserError, match=r"cannot read a text|not made of bytes"):
         tokenizers.encode(tokenizers.load(json.dumps(facts | change).encode()), "a text")
 
 
-def test_an_import_of_more_layers_than_tensors_is_refused(tmp_path):
+def test_an_import_with_more_layers_than_tensors_is_refused(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"wte.weight": np.zeros((2, 2), np.float32)}, tmp_path / "model.safetensors")
@@ -371,13 +371,13 @@ def test_damaged_json_is_a_short_error(name, content, foreigners):
 @pytest.mark.parametrize(
     "part", [{"metrics": []}, {"metrics": {"a": "x"}}, {"metrics": {"a": 10**400}}, {"protocol": 3}]
 )
-def test_an_evaluation_without_numbers_is_made_again(part, foreigners):
+def test_an_evaluation_without_numbers_is_ignored(part, foreigners):
     edited(foreigners / "evaluation.json", lambda facts: facts.update(part))
     assert directory.read_evaluation(foreigners) is None
 
 
 @pytest.mark.parametrize("arrays", [{"image": np.zeros(3)}, {"image": np.zeros((3, 9, 9, 1))}, {"x": np.float32(1)}])
-def test_a_reference_of_other_data_is_a_short_error(arrays, foreigners):
+def test_a_reference_for_other_data_is_a_short_error(arrays, foreigners):
     np.savez(foreigners / "reference.npz", **arrays)
     with pytest.raises(UserError, match="has the shape"):
         sampled(foreigners, "--mode", "reconstruct")
@@ -386,8 +386,8 @@ def test_a_reference_of_other_data_is_a_short_error(arrays, foreigners):
         sampled(foreigners)
 
 
-def test_numbers_and_words_that_only_look_right_are_wrong():
-    with pytest.raises(UserError, match="which is no float"):
+def test_values_that_only_look_right_are_refused():
+    with pytest.raises(UserError, match="must be float"):
         configs.decode(float, 10**400)
     with pytest.raises(UserError, match=r"colors is true"):
         configs.decode(Images, configs.encode(Images()) | {"colors": True})
@@ -397,7 +397,7 @@ def test_numbers_and_words_that_only_look_right_are_wrong():
         Config(model=VAE(latents=(2**63,)), data=Images(), steps=1)
 
 
-def test_a_name_of_a_file_that_is_no_text_is_a_name(tmp_path):
+def test_a_file_name_that_is_not_unicode_is_accepted(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / os.fsdecode(b"\xff.png"))
     assert (
         Images(name=f"folder:{tmp_path}", train="train", validation="train", test="train").build().sizes["train"] == 1
@@ -405,20 +405,20 @@ def test_a_name_of_a_file_that_is_no_text_is_a_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["folder:~nobody/x", "folder:" + "a" * 300])
-def test_a_folder_that_can_not_be_is_a_short_error(name, capsys):
+def test_an_impossible_folder_is_a_short_error(name, capsys):
     with pytest.raises(SystemExit) as exit:
         errors.run_command(lambda: print(Images(name=name).build()))
     assert exit.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_number_of_too_many_digits_names_its_line(tmp_path):
+def test_a_number_with_too_many_digits_names_its_line(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "a"}\n{"text": ' + "1" * 5000 + "}\n")
-    with pytest.raises(UserError, match=r"lines\.jsonl:2: has a number of too many digits"):
+    with pytest.raises(UserError, match=r"lines\.jsonl:2: has a number with too many digits"):
         Text(name=f"jsonl:{tmp_path}/lines.jsonl").build()
 
 
-def test_an_error_commands_no_terminal(capsys):
+def test_an_error_does_not_control_the_terminal(capsys):
     def fails() -> None:
         raise UserError("no \x1b[2J\x9b\rfile \ud800 é\n\tat all")
 
@@ -427,14 +427,14 @@ def test_an_error_commands_no_terminal(capsys):
     assert capsys.readouterr().err == "error: no \\x1b[2J\\x9b\\rfile \\ud800 é\n\tat all\n"
 
 
-def test_no_memory_is_a_short_error(capsys):
+def test_out_of_memory_is_a_short_error(capsys):
     with pytest.raises(SystemExit) as exit:
         errors.run_command(lambda: print(np.empty(10**17)))
     assert exit.value.code == 2
     assert "out of memory" in capsys.readouterr().err
 
 
-def test_what_the_environment_holds_is_nowhere_in_a_run(trained, tmp_path, capsys):
+def test_a_run_holds_nothing_of_the_environment(trained, tmp_path, capsys):
     manifest = sampled(shutil.copytree(trained, tmp_path / "run"))
     sample.verify(sample.Verify(manifest))
     assert {"config.json", "telemetry.jsonl", "manifest.json"} <= {path.name for path in tmp_path.rglob("*")}

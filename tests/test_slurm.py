@@ -1,4 +1,4 @@
-"""Several hosts as clusters have them: tasks of a real SLURM, its signals, and the job that puts itself into the queue again."""
+"""Several hosts on a cluster: tasks of a real SLURM, its signals, and the job that requeues itself."""
 
 import json
 import os
@@ -16,7 +16,8 @@ import pytest
 import slurm
 
 from gen.runs import checkpoint, trained
-from gen.runtime import engine
+
+pytestmark = pytest.mark.slow  # a SLURM of its own, with jobs that are requeued
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "cluster" / "train.sbatch"
@@ -31,7 +32,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """What commands of the cluster need to know; `python` is the one of the tests."""
+    """Yields the environment for commands of the cluster. `python` is the interpreter of the tests."""
     if why := slurm.missing():
         pytest.skip(why)
     with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as found:
@@ -54,7 +55,7 @@ def call(environment):
 
 @pytest.fixture(scope="module")
 def submit(environment):
-    """submit(folder, argument, ...) -> a job of the script that users copy; its log is folder/log."""
+    """submit(folder, argument, ...) -> a job that runs the script of cluster/. Its log is folder/log."""
 
     def run(folder: Path, *arguments: object, cwd: Path = ROOT) -> "Job":
         command = ["sbatch", "--parsable", f"--output={folder / 'log'}", *TWO, str(SCRIPT), *map(str, arguments)]
@@ -69,16 +70,18 @@ class Job:
         self.number, self.log, self._environment = number, log, environment
 
     def facts(self) -> dict[str, str]:
-        """What `scontrol show job` has: JobState, Restarts, ExitCode ..."""
-        return dict(re.findall(r"(\w+)=(\S*)", self._told("scontrol", "show", "job", self.number)))
+        """Returns the fields of `scontrol show job`: JobState, Restarts, ExitCode ..."""
+        return dict(re.findall(r"(\w+)=(\S*)", self._output("scontrol", "show", "job", self.number)))
 
     def task(self, rank: int) -> int | None:
-        """The process id of a running task."""
-        found = re.search(rf"^(\d+) +{self.number} +0 +{rank} ", self._told("scontrol", "listpids", self.number), re.M)
+        """Returns the process id of a running task."""
+        found = re.search(
+            rf"^(\d+) +{self.number} +0 +{rank} ", self._output("scontrol", "listpids", self.number), re.M
+        )
         return int(found[1]) if found else None
 
     def signal(self, *arguments: str) -> None:
-        self._told("scancel", *arguments, self.number)
+        self._output("scancel", *arguments, self.number)
 
     def until(self, true: Callable[[], object], seconds: float = 240) -> None:
         end = time.monotonic() + seconds
@@ -91,7 +94,7 @@ class Job:
         self.until(lambda: self.facts()["JobState"] in ends, seconds)
         return self.facts()
 
-    def _told(self, *command: str) -> str:
+    def _output(self, *command: str) -> str:
         return subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=60).stdout
 
 
@@ -108,7 +111,7 @@ def stop(number, frame):
     os._exit(75)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGUSR1, stop)
-if what == "saves":  # four times, more often than a job may start in a row without
+if what == "saves":  # four times: a job may start three times in a row without saving
     save()
     sys.exit(0 if start == 4 else 75)
 if what == "waits" and start == 0:
@@ -116,7 +119,7 @@ if what == "waits" and start == 0:
     time.sleep(60)
 if what == "killed" and start == 0 and os.environ["SLURM_PROCID"] == "1":
     os.kill(os.getpid(), signal.SIGKILL)
-if what == "killed" and start == 0:  # the first to leave doesn't end the others
+if what == "killed" and start == 0:  # the first task to end does not end the others
     time.sleep(2)
     save()
     sys.exit(75)
@@ -124,12 +127,12 @@ sys.exit(int(what) if what.isdigit() else 0)
 """
 
 
-def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(submit, tmp_path):
+def test_a_job_is_requeued_while_it_makes_progress_and_never_against_its_owner(submit, tmp_path):
     (tmp_path / "train.py").write_text(STAND_IN)
     expected = {
         "saves": ("COMPLETED", "0:0", 4),
-        "75": ("FAILED", "75:0", 2),  # fruitless: no more than three starts
-        "2": ("FAILED", "2:0", 0),  # a person's mistake
+        "75": ("FAILED", "75:0", 2),  # saves nothing: at most three starts
+        "2": ("FAILED", "2:0", 0),  # a user's mistake
         "0": ("COMPLETED", "0:0", 0),
         "killed": ("COMPLETED", "0:0", 1),
     }
@@ -155,17 +158,16 @@ def test_the_job_is_requeued_as_long_as_it_gets_on_and_never_against_its_owner(s
 
 
 def first_steps(workdir: Path, n: int) -> list[dict[str, float]]:
-    """Training metrics of steps 1 to n."""
+    """Returns the training metrics of steps 1 to n."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [x for x in records if x.pop("split") == "train" and x["step"] <= n]
 
 
 def assert_same(whole: Path, other: Path) -> None:
-    """Same curve, scores and parameters, to the last bit."""
+    """Checks that the curve, scores and parameters are the same bits."""
     assert (other / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert (other / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
-    _, model = trained.load_model(whole, ())
-    abstract = engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
+    abstract = trained.open_run(whole).abstract
     a, b = (checkpoint.restore(path / "checkpoints", STEPS, abstract) for path in (whole, other))
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=str(path))
@@ -173,12 +175,12 @@ def assert_same(whole: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(call, tmp_path_factory) -> Path:
-    """A run of two tasks with two devices each, not interrupted."""
+    """A run of two tasks with two devices each that was not interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     train = "python", "train.py", "vae_digits", "--workdir", workdir, *SMALL
     done = call("srun", "--ntasks=2", *train, "--parallel.cpu-devices", 2)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("next: python sample.py") == 1, done.stdout  # one host talks
+    assert done.stdout.count("next: python sample.py") == 1, done.stdout  # only one host prints
     return workdir
 
 
@@ -211,14 +213,14 @@ def test_in_double_precision_the_curve_of_two_tasks_is_that_of_one_for_100_steps
 
 
 def under_way(workdir: Path) -> bool:
-    """After the first save and before the last."""
+    """Returns whether a run is after its first save and before its last."""
     metrics = workdir / "metrics.jsonl"
     return metrics.exists() and metrics.read_bytes().count(b"\n") > 70
 
 
 def test_a_signalled_job_saves_is_requeued_and_ends_bit_identical(whole, submit, tmp_path):
     workdir = tmp_path / "run"
-    never = "--save.every", STEPS  # so that what is saved before the end is saved for the signal
+    never = "--save.every", STEPS  # so a save before the end is due to the signal
     job = submit(tmp_path, "vae_digits", workdir, *SMALL, *never, "--parallel.cpu-devices", 2)
     job.until(lambda: under_way(workdir))
     job.signal("--signal=USR1", "--full")
@@ -237,7 +239,7 @@ def test_a_job_that_loses_tasks_says_so_is_requeued_and_ends_bit_identical(whole
     workdir = tmp_path / "run"
     heartbeat = "--parallel.heartbeat-seconds", 10
     job = submit(tmp_path, "vae_digits", workdir, *SMALL, "--parallel.cpu-devices", 2, *heartbeat)
-    for starts, rank in enumerate((1, 0)):  # rank 0 is also where the others meet
+    for starts, rank in enumerate((1, 0)):  # rank 0 also runs the coordinator
         job.until(lambda: job.log.exists() and job.log.read_text().count("resuming") == starts)  # noqa: B023
         job.until(lambda: under_way(workdir))
         before = len(job.log.read_text())
@@ -247,7 +249,7 @@ def test_a_job_that_loses_tasks_says_so_is_requeued_and_ends_bit_identical(whole
         job.until(lambda: job.facts()["JobState"] == "PENDING", 60)
         log = job.log.read_text()[before:]
         assert "Traceback" not in log, log
-        # The second is JAX's, which ends a process whose collective hangs: not all of its devices learn that the other is gone.
+        # The second message is JAX's. It ends a process whose collective hangs, if not all of its devices learn of the death.
         assert re.search("another host has ended|another task died", log), log
 
     facts = job.end()

@@ -1,4 +1,4 @@
-"""What people give to a language model and what they see of it, by models that can be told what to write."""
+"""Prompts, stop strings and streams, tested with models whose texts are known in advance."""
 
 import io
 import json
@@ -16,12 +16,14 @@ import pytest
 
 from gen import sample
 from gen.config import Config, Save
-from gen.core import Dataset, Family, Feature, State
+from gen.core import Dataset, Family, Feature, RunView, State
 from gen.data.text import Text, tokenizers
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError
 from gen.families.language import LM, MLM, Seq2Seq
 from gen.media import text as media_text
+from gen.media.arrays import pack_arrays
+from gen.media.stream import cut_at_stop
 from gen.media.text import TextOptions
 from gen.networks.positions import PADDING
 from gen.networks.transformer import Architecture
@@ -38,52 +40,52 @@ def tokens_of(text: str, tokenizer: Tokenizer = LETTERS) -> list[int]:
     return tokenizers.encode(tokenizer, text)
 
 
-def test_prompts_end_below_each_other():
-    found = media_text.given(TextOptions(prompt=("abc", "é", "de")), LETTERS)
+def test_prompts_are_padded_on_the_left():
+    found = media_text.encode_inputs(TextOptions(prompt=("abc", "é", "de")), LETTERS)
     _ = PADDING
     a, b, c, d, e, é = tokens_of("abcdeé")
     assert found.keys() == {"prompt"} and found["prompt"].dtype == np.int32
     assert found["prompt"].tolist() == [[a, b, c], [_, _, é], [_, d, e]]
-    assert media_text.given(TextOptions(prompt=("aé",)), BYTES)["prompt"].tolist() == [[98, 0xC3 + 1, 0xA9 + 1]]
+    assert media_text.encode_inputs(TextOptions(prompt=("aé",)), BYTES)["prompt"].tolist() == [[98, 0xC3 + 1, 0xA9 + 1]]
 
 
-def test_prompts_of_a_model_of_pairs_begin_as_pairs_do():
-    found = media_text.given(TextOptions(prompt=("abc", "d")), LETTERS, begins=True)
+def test_prompts_for_a_model_of_pairs_begin_with_end():
+    found = media_text.encode_inputs(TextOptions(prompt=("abc", "d")), LETTERS, begins=True)
     a, b, c, d = tokens_of("abcd")
     end = tokenizers.end(LETTERS)
     assert found["prompt"].tolist() == [[end, a, b, c], [PADDING, PADDING, end, d]]
 
 
-def test_sources_and_what_is_around_a_middle_are_given_by_their_names():
-    found = media_text.given(TextOptions(source=("ab", "c")), LETTERS)
+def test_sources_prefix_and_suffix_are_encoded_by_name():
+    found = media_text.encode_inputs(TextOptions(source=("ab", "c")), LETTERS)
     assert {name: x.tolist() for name, x in found.items()} == {"source": [tokens_of("ab"), [PADDING, *tokens_of("c")]]}
-    found = media_text.given(TextOptions(prefix="ab", suffix=""), LETTERS)
+    found = media_text.encode_inputs(TextOptions(prefix="ab", suffix=""), LETTERS)
     assert {name: x.tolist() for name, x in found.items()} == {"prefix": [tokens_of("ab")], "suffix": [[]]}
     assert found["suffix"].shape == (1, 0) and found["suffix"].dtype == np.int32
-    assert media_text.given(TextOptions(), LETTERS) == {}
+    assert media_text.encode_inputs(TextOptions(), LETTERS) == {}
 
 
 def test_rows_are_aligned_to_the_right():
-    assert media_text.aligned([[1], [], [2, 3]]).tolist() == [[PADDING, 1], [PADDING, PADDING], [2, 3]]
-    assert media_text.aligned([[]]).shape == (1, 0)
+    assert media_text.align_right([[1], [], [2, 3]]).tolist() == [[PADDING, 1], [PADDING, PADDING], [2, 3]]
+    assert media_text.align_right([[]]).shape == (1, 0)
 
 
 def test_a_prompt_can_be_a_file_or_the_standard_input(tmp_path, monkeypatch):
-    """A file as it is, to its last newline; what is piped without it, since echo adds one."""
+    """A file keeps its last newline. Piped text loses it, since echo adds one."""
     path = tmp_path / "prompt.txt"
     path.write_bytes("é\na\r\n".encode())
-    asked = media_text.resolved(TextOptions(prompt=("b",), prompt_file=path))
+    asked = media_text.read_prompt_file(TextOptions(prompt=("b",), prompt_file=path))
     assert asked == TextOptions(prompt=("b", "é\na\r\n"))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe\n")))
-    assert media_text.resolved(TextOptions(prompt_file=Path("-"))).prompt == ("from a pipe",)
-    assert media_text.resolved(asked) is asked
+    assert media_text.read_prompt_file(TextOptions(prompt_file=Path("-"))).prompt == ("from a pipe",)
+    assert media_text.read_prompt_file(asked) is asked
 
 
 def from_file(content: bytes | None) -> Callable[[Path], Any]:
     def read(path: Path) -> Any:
         if content is not None:
             (path / "file").write_bytes(content)
-        return media_text.given(media_text.resolved(TextOptions(prompt_file=path / "file")), LETTERS)
+        return media_text.encode_inputs(media_text.read_prompt_file(TextOptions(prompt_file=path / "file")), LETTERS)
 
     return read
 
@@ -95,67 +97,68 @@ def from_file(content: bytes | None) -> Callable[[Path], Any]:
         (lambda _: TextOptions(suffix="a"), "give both --prefix and --suffix"),
         (lambda _: TextOptions(prefix="a", suffix="b", prompt=("c",)), "not both"),
         (lambda path: TextOptions(prefix="a", suffix="b", prompt_file=path), "not both"),
-        (lambda _: TextOptions(source=("a",), prompt=("c",)), "for a --source alone"),
-        (lambda path: TextOptions(source=("a",), prompt_file=path), "for a --source alone"),
-        (lambda _: TextOptions(source=("a",), prefix="", suffix=""), "for a --source alone"),
+        (lambda _: TextOptions(source=("a",), prompt=("c",)), "needs a --source alone"),
+        (lambda path: TextOptions(source=("a",), prompt_file=path), "needs a --source alone"),
+        (lambda _: TextOptions(source=("a",), prefix="", suffix=""), "needs a --source alone"),
         (lambda _: TextOptions(stop=("a", "")), "--stop is empty"),
-        (lambda _: media_text.given(TextOptions(prompt=("a", "")), LETTERS), "a prompt is empty"),
-        (lambda _: media_text.given(TextOptions(source=("a", "")), LETTERS), "a source is empty"),
-        (lambda _: media_text.given(TextOptions(prompt=("abcx",)), LETTERS), "can't say 'x'"),
-        (lambda _: media_text.given(TextOptions(prefix="a", suffix="x"), LETTERS), "can't say 'x'"),
-        (lambda _: media_text.given(TextOptions(prompt=("a\udcff",)), BYTES), "no UTF-8"),
+        (lambda _: media_text.encode_inputs(TextOptions(prompt=("a", "")), LETTERS), "a prompt is empty"),
+        (lambda _: media_text.encode_inputs(TextOptions(source=("a", "")), LETTERS), "a source is empty"),
+        (lambda _: media_text.encode_inputs(TextOptions(prompt=("abcx",)), LETTERS), "cannot write 'x'"),
+        (lambda _: media_text.encode_inputs(TextOptions(prefix="a", suffix="x"), LETTERS), "cannot write 'x'"),
+        (lambda _: media_text.encode_inputs(TextOptions(prompt=("a\udcff",)), BYTES), "not UTF-8"),
         (from_file(None), "file: No such file"),
-        (from_file(b"abc\xff"), "file: no UTF-8 at byte 3"),
+        (from_file(b"abc\xff"), "file: not UTF-8 at byte 3"),
         (from_file(b""), "a prompt is empty"),
     ],
 )
-def test_what_can_not_be_given_is_refused(make, message, tmp_path):
+def test_unusable_texts_are_refused(make, message, tmp_path):
     with pytest.raises(UserError, match=message):
         make(tmp_path)
 
 
 def test_a_text_is_cut_at_the_first_stop():
-    assert media_text.cut("one two three", ["three", "two", "four"]) == "one "
-    assert media_text.cut("one two", ["three"]) == media_text.cut("one two", []) == "one two"
-    assert media_text.cut("two", ["two"]) == ""
+    assert cut_at_stop("one two three", ["three", "two", "four"]) == "one "
+    assert cut_at_stop("one two", ["three"]) == cut_at_stop("one two", []) == "one two"
+    assert cut_at_stop("two", ["two"]) == ""
 
 
 def written(*rows: str) -> dict[str, np.ndarray]:
-    """Samples of which the shorter ones have ended."""
+    """Returns samples of these texts, with END and PADDING after the shorter ones."""
     ended = [[*tokens_of(row), 0] for row in rows]
     width = max(map(len, ended))
     return {"samples": np.array([row + [PADDING] * (width - len(row)) for row in ended])}
 
 
-def test_samples_are_after_their_prompts_or_between_prefix_and_suffix():
+def test_samples_follow_their_prompts_or_lie_between_prefix_and_suffix():
     made = written("bc", "", "e", "fg h")
-    assert media_text.samples(made, LETTERS) == ["bc", "", "e", "fg h"]
-    assert media_text.samples(made, LETTERS, TextOptions(prompt=("a", "cd"))) == ["abc", "a", "cde", "cdfg h"]
-    assert media_text.samples(made, LETTERS, TextOptions(prefix="a", suffix=" h", stop=("g",))) == [
+    assert media_text.join_texts(made, LETTERS) == ["bc", "", "e", "fg h"]
+    assert media_text.join_texts(made, LETTERS, TextOptions(prompt=("a", "cd"))) == ["abc", "a", "cde", "cdfg h"]
+    assert media_text.join_texts(made, LETTERS, TextOptions(prefix="a", suffix=" h", stop=("g",))) == [
         "abc h",
         "a h",
         "ae h",
         "af h",
     ]
     asked = TextOptions(prompt=("c",), stop=("c", "g "))
-    assert media_text.samples(made, LETTERS, asked) == ["cb", "c", "ce", "cf"], "a stop in the prompt ends nothing"
-    assert media_text.samples(made, LETTERS, TextOptions(source=("a", "b"))) == ["bc", "", "e", "fg h"]
+    assert media_text.join_texts(made, LETTERS, asked) == ["cb", "c", "ce", "cf"], "a stop in the prompt ends nothing"
+    assert media_text.join_texts(made, LETTERS, TextOptions(source=("a", "b"))) == ["bc", "", "e", "fg h"]
 
 
 def test_files_hold_the_texts_and_all_arrays():
     arrays = written("bc\n", "é") | {"log_probs": np.linspace(-1, 0, 8, dtype=np.float32).reshape(2, 4)}
-    found = media_text.files(arrays, LETTERS, TextOptions(prompt=("a",)))
-    assert found.keys() == {"samples.txt", "samples.npz"}
-    assert found["samples.txt"].decode() == "abc\n" + media_text.RULE + "aé\n"
-    with np.load(io.BytesIO(found["samples.npz"])) as kept:
+    never: Any = None
+    run = RunView(Text(), {}, lambda name: {tokenizers.FILE: tokenizers.dump(LETTERS)}[name], dict, never)
+    found = media_text.TEXT.show(arrays, run, TextOptions(prompt=("a",)))
+    assert found.files == {"samples.txt": ("abc\n" + media_text.RULE + "aé\n").encode()} and not found.arrays
+    with np.load(io.BytesIO(pack_arrays(arrays))) as kept:
         assert kept.keys() == arrays.keys()
         for name, value in arrays.items():
             np.testing.assert_array_equal(kept[name], value)
 
 
 def heard(options: TextOptions, tokenizer: Tokenizer, *rows: Sequence[int]) -> list[int]:
-    """What a listener is told, token by token, while not all rows have enough; the number of tokens that it heard of each."""
-    listen = media_text.listener(options, tokenizer)
+    """Gives rows to a listener token by token, until all have met a stop. Returns the number of tokens of each row."""
+    listen = media_text.make_listener(options, tokenizer)
     assert listen is not None
     done, counts = np.zeros(len(rows), bool), [0] * len(rows)
     for column in np.array(rows, np.int32).T:
@@ -185,27 +188,29 @@ MERGED = tokenizers.bpe(["hello " * 99], 270)
     ],
 )
 @pytest.mark.parametrize("tokenizer", [LETTERS, BYTES], ids=["characters", "bytes"])
-def test_what_is_streamed_is_the_first_sample_to_its_stop(text, stop, shown, tokenizer, capsys):
-    """Nothing that turns out to be of the stop is ever shown, also not where it is of several tokens."""
+def test_the_first_sample_is_streamed_up_to_its_stop(text, stop, shown, tokenizer, capsys):
+    """No part of a stop string is ever printed, even if it has several tokens."""
     tokens = tokens_of(text, tokenizer)
     other = tokens_of("h" * len(tokens), tokenizer)
     counts = heard(TextOptions(stop=(stop, "never"), stream=True), tokenizer, tokens, other)
     assert capsys.readouterr().out == shown
-    assert media_text.samples({"samples": np.array([tokens, other])}, tokenizer, TextOptions(stop=(stop,)))[0] == shown
+    assert (
+        media_text.join_texts({"samples": np.array([tokens, other])}, tokenizer, TextOptions(stop=(stop,)))[0] == shown
+    )
     met = text.find(stop)
     assert counts == [len(tokens_of(text[: met + len(stop)] if met >= 0 else text, tokenizer)), len(other)]
 
 
-def test_a_stop_inside_of_a_token_ends_a_sample_there(capsys):
+def test_a_stop_inside_a_token_ends_a_sample(capsys):
     tokens = tokens_of("hello hello", MERGED)
     assert len(tokens) < 5
     assert heard(TextOptions(stop=("ell",), stream=True), MERGED, tokens) == [1]
     assert capsys.readouterr().out == "h"
 
 
-def test_half_a_character_is_not_shown_before_it_is_whole(capsys):
-    """And bytes that are no character are, once that is sure."""
-    listen: Any = media_text.listener(TextOptions(stream=True), BYTES)
+def test_half_a_character_is_printed_only_when_it_is_complete(capsys):
+    """Invalid bytes are printed as U+FFFD once they can no longer become a character."""
+    listen: Any = media_text.make_listener(TextOptions(stream=True), BYTES)
     shown = []
     for byte in "aé€".encode() + b"\xff" + b"b\xc3":
         listen(np.array([byte + 1]))
@@ -216,12 +221,12 @@ def test_half_a_character_is_not_shown_before_it_is_whole(capsys):
     assert capsys.readouterr().out == "\ufffd"
 
 
-def test_nobody_listens_without_a_reason():
-    assert media_text.listener(TextOptions(prompt=("a",)), LETTERS) is None
+def test_there_is_no_listener_without_a_stop_or_a_stream():
+    assert media_text.make_listener(TextOptions(prompt=("a",)), LETTERS) is None
 
 
 def made(workdir: Path, model: Family, params: Callable[[Any], Any]) -> str:
-    """A run whose only checkpoint has these parameters, a function of their shapes."""
+    """Makes a run whose only checkpoint has the parameters params(shapes). Returns its directory."""
     letters = Feature((CONTEXT + 1,), "int32", vocab=VOCAB, end=0)
     spec = {"tokens": letters} | (
         {"source": replace(letters, shape=(SOURCE,))} if "seq2seq" in str(type(model)) else {}
@@ -232,12 +237,15 @@ def made(workdir: Path, model: Family, params: Callable[[Any], Any]) -> str:
     directory.write_reference(workdir, {})
     shapes = jax.eval_shape(model.build(spec, 1).init, jax.random.key(0)).params
     with checkpoint.saver(workdir / "checkpoints", Save(), 0) as save:
-        save(State(jnp.int32(0), params(shapes), {}), {"validation": {}})
+        save(State(jnp.int32(0), params(shapes), {}))
     return str(workdir)
 
 
 def spelling(shapes: Any) -> Any:
-    """Of a model that goes on from each letter with the next, and ends after h. It begins with a; in a middle, with c."""
+    """Returns parameters of a model that spells: each letter is followed by the next, and h by END.
+
+    It begins with a, or with c if it fills in a middle.
+    """
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)["transformer"]
     letters = tokens_of("abcdefgh")
     follows = dict(zip([0, *letters, VOCAB + 2], [*letters, 0, tokens_of("c")[0]], strict=True))
@@ -269,14 +277,14 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(runs, monkeypatch, tmp_path) -> Path:
-    """A copy of them, to be there."""
+    """Returns a copy of the runs, as the current folder."""
     folder = Path(shutil.copytree(runs, tmp_path / "runs"))
     monkeypatch.chdir(folder)
     return folder
 
 
 def asked(workdir: str, out: str, *arguments: str) -> list[str]:
-    """The texts that a run writes, by the command line."""
+    """Returns the texts that a run writes on the command line."""
     assert sample.main([workdir, "--out", out, *arguments]) == 0
     return Path(out, "samples.txt").read_text().removesuffix("\n").split(media_text.RULE)
 
@@ -284,8 +292,8 @@ def asked(workdir: str, out: str, *arguments: str) -> list[str]:
 GREEDY = ("--temperature", "0")
 
 
-def test_each_prompt_has_its_samples_in_turn_and_they_can_be_made_again(here, capsys):
-    """Also where the file is gone: the manifest keeps what it said."""
+def test_each_prompt_has_its_samples_and_they_can_be_verified(here, capsys):
+    """Even if the prompt file is gone: the manifest keeps its text."""
     Path("file").write_text("é\ne")
     prompts = ("--prompt", "a", "--prompt-file", "file", "--prompt", "h cd")
     found = asked("speller", "out", *prompts, "--n", "2", "--tokens", "4", *GREEDY)
@@ -298,7 +306,7 @@ def test_each_prompt_has_its_samples_in_turn_and_they_can_be_made_again(here, ca
     assert "verified: samples.txt, samples.npz, byte for byte" in capsys.readouterr().out
 
 
-def test_a_stop_string_ends_samples_and_their_stream_before_it(here, capsys):
+def test_a_stop_string_ends_samples_and_their_stream(here, capsys):
     arguments = ("--prompt", "a", "--prompt", "f", "--stop", "ef", "--n", "1", "--tokens", "8", *GREEDY)
     assert asked("speller", "streamed", *arguments, "--stream") == ["abcd", "fgh"]
     assert capsys.readouterr().out == f"bcd{media_text.RULE}fgh\nstreamed: samples.txt, samples.npz, manifest.json\n"
@@ -311,7 +319,7 @@ def test_a_stop_string_ends_samples_and_their_stream_before_it(here, capsys):
     assert sample.main(["--verify", "streamed/manifest.json"]) == 0
 
 
-def test_a_sample_does_not_depend_on_how_many_there_are_or_who_watches(here, capsys):
+def test_a_sample_does_not_depend_on_their_number_or_on_streaming(here, capsys):
     arguments = ("--tokens", "9", "--temperature", "4", "--seed", "3")
     many = asked("speller", "many", *arguments, "--n", "4")
     capsys.readouterr()
@@ -345,7 +353,7 @@ def test_a_target_is_written_for_each_source(here, capsys):
     ("arguments", "message"),
     [
         (["speller", "--prompt", "abc" * 4 + "d"], "a prompt has 13 tokens, and the model's context is 12"),
-        (["speller", "--prompt", "abx"], "can't say 'x'"),
+        (["speller", "--prompt", "abx"], "cannot write 'x'"),
         (["speller", "--prefix", "a", "--suffix", "c"], "not trained to fill in the middle"),
         (["speller", "--source", "a"], "was trained on texts, not on pairs; give it a --prompt"),
         (["filler", "--prefix", "abcdef", "--suffix", "gh ab"], "a prompt has 14 tokens"),
@@ -356,7 +364,7 @@ def test_a_target_is_written_for_each_source(here, capsys):
         (["pairs", "--source", "abcde"], "a source has 5 tokens, and the model reads 4"),
     ],
 )
-def test_what_a_model_can_not_be_asked_is_refused_and_nothing_written(arguments, message, here):
+def test_inputs_that_a_model_lacks_are_refused_and_nothing_is_written(arguments, message, here):
     with pytest.raises(UserError, match=message):
         sample.main([*arguments, "--out", "out"])
     assert not Path("out").exists()

@@ -1,4 +1,4 @@
-"""gen.data.text.tokenizers: text to tokens and back."""
+"""Tokenizers: text to tokens and back."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ TEXT = "Zwölf Boxkämpfer — 日本語, 🎉!\n\n\tdon't  stop\u2028 <|endofte
 
 
 def random_text(seed: int, n: int) -> str:
-    """Code points of all planes but surrogates, spaces and newlines among them."""
+    """Returns random code points of all planes without surrogates, with spaces and newlines."""
     rng = np.random.default_rng(seed)
     points = np.concatenate(
         [rng.integers(0, 0x300, n), rng.integers(0, sys.maxunicode + 1, n), rng.choice([9, 10, 32], n)]
@@ -23,19 +23,18 @@ def random_text(seed: int, n: int) -> str:
     return "".join(map(chr, points))
 
 
-def made(kind: str, text: str) -> Tokenizer:
-    makers = {
-        "byte": tokenizers.byte,
-        "character": lambda: tokenizers.character(text),
-        "bpe": lambda: tokenizers.bpe(["low lower lowest\n" * 9, text], 300),
-    }
-    return makers[kind]()
+def make(kind: str, text: str) -> Tokenizer:
+    if kind == "byte":
+        return tokenizers.byte()
+    if kind == "character":
+        return tokenizers.character(text)
+    return tokenizers.bpe(["low lower lowest\n" * 9, text], 300)
 
 
 @pytest.mark.parametrize("kind", ["byte", "character", "bpe"])
 @pytest.mark.parametrize("text", ["", "a", TEXT, random_text(0, 2000)], ids=["empty", "letter", "mixed", "random"])
-def test_a_text_comes_back(kind, text):
-    tokenizer = made(kind, text)
+def test_decoding_gives_the_text_back(kind, text):
+    tokenizer = make(kind, text)
     for each in (tokenizer, tokenizers.load(tokenizers.dump(tokenizer))):
         tokens = tokenizers.encode(each, text)
         assert tokenizers.decode(each, tokens) == text
@@ -44,31 +43,32 @@ def test_a_text_comes_back(kind, text):
         np.testing.assert_array_equal(tokenizers.widths(each), [len(piece) for piece in pieces])
         assert tokenizers.size(each) == len(pieces) == each.get_vocab_size()
         assert tokenizers.end(each) == 0
-        assert 0 not in tokens  # what looks like the end of a document is text
+        # An end token that is spelled out is text.
+        assert 0 not in tokens
         assert pieces[0] == b""
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
-def test_tokens_of_bytes_know_every_text(kind):
-    tokenizer = made(kind, "nothing but ASCII")
+def test_byte_level_tokenizers_encode_every_text(kind):
+    tokenizer = make(kind, "nothing but ASCII")
     text = random_text(1, 3000)
     assert tokenizers.decode(tokenizer, tokenizers.encode(tokenizer, text)) == text
 
 
-def test_a_byte_is_its_number_after_the_end():
+def test_byte_b_is_token_b_plus_1():
     text = random_text(2, 1000)
     assert tokenizers.encode(tokenizers.byte(), text) == [byte + 1 for byte in text.encode()]
     assert tokenizers.pieces(tokenizers.byte()) == [b"", *(bytes([byte]) for byte in range(256))]
     assert set(tokenizers.BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
 
 
-def test_a_character_is_its_place_in_the_alphabet():
+def test_characters_are_numbered_in_the_order_of_code_points():
     assert tokenizers.encode(tokenizers.character("cabbage"), "gecba") == [5, 4, 3, 2, 1]
     assert tokenizers.widths(tokenizers.character("aé日🎉")).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_pairs_are_merged_by_frequency():
-    tokenizer = tokenizers.bpe(["xyxy", "xy", "ba", "ba"], 259)  # inside of words: xy 3 times, ba twice
+    tokenizer = tokenizers.bpe(["xyxy", "xy", "ba", "ba"], 259)  # inside of words xy occurs 3 times and ba twice
     assert tokenizers.pieces(tokenizer)[257:] == [b"xy", b"ba"]
     assert tokenizers.pieces(tokenizer)[0] == b""
     assert len(tokenizers.encode(tokenizer, "xyba yx")) == 5
@@ -81,25 +81,25 @@ def test_training_is_deterministic():
 
 
 def test_an_unknown_character_is_named():
-    with pytest.raises(UserError, match="can't say 'é'"):
+    with pytest.raises(UserError, match="cannot write 'é'"):
         tokenizers.encode(tokenizers.character("cafe "), "a café")
 
 
-def test_half_a_character_and_what_is_no_token():
+def test_half_a_character_and_unknown_tokens_are_decoded():
     tokenizer = tokenizers.byte()
     tokens = tokenizers.encode(tokenizer, "aé")
     assert tokenizers.decode(tokenizer, tokens[:-1]) == "a\ufffd"
     assert tokenizers.decode(tokenizer, [0, *tokens, 0, 257, 300]) == "aé"
 
 
-def test_a_tokenizer_of_a_folder(tmp_path):
-    with pytest.raises(UserError, match=r"tokenizer\.json can't be read"):
-        tokenizers.of_run(tmp_path)
+def test_a_tokenizer_is_read_from_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        tokenizers.load_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(tokenizers.dump(tokenizers.character("ab")))
-    assert tokenizers.encode(tokenizers.of_run(tmp_path), "ba") == [2, 1]
+    assert tokenizers.encode(tokenizers.load_folder(tmp_path), "ba") == [2, 1]
 
 
-def test_a_tokenizer_like_gpt2s_ends_with_its_special_token():
+def test_a_tokenizer_may_have_its_end_token_last_as_gpt2_does():
     letters = dict.fromkeys([*pre_tokenizers.ByteLevel.alphabet()])
     vocabulary = {letter: i for i, letter in enumerate([*letters, "Ġa", "<|endoftext|>"])}
     theirs = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "a")]))
@@ -114,16 +114,17 @@ def test_a_tokenizer_like_gpt2s_ends_with_its_special_token():
 
 
 @pytest.mark.parametrize("what", ["damaged", "without an end", "of words"])
-def test_a_wrong_tokenizer_is_refused(what):
+def test_a_wrong_tokenizer_is_an_error(what):
     words = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a"))
     words.add_special_tokens(["<|endoftext|>"])
+    # A tokenizer.json from which the end token is removed.
     without = json.loads(tokenizers.dump(tokenizers.byte()))
     without["added_tokens"] = []
     del without["model"]["vocab"]["<|endoftext|>"]
     content, message = {
-        "damaged": (b'{"model": 3}', "is no tokenizer"),
+        "damaged": (b'{"model": 3}', "is not a tokenizer"),
         "without an end": (json.dumps(without).encode(), "has no token"),
-        "of words": (words.to_str().encode(), "is neither of bytes"),
+        "of words": (words.to_str().encode(), "is neither over bytes"),
     }[what]
     with pytest.raises(UserError, match=rf"^x\.json {message}"):
         tokenizers.load(content, "x.json")

@@ -1,15 +1,33 @@
-"""An experiment as data: loaded from a Python file, overridden from the command line, kept as JSON."""
+"""An experiment as data: loaded from a Python file, overridden from the command line, kept as JSON.
 
-from gen.config.command_line import Launch, override, scalar
+A config file defines `config`. It may be derived from another one, which is found by its name from any folder:
+
+    from dataclasses import replace
+    from gen.config import load
+
+    base = load("vae_digits")
+    config = replace(base, steps=3000, model=replace(base.model, beta=1.0))
+
+Modules in the folder of a config file can be imported in it. So a new family may be defined next to its config, or in the
+config file itself. A run names the family's module, for instance examples.flow, and `sample.py RUN --trust examples.flow`
+imports it. Python must find the module: below the folder of sample.py, or below a folder of PYTHONPATH.
+"""
+
+from gen.config.alarm import Alarm
+from gen.config.command_line import DryRun, Launch, override, read_trust
 from gen.config.encoding import MAX_INT, decode, encode, walk
-from gen.config.experiment import Config, load
-from gen.config.identity import difference, digest, identity
+from gen.config.experiment import Config
+from gen.config.files import load
+from gen.config.identity import difference, digest, identity, identity_changed
 from gen.config.launch import Alarms, Faults, Log, Parallel, Save, profile_steps
+from gen.config.objects import parse_object, scalar
 
 __all__ = [
     "MAX_INT",
+    "Alarm",
     "Alarms",
     "Config",
+    "DryRun",
     "Faults",
     "Launch",
     "Log",
@@ -20,9 +38,12 @@ __all__ = [
     "digest",
     "encode",
     "identity",
+    "identity_changed",
     "load",
     "override",
+    "parse_object",
     "profile_steps",
+    "read_trust",
     "scalar",
     "walk",
 ]

@@ -1,98 +1,151 @@
-"""The command line of train.py: every field of a config is an option, and scalars may be schedules."""
+"""The command line of train.py: every field of a config is an option, and an option may name a class or a schedule."""
 
 from __future__ import annotations
 
-import ast
-import math
+import copy
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from gen.config.encoding import decode, type_name
 from gen.config.experiment import Config
+from gen.config.objects import choices, dataclasses_in, parse_object, scalar
 from gen.errors import UserError
 from gen.optim import Schedule
 
 
 @dataclass(frozen=True)
-class Launch:
-    """train.py [CONFIG] [OPTIONS]: train a config in its run directory; run again, it goes on where it was.
+class DryRun:
+    """The devices that --dry-run plans for. They need not exist."""
 
-    CONFIG comes first: a file, or the name of one in configs/ (vae_digits if left out)."""
+    devices: int | None = None
+    """Number of devices; None: the devices of this machine."""
+    hosts: int | None = None
+    """Number of hosts that share the devices; None: one host, or on a TPU the hosts of a slice of this size."""
+    platform: Literal["cpu", "tpu"] = "cpu"
+    """Compiler that plans the step. tpu: needs pip install 'gen[tpu-plan]', but no TPU."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """train.py [CONFIG] [OPTIONS]: trains a config in its run directory. The same command again resumes the run.
+
+    CONFIG comes first: a file, or the name of a file in configs/ (default: vae_digits). An option that holds an object takes
+    a class, with or without its fields: --model.network Residual, --model.network "Residual(widths=(32, 64))", or
+    --model.network my.module:Network. The fields of the chosen class are options, too."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
-    """Print the resolved config and what a step takes: bytes, FLOPs and what is sent; train nothing."""
-    devices: int | None = None
-    """Of a dry run: plan for so many devices, which need not be there. None: this machine's."""
-    hosts: int | None = None
-    """Of a dry run: the hosts that these devices belong to. None: one; of a TPU, as they are."""
-    platform: Literal["cpu", "tpu"] = "cpu"
-    """Of a dry run: whose compiler plans for these devices (tpu: pip install 'gen[tpu-plan]', and no TPU)."""
+    """Print the resolved config and the memory, FLOPs and communication of a step. Train nothing."""
+    plan: DryRun = DryRun()
+    """Devices that --dry-run plans for."""
+    trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A module outside gen whose classes options may name. Importing it runs its code."""
 
     def __post_init__(self):
-        if not self.dry_run and (self.devices or self.hosts or self.platform != "cpu"):
+        if not self.dry_run and self.plan != DryRun():
             raise UserError(
-                "--devices, --hosts and --platform are of a plan; the fix: --dry-run (or to train: --parallel.devices)"
+                "--plan options need --dry-run; the fix: add --dry-run (or to train on N devices: --parallel.devices N)"
             )
-        if self.dry_run and self.devices is None and (self.hosts or self.platform != "cpu"):
-            raise UserError("--hosts and --platform go with the devices to plan for; the fix: --devices N")
+        if self.plan.devices is None and self.plan != DryRun():
+            raise UserError("--plan.hosts and --plan.platform need the number of devices; the fix: --plan.devices N")
 
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Launch:
-    """The config with typed overrides such as `--model.latents 64`; `--help` lists every field. Exits 2 on a wrong one."""
-    # A field narrows to the class of its default, so that a family's own fields are options.
-    kind = tyro.conf.AvoidSubcommands[Launch]
-    return tyro.cli(kind, default=Launch(config), args=list(arguments), prog=prog, registry=_REGISTRY)
+    """Returns the config with typed overrides such as `--model.latents 64`. `--help` lists every field.
+
+    A wrong option exits with status 2 and names the nearest one. Raises: UserError for a wrong class or value.
+    """
+    config, others = choose_classes(config, arguments, read_trust(arguments))
+    # AvoidSubcommands: a field has the class of its default, so the fields of that class are options.
+    return tyro.cli(tyro.conf.AvoidSubcommands[Launch], default=Launch(config), args=others, prog=prog, registry=_RULES)
 
 
-_REGISTRY = tyro.constructors.ConstructorRegistry()
+def read_trust(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Returns the modules of each `--trust MODULE`, which are needed before the other options can be read."""
+    after = [value for flag, value in pairwise(arguments) if flag == "--trust"]
+    return (*after, *(a.removeprefix("--trust=") for a in arguments if a.startswith("--trust=")))
 
 
-@_REGISTRY.primitive_rule
-def _scalar(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """`Scalar` fields take a number or a schedule as Python writes it: `--model.optim.lr "WarmupCosine(1e-3, 500)"`."""
+def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """Returns the config in which each `--path.to.field OBJECT` has replaced an object, and the other arguments.
+
+    An object that is replaced leaves nothing to its successor: fields that are not given have their defaults.
+
+    Raises: UserError for an unknown class, or a value that does not fit.
+    """
+    options: list[tuple[list[str], str, int, str | None]] = []
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            path = flag.removeprefix("--").replace("-", "_").split(".")
+            options.append((path, flag, i, value if equals else None))
+    used: set[int] = set()
+    # Only a config tells which options hold an object, so they are looked up in it one by one.
+    # An object before its fields: --model.network.base ... must find the network that --model.network chooses.
+    for path, flag, i, value in sorted(options, key=lambda option: len(option[0])):
+        hint = _object_hint(config, path)
+        if hint is None:
+            continue
+        used.add(i)
+        if value is None:  # it is the next argument
+            if i + 1 == len(arguments) or arguments[i + 1].startswith("--"):
+                raise UserError(f"{flag} takes a class; there are {', '.join(choices(hint)) or 'none'}")
+            used.add(i + 1)
+            value = arguments[i + 1]
+        config = _unchecked(config, path, parse_object(value, hint, trust, flag))
+    return config, [argument for i, argument in enumerate(arguments) if i not in used]
+
+
+def _object_hint(config: Config, path: Sequence[str]) -> object | None:
+    """Returns the declared type of a field that holds a dataclass. None: it holds something else, or there is no such field."""
+    *parents, last = path
+    x: object = config
+    # The class of the value decides which fields there are, not the declared class.
+    for name in parents:
+        x = getattr(x, name, None) if is_dataclass(x) else None
+    if not is_dataclass(x) or last not in {f.name for f in fields(x)}:
+        return None
+    hint = typing.get_type_hints(type(x))[last]
+    classes = dataclasses_in(hint)
+    # A `Scalar` takes a number as well as a schedule; tyro reads it by the rule below.
+    return hint if classes and Schedule not in classes else None
+
+
+def _unchecked(x: Any, path: Sequence[str], value: object) -> Any:
+    """Returns a copy of a dataclass with the field at the path replaced, and without the checks of `__post_init__`.
+
+    Options that follow may be what makes the value fit. tyro builds every object again from all options, which checks them.
+    """
+    name, *inner = path
+    copied = copy.copy(x)
+    object.__setattr__(copied, name, _unchecked(getattr(x, name), inner, value) if inner else value)
+    return copied
+
+
+_RULES = tyro.constructors.ConstructorRegistry()
+
+
+@_RULES.primitive_rule
+def _scalar_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Lets `Scalar` fields take a number or a schedule: `--model.optim.lr "WarmupCosine(1e-3, 500)"`."""
     members = typing.get_args(info.type)
     if Schedule not in members:
-        return None
+        return None  # another rule of tyro applies
     optional = type(None) in members
+
+    def read(words: list[str]) -> float | Schedule | None:
+        return None if optional and words[0] == "None" else scalar(words[0])
+
+    def accepts(x: object) -> bool:
+        return isinstance(x, float | int | Schedule) or (optional and x is None)
+
+    def write(x: object) -> list[str]:
+        return [str(x)]
+
     return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="FLOAT|SCHEDULE",
-        instance_from_str=lambda args: None if optional and args[0] == "None" else scalar(args[0]),
-        is_instance=lambda x: isinstance(x, float | int | Schedule) or (optional and x is None),
-        str_from_instance=lambda x: [str(x)],
+        nargs=1, metavar="FLOAT|SCHEDULE", instance_from_str=read, is_instance=accepts, str_from_instance=write
     )
-
-
-def scalar(text: str) -> float | Schedule:
-    """`0.1`, or a schedule as Python writes it: `WarmupCosine(peak=1e-3, warmup=500)`. Nothing is evaluated.
-
-    Raises: ValueError with what was expected.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.inf
-    if math.isfinite(number):
-        return number
-    kinds = {kind.__name__: kind for kind in Schedule.__subclasses__()}
-    try:
-        call = ast.parse(text, mode="eval").body
-        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
-        kind = kinds[call.func.id]
-        names = [f.name for f in fields(kind)]
-        arguments = [ast.literal_eval(a) for a in call.args]
-        assert len(arguments) <= len(names)
-        assert not {k.arg for k in call.keywords} & set(names[: len(arguments)])
-        values = dict(zip(names, arguments, strict=False)) | {
-            str(k.arg): ast.literal_eval(k.value) for k in call.keywords
-        }
-        return decode(kind, {"type": type_name(kind), **values}, at=text)
-    except UserError as error:
-        raise ValueError(str(error)) from None
-    except (SyntaxError, AssertionError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{text!r} is neither a number nor one of {', '.join(kinds)}(...)") from None

@@ -4,89 +4,69 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
-from gen.core import Data, Family
+from gen.config import renamed
 from gen.errors import UserError
 
-MAX_INT = 2**53  # of whole numbers, which shapes are made of
+MAX_INT = 2**53
+"""Bound on the integers of a config. Above it, float64 cannot represent every integer, and so many readers of JSON cannot."""
+TRUSTED = ("gen",)
+"""Packages whose modules may be imported because a config names them."""
 
 
-def walk(x: Any) -> typing.Iterator[Any]:
-    """Every value in a config, parents first."""
+def walk(x: object) -> Iterator[object]:
+    """Yields every value in a config, parents before children."""
     yield x
-    children = [getattr(x, f.name) for f in fields(x)] if is_dataclass(x) else x if isinstance(x, tuple) else ()
+    children: Sequence[object] = x if isinstance(x, tuple) else ()
+    if is_dataclass(x):
+        children = [getattr(x, f.name) for f in fields(x)]
     for child in children:
         yield from walk(child)
 
 
-def encode(x: Any) -> Any:
-    """A config as JSON values; each dataclass says its class as "type": "module.Class"."""
+def encode(x: object) -> Any:
+    """Returns a config as JSON values. Each dataclass names its class as "type": "module.Class"."""
     if is_dataclass(x) and not isinstance(x, type):
         return {"type": type_name(type(x))} | {f.name: encode(getattr(x, f.name)) for f in fields(x)}
     return [encode(v) for v in x] if isinstance(x, tuple) else x
 
 
-def decode(kind: Any, value: Any, trust: Sequence[str] = (), at: str = "config") -> Any:
-    """The inverse of `encode` for a value that should be a `kind`. Imports only families, kinds of data, and modules in `trust`;
-    what has been imported is used.
+def decode(kind: object, value: object, trust: Sequence[str] = (), at: str = "config") -> Any:
+    """Returns the config that JSON values describe: the inverse of `encode`.
 
-    Raises: UserError that names the field, for anything else than a `kind`.
+    kind: the type that the result must have, as a dataclass field declares it. Names of classes that have moved are
+    understood (`gen.config.renamed`). A missing field gets its default. Only modules of gen, modules named in `trust`, and
+    modules that are loaded already are used.
+
+    Raises: UserError that names the field if a value is not of its type.
     """
-    wrong = UserError(f"{at} is {json.dumps(value)[:80]}, which is no {getattr(kind, '__name__', kind)}")
     origin, members = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        for member in members:
-            try:
-                return decode(member, value, trust, at)
-            except UserError as error:
-                wrong = error
-        raise wrong
-    if origin is Literal:
-        if any(type(value) is type(member) and value == member for member in members):
-            return value
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            each = members[:1] * len(value) if members[1:] == (...,) else members
-            if len(each) == len(value):
-                return tuple(
-                    decode(k, v, trust, f"{at}[{i}]") for i, (k, v) in enumerate(zip(each, value, strict=True))
-                )
-    elif isinstance(kind, type) and is_dataclass(kind):
-        if isinstance(value, dict) and isinstance(value.get("type"), str):
-            return _decode_dataclass(kind, value, trust, at)
-    elif kind is float and (type(value) is float or (type(value) is int and abs(value) < 2**1023)):
-        return float(value)
-    elif value is None if kind is type(None) else type(value) is kind and (kind is not int or abs(value) < MAX_INT):
-        return value
-    raise wrong
+        return _decode_union(kind, members, value, trust, at)
+    if origin is tuple:
+        return _decode_tuple(kind, members, value, trust, at)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _decode_dataclass(kind, value, trust, at)
+    return _decode_plain(kind, value, at)
 
 
-def _decode_dataclass(kind: type, value: dict[str, Any], trust: Sequence[str], at: str) -> Any:
-    cls = _resolve(value["type"], kind, trust, at)
-    hints = typing.get_type_hints(cls)
-    given = {k: v for k, v in value.items() if k != "type"}
-    unknown = sorted(set(given) - {f.name for f in fields(cls)})
-    if unknown:
-        raise UserError(f"{at}.{unknown[0]} is no field of {value['type']}")
-    required = {f.name for f in fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := sorted(required - set(given)):
-        raise UserError(f"{at}.{missing[0]} is missing")
-    return cls(**{k: decode(hints[k], v, trust, f"{at}.{k}") for k, v in given.items()})
+def import_class(name: str, kind: type, trust: Sequence[str] = (), at: str = "config") -> type:
+    """Returns the dataclass "module.Class" if it is a concrete `kind`.
 
+    Importing a module runs its code. So its name is checked first: it must be part of gen, trusted, or loaded already.
 
-def _resolve(name: str, kind: type, trust: Sequence[str], at: str) -> Any:
-    """The dataclass `name`, a `kind`. Its module's name is checked before anything is imported, since importing runs code."""
+    Raises: UserError if the class is missing, not trusted, or not a `kind`.
+    """
     module, _, cls = name.rpartition(".")
-    trusted = any(module == t or module.startswith(t + ".") for t in ("gen.families", "gen.data", *trust))
+    trusted = any(module == t or module.startswith(t + ".") for t in (*TRUSTED, *trust))
     plain = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
     if not plain or not (trusted or module in sys.modules):
         raise UserError(
@@ -95,12 +75,83 @@ def _resolve(name: str, kind: type, trust: Sequence[str], at: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), cls, None)
     except ImportError as error:
-        raise UserError(f"{at} names {name}, but {error}") from None
-    abstract = found in (Family, Data)
-    if not (isinstance(found, type) and is_dataclass(found) and issubclass(found, kind)) or abstract:
-        raise UserError(f"{at} names {name}, which is no {kind.__name__}")
+        fix = f"the fix: PYTHONPATH=FOLDER, where FOLDER holds {module.partition('.')[0]}"
+        raise UserError(f"{at} names {name[:80]}, but {error}; {fix}") from None
+    if not (isinstance(found, type) and is_dataclass(found) and issubclass(found, kind)) or is_abstract(found):
+        expected = "dataclass" if kind is object else f"subclass of {kind.__name__}"
+        raise UserError(f"{at} names {name[:80]}, which is not a {expected}")
     return found
 
 
+def is_abstract(cls: type) -> bool:
+    """Returns whether a class itself leaves a method to its subclasses, by raising NotImplementedError."""
+    # The names that a function reads are listed in its code. Inherited methods do not count: `tiny` may stay undefined.
+    methods = (method for method in vars(cls).values() if isinstance(method, types.FunctionType))
+    return any("NotImplementedError" in method.__code__.co_names for method in methods)
+
+
 def type_name(cls: type) -> str:
+    """Returns "module.Class"."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _decode_union(kind: object, members: Sequence[object], value: object, trust: Sequence[str], at: str) -> Any:
+    if isinstance(value, Mapping):
+        # Only dataclasses are written as objects, so their errors are the ones that help.
+        members = [m for m in members if isinstance(m, type) and is_dataclass(m)]
+    error = _mismatch(kind, value, at)
+    for member in members:
+        try:
+            return decode(member, value, trust, at)
+        except UserError as failure:
+            error = failure if isinstance(value, Mapping) else error
+    raise error
+
+
+def _decode_tuple(kind: object, members: Sequence[object], value: object, trust: Sequence[str], at: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _mismatch(kind, value, at)
+    # tuple[int, ...] has any length; tuple[str, int] has exactly two elements.
+    kinds = [members[0]] * len(value) if members[1:] == (...,) else members
+    if len(kinds) != len(value):
+        raise _mismatch(kind, value, at)
+    return tuple(decode(k, v, trust, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _decode_dataclass(kind: type, value: object, trust: Sequence[str], at: str) -> Any:
+    # Some fields were a word before they held an object.
+    field = at.rpartition(".")[2]
+    if isinstance(value, str) and (field, value) in renamed.VALUES:
+        value = {"type": renamed.VALUES[field, value]}
+    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        raise _mismatch(kind, value, at)
+    cls = import_class(renamed.TYPES.get(value["type"], value["type"]), kind, trust, at)
+    hints = typing.get_type_hints(cls)
+    given = {k: v for k, v in value.items() if k != "type"}
+    if unknown := sorted(set(given) - {f.name for f in fields(cls)}):
+        raise UserError(f"{at}.{unknown[0]} is not a field of {type_name(cls)}")
+    required = {f.name for f in fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(given)):
+        raise UserError(f"{at}.{missing[0]} is missing")
+    return cls(**{k: decode(hints[k], v, trust, f"{at}.{k}") for k, v in given.items()})
+
+
+def _decode_plain(kind: object, value: object, at: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        # 1 == True == 1.0, so the type is compared, too.
+        fits = any(type(value) is type(member) and value == member for member in typing.get_args(kind))
+    elif kind is float and type(value) is int:
+        fits = abs(value) < 2**1023  # a larger one overflows a float
+        value = float(value) if fits else value
+    elif kind is int:
+        fits = type(value) is int and abs(value) < MAX_INT
+    else:
+        fits = type(value) is kind
+    if not fits:
+        raise _mismatch(kind, value, at)
+    return value
+
+
+def _mismatch(kind: object, value: object, at: str) -> UserError:
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    return UserError(f"{at} is {json.dumps(value, default=repr)[:80]}, but must be {name}")

@@ -4,47 +4,78 @@ from __future__ import annotations
 
 import hashlib
 import json
-import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
 
-from gen.config.encoding import type_name, walk
+from gen.config.encoding import encode, walk
 from gen.config.experiment import Config
 from gen.optim import Schedule
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """What a run is, as JSON: everything but launch fields, and `steps` only where a schedule reads it."""
-    kept = _identity(config)
-    if not any(isinstance(x, Schedule) and x.reads_steps for x in walk(config)):
-        del kept["steps"]
-    return kept
+def identity(config: Config) -> dict[str, object]:
+    """Returns the identity as JSON values: every field but launch fields, and `steps` only if a schedule reads it."""
+    return _identity(encode(config), config)
 
 
 def digest(config: Config) -> str:
-    """SHA-256 of the identity."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+    """Returns the SHA-256 of the identity."""
+    return _sha256(identity(config))
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """Lines "field: old -> new" for the fields in which two identities differ."""
-    a, b = (dict(_flat(identity(c))) for c in (old, new))
-    shown = lambda side, key: json.dumps(side[key]) if key in side else "(absent)"
-    return [f"{k}: {shown(a, k)} -> {shown(b, k)}" for k in sorted(a | b) if shown(a, k) != shown(b, k)]
+    """Returns a line "field: old -> new" for each field in which two identities differ.
+
+    Decode an old run's config first. Then a field that gen did not have at that time has its default.
+    """
+    before, after = (dict(_flat(identity(config))) for config in (old, new))
+    lines = []
+    for key in sorted(before | after):
+        then, now = (json.dumps(side[key]) if key in side else "(absent)" for side in (before, after))
+        if then != now:
+            lines.append(f"{key}: {then} -> {now}")
+    return lines
 
 
-def _identity(x: Any) -> Any:
-    """`encode` without launch fields; an integer is the same as the float of its value."""
-    if is_dataclass(x) and not isinstance(x, type):
-        kept = [f.name for f in fields(x) if not f.metadata.get("launch")]
-        return {"type": type_name(type(x))} | {name: _identity(getattr(x, name)) for name in kept}
-    if isinstance(x, tuple):
-        return [_identity(v) for v in x]
-    return int(x) if isinstance(x, float) and x.is_integer() else x
+def identity_changed(then: str, stored: Mapping[str, object], config: Config) -> bool:
+    """Returns whether a digest that was taken of a run's identity, perhaps by an older version of gen, no longer holds.
+
+    then: the digest, as a manifest has it. stored: the "config" of the run's config.json. config: `stored`, decoded.
+
+    A newer version of gen may have other names of classes, and more fields, for which an old run has the defaults. So two digests
+    are right: of the config as gen decodes it now, and of the names and fields that are stored.
+    """
+    return then not in (digest(config), _sha256(_identity(stored, config)))
 
 
-def _flat(x: Any, path: str = "") -> typing.Iterator[tuple[str, Any]]:
-    if isinstance(x, dict):
+def _identity(encoded: Mapping[str, object], config: Config) -> dict[str, object]:
+    """Returns what belongs to the identity of an encoded config, perhaps encoded by an older version of gen."""
+    kept = _without_launch(encoded, config)
+    assert isinstance(kept, dict)
+    if not any(isinstance(x, Schedule) and x.reads_steps for x in walk(config)):
+        kept.pop("steps", None)
+    return kept
+
+
+def _without_launch(encoded: object, x: object) -> object:
+    """Returns an encoded `x` without its launch fields. A float without a fraction becomes an integer."""
+    if isinstance(encoded, Mapping) and is_dataclass(x):
+        launch = {f.name for f in fields(x) if f.metadata.get("launch")}
+        return {k: _without_launch(v, getattr(x, k, None)) for k, v in encoded.items() if k not in launch}
+    if isinstance(encoded, list):
+        # An element decides which of its fields are launch fields. If there is none, nothing is left out.
+        values = x if isinstance(x, tuple) and len(x) == len(encoded) else [None] * len(encoded)
+        return [_without_launch(v, value) for v, value in zip(encoded, values, strict=True)]
+    # JSON of other programs may write 1.0 as 1, and both decode to the same config.
+    return int(encoded) if isinstance(encoded, float) and encoded.is_integer() else encoded
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _flat(x: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yields (dotted path, value) of what a dict holds at any depth."""
+    if isinstance(x, Mapping):
         for key, value in x.items():
             yield from _flat(value, f"{path}.{key}" if path else key)
     else:

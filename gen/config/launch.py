@@ -1,10 +1,11 @@
-"""Launch settings: engine and devices, checkpoints, logs, alarms and faults. They may change between launches of one run."""
+"""Launch settings, which may change between launches of one run: engine and devices, checkpoints, logs, alarms, faults."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from gen.config.alarm import Alarm
 from gen.errors import UserError, check_positive
 
 
@@ -13,61 +14,72 @@ class Parallel:
     """Engine, devices and hosts."""
 
     engine: Literal["pmap", "jit"] = "pmap"
-    """pmap: data parallel, one replica a device; jit: one program over a mesh, which can shard the state."""
+    """pmap: data parallelism with one replica per device. jit: one program over all devices, which can shard the state."""
     fsdp: bool = False
-    """Shard parameters, averages and optimizer state over the devices (engine jit)."""
+    """Shard parameters, moving averages and optimizer state over the devices. Needs engine jit."""
     tensor: int = 1
-    """Devices that share each example and divide the matrices of each layer (engine jit)."""
+    """Number of devices that share each example and divide each layer's matrices. Needs engine jit."""
     devices: int | None = None
-    """Number of devices to use; None: all."""
+    """Number of devices to use. None: all."""
     cpu_devices: int | None = None
-    """Split the processor into so many JAX devices."""
+    """Split the CPU into this number of JAX devices."""
     coordinator: str | None = None
-    """HOST:PORT of host 0, where the cluster doesn't say so itself."""
+    """HOST:PORT of host 0. None: as the cluster says."""
     hosts: int | None = None
-    """Number of processes that train together; None: as the cluster says, else one."""
+    """Number of processes that train together. None: as the cluster says, or one if there is no cluster."""
     host: int | None = None
-    """Which of them this is, from 0; None: as the cluster says."""
+    """Number of this process, from 0. None: as the cluster says."""
     startup_seconds: int = 300
-    """How long the hosts wait for each other at the start."""
+    """Seconds that the hosts wait for each other at the start."""
     heartbeat_seconds: int = 20
-    """After so long a silence a host is dead, and the others end, to be started again."""
+    """Seconds of silence after which a host counts as dead. The others then exit, to be started again."""
     grace_seconds: float = 60.0
-    """How long after SIGTERM or SIGUSR1 saving may take; then the process ends as it is."""
+    """Seconds allowed for saving after SIGTERM or SIGUSR1. After that, the process exits without saving."""
 
     def __post_init__(self):
-        for name, does in (("fsdp", self.fsdp), ("tensor", self.tensor != 1)):
-            if does and self.engine != "jit":
-                raise UserError(f"{name} shards the state, and pmap replicates it; the fix: --parallel.engine jit")
+        # pmap would silently ignore these, and a user would wait for memory that is never saved.
+        for name, shards in (("fsdp", self.fsdp), ("tensor", self.tensor != 1)):
+            if shards and self.engine != "jit":
+                raise UserError(f"{name} shards the state, but pmap replicates it; the fix: --parallel.engine jit")
         counts = ("tensor", "devices", "cpu_devices", "hosts", "startup_seconds", "heartbeat_seconds", "grace_seconds")
         check_positive(**{f"parallel.{k}": v for k in counts if (v := getattr(self, k)) is not None})
+        # Hosts count from 0, which is easily missed in a launch script.
         if self.host is not None and self.host not in range(self.hosts or 0):
-            raise UserError(f"parallel.host is {self.host} of {self.hosts} hosts; it counts from 0")
+            raise UserError(
+                f"parallel.host is {self.host}; with --parallel.hosts N it must be between 0 and N - 1 (hosts: {self.hosts})"
+            )
 
 
 @dataclass(frozen=True)
 class Alarms:
-    """What is watched while training, and what an alarm does."""
+    """Alarms while training: limits on the metrics and on a small set of generated images, checked at evaluations and saves."""
 
     action: Literal["off", "warn", "stop"] = "off"
-    """warn: say it and go on; stop: end the run, with the checkpoints from before kept and none saved after."""
+    """warn: print each alarm and go on. stop: end the run at an alarm without saving; earlier checkpoints are kept."""
     samples: int = 256
-    """Images generated at each evaluation, and held-out ones that they are compared with."""
+    """Number of images to generate, and of real images to compare them with."""
     classes: float = 0.6
-    """Least share of classes covered, of those that as many real images cover (data with labels; by a classifier)."""
+    """Minimum number of predicted classes, as a fraction of the number for real images (only for data with labels)."""
     entropy: float = 0.6
-    """Least entropy of the predicted classes, as a share of the real images'."""
+    """Minimum entropy of the predicted classes, as a fraction of the entropy for real images (only for data with labels)."""
     duplicates: float = 0.25
-    """Largest share of images that have a near duplicate among the others (birthday test)."""
+    """Maximum fraction of generated images that have a near duplicate among the others (birthday paradox test)."""
     spread: float = 0.6
-    """Least mean distance between two images, as a share of the real images'."""
+    """Minimum mean distance between two generated images, as a fraction of the distance between two real images."""
     saturation: float = 0.95
-    """Largest share of held-out examples on which the discriminator has nothing left to learn."""
+    """Maximum fraction of held-out examples on which the discriminator has nothing left to learn."""
     gradient: tuple[float, float] = (1e-7, 1e4)
-    """Least and largest norm of each player's gradient."""
+    """Minimum and maximum norm of each player's gradient."""
+    request: tuple[str, ...] = ()
+    """Sampling options of the family as FIELD=VALUE, such as truncation=0.5, for the generated images."""
+    extra: tuple[Alarm, ...] = ()
+    """More alarms: objects of subclasses of gen.config.Alarm, given in a config file."""
 
     def __post_init__(self):
-        check_positive(**{"alarms.samples": self.samples - 1})
+        if self.samples < 2:
+            raise UserError(
+                f"alarms.samples is {self.samples}; it must be at least 2, since images are compared in pairs"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,54 +87,58 @@ class Save:
     """Checkpoints."""
 
     every: int = 1000
-    """Steps between checkpoints; the last step is saved in any case."""
+    """Steps between checkpoints. The last step is always saved."""
     keep: int = 2
-    """Number of last checkpoints to keep, at least 2, besides the best."""
+    """Number of latest checkpoints to keep, at least 2. The best one is kept as well."""
     best: tuple[str, Literal["min", "max"]] | None = None
-    """The validation metric that names the best checkpoint, and its better end; None: the last is the best."""
+    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. None: the latest is best."""
 
     def __post_init__(self):
         check_positive(**{"save.every": self.every})
+        # If the only checkpoint were replaced, a crash while writing the new one would lose the run.
         if self.keep < 2:
             raise UserError(
-                f"save.keep is {self.keep}; keep at least 2, so that one is sound while the other is written"
+                f"save.keep is {self.keep}; it must be at least 2, so that one checkpoint is whole while another is written"
             )
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What is done about a step whose metrics are not finite, or whose loss jumps."""
+    """Handling of bad steps: their metrics are not finite, or their loss jumps."""
 
     action: Literal["stop", "skip", "rollback"] = "stop"
-    """stop: end the run; skip: leave its batch out; rollback: go on from the weights and the optimizer of the last checkpoint that
-    was due, with the batches after the bad step. Other than stop keeps the state twice for the length of a step."""
+    """stop: end the run. skip: discard the step. rollback: return to the weights and the optimizer of the last regular
+    checkpoint, and continue with the batches after the bad step. `skip` and `rollback` hold a second copy of the state during
+    each step."""
     spike: float | None = None
-    """Standard deviations above its running mean from which a loss has jumped; None: never."""
+    """A loss has jumped if it is this number of standard deviations above its running mean. None: never."""
     patience: int = 10
-    """Bad steps since the last checkpoint that was due, at which the run stops all the same."""
+    """Stop the run after this number of bad steps since the last regular checkpoint."""
 
     def __post_init__(self):
-        check_positive(
-            **{"faults.patience": self.patience} | ({"faults.spike": self.spike} if self.spike is not None else {})
-        )
+        check_positive(**{"faults.patience": self.patience})
+        if self.spike is not None:
+            check_positive(**{"faults.spike": self.spike})
 
 
 @dataclass(frozen=True)
 class Log:
-    """What is printed and written while training."""
+    """Printed and written metrics."""
 
     every: int = 50
-    """Steps between two lines of metrics."""
+    """Steps between two printed lines of metrics."""
     tensorboard: bool = True
     """Write TensorBoard events into the run directory."""
+    request: tuple[str, ...] = ()
+    """Sampling options of the family as FIELD=VALUE, such as label=3 or n=16, for the samples at each evaluation."""
 
     def __post_init__(self):
         check_positive(**{"log.every": self.every})
 
 
 def profile_steps(text: str) -> range:
-    """The steps of "STEP:COUNT". Raises: UserError if it is none."""
+    """Returns the steps of "STEP:COUNT", which start at 1. Raises: UserError for another format."""
     first, _, count = text.partition(":")
     if not (first.isdecimal() and count.isdecimal() and int(first) > 0 and int(count) > 0):
-        raise UserError(f"profile is {text!r}; it is STEP:COUNT, for instance 100:5")
+        raise UserError(f"profile is {text!r}; it must be STEP:COUNT, for instance 100:5")
     return range(int(first), int(first) + int(count))

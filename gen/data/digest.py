@@ -8,12 +8,14 @@ import numpy as np
 
 
 def sha256(*parts: str | np.ndarray) -> str:
-    """Hex digest of strings and arrays; their types, shapes and order count."""
+    """Returns the SHA-256 of strings and arrays in hexadecimal. It depends on their order, and on dtypes and shapes."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
+            # Without dtype and shape, arrays of equal bytes but different meaning would have one digest.
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data)
         else:
-            digest.update(f"{len(part)}:{part}".encode(errors="surrogateescape"))  # a file's name may be no text
+            # The length separates a string from the next one. A file name may hold bytes that are not UTF-8. Python keeps them as lone surrogates.
+            digest.update(f"{len(part)}:{part}".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Random orders of examples that are random access: no iterator state."""
+"""Random orders of the training examples. Any place can be computed directly, so there is no iterator state to save."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from functools import lru_cache
 import numpy as np
 
 Shuffle = Callable[[int, range], np.ndarray]
-"""(seed, places in an endless sequence) -> positions in the split; each epoch is another permutation of it."""
+"""(seed, places in an endless sequence) -> positions in the training split, int64. Each epoch is a new permutation of it."""
 
 
 def permute(n: int) -> Shuffle:
-    """A new permutation of [0, n) each epoch, drawn from numpy's default_rng([seed, epoch])."""
+    """Returns a Shuffle of [0, n) whose permutation of each epoch is drawn from numpy's default_rng([seed, epoch]).
 
-    @lru_cache(maxsize=2)  # a batch touches two epochs where they meet
+    It holds up to two permutations in memory: 16 n bytes.
+    """
+
+    # A batch may begin in one epoch and end in the next, so two permutations are kept.
+    @lru_cache(maxsize=2)
     def permutation(seed: int, epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(n)
 
     def shuffle(seed: int, places: range) -> np.ndarray:
+        # Place p is position p % n of epoch p // n, before that epoch is permuted.
         epoch, position = np.divmod(np.asarray(places, np.int64), n)
         for e in np.unique(epoch):
             position[epoch == e] = permutation(seed, int(e))[position[epoch == e]]
@@ -28,7 +33,7 @@ def permute(n: int) -> Shuffle:
 
 
 def permute_by_grain(n: int) -> Shuffle:
-    """The same from Grain's index shuffle, which needs no memory: for sets too large to hold."""
+    """Returns a Shuffle of [0, n) by Grain's index shuffle. It needs no memory, so it suits sets too large for `permute`."""
     import grain
 
     @lru_cache(maxsize=2)

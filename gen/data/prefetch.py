@@ -1,4 +1,4 @@
-"""The next batches, made while the device computes."""
+"""Makes the next batches in a background thread while the device computes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ T = TypeVar("T")
 
 
 def prefetch(batch: Callable[[S], T], steps: Iterable[S], depth: int = 2) -> Generator[tuple[S, T, float], None, None]:
-    """(step, batch(step), seconds waited for it) for each of `steps`, in order.
+    """Yields (step, batch(step), seconds spent waiting for it) for each of `steps`, in order.
 
-    One background thread is at most `depth` batches ahead of the consumer. What `batch` raises is raised at its step.
-    When the generator is exhausted, closed, or dropped by a consumer that raised, no further batch is begun and the
-    thread ends.
+    One background thread makes batches, at most `depth` ahead of the consumer. It ends when the generator is exhausted or
+    closed, or when the consumer raises.
+
+    Raises: the exception of `batch`, at the step that it belongs to.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     to_do = iter(steps)
@@ -34,7 +35,9 @@ def prefetch(batch: Callable[[S], T], steps: Iterable[S], depth: int = 2) -> Gen
             start = time.perf_counter()
             made = future.result()
             waited = time.perf_counter() - start
+            # The next batch is begun before this one is given away, so that the thread works while the consumer does.
             begin(1)
             yield step, made, waited
     finally:
+        # Runs also when the consumer drops the generator. Batches that are not begun are cancelled.
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
 """Writes a TFDS set as array_record: `python -m gen.data.prepare NAME [--source DIR] [--data-dir DIR]`.
 
-mnist, fashion_mnist and kmnist are made from their four IDX files, without TensorFlow and without network, with the
-examples in the order that TFDS itself would give them; any other set by TFDS, which needs TensorFlow.
+mnist, fashion_mnist and kmnist are made from their four IDX files, without TensorFlow or network. Their examples have the
+order that TFDS would give them. All other sets are prepared by TFDS itself, which needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -26,24 +27,50 @@ from gen.data import tfds_sets
 from gen.errors import UserError, run_command
 
 STOCK = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
-"""TFDS name -> its builder's class in tensorflow_datasets.image_classification.mnist."""
+"""TFDS name -> class of its builder in tensorflow_datasets.image_classification.mnist."""
 PREFIX = {"train": "train", "test": "t10k"}
-"""TFDS split -> how its IDX files' names begin."""
+"""TFDS split -> first part of the names of its IDX files."""
+SIDE = 28  # pixels
+CLASSES = 10
 
 
-def prepare(name: tyro.conf.Positional[str], source: Path | None = None, data_dir: str | None = None) -> None:
-    """Write a TFDS set as array_record, which gen reads.
+@dataclass(frozen=True)
+class Options:
+    """Write a TFDS set as array_record, the format that gen reads."""
 
-    TFDS writes aside and renames at the end, so an interrupted run leaves nothing that looks prepared.
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """mnist, fashion_mnist or kmnist. With TensorFlow installed, any other name that TFDS knows."""
+    source: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder with the four IDX files of the set, raw or .gz. None: TFDS downloads the set."""
+    data_dir: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Directory to write to. None: ~/tensorflow_datasets, the directory that TFDS uses."""
 
-    Args:
-        name: mnist, fashion_mnist or kmnist; or, with TensorFlow installed, any other name that TFDS knows.
-        source: The folder of the four IDX files, raw or .gz; without it TFDS downloads.
-        data_dir: Where to write; TFDS's own ~/tensorflow_datasets if None.
+
+class Split(NamedTuple):
+    """The examples of one split."""
+
+    images: np.ndarray
+    """uint8 [n, 28, 28]."""
+    labels: np.ndarray
+    """uint8 [n], in [0, 10)."""
+
+
+def main() -> None:
+    """Runs the command."""
+    options = tyro.cli(Options, prog="python -m gen.data.prepare")
+    prepare(options.name, options.source, options.data_dir)
+
+
+def prepare(name: str, source: Path | None = None, data_dir: str | None = None) -> None:
+    """Writes a TFDS set as array_record, unless it is already prepared. See Options.
+
+    TFDS writes to a temporary folder and renames it, so an interrupted run leaves nothing that looks prepared.
+
+    Raises: UserError if the set is unknown, its files are missing or damaged, or TensorFlow is needed and not installed.
     """
-    there = tfds_sets.find(name, data_dir)
-    if there is not None:
-        print(f"{name} is already prepared in {there}")
+    path = tfds_sets.find(name, data_dir)
+    if path is not None:
+        print(f"{name} is already prepared in {path}")
     elif source is not None:
         prepare_idx(name, source, data_dir)
     else:
@@ -51,9 +78,10 @@ def prepare(name: tyro.conf.Positional[str], source: Path | None = None, data_di
 
 
 def prepare_idx(name: str, source: Path, data_dir: str | None) -> None:
-    """Writes a set of MNIST's form from `source`, under the stock name and version, in the order that TFDS gives it."""
+    """Writes mnist, fashion_mnist or kmnist from the IDX files in `source`, under the name and version that TFDS uses."""
     if name not in STOCK:
         raise UserError(f"--source is for {', '.join(STOCK)} in IDX files; leave it out to let TFDS download {name}")
+    # All files are checked before TFDS creates a folder.
     splits = {split: read_split(source, prefix) for split, prefix in PREFIX.items()}
 
     import tensorflow_datasets as tfds
@@ -62,30 +90,32 @@ def prepare_idx(name: str, source: Path, data_dir: str | None) -> None:
 
     stock = getattr(mnist, STOCK[name])
 
-    def split_generators(self: Any, download_manager: Any) -> dict[str, Any]:
+    def split_generators(self: Any, download_manager: object) -> dict[str, object]:
         return {split: self._generate_examples(split) for split in splits}
 
-    def generate_examples(self: Any, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def generate_examples(self: object, split: str) -> Iterator[tuple[int, dict[str, object]]]:
         images, labels = splits[split]
-        for key, (image, label) in enumerate(zip(images, labels, strict=True)):  # the stock keys, which fix the order
+        # TFDS orders examples by the hash of their keys. Positions are the keys of its own builder.
+        for key, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield key, {"image": png(image), "label": int(label)}
             if key % 1000 == 999 or key + 1 == len(labels):
                 print(f"\r{name} {split}: {key + 1} of {len(labels)}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
 
     overrides = {"_split_generators": split_generators, "_generate_examples": generate_examples}
+    # The subclass keeps the name and module of the stock builder, so that TFDS finds the set by its usual name.
     with skip_registration():
         offline = type(stock.__name__, (stock,), {**overrides, "url_infos": {}, "__module__": stock.__module__})
     builder = offline(data_dir=tfds_sets.root(data_dir), file_format="array_record")
     tfds.disable_progress_bar()
-    # TFDS announces a download, and makes a folder for it.
+    # TFDS announces a download and makes a folder for it, although there is none.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
     print(f"{name} is prepared in {builder.data_dir}")
 
 
 def download(name: str, data_dir: str | None) -> None:
-    """Lets TFDS download and prepare a set."""
+    """Lets TFDS download and prepare a set. Raises: UserError if TensorFlow is not installed, or TFDS has no such set."""
     if not importlib.util.find_spec("tensorflow"):
         idx = ", or pass --source DIR with its IDX files" if name in STOCK else ""
         raise UserError(f"TFDS needs TensorFlow to prepare {name}: pip install 'gen[tensorflow]'{idx}")
@@ -95,28 +125,31 @@ def download(name: str, data_dir: str | None) -> None:
     try:
         builder = tfds.builder(name, data_dir=tfds_sets.root(data_dir), file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise UserError(f"TFDS knows no set {name!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"TFDS has no set {name!r}: {str(error).splitlines()[0]}") from error
     builder.download_and_prepare()
     print(f"{name} is prepared in {builder.data_dir}")
 
 
-def read_split(source: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [n, 28, 28] and labels uint8 [n] of a split."""
+def read_split(source: Path, prefix: str) -> Split:
+    """Reads the IDX files of a split. Raises: UserError if one is missing or damaged, or they do not fit each other."""
     image_file, images = read_idx(source, f"{prefix}-images", 3)
     label_file, labels = read_idx(source, f"{prefix}-labels", 1)
-    if images.shape[1:] != (28, 28) or not len(images):
-        raise UserError(f"{image_file}: holds {images.shape} pixels, not (n, 28, 28)")
+    if images.shape[1:] != (SIDE, SIDE) or not len(images):
+        raise UserError(f"{image_file}: holds {images.shape} pixels, not (n, {SIDE}, {SIDE})")
     if len(images) != len(labels):
-        raise UserError(f"{image_file} has {len(images)} images but {label_file} {len(labels)} labels")
-    if labels.max() > 9:
-        raise UserError(f"{label_file}: label {labels.max()} is not in 0 ... 9")
-    return images, labels
+        raise UserError(f"{image_file} has {len(images)} images but {label_file} has {len(labels)} labels")
+    if labels.max() >= CLASSES:
+        raise UserError(f"{label_file}: label {labels.max()} is not in [0, {CLASSES})")
+    return Split(images, labels)
 
 
 def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
-    """A file of unsigned bytes in IDX format, uint8 with `rank` dimensions.
+    """Returns the path and the content, uint8 with `rank` dimensions, of a file in IDX format.
 
-    Big-endian: two zero bytes, the type 0x08, the rank, `rank` sizes as uint32, the bytes (http://yann.lecun.com/exdb/mnist).
+    The format is big-endian: two zero bytes, the type 0x08, the rank, `rank` sizes as uint32, and the bytes
+    (http://yann.lecun.com/exdb/mnist).
+
+    Raises: UserError if the file is missing or damaged.
     """
     names = [f"{stem}{dot}idx{rank}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")]
     path = next((source / each for each in names if (source / each).is_file()), None)
@@ -125,17 +158,20 @@ def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}: can't be unpacked ({error}); fetch it again") from error
+        raise UserError(f"{path}: cannot be unpacked ({error}); download it again") from error
+    # The header: 4 bytes, and 4 bytes for each size.
     start = 4 + 4 * rank
     if data[:4] != bytes([0, 0, 8, rank]) or len(data) < start:
         raise UserError(f"{path}: is not an IDX file of bytes with {rank} dimensions")
     shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4"))
-    if len(data) - start != math.prod(shape):
-        raise UserError(f"{path}: holds {len(data) - start} bytes where {math.prod(shape)} are due; fetch it again")
+    expected = math.prod(shape)
+    if len(data) - start != expected:
+        raise UserError(f"{path}: holds {len(data) - start} bytes instead of {expected}; download it again")
     return path, np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def png(image: np.ndarray) -> io.BytesIO:
+    """Returns an image uint8 [height, width] as a PNG file in memory."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
     buffer.seek(0)
@@ -143,4 +179,4 @@ def png(image: np.ndarray) -> io.BytesIO:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(prepare))
+    run_command(main)

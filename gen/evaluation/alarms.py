@@ -1,82 +1,215 @@
-"""Alarms while a run trains: a generator that collapses, a discriminator that has won, gradients that vanish or explode.
+"""Alarms while a run trains: a collapsed generator, a discriminator that has won, gradients that vanish or explode.
 
-At each evaluation and each save as many generated images as real ones are compared; the numbers go to telemetry.jsonl, and what passes a
-limit is said aloud. gen/metrics/collapse.py says what the numbers are.
+At each evaluation and each save, generated images are compared with equally many real ones. The numbers go to telemetry.jsonl
+(gen.metrics.collapse defines them), and a warning is printed for each number that passes its limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from gen.config import Alarms
-from gen.core import Dataset, GenerativeModel, State
+from gen.config import Alarm, Alarms
+from gen.core import Array, Dataset, GenerativeModel, State
 from gen.errors import UserError
-from gen.metrics import images as metrics_images
-from gen.metrics.classifier import trained
+from gen.evaluation.request import parse_request
+from gen.metrics.classifier import classifier_features
 from gen.metrics.collapse import collapse
-from gen.metrics.images import to_float
+from gen.metrics.images import read_split, read_training, to_float
 
-MIN_IMAGES = 64  # images, fewer of which are little to compare with
-MIN_DUPLICATES = 10  # images with a duplicate, fewer of which may be chance
+MIN_IMAGES = 64
+"""Minimum number of validation images to compare with. Below it training images are used: fewer say little."""
+MIN_DUPLICATES = 10
+"""Minimum number of images with a duplicate for an alarm. Fewer may be chance."""
 
-Watch = Callable[[State, Mapping[str, float]], tuple[dict[str, float], list[str]]]
-"""(state, the last metrics) -> numbers for the telemetry, and a text for each alarm."""
+
+@dataclass(frozen=True)
+class FewClasses(Alarm):
+    """The generated images cover too few classes, compared with real images."""
+
+    least: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        if "classes_fake" not in numbers:
+            return []
+        fake, real = numbers["classes_fake"], numbers["classes_real"]
+        if fake < self.least * real:
+            return [f"collapse: the generated images cover {fake:.0f} classes, equally many real ones {real:.0f}"]
+        return []
+
+
+@dataclass(frozen=True)
+class LowEntropy(Alarm):
+    """The generated images are spread too unevenly over the classes, compared with real images."""
+
+    least: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        if "class_entropy_fake" not in numbers:
+            return []
+        fake, real = numbers["class_entropy_fake"], numbers["class_entropy_real"]
+        if fake < self.least * real:
+            return [f"collapse: the generated classes have an entropy of {fake:.2f} nats, the real ones {real:.2f}"]
+        return []
+
+
+@dataclass(frozen=True)
+class NearDuplicates(Alarm):
+    """Too many generated images have a near duplicate among the others."""
+
+    most: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        share = numbers.get("duplicates", 0.0)
+        return [f"collapse: {share:.0%} of the generated images have a near duplicate"] if share > self.most else []
+
+
+@dataclass(frozen=True)
+class LowSpread(Alarm):
+    """The generated images are too close to each other, compared with real images."""
+
+    least: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        spread = numbers.get("spread", float("inf"))
+        if spread < self.least:
+            return [
+                f"collapse: the mean distance between generated images is {spread:.2f} times the one between real images"
+            ]
+        return []
+
+
+@dataclass(frozen=True)
+class Saturation(Alarm):
+    """The discriminator has won: its loss no longer teaches the generator."""
+
+    most: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        share = numbers.get("saturation", 0.0)
+        if share > self.most:
+            return [f"the discriminator has won: it has nothing left to learn on {share:.0%} of the held-out examples"]
+        return []
+
+
+@dataclass(frozen=True)
+class GradientNorm(Alarm):
+    """A gradient vanishes, explodes or is not finite. These are the metrics "gradient" and "gradient/PLAYER"."""
+
+    least: float
+    most: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        norms = {name: norm for name, norm in numbers.items() if name.split("/")[0] == "gradient"}
+        return [
+            f"the {name.replace('/', ' of the ')} has a norm of {norm:.3g}, outside [{self.least:g}, {self.most:g}]"
+            for name, norm in norms.items()
+            # A nan is outside too: every comparison with it is false.
+            if not self.least <= norm <= self.most
+        ]
+
+
+def build_alarms(config: Alarms, n: int) -> tuple[Alarm, ...]:
+    """Returns the alarms of a config, for comparisons of n generated images."""
+    # The config's own alarms come last, so that gen's messages are always in the same order.
+    least, most = config.gradient
+    return (
+        FewClasses(config.classes),
+        LowEntropy(config.entropy),
+        NearDuplicates(max(config.duplicates, MIN_DUPLICATES / n)),
+        LowSpread(config.spread),
+        Saturation(config.saturation),
+        GradientNorm(least, most),
+        *config.extra,
+    )
+
+
+def check_limits(alarms: Iterable[Alarm], numbers: Mapping[str, float]) -> list[str]:
+    """Returns the messages of all alarms for these numbers."""
+    return [text for alarm in alarms for text in alarm.check(numbers)]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Compares generated images with equally many real ones."""
+
+    real: Array
+    """float32 [n, H, W, C] in [-1, 1]."""
+    generate: Callable[[State], Array]
+    """state -> generated images, float32 [n, H, W, C]."""
+    classify: Callable[[Array], Array | None] | None
+    """images -> class probabilities [n, K]. None: the data have no labels."""
+    real_probabilities: np.ndarray | None
+    """[n, K]. Class probabilities of the real images."""
+
+    def compare(self, state: State) -> dict[str, float]:
+        """Returns {name: value} of the numbers that reveal mode collapse (gen.metrics.collapse)."""
+        fake = self.generate(state)
+        probabilities = None if self.classify is None else self.classify(fake)
+        return collapse(_flatten(self.real), _flatten(fake), self.real_probabilities, probabilities)
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """The check of a run at its evaluations and saves."""
+
+    alarms: tuple[Alarm, ...]
+    comparison: Comparison | None
+    """None: the data have no images, and only metrics are checked."""
+
+    def __call__(self, state: State, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """Returns numbers for the telemetry, and a message for each alarm. metrics: the latest metrics of the run."""
+        compared = {} if self.comparison is None else self.comparison.compare(state)
+        # Telemetry is JSON, which has no infinity. `support` is infinite if there are no duplicates.
+        finite = {name: value for name, value in compared.items() if np.isfinite(value)}
+        return finite, check_limits(self.alarms, {**metrics, **compared})
 
 
 def watch(config: Alarms, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any] = jax.jit) -> Watch:
-    """The check of a run's states. Learns the classes first, if there are labels (kept in the user's cache). A validation
-    split smaller than `samples` is compared with as many; one smaller than FEW leaves its place to training images."""
+    """Returns the check of a run. For data with labels it first trains a classifier, which is kept in the user's cache.
+
+    compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does.
+
+    Raises: UserError if there are not at least two images to compare with, or for a wrong `config.request`.
+    """
     if "image" not in data.spec:
-        raise UserError("alarms watch images; the fix: --alarms.action off")
-    enough = data.sizes["validation"] >= min(MIN_IMAGES, config.samples)
-    n = min(config.samples, data.sizes["validation" if enough else "train"])
+        if config.request:
+            raise UserError("alarms.request changes generated images, and the data have no images; leave it out")
+        return Watch(build_alarms(config, config.samples), None)
+    comparison = _build_comparison(config, data, model, compiled)
+    return Watch(build_alarms(config, len(comparison.real)), comparison)
+
+
+def _build_comparison(
+    config: Alarms, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any]
+) -> Comparison:
+    # A small validation split is better than training images, unless it is too small to say anything.
+    split = "validation" if data.sizes["validation"] >= min(MIN_IMAGES, config.samples) else "train"
+    n = min(config.samples, data.sizes[split])
     if n < 2:
-        raise UserError(f"alarms compare images with each other, and there is {n}; the fix: --alarms.action off")
-    real = to_float(
-        metrics_images.read_split(data, "validation").image[:n]
-        if enough
-        else metrics_images.read_training(data, n).image
-    )
-    classify = trained(data).extract if "label" in data.spec else None
-    expected = None if classify is None else np.asarray(classify(real)[1])
-    request = model.request(n=n)
-    generate = compiled(lambda state: model.generate(state, jax.random.key(0), {}, request)["samples"])
-    flat = lambda images: np.asarray(images).reshape(n, -1)
+        raise UserError(f"alarms compare images with each other, and there is only {n}; the fix: --alarms.action off")
+    images = read_split(data, split).image[:n] if split == "validation" else read_training(data, n).image
+    real = to_float(images)
+    request = model.request(n=n, **parse_request(model.request, config.request, "--alarms.samples"))
 
-    def check(state: State, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        fake = generate(state)
-        found = collapse(flat(real), flat(fake), expected, None if classify is None else classify(fake)[1])
-        finite = {name: value for name, value in found.items() if np.isfinite(value)}
-        return finite, check_limits(config, {**metrics, **found}, n)
+    # The same key at each check, so that changes come from the model alone.
+    def generate(state: State) -> Array:
+        return model.generate(state, jax.random.key(0), {}, request)["samples"]
 
-    return check
+    # Without labels there is no classifier, and only pixels are compared.
+    if "label" not in data.spec:
+        return Comparison(real, compiled(generate), None, None)
+    extract = classifier_features(data).extract
+
+    def classify(images: Array) -> Array | None:
+        return extract(images)[1]
+
+    return Comparison(real, compiled(generate), classify, np.asarray(classify(real)))
 
 
-def check_limits(config: Alarms, found: Mapping[str, float], n: int) -> list[str]:
-    """A text for each limit that the numbers, of n images, pass."""
-    has = found.keys().__contains__
-    texts = []
-    if has("classes_fake") and found["classes_fake"] < config.classes * found["classes_real"]:
-        texts.append(
-            f"collapse: {found['classes_fake']:.0f} classes generated, {found['classes_real']:.0f} among as many real"
-        )
-    if has("class_entropy_fake") and found["class_entropy_fake"] < config.entropy * found["class_entropy_real"]:
-        ours, theirs = found["class_entropy_fake"], found["class_entropy_real"]
-        texts.append(f"collapse: the generated classes have an entropy of {ours:.2f} nats, the real ones {theirs:.2f}")
-    if has("duplicates") and found["duplicates"] > max(config.duplicates, MIN_DUPLICATES / n):
-        texts.append(f"collapse: {found['duplicates']:.0%} of the generated images have a near duplicate")
-    if has("spread") and found["spread"] < config.spread:
-        texts.append(f"collapse: generated images are {found['spread']:.2f} times as far apart as real ones")
-    if has("saturation") and found["saturation"] > config.saturation:
-        texts.append(
-            f"the discriminator has won: nothing left to learn on {found['saturation']:.0%} of held-out examples"
-        )
-    least, most = config.gradient
-    for name, norm in found.items():
-        if name.split("/")[0] == "gradient" and not least <= norm <= most:
-            texts.append(f"{name.replace('/', ' of the ')} has a norm of {norm:.3g}, outside [{least:g}, {most:g}]")
-    return texts
+def _flatten(images: Array) -> np.ndarray:
+    return np.asarray(images).reshape(len(images), -1)

@@ -1,50 +1,54 @@
-"""What a score is: of a checkpoint of a run, with how it is computed."""
+"""The parts of gen.evaluate: its options, the run to be scored, a metric, and the numbers that a metric plans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import tyro
 
-from gen.config import Config
-from gen.core import Dataset, GenerativeModel, State
+from gen.core import Dataset, State
 from gen.errors import check_positive, check_seed
-
-Metric = Literal["tstr", "frechet", "kid", "inception", "prdc", "likelihood", "labels"]
+from gen.evaluation.request import parse_request
+from gen.runs.trained import TrainedRun
 
 
 @dataclass(frozen=True)
 class Options:
-    """Scores of trained runs, beside what real data and trivial models score."""
+    """Scores trained runs, and prints them next to the scores of real data and of trivial models."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories."""
-    metrics: tuple[Metric, ...] | None = None
-    """What to compute; None: all that apply (tstr: to conditional models; likelihood and labels: to texts)."""
+    metrics: tuple[str, ...] | None = None
+    """Metrics to compute: tstr, frechet, kid, inception or prdc for images, likelihood or labels for texts, or
+    package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics that apply."""
     n: int | None = None
-    """Number of images to generate; None: 10,000, or as many as there are to train on."""
+    """Number of images to generate. None: 10,000, or the number of training images if that is smaller."""
     seed: int = 0
-    """Seed of the images, or of the shots."""
+    """Seed of the generated images, and of the choice of shots."""
     split: Literal["test", "validation"] = "test"
     """Held-out examples to compare with."""
+    request: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=VALUE of the family's request, which changes what is generated. `--request.truncation 0.5` is the same as
+    `--request truncation=0.5`. The fields are the options of `sample.py RUN --help`."""
     features: str | None = None
-    """What images are compared by: classifier (of the data's own labels), pixels, or a file of Inception's weights; None: the
-    classifier where there are labels, else pixels."""
+    """How images are compared: classifier (trained on the data's labels), pixels, or a file with Inception's weights. None: the
+    classifier if the data have labels, otherwise pixels."""
     shots: int = 0
-    """Training examples before each text that is to be labelled."""
+    """Training examples before each text whose label is predicted."""
     step: int | None = None
-    """Checkpoint; None: the best."""
+    """Step of the checkpoint to score. None: the best checkpoint."""
     data_dir: str | None = None
-    """Where TFDS sets are prepared now, if elsewhere than when the run was trained."""
+    """Where TFDS data sets are prepared now, if that has changed since the training."""
     data_name: str | None = None
-    """What --data.name is now, if folders or files were moved since; their content must be the same."""
+    """The new --data.name, if folders or files were moved since the training. Their content must be the same."""
     base: str | None = None
-    """Where the run that an adapter stands on is now, if it was moved."""
+    """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A module outside gen that a run's config names and that may be imported."""
+    """A module outside gen that a run's config or --metrics names, and that may be imported."""
 
     def __post_init__(self):
         check_seed(self.seed)
@@ -54,24 +58,83 @@ class Options:
             check_positive(shots=self.shots)
 
 
-class Subject(NamedTuple):
-    """A checkpoint of a run, and the data that it was trained on."""
+# eq=False keeps it hashable by identity: its cached inputs are arrays, which cannot be compared.
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A run to be scored: a checkpoint, the data it was trained on, and the options.
 
-    workdir: Path
+    A medium adds the inputs that its metrics share, in a subclass. Each is a cached property, so it is computed once and only
+    if a metric needs it.
+    """
+
+    run: TrainedRun
     step: int
-    config: Config
-    model: GenerativeModel
     data: Dataset
-    state: Callable[[], State]
-    """The checkpoint, on one device; read when it is called, once."""
+    options: Options
+
+    medium: ClassVar[str] = "samples"
+    """What the model generates, for error messages."""
+
+    @property
+    def workdir(self) -> Path:
+        return self.run.workdir
+
+    def check(self) -> None:
+        """Raises: UserError if the options don't fit the medium. It is called before metrics plan their scores."""
+
+    # A large model is read once, and only if a metric generates samples.
+    @cached_property
+    def state(self) -> State:
+        """The checkpoint, on one device."""
+        return self.run.restore(self.step, self.options.base)
+
+    @cached_property
+    def request(self) -> dict[str, object]:
+        """Fields of the request that the options change. Raises: UserError if the run's family has no such field."""
+        return parse_request(self.run.model.request, self.options.request)
 
 
 class Score(NamedTuple):
-    """Numbers that are computed together."""
+    """Numbers that are computed together, under one protocol."""
 
-    metric: Metric
     names: tuple[str, ...]
-    protocol: Mapping[str, Any]
-    """What must be equal for two of them to compare, but for what names the run."""
+    """Their names in evaluation.json."""
+    protocol: Mapping[str, object]
+    """How they are computed, as JSON values. Two numbers can be compared if their protocols differ at most in the run itself:
+    in the entries "checkpoint", "run" and "base"."""
     compute: Callable[[], Iterable[float]]
-    """In the order of names."""
+    """() -> the numbers, in the order of `names`."""
+
+
+S = TypeVar("S", bound=Subject)
+
+
+@dataclass(frozen=True)
+class Metric(Generic[S]):
+    """A metric of gen.evaluate. Subclass it to add one, and name it: --metrics mylab.scores:MyMetric --trust mylab.scores.
+
+    A subclass gives `name` a default, sets `subject` to the kind of runs that it scores, and plans its scores.
+    """
+
+    name: str
+    """Its name for --metrics, and in messages."""
+
+    subject: ClassVar[type[Subject]] = Subject
+    """The kind of runs that it scores: ImageSubject, TextSubject, or Subject for all."""
+    generates: ClassVar[bool] = True
+    """Whether its numbers depend on generated samples, and so on --request."""
+
+    def unsuited(self, subject: S) -> str | None:
+        """Returns why a run can't have this metric, then the fix. None: the run can have it.
+
+        Without --metrics, metrics that don't suit the run are left out. With it, the text is the error. Nothing is generated
+        here.
+        """
+        return None
+
+    def plan(self, subject: S) -> list[Score]:
+        """Returns how each number is computed. Nothing slow is done before `Score.compute` is called.
+
+        Raises: UserError if the options don't allow it.
+        """
+        raise NotImplementedError

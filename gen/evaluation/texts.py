@@ -1,66 +1,105 @@
-"""Scores of language models: the likelihood of held-out texts, and labels told by it."""
+"""Metrics of language models: the likelihood of held-out texts, and labels that are predicted by it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from gen.config import Parallel
 from gen.data.preprocess import with_preprocess
-from gen.errors import UserError
 from gen.evaluation.measure import measure, split_facts
-from gen.evaluation.score import Metric, Options, Score, Subject
+from gen.evaluation.score import Metric, Score, Subject
 from gen.families.language import LM
-from gen.metrics import labels
-from gen.runs import directory
-from gen.runtime import engine as runtime_engine
-
-METRICS: tuple[Metric, ...] = ("likelihood", "labels")
-LABELS = ("label_accuracy", "label_majority")
+from gen.metrics.labels import score_labels
+from gen.runtime.engine import compile_engine
 
 
-def planned(subject: Subject, options: Options) -> list[Score]:
-    """How each number is computed. Raises: UserError for what can't be."""
-    data, model, workdir = subject.data, subject.model, subject.workdir
-    labelled = isinstance(subject.config.model, LM) and "labels.json" in data.files
-    metrics = options.metrics or tuple(m for m in METRICS if labelled or m != "labels")
-    if images := set(metrics) - set(METRICS):
-        raise UserError(f"{min(images)} is a score of images, and {workdir} makes texts; leave it out")
-    if "labels" in metrics and not labelled:
-        raise UserError(
-            f'{workdir} has no labels to tell; a causal model has that was trained on lines of {{"text", "label"}}, joined'
+@dataclass(frozen=True, eq=False)
+class TextSubject(Subject):
+    """A run that generates texts. The likelihood is measured once, when a metric first needs it."""
+
+    medium = "texts"
+
+    @cached_property
+    def measured(self) -> dict[str, float]:
+        """The model's metrics on the held-out split, as `model.test` measures them."""
+        # On one device, whatever the machine has, so that sums are always added in the same order.
+        config = self.run.config
+        model = with_preprocess(self.run.model, self.data.preprocess)
+        engine = compile_engine(model, Parallel(devices=1), config.seed, config.data.batch_size)
+        batches = self.data.evaluation(self.options.split, config.data.batch_size)
+        return measure(self.run.model, engine.test, self.state, batches)
+
+    @property
+    def split_protocol(self) -> dict[str, object]:
+        """Protocol of a number that depends on the held-out split and not on the run."""
+        return split_facts(self.data, self.options.split)
+
+    @property
+    def run_protocol(self) -> dict[str, object]:
+        """Protocol of a number that depends on the held-out split and on the run."""
+        # The numbers of an adapter depend on its base too.
+        base = self.run.facts.base
+        return self.split_protocol | {"checkpoint": self.step} | ({} if base is None else {"base": base.sha256})
+
+
+@dataclass(frozen=True)
+class Likelihood(Metric[TextSubject]):
+    """The model's own metrics of held-out texts, such as perplexity, and the metrics of trivial models as baselines."""
+
+    name: str = "likelihood"
+    subject = TextSubject
+    generates = False
+
+    def plan(self, subject: TextSubject) -> list[Score]:
+        def score(names: Iterable[str]) -> Iterable[float]:
+            return [subject.measured[name] for name in names]
+
+        # A Score has one protocol. The likelihood is measured once for all of them.
+        names_by_protocol: dict[str, list[str]] = {}
+        for name, protocol in subject.run.model.protocol.items():
+            names_by_protocol.setdefault(json.dumps(protocol), []).append(name)
+        scores = [
+            Score(tuple(names), subject.run_protocol | json.loads(protocol), partial(score, names))
+            for protocol, names in names_by_protocol.items()
+        ]
+        # Baselines are only defined on the test split.
+        baselines = subject.data.baselines() if subject.options.split == "test" else {}
+        if baselines:
+            scores.append(Score(tuple(baselines), subject.split_protocol | {"baseline": True}, baselines.values))
+        return scores
+
+
+@dataclass(frozen=True)
+class Labels(Metric[TextSubject]):
+    """Accuracy of predicted labels, and of always predicting the most frequent label as a baseline."""
+
+    name: str = "labels"
+    subject = TextSubject
+    generates = False
+
+    def unsuited(self, subject: TextSubject) -> str | None:
+        if isinstance(subject.run.config.model, LM) and "labels.json" in subject.data.files:
+            return None
+        return (
+            f"{subject.workdir} has no labels to predict; train a causal model (lm) on joined lines of "
+            '{"text": ..., "label": ...}, or leave labels out'
         )
 
-    @cache
-    def likelihood() -> dict[str, float]:
-        config, size = subject.config, subject.config.data.batch_size
-        engine = runtime_engine.compile_engine(
-            with_preprocess(model, data.preprocess), Parallel(devices=1), config.seed, size
-        )
-        return measure(model, engine.test, subject.state(), data.evaluation(options.split, size))
+    def plan(self, subject: TextSubject) -> list[Score]:
+        options = subject.options
 
-    def by_likelihood(names: Iterable[str]) -> Iterable[float]:
-        return [likelihood()[name] for name in names]
+        def score() -> Iterable[float]:
+            found = score_labels(
+                subject.data, subject.run.model, subject.state, options.split, options.shots, options.seed
+            )
+            return found.accuracy, found.majority
 
-    def by_labels() -> Iterable[float]:
-        score = labels.scored(data, model, subject.state(), options.split, options.shots, options.seed)
-        return score.accuracy, score.majority
+        protocol = subject.run_protocol | {"shots": options.shots, "seed": options.seed}
+        return [Score(("label_accuracy", "label_majority"), protocol, score)]
 
-    held_out = split_facts(data, options.split)
-    _, known = directory.read_config(workdir)
-    base = {"base": known["base"]["sha256"]} if "base" in known else {}
-    ours = held_out | {"checkpoint": subject.step} | base
-    trivial = data.baselines() if options.split == "test" else {}
-    by_kind: dict[str, list[str]] = {}  # numbers of one protocol
-    for name, kind in model.protocol.items():
-        by_kind.setdefault(json.dumps(kind), []).append(name)
-    every = [
-        *(
-            Score("likelihood", tuple(names), ours | json.loads(kind), partial(by_likelihood, names))
-            for kind, names in by_kind.items()
-        ),
-        Score("likelihood", tuple(trivial), held_out | {"baseline": True}, trivial.values),
-        Score("labels", LABELS, ours | {"shots": options.shots, "seed": options.seed}, by_labels),
-    ]
-    return [score for score in every if score.metric in metrics and score.names]
+
+METRICS: tuple[Metric[TextSubject], ...] = (Likelihood(), Labels())
+"""The metrics that are computed for a run that generates texts, in the order of the table."""

@@ -1,33 +1,39 @@
-"""The update that families with one optimizer share: all parameters descend one loss, or an adapter of them does."""
+"""Training of all parameters by one optimizer: `Learner`, and `family`, which makes a whole model from a loss per example."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Generic, Literal, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
+import optax
 import tyro
 
-from gen import core
-from gen.core import LAUNCH, Adapter, Array, Batch, Key, Params, State
+from gen import axis, core
+from gen.core import LAUNCH, Adapter, Array, Batch, GenerativeModel, Key, Metrics, Params, Rules, State, Sums
 from gen.errors import UserError, check_positive
 from gen.networks import dtypes
 from gen.optim import Optimizer, adapters, descend
 
+Examples = TypeVar("Examples")
+Aux = TypeVar("Aux")
+R = TypeVar("R", bound=core.Request)
+
 
 @dataclass(frozen=True)
 class LearnedFamily(core.Family):
-    """How a family with one optimizer is trained."""
+    """How a family with one optimizer is trained. Subclass it and add the hyper-parameters of your model."""
 
     ema: float = 0.0
-    """Decay of the running average of the parameters, which is evaluated and sampled from; 0: none."""
+    """Decay of the moving average of the parameters, which is used for evaluation and sampling. 0: no average."""
     optim: Optimizer = Optimizer()
     """The optimizer."""
     adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
-    """What is trained beside a base, see --finetune."""
+    """The adapter that is trained instead of all parameters, set by --finetune. None: all parameters are trained."""
     microbatches: int = field(default=1, metadata=LAUNCH)
-    """Parts of a device's batch whose gradients are taken one after the other and averaged: the same update in less memory."""
+    """Parts of a device's batch whose gradients are computed one after the other and averaged: the same update in less memory."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -35,56 +41,172 @@ class LearnedFamily(core.Family):
 
     def __post_init__(self):
         if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay in [0, 1)")
+            raise UserError(f"ema is {self.ema}; it is a decay, so it must be at least 0 and below 1")
         check_positive(microbatches=self.microbatches)
 
     def with_adapter(self, adapter: Adapter | None) -> Self:
         return replace(self, adapter=adapter)
 
-    def dtypes(self) -> dict[str, Any]:
+    def dtypes(self) -> dtypes.Dtypes:
+        """Returns the arguments {"dtype": ..., "param_dtype": ...} of Flax modules."""
         return dtypes.module_dtypes(self.dtype, self.param_dtype)
 
-
-Loss = Callable[[Any, Batch], tuple[Array, Any]]
-"""(parameters, examples) -> (scalar, aux), both of them means over examples."""
-
-
-class Learner(NamedTuple):
-    """Parameters and their optimizer, whether all of them are trained or an adapter."""
-
-    init: Callable[..., State]
-    """As a GenerativeModel's."""
-    weights: Callable[[State], dict[str, Params]]
-    """What is evaluated and sampled from: the running average if there is one, merged with its base."""
-    step: Callable[[State, Loss, Batch], tuple[State, Any, Array]]
-    """(state, loss, batch) -> the next state, the loss's aux, and the norm of the gradient."""
+    def real_dtype(self) -> jnp.dtype:
+        """Returns the dtype of a network's inputs, losses and noise: the dtype of activations, but at least float32."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
 
-def make_learner(config: LearnedFamily, steps: int, name: str, begin: Callable[[Key], dict[str, Params]]) -> Learner:
-    """name: of the optimizer in the state; begin: key -> the parameters of step 0."""
-    tx = config.optim.build(steps)
+Loss = Callable[[Params, Examples], tuple[Array, Aux]]
+"""(parameters, examples) -> (loss, aux), both means over the examples. Examples are a pytree of arrays [B, ...], such as a Batch."""
 
-    def init(key: Key, base: dict[str, Params] | None = None) -> State:
-        trained, frozen = adapters.split_trained(config.adapter, key, base or begin(key))
+
+@dataclass(frozen=True)
+class Learner:
+    """Parameters and their optimizer, whether all parameters are trained or an adapter. Its methods are parts of a model."""
+
+    config: LearnedFamily
+    name: str
+    """Key of the optimizer's state in State.opt_state."""
+    begin: Callable[[Key], dict[str, Params]]
+    """Key -> the parameters of step 0."""
+    tx: optax.GradientTransformation
+    """The optimizer."""
+
+    def init(self, key: Key, base: dict[str, Params] | None = None) -> State:
+        """Returns the state of step 0, as GenerativeModel.init does. base: parameters to start from, or to adapt."""
+        # With an adapter, the parameters become the fixed base, and the adapter's own parameters are trained.
+        trained, frozen = adapters.split_trained(self.config.adapter, key, base or self.begin(key))
         return State(
             step=jnp.zeros((), jnp.int32),
             params=trained,
-            opt_state={name: tx.init(trained)},
-            ema=trained if config.ema else {},
+            opt_state={self.name: self.tx.init(trained)},
+            # The average begins at the parameters themselves, so it needs no correction for a start at zero.
+            ema=trained if self.config.ema else {},
             frozen=frozen,
         )
 
-    def weights(state: State) -> dict[str, Params]:
-        return adapters.merge_adapter(config.adapter, state.ema or state.params, state.frozen)
+    def weights(self, state: State) -> dict[str, Params]:
+        """Returns the parameters to evaluate and sample from: the moving average if there is one, merged with the base."""
+        return adapters.merge_adapter(self.config.adapter, state.ema or state.params, state.frozen)
 
-    def step(state: State, loss: Loss, batch: Batch) -> tuple[State, Any, Array]:
-        of_trained = lambda trained, part: loss(adapters.merge_adapter(config.adapter, trained, state.frozen), part)
-        opt_state = state.opt_state[name]
-        params, opt_state, _, aux, grads = descend.descend(
-            of_trained, state.params, opt_state, tx, batch, config.microbatches
-        )
-        ema = descend.update_average(state.ema, params, config.ema, state.step) if config.ema else {}
-        state = replace(state, step=state.step + 1, params=params, opt_state={name: opt_state}, ema=ema)
-        return state, aux, descend.norm(grads)
+    def step(self, state: State, loss: Loss[Examples, Aux], batch: Examples) -> tuple[State, Aux, Array]:
+        """Does one optimizer step. Returns the next state, the aux of `loss`, and the norm of the gradient.
 
-    return Learner(init, weights, step)
+        The aux is of this device alone.
+        """
+
+        # The gradient is taken with respect to the trained parameters alone; merging them with the base is part of the loss.
+        def loss_of_trained(trained: dict[str, Params], part: Examples) -> tuple[Array, Aux]:
+            return loss(adapters.merge_adapter(self.config.adapter, trained, state.frozen), part)
+
+        opt_state = state.opt_state[self.name]
+        new = descend.descend(loss_of_trained, state.params, opt_state, self.tx, batch, self.config.microbatches)
+        ema = descend.update_average(state.ema, new.params, self.config.ema, state.step) if self.config.ema else {}
+        state = replace(state, step=state.step + 1, params=new.params, opt_state={self.name: new.opt_state}, ema=ema)
+        return state, new.aux, descend.norm(new.grads)
+
+
+def make_learner(config: LearnedFamily, steps: int, name: str, begin: Callable[[Key], dict[str, Params]]) -> Learner:
+    """Returns the learner of a run of `steps` steps.
+
+    name: key of the optimizer's state in State.opt_state. begin: key -> the parameters of step 0.
+    """
+    return Learner(config, name, begin, config.optim.build(steps))
+
+
+ExampleLoss = Callable[[Params, Batch, Key], Array | tuple[Array, Metrics]]
+"""(parameters, examples, keys [B]) -> the loss of each example [B], or (the loss [B], {metric: [B]})."""
+Sample = Callable[[Params, Key, Batch, R], dict[str, Array]]
+"""(parameters, keys [request.n], given arrays, request) -> {"samples": [n, ...], "labels": [n] if any, ...}."""
+
+
+def family(
+    config: LearnedFamily,
+    steps: int,
+    *,
+    init: Callable[[Key], Params],
+    loss: ExampleLoss,
+    sample: Sample[R],
+    request: type[R],
+    evaluate: ExampleLoss | None = None,
+    rules: Rules = (),
+    protocol: Mapping[str, Mapping[str, object]] | None = None,
+) -> GenerativeModel:
+    """Returns the GenerativeModel that minimizes the mean of `loss` over examples. examples/flow.py is a family built with it.
+
+    A training step descends that mean. Evaluation reports it on held-out examples, under the name "loss", along with the other
+    metrics. Moving averages, adapters, microbatches and every engine work without more code.
+
+    init: key -> {part: parameters} of step 0.
+    loss: (params, batch, keys) -> [B], or ([B], {metric: [B]}). `keys` has one key per example, made from the step and the
+        example's row. Draw all noise of an example from its key, with jax.vmap over keys. Then the noise does not depend on
+        the number of devices. batch["step"] is int32 [B], the number of updates done: `schedule(value, steps)(batch["step"])`
+        is a hyper-parameter that changes with the step.
+    sample: (params, keys, given, request) -> {"samples": [n, ...], ...}. `keys` has one key per sample. Samples are float32 images
+        in [-1, 1], or int32 tokens. Add "labels", int32 [n], if the samples have classes.
+    request: the class of `request`, a frozen dataclass: core.Request, labels.LabelRequest, or a subclass of them.
+    evaluate: like `loss`, for held-out examples, for instance without dropout. None: `loss`.
+    rules: which axis of which parameters tensor parallelism divides.
+    protocol: {metric: how it is estimated}, stored next to each number.
+
+    Fields that are not arguments can be set on the result: `family(...)._replace(summarize=...)`.
+    """
+    parts = _LossModel(make_learner(config, steps, "model", init), loss, evaluate or loss, sample)
+    return GenerativeModel(
+        init=parts.learner.init,
+        update=parts.update,
+        evaluate=parts.evaluate,
+        generate=parts.generate,
+        request=request,
+        protocol=protocol or {},
+        together=config.microbatches,
+        rules=rules,
+    )
+
+
+@dataclass(frozen=True)
+class _LossModel(Generic[R]):
+    """The functions of a model made by `family`."""
+
+    learner: Learner
+    loss: ExampleLoss
+    held_out: ExampleLoss
+    sample: Sample[R]
+
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        def mean_loss(params: Params, part: Batch) -> tuple[Array, Metrics]:
+            means = {name: value.mean() for name, value in _losses(self.loss, params, part).items()}
+            return means["loss"], means
+
+        state, metrics, gradient = self.learner.step(state, mean_loss, _with_keys(state, batch, key))
+        return state, axis.mean(metrics) | {"gradient": gradient}
+
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
+        values = _losses(self.held_out, self.learner.weights(state), _with_keys(state, batch, key))
+        return axis.mean_sums(batch, values)
+
+    def generate(self, state: State, key: Key, given: Mapping[str, Array], request: R) -> dict[str, Array]:
+        keys = axis.example_keys(key, jnp.arange(request.n))
+        return self.sample(self.learner.weights(state), keys, dict(given), request)
+
+
+def _with_keys(state: State, batch: Batch, key: Key) -> Batch:
+    # The keys are an entry of the batch so that microbatches split them like everything else that belongs to an example.
+    row = batch["row"]
+    return batch | {"step": jnp.full_like(row, state.step), "keys": axis.example_keys(key, row)}
+
+
+def _losses(loss: ExampleLoss, params: Params, batch: Batch) -> Metrics:
+    """Returns {"loss": [B], metric: [B]}, at least float32. Raises: ValueError if a value is not one number per example."""
+    keys = batch["keys"]
+    # The loss gets the keys as an argument of their own, so that they cannot be overlooked.
+    found = loss(params, {name: value for name, value in batch.items() if name != "keys"}, keys)
+    value, metrics = found if isinstance(found, tuple) else (found, {})
+    values = {"loss": value, **metrics}
+    for name, x in values.items():
+        if jnp.shape(x) != keys.shape:
+            raise ValueError(
+                f"{name} has the shape {jnp.shape(x)} for {len(keys)} examples; return one number per example, [B], and leave the "
+                "mean over examples to learner.family"
+            )
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values)

@@ -1,10 +1,10 @@
-"""python -m gen.interop import|export: to and from Hugging Face's GPT-2 format."""
+"""python -m gen.interop import|export: from and to Hugging Face's GPT-2 format."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -14,38 +14,45 @@ from gen.interop.convert import export_run, import_run
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run that is shaped like GPT-2 as a folder that transformers' from_pretrained loads."""
+    """Writes a run with GPT-2's architecture to a folder that from_pretrained of transformers loads."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The folder to make."""
     step: int | None = None
-    """Checkpoint; None: the best."""
+    """Step of the checkpoint to export. None: the best one."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported."""
+
+    def execute(self) -> str:
+        """Exports, and returns the message for the user."""
+        step = export_run(self.run, self.folder, self.step, self.trust)
+        return f"{self.folder}: checkpoint {step} of {self.run}; load it with from_pretrained of transformers"
 
 
 @dataclass(frozen=True)
 class Import:
-    """Make a run of a GPT-2 that transformers saved, to sample from or to start from."""
+    """Makes a run of a GPT-2 that transformers saved. It can be sampled from, or be the base of a new run."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """The folder, with config.json, model.safetensors and a tokenizer."""
+    """The folder with config.json, model.safetensors and a tokenizer."""
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory to make."""
 
+    def execute(self) -> str:
+        """Imports, and returns the message for the user."""
+        count = import_run(self.folder, self.run)
+        return f"{self.run}: {count:,} parameters; next: python sample.py {self.run} --prompt ..."
+
+
+Command = Annotated[Export, tyro.conf.subcommand("export")] | Annotated[Import, tyro.conf.subcommand("import")]
+
 
 def main() -> None:
-    exporting, importing = tyro.conf.subcommand("export"), tyro.conf.subcommand("import")
-    kind: Any = Annotated[Export, exporting] | Annotated[Import, importing]
-    options = tyro.cli(kind, prog="python -m gen.interop")
-    if isinstance(options, Export):
-        step = export_run(options.run, options.folder, options.step, options.trust)
-        print(f"{options.folder}: checkpoint {step} of {options.run}, for transformers' from_pretrained")
-    else:
-        count = import_run(options.folder, options.run)
-        print(f"{options.run}: {count:,} parameters; next: python sample.py {options.run} --prompt ...")
+    """Runs the command line."""
+    command: Export | Import = tyro.cli(Command, prog="python -m gen.interop")  # pyright: ignore
+    print(command.execute())
 
 
 if __name__ == "__main__":

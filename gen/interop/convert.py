@@ -1,10 +1,10 @@
-"""GPT-2 (Radford et al. 2019) as Hugging Face's transformers keep it, out of a run and into one:
+"""Runs to and from GPT-2 (Radford et al. 2019) in the files of Hugging Face's transformers:
 
     python -m gen.interop export RUN DIR
     python -m gen.interop import DIR RUN
 
-Both are the same function of the tokens of one document. Of several in a row, a run looks at the last alone, from position
-0 on, and transformers at all of them.
+Both compute the same function of the tokens of one document. If a row holds several documents, a run attends only to the
+current one, whose positions start at 0. transformers attends to all of them.
 """
 
 from __future__ import annotations
@@ -30,56 +30,63 @@ from gen.data.text import Text, tokenizers
 from gen.errors import UserError
 from gen.families.language import LM, language
 from gen.files import create_folder
-from gen.interop.gpt2 import architecture, described, described_by, from_gpt2, to_gpt2
+from gen.interop.gpt2 import architecture, describe, from_gpt2, parse_config, to_gpt2
 from gen.runs import checkpoint, directory, trained
 
 PREFIX, HEAD = "transformer.", "lm_head.weight"
-BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which older versions kept with the weights
-READ = ("F32", "F16", "BF16")
+BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which older versions saved with the weights
+DTYPES = ("F32", "F16", "BF16")
+Read = Callable[[str], np.ndarray]
+"""Name of a tensor -> its value."""
 
 
 def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequence[str] = ()) -> int:
-    """Write what a run samples from, its running average if it has one, as float32. The checkpoint's step.
+    """Writes the weights that a run samples from (its moving average, if it has one) as float32.
 
-    Raises: UserError with the fields in which the run is no GPT-2, or if there is something in `folder`.
+    Returns the step of the checkpoint. step: the checkpoint to export. None: the best one.
+
+    Raises: UserError that names the fields in which the run differs from GPT-2, or if `folder` is not empty.
     """
-    config, model = trained.load_model(workdir, trust)
-    arch = architecture(workdir, config)
-    tokens = language.tokens(directory.read_spec(workdir))
-    tokenizer = tokenizers.dump(tokenizers.of_run(workdir))
-    step = trained.choose_step(workdir, config, step)
+    run = trained.open_run(workdir, trust)
+    arch = architecture(workdir, run.config)
+    tokens = language.tokens(run.spec)
+    tokenizer = tokenizers.dump(tokenizers.load_folder(workdir))
+    step = run.choose_step(step)
+    # Everything that can be wrong with the run was checked above; the folder appears as a whole or not at all.
     with create_folder(folder) as aside:
-        state = trained.restore_state(workdir, model, step)
+        state = run.restore(step)
         tensors = to_gpt2((state.ema or state.params)["transformer"])
         arrays = {PREFIX + name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
         files.write_bytes(aside / "model.safetensors", save(arrays, metadata={"format": "pt"}))
         files.write_bytes(aside / tokenizers.FILE, tokenizer)
-        for name, content in described(arch, tokens).items():
+        for name, content in describe(arch, tokens).items():
             files.write_json(aside / name, content)
     return step
 
 
 def import_run(folder: Path, workdir: Path) -> int:
-    """Make a run of the GPT-2 in a folder, with one checkpoint at step 0. The number of its parameters.
+    """Makes a run of the GPT-2 in a folder, with one checkpoint at step 0. Returns its number of parameters.
 
-    Raises: UserError with what is missing, damaged or no GPT-2, or if there is something in `workdir`.
+    Raises: UserError that names what is missing, damaged, or not GPT-2, or if `workdir` is not empty.
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: there is no such folder; a model of the Hub comes by hf download NAME --local-dir DIR"
+            f"{folder}: there is no such folder; to get a model of the Hub: hf download NAME --local-dir DIR"
         )
-    arch, vocab, context = described_by(_json(folder / "config.json"), folder / "config.json")
-    if (there := sum(len(_names(file)) for file in weights(folder))) < arch.layers:
-        raise UserError(f"{folder} has {there} tensors, too few for the {arch.layers} layers of its config.json")
+    arch, vocab, context = parse_config(_json(folder / "config.json"), folder / "config.json")
+    # Shapes of millions of layers would take all memory, so the number is checked first.
+    if (tensors := sum(len(_names(file)) for file in weights(folder))) < arch.layers:
+        raise UserError(f"{folder} has {tensors} tensors, too few for the {arch.layers} layers of its config.json")
     tokenizer = read_tokenizer(folder)
     if (size := tokenizers.size(tokenizer)) > vocab:
-        raise UserError(f"{folder}: its tokenizer has {size} tokens, and its model {vocab}; they don't belong together")
+        raise UserError(f"{folder}: its tokenizer has {size} tokens, but its model {vocab}; they don't belong together")
     spec = {"tokens": Feature((context + 1,), "int32", vocab=vocab, end=tokenizers.end(tokenizer))}
     model, data = LM(network=arch), Text(name="text:", tokenizer=str(workdir), length=context)
     config = Config(model=model, data=data, steps=1)
     init = model.build(spec, config.steps).init
-    none: Any = None  # it has no examples
+    none: Any = None  # an imported run has no examples
     with create_folder(workdir) as aside:
+        # The tensors are checked against what this model has, before any of them is read.
         shapes = jax.eval_shape(lambda key: to_gpt2(init(key).params["transformer"]), jax.random.key(0))
         params = from_gpt2(reader(folder, shapes), arch.layers)
         content = tokenizers.dump(tokenizer)
@@ -88,79 +95,88 @@ def import_run(folder: Path, workdir: Path) -> int:
         directory.write_reference(aside, {"tokens": np.zeros((0, context + 1), np.int32)})
         state = State(step=jnp.zeros((), jnp.int32), params={"transformer": params}, opt_state={})
         with checkpoint.saver(aside / "checkpoints", config.save, 0) as keep:
-            keep(state, {"metrics_bytes": 0, "validation": {}})
+            keep(state)
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def reader(folder: Path, shapes: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
-    """name -> float32 array, from the safetensors of a folder, with or without PREFIX before the names.
+def reader(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Read:
+    """Returns a function that reads a tensor as float32, by its name with or without PREFIX.
 
-    Raises: UserError, at once if the tensors are not those in `shapes` or the head is untied, and on a file that is damaged.
+    shapes: {name: shape and dtype} of all tensors that a GPT-2 has.
+
+    Raises: UserError at once if a tensor is missing or unknown, or the head is untied; when reading, if a file is damaged.
     """
     found = {name.removeprefix(PREFIX): (file, name) for file in weights(folder) for name in _names(file)}
-    found = {name: at for name, at in found.items() if not BUFFER.fullmatch(name)}
+    found = {name: place for name, place in found.items() if not BUFFER.fullmatch(name)}
     if missing := [name for name in shapes if name not in found]:
-        raise UserError(f"{folder} has no tensor {missing[0]}, nor {PREFIX}{missing[0]}; GPT-2 has one")
+        raise UserError(f"{folder} has no tensor {missing[0]}, nor {PREFIX}{missing[0]}; a GPT-2 has one")
     if more := sorted(found.keys() - shapes.keys() - {HEAD}):
-        raise UserError(f"{folder} has a tensor {more[0]}, and GPT-2 as a causal language model has none")
+        raise UserError(f"{folder} has a tensor {more[0]}; GPT-2 as a causal language model has none")
 
     def read(name: str) -> np.ndarray:
         file, full = found[name]
-        shape = shapes["wte.weight" if name == HEAD else name].shape
-        with _opened(file) as tensors:
-            kept = tensors.get_slice(full)
-            if tuple(kept.get_shape()) != shape:
-                raise UserError(f"{file}: {full} has shape {tuple(kept.get_shape())}, by config.json it has {shape}")
-            if (dtype := kept.get_dtype()) not in READ:
-                raise UserError(
-                    f"{file}: {full} is of {dtype}; it must be one of {', '.join(READ)}: save it unquantized"
-                )
-            return tensors.get_tensor(full).astype(np.float32, copy=False)
+        return _read_tensor(file, full, shapes["wte.weight" if name == HEAD else name].shape)
 
+    # Files may hold the head although it is tied to the embedding.
     if HEAD in found and not np.array_equal(read(HEAD), read("wte.weight")):
-        raise UserError(f"{folder}: {HEAD} is not wte.weight, and GPT-2 reads its logits with that")
+        raise UserError(f"{folder}: {HEAD} differs from wte.weight, but GPT-2 computes its logits with wte.weight")
     return read
 
 
+def _read_tensor(file: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    with _open_safetensors(file) as tensors:
+        kept = tensors.get_slice(name)
+        if tuple(kept.get_shape()) != shape:
+            raise UserError(f"{file}: {name} has shape {tuple(kept.get_shape())}, but by config.json {shape}")
+        if (dtype := kept.get_dtype()) not in DTYPES:
+            raise UserError(
+                f"{file}: {name} has dtype {dtype}; it must be one of {', '.join(DTYPES)}: save it unquantized"
+            )
+        return tensors.get_tensor(name).astype(np.float32, copy=False)
+
+
 def weights(folder: Path) -> list[Path]:
-    """The safetensors of a model, one file or those that an index names. Raises: UserError if there are none."""
+    """Returns the safetensors files of a model: one file, or the files that an index names. Raises: UserError if there are none."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         return [single]
     if index.exists():
         try:
-            names = sorted(set(_json(index)["weight_map"].values()))
+            names = sorted(set(files.read_json(index)["weight_map"].values()))
+            # An index from elsewhere must not lead out of its folder.
             assert all(Path(name).name == name not in ("", "..") for name in names)
         except (AssertionError, AttributeError, KeyError, TypeError):
-            raise UserError(f"{index} is damaged: it has no weight_map to files beside it") from None
+            raise UserError(f"{index} is damaged: it has no weight_map to files in its folder") from None
         return [folder / name for name in names]
     if pickles := sorted(path.name for path in folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{folder} has its weights as {pickles[0]} only, a pickle, and to read one is to run what is in it; if you trust"
-            " it: transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER) writes safetensors"
+            f"{folder} has its weights only as {pickles[0]}, a pickle; reading a pickle runs the code in it. If you trust "
+            "it: transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER) writes safetensors"
         )
     raise UserError(f"{folder} has no weights: neither {single.name} nor {index.name}")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of tokenizer.json, or of vocab.json and merges.txt. Raises: UserError if there is none, or it is none
-    that gen can use."""
+    """Returns the tokenizer of tokenizer.json, or of vocab.json and merges.txt.
+
+    Raises: UserError if there is none, or gen cannot use it.
+    """
     if (folder / tokenizers.FILE).exists():
-        return tokenizers.of_run(folder)
+        return tokenizers.load_folder(folder)
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.exists() and merges.exists()):
         raise UserError(f"{folder} has no tokenizer: neither {tokenizers.FILE}, nor {vocab.name} and {merges.name}")
     try:
         tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the library raises nothing more precise
-        raise UserError(f"{vocab} and {merges.name} are no byte pairs: {error}") from None
+        raise UserError(f"{vocab} and {merges.name} are not a byte-pair encoding: {error}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizers.load(tokenizers.dump(tokenizer), str(vocab))
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _open_safetensors(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="numpy") as tensors:
             yield tensors
@@ -169,11 +185,11 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _names(file: Path) -> list[str]:
-    with _opened(file) as tensors:
+    with _open_safetensors(file) as tensors:
         return list(tensors.keys())
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> object:
     try:
         return files.read_json(path)
     except FileNotFoundError:

@@ -1,10 +1,10 @@
-"""GPT-2 (Radford et al. 2019) as Hugging Face's transformers describe it: its config.json, and the names of its tensors."""
+"""GPT-2 (Radford et al. 2019) in the format of Hugging Face's transformers: its config.json and the names of its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +27,8 @@ GPT2: dict[str, Any] = {
     "logit_cap": None,
     "window": None,
 }
-"""What the architecture of a GPT-2 has, whatever its size."""
-FIELDS: dict[str, tuple[Any, ...]] = {
+"""Fields of the architecture of every GPT-2, whatever its size."""
+FIELDS: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
@@ -37,14 +37,14 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-"""What such a config.json says, in whichever of these words; the first if it says nothing."""
+"""{field of config.json: values that describe a GPT-2}. A field that is missing has the first value."""
 WHOLE = {
     "wte.weight": "embedding/embedding",
     "wpe.weight": "position/embedding",
     "ln_f.weight": "norm/scale",
     "ln_f.bias": "norm/bias",
 }
-"""{tensor: parameter}"""
+"""{tensor outside the layers: parameter}"""
 LAYER = {
     "ln_1.weight": ("attention_norm/scale",),
     "ln_1.bias": ("attention_norm/bias",),
@@ -59,18 +59,21 @@ LAYER = {
     "mlp.c_proj.weight": ("feed_forward/down/kernel",),
     "mlp.c_proj.bias": ("feed_forward/down/bias",),
 }
-"""{tensor of each layer: parameters that are stacked over the layers, and side by side in the tensor's last axis}"""
+"""{tensor of each layer: parameters}. Parameters are stacked over the layers. A tensor joins several along its last axis."""
 
 
 def architecture(workdir: Path, config: Config) -> Architecture:
-    """The architecture of a GPT-2. Raises: UserError with the fields in which the run is none."""
+    """Returns the architecture of a run that is a GPT-2. Raises: UserError that names the fields in which it differs."""
     model = config.model
     if config.finetune != "full":
-        raise UserError(f"{workdir} is an adapter on another run; first: python -m gen.runs.merge {workdir} DIR")
+        raise UserError(
+            f"{workdir} is an adapter of another run; merge it first: python -m gen.runs.merge {workdir} DIR"
+        )
     if type(model) is not LM:
         kind = type(model).__module__
-        raise UserError(f"{workdir} can't be exported: it is a run of {kind}, and GPT-2 is one of {lm.__name__}")
+        raise UserError(f"{workdir} can't be exported: it is a run of {kind}, but GPT-2 is a model of {lm.__name__}")
     arch = model.network
+    # {field: (its value in this run, its value in GPT-2)}
     fields = {f"network.{name}": (getattr(arch, name), value) for name, value in GPT2.items()}
     fields["network.kv_heads"] = (None if arch.kv_heads == arch.heads else arch.kv_heads, None)
     fields["fill_in_the_middle"] = (model.fill_in_the_middle, 0.0)
@@ -81,21 +84,22 @@ def architecture(workdir: Path, config: Config) -> Architecture:
     return arch
 
 
-def described_by(config: Any, path: Path) -> tuple[Architecture, int, int]:
-    """The architecture, the vocabulary's size and the context that a config.json describes.
+def parse_config(config: object, path: Path) -> tuple[Architecture, int, int]:
+    """Returns the architecture, the size of the vocabulary and the length of the context of a config.json.
 
-    Raises: UserError with the field that is missing, or that this is no GPT-2 by.
+    Raises: UserError that names a field that is missing, or that no GPT-2 has.
     """
     if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: it is no JSON object")
+        raise UserError(f"{path} is damaged: it is not a JSON object")
     for name, values in FIELDS.items():
+        # Only model_type must be given: transformers leaves out fields that have their default.
         found = config.get(name, None if name == "model_type" else values[0])
         if found not in values:
-            raise UserError(f"{path}: {name} is {found!r}, and a run's can be {' or '.join(map(repr, values))} only")
+            raise UserError(f"{path}: {name} is {found!r}, but a run supports only {' or '.join(map(repr, values))}")
 
     def number(name: str) -> int:
         if type(value := config.get(name)) is not int or not 0 < value < 2**26:
-            raise UserError(f"{path}: {name} is {value!r}; it must be a number above 0 (and below 2**26)")
+            raise UserError(f"{path}: {name} is {value!r}; it must be an integer above 0 and below 2**26")
         return value
 
     dropout = config.get("resid_pdrop", 0.1)
@@ -113,8 +117,8 @@ def described_by(config: Any, path: Path) -> tuple[Architecture, int, int]:
 
 
 def to_gpt2(params: Params) -> dict[str, Array]:
-    """{tensor of GPT-2: its value}, by their names in Hugging Face's GPT2Model: matrices are [in, out] in both."""
-    flat: Any = flatten_dict(params, sep="/")
+    """Returns {name in Hugging Face's GPT2Model: tensor}. Matrices are [in, out] in both."""
+    flat = cast(dict[str, Array], flatten_dict(params, sep="/"))
     tensors = {name: flat[leaf] for name, leaf in WHOLE.items()}
     for i in range(len(flat["layers/attention_norm/scale"])):
         for name, leaves in LAYER.items():
@@ -122,8 +126,8 @@ def to_gpt2(params: Params) -> dict[str, Array]:
     return tensors
 
 
-def described(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str, Any]]:
-    """{file name: content}: what transformers want to know beside the weights."""
+def describe(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str, object]]:
+    """Returns {file name: content} of the JSON files that transformers needs with the weights."""
     context = language.context(arch, tokens.length)
     special = {"bos_token_id": tokens.end, "eos_token_id": tokens.end}
     end = {"bos_token": tokenizers.END, "eos_token": tokenizers.END}
@@ -145,7 +149,7 @@ def described(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str
         },
         "generation_config.json": {**special, "pad_token_id": tokens.end},
         "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",  # as tokenizer.json has it, whatever the model is
+            "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json, whatever the model
             "model_max_length": context,
             "clean_up_tokenization_spaces": False,
             **end,
@@ -154,8 +158,9 @@ def described(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str
 
 
 def from_gpt2(read: Callable[[str], np.ndarray], layers: int) -> Params:
-    """The inverse of `to_gpt2`, tensor by tensor."""
+    """Returns the parameters of the tensors: the inverse of `to_gpt2`. Reads one tensor at a time."""
     flat = {leaf: jnp.asarray(read(name)) for name, leaf in WHOLE.items()}
+    # A run stacks its layers, and splits query, key and value.
     for name, leaves in LAYER.items():
         stacked = np.stack([read(f"h.{i}.{name}") for i in range(layers)])
         parts = np.split(stacked, len(leaves), axis=-1)

@@ -1,164 +1,177 @@
-"""Texts that people read: prompts in, samples out."""
+"""Texts: prompts in, samples out."""
 
 from __future__ import annotations
 
-import io
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import tyro
 
-from gen.core import LAUNCH
+from gen.core import LAUNCH, Given, Medium, RunView, Shown
 from gen.data.text import tokenizers
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError, printable
+from gen.media.stream import Listener, cut_at_stop
 from gen.networks.positions import PADDING
 
 RULE = "\n" + 60 * "-" + "\n"
-TAIL = 64  # tokens at least in which a stop string is looked for
+"""Line between two samples."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What a text goes on from, and where it stops."""
+    """The text that a sample continues, and where it stops."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to go on from; again for another."""
+    """Text to continue. Repeat the option for more prompts."""
     prompt_file: Path | None = None
-    """A file whose text is a prompt; - is the standard input, without the newline at its end."""
+    """A file whose text is a prompt. -: the standard input, without the newline at its end."""
     prefix: str | None = None
-    """Text before what is to be filled in."""
+    """Text before the part to fill in."""
     suffix: str | None = None
-    """Text after it."""
+    """Text after the part to fill in."""
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to write a target for, of a model of pairs; again for another."""
+    """Text to write a target for, with a model of pairs. Repeat the option for more sources."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text that ends a sample; it is not shown."""
+    """Text that ends a sample. It is not shown."""
     stream: bool = field(default=False, metadata=LAUNCH)
-    """Show the first sample as it comes, instead of all at the end."""
+    """Print the first sample while it is written, instead of all samples at the end."""
 
     def __post_init__(self):
         if (self.prefix is None) != (self.suffix is None):
-            raise UserError("what is filled in stands between two texts: give both --prefix and --suffix")
+            raise UserError("filling in needs the text on both sides: give both --prefix and --suffix")
         if self.prefix is not None and (self.prompt or self.prompt_file):
-            raise UserError("a sample goes on from a prompt or fills in between --prefix and --suffix, not both")
+            raise UserError("a sample continues a prompt or fills in between --prefix and --suffix, not both")
         if self.source and (self.prompt or self.prompt_file or self.prefix is not None):
-            raise UserError("a target is written for a --source alone: leave --prompt, --prefix and --suffix out")
+            raise UserError("a target needs a --source alone: leave --prompt, --prefix and --suffix out")
         if "" in self.stop:
-            raise UserError("--stop is empty; it is the text that ends a sample")
+            raise UserError("--stop is empty; give it the text that ends a sample")
 
 
-def resolved(options: TextOptions) -> TextOptions:
-    """The options with the prompt that is in a file. Raises: UserError if there is none to be read."""
+@dataclass(frozen=True)
+class Texts(Medium):
+    """Tokens int32 [n, T], PADDING after the end of a sample, as texts."""
+
+    features: ClassVar[Mapping[str, int]] = {"tokens": 1, "source": 1}
+    options: ClassVar[type] = TextOptions
+
+    def read_options(self, options: TextOptions) -> TextOptions:
+        """Returns the options with the text of --prompt-file as a prompt. Raises: UserError if it can't be read."""
+        return read_prompt_file(options)
+
+    def give(self, options: TextOptions, run: RunView) -> Given:
+        """Returns the encoded prompts or sources, and a listener if --stop or --stream ask for one."""
+        tokenizer = _tokenizer(run)
+        first = run.reference().get("tokens", np.zeros((0, 1)))[:, 0]
+        # Windows of a corpus begin anywhere. Pairs begin with END, and so must a prompt for a model of them.
+        begins = len(first) > 1 and bool((first == tokenizers.end(tokenizer)).all())
+        if options.source and "source" not in run.spec:
+            if not begins:
+                raise UserError("the run was trained on texts, not on pairs; give it a --prompt")
+            options = fill_template(options, getattr(run.data, "template", ""))
+        arrays = encode_inputs(options, tokenizer, begins)
+        listener = make_listener(options, tokenizer)
+        if listener is None:
+            return Given(arrays)
+        return Given(arrays, {"listen": listener}, lambda _: listener.finish())
+
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: TextOptions | None = None) -> Shown:
+        """Returns samples.txt: each sample with its prompt."""
+        texts = join_texts(samples, _tokenizer(run), options or TextOptions())
+        return Shown({"samples.txt": (RULE.join(texts) + "\n").encode()})
+
+    def describe(self, files: Mapping[str, bytes], options: TextOptions) -> str:
+        """Returns all texts, without the first if it was streamed already."""
+        first, rule, others = files["samples.txt"].decode().removesuffix("\n").partition(RULE)
+        return printable(("" if options.stream else first) + rule + others)
+
+
+TEXT = Texts()
+
+
+def _tokenizer(run: RunView) -> Tokenizer:
+    return tokenizers.load(run.read_file(tokenizers.FILE))
+
+
+def make_listener(options: TextOptions, tokenizer: Tokenizer) -> Listener | None:
+    """Returns the function that receives tokens as they are drawn. None: neither --stop nor --stream need it."""
+    if not (options.stop or options.stream):
+        return None
+    return Listener(tokenizer, options.stop, options.stream)
+
+
+def read_prompt_file(options: TextOptions) -> TextOptions:
+    """Returns the options with the text of `prompt_file` as the last prompt. Raises: UserError if it can't be read."""
     if options.prompt_file is None:
         return options
     piped = str(options.prompt_file) == "-"
     try:
         text = (sys.stdin.buffer.read() if piped else options.prompt_file.read_bytes()).decode()
-        return replace(options, prompt=(*options.prompt, text.removesuffix("\n") if piped else text), prompt_file=None)
     except OSError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"--prompt-file {options.prompt_file}: no UTF-8 at byte {error.start}") from None
+        raise UserError(f"--prompt-file {options.prompt_file}: not UTF-8 at byte {error.start}") from None
+    return replace(options, prompt=(*options.prompt, text.removesuffix("\n") if piped else text), prompt_file=None)
 
 
-def joined(options: TextOptions, template: str) -> TextOptions:
-    """The options with each source as the prompt that the template makes of it. Raises: UserError if it takes more than a source."""
+def fill_template(options: TextOptions, template: str) -> TextOptions:
+    """Returns the options with each source as the prompt that the template makes of it.
+
+    Raises: UserError if the template has other fields than a source.
+    """
     if set(re.findall(r"\{(\w+)\}", template)) - {"source", "text"}:
         raise UserError(f"the run's prompts are {template!r}; fill that in, and give it as a --prompt")
-    fill = lambda source: re.sub(r"\{\w+\}", lambda _: source, template)
-    return replace(options, prompt=tuple(map(fill, options.source)), source=())
+    # A function as the replacement, so that backslashes in a source stay as they are.
+    prompts = [re.sub(r"\{\w+\}", lambda _, text=source: text, template) for source in options.source]
+    return replace(options, prompt=tuple(prompts), source=())
 
 
-def given(options: TextOptions, tokenizer: Tokenizer, begins: bool = False) -> dict[str, np.ndarray]:
-    """What a language model goes on from: int32 [P, W], PADDING on the left of the shorter ones. begins: whether prompts begin
-    a document, so with the token between documents.
+def encode_inputs(options: TextOptions, tokenizer: Tokenizer, begins: bool = False) -> dict[str, np.ndarray]:
+    """Returns the input arrays of a language model: {name: int32 [P, W]}, with PADDING on the left of shorter rows.
 
-    Raises: UserError for a text that the tokenizer has no tokens for.
+    begins: whether a prompt begins a document, so that the token END comes before it.
+
+    Raises: UserError for a text that the tokenizer can't encode.
     """
     if "" in options.prompt:
         raise UserError("a prompt is empty; leave it out for samples that begin as documents do")
     if "" in options.source:
-        raise UserError("a source is empty; a target is written for a text")
-    asked: dict[str, Sequence[str]] = {"prompt": options.prompt, "source": options.source}
+        raise UserError("a source is empty; give it the text that a target is written for")
+    texts: dict[str, Sequence[str]] = {"prompt": options.prompt, "source": options.source}
     if options.prefix is not None and options.suffix is not None:
-        asked |= {"prefix": (options.prefix,), "suffix": (options.suffix,)}
+        texts |= {"prefix": (options.prefix,), "suffix": (options.suffix,)}
+    # An argument of the command line that is not UTF-8 arrives with lone surrogates, which no tokenizer takes.
     try:
-        "".join(text for several in asked.values() for text in several).encode()
+        "".join(text for group in texts.values() for text in group).encode()
     except UnicodeEncodeError:
-        raise UserError("what is given is no UTF-8; write it into a file for --prompt-file") from None
-    first = lambda name: [tokenizers.end(tokenizer)] if begins and name == "prompt" else []
-    encoded = lambda name: [first(name) + tokenizers.encode(tokenizer, text) for text in asked[name]]
-    return {name: aligned(encoded(name)) for name, several in asked.items() if several}
+        raise UserError("the given text is not UTF-8; write it into a file for --prompt-file") from None
+    found = {}
+    for name, group in texts.items():
+        first = [tokenizers.end(tokenizer)] if begins and name == "prompt" else []
+        if group:
+            found[name] = align_right([first + tokenizers.encode(tokenizer, text) for text in group])
+    return found
 
 
-def aligned(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Rows of tokens with their ends below each other: int32 [P, W]."""
+def align_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns rows of tokens as int32 [P, W], with PADDING on the left, so that all of them end in the last column."""
     width = max(map(len, rows))
     return np.array([[PADDING] * (width - len(row)) + list(row) for row in rows], np.int32).reshape(len(rows), width)
 
 
-def listener(options: TextOptions, tokenizer: Tokenizer) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What hears the tokens [B] as they come, PADDING after the end of a sample, shows the first sample's, and says which
-    samples have met a stop string; None if nobody has to listen."""
-    if not (options.stop or options.stream):
-        return None
-    heard: list[list[int]] = []
-    shown = 0
-    tail = max([TAIL, *(len(stop.encode()) for stop in options.stop)])
-
-    def listen(tokens: np.ndarray) -> np.ndarray:
-        nonlocal shown
-        heard.extend([] for _ in range(len(tokens) - len(heard)))
-        for row, token in zip(heard, np.asarray(tokens).tolist(), strict=True):
-            if token != PADDING:
-                row.append(token)
-        if options.stream:
-            whole = tokenizers.decode(tokenizer, heard[0])
-            text = cut(whole, options.stop)
-            if text == whole and tokens[0] != PADDING:
-                text = settled(text, options.stop)
-            print(printable(text[shown:]), end="", flush=True)
-            shown = max(shown, len(text))
-        tails = [tokenizers.decode(tokenizer, row[-tail:]) for row in heard] if options.stop else [""] * len(heard)
-        return np.array([any(stop in tail for stop in options.stop) for tail in tails])
-
-    return listen
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
-
-
-def settled(text: str, stops: Sequence[str]) -> str:
-    """The text but for what may not stay at its end: half of a character, and what may become a stop string."""
-    text = text.rstrip("\ufffd")
-    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-    return text[: len(text) - max(begun, default=0)]
-
-
-def samples(arrays: Mapping[str, Any], tokenizer: Tokenizer, options: TextOptions = TextOptions()) -> list[str]:
-    """Each sample after its prompt, or between prefix and suffix."""
-    read = lambda tokens: tokenizers.decode(tokenizer, [t for t in tokens if t != PADDING])
-    made = [cut(read(row), options.stop) for row in np.asarray(arrays["samples"]).tolist()]
+def join_texts(
+    arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer, options: TextOptions = TextOptions()
+) -> list[str]:
+    """Returns each sample after its prompt, or between prefix and suffix. arrays["samples"]: int32 [n, T]."""
+    rows = [[token for token in row if token != PADDING] for row in np.asarray(arrays["samples"]).tolist()]
+    written = [cut_at_stop(tokenizers.decode(tokenizer, row), options.stop) for row in rows]
     if options.prefix is not None:
-        return [f"{options.prefix}{text}{options.suffix}" for text in made]
+        return [f"{options.prefix}{text}{options.suffix}" for text in written]
     prompts = options.prompt or ("",)
-    each = len(made) // len(prompts)
-    return [prompts[i // each] + text for i, text in enumerate(made)]
-
-
-def files(arrays: Mapping[str, Any], tokenizer: Tokenizer, options: TextOptions = TextOptions()) -> dict[str, bytes]:
-    """{file name: content} of what a model wrote: the texts, and all arrays."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    return {
-        "samples.txt": (RULE.join(samples(arrays, tokenizer, options)) + "\n").encode(),
-        "samples.npz": content.getvalue(),
-    }
+    per_prompt = len(written) // len(prompts)
+    return [prompts[i // per_prompt] + text for i, text in enumerate(written)]

@@ -1,13 +1,33 @@
-"""Signs of a collapsed generator, from a small set of its images beside an equally large set of real ones."""
+"""Signs of a collapsed generator, from a small set of generated images and an equally large set of real ones."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
 
 from gen.errors import UserError
 from gen.metrics.inception_score import p_log_p
-from gen.metrics.prdc import pair
+from gen.metrics.prdc import check_pair
+
+
+class Duplicates(NamedTuple):
+    """Result of the birthday paradox test."""
+
+    duplicates: float
+    """Fraction of generated images that have a duplicate among the others, in [0, 1]."""
+    support: float
+    """Estimated number of different images that the generator makes. inf: no duplicates were found."""
+
+
+class ClassCover(NamedTuple):
+    """Number of predicted classes, and entropy (nats) of the mean predicted distribution. The entropy is at most log K."""
+
+    classes_real: float
+    class_entropy_real: float
+    classes_fake: float
+    class_entropy_fake: float
 
 
 def collapse(
@@ -16,66 +36,81 @@ def collapse(
     probabilities_real: ArrayLike | None = None,
     probabilities_fake: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """`duplicates` and `spread` of features [N, D], and `class_cover` of probabilities [N, K] if there are any.
+    """Returns `find_duplicates`, `relative_spread` ("spread") and, given probabilities, `class_cover`, by name.
 
-    Raises: UserError as they do.
+    real, fake: features [N, D]. probabilities_real, probabilities_fake: class probabilities [N, K].
+
+    Raises: UserError as these functions do.
     """
-    found = duplicates(real, fake) | spread(real, fake)
+    numbers = find_duplicates(real, fake)._asdict() | {"spread": relative_spread(real, fake)}
     if probabilities_real is not None and probabilities_fake is not None:
-        found |= class_cover(probabilities_real, probabilities_fake)
-    return found
+        numbers |= class_cover(probabilities_real, probabilities_fake)._asdict()
+    return numbers
 
 
-def class_cover(probabilities_real: ArrayLike, probabilities_fake: ArrayLike) -> dict[str, float]:
-    """Classes that some image of [N, K] is predicted to be, and entropy of the mean predicted distribution (nats, at most
-    log K), of the real images and of the generated ones."""
-    found = {}
-    for name, probabilities in (("real", probabilities_real), ("fake", probabilities_fake)):
-        p = np.asarray(probabilities, np.float64)
-        found[f"classes_{name}"] = float(len(np.unique(p.argmax(axis=1))))
-        found[f"class_entropy_{name}"] = -float(p_log_p(p.mean(axis=0)))
-    return found
+def class_cover(probabilities_real: ArrayLike, probabilities_fake: ArrayLike) -> ClassCover:
+    """Returns how many classes are predicted for real and for generated images, and how evenly.
 
-
-def duplicates(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
-    """The birthday paradox test (Arora and Zhang 2017) of [N, D] features, by machine: two fakes are duplicates if equal, or
-    nearer to each other than the closest two of as many reals.
-
-    duplicates: share of fakes that have one; support: that of a uniform distribution in which so many pairs of N draws
-    would be equal, (N (N - 1) / 2) / pairs; inf if there is none.
-
-    Raises: UserError for sets of different size, or of fewer than 2; for features of different length.
+    probabilities_real, probabilities_fake: predicted class probabilities, [N, K] and [M, K].
     """
+    return ClassCover(*_cover(probabilities_real), *_cover(probabilities_fake))
+
+
+def find_duplicates(real: ArrayLike, fake: ArrayLike) -> Duplicates:
+    """Runs the birthday paradox test on features [N, D], without a human judge.
+
+    Two generated images are duplicates if they are equal, or nearer to each other than the closest pair of real images.
+    If a generator drew uniformly from S images, N draws would contain about N (N - 1) / (2 S) equal pairs. So `support` is
+    N (N - 1) / 2 divided by the number of duplicate pairs.
+
+    Raises: UserError for sets of different sizes or of fewer than 2 images, and for features of different lengths.
+
+    Source: Arora and Zhang 2017.
+    """
+    # SciPy is slow to import, and training without alarms doesn't need it.
     from scipy.spatial.distance import pdist, squareform
 
-    x, y = _with_pairs(real, fake)
+    x, y = _check_pairs(real, fake)
     if len(x) != len(y):
-        raise UserError(f"{len(y)} fakes beside {len(x)} reals: closest pairs compare between sets of equal size")
+        raise UserError(
+            f"{len(y)} generated images are compared with {len(x)} real ones; closest pairs need sets of equal size"
+        )
+    # `pdist` has each pair once, so its length is N (N - 1) / 2.
     distance = pdist(y)
+    # Equal images count even if the real set has equal ones too, whose smallest distance is 0.
     near = (distance < pdist(x).min()) | (distance == 0)
     pairs = int(near.sum())
-    return {
-        "duplicates": float(squareform(near).any(axis=1).mean()),
-        "support": len(near) / pairs if pairs else float("inf"),
-    }
+    return Duplicates(
+        duplicates=float(squareform(near).any(axis=1).mean()),
+        support=len(near) / pairs if pairs else float("inf"),
+    )
 
 
-def spread(real: ArrayLike, fake: ArrayLike) -> dict[str, float]:
-    """Mean Euclidean distance between two fakes, over that between two reals, of [N, D] and [M, D] features.
+def relative_spread(real: ArrayLike, fake: ArrayLike) -> float:
+    """Returns the mean Euclidean distance between two generated images, divided by the mean between two real images.
 
-    Raises: UserError for sets of fewer than 2, reals that are all equal, or features of different length.
+    real, fake: features, [N, D] and [M, D].
+
+    Raises: UserError for sets of fewer than 2 images, real images that are all equal, or features of different lengths.
     """
     from scipy.spatial.distance import pdist
 
-    x, y = _with_pairs(real, fake)
+    # A ratio, because a distance between pixels or features has no scale of its own.
+    x, y = _check_pairs(real, fake)
     between_reals = pdist(x).mean()
     if between_reals == 0:
-        raise UserError("the real images are all equal; fakes can't be compared with their spread")
-    return {"spread": float(pdist(y).mean() / between_reals)}
+        raise UserError("the real images are all equal, so generated images can't be compared with their spread")
+    return float(pdist(y).mean() / between_reals)
 
 
-def _with_pairs(real: ArrayLike, fake: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    x, y = pair(real, fake)
-    if (least := min(len(x), len(y))) < 2:
-        raise UserError(f"{least} images have no pair; use at least 2")
+def _cover(probabilities: ArrayLike) -> tuple[float, float]:
+    """Returns the number of predicted classes, and the entropy of the mean predicted distribution."""
+    p = np.asarray(probabilities, np.float64)
+    return float(len(np.unique(p.argmax(axis=1)))), -float(p_log_p(p.mean(axis=0)))
+
+
+def _check_pairs(real: ArrayLike, fake: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    x, y = check_pair(real, fake)
+    if (fewest := min(len(x), len(y))) < 2:
+        raise UserError(f"a set of {fewest} has no pair of images to compare; use at least 2 images")
     return x, y

@@ -1,22 +1,26 @@
-"""What metrics compare images by: a network's features of them, or their pixels."""
+"""Feature extractors: the vectors by which metrics compare images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gen.core import Array
 
 
 class Features(NamedTuple):
-    """A map from images to vectors, and what a number's protocol says of it."""
+    """A map from images to vectors, and its description for the protocol of a number."""
 
     extract: Callable[[Array], tuple[Array, Array | None]]
-    """images [B, H, W, C] float32 in [-1, 1] -> features [B, D] float32, and class probabilities [B, K] or None. Compiled."""
-    protocol: Mapping[str, Any]
-    """{"features": name, "weights": SHA-256 of them, "resize": how images reach the network's size}."""
+    """images [B, H, W, C] float32 in [-1, 1] -> (features [B, D] float32, class probabilities [B, K] or None). Compiled."""
+    protocol: Mapping[str, str | float]
+    """{"features": name, "weights": SHA-256 of the weights, "resize": how images are brought to the network's size}."""
 
 
 def pixels() -> Features:
-    """The pixels themselves: D = H W C."""
-    return Features(lambda x: (x.reshape(x.shape[0], -1), None), {"features": "pixels"})
+    """Returns the pixels themselves as features, with D = H * W * C and no class probabilities."""
+    return Features(_flatten, {"features": "pixels"})
+
+
+def _flatten(images: Array) -> tuple[Array, None]:
+    return images.reshape(images.shape[0], -1), None

@@ -1,6 +1,6 @@
-"""Fréchet distance between Gaussians fitted to features; of Inception features, the FID (Heusel et al. 2017).
+"""Fréchet distance between Gaussians fitted to features. With Inception features it is the FID (Heusel et al. 2017).
 
-In float64 on the host: a covariance takes it, TPUs have none, and LAPACK there is faster than what JAX calls on a CPU.
+Everything is float64 on the host: covariances need it, TPUs lack it, and numpy's LAPACK is faster than JAX's on a CPU.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from gen.errors import UserError
 
 
 class Moments(NamedTuple):
-    """Of a set of features; float64. Kept centred, since E[xx] - E[x]E[x] cancels."""
+    """Count, mean and scatter of a set of features, in float64. The scatter is centred, since E[xx'] - E[x]E[x]' cancels."""
 
     count: float
     mean: np.ndarray
     """[D]."""
     scatter: np.ndarray
-    """Sum of (x - mean)(x - mean)', [D, D]."""
+    """[D, D]. Sum of (x - mean)(x - mean)'."""
 
 
 def moments(features: ArrayLike, weight: ArrayLike) -> Moments:
-    """Moments of a batch, [B, D], without the rows whose weight [B] is 0 (padding). Merging costs some D^2, so that
-    batches of a thousand go fastest."""
+    """Returns the moments of a batch of features [B, D]. Rows with weight 0 (padding) are left out. weight: [B].
+
+    Merging costs about D^2 operations, so batches of a thousand are the fastest.
+    """
     x = np.asarray(features)[np.asarray(weight) > 0].astype(np.float64)
     mean = x.sum(axis=0) / max(len(x), 1)
     x -= mean
@@ -33,9 +35,10 @@ def moments(features: ArrayLike, weight: ArrayLike) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint parts. Chan et al. 1979."""
+    """Returns the moments of the union of two disjoint sets. Source: Chan et al. 1979."""
     count = a.count + b.count
     share, delta = b.count / max(count, 1), b.mean - a.mean
+    # In place: a [D, D] matrix of Inception's features takes 32 MiB.
     between = np.outer(delta * (a.count * share), delta)
     between += a.scatter
     between += b.scatter
@@ -43,31 +46,38 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def frechet(real: Moments, fake: Moments) -> float:
-    """|mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r^1/2 S_f S_r^1/2)^1/2), in squared units of the features; 0 for equal moments.
-    nan if a feature was not finite. Heusel et al. 2017, equation 6, with unbiased covariances.
+    """Returns |m_r - m_f|^2 + tr(S_r + S_f - 2 (S_r^1/2 S_f S_r^1/2)^1/2), with unbiased covariances S.
 
-    Biased: of finite sets it is too large by a term of order 1/n that depends on both distributions, so numbers compare at
-    equal n only (50,000 as published). Below n = D the covariances are singular and this term is most of the number.
+    The unit is the squared unit of the features. Equal moments give 0. The result is nan if a feature was not finite.
 
-    Raises: UserError for fewer than 2 samples, or features of different length.
+    The estimate is biased: for finite sets it is too large by a term of order 1/n that depends on both distributions. So
+    compare numbers of equal n only; published ones use 50,000. For n below D the covariances are singular, and this term is
+    most of the number.
+
+    Raises: UserError for fewer than 2 samples, or features of different lengths.
+
+    Source: Heusel et al. 2017, equation 6.
     """
     if real.mean.shape != fake.mean.shape:
         raise UserError(
-            f"features of {len(real.mean)} and {len(fake.mean)} dimensions don't compare; use one extractor"
+            f"features of {len(real.mean)} and {len(fake.mean)} dimensions can't be compared; use one feature extractor "
+            "for both"
         )
-    if (least := min(real.count, fake.count)) < 2:
-        raise UserError(f"{least:.0f} samples have no covariance; use at least 2")
+    if (fewest := min(real.count, fake.count)) < 2:
+        raise UserError(f"a set of {fewest:.0f} has no covariance; use at least 2 samples")
     if not (np.isfinite(real.scatter).all() and np.isfinite(fake.scatter).all()):
         return float("nan")
-    # With S = A A', the eigenvalues' roots are the singular values of A_r' A_f: no root is taken of a rounding error.
-    cross = np.linalg.norm(_root(real).T @ _root(fake), "nuc")
+    # With S = A A', the trace of the root is the sum of the singular values of A_r' A_f. Taking roots of the eigenvalues of
+    # S_r S_f instead would take roots of rounding errors where the covariances are singular.
+    cross = np.linalg.norm(_covariance_root(real).T @ _covariance_root(fake), "nuc")
     spread = sum(np.trace(m.scatter) / (m.count - 1) for m in (real, fake))
     distance = np.sum(np.square(real.mean - fake.mean)) + spread - 2 * cross
     return max(float(distance), 0.0)
 
 
-def _root(m: Moments) -> np.ndarray:
-    """A, [D, R], with A A' the covariance. R is the highest rank that so many samples have; beyond it is rounding."""
+def _covariance_root(m: Moments) -> np.ndarray:
+    """Returns A, [D, R], such that A A' is the covariance."""
     values, vectors = np.linalg.eigh(m.scatter / (m.count - 1))
+    # n samples have a covariance of rank n - 1 at most. Further eigenvalues are rounding errors.
     rank = min(len(values), int(m.count) - 1)
     return vectors[:, -rank:] * np.sqrt(np.maximum(values[-rank:], 0))

@@ -1,4 +1,4 @@
-"""The baseline of class-conditional generation: one Gaussian of full covariance a class, fitted to the pixels."""
+"""The baseline of class-conditional generation: one Gaussian with full covariance per class, fitted to the pixels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from gen.metrics.images import ImageSet
 
 
 def gaussian(examples: ImageSet, labels: np.ndarray, seed: int) -> ImageSet:
-    """An image of each class in `labels`, int32 [N], from N(mean, covariance) of the examples of that class; clipped to the
-    range of pixels, then of 8 bits.
+    """Draws an image for each label from a Gaussian that is fitted to the examples of its class.
 
-    With centred examples X, [n, D], and z ~ N(0, I), z X / sqrt(n - 1) has exactly their unbiased covariance, however
-    singular: no [D, D] is made, and no ridge is needed.
+    labels: int32 [N]. The drawn pixels are clipped to [0, 255] and rounded to 8 bits.
 
     Raises: UserError for a class without examples.
     """
@@ -23,9 +21,13 @@ def gaussian(examples: ImageSet, labels: np.ndarray, seed: int) -> ImageSet:
     for c in np.unique(labels):
         wanted, x = labels == c, examples.image[examples.label == c].astype(np.float32)
         if not len(x):
-            raise UserError(f"no training image is of class {c}, so a Gaussian can't be fitted to it")
+            raise UserError(
+                f"no training image has class {c}, so no Gaussian can be fitted to it; use more training images"
+            )
         flat = x.reshape(len(x), -1)
         mean = flat.mean(axis=0)
+        # With centred examples X, [n, D], and z ~ N(0, I), the vector z X / sqrt(n - 1) has exactly their unbiased
+        # covariance, even a singular one. It needs no [D, D] matrix and no ridge.
         z = rng.standard_normal((int(wanted.sum()), len(x)), np.float32)
         drawn = mean + z @ (flat - mean) / np.sqrt(max(len(x) - 1, 1), dtype=np.float32)
         image[wanted] = np.rint(np.clip(drawn, 0, 255)).reshape(-1, *x.shape[1:])

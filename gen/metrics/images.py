@@ -1,63 +1,90 @@
-"""Whole splits of a data set as uint8 images, and their features."""
+"""Splits of a data set as uint8 images, and their features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from gen.core import Array, Dataset, HostBatch
+from gen.core import Array, Batch, Dataset, HostBatch
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.metrics.features import Features
 
-CHUNK = 1000
-BATCH = 100  # images that features are taken of at once: Inception's need 1 GB
+READ_CHUNK = 1000
+"""Images that are read from a split at a time."""
+FEATURE_CHUNK = 100
+"""Images per call of a feature extractor. Inception needs 1 GB of memory for this many."""
 
 
 class ImageSet(NamedTuple):
-    """Images as they are scored, real or not: with 8 bits a channel, as a PNG of them would have."""
+    """Real or generated images as they are scored: with 8 bits per channel, as in a PNG file."""
 
     image: np.ndarray
     """uint8 [N, H, W, C]."""
     label: np.ndarray | None
-    """int32 [N], if there are labels."""
+    """int32 [N]. None: without labels."""
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
-    """All of a split in order, as `preprocess` shows it when not training."""
-    return _shown(data, data.evaluation(split, min(CHUNK, data.sizes[split])))
+    """Returns a whole split in order, as `data.preprocess` shows it when not training."""
+    return _preprocess(data, data.evaluation(split, min(READ_CHUNK, data.sizes[split])))
 
 
 def read_training(data: Dataset, n: int) -> ImageSet:
-    """The first n training examples of the order that seed 0 shuffles them to. Raises: UserError if there are fewer."""
+    """Returns the first n training examples in the order of seed 0.
+
+    Raises: UserError if the training split has fewer than n examples.
+    """
     if n > data.sizes["train"]:
-        raise UserError(f"{n} real training images asked for; the data have {data.sizes['train']}")
-    return _shown(data, (data.batch(0, 0, range(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK)))
+        raise UserError(
+            f"{n} real training images are needed, and the data have {data.sizes['train']}; use a smaller n"
+        )
+    # In chunks, so that a whole split never exists as float32.
+    ranges = (range(i, min(i + READ_CHUNK, n)) for i in range(0, n, READ_CHUNK))
+    return _preprocess(data, (data.batch(0, 0, rows) for rows in ranges))
 
 
-def extract_features(features: Features, images: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Features [N, D], and class probabilities [N, K] or None, of uint8 images [N, H, W, C]."""
+def extract_features(features: Features, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns features [N, D], and class probabilities [N, K] or None, of uint8 images [N, H, W, C]."""
     n = len(images)
-    rows = (np.minimum(np.arange(i, i + BATCH), n - 1) for i in range(0, n, BATCH))  # the last batch is padded
-    vectors, probabilities = zip(*(jax.device_get(features.extract(to_float(images[r]))) for r in rows), strict=True)
-    joined = lambda parts: np.concatenate(parts)[:n]
-    return joined(vectors), None if probabilities[0] is None else joined(probabilities)
+    vectors: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+    for start in range(0, n, FEATURE_CHUNK):
+        # The last image fills up the last chunk, so that every chunk has one shape and compiles once.
+        rows = np.minimum(np.arange(start, start + FEATURE_CHUNK), n - 1)
+        vector, probability = jax.device_get(features.extract(to_float(images[rows])))
+        vectors.append(vector)
+        if probability is not None:
+            probabilities.append(probability)
+    return _concatenate(vectors, n), _concatenate(probabilities, n) if probabilities else None
 
 
-def to_float(images: Any) -> Array:
-    """uint8 -> float32 in [-1, 1]."""
+def to_float(images: ArrayLike) -> Array:
+    """Returns uint8 images as float32 in [-1, 1]."""
     return (2 * jnp.asarray(images, jnp.float32) - 255) / 255
 
 
-def _shown(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
-    show = jax.jit(lambda batch: data.preprocess(batch, jax.random.key(0), False)["image"])
-    images, labels = [], []
+def _concatenate(chunks: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Concatenates chunks and cuts off the padding of the last one."""
+    return np.concatenate(chunks)[:n]
+
+
+def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
+    @jax.jit
+    def show(batch: Batch) -> Array:
+        return data.preprocess(batch, jax.random.key(0), False)["image"]
+
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     for batch in batches:
-        there = batch["weight"] > 0
-        images.append(to_bytes(np.asarray(show(batch)))[there])
-        labels.append(batch["label"][there] if "label" in batch else None)
+        # Padding has weight 0.
+        real = batch["weight"] > 0
+        images.append(to_bytes(np.asarray(show(jax.device_put(batch))))[real])
+        if "label" in batch:
+            labels.append(batch["label"][real])
     return ImageSet(np.concatenate(images), np.concatenate(labels) if "label" in data.spec else None)

@@ -1,4 +1,7 @@
-"""Kernel distance between sets of features; of Inception features, the KID (Bińkowski et al. 2018). float64 on the host."""
+"""Kernel distance between sets of features. With Inception features it is the KID (Bińkowski et al. 2018).
+
+Everything is float64 on the host.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +11,66 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gen.errors import UserError, check_positive
-from gen.metrics.prdc import pair, row_blocks
+from gen.metrics.prdc import check_pair, row_blocks
 
 
 class Kid(NamedTuple):
-    """Over the subsets."""
+    """Kernel distance over random subsets."""
 
     mean: float
-    """Unbiased, so that it may lie below 0 for sets that are alike."""
+    """Unbiased, so it may be below 0 for sets that are alike."""
     std: float
-    """Population standard deviation, as is published; not the error of the mean."""
+    """Population standard deviation over the subsets, as papers report it. It is not the error of the mean."""
 
 
 def mmd2(real: ArrayLike, fake: ArrayLike) -> float:
-    """Unbiased squared maximum mean discrepancy of [N, D] and [M, D] under k(x, y) = (x'y / D + 1)^3. All pairs are used,
-    in blocks of bounded memory. Gretton et al. 2012, lemma 6; Bińkowski et al. 2018.
+    """Returns the unbiased squared maximum mean discrepancy under the kernel k(x, y) = (x'y / D + 1)^3.
 
-    Raises: UserError for fewer than 2 samples, or features of different length.
+    real, fake: features, [N, D] and [M, D]. All pairs are used, in blocks of bounded memory.
+
+    Raises: UserError for fewer than 2 samples, or features of different lengths.
+
+    Source: Gretton et al. 2012, lemma 6; the kernel is from Bińkowski et al. 2018, section 4.
     """
-    x, y = pair(real, fake)
-    if (least := min(len(x), len(y))) < 2:
-        raise UserError(f"{least} samples have no pair; use at least 2")
-    return _within(x) + _within(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+    x, y = check_pair(real, fake)
+    if (fewest := min(len(x), len(y))) < 2:
+        raise UserError(f"a set of {fewest} has no pair of samples; use at least 2 samples")
+    return _mean_within(x) + _mean_within(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
 def kid(real: ArrayLike, fake: ArrayLike, subsets: int = 100, size: int = 1000, seed: int = 0) -> Kid:
-    """`mmd2` over random subsets of `size`, drawn without replacement: real, then fake, subset by subset, by numpy's
-    default_rng(seed).
+    """Returns the mean and deviation of `mmd2` over `subsets` random subsets of `size` samples of each set.
 
-    Raises: UserError for fewer samples than `size`, or features of different length.
+    Subsets are drawn without replacement by numpy's default_rng(seed), in the order real, fake, real, fake, ...
+
+    Raises: UserError for fewer samples than `size`, or features of different lengths.
     """
-    x, y = pair(real, fake)
+    x, y = check_pair(real, fake)
     check_positive(subsets=subsets)
-    if (least := min(len(x), len(y))) < size:
+    if (fewest := min(len(x), len(y))) < size:
         raise UserError(
-            f"{least} samples hold no subset of {size}; use more samples, or a smaller size for all that compare"
+            f"{fewest} samples contain no subset of {size}; use more samples, or a smaller size for all runs to compare"
         )
     rng = np.random.default_rng(seed)
-    draw = lambda features: features[rng.choice(len(features), size, replace=False)]
-    found = [mmd2(draw(x), draw(y)) for _ in range(subsets)]
-    return Kid(float(np.mean(found)), float(np.std(found)))
+
+    def draw(features: np.ndarray) -> np.ndarray:
+        return features[rng.choice(len(features), size, replace=False)]
+
+    distances = [mmd2(draw(x), draw(y)) for _ in range(subsets)]
+    return Kid(float(np.mean(distances)), float(np.std(distances)))
 
 
-def _within(x: np.ndarray) -> float:
-    """Mean kernel of two different rows."""
-    own = (np.einsum("nd,nd->n", x, x) / x.shape[1] + 1) ** 3
-    return (_kernel_sum(x, x) - float(own.sum())) / (len(x) * (len(x) - 1))
+def _mean_within(x: np.ndarray) -> float:
+    """Returns the mean kernel over pairs of different rows."""
+    # The pairs of a sample with itself would bias the estimate.
+    diagonal = (np.einsum("nd,nd->n", x, x) / x.shape[1] + 1) ** 3
+    return (_kernel_sum(x, x) - float(diagonal.sum())) / (len(x) * (len(x) - 1))
 
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
     total = 0.0
     for rows in row_blocks(len(x), len(y)):
         base = x[rows] @ y.T / x.shape[1] + 1
-        total += float(np.sum(base * base * base))  # a power of 3 is slow in numpy
+        # base ** 3 is slow in numpy.
+        total += float(np.sum(base * base * base))
     return total

@@ -1,58 +1,80 @@
-"""Classification by a language model: the label is the text that is likeliest after the prompt."""
+"""Classification by a language model: the predicted label is the one that is likeliest as the text after the prompt."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.core import Array, Dataset, GenerativeModel, State
+from gen.core import Array, Batch, Dataset, GenerativeModel, State
 from gen.data.text import tokenizers
 from gen.errors import UserError
 
-CHUNK = 64  # rows scored at a time
+ROW_CHUNK = 64
+"""Rows of tokens that are scored at a time."""
+
+Tokens = Sequence[int]
 
 
 class Score(NamedTuple):
+    """Accuracy of a language model as a classifier."""
+
     accuracy: float
-    """Share of the examples whose own label is the likeliest, in [0, 1]."""
+    """Fraction of examples whose true label is the likeliest, in [0, 1]."""
     majority: float
-    """That of always saying the label that is the most frequent among these examples."""
+    """Accuracy of always predicting the most frequent label of these examples."""
     n: int
+    """Number of examples."""
 
 
-def scored(
+class Examples(NamedTuple):
+    """Labelled examples of a split."""
+
+    prompts: list[list[int]]
+    """Tokens of each prompt. The first is the token between documents."""
+    truth: np.ndarray
+    """int64 [N]. Index of each example's label."""
+
+
+def score_labels(
     data: Dataset, model: GenerativeModel, state: State, split: str = "test", shots: int = 0, seed: int = 0
 ) -> Score:
-    """The score on a split of labelled pairs that are joined. shots: training examples, drawn for each, that stand before
-    the prompt (Brown et al. 2020).
+    """Returns how often the model predicts the right label on a split of joined pairs with labels.
+
+    shots: training examples before each prompt, drawn by `seed` for each prompt (Brown et al. 2020).
 
     Raises: UserError if the data have no labels, or no room for the shots.
     """
     if "labels.json" not in data.files or "source" in data.spec:
-        raise UserError('labels are scored on joined pairs with a "label" in each line; these data have none')
+        raise UserError('labels are scored on joined pairs with a "label" in each line, and these data have no labels')
     tokenizer = tokenizers.load(data.files[tokenizers.FILE])
     labels = [tokenizers.encode(tokenizer, label) for label in json.loads(data.files["labels.json"])]
-    prompts, truth = _examples(data, split, labels)
+    examples = _read_examples(data, split, labels)
+    prompts = examples.prompts
     if shots:
-        prompts = _after(
-            prompts, data, labels, shots, seed, room=data.spec["tokens"].shape[0] - max(map(len, labels)) - 1
-        )
-    nats = likelihoods(data, model, state, [(prompt, label) for prompt in prompts for label in labels])
-    chosen = nats.reshape(len(prompts), len(labels)).argmin(axis=1)
-    return Score(float((chosen == truth).mean()), float(np.bincount(truth).max() / len(truth)), len(truth))
+        # A window must also hold the longest label and the token after it.
+        room = data.spec["tokens"].shape[0] - max(map(len, labels)) - 1
+        prompts = _add_shots(prompts, data, labels, shots, seed, room)
+    nats = negative_log_likelihoods(data, model, state, [(prompt, label) for prompt in prompts for label in labels])
+    predicted = nats.reshape(len(prompts), len(labels)).argmin(axis=1)
+    truth = examples.truth
+    return Score(float((predicted == truth).mean()), float(np.bincount(truth).max() / len(truth)), len(truth))
 
 
-def likelihoods(
-    data: Dataset, model: GenerativeModel, state: State, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+def negative_log_likelihoods(
+    data: Dataset, model: GenerativeModel, state: State, pairs: Sequence[tuple[Tokens, Tokens]]
 ) -> np.ndarray:
-    """-log p(target | prompt) of each (prompt, target) of tokens, float64 [N] nats. A prompt begins with the token `end`, and
-    loses what is after that where it is too long."""
+    """Returns -log p(target | prompt) of each pair (prompt, target) of tokens: float64 [N], in nats.
+
+    A prompt begins with the token between documents. If a prompt is too long, the tokens right after that one are dropped.
+    """
     end, width = data.spec["tokens"].end, data.spec["tokens"].shape[0]
+    # Rows are padded with the token between documents. Only the target counts, so its nats are what `evaluate` sums.
     tokens = np.full((len(pairs), width), end, np.int32)
     counted = np.zeros((len(pairs), width), np.uint8)
     for i, (prompt, target) in enumerate(pairs):
@@ -60,52 +82,61 @@ def likelihoods(
         row = [*kept, *target]
         tokens[i, : len(row)], counted[i, len(kept) : len(row)] = row, 1
 
-    def each(state: State, tokens: Array, counted: Array) -> Array:
-        def one(tokens: Array, counted: Array) -> Array:
+    def evaluate_batch(state: State, batch: Batch) -> Array:
+        return model.evaluate(state, batch | {"weight": jnp.ones(1)}, jax.random.key(0))["loss"][0]
+
+    def evaluate_rows(state: State, tokens: Array, counted: Array) -> Array:
+        def evaluate_row(tokens: Array, counted: Array) -> Array:
             row = jnp.zeros(1, jnp.int32)
             batch = {"tokens": tokens[None], "counted": counted[None], "row": row, "index": row, "bytes": row}
-            alone = lambda batch: model.evaluate(state, batch | {"weight": jnp.ones(1)}, jax.random.key(0))["loss"][0]
-            return jax.vmap(alone, axis_name="data", out_axes=None)(jax.tree.map(lambda x: x[None], batch))
+            # `evaluate` sums over a mapped axis named "data". An axis of size one gives each row's sum.
+            evaluate = jax.vmap(partial(evaluate_batch, state), axis_name="data", out_axes=None)
+            return evaluate(jax.tree.map(lambda x: x[None], batch))
 
-        return jax.vmap(one)(tokens, counted)
+        return jax.vmap(evaluate_row)(tokens, counted)
 
-    compiled, out = jax.jit(each), []
-    for first in range(0, len(pairs), CHUNK):
-        part = slice(first, first + CHUNK)
-        fill = max(0, first + CHUNK - len(pairs))
-        padded = lambda x: np.pad(x[part], ((0, fill), (0, 0)))  # noqa: B023
-        out.append(np.asarray(compiled(state, padded(tokens), padded(counted)), np.float64)[: CHUNK - fill])
-    return np.concatenate(out)
+    compiled, nats = jax.jit(evaluate_rows), []
+    for start in range(0, len(pairs), ROW_CHUNK):
+        # The last chunk is padded, so that every chunk has one shape and compiles once.
+        rows, padding = slice(start, start + ROW_CHUNK), max(0, start + ROW_CHUNK - len(pairs))
+        inputs = (np.pad(x[rows], ((0, padding), (0, 0))) for x in (tokens, counted))
+        nats.append(np.asarray(compiled(state, *inputs), np.float64)[: ROW_CHUNK - padding])
+    return np.concatenate(nats)
 
 
-def _examples(data: Dataset, split: str, labels: Sequence[Sequence[int]]) -> tuple[list[list[int]], np.ndarray]:
-    """The prompts of a split, and the number of the label of each."""
+def _read_examples(data: Dataset, split: str, labels: Sequence[Tokens]) -> Examples:
+    """Reads the prompts of a split, and the index of each label."""
     number = {tuple(label): i for i, label in enumerate(labels)}
     prompts, truth = [], []
-    for batch in data.evaluation(split, CHUNK):
+    for batch in data.evaluation(split, ROW_CHUNK):
         for tokens, counted, weight in zip(batch["tokens"], batch["counted"], batch["weight"], strict=True):
             if weight:
-                at = int(counted.argmax())
-                prompts.append(tokens[:at].tolist())
-                truth.append(number[tuple(tokens[at : at + int(counted.sum()) - 1].tolist())])
-    return prompts, np.array(truth)
+                # The label begins where tokens begin to count.
+                start = int(counted.argmax())
+                prompts.append(tokens[:start].tolist())
+                # The last token that counts ends the document and is not part of the label.
+                truth.append(number[tuple(tokens[start : start + int(counted.sum()) - 1].tolist())])
+    return Examples(prompts, np.array(truth))
 
 
-def _after(
-    prompts: list[list[int]], data: Dataset, labels: Sequence[Sequence[int]], shots: int, seed: int, room: int
+def _add_shots(
+    prompts: list[list[int]], data: Dataset, labels: Sequence[Tokens], shots: int, seed: int, room: int
 ) -> list[list[int]]:
-    """The prompts, each after `shots` training examples, which a new line ends."""
-    known, truth = _examples(data, "train", labels)
-    line: Any = tokenizers.encode(tokenizers.load(data.files[tokenizers.FILE]), "\n")
-    if shots > len(known):
-        raise UserError(f"{shots} examples asked for before each prompt; there are {len(known)} to train on")
-    out = []
+    """Returns the prompts, each after `shots` training examples with their labels. A new line ends each example."""
+    known = _read_examples(data, "train", labels)
+    line = tokenizers.encode(tokenizers.load(data.files[tokenizers.FILE]), "\n")
+    if shots > len(known.prompts):
+        raise UserError(
+            f"{shots} examples before each prompt are more than the {len(known.prompts)} training examples; use fewer --shots"
+        )
+    extended = []
     for i, prompt in enumerate(prompts):
-        drawn = np.random.default_rng([seed, i]).choice(len(known), shots, replace=False)
-        before = [token for j in drawn for token in [*known[j][1:], *labels[int(truth[j])], *line]]
+        # A generator per prompt, so that the shots of a prompt don't depend on the prompts before it.
+        drawn = np.random.default_rng([seed, i]).choice(len(known.prompts), shots, replace=False)
+        before = [token for j in drawn for token in [*known.prompts[j][1:], *labels[int(known.truth[j])], *line]]
         if 1 + len(before) + len(prompt) > room:
             raise UserError(
-                f"{shots} examples and a prompt are longer than the {room} tokens of a window; fewer --shots"
+                f"{shots} examples and a prompt are longer than the {room} tokens that fit in a window; use fewer --shots"
             )
-        out.append([*prompt[:1], *before, *prompt[1:]])
-    return out
+        extended.append([*prompt[:1], *before, *prompt[1:]])
+    return extended

@@ -1,4 +1,4 @@
-"""The training images nearest to generated ones: what a model has learned by heart shows beside its source."""
+"""The training images nearest to generated ones. If a model has memorized an image, its source is among them."""
 
 from __future__ import annotations
 
@@ -8,47 +8,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen.core import Dataset
-from gen.metrics.images import CHUNK
+from gen.core import Array, Batch, Dataset
+from gen.metrics.images import READ_CHUNK
 
-COUNT = 5
+NEIGHBOURS = 5
+"""Neighbours of each image."""
 
 
 class Neighbours(NamedTuple):
+    """The nearest training images of N images, nearest first."""
+
     image: np.ndarray
-    """float32 [N, COUNT, H, W, C] in [-1, 1], nearest first."""
+    """float32 [N, NEIGHBOURS, H, W, C] in [-1, 1]."""
     index: np.ndarray
-    """int32 [N, COUNT]: their positions in the training split."""
+    """int32 [N, NEIGHBOURS]. Positions in the training split."""
     distance: np.ndarray
-    """float32 [N, COUNT]: Euclidean, between pixels in [-1, 1]."""
+    """float32 [N, NEIGHBOURS]. Euclidean distance between pixels in [-1, 1]."""
 
 
 def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
-    """The COUNT nearest training images of each of images, float32 [N, H, W, C] in [-1, 1]. The split is read once, in chunks."""
+    """Finds the NEIGHBOURS nearest training images of each image.
+
+    images: float32 [N, H, W, C] in [-1, 1]. The training split is read twice, READ_CHUNK images at a time: first to find the
+    neighbours, then to copy them.
+    """
     queries = jnp.asarray(images).reshape(len(images), -1)
-    best_distance = jnp.full((len(images), COUNT), jnp.inf)
-    best_index = jnp.zeros((len(images), COUNT), jnp.int32)
+    distance = jnp.full((len(images), NEIGHBOURS), jnp.inf)
+    index = jnp.zeros((len(images), NEIGHBOURS), jnp.int32)
+
+    def preprocess(batch: Batch) -> Array:
+        return data.preprocess(batch, jax.random.key(0), False)["image"]
 
     @jax.jit
-    def nearer(distance, index, batch):
-        x = data.preprocess(batch, jax.random.key(0), False)["image"]
+    def update(distance: Array, index: Array, batch: Batch) -> tuple[Array, Array]:
+        """Merges a batch into the nearest neighbours found so far."""
+        x = preprocess(batch)
         x = x.reshape(x.shape[0], -1)
-        between = jax.lax.map(
-            lambda q: jnp.sqrt(jnp.square(x - q[None]).sum(-1)), queries
-        )  # exact: equal images are at 0
+
+        def to_batch(query: Array) -> Array:
+            # Differences, not products of norms: equal images have a distance of exactly 0.
+            return jnp.sqrt(jnp.square(x - query[None]).sum(-1))
+
+        # One query at a time: all differences at once would not fit in memory. Padding is never a neighbour.
+        between = jax.lax.map(to_batch, queries)
         between = jnp.where(batch["weight"][None] > 0, between, jnp.inf)
+        # The nearest so far and this batch compete for the same places.
         distance = jnp.concatenate([distance, between], axis=1)
         index = jnp.concatenate([index, jnp.broadcast_to(batch["row"][None], between.shape)], axis=1)
-        nearest, at = jax.lax.top_k(-distance, COUNT)
+        nearest, at = jax.lax.top_k(-distance, NEIGHBOURS)
         return -nearest, jnp.take_along_axis(index, at, axis=1)
 
-    size = min(CHUNK, data.sizes["train"])
+    size = min(READ_CHUNK, data.sizes["train"])
     for batch in data.evaluation("train", size):
-        best_distance, best_index = nearer(best_distance, best_index, batch)
+        distance, index = update(distance, index, jax.device_put(batch))
 
-    index, found = np.asarray(best_index), np.zeros((len(images), COUNT, *images.shape[1:]), np.float32)
-    show = jax.jit(lambda batch: data.preprocess(batch, jax.random.key(0), False)["image"])
+    where, found = np.asarray(index), np.zeros((len(images), NEIGHBOURS, *images.shape[1:]), np.float32)
+    show = jax.jit(preprocess)
     for batch in data.evaluation("train", size):
-        at = np.isin(index, batch["row"][batch["weight"] > 0])
-        found[at] = np.asarray(show(batch))[index[at] - batch["row"][0]]
-    return Neighbours(found, index, np.asarray(best_distance))
+        here = np.isin(where, batch["row"][batch["weight"] > 0])
+        found[here] = np.asarray(show(jax.device_put(batch)))[where[here] - batch["row"][0]]
+    return Neighbours(found, where, np.asarray(distance))

@@ -1,4 +1,7 @@
-"""Train on synthetic, test on real (Esteban et al. 2017); the classification accuracy score of Ravuri and Vinyals 2019."""
+"""Train on synthetic, test on real (TSTR): how much a classifier learns from generated images alone.
+
+Source: Esteban et al. 2017. Ravuri and Vinyals 2019 call it the classification accuracy score.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from gen.core import Dataset
-from gen.data.cache import cached
+from gen.data.cache import load_or_make
 from gen.data.digest import sha256
-from gen.families import labels
-from gen.metrics import images
-from gen.metrics.classifier import MOST, Recipe, accuracy, train
+from gen.families.labels import num_classes
+from gen.metrics.classifier import MAX_TRAINING_IMAGES, Recipe, accuracy, train
 from gen.metrics.gaussian import gaussian
-from gen.metrics.images import ImageSet
+from gen.metrics.images import ImageSet, read_split, read_training
 
 FORMAT = 1
+"""Part of the cache key: raise it when a baseline below is computed differently, so that old ones are not reused."""
 SEEDS = (0, 1, 2)
+"""Seeds of the classifiers whose accuracies are averaged."""
 PERCEPTRON = Recipe((), (256, 256), steps=2000, batch_size=128, learning_rate=2e-3, weight_decay=0.1)
-"""On Fashion-MNIST: 86.5% after 10,000 real images, 88.8% after 54,000. Its cost doesn't depend on their number."""
+"""On Fashion-MNIST it reaches 86.5% after 10,000 real images and 88.8% after 54,000. Its cost doesn't depend on their number."""
 
 
 class Score(NamedTuple):
@@ -30,33 +34,42 @@ class Score(NamedTuple):
 
 
 class Baselines(NamedTuple):
+    """Test accuracy of classifiers trained on other images than a model's, in [0, 1]."""
+
     trtr: float
-    """Of real training images."""
+    """Trained on real images."""
     tstr_gaussian: float
-    """Of samples of a Gaussian per class, fitted to the training split (60,000 of it at most)."""
+    """Trained on samples of one Gaussian per class, fitted to at most MAX_TRAINING_IMAGES training images."""
 
 
 def tstr(examples: ImageSet, test: ImageSet, classes: int, recipe: Recipe) -> Score:
-    """Accuracy on `test` of classifiers trained on `examples` alone: synthetic ones (TSTR), or real ones (TRTR)."""
+    """Returns the accuracy on `test` of classifiers that are trained on `examples` alone, one per seed in SEEDS.
+
+    If the examples are generated this is TSTR; if they are real it is TRTR, the score to reach.
+    """
     scores = [accuracy(train(examples, classes, recipe, seed), test, classes, recipe) for seed in SEEDS]
     return Score(float(np.mean(scores)), float(np.std(scores)))
 
 
-def baselines(data: Dataset, n: int, name: str, recipe: Recipe) -> Baselines:
-    """What stands beside `tstr` of n images, tested on the split `name`: that of n real ones, and of n samples of Gaussians
-    with the same labels. Kept in the user's cache.
+def baselines(data: Dataset, n: int, split: str, recipe: Recipe) -> Baselines:
+    """Returns the scores to compare with `tstr` of n generated images, tested on `split`. They are kept in the user's cache.
 
-    Raises: UserError if the training split has fewer than n.
+    One uses n real images, the other n samples of Gaussians with the same labels.
+
+    Raises: UserError if the training split has fewer than n images.
     """
 
     def make() -> dict[str, np.ndarray]:
-        classes, test = labels.num_classes(data.spec), images.read_split(data, name)
-        known = images.read_training(data, max(n, min(MOST, data.sizes["train"])))
+        classes, test = num_classes(data.spec), read_split(data, split)
+        # The Gaussians are fitted to more images than n: a strong baseline.
+        known = read_training(data, max(n, min(MAX_TRAINING_IMAGES, data.sizes["train"])))
         assert known.label is not None
+        # The same n labels for both, so that their classes are balanced alike.
         real = ImageSet(known.image[:n], known.label[:n])
         examples = {"trtr": real, "tstr_gaussian": gaussian(known, known.label[:n], seed=0)}
-        return {key: np.array(tstr(x, test, classes, recipe).mean) for key, x in examples.items()}
+        return {name: np.array(tstr(images, test, classes, recipe).mean) for name, images in examples.items()}
 
     spec = repr(sorted(data.spec.items()))
-    key = sha256(f"tstr {FORMAT}", data.digest, spec, f"{n} {name} {SEEDS}", repr(recipe))
-    return Baselines(**{name: float(value) for name, value in cached(key, make).items()})
+    key = sha256(f"tstr {FORMAT}", data.digest, spec, f"{n} {split} {SEEDS}", repr(recipe))
+    scores = load_or_make(key, make)
+    return Baselines(float(scores["trtr"]), float(scores["tstr_gaussian"]))

@@ -1,4 +1,4 @@
-"""A small classifier: strided convolutions, if any, then fully connected layers."""
+"""A small image classifier: strided convolutions if there are any, then fully connected layers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from gen.core import Array
 
 
 class Classifier(nn.Module):
-    """Relu after each layer but the last."""
+    """A classifier with a ReLU after each layer except the last."""
 
     convolutions: tuple[int, ...]
-    """Channels of the convolutions, each 4x4 with stride 2."""
+    """Channels of the convolutions, which are 4x4 with stride 2."""
     hidden: tuple[int, ...]
-    """Widths of the dense layers, at least one: the last is the features."""
+    """Widths of the dense layers, at least one. The outputs of the last are the features."""
     classes: int
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """x: [B, H, W, C] in [-1, 1] -> logits [B, classes], features [B, D] at least 0."""
+        """Returns logits [B, classes] and features [B, D], which are at least 0, for x [B, H, W, C] in [-1, 1]."""
         for channels in self.convolutions:
-            # As a matrix product: inside a scan XLA's convolution takes a CPU 40 times as long.
+            # A convolution as a matrix product: on a CPU, XLA's convolution is 40 times slower inside a scan.
             x = nn.relu(nn.Dense(channels)(patches(x, size=4, stride=2)))
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
@@ -30,7 +30,10 @@ class Classifier(nn.Module):
 
 
 def patches(x: Array, size: int, stride: int) -> Array:
-    """What each place of a "SAME" convolution sees: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), size size C]."""
+    """Returns the pixels that each position of a convolution with padding SAME reads.
+
+    x: [B, H, W, C]. Returns [B, ceil(H / stride), ceil(W / stride), size * size * C].
+    """
     outputs = [-(-side // stride) for side in x.shape[1:3]]
     missing = [max((n - 1) * stride + size - side, 0) for n, side in zip(outputs, x.shape[1:3], strict=True)]
     x = jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))

@@ -1,12 +1,13 @@
-"""Discriminators: images [B, H, W, C], and labels if any, to scores [B] and the features [B, F] that they are read from.
+"""Discriminators: networks from images [B, H, W, C], and labels if there are any, to scores [B] and features [B, F].
 
-A label is concatenated as planes, or scores by its inner product with the features (projection, Miyato and Koyama 2018).
+With conditioning "concatenation" a label is joined to the image as constant planes. With "projection" the score gets the
+inner product of the features and an embedding of the label (Miyato and Koyama 2018).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,38 +15,57 @@ import jax.numpy as jnp
 from gen.core import Array
 from gen.errors import UserError, check_positive
 from gen.networks import layers
+from gen.networks.dtypes import Dtypes
 from gen.networks.generator import Conditioning
-from gen.networks.layers import Conv, MinibatchDiscrimination, Norm, SelfAttention, check_attention, dropout, spectral
+from gen.networks.layers import (
+    Conv,
+    MinibatchDiscrimination,
+    Norm,
+    SelfAttention,
+    check_attention,
+    dropout,
+    leaky_relu,
+    spectral_norm,
+)
+
+MINIBATCH_DIMS = 5
+"""Dimensions in which a kernel of minibatch discrimination measures distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a discriminator is made of. Subclass it to add one."""
+    """Kind and sizes of a discriminator. Subclass it to add one."""
 
     spectral: bool = False
     """Spectral normalization of all layers (Miyato et al. 2018)."""
     dropout: float = 0.0
-    """Share of hidden units that are dropped."""
+    """Fraction of hidden units that dropout sets to 0."""
     minibatch: int = 0
-    """Kernels of minibatch discrimination over the whole batch (Salimans et al. 2016); 0: none."""
+    """Number of kernels of minibatch discrimination over the global batch (Salimans et al. 2016). 0: none."""
 
     def __post_init__(self):
+        # A subclass may have no widths, and no norm either (see `coupling`).
         check_positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it is a share in [0, 1)")
+            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.minibatch < 0:
-            raise UserError(f"minibatch is {self.minibatch}; it counts kernels, 0 for none")
+            raise UserError(f"minibatch is {self.minibatch}; it is a number of kernels, 0 for none")
 
-    def couples(self) -> str | None:
-        """What makes a score depend on other examples of the batch, if anything does."""
-        norm = getattr(self, "norm", "none")
-        return "minibatch discrimination" if self.minibatch else "batch normalization" if norm == "batch" else None
+    def coupling(self) -> str | None:
+        """Returns why a score depends on other examples of the batch, or None if it does not."""
+        if self.minibatch:
+            return "minibatch discrimination"
+        return "batch normalization" if getattr(self, "norm", "none") == "batch" else None
 
-    def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
-        """The module `(x [B, H, W, C], label planes or None, keys, train) -> features [B, F]`."""
+    def trunk(self, dtypes: Dtypes) -> nn.Module:
+        """Returns the module `(x [B, H, W, C], label [B, classes] or None, keys, train) -> features [B, F]`.
+
+        Its label is one to join to the image, and its keys are for `dropout`.
+        """
         raise NotImplementedError
 
     def tiny(self) -> Architecture:
+        """Returns the same kind with the smallest sizes, for tests."""
         raise NotImplementedError
 
 
@@ -56,7 +76,7 @@ class Perceptron(Architecture):
     widths: tuple[int, ...] = (1024, 512, 256)
     """Units of the hidden layers."""
 
-    def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
+    def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Dense(self, dtypes)
 
     def tiny(self) -> Perceptron:
@@ -65,21 +85,24 @@ class Perceptron(Architecture):
 
 @dataclass(frozen=True)
 class DCGAN(Architecture):
-    """Strided convolutions with LeakyReLU. The defaults, with dropout 0.3, are the 28x28 form of TensorFlow's tutorial;
-    (128, 256, 512, 1024) with norm batch is Radford et al. 2016, whose first layer has none."""
+    """Strided convolutions with LeakyReLU. Radford et al. 2016.
+
+    The defaults with dropout 0.3 are the 28x28 form of TensorFlow's tutorial. Widths (128, 256, 512, 1024) with norm batch are
+    the discriminator of the paper.
+    """
 
     widths: tuple[int, ...] = (64, 128)
-    """Channels of the convolutions, of stride 2."""
+    """Channels of the convolutions, which have stride 2."""
     kernel: int = 5
-    """Side of their kernels."""
+    """Side of the kernels."""
     norm: Literal["batch", "layer", "none"] = "none"
-    """Normalization of all layers but the first."""
+    """Normalization of all layers except the first."""
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(kernel=self.kernel)
 
-    def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
+    def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Strided(self, dtypes)
 
     def tiny(self) -> DCGAN:
@@ -88,20 +111,20 @@ class DCGAN(Architecture):
 
 @dataclass(frozen=True)
 class Residual(Architecture):
-    """Residual blocks, then the sum over positions, as Miyato et al. 2018, table 4 (there for 32x32, with `spectral`)."""
+    """Residual blocks, then a sum over positions. Miyato et al. 2018, table 4 (for 32x32 images, with `spectral`)."""
 
     widths: tuple[int, ...] = (128, 128, 128, 128)
     """Channels of each block."""
     halvings: int = 2
-    """How many of the first blocks halve the side."""
+    """Number of blocks, from the first, that halve the side."""
     attention: tuple[int, ...] = ()
-    """Blocks (1 is the first) that self-attention follows."""
+    """Numbers of the blocks, from 1, that self-attention follows."""
 
     def __post_init__(self):
         super().__post_init__()
         check_attention(self.attention, len(self.widths))
 
-    def trunk(self, dtypes: dict[str, Any]) -> nn.Module:
+    def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Blocks(self, dtypes)
 
     def tiny(self) -> Residual:
@@ -109,36 +132,42 @@ class Residual(Architecture):
 
 
 class Discriminator(nn.Module):
-    """A trunk, and the score that is read from its features."""
+    """A trunk that makes features, and the score that is read from them."""
 
     arch: Architecture
     conditioning: Conditioning | None
     bias: bool
-    dtypes: dict[str, Any]
+    """Whether the layer of the score has a bias."""
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, keys: Array | None, train: bool) -> tuple[Array, Array]:
-        """x: [B, H, W, C]; label: [B, classes] one-hot or None; keys: [B] of dropout's noise, or None for no dropout.
+        """Returns scores [B] and features [B, F].
 
-        -> scores [B], features [B, F].
+        x: [B, H, W, C]. label: [B, classes] one-hot or None. keys: [B], for the noise of dropout. None: no dropout.
         """
         projected, joined = (label, None) if self.conditioning == "projection" else (None, label)
         features = self.arch.trunk(self.dtypes)(x, joined, keys, train)
+        # Only the score reads the closeness to other examples. Projection and feature matching use the features without it.
         read = features
         if self.arch.minibatch:
-            read = MinibatchDiscrimination(self.arch.minibatch, 5, self.dtypes)(features)
-        linear = lambda size, bias: spectral(
-            layers.Dense(size, use_bias=bias, **self.dtypes), self.arch.spectral, train
-        )
-        scores = linear(1, self.bias)(read)[:, 0]
+            read = MinibatchDiscrimination(self.arch.minibatch, MINIBATCH_DIMS, self.dtypes)(features)
+        scores = self.linear(read, 1, self.bias, train)[:, 0]
         if projected is not None:
-            scores += (linear(features.shape[-1], False)(projected.astype(features.dtype)) * features).sum(-1)
+            embedding = self.linear(projected.astype(features.dtype), features.shape[-1], False, train)
+            scores += (embedding * features).sum(-1)
         return scores, features
+
+    def linear(self, x: Array, size: int, bias: bool, train: bool) -> Array:
+        """Returns a linear map of x [B, F], [B, size]."""
+        return spectral_norm(layers.Dense(size, use_bias=bias, **self.dtypes), self.arch.spectral, train)(x)
 
 
 class Dense(nn.Module):
+    """Trunk of a `Perceptron`."""
+
     arch: Perceptron
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, keys: Array | None, train: bool) -> Array:
@@ -146,61 +175,78 @@ class Dense(nn.Module):
         if label is not None:
             x = jnp.concatenate([x, label.astype(x.dtype)], axis=-1)
         for i, width in enumerate(self.arch.widths):
-            x = spectral(layers.Dense(width, **self.dtypes), self.arch.spectral, train)(x)
-            x = dropout(nn.leaky_relu(x, 0.2), keys, i, self.arch.dropout)
+            x = spectral_norm(layers.Dense(width, **self.dtypes), self.arch.spectral, train)(x)
+            x = dropout(leaky_relu(x), keys, i, self.arch.dropout)
         return x
 
 
 class Strided(nn.Module):
+    """Trunk of a `DCGAN`."""
+
     arch: DCGAN
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, keys: Array | None, train: bool) -> Array:
-        arch, x = self.arch, with_planes(x, label)
-        init = {"kernel_init": nn.initializers.normal(0.02)}
+        arch, x = self.arch, append_planes(x, label)
+        # Radford et al. 2016 draw all weights from N(0, 0.02^2).
+        init = nn.initializers.normal(0.02)
         for i, width in enumerate(arch.widths):
-            normed = arch.norm != "none" and i > 0
-            conv = Conv(width, arch.kernel, 2, use_bias=not normed, **init, **self.dtypes)
-            x = spectral(conv, arch.spectral, train)(x)
-            if normed:
+            # The first layer has no normalization, so that D sees the range of the pixels (Radford et al. 2016).
+            has_norm = arch.norm != "none" and i > 0
+            conv = Conv(width, arch.kernel, 2, use_bias=not has_norm, kernel_init=init, **self.dtypes)
+            x = spectral_norm(conv, arch.spectral, train)(x)
+            if has_norm:
                 x = Norm(arch.norm, self.dtypes)(x, None, train)
-            x = dropout(nn.leaky_relu(x, 0.2), keys, i, arch.dropout)
+            x = dropout(leaky_relu(x), keys, i, arch.dropout)
         return x.reshape(x.shape[0], -1)
 
 
 class Blocks(nn.Module):
+    """Trunk of a `Residual`."""
+
     arch: Residual
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, keys: Array | None, train: bool) -> Array:
-        arch, x = self.arch, with_planes(x, label)
+        x = append_planes(x, label)
+        for i in range(1, len(self.arch.widths) + 1):
+            x = self.block(x, i, train)
+            if i in self.arch.attention:
+                x = SelfAttention(self.arch.spectral, self.dtypes)(x, train)
+        # A sum over positions instead of a mean, as published.
+        return dropout(nn.relu(x).sum((1, 2)), keys, 0, self.arch.dropout)
 
-        def conv(x: Array, width: int, side: int) -> Array:
-            layer = Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)
-            return spectral(layer, arch.spectral, train)(x)
+    def block(self, x: Array, i: int, train: bool) -> Array:
+        """Returns the output of block i, from 1: [B, H, W, width], or with half the sides."""
+        width, halves = self.arch.widths[i - 1], i <= self.arch.halvings
+        # The first block reads pixels, which need no activation before.
+        y = self.conv(nn.relu(x) if i > 1 else x, width, 3, train)
+        y = self.conv(nn.relu(y), width, 3, train)
+        if not halves:
+            return y + (x if width == x.shape[-1] else self.conv(x, width, 1, train))
+        # The shortcut of the first block halves before its convolution, because an image has few channels. The others
+        # convolve first, as published.
+        if i == 1:
+            return downsample(y) + self.conv(downsample(x), width, 1, train)
+        return downsample(y) + downsample(self.conv(x, width, 1, train))
 
-        for i, width in enumerate(arch.widths, 1):
-            shrink = halved if i <= arch.halvings else lambda x: x
-            y = conv(nn.relu(x) if i > 1 else x, width, 3)
-            y = shrink(conv(nn.relu(y), width, 3))
-            same = width == x.shape[-1] and i > arch.halvings
-            # 1x1 last in the first block, where the image has few channels; first in the others, as published.
-            x = y + (x if same else conv(shrink(x), width, 1) if i == 1 else shrink(conv(x, width, 1)))
-            if i in arch.attention:
-                x = SelfAttention(arch.spectral, self.dtypes)(x, train)
-        return dropout(nn.relu(x).sum((1, 2)), keys, 0, arch.dropout)
+    def conv(self, x: Array, width: int, side: int, train: bool) -> Array:
+        """Returns a convolution of x, [B, H, W, width]."""
+        layer = Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)
+        return spectral_norm(layer, self.arch.spectral, train)(x)
 
 
-def with_planes(x: Array, label: Array | None) -> Array:
-    """[B, H, W, C] and [B, classes] -> [B, H, W, C + classes]."""
+def append_planes(x: Array, label: Array | None) -> Array:
+    """Returns x [B, H, W, C] with the label [B, classes] as constant channels, [B, H, W, C + classes]."""
     if label is None:
         return x
+    # A convolution must see the label at each position.
     planes = jnp.broadcast_to(label[:, None, None, :], (*x.shape[:-1], label.shape[-1])).astype(x.dtype)
     return jnp.concatenate([x, planes], axis=-1)
 
 
-def halved(x: Array) -> Array:
-    """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C], means of 2x2 pixels."""
+def downsample(x: Array) -> Array:
+    """Returns means of 2x2 pixels of x [B, H, W, C], [B, ceil(H / 2), ceil(W / 2), C]."""
     return nn.avg_pool(x, (2, 2), (2, 2), padding="SAME", count_include_pad=False)

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 
 from gen.errors import UserError
 
+Dtypes = dict[str, Any]
+"""{"dtype": of activations, "param_dtype": of parameters}, as keyword arguments of Flax modules."""
 
-def module_dtypes(dtype: str, param_dtype: str) -> dict[str, Any]:
-    """Of activations and of parameters, as Flax modules take them. Raises: UserError for float64 while JAX has none."""
+
+def module_dtypes(dtype: str, param_dtype: str) -> Dtypes:
+    """Returns the dtypes of activations and parameters as keyword arguments of Flax modules.
+
+    Raises: UserError for float64, unless JAX has it enabled.
+    """
     if "float64" in (dtype, param_dtype) and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        raise UserError("float64 is float32 unless JAX is told otherwise; the fix: JAX_ENABLE_X64=1 in the environment")
+        raise UserError(
+            "JAX turns float64 into float32 unless it is enabled; the fix: JAX_ENABLE_X64=1 in the environment"
+        )
     return {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}

@@ -1,13 +1,14 @@
-"""Generators: latents [B, D], and labels if any, to images [B, H, W, C] in [-1, 1].
+"""Generators: networks from latents [B, D], and labels if there are any, to images [B, H, W, C] in [-1, 1].
 
-A label is concatenated to the latents, or scales and shifts what the normalizations leave (conditional batch norm).
+With conditioning "concatenation" a label is joined to the latents. With "projection" it scales and shifts the outputs of the
+normalizations (conditional batch normalization).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,27 +16,29 @@ import jax.numpy as jnp
 from gen.core import Array
 from gen.errors import UserError, check_positive
 from gen.networks import layers
+from gen.networks.dtypes import Dtypes
 from gen.networks.layers import ACTIVATIONS, Activation, Conv, Norm, Normalization, SelfAttention, check_attention
-from gen.networks.virtual_batch_norm import Referenced
+from gen.networks.virtual_batch_norm import ReferencedGenerator
 
 Conditioning = Literal["concatenation", "projection"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a generator is made of. Subclass it to add one."""
+    """Kind and sizes of a generator. Subclass it to add one."""
 
     norm: Normalization = "batch"
-    """Normalization of hidden layers: batch (over all devices), layer, virtual (by a reference batch) or none."""
+    """Normalization of hidden layers. batch: by the global batch. layer: by the example. virtual: by a reference batch."""
 
-    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:
-        """The module `(z [B, D], label [B, classes] or None, train) -> [B, *shape]`.
+    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: Dtypes) -> nn.Module:
+        """Returns the module `(z [B, D], label [B, classes] or None, train) -> [B, *shape]`.
 
-        Raises: UserError if it can't make images of that shape.
+        shape: height, width, channels. Raises: UserError if it cannot make images of that shape.
         """
         raise NotImplementedError
 
     def tiny(self) -> Architecture:
+        """Returns the same kind with the smallest sizes, for tests."""
         raise NotImplementedError
 
 
@@ -46,12 +49,13 @@ class Perceptron(Architecture):
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     """Units of the hidden layers."""
     activation: Activation = "leaky_relu"
+    """Activation of the hidden layers."""
 
     def __post_init__(self):
         check_positive(**{"the generator's width": min(self.widths, default=1)})
 
-    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:
-        return referenced(self, Dense(self, shape, conditioning, dtypes))
+    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: Dtypes) -> nn.Module:
+        return with_references(self, Dense(self, shape, conditioning, dtypes))
 
     def tiny(self) -> Perceptron:
         return replace(self, widths=(8,) * len(self.widths))
@@ -59,27 +63,31 @@ class Perceptron(Architecture):
 
 @dataclass(frozen=True)
 class DCGAN(Architecture):
-    """A projection to a small image, then transposed convolutions, as Radford et al. 2016: (1024, 512, 256, 128) with
-    strides (2, 2, 2, 2) makes their 64x64. The defaults are the 28x28 form of TensorFlow's tutorial."""
+    """A projection to a small image, then transposed convolutions. Radford et al. 2016.
+
+    The defaults are the 28x28 form of TensorFlow's tutorial. Widths (1024, 512, 256, 128) with strides (2, 2, 2, 2) are the
+    64x64 generator of the paper.
+    """
 
     widths: tuple[int, ...] = (256, 128, 64)
-    """Channels of the projection, and of each transposed convolution but the last."""
+    """Channels of the projection, and of each transposed convolution except the last."""
     strides: tuple[int, ...] = (1, 2, 2)
-    """Strides of the transposed convolutions."""
+    """Strides of the transposed convolutions. Their product is the ratio of the sides of the image and of the projection."""
     kernel: int = 5
-    """Side of their kernels."""
+    """Side of the kernels."""
     activation: Activation = "leaky_relu"
+    """Activation of the hidden layers."""
 
     def __post_init__(self):
         check_positive(**{"the generator's width": min(self.widths, default=0), "kernel": self.kernel})
         if len(self.widths) != len(self.strides):
             raise UserError(
-                f"the generator has {len(self.widths)} widths and {len(self.strides)} strides; one for each"
+                f"the generator has {len(self.widths)} widths and {len(self.strides)} strides; give one stride for each width"
             )
 
-    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:
-        small = base(shape, math.prod(self.strides))
-        return referenced(self, Transposed(self, shape, small, conditioning, dtypes))
+    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: Dtypes) -> nn.Module:
+        base = base_size(shape, math.prod(self.strides))
+        return with_references(self, Transposed(self, shape, base, conditioning, dtypes))
 
     def tiny(self) -> DCGAN:
         return replace(self, widths=(4,) * len(self.widths), kernel=3)
@@ -87,59 +95,70 @@ class DCGAN(Architecture):
 
 @dataclass(frozen=True)
 class Residual(Architecture):
-    """Residual blocks that double the side each, as Miyato et al. 2018, table 4: (256, 256, 256, 256) makes 32x32 from 4x4,
-    (256, 256, 256) 28x28 from 7x7, (1024, 512, 256, 128, 64) 64x64."""
+    """Residual blocks, each of which doubles the side. Miyato et al. 2018, table 4.
+
+    Widths (256, 256, 256, 256) make 32x32 from 4x4, (256, 256, 256) make 28x28 from 7x7, and (1024, 512, 256, 128, 64) make
+    64x64.
+    """
 
     widths: tuple[int, ...] = (256, 256, 256, 256)
     """Channels of the projection, and of each block."""
     attention: tuple[int, ...] = ()
-    """Blocks (1 is the first) that self-attention follows."""
+    """Numbers of the blocks, from 1, that self-attention follows."""
 
     def __post_init__(self):
         check_positive(**{"the generator's width": min(self.widths, default=0)})
         check_attention(self.attention, len(self.widths) - 1)
 
-    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: dict[str, Any]) -> nn.Module:
-        small = base(shape, 2 ** (len(self.widths) - 1))
-        return referenced(self, Blocks(self, shape, small, conditioning, dtypes))
+    def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: Dtypes) -> nn.Module:
+        base = base_size(shape, 2 ** (len(self.widths) - 1))
+        return with_references(self, Blocks(self, shape, base, conditioning, dtypes))
 
     def tiny(self) -> Residual:
         return replace(self, widths=(4,) * len(self.widths))
 
 
-def base(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
-    """The small image that is enlarged by `factor`. Raises: UserError if there is none."""
+def base_size(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
+    """Returns height and width of the small image that becomes an image of this shape when its sides grow by `factor`.
+
+    Raises: UserError if the factor does not divide the sides.
+    """
     height, width, _ = shape
     if height % factor or width % factor:
+        # The message names the nearest side that works.
         side = max(factor, round(min(height, width) / factor) * factor)
         raise UserError(
-            f"this generator enlarges by {factor}, which makes no {height}x{width} images; "
+            f"this generator enlarges by {factor}, so it cannot make {height}x{width} images; "
             f"the fix: --data.size {side}, or other --model.generator.widths (or strides)"
         )
     return height // factor, width // factor
 
 
-def referenced(arch: Architecture, generator: nn.Module) -> nn.Module:
-    return Referenced(generator) if arch.norm == "virtual" else generator
+def with_references(arch: Architecture, generator: nn.Module) -> nn.Module:
+    """Returns the generator, with a reference batch if its normalizations need one."""
+    return ReferencedGenerator(generator) if arch.norm == "virtual" else generator
 
 
-def entered(z: Array, label: Array | None, conditioning: Conditioning | None) -> tuple[Array, Array | None]:
-    """What enters at the bottom, and the label that the normalizations see."""
+def join_label(z: Array, label: Array | None, conditioning: Conditioning | None) -> tuple[Array, Array | None]:
+    """Returns the input of the first layer, and the label for the normalizations (None: they do not see it)."""
     if label is None or conditioning == "projection":
         return z, label
     return jnp.concatenate([z, label.astype(z.dtype)], axis=-1), None
 
 
 class Dense(nn.Module):
+    """Network of a `Perceptron`."""
+
     arch: Perceptron
     shape: tuple[int, ...]
     conditioning: Conditioning | None
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None, train: bool) -> Array:
-        x, label = entered(z, label, self.conditioning)
+        x, label = join_label(z, label, self.conditioning)
         for width in self.arch.widths:
+            # A normalization has its own shift, which makes a bias before it useless.
             x = layers.Dense(width, use_bias=self.arch.norm == "none", **self.dtypes)(x)
             if self.arch.norm != "none":
                 x = Norm(self.arch.norm, self.dtypes)(x, label, train)
@@ -148,59 +167,80 @@ class Dense(nn.Module):
 
 
 class Transposed(nn.Module):
+    """Network of a `DCGAN`."""
+
     arch: DCGAN
     shape: tuple[int, ...]
     base: tuple[int, int]
+    """Height and width of the projection."""
     conditioning: Conditioning | None
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None, train: bool) -> Array:
-        arch, init = self.arch, {"kernel_init": nn.initializers.normal(0.02), **self.dtypes}
-        normed = {"use_bias": arch.norm == "none", **init}
-
-        def hidden(x: Array, label: Array | None) -> Array:
-            if arch.norm != "none":
-                x = Norm(arch.norm, self.dtypes)(x, label, train)
-            return ACTIVATIONS[arch.activation](x)
-
-        x, label = entered(z, label, self.conditioning)
-        x = layers.Dense(math.prod(self.base) * arch.widths[0], **normed)(x)
-        x = hidden(x.reshape(-1, *self.base, arch.widths[0]), label)
+        # A normalization has its own shift, which makes a bias before it useless.
+        arch, use_bias = self.arch, self.arch.norm == "none"
+        # Radford et al. 2016 draw all weights from N(0, 0.02^2).
+        init = nn.initializers.normal(0.02)
+        x, label = join_label(z, label, self.conditioning)
+        size = math.prod(self.base) * arch.widths[0]
+        x = layers.Dense(size, use_bias=use_bias, kernel_init=init, **self.dtypes)(x)
+        x = self.activate(x.reshape(-1, *self.base, arch.widths[0]), label, train)
+        # The last stride is left for the layer below, which makes the channels of the image.
         for width, stride in zip(arch.widths[1:], arch.strides, strict=False):
-            x = hidden(Conv(width, arch.kernel, stride, transposed=True, **normed)(x), label)
-        return jnp.tanh(Conv(self.shape[-1], arch.kernel, arch.strides[-1], transposed=True, **init)(x))
+            conv = Conv(width, arch.kernel, stride, transposed=True, use_bias=use_bias, kernel_init=init, **self.dtypes)
+            x = self.activate(conv(x), label, train)
+        last = Conv(self.shape[-1], arch.kernel, arch.strides[-1], transposed=True, kernel_init=init, **self.dtypes)
+        return jnp.tanh(last(x))
+
+    def activate(self, x: Array, label: Array | None, train: bool) -> Array:
+        """Returns x normalized, and activated."""
+        if self.arch.norm != "none":
+            x = Norm(self.arch.norm, self.dtypes)(x, label, train)
+        return ACTIVATIONS[self.arch.activation](x)
 
 
 class Blocks(nn.Module):
+    """Network of a `Residual`."""
+
     arch: Residual
     shape: tuple[int, ...]
     base: tuple[int, int]
+    """Height and width of the projection."""
     conditioning: Conditioning | None
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None, train: bool) -> Array:
-        arch, init = self.arch, {"kernel_init": nn.initializers.xavier_uniform(), **self.dtypes}
-
-        def normed(x: Array) -> Array:
-            return nn.relu(x if arch.norm == "none" else Norm(arch.norm, self.dtypes)(x, label, train))
-
-        def block(x: Array, width: int) -> Array:
-            y = Conv(width, 3, **init)(doubled(normed(x)))
-            y = Conv(width, 3, **init)(normed(y))
-            return y + doubled(Conv(width, 1, **init)(x))  # 1x1 first: the same, at a quarter of the cost
-
-        x, label = entered(z, label, self.conditioning)
-        x = layers.Dense(math.prod(self.base) * arch.widths[0], **init)(x).reshape(-1, *self.base, arch.widths[0])
-        for i, width in enumerate(arch.widths[1:], 1):
-            x = block(x, width)
-            if i in arch.attention:
+        widths, init = self.arch.widths, nn.initializers.xavier_uniform()
+        x, label = join_label(z, label, self.conditioning)
+        x = layers.Dense(math.prod(self.base) * widths[0], kernel_init=init, **self.dtypes)(x)
+        x = x.reshape(-1, *self.base, widths[0])
+        for i, width in enumerate(widths[1:], 1):
+            x = self.block(x, width, label, train)
+            if i in self.arch.attention:
                 x = SelfAttention(False, self.dtypes)(x, train)
-        return jnp.tanh(Conv(self.shape[-1], 3, **init)(normed(x)))
+        return jnp.tanh(self.conv(self.activate(x, label, train), self.shape[-1], 3))
+
+    def block(self, x: Array, width: int, label: Array | None, train: bool) -> Array:
+        """Returns the output of a residual block, [B, 2 H, 2 W, width]."""
+        y = self.conv(upsample(self.activate(x, label, train)), width, 3)
+        y = self.conv(self.activate(y, label, train), width, 3)
+        # The shortcut convolves before it enlarges: the same numbers as in the other order, at a quarter of the cost.
+        return y + upsample(self.conv(x, width, 1))
+
+    def activate(self, x: Array, label: Array | None, train: bool) -> Array:
+        """Returns x normalized, and activated."""
+        if self.arch.norm != "none":
+            x = Norm(self.arch.norm, self.dtypes)(x, label, train)
+        return nn.relu(x)
+
+    def conv(self, x: Array, width: int, side: int) -> Array:
+        """Returns a convolution of x, [B, H, W, width]."""
+        return Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)(x)
 
 
-def doubled(x: Array) -> Array:
-    """[B, H, W, C] -> [B, 2 H, 2 W, C], each pixel four times."""
+def upsample(x: Array) -> Array:
+    """Returns x [B, H, W, C] with every pixel repeated in a square of four, [B, 2 H, 2 W, C]."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

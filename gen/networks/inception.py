@@ -1,8 +1,8 @@
 """The Inception-v3 that Fréchet distances are measured with: TensorFlow's graph of 2015-12-05.
 
-Szegedy et al. 2016, with the three peculiarities of that graph: average pools do not count their padding, the last
-block pools by maximum, and there are 1008 classes. Its batch normalizations, of constant statistics, are part of the
-convolutions. The architecture is data: `LAYERS`, named as in the PyTorch ports.
+Szegedy et al. 2016, with three peculiarities of that graph: average pools do not count their padding, the last block pools
+by maximum, and there are 1008 classes. Batch normalizations have constant statistics, so they are folded into the
+convolutions. The architecture is a data structure, `LAYERS`, with the names of the PyTorch ports.
 """
 
 from __future__ import annotations
@@ -18,31 +18,37 @@ import jax.numpy as jnp
 from gen.core import Array
 
 SIDE = 299
+"""Height and width of its images."""
 CLASSES = 1008
-HIGHEST = jax.lax.Precision.HIGHEST  # float32 on accelerators too: the features are a measure
+# Scores are compared between machines, so accelerators must not round products to bfloat16 or TF32.
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Conv(NamedTuple):
-    """A convolution, its normalization folded in, and a ReLU."""
+    """A convolution with a bias, and a ReLU."""
 
     name: str
     width: int
+    """Number of output channels."""
     kernel: tuple[int, int] = (1, 1)
     stride: int = 1
     padding: str = "SAME"
 
 
 class Pool(NamedTuple):
-    """[B, H, W, C] -> [B, H', W', C]."""
+    """A pool."""
 
     apply: Callable[[Array], Array]
+    """[B, H, W, C] -> [B, H', W', C]."""
 
 
 class Block(NamedTuple):
-    """Branches that see the same input; their channels are concatenated. Its name begins the names within."""
+    """Branches that read the same input. Their output channels are concatenated."""
 
     name: str
+    """Prefix of the names of its convolutions."""
     branches: Sequence[Sequence[Layer]]
+    """The layers of each branch."""
 
 
 Layer = Conv | Pool | Block
@@ -53,7 +59,7 @@ HALVE = Pool(partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2)))
 
 
 def block_a(name: str, pooled: int) -> Block:
-    """35 x 35. `pooled`: channels after the pool."""
+    """Returns a block at 35 x 35. pooled: channels of the branch with the pool."""
     return Block(
         name,
         [
@@ -70,7 +76,7 @@ def block_a(name: str, pooled: int) -> Block:
 
 
 def block_b(name: str) -> Block:
-    """35 x 35 -> 17 x 17."""
+    """Returns the block from 35 x 35 to 17 x 17."""
     return Block(
         name,
         [
@@ -86,7 +92,7 @@ def block_b(name: str) -> Block:
 
 
 def block_c(name: str, inner: int) -> Block:
-    """17 x 17. `inner`: channels within the branches."""
+    """Returns a block at 17 x 17. inner: channels of the hidden convolutions."""
     return Block(
         name,
         [
@@ -109,7 +115,7 @@ def block_c(name: str, inner: int) -> Block:
 
 
 def block_d(name: str) -> Block:
-    """17 x 17 -> 8 x 8."""
+    """Returns the block from 17 x 17 to 8 x 8."""
     return Block(
         name,
         [
@@ -126,8 +132,11 @@ def block_d(name: str) -> Block:
 
 
 def block_e(name: str, pool: Pool) -> Block:
-    """8 x 8."""
-    cross = lambda wide, tall: Block("", [[Conv(wide, 384, (1, 3))], [Conv(tall, 384, (3, 1))]])
+    """Returns a block at 8 x 8."""
+
+    def cross(wide: str, tall: str) -> Block:
+        return Block("", [[Conv(wide, 384, (1, 3))], [Conv(tall, 384, (3, 1))]])
+
     return Block(
         name,
         [
@@ -144,6 +153,7 @@ def block_e(name: str, pool: Pool) -> Block:
 
 
 LAYERS: Sequence[Layer] = [
+    # From 299 x 299 to 35 x 35.
     Conv("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
     Conv("Conv2d_2a_3x3", 32, (3, 3), 1, "VALID"),
     Conv("Conv2d_2b_3x3", 64, (3, 3)),
@@ -151,14 +161,17 @@ LAYERS: Sequence[Layer] = [
     Conv("Conv2d_3b_1x1", 80),
     Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
     HALVE,
+    # 35 x 35.
     block_a("Mixed_5b.", 32),
     block_a("Mixed_5c.", 64),
     block_a("Mixed_5d.", 64),
+    # 17 x 17.
     block_b("Mixed_6a."),
     block_c("Mixed_6b.", 128),
     block_c("Mixed_6c.", 160),
     block_c("Mixed_6d.", 160),
     block_c("Mixed_6e.", 192),
+    # 8 x 8.
     block_d("Mixed_7a."),
     block_e("Mixed_7b.", AVERAGE),
     block_e("Mixed_7c.", MAXIMUM),
@@ -166,18 +179,22 @@ LAYERS: Sequence[Layer] = [
 
 
 class Inception(nn.Module):
-    """float32."""
+    """The network, in float32."""
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """x: [B, 299, 299, 3] -> features [B, 2048] (the mean of the last block) and logits [B, 1008], without the
-        bias, as the Inception Score is published (Salimans et al. 2016)."""
+        """Returns features [B, 2048] and logits [B, 1008] for x [B, 299, 299, 3].
+
+        The features are the mean of the last block over positions. The logits have no bias, as in the code of the Inception
+        Score (Salimans et al. 2016).
+        """
         features = _run(LAYERS, x).mean(axis=(1, 2))
         logits = nn.Dense(CLASSES, use_bias=False, precision=HIGHEST, name="fc")(features)
         return features, logits
 
 
 def _run(layers: Sequence[Layer], x: Array, scope: str = "") -> Array:
+    """Returns the output of the layers. scope: prefix of the names of their convolutions."""
     for layer in layers:
         match layer:
             case Conv(name, width, kernel, stride, padding):

@@ -1,30 +1,39 @@
-"""Layers that generators and discriminators are made of. What couples a batch couples the whole batch, over the axis "data"."""
+"""Layers of generators and discriminators. Statistics of a batch are taken over the global batch, on the mapped axis "data"."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gen.core import Array
 from gen.errors import UserError
+from gen.networks.dtypes import Dtypes
 from gen.networks.kernels import convolution
 from gen.networks.kernels.dense import products
-from gen.networks.kernels.normalization import EPSILON, by_channel
+from gen.networks.kernels.normalization import EPSILON, normalize_channels
 from gen.networks.kernels.sums import to_rows
-from gen.networks.virtual_batch_norm import virtual
+from gen.networks.virtual_batch_norm import virtual_batch_norm
 
 Activation = Literal["relu", "leaky_relu", "silu", "gelu", "tanh"]
 Normalization = Literal["batch", "layer", "virtual", "none"]
+Initializer = nn.initializers.Initializer
 
-MOMENTUM = 0.9  # of the running averages of batch moments
+MOMENTUM = 0.9
+"""Decay of the running averages of batch moments."""
+
+
+def leaky_relu(x: Array) -> Array:
+    return nn.leaky_relu(x, 0.2)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
-    "leaky_relu": lambda x: nn.leaky_relu(x, 0.2),
+    "leaky_relu": leaky_relu,
     "silu": nn.silu,
     "gelu": nn.gelu,
     "tanh": jnp.tanh,
@@ -36,72 +45,82 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[..., D] -> [..., features]."""
+        """Returns [..., features] for x [..., D]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        # The same as x @ kernel, with gradients that are faster on a CPU.
         (y,) = products(x.astype(self.dtype), (kernel.astype(self.dtype),))
-        return biased(self, y) if self.use_bias else y
+        return add_bias(self, y) if self.use_bias else y
 
 
 class Conv(nn.Module):
-    """A convolution, or the transposed one, with padding SAME."""
+    """A convolution, or a transposed one, with padding SAME."""
 
     features: int
     side: int
+    """Side of the kernel."""
     stride: int = 1
     transposed: bool = False
     use_bias: bool = True
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]; transposed: [B, H stride, W stride, features]."""
+        """Returns [B, ceil(H / stride), ceil(W / stride), features] for x [B, H, W, C].
+
+        Transposed: [B, H stride, W stride, features].
+        """
         shape = (self.side, self.side, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
-        y: Any = (convolution.conv_transpose if self.transposed else convolution.conv)(
-            x.astype(self.dtype), kernel, self.stride
-        )
-        return biased(self, y) if self.use_bias else y
+        convolve = convolution.conv_transpose if self.transposed else convolution.conv
+        y: Array = convolve(x.astype(self.dtype), kernel, self.stride)  # pyright: ignore[reportAssignmentType]
+        return add_bias(self, y) if self.use_bias else y
 
 
-def biased(layer: Dense | Conv, y: Array) -> Array:
+def add_bias(layer: Dense | Conv, y: Array) -> Array:
+    """Returns y [..., features] plus the layer's parameter "bias"."""
     bias = layer.param("bias", nn.initializers.zeros, (layer.features,), layer.param_dtype)
     return y + to_rows(bias.astype(layer.dtype), y.shape)
 
 
 class Norm(nn.Module):
-    """Normalization, then a scale and a shift of each channel: one for all, or one for each class (de Vries et al. 2017).
+    """A normalization, then a scale and a shift of each channel: one for all examples, or one per class (de Vries et al. 2017).
 
-    batch: by the moments of the whole batch over all devices, or their running averages (Ioffe and Szegedy 2015);
-    layer: by those of the example itself (Ba et al. 2016); virtual: by those of a reference batch (gen/networks/virtual_batch_norm.py).
+    batch: by the moments of the global batch, or their running averages (Ioffe and Szegedy 2015). layer: by the moments of
+    the example itself (Ba et al. 2016). virtual: by the moments of a reference batch (gen/networks/virtual_batch_norm.py).
     """
 
     kind: Normalization
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, train: bool) -> Array:
-        """x: [B, ..., C]; label: [B, classes] one-hot or None."""
+        """Returns x [B, ..., C] normalized. label: [B, classes] one-hot, or None for one scale and shift for all."""
         ones, zeros, channels = nn.initializers.ones, nn.initializers.zeros, x.shape[-1]
         if label is None:
-            of = lambda name, begin: self.param(name, begin, (channels,), self.dtypes["param_dtype"])
-            return self.normalized(x, of("scale", ones), train) + to_rows(of("bias", zeros).astype(x.dtype), x.shape)
-        per_example = (x.shape[0], *(1,) * (x.ndim - 2), channels)
-        by_class = lambda name, init: Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(
-            label
-        ).reshape(per_example)
-        x = self.normalized(x, jnp.ones(channels), train)
-        return x * by_class("scale", ones).astype(x.dtype) + by_class("shift", zeros).astype(x.dtype)
+            scale = self.param("scale", ones, (channels,), self.dtypes["param_dtype"])
+            y = self.normalize(x, scale, train)
+            bias = self.param("bias", zeros, (channels,), self.dtypes["param_dtype"])
+            return y + to_rows(bias.astype(x.dtype), x.shape)
+        # The scale and the shift of the class replace the common ones.
+        x = self.normalize(x, jnp.ones(channels), train)
+        return x * self.per_class("scale", ones, x, label) + self.per_class("shift", zeros, x, label)
 
-    def normalized(self, x: Array, scale: Array, train: bool) -> Array:
-        """Normalized, and times the scale [C]."""
+    def per_class(self, name: str, init: Initializer, x: Array, label: Array) -> Array:
+        """Returns the parameter of each example's class, [B, 1, ..., C], in the dtype of x."""
+        channels = x.shape[-1]
+        rows = Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(label)
+        return rows.reshape(x.shape[0], *(1,) * (x.ndim - 2), channels).astype(x.dtype)
+
+    def normalize(self, x: Array, scale: Array, train: bool) -> Array:
+        """Returns x normalized, times the scale [C]."""
         match self.kind:
             case "batch":
                 return BatchNorm(self.dtypes, name="BatchNorm_0")(x, scale, train)
@@ -110,25 +129,30 @@ class Norm(nn.Module):
                 plain = {"reduction_axes": axes, "use_scale": False, "use_bias": False}
                 x = nn.LayerNorm(name="LayerNorm_0", **plain, **self.dtypes)(x)
             case "virtual":
-                x = virtual(x)
+                x = virtual_batch_norm(x)
         return x * to_rows(scale.astype(x.dtype), x.shape)
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(variance) of each channel, times its scale. Training, of the whole batch, and running averages follow; else
-    by those."""
+    """(x - mean) / sqrt(variance) of each channel, times its scale.
 
-    dtypes: dict[str, Any]
+    In training it uses the moments of the global batch, and their running averages are updated. Otherwise the running
+    averages are used.
+    """
+
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, scale: Array, train: bool) -> Array:
-        """[B, ..., C] -> [B, ..., C]; moments are at least float32."""
+        """Returns [B, ..., C] for x [B, ..., C] and scale [C]. Moments are at least float32."""
         whole = jnp.promote_types(self.dtypes["dtype"], jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, scale.shape, whole)
         running_variance = self.variable("batch_stats", "var", jnp.ones, scale.shape, whole)
         x, scale = x.astype(whole), scale.astype(whole)
+        # Parameters are initialized outside of the mapped axis "data", where there is no global batch.
         if train and not self.is_initializing():
-            y, mean, variance = by_channel(x, scale)
+            # normalize_channels averages the moments over "data", so the statistics are the same on every device.
+            y, mean, variance = normalize_channels(x, scale)
             running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
             running_variance.value = MOMENTUM * running_variance.value + (1 - MOMENTUM) * variance
         else:
@@ -137,71 +161,98 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtypes["dtype"])
 
 
-def spectral(layer: Dense | Conv, on: bool, train: bool) -> Callable[[Array], Array]:
-    """The layer with its kernel divided by an estimate of its largest singular value, one power iteration a training step
-    (Miyato et al. 2018, algorithm 1), if `on`."""
-    if not on:
+def spectral_norm(layer: Dense | Conv, enabled: bool, train: bool) -> Callable[[Array], Array]:
+    """Returns the layer with its kernel divided by an estimate of its largest singular value, or the layer itself.
+
+    The estimate makes one power iteration per training step. Miyato et al. 2018, algorithm 1.
+    """
+    if not enabled:
         return layer  # pyright: ignore[reportReturnType]
-    real = jnp.promote_types(layer.param_dtype, jnp.float32)
-    normalized = nn.SpectralNorm(layer, dtype=layer.param_dtype, param_dtype=real)
-    return lambda x: normalized(x, update_stats=train)
+    # Singular vectors are at least float32, because a power iteration in bfloat16 does not converge.
+    whole = jnp.promote_types(layer.param_dtype, jnp.float32)
+    normalized = nn.SpectralNorm(layer, dtype=layer.param_dtype, param_dtype=whole)
+
+    def apply(x: Array) -> Array:
+        return normalized(x, update_stats=train)
+
+    return apply
 
 
 def dropout(x: Array, keys: Array | None, layer: int, rate: float) -> Array:
-    """Inverted dropout whose noise belongs to the example. keys: [B], or None for no dropout; layer: its number."""
+    """Returns x [B, ...] with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
+
+    keys: [B], one per example, so that the noise belongs to the example. None: no dropout. layer: number of the layer, which
+    makes its noise differ from the noise of other layers.
+    """
     if keys is None or not rate:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0)
+
+    def draw(key: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(draw)(keys), x / (1 - rate), 0)
 
 
 def check_attention(after: tuple[int, ...], blocks: int) -> None:
-    """Raises: UserError for a block that there is not."""
+    """Raises: UserError if attention follows a block outside of 1 to `blocks`."""
     for block in after:
         if not 1 <= block <= blocks:
             raise UserError(f"attention follows block {block}, and there are blocks 1 to {blocks}")
 
 
 class SelfAttention(nn.Module):
-    """x + gamma attention(x) over positions, gamma zero at the start. Zhang et al. 2019, section 3."""
+    """x + gamma * attention(x) over positions, where gamma is trained and starts at 0. Zhang et al. 2019, section 3."""
 
     spectral: bool
-    dtypes: dict[str, Any]
+    """Whether its convolutions have spectral normalization."""
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
+        """Returns [B, H, W, C] for x [B, H, W, C]."""
         b, h, w, c = x.shape
-
-        def pointwise(x: Array, channels: int) -> Array:
-            return spectral(Conv(channels, 1, use_bias=False, **self.dtypes), self.spectral, train)(x)
-
-        flat = lambda x: x.reshape(b, -1, x.shape[-1])
-        pool = lambda x: nn.max_pool(x, (2, 2), (2, 2)) if min(h, w) >= 4 else x
-        query, key = flat(pointwise(x, max(1, c // 8))), flat(pool(pointwise(x, max(1, c // 8))))
-        value = flat(pool(pointwise(x, max(1, c // 2))))
+        query = self.pointwise(x, max(1, c // 8), train).reshape(b, h * w, -1)
+        key = pool(self.pointwise(x, max(1, c // 8), train))
+        value = pool(self.pointwise(x, max(1, c // 2), train))
         attention = nn.softmax(jnp.einsum("bqc,bkc->bqk", query, key), axis=-1)
         read = jnp.einsum("bqk,bkc->bqc", attention, value).reshape(b, h, w, -1)
+        # With gamma = 0 the network first learns from local features, and adds distant ones later.
         gamma = self.param("gamma", nn.initializers.zeros, (), self.dtypes["param_dtype"])
-        return x + gamma.astype(x.dtype) * pointwise(read, c)
+        return x + gamma.astype(x.dtype) * self.pointwise(read, c, train)
+
+    def pointwise(self, x: Array, channels: int, train: bool) -> Array:
+        """Returns a 1x1 convolution of x, [B, H, W, channels]."""
+        return spectral_norm(Conv(channels, 1, use_bias=False, **self.dtypes), self.spectral, train)(x)
+
+
+def pool(x: Array) -> Array:
+    """Returns the positions of x [B, H, W, C] as one axis, [B, N, C], after 2x2 max pooling unless a side is below 4.
+
+    A quarter of the positions is enough for keys and values (Zhang et al. 2019).
+    """
+    if min(x.shape[1:3]) >= 4:
+        x = nn.max_pool(x, (2, 2), (2, 2))
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 class MinibatchDiscrimination(nn.Module):
-    """Features of how close an example is to the others of the whole batch, so that a discriminator sees a lack of variety.
+    """Appends features that say how close an example is to the others of the global batch.
 
-    o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1). Salimans et al. 2016, section 3.2.
+    They show a discriminator a lack of variety: o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1). Salimans et al. 2016, section 3.2.
     """
 
     kernels: int
     dims: int
-    dtypes: dict[str, Any]
+    """Dimensions in which a kernel measures distances."""
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        """[B, F] -> [B, F + kernels]."""
+        """Returns [B, F + kernels] for features [B, F]."""
         m = Dense(self.kernels * self.dims, use_bias=False, **self.dtypes)(features)
         m = m.reshape(-1, self.kernels, self.dims)
+        # Each device compares its own examples with all examples. Parameters are initialized outside of the axis "data".
         others = m if self.is_initializing() else jax.lax.all_gather(m, "data", tiled=True)
-        distance = jnp.abs(m[:, None] - others[None, :]).sum(-1)  # [B, all, kernels]
-        closeness = jnp.exp(-distance).sum(1) - 1  # itself left out
+        distance = jnp.abs(m[:, None] - others[None, :]).sum(-1)  # [B, global B, kernels]
+        closeness = jnp.exp(-distance).sum(1) - 1  # without the example itself, whose distance is 0
         return jnp.concatenate([features, closeness.astype(features.dtype)], axis=-1)

@@ -1,25 +1,39 @@
-"""How a transformer knows where a token is: documents and places in a row, rotary positions, and a bias by distance."""
+"""How a transformer knows where a token is: documents in a row, rotary positions, and a bias by distance."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gen.core import Array
+from gen.networks.dtypes import Dtypes
 
-PADDING = -1  # the segment of what is no part of any document
-PREFIX = -2  # the segment of what every document sees
-ROTATIONS = 10_000.0  # the longest wave of rotary positions, in places over 2 pi
-BUCKETS, FARTHEST = 32, 128  # of relative positions
+PADDING = -1  # the segment of padding, and the token that marks it in a prompt
+PREFIX = -2  # the segment of a trained prefix, which every document sees
+ROTARY_BASE = 10_000.0  # the longest wavelength of rotary positions is this times 2 pi. Su et al. 2021, section 3.2.2
+BUCKETS = 32  # of relative positions: distances in a bucket share one bias
+MAX_DISTANCE = 128  # of relative positions: from here on all distances are in the last bucket
 
 
-def places(tokens_BT: Array, end: int | None) -> tuple[Array, Array]:
-    """(segment, position), int32 [B, T]: the number of the document in its row, which begins with the token `end`, and the
-    place in that document, or in the part of one that the row begins with. Tokens below 0 are padding."""
+class Location(NamedTuple):
+    """Where the tokens of each row are, int32 [B, T] each."""
+
+    segment: Array
+    """Number of the token's document in its row; PADDING for padding. Tokens only see their own segment."""
+    position: Array
+    """Index of the token in its document, or in the part of a document that the row begins with."""
+
+
+def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
+    """Returns the document and the position of each token, int32 [B, T]. Tokens below 0 are padding.
+
+    A document begins with the token `end`, and after padding. end: None if only padding separates documents.
+    """
     index_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     padding_BT = tokens_BT < 0
     begins_BT = jnp.pad(padding_BT[:, :-1], ((0, 0), (1, 0))) & ~padding_BT
@@ -27,20 +41,23 @@ def places(tokens_BT: Array, end: int | None) -> tuple[Array, Array]:
         begins_BT |= tokens_BT == end
     start_BT = jax.lax.cummax(jnp.where(begins_BT, index_T, 0), axis=1)
     segment_BT = jnp.cumsum(begins_BT, axis=1, dtype=jnp.int32)
-    return jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT
+    return Location(jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT)
 
 
 class RelativeBias(nn.Module):
-    """A learned number for each head and bucket of distances: one a distance while they are short, then ever wider ones.
-    Raffel et al. 2020, section 2.1."""
+    """A learned bias for each head and bucket of distances. Raffel et al. 2020, section 2.1.
+
+    Half of the buckets hold one short distance each. The others grow by a constant factor up to MAX_DISTANCE. If later
+    positions are visible too, half of all buckets are for them.
+    """
 
     heads: int
     causal: bool
-    dtypes: dict[str, Any]
+    dtypes: Dtypes
 
     @nn.compact
     def __call__(self, distance_TS: Array) -> Array:
-        """Places from key to query -> [N, T, S]."""
+        """int32 [T, S], index of the query minus index of the key -> bias [N, T, S]."""
         buckets, offset = BUCKETS, 0
         if not self.causal:
             buckets //= 2
@@ -48,21 +65,25 @@ class RelativeBias(nn.Module):
             distance_TS = jnp.abs(distance_TS)
         near = buckets // 2
         distance_TS = jnp.maximum(distance_TS, 0)
-        octave = jnp.log(jnp.maximum(distance_TS, near) / near) / math.log(FARTHEST / near)
+        # From 0 at the distance `near` to 1 at MAX_DISTANCE, on a logarithmic scale.
+        octave = jnp.log(jnp.maximum(distance_TS, near) / near) / math.log(MAX_DISTANCE / near)
         far = jnp.minimum(near + (octave * (buckets - near)).astype(jnp.int32), buckets - 1)
         table = nn.Embed(BUCKETS, self.heads, embedding_init=nn.initializers.normal(0.02), **self.dtypes)
         return table(jnp.where(distance_TS < near, distance_TS, far) + offset).transpose(2, 0, 1)
 
 
-def rotations(index_BT: Array, width: int, dtype: Any) -> Array:
-    """The cosines and the sines [2, B, T, 1, width / 2] of the angle of each pair of channels of any head at a place."""
-    frequency = ROTATIONS ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-    angle = index_BT.astype(dtype)[..., None, None] * frequency[None, None, None]
+def rotations(position_BT: Array, width: int, dtype: DTypeLike) -> Array:
+    """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2]. width: H, channels of a head."""
+    frequency = ROTARY_BASE ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    angle = position_BT.astype(dtype)[..., None, None] * frequency[None, None, None]
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
 def rotate(x_BTNH: Array, rotation: Array) -> Array:
-    """Turn the pairs (i, i + H / 2) of channels by the angles of their place. Su et al. 2021, equation 34."""
+    """Rotates each pair of channels (i, i + H / 2) by the angle of its position. Su et al. 2021, equation 34.
+
+    The product of a rotated query and a rotated key depends only on the difference of their positions.
+    """
     cos, sin = rotation
     a, b = jnp.split(x_BTNH.astype(rotation.dtype), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

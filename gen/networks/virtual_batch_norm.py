@@ -1,7 +1,12 @@
-"""Virtual batch normalization (Salimans et al. 2016, section 3.5): by a fixed reference batch, so that examples don't see
-each other. No running averages, nothing to average over devices; the price is a forward pass of the references."""
+"""Virtual batch normalization (Salimans et al. 2016, section 3.5): each example is normalized by a fixed reference batch.
+
+Examples do not see each other, so there are no running averages and nothing to average over devices. The price is a forward
+pass of the references in every step.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,33 +15,41 @@ import jax.numpy as jnp
 from gen.core import Array
 
 REFERENCES = 64
+"""Number of reference examples. They come first in a batch."""
 
 
-def virtual(x: Array, epsilon: float = 1e-5) -> Array:
-    """x [B, ..., C] with the first REFERENCES examples normalized by their own moments, and each other one by the moments of
-    the references and itself."""
+def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
+    """Returns x [B, ..., C] normalized, where the first REFERENCES examples are the references.
+
+    The references are normalized by their own moments. Each other example is normalized by the moments of the references and
+    of itself together.
+    """
     n, axes = REFERENCES, tuple(range(1, x.ndim - 1))
 
-    def joined(moment: Array) -> Array:
-        """Of each example, [B, 1, ..., C] -> of what it is normalized by."""
+    def combine(moment: Array) -> Array:
+        """Returns the moment [B, 1, ..., C] that normalizes each example. moment: of each example alone, same shape."""
+        # The example counts once next to n references, so its weight is 1 / (n + 1).
         references = moment[:n].mean(0, keepdims=True)
         own = (n * references + moment[n:]) / (n + 1)
         return jnp.concatenate([jnp.broadcast_to(references, moment[:n].shape), own])
 
-    mean, square = joined(x.mean(axes, keepdims=True)), joined(jnp.square(x).mean(axes, keepdims=True))
+    mean, square = combine(x.mean(axes, keepdims=True)), combine(jnp.square(x).mean(axes, keepdims=True))
     return (x - mean) * jax.lax.rsqrt(square - jnp.square(mean) + epsilon)
 
 
-class Referenced(nn.Module):
-    """A generator that runs with fixed reference latents, and labels in turn, in front of its own; they are dropped after."""
+class ReferencedGenerator(nn.Module):
+    """A generator that puts fixed reference latents in front of its inputs, and drops their images."""
 
     generator: nn.Module
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None, train: bool) -> Array:
+        """Returns images [B, H, W, C] for z [B, D]. label: [B, classes] one-hot or None. References have all classes in turn."""
         n = REFERENCES
+        # A constant key: the reference batch must be the same in every step.
         z = jnp.concatenate([jax.random.normal(jax.random.key(0), (n, z.shape[-1]), z.dtype), z])
         if label is not None:
             k = label.shape[-1]
             label = jnp.concatenate([jax.nn.one_hot(jnp.arange(n) % k, k, dtype=label.dtype), label])
-        return self.generator(z, label, train)[n:]  # pyright: ignore[reportCallIssue]
+        apply: Callable[..., Array] = self.generator  # pyright: ignore[reportAssignmentType]
+        return apply(z, label, train)[n:]

@@ -1,11 +1,10 @@
-"""Fine-tuning as functions on parameter trees: a few parameters are trained beside a base that stays as it is."""
+"""Fine-tuning as functions of parameter trees: a few new parameters are trained, and the weights of the base stay fixed."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +13,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gen.core import Adapter, Array, Key, Params
 from gen.errors import UserError, check_positive
 
-VECTORS = ("bias", "scale")  # which have two axes where they are stacked over layers
+VECTORS = ("bias", "scale")
+"""Names of vectors. Stacked over layers they have two axes, but are not matrices."""
+Leaves = dict[tuple[str, ...], Array]
+"""{path: array}."""
 
 
 @dataclass(frozen=True)
 class LoRA(Adapter):
-    """W + alpha / rank A B for the matrices whose path matches. Hu et al. 2022, equation 3."""
+    """Adds alpha / rank A B to each matrix W whose path matches, and trains A and B. Hu et al. 2022, equation 3."""
 
     rank: int = 8
     """Columns of A and rows of B."""
     alpha: float = 16.0
-    """Size of the change, in units of the rank."""
+    """Scale of the change: A B is multiplied by alpha / rank."""
     path: str = r"kernel$"
     """Regular expression, searched in paths such as "transformer/layers/attention/query/kernel"."""
 
@@ -36,22 +38,24 @@ class LoRA(Adapter):
             raise UserError(f"lora.path {self.path!r} is no regular expression: {error}") from None
 
     def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
-        leaves: dict[Any, Any] = dict(flatten_dict(base))
+        leaves: Leaves = flatten_dict(base)  # pyright: ignore[reportAssignmentType]
         found = {p: w for p, w in leaves.items() if re.search(self.path, "/".join(p))}
         matrices = {p: w for p, w in found.items() if w.ndim > 1 and p[-1] not in VECTORS}
         if not matrices:
             raise UserError(f"lora.path {self.path!r} matches no matrix of the base")
-        trained: dict[Any, Array] = {}
+        trained: Leaves = {}
         for i, (path, w) in enumerate(sorted(matrices.items())):
-            layers, rows, columns = sides(w.shape)
+            layers, rows, columns = matrix_shape(w.shape)
             a = jax.random.normal(jax.random.fold_in(key, i), (*layers, rows, self.rank), w.dtype)
             trained[(*path, "a")] = a / math.sqrt(rows)
+            # B begins at 0, so that step 0 computes what the base computes.
             trained[(*path, "b")] = jnp.zeros((*layers, self.rank, columns), w.dtype)
         return unflatten_dict(trained)
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
-        merged: dict[Any, Any] = dict(flatten_dict(base))
-        low_rank: dict[Any, Any] = dict(flatten_dict(trained))
+        merged: Leaves = dict(flatten_dict(base))  # pyright: ignore[reportAssignmentType, reportArgumentType]
+        low_rank: Leaves = flatten_dict(trained)  # pyright: ignore[reportAssignmentType]
+        # Each matrix has two entries, "a" and "b"; the other parameters of the base are passed on.
         for *path, name in low_rank:
             if name == "a":
                 w = merged[tuple(path)]
@@ -62,7 +66,7 @@ class LoRA(Adapter):
 
 @dataclass(frozen=True)
 class Prompt(Adapter):
-    """Vectors before the embedded tokens, which every token sees (Lester et al. 2021)."""
+    """Trains vectors that precede the embedded tokens and that every token attends to (Lester et al. 2021)."""
 
     length: int = 16
     """Number of vectors."""
@@ -72,8 +76,11 @@ class Prompt(Adapter):
 
     def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
         if "embedding" not in base.get("transformer", {}):
-            raise UserError("a learned prompt stands before the tokens of a language model; this base has none")
+            raise UserError(
+                "a learned prompt precedes the tokens of a language model, and this base has no tokens; the fix: --finetune lora"
+            )
         table = base["transformer"]["embedding"]["embedding"]
+        # Rows of the vocabulary: Lester et al. found them a better start than random vectors.
         rows = jax.random.choice(key, len(table), (self.length,))
         return {"prefix": table[rows]}
 
@@ -81,8 +88,12 @@ class Prompt(Adapter):
         return base | {"transformer": base["transformer"] | {"prefix": trained["prefix"]}}
 
 
-def sides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """(axes of layers, rows, columns) of [in, out], stacked [L, in, out], and a convolution's [h, w, in, out]."""
+def matrix_shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """Returns (axes of layers, rows, columns) of a kernel.
+
+    Kernels are [in, out], stacked over layers [L, in, out], or of convolutions [height, width, in, out]. The rows of a
+    convolution are all axes but the last.
+    """
     match shape:
         case (rows, columns):
             return (), rows, columns
@@ -95,10 +106,10 @@ def sides(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
 def split_trained(
     adapter: Adapter | None, key: Key, params: dict[str, Params]
 ) -> tuple[dict[str, Params], dict[str, Params]]:
-    """(what is trained, what is frozen) of a model with these parameters."""
+    """Returns (trained parameters, frozen parameters) at step 0 of a model with these parameters."""
     return (params, {}) if adapter is None else (adapter.begin(key, params), params)
 
 
 def merge_adapter(adapter: Adapter | None, trained: dict[str, Params], frozen: dict[str, Params]) -> dict[str, Params]:
-    """The parameters that the networks take; gradients are of what is trained."""
+    """Returns the parameters that the networks take. Gradients reach the trained parameters only."""
     return trained if adapter is None else adapter.merge(trained, jax.lax.stop_gradient(frozen))

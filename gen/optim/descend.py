@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gen.axis import mean
-from gen.core import Array, Batch, Params
+from gen import axis
+from gen.core import Array, Params
+
+Aux = TypeVar("Aux")
+Examples = TypeVar("Examples")
+"""A pytree of arrays [B, ...], such as a Batch."""
 
 
-def norm(tree: Any) -> Array:
-    """The Euclidean norm of all numbers of the tree: of each array the product with itself, which writes down no squares."""
+def norm(tree: Params) -> Array:
+    """Returns the Euclidean norm of all numbers of the tree, [], at least float32."""
 
     def square(x: Array) -> Array:
+        # A product with itself instead of a sum of squares: the squares are never written to memory.
         axes = tuple(range(x.ndim))
         whole = jnp.promote_types(x.dtype, jnp.float32)
         return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), "highest", preferred_element_type=whole)
@@ -25,42 +30,82 @@ def norm(tree: Any) -> Array:
     return jnp.sqrt(sum(map(square, jax.tree.leaves(tree)), jnp.zeros(())))
 
 
-backward_hook: ContextVar[Callable[[Any], None]] = ContextVar("descending", default=lambda backward: None)
-"""Is shown each backward pass that `descend` traces: a pytree of what it keeps of the forward pass (see gen.plan)."""
+def _ignore(backward: object) -> None:
+    pass
+
+
+backward_hook: ContextVar[Callable[[object], None]] = ContextVar("backward_hook", default=_ignore)
+"""Function called with each backward pass that `descend` traces: a pytree of the values kept from the forward pass. gen.plan
+counts their bytes with it."""
+
+
+class Descent(NamedTuple, Generic[Aux]):
+    """Result of one optimizer step."""
+
+    params: Params
+    """The parameters after the step."""
+    opt_state: optax.OptState
+    """The optimizer's state after the step."""
+    loss: Array
+    """The loss before the step, [], on this device's examples alone."""
+    aux: Aux
+    """The second result of the loss function, on this device's examples alone."""
+    grads: Params
+    """The gradient, averaged over "data"."""
 
 
 def descend(
-    loss: Callable[[Params, Batch], tuple[Array, Any]],
+    loss: Callable[[Params, Examples], tuple[Array, Aux]],
     params: Params,
     opt_state: optax.OptState,
     tx: optax.GradientTransformation,
-    batch: Batch,
-    parts: int = 1,
-) -> tuple[Params, optax.OptState, Array, Any, Params]:
-    """One optimizer step on `loss(params, batch) -> (scalar, aux)`: params, opt_state, loss, aux, gradients. The only place where
-    gradients are averaged: over "data", and before that over so many parts of the batch, taken one after the other."""
+    batch: Examples,
+    microbatches: int = 1,
+) -> Descent[Aux]:
+    """Does one optimizer step on `loss(params, batch) -> (scalar, aux)`, both means over the batch's examples.
 
-    def of(part: Batch) -> Any:
+    microbatches: number of parts of the batch whose gradients are computed one after the other and averaged. It must divide
+    the batch. Then gradients are averaged over "data".
+    """
+
+    def differentiate(part: Examples) -> tuple[tuple[Array, Aux], Params]:
         value, backward, aux = jax.vjp(lambda params: loss(params, part), params, has_aux=True)
         backward_hook.get()(backward)
         return (value, aux), backward(jnp.ones_like(value))[0]
 
-    if parts == 1:
-        (value, aux), grads = of(batch)
+    if microbatches == 1:
+        (value, aux), grads = differentiate(batch)
     else:
-        # Every parts-th example, so that a batch that is sharded stays where it is.
-        each = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
-        shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], each))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
-        add = lambda sums, part: (jax.tree.map(jnp.add, sums, of(part)), None)
-        sums, _ = jax.lax.scan(add, zeros, each)
-        (value, aux), grads = jax.tree.map(lambda x, like: (x / parts).astype(like.dtype), sums, shapes)
-    grads = mean(grads)
+        (value, aux), grads = _average_parts(differentiate, batch, microbatches)
+    grads = axis.mean(grads)
     updates, opt_state = tx.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, value, aux, grads
+    return Descent(optax.apply_updates(params, updates), opt_state, value, aux, grads)
+
+
+def _average_parts(
+    differentiate: Callable[[Examples], tuple[tuple[Array, Aux], Params]], batch: Examples, parts: int
+) -> tuple[tuple[Array, Aux], Params]:
+    """Returns the mean of `differentiate` over parts of the batch, one after the other: the memory of one part is enough."""
+
+    def split(x: Array) -> Array:
+        # Part i has the examples i, i + parts, ...: neighbours stay on their device when the batch is sharded.
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+    def add(sums: Params, part: Examples) -> tuple[Params, None]:
+        return jax.tree.map(jnp.add, sums, differentiate(part)), None
+
+    each = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], each))
+    # Sums of bfloat16 gradients would lose the small ones, so they are at least float32.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+    sums, _ = jax.lax.scan(add, zeros, each)
+    return jax.tree.map(lambda x, like: (x / parts).astype(like.dtype), sums, shapes)
 
 
 def update_average(ema: Params, params: Params, decay: float, step: Array) -> Params:
-    """The running average, one step on. It starts as the parameters are: its decay grows from 1/10 to `decay`."""
+    """Returns the moving average of the parameters after one more step.
+
+    step: int32 [], steps done before. The decay grows from 1/10 to `decay`, so the average soon forgets the initial values.
+    """
     now = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: a + ((1 - now) * (p - a)).astype(a.dtype), ema, params)

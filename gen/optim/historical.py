@@ -1,4 +1,4 @@
-"""Historical averaging (Salimans et al. 2016, section 3.3): a player's cost has w |theta - 1/t sum_i theta_i|^2 added."""
+"""Historical averaging (Salimans et al. 2016, section 3.3): adds w |theta - 1/t sum_i theta_i|^2 to a player's loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from gen.core import Array, Params
 
 
 class HistoricalState(NamedTuple):
+    """State of historical averaging."""
+
     count: Array
-    """int32[]: parameters seen."""
+    """int32 []. Number of parameter values in the mean."""
     mean: Params
-    """Their mean."""
+    """Mean of the parameters over all steps so far."""
 
 
 def historical_averaging(weight: float) -> optax.GradientTransformation:
-    """Adds the penalty's gradient, 2 w (theta - mean), in front of an optimizer. The mean counts the present theta."""
+    """Returns a transformation that adds the penalty's gradient, 2 w (theta - mean). Put it before an optimizer.
+
+    The mean includes the current theta.
+    """
 
     def init(params: Params) -> HistoricalState:
         return HistoricalState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))

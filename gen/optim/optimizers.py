@@ -1,72 +1,92 @@
-"""Optimizers as configs that build optax transformations: schedules for every scalar, parameter groups by path."""
+"""Optimizers as configs that build optax transformations: a schedule for every scalar, and parameter groups by path."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
-from optax import contrib
+import tyro
 
+from gen.core import Array, Params
 from gen.errors import UserError, check_positive
 from gen.optim.descend import norm
 from gen.optim.historical import historical_averaging
-from gen.optim.paths import map_with_path
+from gen.optim.rules import SGD, Adam, At, Frozen, Muon, Rule, map_with_path
 from gen.optim.schedules import Scalar, schedule
 
-Rule = Literal["adam", "muon", "sgd", "frozen"]
-At = Callable[[Scalar], optax.Schedule]
+RuleName = Literal["adam", "muon", "sgd", "frozen"]
+"""Rules that take their hyper-parameters from the Optimizer's fields. Any other rule is an object with its own fields."""
+
+
+def _read_rule(words: list[str]) -> str:
+    if words[0] not in get_args(RuleName):
+        raise ValueError(
+            f"{words[0]!r} is not one of {', '.join(get_args(RuleName))}; a config file may name any other rule"
+        )
+    return words[0]
+
+
+# Without it the command line would ask for a subcommand, because one member of the union is a dataclass.
+RULE_OPTION = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="{" + ",".join(get_args(RuleName)) + "}",
+    instance_from_str=_read_rule,
+    is_instance=lambda x: isinstance(x, str | Rule),
+    str_from_instance=lambda rule: [str(rule)],
+)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The parameters whose path matches, with an optimizer of their own."""
+    """Parameters whose path matches a regular expression, with their own settings."""
 
     path: str
     """Regular expression, searched in paths such as "encoder/Dense_0/kernel"."""
-    rule: Rule | None = None
-    """Their update rule; None: the optimizer's."""
+    rule: RuleName | Rule | None = None
+    """Update rule of these parameters. None: the optimizer's."""
     lr_factor: float = 1.0
     """Factor on the learning rate."""
     weight_decay: Scalar | None = None
-    """Their weight decay; None: the optimizer's."""
+    """Weight decay of these parameters. None: the optimizer's."""
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019) unless told otherwise."""
+    """An optimizer. The default is Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
-    rule: Rule = "adam"
-    """adam (AdamW where weight decay is set), muon (Jordan 2024; matrices and kernels, Adam for the rest), sgd, frozen."""
+    rule: Annotated[RuleName | Rule, RULE_OPTION] = "adam"
+    """Update rule: adam (AdamW if weight_decay is set), muon (Jordan 2024: matrices and kernels; Adam for the rest), sgd, or
+    frozen. A config file may also give an object of a subclass of gen.optim.Rule, whose own fields replace b1, b2 and eps."""
     lr: Scalar = 1e-3
     """Learning rate."""
     b1: Scalar = 0.9
-    """Decay of the first moment; momentum of muon and sgd."""
+    """Decay of Adam's first moment, or momentum of muon and sgd."""
     b2: Scalar = 0.999
     """Decay of Adam's second moment."""
     eps: Scalar = 1e-8
     """Adam's epsilon."""
     weight_decay: Scalar = 0.0
-    """Decoupled weight decay, multiplied by the learning rate; none on parameters that match `undecayed`."""
+    """Decoupled weight decay, multiplied by the learning rate. Parameters that match `undecayed` have none."""
     undecayed: str = r"(bias|scale|shift|embedding|pseudo_inputs|prefix)(/kernel)?$"
     """Regular expression of the paths without weight decay."""
     clip: float | None = None
-    """Clip gradients to this global norm."""
+    """Largest global norm of the gradients; larger gradients are scaled down. None: no limit."""
     historical: float = 0.0
-    """Weight of historical averaging (Salimans et al. 2016), see gen/optim/historical.py; 0: none."""
+    """Weight of historical averaging (Salimans et al. 2016, section 3.3). 0: none."""
     accumulate: int = 1
-    """Average the gradients of so many steps into one update."""
+    """Number of steps whose gradients are averaged into one update."""
     groups: tuple[Group, ...] = ()
-    """Parameter groups; the first that matches a path takes it."""
+    """Parameter groups. A parameter belongs to the first group that matches its path."""
 
     def __post_init__(self):
         if self.accumulate < 1:
-            raise UserError(f"accumulate is {self.accumulate}; it counts steps, so at least 1")
+            raise UserError(f"accumulate is {self.accumulate}; it counts steps, so it must be at least 1")
         if self.clip is not None:
             check_positive(clip=self.clip)
         for name, path in [("undecayed", self.undecayed), *(("parameter group", group.path) for group in self.groups)]:
@@ -76,100 +96,88 @@ class Optimizer:
                 raise UserError(f"{name} {path!r} is no regular expression: {error}") from None
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation for a run of `steps` calls. Schedules count calls, also where `accumulate` joins several."""
+        """Returns the transformation for a run of `steps` steps.
+
+        Schedules are read at the run's step, also if `accumulate` makes one update of several steps.
+        """
+        # The last group matches every path, so each parameter belongs to a group.
         groups = (*self.groups, Group(""))
-        of = lambda path: next(i for i, group in enumerate(groups) if re.search(group.path, path))
 
         def at(value: Scalar) -> optax.Schedule:
-            by_call = schedule(value, steps)
-            return lambda count: by_call(count * self.accumulate)
+            by_step = schedule(value, steps)
+            # optax counts updates, and an update is `accumulate` steps.
+            return lambda count: by_step(count * self.accumulate)
 
-        transforms: dict[Any, optax.GradientTransformation] = {
-            i: _rule(self, group, at) for i, group in enumerate(groups)
+        transforms: dict[Hashable, optax.GradientTransformation] = {
+            i: self._transform(group, at) for i, group in enumerate(groups)
         }
-        tx = optax.partition(transforms, lambda params: map_with_path(lambda path, _: of(path), params))
+
+        def label(path: str, _: Array) -> int:
+            return _first_match(groups, path)
+
+        tx = optax.partition(transforms, partial(map_with_path, label))
         if self.clip is not None:
-            thawed = lambda path, _: (groups[of(path)].rule or self.rule) != "frozen"
-            clip = optax.masked(_clip(self.clip), lambda params: map_with_path(thawed, params))
+            # Frozen parameters have gradients, but they must not count in the norm.
+            def is_trained(path: str, _: Array) -> bool:
+                return not isinstance(self._rule(groups[_first_match(groups, path)]), Frozen)
+
+            clip = optax.masked(_clip(self.clip), partial(map_with_path, is_trained))
             tx = optax.chain(clip, tx)
         if self.historical:
+            # Its penalty is not part of the gradient that is clipped.
             tx = optax.chain(historical_averaging(self.historical), tx)
         if self.accumulate > 1:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
         return tx
 
+    def _rule(self, group: Group) -> Rule:
+        """Returns the rule of a group as an object. The names take their hyper-parameters from this config's fields."""
+        adam = Adam(self.b1, self.b2, self.eps)
+        match group.rule or self.rule:
+            case "adam":
+                return adam
+            case "muon":
+                return Muon(self.b1, adam)
+            case "sgd":
+                return SGD(self.b1)
+            case "frozen":
+                return Frozen()
+            case rule:
+                return rule
 
-def _clip(most: float) -> optax.GradientTransformation:
-    """Gradients scaled down to the norm `most`, if theirs is more (Pascanu et al. 2013, algorithm 1)."""
+    def _transform(self, group: Group, at: At) -> optax.GradientTransformation:
+        """Returns a group's rule, followed by weight decay and the learning rate."""
+        rule = self._rule(group)
+        if isinstance(rule, Frozen):
+            return rule.build(at)
+        decay = self.weight_decay if group.weight_decay is None else group.weight_decay
+        lr = at(self.lr)
 
-    def clip(grads: optax.Updates, _: optax.Params | None) -> optax.Updates:
-        factor = most / jnp.maximum(norm(grads), most)
+        def is_decayed(path: str, _: Array) -> bool:
+            return not re.search(self.undecayed, path)
+
+        return optax.chain(
+            rule.build(at),
+            optax.add_decayed_weights(at(decay), mask=partial(map_with_path, is_decayed))
+            if decay != 0.0
+            else optax.identity(),
+            optax.scale_by_learning_rate(lambda count: group.lr_factor * lr(count)),
+        )
+
+
+def _first_match(groups: Sequence[Group], path: str) -> int:
+    return next(i for i, group in enumerate(groups) if re.search(group.path, path))
+
+
+def _clip(limit: float) -> optax.GradientTransformation:
+    """Returns a transformation that scales gradients down to the norm `limit` if their norm is above it.
+
+    Pascanu et al. 2013, algorithm 1.
+    """
+
+    def clip(grads: Params, params: Params | None) -> Params:
+        factor = limit / jnp.maximum(norm(grads), limit)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
     return optax.stateless(clip)
-
-
-def _rule(config: Optimizer, group: Group, at: At) -> optax.GradientTransformation:
-    rule = group.rule or config.rule
-    if rule == "frozen":
-        return optax.set_to_zero()
-    moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-    adam = _scheduled(optax.scale_by_adam, at, **moments)
-    direction = {
-        "adam": lambda: adam,
-        "sgd": lambda: _scheduled(optax.trace, at, decay=config.b1),
-        "muon": lambda: optax.partition(
-            {"muon": _muon(config.b1, at), "adam": adam},
-            lambda params: map_with_path(lambda path, p: "muon" if _matrix(path, p) else "adam", params),
-        ),
-    }[rule]()
-    decay = config.weight_decay if group.weight_decay is None else group.weight_decay
-    decayed = lambda params: map_with_path(lambda path, _: not re.search(config.undecayed, path), params)
-    lr = at(config.lr)
-    return optax.chain(
-        direction,
-        optax.add_decayed_weights(at(decay), mask=decayed) if decay != 0.0 else optax.identity(),
-        optax.scale_by_learning_rate(lambda count: group.lr_factor * lr(count)),
-    )
-
-
-def _muon(momentum: Scalar, at: At) -> optax.GradientTransformation:
-    """Orthogonalized momentum, scaled to the size of Adam's updates so that one learning rate serves both
-    (Liu et al. 2025, equation 4)."""
-
-    def scale(u: jax.Array) -> jax.Array:
-        fan_in = u.shape[1] if u.ndim == 3 else math.prod(u.shape[:-1])
-        return 0.2 * max(fan_in, u.shape[-1]) ** 0.5 * u
-
-    direction = lambda b1: contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_matrices)
-    return optax.chain(
-        _scheduled(direction, at, b1=momentum), optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
-    )
-
-
-def _scheduled(transformation: Any, at: At, **scalars: Scalar) -> optax.GradientTransformation:
-    """`transformation(**scalars)`, with those that are schedules read at each step."""
-    if all(isinstance(value, float | int) for value in scalars.values()):
-        return transformation(**scalars)
-    return optax.inject_hyperparams(transformation)(**{k: at(v) for k, v in scalars.items()})
-
-
-def _matrix(path: str, p: Any) -> contrib.MuonDimensionNumbers | None:
-    """Which axes of a kernel are in and out: [in, out], [h, w, in, out], or stacked over layers [L, in, out]."""
-    if not path.endswith("kernel"):
-        return None
-    match p.ndim:
-        case 2:
-            return contrib.MuonDimensionNumbers(0, 1)
-        case 3:
-            return contrib.MuonDimensionNumbers(1, 2)
-        case 4:
-            return contrib.MuonDimensionNumbers((0, 1, 2), 3)
-        case _:
-            return None
-
-
-def _matrices(params: Any) -> Any:
-    # Inside the partition the other leaves are masked, so each that remains has its axes.
-    return map_with_path(lambda path, p: _matrix(path, p) if hasattr(p, "ndim") else p, params)

@@ -1,4 +1,4 @@
-"""Schedules: a scalar hyper-parameter as a function of the step. Wherever a config says `Scalar`, a number or one of these fits."""
+"""Schedules: a scalar hyper-parameter as a function of the step. A config field of type `Scalar` takes a number or a schedule."""
 
 from __future__ import annotations
 
@@ -11,30 +11,34 @@ from gen.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """A hyper-parameter that moves with the step. Subclass it to add one."""
+    """A hyper-parameter that changes with the step. Subclass it to add one."""
 
     def build(self, steps: int) -> optax.Schedule:
-        """step -> value, for a run of `steps` steps."""
+        """Returns the function step -> value for a run of `steps` steps. Steps count from 0 and may be traced."""
         raise NotImplementedError
 
     @property
     def reads_steps(self) -> bool:
-        """Whether the value at a step depends on the length of the run, which then belongs to the run's identity."""
+        """Whether the value at a step depends on the length of the run. If so, the length belongs to the run's identity."""
         return True
 
 
 @dataclass(frozen=True)
 class WarmupCosine(Schedule):
-    """From 0 to `peak` in a line, then down to `end` in half a cosine. Loshchilov and Hutter 2017, equation 5."""
+    """Rises linearly from 0 to `peak`, then falls to `end` along half a cosine. Loshchilov and Hutter 2017, equation 5."""
 
     peak: float
+    """Value after the warm-up."""
     warmup: int = 0
+    """Steps of the linear rise."""
     end: float = 0.0
+    """Value at the end of the run."""
 
     def __post_init__(self):
-        _check(self.warmup)
+        _check_warmup(self.warmup)
 
     def build(self, steps: int) -> optax.Schedule:
+        # `alpha` is the final value as a fraction of the peak, which is undefined for a peak of 0.
         down = optax.cosine_decay_schedule(
             self.peak, max(1, steps - self.warmup), alpha=self.end / self.peak if self.peak else 0.0
         )
@@ -43,14 +47,17 @@ class WarmupCosine(Schedule):
 
 @dataclass(frozen=True)
 class WarmupLinear(Schedule):
-    """From 0 to `peak` in a line, then down to `end` in a line."""
+    """Rises linearly from 0 to `peak`, then falls linearly to `end`."""
 
     peak: float
+    """Value after the warm-up."""
     warmup: int = 0
+    """Steps of the linear rise."""
     end: float = 0.0
+    """Value at the end of the run."""
 
     def __post_init__(self):
-        _check(self.warmup)
+        _check_warmup(self.warmup)
 
     def build(self, steps: int) -> optax.Schedule:
         down = optax.linear_schedule(self.peak, self.end, max(1, steps - self.warmup))
@@ -59,21 +66,23 @@ class WarmupLinear(Schedule):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """From `start` to `value` in a line of `warmup` steps, then constant. A VAE's KL warm-up."""
+    """Moves linearly from `start` to `value` in `warmup` steps, then stays. For instance a VAE's KL warm-up."""
 
     value: float
+    """Value after the warm-up."""
     warmup: int
+    """Steps of the linear change."""
     start: float = 0.0
+    """Value at step 0."""
 
     def __post_init__(self):
-        _check(self.warmup)
+        _check_warmup(self.warmup)
 
     def build(self, steps: int) -> optax.Schedule:
-        return (
-            optax.linear_schedule(self.start, self.value, self.warmup)
-            if self.warmup
-            else optax.constant_schedule(self.value)
-        )
+        # optax's linear schedule stays at its start if it has no steps.
+        if self.warmup:
+            return optax.linear_schedule(self.start, self.value, self.warmup)
+        return optax.constant_schedule(self.value)
 
     @property
     def reads_steps(self) -> bool:
@@ -82,14 +91,16 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """`values[i]` until step `boundaries[i]`; one value more than boundaries."""
+    """Has the value `values[i]` until step `boundaries[i]`."""
 
     boundaries: tuple[int, ...]
+    """Ascending steps at which the value changes."""
     values: tuple[float, ...]
+    """The values, one more than boundaries."""
 
     def __post_init__(self):
         if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
-            raise UserError(f"{self}: boundaries must ascend, with one value more than there are boundaries")
+            raise UserError(f"{self}: boundaries must ascend, with one value more than boundaries")
 
     def build(self, steps: int) -> optax.Schedule:
         return optax.join_schedules([optax.constant_schedule(v) for v in self.values], list(self.boundaries))
@@ -100,17 +111,21 @@ class Piecewise(Schedule):
 
 
 Scalar = float | Schedule
+"""A number, or a schedule of it."""
 
 
 def schedule(value: Scalar, steps: int) -> optax.Schedule:
-    """step -> value, of a number or a schedule."""
+    """Returns the function step -> value of a number or a schedule, for a run of `steps` steps."""
     return value.build(steps) if isinstance(value, Schedule) else optax.constant_schedule(value)
 
 
 def _after_warmup(warmup: int, peak: float, then: optax.Schedule) -> optax.Schedule:
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), then], [warmup]) if warmup else then
+    if not warmup:
+        return then
+    # `then` counts its steps from the end of the warm-up.
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), then], [warmup])
 
 
-def _check(warmup: int) -> None:
+def _check_warmup(warmup: int) -> None:
     if warmup < 0:
-        raise UserError(f"warmup is {warmup}; it counts steps, so at least 0")
+        raise UserError(f"warmup is {warmup}; it counts steps, so it must be at least 0")

@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a step, read from its shapes and its jaxpr."""
+"""FLOPs and bytes of a training step, read from its shapes and its jaxpr."""
 
 from __future__ import annotations
 
@@ -11,69 +11,100 @@ import jax
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel
 from gen.optim import descend
-from gen.plan.inputs import shapes
+from gen.plan.inputs import batch_shapes
+
+Shapes = list[jax.ShapeDtypeStruct]
 
 
-def on_each(tree: Any) -> int:
-    """Bytes of a tree of shapes on one device, under their shardings."""
-    shape = lambda x: x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
-    return sum(math.prod(shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+def bytes_per_device(tree: object) -> int:
+    """Returns the bytes of a tree of shapes on one device, under their shardings."""
+    return sum(math.prod(_local_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def traced(config: Config, data: Dataset, model: GenerativeModel, n: int) -> tuple[float, int]:
-    """FLOPs of one device's part of a step whose batch n share, and bytes of the activations that are kept of it for the backward
-    pass: of the player that keeps most. They are what `core.descend` keeps and what is larger the more examples there are; the rest are
-    parameters, or made of them."""
-    state = jax.eval_shape(model.init, jax.random.key(config.seed))
+def _local_shape(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+
+
+def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) -> tuple[float, int]:
+    """Returns the FLOPs of a step on one of the n devices that share a batch, and the bytes of its activations.
+
+    Activations are what the forward pass keeps for the backward pass and what grows with the batch. A model with several
+    players takes gradients one player at a time, so the player that keeps most counts.
+    """
     examples = config.data.batch_size // n
+    jaxpr, kept = _trace_step(config, data, model, n, examples)
+    # Arrays with the same shape for two batch sizes are parameters, or are computed from them.
+    _, kept_of_two = _trace_step(config, data, model, n, 2 * examples)
+    activations = [
+        sum(bytes_per_device(x) for x, y in zip(now, then, strict=True) if x.shape != y.shape)
+        for now, then in zip(kept, kept_of_two, strict=True)
+    ]
+    return flops(jaxpr), max(activations, default=0)
 
-    def trace(examples: int) -> tuple[Any, list[list[Any]]]:
-        kept: list[list[Any]] = []
 
-        def keep(backward: Any) -> None:
-            tracers = {id(x): x for x in jax.tree.leaves(backward)}
-            kept.append([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tracers.values()])
+def _trace_step(
+    config: Config, data: Dataset, model: GenerativeModel, n: int, examples: int
+) -> tuple[object, list[Shapes]]:
+    """Returns the jaxpr of an update, and the shapes that each gradient keeps for its backward pass."""
+    kept: list[Shapes] = []
 
-        token = descend.backward_hook.set(keep)
-        try:
-            batch = shapes(config, data, model, examples)
-            return jax.make_jaxpr(model.update, axis_env=[("data", n)])(state, batch, jax.random.key(0)), kept
-        finally:
-            descend.backward_hook.reset(token)
+    def keep(backward: object) -> None:
+        # Several parts of the backward pass may hold one array, which is kept once.
+        tracers = {id(x): x for x in jax.tree.leaves(backward)}
+        kept.append([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tracers.values()])
 
-    (jaxpr, kept), (_, more) = trace(examples), trace(2 * examples)
-    grows = lambda now, then: sum(on_each(x) for x, y in zip(now, then, strict=True) if x.shape != y.shape)
-    return flops(jaxpr), max((grows(now, then) for now, then in zip(kept, more, strict=True)), default=0)
+    # Traced under the axis "data" of n devices, so the jaxpr is the part of one device.
+    state = jax.eval_shape(model.init, jax.random.key(config.seed))
+    batch = batch_shapes(config, data, model, examples)
+    token = descend.backward_hook.set(keep)
+    try:
+        return jax.make_jaxpr(model.update, axis_env=[("data", n)])(state, batch, jax.random.key(0)), kept
+    finally:
+        descend.backward_hook.reset(token)
 
 
 def flops(jaxpr: Any) -> float:
-    """FLOPs of the matrix products and convolutions of a jaxpr, two for a multiplication and addition. A scan's body counts
-    as often as it is run, that of a loop of unknown length once; of branches the dearest, but of a platform's own form and the
-    plain one the plain; of two vectors, whose product is a sum, nothing."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            left = eqn.invars[0].aval.shape
-            out = eqn.outvars[0].aval.shape
-            total += 2 * math.prod(out) * math.prod(left[i] for i in contracted) if out else 0
-        elif name == "conv_general_dilated":
-            kernel, numbers = eqn.invars[1].aval.shape, params["dimension_numbers"]
-            each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # multiplications for one number that comes out
-            spread = math.prod(params["lhs_dilation"]) * params["batch_group_count"]
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * each / spread
-        else:
-            platforms = params.get("branches_platforms")
-            given = [params["branches"][platforms.index(None)]] if platforms else params.values()
-            inner = [flops(j) for value in given for j in _jaxprs(value)]
-            times = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
-            total += times * (max(inner, default=0) if name == "cond" else sum(inner))
-    return total
+    """Returns the FLOPs of a jaxpr's matrix products and convolutions. A multiplication with its addition counts as two.
+
+    The body of a scan counts as often as it runs, the body of a loop of unknown length once. Of the branches of a condition,
+    the most expensive one counts. Products of two vectors, which are sums, do not count.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # a closed jaxpr holds the open one
+    return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
 
 
-def _jaxprs(value: Any) -> Iterator[Any]:
-    for x in value if isinstance(value, tuple | list) else [value]:
-        if hasattr(getattr(x, "jaxpr", x), "eqns"):
-            yield x
+def _equation_flops(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    # A multiplication and an addition for each pair of numbers that is contracted.
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        return 2 * math.prod(out) * math.prod(left[i] for i in contracted) if out else 0
+    if name == "conv_general_dilated":
+        kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
+        each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # multiplications for one number of the output
+        # Zeros between the inputs, and groups of the batch, are not multiplied.
+        skipped = math.prod(params["lhs_dilation"]) * params["batch_group_count"]
+        return 2 * math.prod(equation.outvars[0].aval.shape) * each / skipped
+    inner = [flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    # A step may take any of the branches, so the plan assumes the most expensive one.
+    if name == "cond":
+        return max(inner, default=0)
+    return _repetitions(name, params) * sum(inner)
+
+
+def _repetitions(name: str, params: dict[str, Any]) -> int:
+    if name == "scan":
+        return params["length"]
+    # The body of a shard_map is the part of one device.
+    return params["mesh"].size if name == "shard_map" else 1
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """Yields the jaxprs that an equation runs. A choice by platform runs its plain form, which is what a paper counts."""
+    platforms = params.get("branches_platforms")
+    values = [params["branches"][platforms.index(None)]] if platforms else params.values()
+    for value in values:
+        for x in value if isinstance(value, tuple | list) else [value]:
+            if hasattr(getattr(x, "jaxpr", x), "eqns"):
+                yield x

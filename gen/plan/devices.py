@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
@@ -14,6 +14,7 @@ from gen import errors
 from gen.config import Config
 from gen.errors import UserError
 from gen.runtime import backend
+from gen.runtime.backend import Device
 
 Platform = Literal["cpu", "tpu"]
 
@@ -21,55 +22,63 @@ TOPOLOGIES = {
     **{1: "v5e:1x1", 2: "v5e:1x2", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 32: "v5e:4x8", 64: "v5e:8x8"},
     **{128: "v5e:8x16", 256: "v5e:16x16", 512: "v5p:8x8x8", 1024: "v5p:8x8x16"},
 }
-"""Slices of TPUs by the number of their chips; a v5e has up to 256."""
+"""{number of chips: TPU slice}. A v5e has up to 256 chips."""
+# Without these, the TPU library asks the network which machine this is, writes logs, and refuses a second plan next to a first.
+TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
-def _devices(config: Config, n: int | None, platform: Platform) -> Sequence[Any]:
-    """This machine's devices, or n fake ones of its processor, or n chips of a TPU that need not be there."""
+def find_devices(config: Config, n: int | None, platform: Platform) -> Sequence[Device]:
+    """Returns n fake CPU devices, or n TPU chips that need not exist. n None: the devices of this machine."""
     if n is None:
         backend.start_backend(config.parallel)
         return jax.devices()[: config.parallel.devices]
-    errors.check_positive(**{"--devices": n})
-    jax.config.update("jax_platforms", "cpu")  # nothing is put on an accelerator, if there is one
-    if platform == "tpu":
-        backend.start_backend(replace(config.parallel, devices=None, cpu_devices=None))
-        return topology(n)
-    backend.start_backend(replace(config.parallel, devices=None, cpu_devices=n))
-    return jax.devices()
+    errors.check_positive(**{"--plan.devices": n})
+    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine is left alone
+    cpu_devices = None if platform == "tpu" else n
+    backend.start_backend(replace(config.parallel, devices=None, cpu_devices=cpu_devices))
+    return topology(n) if platform == "tpu" else jax.devices()
 
 
-def topology(n: int) -> Sequence[Any]:
-    """n chips to compile for, of which TPU's compiler knows. Raises: UserError if it isn't installed, or for another n."""
+def topology(n: int) -> Sequence[Device]:
+    """Returns n TPU chips to compile for. Raises: UserError if the TPU compiler is not installed, or has no slice of n chips."""
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError("TPU's compiler is not installed; the fix: pip install 'gen[tpu-plan]'") from None
+        raise UserError("the TPU compiler is not installed; the fix: pip install 'gen[tpu-plan]'") from None
     if n not in TOPOLOGIES:
-        raise UserError(f"a TPU of {n} chips is not known; there are {', '.join(map(str, TOPOLOGIES))}")
-    # Of a machine that has no TPU: else the library asks the network who it is, and writes its complaints and logs.
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    quiet |= {"TPU_LOG_DIR": "disabled", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3"}
-    quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # two plans at once
-    for name, value in quiet.items():
+        raise UserError(f"there is no TPU slice of {n} chips; choose one of {', '.join(map(str, TOPOLOGIES))}")
+    for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[n]).devices
 
 
-def _hosts(devices: Sequence[Any], n: int | None) -> list[int]:
-    """The host of each device: as they are, or n with as many devices each."""
+def assign_hosts(devices: Sequence[Device], n: int | None) -> list[int]:
+    """Returns the host of each device. n: number of hosts, with the same number of devices each. None: as the devices are.
+
+    Raises: UserError if n does not divide the number of devices.
+    """
     if n is None:
         return [device.process_index for device in devices]
-    errors.check_positive(**{"--hosts": n})
+    errors.check_positive(**{"--plan.hosts": n})
     if len(devices) % n:
-        raise UserError(f"{len(devices)} devices can't be shared by {n} hosts; choose a divisor")
+        raise UserError(f"{len(devices)} devices can't be divided among {n} hosts; choose a divisor of {len(devices)}")
     return [i // (len(devices) // n) for i in range(len(devices))]
 
 
 @contextmanager
-def _fitting(n: int) -> Iterator[None]:
-    """Raises: UserError if a compiler finds that the step needs more memory than a device has."""
+def explain_out_of_memory(n: int) -> Iterator[None]:
+    """Raises: UserError instead of the compiler's error if the step needs more memory than one of the n devices has."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -77,6 +86,6 @@ def _fitting(n: int) -> Iterator[None]:
             raise
         reason = str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0].strip()
         raise UserError(
-            f"the step doesn't fit on {n} devices: {reason}\nmore --devices, a smaller --data.batch-size, "
-            "--parallel.engine jit --parallel.fsdp, or a transformer's --model.network.remat may help"
+            f"the step does not fit on {n} devices: {reason}\nthese may help: more --plan.devices, a smaller "
+            "--data.batch-size, --parallel.engine jit --parallel.fsdp, or a transformer's --model.network.remat"
         ) from None

@@ -1,100 +1,127 @@
-"""What a step will take, before the devices are booked: the real step compiled for them, and nothing allocated.
+"""The plan of a training step, before any device is booked. The real step is compiled; nothing is allocated.
 
-    python train.py lm_1b --dry-run --devices 256
+    python train.py lm_1b --dry-run --plan.devices 256
 
-Bytes of the state are its shapes under its shardings. Bytes of activations and FLOPs are read from the step as it is
-traced, with a scan's body as often as it is run. Peak memory is the compiler's, and what is sent is read from the program
-that it made: of the fake devices of this processor, or, with `--platform tpu`, of a TPU that need not be there.
+Bytes of the state follow from its shapes and shardings. Bytes of activations and FLOPs are read from the traced step. Peak
+memory and communication are read from the compiled program. The compiler is the CPU's, for fake devices, or the TPU's with
+`--plan.platform tpu`, which needs no TPU.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 
 import jax
 
 from gen import config as configs
-from gen.config import Config
+from gen.config import Config, Parallel
+from gen.core import Params, State
 from gen.data.preprocess import with_preprocess
 from gen.plan import hlo
-from gen.plan.count import on_each, traced
-from gen.plan.devices import TOPOLOGIES, Platform, _devices, _fitting, _hosts
-from gen.plan.inputs import opened, shapes
-from gen.plan.report import Plan, report
+from gen.plan.count import bytes_per_device, count_step
+from gen.plan.devices import TOPOLOGIES, Platform, assign_hosts, explain_out_of_memory, find_devices
+from gen.plan.inputs import batch_shapes, open_data
+from gen.plan.report import Plan, Sent, report
 from gen.runs import base
 from gen.runtime import engine as runtime_engine
 from gen.runtime import faults
 
 
 def dry_run(launch: configs.Launch) -> None:
-    """Print the plan of a step; nothing is written or trained. For this machine's devices with the resolved config before it.
+    """Prints the plan of a step. Writes and trains nothing. A plan for this machine begins with the resolved config.
 
-    Raises: UserError for what a person got wrong.
+    Raises: UserError for a mistake in the config, or devices that cannot be planned for.
     """
-    config = base.resolve_config(launch.config)
-    if launch.devices is None:
+    config, target = base.resolve_config(launch.config), launch.plan
+    if target.devices is None:
         print(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
-    made, note = plan(config, launch.devices, launch.hosts, launch.platform)
+    made, note = plan(config, target.devices, target.hosts, target.platform)
     print("\n".join(report(made, note)))
 
 
 def plan(
     config: Config, devices: int | None = None, hosts: int | None = None, platform: Platform = "cpu"
 ) -> tuple[Plan, str]:
-    """The plan for so many devices (None: this machine's), and what is to be said about its data.
+    """Returns the plan of a step, and a note if it was made without the data.
 
-    Raises: UserError if they can't be had, or the step doesn't fit them.
+    devices: number of devices to plan for. None: this machine's. hosts: number of hosts that share them. None: as they are.
+
+    Raises: UserError if these devices cannot be planned for, or the step does not fit on them.
     """
-    found = _devices(config, devices, platform)
-    host = _hosts(found, hosts)
-    data, note = opened(config)
+    found = find_devices(config, devices, platform)
+    host = assign_hosts(found, hosts)
+    data, note = open_data(config)
     model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
+    # The same guard as in training: it holds a second copy of the state.
     guard = faults.guards(config.faults)
     engine = runtime_engine.compile_engine(model, config.parallel, config.seed, config.data.batch_size, guard, found)
-    batch = shapes(config, data, model, config.data.batch_size)
+    batch = batch_shapes(config, data, model, config.data.batch_size)
+    # Compiling is what finds out memory and communication.
     start = time.perf_counter()
-    with _fitting(len(found)):
+    with explain_out_of_memory(len(found)):
         compiled = engine.lower(batch).compile()
     seconds = time.perf_counter() - start
 
-    state, n = engine.abstract, len(found)
-    params = {f"params/{name}": tree for name, tree in state.params.items()}
-    parts = {"optimizer": state.opt_state, "averages": state.ema, "statistics": state.stats, "frozen": state.frozen}
-    tensor = config.parallel.tensor
-    flops, activations = traced(config, data, model, n // tensor)
+    n, tensor, state = len(found), config.parallel.tensor, engine.abstract
+    # With tensor parallelism, `tensor` devices share the examples and the FLOPs of one part of the batch.
+    flops, activations = count_step(config, data, model, n // tensor)
     memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    traffic, sent = hlo.traffic(compiled.as_text()), {}
-    for kind in hlo.KINDS:
-        of = [c for c in traffic.collectives if c.kind == kind and c.crosses(range(n))]
-        total = lambda cs: sum(c.count * c.bytes for c in cs)
-        if of:
-            sent[kind] = (sum(c.count for c in of), total(of), total(c for c in of if c.crosses(host)))
-    return (
-        Plan(
-            engine=f"{config.parallel.engine}{' with FSDP' if config.parallel.fsdp else ''}"
-            + (f", tensors among {tensor}" if tensor > 1 else ""),
-            compiler=TOPOLOGIES[n] if platform == "tpu" else found[0].platform,
-            seconds=seconds,
-            devices=n,
-            hosts=len(set(host)),
-            examples=config.data.batch_size,
-            each=config.data.batch_size // (n // tensor),
-            numbers={name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()},
-            held={name: bytes_ for name, tree in (params | parts).items() if (bytes_ := on_each(tree))},
-            stepped={
-                "gradients": on_each(state.params),
-                "batch": on_each(batch) * tensor // n,
-                "activations": activations,
-            },
-            arguments=memory.argument_size_in_bytes,
-            temporary=memory.temp_size_in_bytes,
-            peak=max(memory.peak_memory_in_bytes, needed + memory.temp_size_in_bytes),
-            flops=flops / tensor,
-            sent=sent,
-            unknown=traffic.unknown,
-            batch=on_each(batch),
-        ),
-        note,
+    assert memory is not None
+    # Donated arguments are aliased by outputs, and need memory once.
+    lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    traffic = hlo.traffic(compiled.as_text() or "")
+    held = {name: bytes_per_device(tree) for name, tree in _parts(state).items()}
+    made = Plan(
+        engine=_engine_name(config.parallel),
+        compiler=TOPOLOGIES[n] if platform == "tpu" else found[0].platform,
+        seconds=seconds,
+        devices=n,
+        hosts=len(set(host)),
+        examples=config.data.batch_size,
+        each=config.data.batch_size // (n // tensor),
+        numbers={name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in _params(state).items()},
+        held={name: bytes_ for name, bytes_ in held.items() if bytes_},
+        stepped={
+            "gradients": bytes_per_device(state.params),
+            "batch": bytes_per_device(batch) * tensor // n,
+            "activations": activations,
+        },
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        peak=max(memory.peak_memory_in_bytes, lasting + memory.temp_size_in_bytes),
+        flops=flops / tensor,
+        sent=_sum_by_kind(traffic.collectives, host),
+        unknown=traffic.unknown,
+        batch=bytes_per_device(batch),
     )
+    return made, note
+
+
+def _params(state: State) -> dict[str, Params]:
+    return {f"params/{name}": tree for name, tree in state.params.items()}
+
+
+def _parts(state: State) -> dict[str, object]:
+    """Returns what a device holds from step to step, by name."""
+    others = {"optimizer": state.opt_state, "averages": state.ema, "statistics": state.stats, "frozen": state.frozen}
+    return _params(state) | others
+
+
+def _engine_name(config: Parallel) -> str:
+    fsdp = " with FSDP" if config.fsdp else ""
+    tensor = f", tensors divided among {config.tensor}" if config.tensor > 1 else ""
+    return f"{config.engine}{fsdp}{tensor}"
+
+
+def _sum_by_kind(collectives: Sequence[hlo.Collective], host: Sequence[int]) -> dict[str, Sent]:
+    """Returns the totals of each kind of collective. host: the host of each device."""
+    sent = {}
+    for kind in hlo.KINDS:
+        # A group of one device exchanges nothing, though compilers may leave such collectives in.
+        found = [c for c in collectives if c.kind == kind and c.crosses(range(len(host)))]
+        if found:
+            between = sum(c.count * c.bytes for c in found if c.crosses(host))
+            sent[kind] = Sent(sum(c.count for c in found), sum(c.count * c.bytes for c in found), between)
+    return sent

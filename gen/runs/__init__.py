@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoints, logs, and the runs that it starts from."""
+"""A run on disk: its directory, checkpoints, log and base, and a trained run opened again."""

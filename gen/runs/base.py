@@ -1,61 +1,85 @@
-"""Going on from another run: its weights and tokenizer as a start, or as the base that an adapter stands on.
-
-python -m gen.runs.merge RUN DIR [--base DIR]     a run of its own from an adapter and its base
-"""
+"""Base runs: another run whose weights and tokenizer are the start of a run, or the fixed part under its adapter."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
 
 from gen import files
 from gen.config import Config
-from gen.core import Dataset, Params, State
+from gen.core import Dataset, Feature, Params, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError
 from gen.runs import checkpoint, directory
+from gen.runs.directory import BaseRecord, RunFacts
 
 
-class Base(NamedTuple):
-    """A checkpoint that other runs go on from."""
+@dataclass(frozen=True)
+class Base:
+    """A checkpoint that other runs start from. Its files were checked when it was opened."""
 
     path: Path
     config: Config
+    spec: Spec
     step: int
     sha256: str
-    """Of the checkpoint's manifest, which names each of its files."""
+    """SHA-256 of the checkpoint's manifest, which names each of its files."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @cached_property
+    def abstract(self) -> State:
+        """Shapes and dtypes of its state, without places. Raises: UserError if they don't fit in memory."""
+        model = self.config.model.build(self.spec, self.config.steps)
+        return files.check_fits(jax.eval_shape(model.init, jax.random.key(0)), self.path)
+
+    def record(self, workdir: Path) -> BaseRecord:
+        """Returns the entry for config.json of the run in `workdir`."""
+        return BaseRecord(os.path.relpath(self.path.resolve(), workdir.resolve()), self.step, self.sha256)
 
 
 def open_base(path: Path, step: int | None = None) -> Base:
-    """The base in a run directory, each of its files as it was written: its best checkpoint, or that of a step.
+    """Returns the base in a run directory. step: its checkpoint; None: its best.
 
-    Raises: UserError if there is none.
+    Raises: UserError if there is no such checkpoint, or if one of its files has changed.
     """
     config, _ = directory.read_config(path)
     checkpoints = path / "checkpoints"
     if step is None:
-        step = checkpoint.best(checkpoints, config.save, warn=lambda text: print(f"warning: {text}", file=sys.stderr))
+        step = checkpoint.best(checkpoints, config.save, warn=_warn)
         if step is None:
-            raise UserError(f"{path} has no checkpoint to go on from")
+            raise UserError(f"{path} has no checkpoint to start from")
     elif reason := checkpoint.damage(checkpoints, step):
         raise UserError(f"the base's checkpoint {checkpoints / str(step)}: {reason}")
-    return Base(path, config, step, checkpoint.digest(checkpoints, step))
+    return Base(path, config, directory.read_spec(path), step, checkpoint.digest(checkpoints, step))
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def resolve_config(config: Config) -> Config:
-    """The config with its base's network, and adapted as it says. Without a base, the config."""
+    """Returns the config with the network of its base, and with its adapter. Without a base: the config as it is.
+
+    Raises: UserError if the base does not exist, is itself an adapter, or is of another family.
+    """
     if config.init_from is None:
         return config
     path = location(config)
     base, _ = directory.read_config(path)
     if base.finetune != "full":
-        raise UserError(f"{path} is an adapter on another run; first: python -m gen.runs.merge {path} DIR")
+        raise UserError(
+            f"{path} is an adapter, which needs its own base; merge it first: python -m gen.runs.merge {path} DIR"
+        )
     model = config.model.inherit(base.model, directory.read_spec(path))
     if config.finetune != "full":
         model = model.with_adapter({"lora": config.lora, "prompt": config.prompt}[config.finetune])
@@ -63,88 +87,102 @@ def resolve_config(config: Config) -> Config:
 
 
 def build_data(config: Config) -> Dataset:
-    """The config's data; with the base's tokenizer, and as many tokens as its model has, which may be more than are used."""
+    """Returns the data set of a config. With a base: by the base's tokenizer, and with its vocabulary size.
+
+    That size may be larger than the number of tokens in use.
+    """
     if config.init_from is None or not (location(config) / tokenizers.FILE).exists():
         return config.data.build()
     path = location(config)
-    found, known = replace(config.data, tokenizer=str(path)).build(), directory.read_spec(path)
-    vocab = lambda name, used: max(used or 0, (known[name].vocab or 0) if name in known else 0) or None
-    return found._replace(spec={name: replace(f, vocab=vocab(name, f.vocab)) for name, f in found.spec.items()})
+    data, known = replace(config.data, tokenizer=str(path)).build(), directory.read_spec(path)
+    return data._replace(spec={name: _widen(feature, known.get(name)) for name, feature in data.spec.items()})
+
+
+def _widen(feature: Feature, known: Feature | None) -> Feature:
+    """Returns the feature with the vocabulary of the base's feature, if that is larger."""
+    # The base's embedding has one row per token, so its weights fit only with the same vocabulary size.
+    theirs = (known.vocab or 0) if known else 0
+    return replace(feature, vocab=max(feature.vocab or 0, theirs) or None)
 
 
 def location(config: Config) -> Path:
+    """Returns the run directory of a config's base. Raises: UserError if it is not a run directory."""
     assert config.init_from is not None
     path = Path(config.base or config.init_from)
     if not (path / "config.json").exists():
-        raise UserError(f"{path}, which this run goes on from, is no run directory; if it was moved: --base DIR")
+        raise UserError(f"{path}, the base of this run, is not a run directory; if it was moved: --base DIR")
     return path
 
 
 def choose_base(config: Config, workdir: Path) -> Base | None:
-    """The base of a config: the one that a run that is there was begun on, or else the best of `init_from`."""
+    """Returns the base of a config: the one that an existing run was begun with, otherwise the best of `init_from`."""
     if config.init_from is None:
         return None
-    if (workdir / "config.json").exists() and "base" in directory.read_config(workdir)[1]:
-        return base_of_run(workdir, str(location(config)))
+    if (workdir / "config.json").exists():
+        _, facts = directory.read_config(workdir)
+        if facts.base is not None:
+            return base_of_run(workdir, facts, str(location(config)))
     return open_base(location(config))
 
 
-def base_facts(base: Base, workdir: Path) -> dict[str, Any]:
-    """What a run keeps of its base."""
-    return {"path": os.path.relpath(base.path.resolve(), workdir.resolve()), "step": base.step, "sha256": base.sha256}
+def base_of_run(workdir: Path, facts: RunFacts, moved: str | None = None) -> Base | None:
+    """Returns the base that config.json of a run records, None without one. moved: where the base is now.
 
-
-def base_of_run(workdir: Path, moved: str | None = None) -> Base | None:
-    """The base of a run, None if it has none. Raises: UserError if it is not there, or not what it was."""
-    _, known = directory.read_config(workdir)
-    if "base" not in known:
+    Raises: UserError if the base does not exist, or is not the one that the run was trained with.
+    """
+    if facts.base is None:
         return None
-    path, step = Path(moved or workdir / known["base"]["path"]), known["base"]["step"]
+    path, step = Path(moved or workdir / facts.base.path), facts.base.step
     if not path.is_dir():
-        raise UserError(f"{workdir} stands on the run {path}, which is not there; if it was moved: --base DIR")
-    if moved is None:  # the run says so, and may be a stranger's
-        print(f"{workdir} stands on {os.path.realpath(path)}", file=sys.stderr)
-    # Nothing else of that folder is read before: whoever made the run has to know the base already.
-    there = (path / "checkpoints" / str(step) / checkpoint.MANIFEST).is_file()
-    if there and checkpoint.digest(path / "checkpoints", step) != known["base"]["sha256"]:
+        raise UserError(f"{workdir} needs its base {path}, which does not exist; if it was moved: --base DIR")
+    if moved is None:
+        # The path comes from the run, which may be a stranger's, so the user should see what is read.
+        print(f"{workdir} has the base {os.path.realpath(path)}", file=sys.stderr)
+    # Nothing else in that folder is read before its digest: a stranger's run can't make gen read other private files.
+    sealed = (path / "checkpoints" / str(step) / checkpoint.MANIFEST).is_file()
+    if sealed and checkpoint.digest(path / "checkpoints", step) != facts.base.sha256:
         raise UserError(f"{path} is not the base that {workdir} was trained on (their digests differ)")
-    base = open_base(path, step)  # with no manifest, this says so
-    return base
+    # Without a manifest this raises.
+    return open_base(path, step)
+
+
+def check_unchanged(base: Base) -> None:
+    """Raises: UserError if a file of the base's checkpoint has changed since the base was opened."""
+    if checkpoint.damage(base.checkpoints, base.step) or checkpoint.digest(base.checkpoints, base.step) != base.sha256:
+        raise UserError(f"the base {base.path} has changed during the training of this run")
 
 
 def check_base(base: Base, abstract: State) -> None:
-    """Raises: UserError for the first parameter of the base that this state has otherwise."""
-    theirs, ours = (_shapes(state.frozen or state.params) for state in (_abstract(base), abstract))
+    """Raises: UserError for the first parameter of the base that has another shape in `abstract`, or is missing."""
+    theirs, ours = (_shapes(state.frozen or state.params) for state in (base.abstract, abstract))
     for path in sorted(theirs.keys() | ours.keys()):
         if theirs.get(path) != ours.get(path):
-            has = lambda shapes: shapes.get(path, "none")  # noqa: B023
             raise UserError(
-                f"the base {base.path} does not fit: its {path} is {has(theirs)}, and this config's {has(ours)}; "
-                f"choose data and a model like those in {base.path / 'config.json'}"
+                f"the base {base.path} does not fit: its {path} is {theirs.get(path, 'missing')}, and this config's is "
+                f"{ours.get(path, 'missing')}; choose data and a model like those in {base.path / 'config.json'}"
             )
 
 
 def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
-    """The parameters that the base makes samples with, in the dtypes of `like`; on the host: whoever takes them places them."""
-    state = checkpoint.restore(base.path / "checkpoints", base.step, _abstract(base), items=("params", "ema"))
+    """Returns the parameters that the base samples with, in host memory and with the dtypes of `like`."""
+    # In host memory, since `abstract` has no shardings: the caller knows where the weights go.
+    state = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("params", "ema"))
+    # The averages replace the parameters of the same name, as they do when the base is sampled.
     found = {**state.params, **state.ema}
     return jax.tree.map(lambda x, own: x.astype(own.dtype), found, like)
 
 
-def _abstract(base: Base) -> State:
-    model = base.config.model.build(directory.read_spec(base.path), base.config.steps)
-    return files.check_fits(jax.eval_shape(model.init, jax.random.key(0)), base.path)
-
-
-def _shapes(params: dict[str, Params]) -> dict[str, tuple[int, ...]]:
-    leaves: dict[str, Any] = dict(flatten_dict(params, sep="/"))
-    return {path: x.shape for path, x in leaves.items()}
-
-
 def with_base(state: State, abstract: State, base: Base | None) -> State:
-    """A restored state with the base that it stands on, placed as `abstract` says."""
+    """Returns a restored state with the base's weights in `frozen`, placed as in `abstract`."""
     if not jax.tree.leaves(abstract.frozen):
         return state
     assert base is not None
-    put = lambda x, like: jax.device_put(x, like.sharding)
-    return replace(state, frozen=jax.tree.map(put, read_weights(base, abstract.frozen), abstract.frozen))
+    weights = read_weights(base, abstract.frozen)
+    return replace(
+        state, frozen=jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), weights, abstract.frozen)
+    )
+
+
+def _shapes(params: dict[str, Params]) -> dict[str, tuple[int, ...]]:
+    leaves: Any = flatten_dict(params, sep="/")
+    return {path: x.shape for path, x in leaves.items()}

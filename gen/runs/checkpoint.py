@@ -1,25 +1,22 @@
-"""Checkpoints that can be trusted: written asynchronously, sealed by a manifest of SHA-256 sums, verified when read.
+"""Checkpoints: saved in the background, sealed by a manifest, and verified when they are read.
 
-A step is a folder with one item per field of the state (so that sampling restores the parameters alone). Orbax commits
-it by renaming; then `manifest.json` is written into it. A step without a manifest, or one that disagrees with it, is
-unsound and never used: one flipped bit restores silently otherwise. The only file that imports orbax.
+A step is a folder with one Orbax item per field of the state, so that sampling can restore the parameters alone. Orbax commits
+the folder by renaming it. Then gen.runs.manifest seals it. This is the only file that imports Orbax.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,71 +25,123 @@ from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
+from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, is_sealed, seal
 from gen.runtime import hosts, signals
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+__all__ = [
+    "MANIFEST",
+    "Facts",
+    "Saver",
+    "best",
+    "damage",
+    "digest",
+    "newest",
+    "read_facts",
+    "restore",
+    "saver",
+    "scheduled",
+    "steps",
+]
+
 ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
+"""Fields of a state that a checkpoint holds."""
+DISK_ERRORS = ("no space left", "read-only file system", "permission denied", "disk quota exceeded")
+
+
+class Facts(NamedTuple):
+    """Numbers that are saved with a state, as JSON."""
+
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl at this step. A resumed run truncates the file to it."""
+    validation: Mapping[str, float] = {}
+    """{metric: value} if the step was evaluated. They decide which checkpoint is the best."""
+    due: bool = True
+    """Whether the config asks for this checkpoint. Otherwise it was saved because a signal stopped the run."""
+    faults: Sequence[Sequence[float]] = ()
+    """The last entries of gen.runtime.faults.Record."""
+    merged: str | None = None
+    """The base of a run that gen.runs.merge made, as JSON."""
+
+
+class Saver:
+    """Saves states in the background, one at a time. `saver` makes one.
+
+    A failed save is raised by the next call or by `close`. On several hosts, all call the same methods.
+    """
+
+    def __init__(self, folder: Path, config: Save):
+        self.folder, self.config = folder, config
+        self.orbax = ocp.AsyncCheckpointer(_handler())
+        self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.last: Future[None] | None = None
+
+    def __call__(self, state: State, facts: Facts = Facts()) -> Future[None]:
+        """Starts to save a state, and returns once it is copied off the devices. The future ends when it is sealed."""
+        with _short_disk_errors(self.folder):
+            # One save at a time: a second one would need memory for another copy of the state.
+            self.wait()
+            path = self.folder.absolute() / str(int(state.step))
+            # Orbax refuses an item without arrays.
+            items = {k: ocp.args.PyTreeSave(v) for k in ITEMS if jax.tree.leaves(v := getattr(state, k))}
+            content = {k: v for k, v in facts._asdict().items() if v is not None}
+            meta = ocp.args.JsonSave({"format": FORMAT, **content})
+            self.orbax.save(path, args=ocp.args.Composite(meta=meta, **items))
+            self.last = self.background.submit(self._finish, path)
+            return self.last
+
+    def wait(self) -> None:
+        """Waits for the last save. Raises: the error with which it failed."""
+        if self.last:
+            self.last.result()
+
+    def close(self) -> None:
+        """Waits for the last save, and stops the background thread."""
+        with _short_disk_errors(self.folder):
+            try:
+                self.wait()
+            finally:
+                self.background.shutdown()
+                self.orbax.close()
+
+    def abandon(self) -> None:
+        """Stops without waiting for a save in flight."""
+        self.background.shutdown(wait=False)
+
+    def _finish(self, path: Path) -> None:
+        """Seals a checkpoint as soon as Orbax has committed it, and removes those that are no longer kept."""
+        # This runs in the background thread. Orbax writes and renames the folder in threads of its own.
+        self.orbax.wait_until_finished()
+        if hosts.is_first():
+            seal(path)
+            for step in sorted(set(steps(self.folder)) - _steps_to_keep(self.folder, self.config)):
+                shutil.rmtree(self.folder / str(step))
 
 
 @contextmanager
-def saver(folder: Path, config: Save, start: int) -> Iterator[Callable[[State, dict[str, Any]], Future[None]]]:
-    """A function `save(state, meta)` that returns once the state is copied off the devices; what it returns is done when the
-    checkpoint is there. On several hosts, all call it with the same.
+def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
+    """Yields a Saver, and waits for its last save in the end.
 
-    `meta` is JSON kept with the step; meta["validation"] ({metric: number}, if the step was evaluated) decides the best, and
-    meta["due"] (else true) says whether it would be saved in any case, or because the run is stopped.
-    Leaving the context waits for the last save. A failed one is raised by the next, or when leaving. Steps after `start`,
-    from which training goes on, are unsound, and set aside.
+    Steps after `start`, where training continues, are set aside as unsound. What killed saves left is removed.
     """
-    hosts.broadcast(lambda: _tidied(folder, start))
-    orbax = ocp.AsyncCheckpointer(_handler())
-    background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-    last: Future[None] | None = None
-
-    def finish(path: Path) -> None:
-        orbax.wait_until_finished()
-        if hosts.is_first():
-            _seal(path)
-            for step in sorted(set(steps(folder)) - _kept(folder, config)):
-                shutil.rmtree(folder / str(step))
-
-    def save(state: State, meta: dict[str, Any]) -> Future[None]:
-        nonlocal last
-        with _readable(folder):
-            if last:
-                last.result()
-            path = folder.absolute() / str(int(state.step))
-            arrays = {k: ocp.args.PyTreeSave(v) for k in ITEMS if jax.tree.leaves(v := getattr(state, k))}
-            meta = {"format": FORMAT, **meta}
-            orbax.save(path, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
-            last = background.submit(finish, path)
-            return last
-
-    def close() -> None:
-        with _readable(folder):
-            try:
-                if last:
-                    last.result()
-            finally:
-                background.shutdown()
-                orbax.close()
-
+    hosts.broadcast(lambda: _tidy(folder, start))
+    save = Saver(folder, config)
     try:
         yield save
-    except Requeue:  # another host is gone: a save in flight would wait for it
-        background.shutdown(wait=False)
+    except Requeue:
+        # Another host may be gone, and a save in flight would wait for it forever.
+        save.abandon()
         raise
     except BaseException:
-        close()
+        save.close()
         raise
-    close()
+    save.close()
 
 
-def _tidied(folder: Path, start: int) -> None:
+def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover)
+    # Renamed, not removed: a person may want to look at them.
     for step in steps(folder):
         if step > start:
             shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
@@ -100,12 +149,12 @@ def _tidied(folder: Path, start: int) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Committed steps in ascending order, sound or not."""
+    """Returns the committed steps in ascending order, sound or not."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
-    """The newest sound step; each damaged one is named to `warn`. None if there is no checkpoint at all.
+    """Returns the newest sound step. None: there is no checkpoint. warn: receives a line for each damaged step.
 
     Raises: UserError if there are checkpoints and none is sound.
     """
@@ -113,137 +162,103 @@ def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
 
 
 def scheduled(folder: Path) -> int | None:
-    """The newest sound step that was saved because it was due, None if there is none: others depend on when a run was stopped."""
-    due = [step for step in sorted(steps(folder), reverse=True) if _due(folder, step)]
+    """Returns the newest sound step that the config asked for. None: there is none.
+
+    Other steps depend on when a run was stopped, so a rollback to them would not be reproducible.
+    """
+    due = [step for step in sorted(steps(folder), reverse=True) if _is_due(folder, step)]
     return next((step for step in due if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
-    """The sound step with the best validation metric, else the newest sound one. Raises as `newest`."""
+    """Returns the sound step with the best validation metric, without one the newest sound step. Otherwise as `newest`."""
     ranked = sorted(steps(folder), key=lambda step: (_score(folder, step, config), step), reverse=True)
     return _first_sound(folder, ranked, warn)
 
 
-def damage(folder: Path, step: int) -> str | None:
-    """What is wrong with a step, or None if each file is as it was written."""
-    path = folder / str(step)
-    if not path.is_dir():
-        return "there is no such checkpoint"
-    try:
-        manifest = files.read_json(path / MANIFEST)
-        sums, version = manifest["sha256"], manifest["format"]
-    except FileNotFoundError:
-        return "it has no manifest (the save was interrupted)"
-    except (UserError, KeyError, TypeError):
-        return "its manifest is damaged"
-    if not (isinstance(sums, dict) and isinstance(version, int)):
-        return "its manifest is damaged"
-    if version > FORMAT:
-        return f"it is of format {version}, and this version of gen reads up to {FORMAT}"
-    found = _sums(path)
-    for name in sorted(sums.keys() | found.keys()):
-        if sums.get(name) != found.get(name):
-            change = "is missing" if name not in found else "was added" if name not in sums else "has changed"
-            return f"{name} {change}"
-    return None
-
-
-def digest(folder: Path, step: int) -> str:
-    """SHA-256 of a step's manifest, which names each of its files."""
-    return hashlib.sha256((folder / str(step) / MANIFEST).read_bytes()).hexdigest()
-
-
-def meta(folder: Path, step: int) -> dict[str, Any]:
-    """The JSON that was saved with a step. Raises: UserError if it is damaged."""
+def read_facts(folder: Path, step: int) -> Facts:
+    """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
     found = files.read_json(folder / str(step) / "meta" / "metadata")
     kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool}
     if not isinstance(found, dict) or any(type(found[k]) is not kind for k, kind in kinds.items() if k in found):
         raise UserError(f"checkpoint {folder / str(step)} has no facts")
-    return found
-
-
-def _due(folder: Path, step: int) -> bool:
-    try:
-        return meta(folder, step).get("due", True)
-    except (OSError, UserError):
-        return False
+    return Facts(**{name: found[name] for name in Facts._fields if name in found})
 
 
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
-    """The state of a step, on the devices and with the shardings of `abstract`, or on the host where that has none; fields not in
-    `items` are left empty.
+    """Returns the state of a step. Fields that are not in `items` are empty.
 
-    Raises: UserError if the step's arrays are not those of `abstract`.
+    Arrays are placed with the shardings of `abstract`, or in host memory where it has none.
+
+    Raises: UserError if the arrays of the step differ from `abstract` in name, shape or number.
     """
     wanted = {k: v for k in items if jax.tree.leaves(v := getattr(abstract, k))}
     arguments = {
         k: ocp.args.PyTreeRestore(v, restore_args=ocp.checkpoint_utils.construct_restore_args(v))
         for k, v in wanted.items()
     }
+    # Checked before Orbax opens anything.
     _check_chunks([folder / str(step) / k for k in wanted], max(x.size for x in jax.tree.leaves(wanted)))
     with ocp.Checkpointer(_handler()) as orbax:
         try:
             with hosts.requeue_if_lost(), signals.delay_signals():
                 found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
-        except Exception as error:  # orbax raises nearly anything where its own facts are not what it wrote
-            raise UserError(
-                f"checkpoint {folder / str(step)} is sound, but not of this model: {f'{error}.'.splitlines()[0]}"
-            ) from error
+        except Exception as error:
+            # Orbax raises nearly anything if its own files were edited.
+            reason = f"{error}.".splitlines()[0]
+            raise UserError(f"checkpoint {folder / str(step)} is sound, but not of this model: {reason}") from error
+    # An item without arrays is not saved at all, so it comes back empty too.
     empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
     return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
 
 
-def _check_chunks(items: list[Path], most: int) -> None:
-    """Raises: UserError for a piece of an array that unpacks to more numbers than the largest array has."""
+def _check_chunks(items: list[Path], max_size: int) -> None:
+    """Raises: UserError for a chunk of an array that would unpack to more than `max_size` numbers.
+
+    Zarr allocates a whole chunk before it reads the file, so a stranger's .zarray could ask for all memory.
+    """
     for file in (file for item in items for file in item.rglob(".zarray")):
         facts = files.read_json(file)
         chunks = facts.get("chunks") if isinstance(facts, dict) else None
-        if (
-            not isinstance(chunks, list)
-            or not all(type(n) is int and n > 0 for n in chunks)
-            or math.prod(chunks) > most
-        ):
+        if not (_is_shape(chunks) and math.prod(chunks) <= max_size):
             raise UserError(f"{file} is damaged: its chunks are {str(chunks)[:80]}")
 
 
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+
+
 def _handler() -> ocp.CompositeCheckpointHandler:
-    # Plain zarr files cost half the processor time of OCDBT's, and the manifest names the damaged array.
+    # Plain zarr files take half the CPU time of OCDBT, and a manifest of them names the damaged array.
     arrays: dict[str, Any] = {k: ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False) for k in ITEMS}
     return ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **arrays)
 
 
-def _seal(path: Path) -> None:
-    text = json.dumps({"format": FORMAT, "sha256": _sums(path)}, indent=1)
-    with open(path / f"{MANIFEST}.tmp", "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path / f"{MANIFEST}.tmp", path / MANIFEST)
+def _steps_to_keep(folder: Path, config: Save) -> set[int]:
+    """Returns the last sealed steps, the last scheduled one (a rollback needs it) and the best one.
+
+    An unsealed step can go: it is saved again as soon as training reaches it.
+    """
+    sealed = [step for step in steps(folder) if is_sealed(folder / str(step))]
+    due = [step for step in sealed if _is_due(folder, step)]
+    ranked = sorted(sealed, key=lambda step: (_score(folder, step, config), step))
+    return {*sealed[-config.keep :], *due[-1:], *ranked[-1:]}
 
 
-def _sums(path: Path) -> dict[str, str]:
-    sums = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and not file.name.startswith(MANIFEST):
-            with open(file, "rb") as content:
-                sums[file.relative_to(path).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
-    return sums
-
-
-def _kept(folder: Path, config: Save) -> set[int]:
-    """The last sealed steps and the best; each unsealed one is in the way only until it is written anew."""
-    sealed = [s for s in steps(folder) if (folder / str(s) / MANIFEST).exists()]
-    due = [s for s in sealed if _due(folder, s)]  # a rollback goes to the last of these
-    return {*sealed[-config.keep :], *due[-1:], *sorted(sealed, key=lambda s: (_score(folder, s, config), s))[-1:]}
+def _is_due(folder: Path, step: int) -> bool:
+    try:
+        return read_facts(folder, step).due
+    except (OSError, UserError):
+        return False
 
 
 def _score(folder: Path, step: int, config: Save) -> float:
-    """Higher is better; -inf for a step that was not evaluated."""
+    """Returns the validation metric of a step, negated if lower is better. -inf: the step was not evaluated."""
     if config.best is None:
         return 0.0
     metric, end = config.best
     try:
-        value = float(meta(folder, step)["validation"][metric])
+        value = float(read_facts(folder, step).validation[metric])
     except (OSError, UserError, KeyError, TypeError, ValueError, OverflowError):
         return -float("inf")
     return value if end == "max" else -value
@@ -256,23 +271,23 @@ def _first_sound(folder: Path, order: list[int], warn: Callable[[str], None]) ->
             return step
         warn(f"checkpoint {folder / str(step)} is unsound and not used: {reason}")
     if order:
-        raise UserError(f"no sound checkpoint in {folder}; start anew in another --workdir, or restore the folder")
+        raise UserError(f"no sound checkpoint in {folder}; start again in another --workdir, or restore the folder")
     return None
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Orbax's errors of a full or read-only disk, in one line."""
+def _short_disk_errors(folder: Path) -> Iterator[None]:
+    """Turns Orbax's errors of a full or read-only disk into a UserError of one line."""
     try:
         yield
     except Exception as error:
         text = f"{error} {error.__cause__ or ''}".lower()
-        for sign in ("no space left", "read-only file system", "permission denied", "disk quota exceeded"):
-            if sign in text:
-                kept = ", ".join(str(s) for s in steps(folder) if damage(folder, s) is None) or "none"
-                raise UserError(f"saving in {folder} failed: {sign}; sound checkpoints there: {kept}") from error
-        raise
+        sign = next((sign for sign in DISK_ERRORS if sign in text), None)
+        if sign is None:
+            raise
+        sound = ", ".join(str(s) for s in steps(folder) if damage(folder, s) is None) or "none"
+        raise UserError(f"saving in {folder} failed: {sign}; sound checkpoints: {sound}") from error
 
 
-# Orbax reports each step of its work as a warning or an error of absl's; what matters is raised.
+# Orbax reports each step of its work through absl, as a warning or an error. Real errors are raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL if not sys.flags.dev_mode else logging.INFO)

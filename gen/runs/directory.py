@@ -1,12 +1,12 @@
-"""The run directory: what it is made of, whose it is, and how it is read back.
+"""The run directory: its files, who may write there, and how it is read back.
 
     config.json     the resolved config, and the digests of the run's identity and of its data
-    spec.json       what the model sees of the data
-    tokenizer.json  what the tokens of a text are
-    reference.npz   64 held-out examples, and statistics of the last evaluation (KL of each latent)
+    spec.json       the features of the data, as the model sees them
+    tokenizer.json  the tokenizer, for texts
+    reference.npz   the first 64 validation examples, and arrays of the last evaluation (such as the KL of each latent)
     checkpoints/    metrics.jsonl  telemetry.jsonl  events*  samples/  evaluation.json
 
-A run is a folder that can be copied: sampling needs nothing else.
+A run is a folder that can be copied. Sampling needs nothing else, unless the run is an adapter: that needs its base too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gen import config as configs
 from gen import files
@@ -29,21 +30,60 @@ from gen.config import Config
 from gen.core import MAX_SIZE, Dataset, Feature, Spec
 from gen.errors import UserError
 from gen.files import write_bytes, write_json
+from gen.media import find_axes
 
 FORMAT = 1
-REFERENCE = 64
-AXES = {"image": 3, "label": 0, "tokens": 1, "source": 1}
+"""Version of config.json."""
+REFERENCE_EXAMPLES = 64
+
+
+class BaseRecord(NamedTuple):
+    """The base of a run, as config.json records it."""
+
+    path: str
+    """Run directory of the base, relative to the run that records it."""
+    step: int
+    """Step of the base's checkpoint."""
+    sha256: str
+    """SHA-256 of the manifest of that checkpoint, which names each of its files."""
+
+
+class RunFacts(NamedTuple):
+    """The entries of config.json next to the config."""
+
+    data: str
+    """Digest of the data set."""
+    base: BaseRecord | None
+    """The base that an adapter needs, or that a fine-tuned run began with."""
+    format: int
+    identity: str
+    """Digest of the run's identity, by the version of gen that wrote it."""
+    config: Mapping[str, Any]
+    """The config as it was written: a version of gen with more fields decodes it with their defaults."""
+
+
+class Evaluation(NamedTuple):
+    """The content of evaluation.json."""
+
+    metrics: Mapping[str, float] = {}
+    """{metric: value}."""
+    protocol: Mapping[str, Mapping[str, Any]] = {}
+    """{metric: how it was computed}."""
 
 
 @contextmanager
 def lock_run(workdir: Path) -> Iterator[None]:
-    """Hold the run directory; a second process is refused. Creates it if need be."""
+    """Locks a run directory for this process, and creates it if it does not exist.
+
+    Raises: UserError if another process holds it, if it can't be created, or if a link leads out of it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} can't be a run directory: {error.strerror}") from None
     if (workdir / "config.json").exists():
-        files.check_contained(workdir)  # before anything is written there
+        # The run may be a stranger's. A link must not redirect what is written from here on.
+        files.check_contained(workdir)
     with open(os.open(workdir / ".lock", os.O_CREAT | os.O_RDONLY)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,112 +94,135 @@ def lock_run(workdir: Path) -> Iterator[None]:
         yield
 
 
-def begin_run(workdir: Path, config: Config, data: Dataset, base: Mapping[str, Any] | None = None) -> None:
-    """Write the run's facts, or check that a run that is there is the same. base: what the run keeps of the run that it goes
-    on from (its path, step and SHA-256).
+def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> None:
+    """Writes config.json, spec.json and the files of the data, or checks that an existing run is the same run.
 
-    Raises: UserError with the difference, if the directory belongs to another identity, other data or another base.
+    Raises: UserError with the difference if the directory holds another config, other data or another base.
     """
     if (workdir / "config.json").exists():
-        old, facts = read_config(workdir)
-        if changed := configs.difference(old, config):
-            longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
-            raise UserError(
-                f"{workdir} is a run of another config:\n  "
-                + "\n  ".join(changed)
-                + f"\n{longer}choose another --workdir"
-            )
-        if facts["data"] != data.digest:
-            raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
-        if (base or {}).get("sha256") != facts.get("base", {}).get("sha256"):
-            raise UserError(f"the base is not the one that {workdir} was begun on; choose another --workdir")
+        _check_same_run(workdir, config, data, base)
     write_config(workdir, config, data.digest, base)
     for name, content in data.files.items():
         write_bytes(workdir / name, content)
     write_json(workdir / "spec.json", {name: asdict(feature) for name, feature in data.spec.items()})
 
 
-def write_config(workdir: Path, config: Config, data: str, base: Mapping[str, Any] | None = None) -> None:
-    """config.json. data: the digest of the data."""
-    facts = {"format": FORMAT, "identity": configs.digest(config), "data": data, "config": configs.encode(config)}
-    write_json(workdir / "config.json", facts if base is None else facts | {"base": base})
+def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None) -> None:
+    # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
+    old, facts = read_config(workdir)
+    if changed := configs.difference(old, config):
+        longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
+        lines = "\n  ".join(changed)
+        raise UserError(f"{workdir} is a run of another config:\n  {lines}\n{longer}choose another --workdir")
+    if facts.data != data.digest:
+        raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
+    ours, theirs = (record.sha256 if record else None for record in (base, facts.base))
+    if ours != theirs:
+        raise UserError(f"the base is not the one that {workdir} was begun with; choose another --workdir")
 
 
-def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
-    """The config of a run, and the other facts of config.json. Imports only families, and modules in `trust`.
+def write_config(workdir: Path, config: Config, data: str, base: BaseRecord | None = None) -> None:
+    """Writes config.json. data: the digest of the data set."""
+    content = {"format": FORMAT, "identity": configs.digest(config), "data": data, "config": configs.encode(config)}
+    if base is not None:
+        content["base"] = base._asdict()
+    write_json(workdir / "config.json", content)
 
-    Raises: UserError if there is no run, if its config.json is not a config, or if a link leads out of it.
+
+def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
+    """Returns the config of a run, and the other entries of config.json.
+
+    Only families, kinds of data and the modules in `trust` are imported.
+
+    Raises: UserError if there is no run, if its config.json is not a config, or if a link leads out of the run.
     """
-    facts = _read_required(workdir / "config.json", f"{workdir} is no run directory: it has no config.json")
-    if not isinstance(facts, dict) or not {"format", "identity", "data", "config"} <= facts.keys():
-        raise UserError(f"{workdir}/config.json is no config of gen")
-    if facts["format"] != FORMAT:
-        raise UserError(f"{workdir}/config.json is of format {facts['format']}; this version of gen reads {FORMAT}")
-    base = facts.get("base", {"path": "", "step": 0, "sha256": ""})
-    if not isinstance(base, dict) or [type(base.get(k)) for k in ("path", "step", "sha256")] != [str, int, str]:
-        raise UserError(f"{workdir}/config.json is damaged: its base is no path, step and sha256")
+    content = _read_required(workdir / "config.json", f"{workdir} is not a run directory: it has no config.json")
+    if not isinstance(content, dict) or not {"format", "identity", "data", "config"} <= content.keys():
+        raise UserError(f"{workdir}/config.json is not a config of gen")
+    if content["format"] != FORMAT:
+        raise UserError(f"{workdir}/config.json has format {content['format']}; this version of gen reads {FORMAT}")
+    base = _decode_base(content["base"], workdir) if "base" in content else None
+    # A stranger's run must not make gen read or write files elsewhere.
     files.check_contained(workdir)
-    return configs.decode(Config, facts["config"], trust), facts
+    config = configs.decode(Config, content["config"], trust)
+    facts = RunFacts(content["data"], base, content["format"], content["identity"], content["config"])
+    return config, facts
+
+
+def _decode_base(value: object, workdir: Path) -> BaseRecord:
+    if isinstance(value, dict):
+        path, step, sha256 = (value.get(name) for name in BaseRecord._fields)
+        if type(path) is str and type(step) is int and type(sha256) is str:
+            return BaseRecord(path, step, sha256)
+    raise UserError(f"{workdir}/config.json is damaged: its base is not a path, a step and a sha256")
 
 
 def read_spec(workdir: Path) -> Spec:
-    """What the model sees of the data. Raises: UserError if spec.json is missing or damaged."""
+    """Returns the features that the model sees. Raises: UserError if spec.json is missing or damaged."""
     value = _read_required(workdir / "spec.json", f"{workdir} has no spec.json")
     if not isinstance(value, dict) or not all(isinstance(feature, dict) for feature in value.values()):
-        raise UserError(f"{workdir}/spec.json is damaged: it has no features by name")
+        raise UserError(f"{workdir}/spec.json is damaged: it does not map names to features")
     kind = {"type": f"{Feature.__module__}.{Feature.__name__}"}
     spec = {
         name: configs.decode(Feature, {**x, **kind}, at=f"{workdir}/spec.json: {name}") for name, x in value.items()
     }
     for name, feature in spec.items():
-        if len(feature.shape) != AXES.get(name, len(feature.shape)):
-            raise UserError(f"{workdir}/spec.json is damaged: {name} has the shape {feature.shape}")
-        numbers = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
-        small = math.prod(feature.shape) <= MAX_SIZE and all(x is None or 0 < x <= MAX_SIZE for x in numbers)
-        if not small or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):
-            raise UserError(f"{workdir}/spec.json is damaged: {name} has sizes that no data have")
+        _check_feature(name, feature, f"{workdir}/spec.json is damaged: {name}")
     return spec
 
 
-def write_reference(workdir: Path, arrays: Mapping[str, Any]) -> None:
-    """Add arrays to reference.npz, in one rename."""
+def _check_feature(name: str, feature: Feature, damaged: str) -> None:
+    if find_axes(name) not in (None, len(feature.shape)):
+        raise UserError(f"{damaged} has the shape {feature.shape}")
+    sizes = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
+    # A model is built for these sizes, so a damaged file could ask for any amount of memory.
+    plausible = math.prod(feature.shape) <= MAX_SIZE and all(x is None or 0 < x <= MAX_SIZE for x in sizes)
+    if not plausible or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):
+        raise UserError(f"{damaged} has sizes that are not possible")
+
+
+def write_reference(workdir: Path, arrays: Mapping[str, ArrayLike]) -> None:
+    """Adds arrays to reference.npz, or replaces those with the same names."""
     content = io.BytesIO()
-    all_arrays: dict[str, Any] = {**read_reference(workdir), **{k: np.asarray(v) for k, v in arrays.items()}}
-    np.savez_compressed(content, **all_arrays)
+    # savez compresses with a fixed date, so equal arrays give equal bytes.
+    merged: dict[str, Any] = {**read_reference(workdir), **{k: np.asarray(v) for k, v in arrays.items()}}
+    np.savez_compressed(content, **merged)
     write_bytes(workdir / "reference.npz", content.getvalue())
 
 
-def read_reference(workdir: Path) -> dict[str, np.ndarray]:
-    """The arrays of reference.npz, {} if there is none. Raises: UserError if it is damaged, or not of such data."""
+def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndarray]:
+    """Returns the arrays of reference.npz: {} if the file does not exist. spec: the run's, if it was read already.
+
+    Raises: UserError if the file is damaged, or if its arrays don't have the shapes of the spec.
+    """
     path = workdir / "reference.npz"
     try:
         found = files.read_arrays(path)
     except FileNotFoundError:
         return {}
-    shapes = {name: feature.shape for name, feature in read_spec(workdir).items()}
+    spec = read_spec(workdir) if spec is None else spec
+    shapes = {name: feature.shape for name, feature in spec.items()}
     for name, array in found.items():
         if not array.ndim or array.shape[1:] != shapes.get(name, array.shape[1:]):
             raise UserError(f"{path} is damaged: {name[:80]!r} has the shape {array.shape}")
     return found
 
 
-def read_evaluation(workdir: Path) -> dict[str, Any] | None:
-    """{"metrics": {name: number}, "protocol": {name: ...}}, or None if there is none, or half of one: it can be made again."""
+def read_evaluation(workdir: Path) -> Evaluation | None:
+    """Returns the content of evaluation.json. None if the file is missing or damaged, since it can be computed again."""
     try:
         value = files.read_json(workdir / "evaluation.json")
-        metrics, protocol = ({**value[part]} for part in ("metrics", "protocol"))
-        return {"metrics": {name: float(number) for name, number in metrics.items()}, "protocol": protocol}
+        metrics, protocol = ({**value[part]} for part in Evaluation._fields)
+        return Evaluation({name: float(number) for name, number in metrics.items()}, protocol)
     except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
-def write_evaluation(workdir: Path, metrics: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
-    """Merge metrics and their protocols into evaluation.json."""
-    old = read_evaluation(workdir) or {"metrics": {}, "protocol": {}}
-    write_json(
-        workdir / "evaluation.json",
-        {"metrics": {**old["metrics"], **metrics}, "protocol": {**old["protocol"], **protocol}},
-    )
+def write_evaluation(workdir: Path, metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> None:
+    """Adds metrics and their protocols to evaluation.json, or replaces those with the same names."""
+    old = read_evaluation(workdir) or Evaluation()
+    new = Evaluation({**old.metrics, **metrics}, {**old.protocol, **protocol})
+    write_json(workdir / "evaluation.json", new._asdict())
 
 
 def _read_required(path: Path, absent: str) -> Any:

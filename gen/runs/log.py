@@ -1,8 +1,8 @@
-"""What a run says: metrics.jsonl and TensorBoard events for the machine, a progress bar or plain lines for the person.
+"""The log of a run in training: files for programs, and a progress bar or plain lines for the person.
 
-metrics.jsonl holds only functions of the config and the step, so that it is the same file however often the run was
-killed; speed, memory, waiting, restarts and alarms go to telemetry.jsonl. The first host writes these; each has a file of its
-own in logs/.
+metrics.jsonl holds only functions of the config and the step, so that it is the same file however often the run was killed.
+Speed, memory, waiting times, restarts and alarms go to telemetry.jsonl. The first host writes both, and the TensorBoard events.
+Each host has a file in logs/.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -31,76 +31,107 @@ from gen.runs.tensorboard import Events
 from gen.runtime import hosts
 
 T = TypeVar("T")
-CONTROL = ("notice", "skipped")  # what an engine says beside a model's metrics
+CONTROL_METRICS = ("notice", "skipped")
+"""Metrics that an engine adds to the model's metrics."""
+
+
+class StepMetrics(NamedTuple):
+    """The metrics of one training step."""
+
+    step: int
+    values: dict[str, float]
+
+
+class Pending(NamedTuple):
+    """A call of the update whose metrics were not read yet."""
+
+    call: range
+    """Its steps."""
+    metrics: Metrics
+    """Scalars, or arrays [len(call)]."""
+    dispatched: float
+    """Time of the dispatch, time.monotonic()."""
 
 
 class RunLog:
-    """The open files and the progress bar of a run in training."""
+    """The open files and the progress bar of a run in training. `open_log` makes one."""
 
     def __init__(
         self, workdir: Path, config: Log, start: int, steps: int, batch_size: int, bar: Progress, losses: Sequence[str]
     ):
         self.writes = hosts.is_first()
-        self.own = workdir / "logs" / f"host-{hosts.index():03d}.log"
+        self.host_path = workdir / "logs" / f"host-{hosts.index():03d}.log"
         self.path = workdir / "metrics.jsonl"
         self.telemetry_path = workdir / "telemetry.jsonl"
         self.config, self.batch_size, self.steps, self.losses = config, batch_size, steps, losses
         self.events = Events(workdir, start) if config.tensorboard and self.writes else None
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
-        self.pending: tuple[range, Metrics, float] | None = None  # steps, their metrics, when they were dispatched
-        self.latest: dict[str, float] = {}  # the metrics that were read last
+        self.pending: Pending | None = None
+        # The metrics that were read last.
+        self.latest: dict[str, float] = {}
+        # Speed is measured since `mark` (a time), when `marked` steps were done; `waited` seconds of it for data.
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
-    def step(self, call: range, metrics: Metrics, waited: float) -> list[tuple[int, dict[str, float]]]:
-        """Take the metrics of the steps of a dispatched call, and read those of the call before: the device is never waited
-        for."""
+    def step(self, call: range, metrics: Metrics, waited: float) -> list[StepMetrics]:
+        """Takes the metrics of a dispatched call, and returns the metrics of the previous call.
+
+        So the host never waits for the call that the device is working on. waited: seconds that the call waited for data.
+        """
         self.waited += waited
         read = self.settle()
-        self.pending = (call, metrics, time.monotonic())
+        self.pending = Pending(call, metrics, time.monotonic())
         return read
 
-    def settle(self) -> list[tuple[int, dict[str, float]]]:
-        """Read the metrics in flight, of one call or of none: (step, {name: value}) of each step. Raises: UserError at the first
-        that is not finite, unless the step was skipped."""
+    def settle(self) -> list[StepMetrics]:
+        """Returns the metrics of the call that was not read yet, by step. [] if there is none.
+
+        Raises: UserError at the first metric that is not finite, unless the step was skipped.
+        """
         if self.pending is None:
             return []
-        (call, metrics, then), self.pending = self.pending, None
+        (call, metrics, dispatched), self.pending = self.pending, None
+        # A call of one step has scalars, and a call of several steps has an array of each metric.
         columns = {name: np.broadcast_to(values, len(call)) for name, values in jax.device_get(metrics).items()}
-        read = [(step, {name: float(values[i]) for name, values in columns.items()}) for i, step in enumerate(call)]
+        read = [
+            StepMetrics(step, {name: float(values[i]) for name, values in columns.items()})
+            for i, step in enumerate(call)
+        ]
         first = not self.latest
         for step, values in read:
-            self._read(step, values)
-        if first and self.latest:  # what the first call compiled is no speed
-            self.say(f"compiled in {then - self.mark:.0f} s")
-            self.telemetry(call[-1], event="compiled", seconds=then - self.mark)
-            self.mark, self.marked, self.waited = then, call[-1], 0.0
+            self._record(step, values)
+        if first and self.latest:
+            # The first call also compiled the step, so its time is not a speed.
+            self.say(f"compiled in {dispatched - self.mark:.0f} s")
+            self.telemetry(call[-1], event="compiled", seconds=dispatched - self.mark)
+            self.mark, self.marked, self.waited = dispatched, call[-1], 0.0
         elif self.latest and any(step % self.config.every == 0 for step in call):
-            self.speed(call[-1], self.latest, then)
+            self._report_speed(call[-1], self.latest, dispatched)
         return read
 
-    def _read(self, step: int, values: Mapping[str, float]) -> None:
-        seen = {name: value for name, value in values.items() if name not in CONTROL}
+    def _record(self, step: int, values: Mapping[str, float]) -> None:
+        metrics = {name: value for name, value in values.items() if name not in CONTROL_METRICS}
         if values.get("skipped"):
-            self.telemetry(
-                step, skipped={name: value if isfinite(value) else str(value) for name, value in seen.items()}
-            )
-            self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in seen.items())}")
+            # JSON has no NaN, so a value that is not finite is written as a string.
+            finite = {name: value if isfinite(value) else str(value) for name, value in metrics.items()}
+            self.telemetry(step, skipped=finite)
+            self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in metrics.items())}")
             return
-        check_finite(step, "train", seen)
-        self.latest = seen
+        check_finite(step, "train", metrics)
+        self.latest = metrics
         if step % self.config.every == 0:
-            self.metrics(step, "train", seen)
+            self.metrics(step, "train", metrics)
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the same scalars to TensorBoard."""
+        """Writes one line of metrics.jsonl, and the same scalars to TensorBoard."""
         self._append(self.path, {"step": step, "split": split, **values})
         if self.events:
             self.events.scalars(step, split, values)
         if split != "train":
             self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
-    def speed(self, step: int, values: Mapping[str, float], now: float) -> None:
+    def _report_speed(self, step: int, values: Mapping[str, float], now: float) -> None:
         seconds, done = now - self.mark, step - self.marked
+        # After a pause the same step may be reported again.
         if done <= 0:
             return
         rate = done / seconds
@@ -114,6 +145,7 @@ class RunLog:
         loss = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in self.losses)
         speed = f"{rate:,.1f} steps/s  {rate * self.batch_size:,.0f} examples/s"
         self.bar.update(self.task, completed=step, loss=loss, speed=speed)
+        # In a file or a pipe there is no progress bar, so the line says how long it will take.
         if not self.bar.console.is_terminal:
             left = (self.steps - step) / rate
             waited = f"waited for data {self.waited / seconds:.1%}"
@@ -122,52 +154,52 @@ class RunLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside (evaluating, sampling, saving) is not counted as training."""
+        """Excludes the time inside (evaluating, sampling, saving) from the training speed."""
+        # Shifting the marks by the time spent makes the pause disappear from the next speed.
         begun = time.monotonic()
         yield
         spent = time.monotonic() - begun
         self.mark += spent
         if self.pending:
-            call, metrics, then = self.pending
-            self.pending = (call, metrics, then + spent)
+            self.pending = self.pending._replace(dispatched=self.pending.dispatched + spent)
 
-    def telemetry(self, step: int, **values: Any) -> None:
+    def telemetry(self, step: int, **values: object) -> None:
+        """Writes one line of telemetry.jsonl, with the current time."""
         self._append(self.telemetry_path, {"step": step, "time": time.time(), **values})
 
     def alarm(self, step: int, text: str) -> None:
-        """A warning for the person and the telemetry."""
+        """Writes a warning to telemetry.jsonl and prints it."""
         self.telemetry(step, alarm=text)
         self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:
-        """A line to this host's own file; the first host's to the terminal too."""
-        with open(self.own, "a") as file:
+        """Writes a line to this host's file in logs/. The first host also prints it."""
+        with open(self.host_path, "a") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {text}\n")
         if self.writes:
-            self._print(text)
-
-    def _print(self, text: str) -> None:
-        self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def track(self, items: Iterable[T], what: str) -> Iterator[T]:
-        """The items, with their count in the bar."""
+        """Yields the items, and counts them in the progress bar."""
         for i, item in enumerate(items):
             self.bar.update(self.task, loss=f"{what} batch {i + 1}", speed="")
             yield item
 
     def length(self) -> int:
-        """Bytes of metrics.jsonl, which are safe on the disk: kept with a checkpoint."""
+        """Returns the bytes of metrics.jsonl, after they are safe on the disk. A checkpoint holds this number."""
         if not self.writes:
             return 0
         with open(self.path, "rb") as file:
+            # Otherwise a crash of the machine could lose lines that the checkpoint counts on.
             os.fsync(file.fileno())
             return file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
+        """Closes the TensorBoard events."""
         if self.events:
             self.events.close()
 
-    def _append(self, path: Path, record: Mapping[str, Any]) -> None:
+    def _append(self, path: Path, record: Mapping[str, object]) -> None:
         if not self.writes:
             return
         with open(path, "a") as file:
@@ -178,23 +210,22 @@ class RunLog:
 def open_log(
     workdir: Path, config: Log, start: int, steps: int, batch_size: int, length: int, losses: Sequence[str]
 ) -> Iterator[RunLog]:
-    """The log of a run that goes on from step `start`, when metrics.jsonl had `length` bytes; it is cut to that."""
-    hosts.broadcast(lambda: _cut(workdir / "metrics.jsonl", start, length))
+    """Yields the log of a run that continues after step `start`.
+
+    length: bytes of metrics.jsonl at that step; later lines are cut off. batch_size: examples per step. losses: names of the
+    metrics for the progress bar.
+
+    Raises: UserError if metrics.jsonl is shorter than `length`.
+    """
+    hosts.broadcast(lambda: _truncate(workdir / "metrics.jsonl", start, length))
     (workdir / "logs").mkdir(exist_ok=True)
-    console = Console(file=sys.stdout)
-    columns = (
-        BarColumn(bar_width=16),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}  {task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, disable=not (console.is_terminal and hosts.is_first()), transient=True
-    ) as bar:
+    with _progress() as bar:
         log = RunLog(workdir, config, start, steps, batch_size, bar, losses)
         try:
             yield log
         except BaseException as error:
-            with suppress(OSError), open(log.own, "a") as file:  # of a full disk, what it hindered is the error to name
+            # On a full disk these writes fail too. The first error is the one to report.
+            with suppress(OSError), open(log.host_path, "a") as file:
                 traceback.print_exception(error, file=file)
             with suppress(OSError):
                 log.close()
@@ -202,16 +233,26 @@ def open_log(
         log.close()
 
 
-def _cut(metrics: Path, start: int, length: int) -> None:
+def _progress() -> Progress:
+    console = Console(file=sys.stdout)
+    return Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}  {task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and hosts.is_first()),
+        transient=True,
+    )
+
+
+def _truncate(metrics: Path, start: int, length: int) -> None:
     metrics.touch()
     if metrics.stat().st_size < length:
-        raise UserError(
-            f"{metrics} is shorter than when checkpoint {start} was saved; restore it to go on with this run"
-        )
+        raise UserError(f"{metrics} is shorter than when checkpoint {start} was saved; restore it to continue this run")
     os.truncate(metrics, length)
 
 
-def check_finite(step: int, split: str, values: Mapping[str, Any]) -> None:
+def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]) -> None:
     """Raises: UserError that names the step and the metrics that are NaN or infinite."""
     bad = [name for name, value in values.items() if not np.all(np.isfinite(value))]
     if bad:
@@ -222,9 +263,10 @@ def check_finite(step: int, split: str, values: Mapping[str, Any]) -> None:
 
 
 def memory() -> dict[str, int]:
-    """Peak bytes of this process, and of the busiest accelerator where it counts them."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    stats = [
-        s["peak_bytes_in_use"] for d in jax.local_devices() if (s := d.memory_stats()) and "peak_bytes_in_use" in s
-    ]
-    return {"host_peak_bytes": peak} | ({"device_peak_bytes": max(stats)} if stats else {})
+    """Returns the peak bytes of this process, and of the busiest accelerator if it counts them."""
+    # getrusage counts bytes on macOS, and kibibytes elsewhere.
+    unit = 1 if sys.platform == "darwin" else 1024
+    found = {"host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return found | ({"device_peak_bytes": max(peaks)} if peaks else {})

@@ -5,61 +5,89 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import jax
+import tyro
 
 from gen import files
+from gen.config import Config
 from gen.core import State
 from gen.data.text import tokenizers
 from gen.errors import UserError, run_command
 from gen.runs import checkpoint, directory
-from gen.runs.base import base_of_run, read_weights
-from gen.runtime import engine
+from gen.runs.base import Base, read_weights
+from gen.runs.trained import TrainedRun, open_run, sample_command
+
+KEPT_FILES = ("spec.json", "tokenizer.json", "labels.json", "reference.npz")
 
 
-def merge(workdir: Path, out: Path, moved: str | None = None) -> None:
-    """Write a run of its own, which does what the adapter does on its base. moved: where the base is now."""
-    config, known = directory.read_config(workdir)
-    base = base_of_run(workdir, moved)
-    if base is None or config.finetune == "full":
-        raise UserError(f"{workdir} is no adapter: it stands on its own already")
-    if config.finetune != "lora":
-        raise UserError(
-            "a learned prompt is no change of matrices, so it can't be merged; sample it with its base there"
-        )
-    model = config.model.build(directory.read_spec(workdir), config.steps)
-    step = checkpoint.best(workdir / "checkpoints", config.save, warn=print)
-    if step is None:
-        raise UserError(f"{workdir} has no checkpoint yet")
-    abstract = engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0)))
-    state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema"))
-    merged = config.lora.merge(state.ema or state.params, read_weights(base, abstract.frozen))
-    whole = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
-    if (workdir / tokenizers.FILE).exists():  # not to be trained anew
-        whole = replace(whole, data=replace(whole.data, tokenizer=str(base.path)))
+@dataclass(frozen=True)
+class Merge:
+    """Merge a LoRA adapter into its base. The new run makes the same samples, and needs no base."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run directory of the adapter."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Run directory to create."""
+    base: str | None = None
+    """Where the base's run directory is now, if it was moved."""
+    trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A module outside gen that the run's config names and that may be imported."""
+
+
+def merge(workdir: Path, out: Path, moved: str | None = None, trust: tuple[str, ...] = ()) -> None:
+    """Writes the run directory `out`: the best checkpoint of the adapter in `workdir`, merged into its base.
+
+    moved: where the base's run directory is now.
+
+    Raises: UserError if the run is not a LoRA adapter, if it has no checkpoint, or if `out` is not empty.
+    """
+    run = open_run(workdir, trust)
+    base = run.open_base(moved)
+    if base is None or run.config.finetune == "full":
+        raise UserError(f"{workdir} is not an adapter: it needs no base")
+    if run.config.finetune != "lora":
+        raise UserError("a learned prompt does not change the matrices, so it can't be merged; keep it with its base")
+    # The folder gets its name in the end, so a failure leaves nothing behind.
     with files.create_folder(out) as aside:
-        for name in ("spec.json", "tokenizer.json", "labels.json", "reference.npz"):
-            if (workdir / name).exists():
-                shutil.copy(workdir / name, aside / name)
-        directory.write_config(aside, whole, known["data"])
-        with checkpoint.saver(aside / "checkpoints", config.save, 0) as save:
-            save(
-                State(jax.numpy.int32(step), params=merged, opt_state={}, ema=merged if state.ema else {}),
-                {"validation": {}, "merged": json.dumps(known["base"])},
-            )
-    print(f"{out}: {base.path} with what {workdir} changed; next: python sample.py {out}")
+        _write(run, base, aside)
+    print(f"{out}: {base.path} with the changes of {workdir}; next: {sample_command(out, run.config)}")
 
 
-def main() -> None:
-    match sys.argv[1:]:
-        case ["merge", workdir, out]:
-            merge(Path(workdir), Path(out))
-        case ["merge", workdir, out, "--base", base]:
-            merge(Path(workdir), Path(out), base)
-        case _:
-            raise UserError("usage: python -m gen.runs.merge RUN DIR [--base DIR]")
+def _write(run: TrainedRun, base: Base, folder: Path) -> None:
+    # The averages alone suffice: samples are made with them, and training continues from them with a new optimizer.
+    step = run.choose_step()
+    state = checkpoint.restore(run.checkpoints, step, run.abstract, items=("params", "ema"))
+    weights = read_weights(base, run.abstract.frozen)
+    merged = run.config.lora.merge(state.ema or state.params, weights)
+    for name in KEPT_FILES:
+        if (run.workdir / name).exists():
+            shutil.copy(run.workdir / name, folder / name)
+    config = _whole_config(run, base)
+    directory.write_config(folder, config, run.facts.data)
+    with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
+        whole = State(jax.numpy.int32(step), params=merged, opt_state={}, ema=merged if state.ema else {})
+        save(whole, checkpoint.Facts(merged=json.dumps(base.record(run.workdir)._asdict())))
+
+
+def _whole_config(run: TrainedRun, base: Base) -> Config:
+    """Returns the config of the merged run: without a base and an adapter."""
+    config = run.config
+    config = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
+    # Otherwise the tokenizer would be trained again when the merged run is fine-tuned.
+    if (run.workdir / tokenizers.FILE).exists():
+        config = replace(config, data=replace(config.data, tokenizer=str(base.path)))
+    return config
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. arguments: None: sys.argv."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge")
+    merge(options.run, options.out, options.base, options.trust)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 @contextmanager
-def _without(name: str) -> Iterator[None]:
-    """Within, a module that isn't imported yet can't be."""
+def _hide_module(name: str) -> Iterator[None]:
+    """Makes a module that isn't imported yet impossible to import inside."""
     if name in sys.modules:
         yield
         return
@@ -23,29 +22,35 @@ def _without(name: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-with _without("torch"):  # tensorboardX imports it where it is installed, for two seconds, to accept its tensors too
+# If PyTorch is installed, tensorboardX imports it, which takes two seconds. gen never gives it a tensor of PyTorch.
+with _hide_module("torch"):
     from tensorboardX import summary
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Events:
-    """An event file, events.* in a run directory. Of those before it TensorBoard shows what they have up to step `start`."""
+    """An event file, events.* in a run directory.
+
+    A resumed run adds a file. Of the earlier files TensorBoard then shows what they hold up to step `start`.
+    """
 
     def __init__(self, workdir: Path, start: int):
-        again = any(workdir.glob("events.*"))
-        # The synchronous writer: SummaryWriter's thread dies of a full disk, and its queue then blocks the run.
+        resumed = any(workdir.glob("events.*"))
+        # The synchronous writer: SummaryWriter's thread dies when the disk is full, and its queue then blocks the run.
         self.writer = EventsWriter(str(workdir / "events"))
-        if again:
+        if resumed:
             self._write(start, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes metrics of a step as "split/metric"."""
         for name, value in values.items():
             self._write(step, summary=summary.scalar(f"{split}/{name}", value))
         self.writer.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self.writer.close()
 
-    def _write(self, step: int, **content: Any) -> None:
+    def _write(self, step: int, **content: object) -> None:
         self.writer.write_event(Event(step=step, wall_time=time.time(), **content))

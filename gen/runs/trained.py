@@ -1,90 +1,201 @@
-"""A trained run: its model, its checkpoints, its data, and samples from it."""
+"""A trained run, opened once: its config, data, model and checkpoints, and samples from it."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
+from gen import config as configs
 from gen import files
-from gen.config import Config, Parallel
-from gen.core import Dataset, GenerativeModel, State
+from gen.config import Config, Parallel, walk
+from gen.core import Dataset, GenerativeModel, RunView, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory
+from gen.runs.directory import RunFacts
 from gen.runtime import backend, engine
 
-
-def load_model(workdir: Path, trust: Sequence[str]) -> tuple[Config, GenerativeModel]:
-    """The config and the model of a run."""
-    backend.start_backend(Parallel())
-    config, _ = directory.read_config(workdir, trust)
-    return config, config.model.build(directory.read_spec(workdir), config.steps)
+MAX_FILE_BYTES = 2**28
 
 
-def choose_step(workdir: Path, config: Config, step: int | None) -> int:
-    """The step asked for, or the best sound one. Raises: UserError if there is none."""
-    checkpoints = workdir / "checkpoints"
-    if step is not None:
-        if reason := checkpoint.damage(checkpoints, step):
-            there = ", ".join(map(str, checkpoint.steps(checkpoints))) or "none"
-            raise UserError(f"checkpoint {step} of {workdir}: {reason}; there: {there}")
-        return step
-    best = checkpoint.best(checkpoints, config.save, warn=lambda text: print(f"warning: {text}"))
-    if best is None:
-        raise UserError(f"{workdir} has no checkpoint yet; its training saves one each {config.save.every} steps")
-    return best
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run directory whose config.json and spec.json were read, with the model that they describe.
 
-
-def restore_state(workdir: Path, model: GenerativeModel, step: int, base: str | None = None) -> State:
-    """What samples are drawn from, of a checkpoint; on one device. base: where the run that it stands on was moved to."""
-    abstract = files.check_fits(engine.on_one_device(jax.eval_shape(model.init, jax.random.key(0))), workdir)
-    state = checkpoint.restore(workdir / "checkpoints", step, abstract, items=("params", "ema", "stats"))
-    if jax.tree.leaves(abstract.frozen):
-        state = runs_base.with_base(state, abstract, runs_base.base_of_run(workdir, base))
-    return replace(state, step=jax.numpy.int32(step))
-
-
-def generate(
-    workdir: Path,
-    model: GenerativeModel,
-    step: int,
-    seed: int,
-    request: Any,
-    given: Mapping[str, Any] | None = None,
-    functions: Mapping[str, Any] = {},
-    base: str | None = None,
-) -> dict[str, Any]:
-    """Arrays, a function of the run, the checkpoint, the seed, the request and what is given; on one device."""
-    if functions.keys() - inspect.signature(model.generate).parameters.keys():
-        raise UserError("a masked model writes at all places at once; leave out --stream and --stop")
-    state = restore_state(workdir, model, step, base)
-    given = directory.read_reference(workdir) if given is None else given
-    inputs = state, jax.random.key(seed), given
-    program = jax.jit(partial(model.generate, request=request, **functions)).lower(*inputs).compile()
-    if size := program.memory_analysis():
-        files.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "what is to be generated")
-    return jax.device_get(program(*inputs))
-
-
-def build_dataset(workdir: Path, data_dir: str | None, trust: Sequence[str], **read: Any) -> Dataset:
-    """The data set that a run was trained on; `read`, fields of its config that change how it is read.
-
-    Raises: UserError if it is another one now.
+    `open_run` makes one. Everything runs on the first device.
     """
+
+    workdir: Path
+    config: Config
+    facts: RunFacts
+    """The other entries of config.json: the digest of the data, and the base."""
+    spec: Spec
+    model: GenerativeModel
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.workdir / "checkpoints"
+
+    @cached_property
+    def abstract(self) -> State:
+        """Shapes and dtypes of the model's state, on the first device. Raises: UserError if they don't fit in memory."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        return files.check_fits(engine.on_one_device(shapes), self.workdir)
+
+    def choose_step(self, step: int | None = None) -> int:
+        """Returns the step of a sound checkpoint: the given step, or with None the best one.
+
+        Raises: UserError if there is no such checkpoint, or if it is damaged.
+        """
+        if step is not None:
+            if reason := checkpoint.damage(self.checkpoints, step):
+                known = ", ".join(map(str, checkpoint.steps(self.checkpoints))) or "none"
+                raise UserError(f"checkpoint {step} of {self.workdir}: {reason}; existing checkpoints: {known}")
+            return step
+        best = checkpoint.best(self.checkpoints, self.config.save, warn=_warn)
+        if best is None:
+            every = self.config.save.every
+            raise UserError(f"{self.workdir} has no checkpoint yet; its training saves one every {every} steps")
+        return best
+
+    def digest(self, step: int) -> str:
+        """Returns the SHA-256 of a checkpoint's manifest, which names each of its files."""
+        return checkpoint.digest(self.checkpoints, step)
+
+    def has_identity(self, digest: str) -> bool:
+        """Returns whether the digest is one of this run's identity, as gen reads it now or as config.json was written.
+
+        Those differ if gen has added fields since then.
+        """
+        return digest in (configs.digest(self.config), _digest_as_written(self.config, self.facts.config))
+
+    def open_base(self, moved: str | None = None) -> runs_base.Base | None:
+        """Returns the checkpoint that this run was begun with, None without one. moved: where that run is now.
+
+        Raises: UserError if it does not exist, or has changed.
+        """
+        return runs_base.base_of_run(self.workdir, self.facts, moved)
+
+    def restore(self, step: int, base: str | None = None) -> State:
+        """Returns the parts of a checkpoint's state that samples need: params, ema, stats, frozen and step.
+
+        base: where the base of an adapter is now, if it was moved.
+
+        Raises: UserError if the checkpoint is not one of this model, or if the base is missing.
+        """
+        state = checkpoint.restore(self.checkpoints, step, self.abstract, items=("params", "ema", "stats"))
+        if jax.tree.leaves(self.abstract.frozen):
+            state = runs_base.with_base(state, self.abstract, self.open_base(base))
+        # A checkpoint of parameters alone has no step.
+        return replace(state, step=jax.numpy.int32(step))
+
+    def reference(self) -> dict[str, np.ndarray]:
+        """Returns the arrays of reference.npz: validation examples, as the model sees them. {} if there are none."""
+        return directory.read_reference(self.workdir, self.spec)
+
+    def read_file(self, name: str) -> bytes:
+        """Returns a file that the data set left in the run, such as tokenizer.json. Raises: UserError if it is missing."""
+        try:
+            return files.read_bytes(self.workdir / name, MAX_FILE_BYTES)
+        except FileNotFoundError:
+            raise UserError(f"{self.workdir} has no {name}; copy it from the original run") from None
+
+    def view(self) -> RunView:
+        """Returns the parts that a medium may read."""
+        return RunView(self.config.data, self.spec, self.read_file, self.reference, self.build_data)
+
+    def build_data(self, data_dir: str | None = None, **changes: Any) -> Dataset:
+        """Returns the data set that the run was trained on.
+
+        data_dir: where the data set is now, for kinds of data with that setting. changes: fields of the config's data that
+        change how it is read and leave its content as it is.
+
+        Raises: UserError if the data are not the same any more (their digests differ).
+        """
+        data = self.config.data
+        if data_dir is not None and hasattr(data, "data_dir"):
+            changes["data_dir"] = data_dir
+        # A tokenizer that was trained on the data is trained again. Any other is read from the run: its file may be gone.
+        was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
+        if (self.workdir / tokenizers.FILE).exists() and not was_trained:
+            changes["tokenizer"] = str(self.workdir)
+        found = replace(data, **changes).build()
+        if found.digest != self.facts.data:
+            raise UserError(f"the data are not those that {self.workdir} was trained on (their digests differ)")
+        return found
+
+    def generate(
+        self,
+        step: int,
+        seed: int,
+        request: object,
+        given: Mapping[str, np.ndarray] | None = None,
+        functions: Mapping[str, Callable[..., object]] = {},
+        base: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays that the model generates: {"samples": [n, ...], ...}.
+
+        They depend on nothing but the run, the checkpoint `step`, the seed, the request and the given arrays.
+
+        given: input arrays; None: the reference examples. functions: more arguments of the model's `generate`.
+        base: where the base of an adapter is now, if it was moved.
+
+        Raises: UserError if the model does not take the functions, or if memory does not suffice.
+        """
+        # Only models that write token by token take a function of each token.
+        if functions.keys() - inspect.signature(self.model.generate).parameters.keys():
+            raise UserError("the model writes at all positions at once; leave out --stream and --stop")
+        state = self.restore(step, base)
+        inputs = state, jax.random.key(seed), self.reference() if given is None else given
+        # Compiled ahead, so that its memory is known before anything runs: too much of it would end other processes.
+        program = jax.jit(partial(self.model.generate, request=request, **functions)).lower(*inputs).compile()
+        if size := program.memory_analysis():
+            files.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "generating these samples")
+        return jax.device_get(program(*inputs))
+
+
+def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
+    """Returns the run in a directory. trust: modules outside gen that its config may name; they are imported.
+
+    Raises: UserError if there is no run, or if its config.json or spec.json is damaged.
+    """
+    # Before the first array is made, since the settings are fixed then.
+    backend.start_backend(Parallel())
     config, facts = directory.read_config(workdir, trust)
-    if data_dir is not None and hasattr(config.data, "data_dir"):
-        read["data_dir"] = data_dir
-    made_here = getattr(config.data, "tokenizer", None) in tokenizers.TRAINED and config.init_from is None
-    if (workdir / tokenizers.FILE).exists() and not made_here:
-        read["tokenizer"] = str(workdir)
-    data = replace(config.data, **read).build()
-    if data.digest != facts["data"]:
-        raise UserError(f"the data are not those that {workdir} was trained on (their digests differ)")
-    return data
+    spec = directory.read_spec(workdir)
+    return TrainedRun(workdir, config, facts, spec, config.model.build(spec, config.steps))
+
+
+def sample_command(workdir: Path, config: Config) -> str:
+    """Returns the command that samples a run, with --trust for the modules outside gen that its config names."""
+    classes = {type(x) for x in walk(config) if is_dataclass(x)}
+    packages = sorted({cls.__module__.partition(".")[0] for cls in classes} - {"gen"})
+    return " ".join([f"python sample.py {workdir}", *(f"--trust {name}" for name in packages)])
+
+
+def _digest_as_written(config: Config, written: Mapping[str, Any]) -> str:
+    """Returns the digest of a config's identity without the fields that config.json did not have when it was written."""
+    known = _restrict(configs.identity(config), written)
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _restrict(now: Any, written: Any) -> Any:
+    if isinstance(now, dict) and isinstance(written, dict):
+        return {name: _restrict(value, written[name]) for name, value in now.items() if name in written}
+    if isinstance(now, list) and isinstance(written, list):
+        return [_restrict(*pair) for pair in zip(now, written, strict=True)]
+    return now
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}")

@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,15 +19,18 @@ from gen.files import cache_folder
 from gen.runtime import hosts
 
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
-"""What XLA leaves to YNNPACK on a processor, unless told otherwise nothing: a VAE's step takes 3.6 ms without it and 5.2 with."""
+"""XLA flag for the operations that it gives to YNNPACK on a CPU. Set to none: a VAE's step takes 3.6 ms without, 5.2 ms with."""
 
-MAX_CPUS = 8  # processors, on which alone what `_keep_memory` brings was measured
+Device = Any
+"""A jax.Device. JAX declares it in a way that type checkers do not accept as a type."""
+MAX_CPUS = 8
+"""`_keep_memory` was only measured on machines with at most this many CPUs."""
 
 
 def start_backend(config: Parallel) -> None:
-    """Settings of the backend; call it before the first array is made. Compiled programs are kept in the user's cache.
+    """Sets up JAX's backend. Call it before the first array is made. Compiled programs are kept in the user's cache folder.
 
-    Raises: UserError if there are fewer devices than asked for.
+    Raises: UserError if there are fewer devices than the config asks for.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{_instructions()}"))
@@ -39,36 +43,39 @@ def start_backend(config: Parallel) -> None:
         try:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError:
-            raise UserError("cpu_devices is set once, before JAX starts, and it has started") from None
+            raise UserError("cpu_devices can only be set before JAX starts, and JAX has started") from None
     hosts.join(config.coordinator, config.hosts, config.host, config.startup_seconds, config.heartbeat_seconds)
     if config.devices is not None and config.devices > jax.device_count():
         raise UserError(
-            f"{config.devices} devices asked for, {jax.device_count()} {jax.default_backend()} there; "
-            f"on a CPU: --parallel.cpu-devices {config.devices}"
+            f"parallel.devices is {config.devices}, and there are {jax.device_count()} {jax.default_backend()} devices; "
+            f"the fix on a CPU: --parallel.cpu-devices {config.devices}"
         )
     if config.devices not in (None, jax.device_count()) and hosts.count() > 1:
-        raise UserError("several hosts use all of their devices; leave --parallel.devices out")
+        raise UserError("several hosts always use all of their devices; the fix: leave out --parallel.devices")
 
 
 def _keep_memory() -> None:
-    """Have glibc keep what is freed, and each step run in the thread that asks for it, whose heap is the one that grows without
-    limit. In others glibc gives blocks over 32 MiB back to the system, and XLA takes one for each step, whose pages then come
-    one fault at a time: 80,000 of them, and a fifth of the time of a step of 10 million parameters."""
+    """Makes glibc keep freed memory, and runs each step in the thread that asks for it.
+
+    XLA allocates one large block per step. By default glibc returns such a block to the system each time, and the next step
+    gets its pages one fault at a time: 80,000 faults, a fifth of the time of a step with 10 million parameters.
+    """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        trim_threshold, mmap_max = -1, -4
+        # The heap of the main thread grows without limit. Heaps of other threads return blocks over 32 MiB in any case.
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
         for option, value in ((trim_threshold, -1), (mmap_max, 0)):
             mallopt(option, value)
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def cpu_name() -> str:
-    """The processor's name, as the system has it."""
+    """Returns the name of the CPU, as the system gives it."""
     found = re.search(r"model name\s*:\s*(.+)", _cpuinfo())
     return found.group(1) if found else platform.processor() or platform.machine()
 
 
 def _instructions() -> str:
-    """A short digest of the processor's instruction set: a program compiled for another may not run on this one."""
+    """Returns a short digest of the CPU's instruction set. A program compiled for another CPU may not run on this one."""
     flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", _cpuinfo())
     return hashlib.sha256((flags.group(1) if flags else cpu_name()).encode()).hexdigest()[:8]
 

@@ -1,60 +1,76 @@
-"""Engines: one update, written for a mapped axis "data", on one device or many. The only file that names pmap, mesh or sharding.
+"""Engines: compile a model for one device or many. `gen.runtime.binding` holds what differs between pmap and jit.
 
-`pmap` binds the axis to the devices. `jit` binds it by a vmap of size one and shards the arrays inside, so that a
-forgotten average is an error when it is traced, and the state can be sharded too: over the examples' devices (FSDP, Zhao
-et al. 2023), and each layer's matrices over a second axis of devices (Shoeybi et al. 2019).
+Only these two files and gen/plan name pmap, mesh or sharding.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial, wraps
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, SingleDeviceSharding
 
-from gen.axis import shard_examples
 from gen.config import Parallel
-from gen.core import Batch, GenerativeModel, HostBatch, Metrics, Rules, State, Sums
+from gen.core import Array, Batch, GenerativeModel, HostBatch, Metrics, Params, State, Sums
 from gen.errors import UserError
-from gen.optim.paths import path_name
 from gen.runtime import hosts
+from gen.runtime.backend import Device
+from gen.runtime.binding import (
+    Binding,
+    Control,
+    Evaluate,
+    Function,
+    JitBinding,
+    Lowered,
+    PmapBinding,
+    Step,
+    data_axis,
+    make_mesh,
+    shard_state,
+)
 
-EVALUATION = np.uint32(2**32 - 1)  # the "step" that evaluation folds into the key; no training reaches it
-MIN_SHARDED = 2**12  # elements; a smaller array is cheaper to copy than to gather
+EVALUATION = np.uint32(2**32 - 1)
+"""The "step" that evaluation folds into the key. Training never reaches it, so no step shares its noise."""
+
+
+T = TypeVar("T")
 
 
 class Engine(NamedTuple):
-    """A compiled model over placed states and host batches. On several hosts, each gives its `rows` of a batch, and all call
-    the same functions in the same order."""
+    """A compiled model. It takes placed states, and batches in host memory.
+
+    With several hosts, each passes its `rows` of a batch, and all call the same functions in the same order.
+    """
 
     init: Callable[..., State]
-    """The state of step 0, placed; given parameters, the one that starts from them."""
+    """() -> the placed state of step 0. (params) -> the same, starting from these parameters."""
     update: Callable[..., tuple[State, Metrics]]
-    """(state, batch, notice, limit) -> one step on a batch, or on as many stacked as the model takes; the given state is
-    consumed. `notice` of any host is "notice" among the metrics of all, 0 or 1. If guarded, a step whose metrics are not
-    finite, or whose losses add up to more than `limit`, changes nothing but the step's number, and "skipped" is 1. If
-    several, it takes what so many steps take, stacked, and its metrics are of each of them."""
+    """(state, batch, notice, limit) -> (state after the step, metrics). The given state is consumed.
+
+    A model that takes several batches per update gets them stacked. So does an engine that makes `several` steps per call; its
+    metrics are stacked, too. The metric "notice" is 1 if any host passed `notice`, otherwise 0. With a guard, a step whose
+    metrics are not finite, or whose losses sum to more than `limit`, changes only the step number, and its metric "skipped" is 1."""
     evaluate: Callable[[State, HostBatch], Sums]
-    """Sums of one batch."""
+    """(state, batch) -> sums of one batch, as `GenerativeModel.evaluate`."""
     test: Callable[[State, HostBatch], Sums]
-    compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
-    """A function of a state, compiled; each host has all of what it returns."""
+    """(state, batch) -> sums of one batch, as `GenerativeModel.test`."""
+    compiled: Callable[[Function], Function]
+    """Compiles a function of a state. Every host gets its whole result."""
     whole: Callable[[State], State]
-    """The state as one of all hosts, as a checkpoint takes it."""
+    """Returns the state as arrays that all hosts share, as a checkpoint needs them."""
     abstract: State
     """Shapes, dtypes and shardings of a placed state."""
-    lower: Callable[[Mapping[str, Any]], Any]
-    """The update, lowered and not run, for batches like this one; shapes and dtypes will do."""
+    lower: Callable[[Mapping[str, object]], Lowered]
+    """Lowers the update without running it, for a batch of arrays or of shapes and dtypes."""
     rows: range
-    """Of each batch, what this host reads."""
+    """The rows of each batch that this host reads."""
 
 
 def compile_engine(
@@ -63,212 +79,185 @@ def compile_engine(
     seed: int,
     batch_size: int,
     guard: bool = False,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     several: bool = False,
 ) -> Engine:
-    """The model's functions, mapped and compiled. The key of a step is fold_in(key(seed), step); evaluation has the
-    key of step -1, so that it draws the same noise for an example each time. guard: whether bad steps are skipped;
-    devices: others than those that are here, to plan for; for those the update is lowered, and nothing is run. several:
-    whether an update makes several steps.
+    """Returns the model's functions, mapped over devices and compiled on their first call.
 
-    Raises: UserError if the batch or the devices can't be divided.
+    guard: whether bad steps are skipped. devices: plan for these devices, which need not exist; then the update can only be
+    lowered. None: the devices of this machine. several: whether an update makes several steps.
+
+    The key of a step is fold_in(key(seed), step). Evaluation always uses the same key, so that the noise of an example is the
+    same each time.
+
+    Raises: UserError if the batch or the devices cannot be divided.
     """
-    here = devices is None
-    devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))[: config.devices] if here else devices
-    processes = hosts.count() if here else 1
-    data = _data_axis(len(devices), processes, config.tensor)
-    if batch_size % (unit := data * model.together):
-        packs = f" in packs of {model.together}" if model.together > 1 else ""
+    planned = devices is not None
+    if devices is None:
+        devices = sorted(jax.devices(), key=attrgetter("process_index", "id"))[: config.devices]
+    processes = 1 if planned else hosts.count()
+    program = _Program(model, config, seed, guard, several, tuple(devices), processes)
+    _check_batch(batch_size, program.data, model.together)
+    part, first = batch_size // processes, 0 if planned else hosts.index()
+    return program.engine(range(first * part, (first + 1) * part))
+
+
+@dataclass(frozen=True)
+class _Program:
+    """The functions of one engine, and the devices that they run on."""
+
+    model: GenerativeModel
+    config: Parallel
+    seed: int
+    guard: bool
+    several: bool
+    devices: tuple[Device, ...]
+    processes: int
+
+    def engine(self, rows: range) -> Engine:
+        """Returns the compiled functions. rows: the rows of each batch that this host reads."""
+        model, binding = self.model, self.binding
+        step = binding.step(self.updates if self.several else self.update, self.example_axis)
+        evaluate = binding.sums(self.with_evaluation_key(model.evaluate))
+        test = binding.sums(self.with_evaluation_key(model.test or model.evaluate))
+
+        return Engine(
+            # Compiled, so that params and their averages do not share buffers: donating one would delete the other.
+            init=jax.jit(self.init, out_shardings=self.shardings),
+            update=partial(self.run, step),
+            evaluate=partial(self.sum_batch, evaluate),
+            test=partial(self.sum_batch, test),
+            compiled=binding.compiled,
+            whole=binding.whole,
+            abstract=self.abstract,
+            lower=partial(self.lower, step),
+            rows=rows,
+        )
+
+    # Functions of the model, written for the axis "data".
+
+    def init(self, *params: Params) -> State:
+        return self.model.init(jax.random.key(self.seed), *params)
+
+    def update(self, state: State, batch: Batch, control: Control) -> tuple[State, Metrics]:
+        """Makes one step."""
+        new, metrics = self.model.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), state.step))
+        if self.guard:
+            # Metrics are the same on all devices. pmax makes the limit so, and with it the decision.
+            skipped = ~_is_sound(metrics, self.model.losses, jax.lax.pmax(control["limit"].max(), "data"))
+            # A selection, not a branch: the state is donated, and both states exist anyway.
+            kept = jax.tree.map(partial(jnp.where, skipped), state, new)
+            new = replace(kept, step=new.step)
+            metrics = metrics | {"skipped": skipped.astype(jnp.float32)}
+        if "notice" in control:
+            # All hosts must stop at the same step, whichever of them got the signal.
+            metrics = metrics | {"notice": jax.lax.pmax(control["notice"].max(), "data")}
+        return new, metrics
+
+    def updates(self, state: State, batches: Batch, control: Control) -> tuple[State, Metrics]:
+        """Makes one step on each of the stacked batches [n, ...]."""
+
+        def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+            return self.update(state, batch, control)
+
+        # In a loop on a CPU, XLA runs convolutions 17 times slower. So models that convolve are unrolled there.
+        first = jax.tree.map(itemgetter(0), batches)
+        on_cpu = self.devices[0].platform == "cpu"
+        unroll = on_cpu and "conv_general_dilated" in str(jax.make_jaxpr(step)(state, first))
+        return jax.lax.scan(step, state, batches, unroll=unroll)
+
+    def with_evaluation_key(self, evaluate: Callable[..., Sums]) -> Evaluate:
+        def with_key(state: State, batch: Batch) -> Sums:
+            return evaluate(state, batch, jax.random.fold_in(jax.random.key(self.seed), EVALUATION))
+
+        return with_key
+
+    # Functions that the training loop calls.
+
+    def run(
+        self, step: Step, state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf
+    ) -> tuple[State, Metrics]:
+        """Makes the steps of one call on this host's rows of the batch."""
+        place = self.binding.place
+        state, metrics = step(state, place(batch, self.example_axis), place(self.control(notice, limit), 0))
+        # One host knows its own notice; it need not pass through the compiled step.
+        noticed = metrics if self.processes > 1 else {**metrics, "notice": float(notice)}
+        return state, noticed  # pyright: ignore[reportReturnType]
+
+    def sum_batch(self, compiled: Evaluate, state: State, batch: HostBatch) -> Sums:
+        """Evaluates this host's rows of one batch."""
+        return compiled(state, self.binding.place(batch, 0))
+
+    def lower(self, step: Step, batch: Mapping[str, object]) -> Lowered:
+        """Lowers the update for a batch like this one."""
+        # Only shapes are placed, so the devices need not exist.
+        place = self.binding.place
+        batches = jax.eval_shape(partial(place, axis=self.example_axis), batch)
+        control = jax.eval_shape(partial(place, axis=0), self.control(False, 0))
+        return step.lower(self.abstract, batches, control)
+
+    def control(self, notice: bool, limit: float) -> HostBatch:
+        """Returns what this host tells the step: each number once per device, so that it is split like a batch."""
+        given: dict[str, float] = {"notice": float(notice)} if self.processes > 1 else {}
+        given |= {"limit": limit} if self.guard else {}
+        return {k: np.full(self.data // self.processes, v, np.float32) for k, v in given.items()}
+
+    # Devices and shardings.
+
+    @cached_property
+    def data(self) -> int:
+        """Number of devices, or of groups of `tensor` devices, that share a batch."""
+        return data_axis(len(self.devices), self.processes, self.config.tensor)
+
+    @property
+    def example_axis(self) -> int:
+        """Axis of the examples in what an update takes: stacked batches and stacked steps come before it."""
+        return int(self.model.batches is not None) + self.several
+
+    @cached_property
+    def abstract(self) -> State:
+        """Shapes, dtypes and shardings of a placed state."""
+        data = self.data if self.config.fsdp else 1
+        return shard_state(jax.eval_shape(self.init), self.mesh, data, self.config.tensor, self.model.rules)
+
+    @property
+    def shardings(self) -> State:
+        """The sharding of each array of the state."""
+        return jax.tree.map(attrgetter("sharding"), self.abstract)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.devices, self.data, None if self.config.engine == "pmap" else self.config.tensor)
+
+    @cached_property
+    def binding(self) -> Binding:
+        if self.config.engine == "pmap":
+            return PmapBinding(self.mesh, self.processes)
+        return JitBinding(self.mesh, self.processes, self.shardings, self.config.fsdp)
+
+
+def on_one_device(shapes: T) -> T:
+    """Returns the same shapes, placed on the first device, where sampling runs."""
+    place = SingleDeviceSharding(jax.local_devices()[0])
+
+    def place_shape(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    return jax.tree.map(place_shape, shapes)
+
+
+def _check_batch(batch_size: int, data: int, together: int) -> None:
+    """Raises: UserError if a batch cannot be divided among `data` devices in packs of `together` examples."""
+    unit = data * together
+    if batch_size % unit:
+        packs = f" in packs of {together}" if together > 1 else ""
         raise UserError(
             f"a batch of {batch_size} can't be divided among {data} devices{packs}; "
             f"the fix: --data.batch-size {max(unit, batch_size // unit * unit)}, or --parallel.devices"
         )
-    part, first = batch_size // processes, hosts.index() if here else 0
-    axis = int(model.batches is not None) + several  # of the examples in what an update takes
-
-    def init(*params: Any) -> State:
-        return model.init(jax.random.key(seed), *params)
-
-    def update(state: State, batch: Batch, control: dict[str, Any]) -> tuple[State, Metrics]:
-        new, metrics = model.update(state, batch, jax.random.fold_in(jax.random.key(seed), state.step))
-        if guard:
-            skipped = ~_is_sound(metrics, model.losses, jax.lax.pmax(control["limit"].max(), "data"))
-            kept = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), state, new)
-            new = replace(kept, step=new.step)
-            metrics = metrics | {"skipped": skipped.astype(jnp.float32)}
-        if "notice" in control:
-            metrics = metrics | {"notice": jax.lax.pmax(control["notice"].max(), "data")}
-        return new, metrics
-
-    def updates(state: State, batches: Batch, control: dict[str, Any]) -> tuple[State, Metrics]:
-        """A step on each of the batches: in a loop, but for convolutions on a processor, which take 17 times as long there."""
-        step = lambda state, batch: update(state, batch, control)
-        first = jax.tree.map(lambda x: x[0], batches)
-        apart = devices[0].platform == "cpu" and "conv_general_dilated" in str(jax.make_jaxpr(step)(state, first))
-        return jax.lax.scan(step, state, batches, unroll=apart)
-
-    def keyed(evaluate: Any) -> Any:
-        return lambda state, batch: evaluate(state, batch, jax.random.fold_in(jax.random.key(seed), EVALUATION))
-
-    def controls(notice: bool, limit: float) -> HostBatch:
-        given = {"notice": float(notice)} if processes > 1 else {}
-        given |= {"limit": limit} if guard else {}
-        return {k: np.full(data // processes, v, np.float32) for k, v in given.items()}
-
-    axes = {"data": data} if config.engine == "pmap" else {"data": data, "model": config.tensor}  # pmap has no other
-    mesh = Mesh(np.array(devices).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
-    shapes = jax.eval_shape(init)
-    split = lambda path, x: _split(path_name(path), x.shape, data if config.fsdp else 1, config.tensor, model.rules)
-    shardings = jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, split(path, x)), shapes)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    bind = _pmap(mesh, processes) if config.engine == "pmap" else _jit(mesh, processes, shardings, config.fsdp)
-    step = bind.step(updates if several else update, axis)
-    evaluate, test = (bind.sums(keyed(f)) for f in (model.evaluate, model.test or model.evaluate))
-
-    def run(state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf) -> tuple[State, Metrics]:
-        state, metrics = step(state, bind.place(batch, axis), bind.place(controls(notice, limit), 0))
-        return state, metrics if processes > 1 else metrics | {"notice": float(notice)}  # pyright: ignore
-
-    def lower(batch: Mapping[str, Any]) -> Any:
-        placed = [(batch, axis), (controls(False, 0), 0)]
-        return step.lower(abstract, *(jax.eval_shape(partial(bind.place, axis=axis), x) for x, axis in placed))
-
-    return Engine(
-        # Compiled, so that params and their averages don't share buffers: a donated one would take the other with it.
-        init=jax.jit(init, out_shardings=shardings),
-        update=run,
-        evaluate=lambda state, batch: evaluate(state, bind.place(batch, 0)),
-        test=lambda state, batch: test(state, bind.place(batch, 0)),
-        compiled=bind.compiled,
-        whole=bind.whole,
-        abstract=abstract,
-        lower=lower,
-        rows=range(first * part, (first + 1) * part),
-    )
 
 
-class _Binding(NamedTuple):
-    """How an engine binds the axis "data"."""
-
-    step: Callable[[Callable[..., Any], int], Any]
-    """(update of (state, batch, control), the batch's axis of examples) -> compiled; the state is consumed."""
-    sums: Callable[[Callable[..., Any]], Any]
-    """A function of (state, batch), compiled."""
-    place: Callable[..., Any]
-    """(arrays of this host, their axis of examples) -> as the compiled functions take them."""
-    compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
-    whole: Callable[[State], State]
-
-
-def _pmap(mesh: Mesh, processes: int) -> _Binding:
-    """To the devices: one replica on each."""
-    bound: Any = {"axis_name": "data", "out_axes": None, "devices": None if processes > 1 else list(mesh.devices.flat)}
-    n = mesh.shape["data"] // processes
-    replicated = NamedSharding(mesh, P())
-
-    def place(batch: HostBatch, axis: int) -> Any:
-        """[..., B / hosts, ...] -> [..., own devices, B / devices, ...]."""
-        split = lambda v: v.reshape(*v.shape[:axis], n, v.shape[axis] // n, *v.shape[axis + 1 :])
-        return {k: split(v) for k, v in batch.items()}
-
-    def joined(x: Any) -> Any:
-        return jax.make_array_from_single_device_arrays(x.shape, replicated, [s.data for s in x.addressable_shards])
-
-    def alone(f: Any) -> Any:
-        """f, to whom one device is all of "data": XLA would copy what it averages over one."""
-        return jax.vmap(f, in_axes=None, out_axes=None, axis_name="data", axis_size=1) if mesh.size == 1 else f
-
-    return _Binding(
-        step=lambda update, axis: jax.pmap(alone(update), in_axes=(None, axis, 0), donate_argnums=0, **bound),
-        sums=lambda evaluate: jax.pmap(alone(evaluate), in_axes=(None, 0), **bound),
-        place=place,
-        compiled=jax.jit,
-        # What pmap returns is each host's own.
-        whole=lambda state: jax.tree.map(joined, state) if processes > 1 else state,
-    )
-
-
-def _jit(mesh: Mesh, processes: int, shardings: State, fsdp: bool) -> _Binding:
-    """To an axis of size one, of which the batch is spread over the mesh."""
-    replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    rows = lambda axis: NamedSharding(mesh, P(*[None] * (axis + 1), "data"))
-
-    def bound(f: Any, *axes: int) -> Any:
-        """f for arrays on an axis of size one, and its activations by example, however the state is sharded."""
-        f = jax.vmap(f, in_axes=(None, *axes), axis_name="data", axis_size=1, out_axes=None)
-
-        @wraps(f)
-        def run(*args: Any) -> Any:
-            token = shard_examples.set(lambda x: jax.lax.with_sharding_constraint(x, by_example))
-            try:
-                return f(*args)
-            finally:
-                shard_examples.reset(token)
-
-        return run if fsdp else f
-
-    def place(batch: HostBatch, axis: int) -> Any:
-        """[..., B / hosts, ...] -> [..., 1, B, ...]."""
-        local = {k: v.reshape(*v.shape[:axis], 1, *v.shape[axis:]) for k, v in batch.items()}
-        if processes == 1:
-            return jax.device_put(local, rows(axis))
-        return {k: jax.make_array_from_process_local_data(rows(axis), v) for k, v in local.items()}
-
-    return _Binding(
-        step=lambda update, axis: jax.jit(
-            bound(update, axis, 0),
-            donate_argnums=0,
-            in_shardings=(shardings, rows(axis), rows(0)),
-            out_shardings=(shardings, replicated),
-        ),
-        sums=lambda evaluate: jax.jit(
-            bound(evaluate, 0),
-            in_shardings=(None, rows(0)),  # the state's as it lies, also without its optimizer
-            out_shardings=replicated,
-        ),
-        place=place,
-        compiled=lambda function: jax.jit(function, out_shardings=replicated),
-        whole=lambda state: state,
-    )
-
-
-def _data_axis(devices: int, processes: int, tensor: int) -> int:
-    """How many devices, or groups of `tensor` of them, share a batch. Raises: UserError if they can't be divided."""
-    own = jax.local_device_count() if processes > 1 else devices
-    if devices != processes * own:
-        raise UserError(f"{processes} hosts have {devices} devices, and this one {own}; each needs as many")
-    if own % tensor:
-        raise UserError(
-            f"{own} devices of a host can't be divided by --parallel.tensor {tensor}; the fix: a divisor of them, or "
-            "--parallel.devices"
-        )
-    return devices // tensor
-
-
-def on_one_device(shapes: Any) -> Any:
-    """The same shapes, to be placed on the first device: where sampling is done."""
-    place = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-
-
-def _split(path: str, shape: tuple[int, ...], data: int, tensor: int, rules: Rules) -> P:
-    """How an array is sharded. The first rule whose expression is found in the path names the axis that is divided among
-    `tensor` devices; without one it is the last of a kernel. Then the largest other axis that can be is divided among `data`
-    devices. Small arrays stay whole."""
-    axes: list[str | None] = [None] * len(shape)
-    if np.prod(shape, dtype=int) < MIN_SHARDED:
-        return P()
-    if tensor > 1:
-        axis = next((axis for rule, axis in rules if re.search(rule, path)), -1 if path.endswith("kernel") else None)
-        if axis is not None and shape[axis] % tensor == 0:
-            axes[axis] = "model"
-    free = [i for i, size in enumerate(shape) if axes[i] is None and size % data == 0]
-    if data > 1 and free:
-        axes[max(free, key=lambda i: shape[i])] = "data"
-    return P(*axes)
-
-
-def _is_sound(metrics: Metrics, losses: Sequence[str], limit: Any) -> Any:
-    """Returns whether all metrics are finite, and the losses add up to at most `limit`. bool []."""
+def _is_sound(metrics: Metrics, losses: Sequence[str], limit: Array) -> Array:
+    """Returns whether all metrics are finite and the losses sum to at most `limit`. bool []."""
     finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
     return finite & (sum((metrics[name] for name in losses), jnp.zeros(())) <= limit)

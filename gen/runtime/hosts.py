@@ -1,6 +1,6 @@
-"""Several processes, each with devices of its own, that train one run: how they meet, who writes, and how they part.
+"""Several processes ("hosts"), each with its devices, that train one run: how they meet, agree, and end.
 
-They share a file system. The first host alone writes the run directory; what it finds there it tells the others.
+They share a file system. Only the first host writes the run directory; it tells the others what it finds there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -24,101 +24,118 @@ from jax.experimental import multihost_utils
 
 from gen.errors import REQUEUE, USER_ERRNOS, Requeue, UserError
 
-GOOGLE = "0x1ae0"  # who makes TPUs, on the PCI bus
-SHUTDOWN = 60  # seconds that a host waits at its end for the others
-LAST_WORDS = 2.0  # seconds that the first host stays after a failure, so that the others can say theirs
+GOOGLE = "0x1ae0"
+"""The vendor of TPUs on the PCI bus."""
+SHUTDOWN_SECONDS = 60
+"""How long a host waits at its end for the others."""
+FAILURE_SECONDS = 2.0
+"""How long the first host stays after a failure, so that the others can print theirs: they lose their connection with it."""
 LOST = r"(?i)gloo|connection (closed|reset|refused)|coordination|heartbeat|preempted|unavailable|peer|NCCL|barrier"
+"""Regular expression for the messages of a runtime that has lost another host."""
 
 
 def join(coordinator: str | None, hosts: int | None, host: int | None, startup: int, heartbeat: int) -> None:
-    """Become one of several hosts, if the cluster or the arguments say so; call it before JAX starts. `coordinator`: HOST:PORT of
-    host 0, `hosts`: how many there are, `host`: which this is; None: as the cluster says (SLURM, Open MPI,
-    Kubernetes, Cloud TPU). In seconds, `startup` is waited for the others, and `heartbeat` is how long one may be silent.
+    """Makes this process one of several hosts, if the cluster or the arguments say so. Call it before JAX starts.
 
-    Raises: UserError if the arguments don't name a host; Requeue if the others don't come.
+    coordinator: HOST:PORT of host 0. hosts: number of hosts. host: number of this one, from 0. None: as the cluster says (SLURM,
+    Open MPI, Kubernetes, Cloud TPU). startup: seconds to wait for the others. heartbeat: seconds that a host may be silent.
+
+    Raises: UserError if the arguments do not name a host; Requeue if the others do not come.
     """
     if coordinator is None and hosts is None and host is None and not in_cluster():
         return
     if host is None and coordinator is not None and "JOB_COMPLETION_INDEX" in os.environ:
         host = int(os.environ["JOB_COMPLETION_INDEX"])
-    jax.config.update("jax_enable_preemption_service", False)  # gen/runtime/signals.py has the signals
+    jax.config.update("jax_enable_preemption_service", False)  # gen/runtime/signals.py handles the signals
     here = f"this is host {host}" if host is not None else "this is one of them"
     late = (
-        f"the hosts did not meet within {startup} s (--parallel.startup-seconds; {here}); is each of them started, and does it "
+        f"the hosts did not meet within {startup} s (--parallel.startup-seconds; {here}); was each of them started, and can it "
         f"reach {coordinator or 'host 0'}?"
     )
+    with _exit_if_late(startup, late):
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                hosts,
+                host,
+                initialization_timeout=startup + SHUTDOWN_SECONDS,
+                heartbeat_timeout_seconds=heartbeat,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"JAX found no cluster that it knows ({error}); the fix: --parallel.coordinator HOST:PORT "
+                "--parallel.hosts N --parallel.host 0 (to N - 1)"
+            ) from None
+        except RuntimeError as error:
+            raise Requeue(f"{late} {_first_line(error)}") from error
 
-    def overdue() -> None:
-        print(late, file=sys.stderr, flush=True)
+
+@contextmanager
+def _exit_if_late(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process after `seconds` with a message, to be started again. The runtime's own time-out aborts with a stack."""
+
+    def leave() -> None:
+        print(message, file=sys.stderr, flush=True)
         os._exit(REQUEUE)
 
-    timer = threading.Timer(startup, overdue)  # the runtime's own end is an abort, with its stack
+    # A thread, because the main thread is inside the runtime.
+    timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(
-            coordinator,
-            hosts,
-            host,
-            initialization_timeout=startup + SHUTDOWN,
-            heartbeat_timeout_seconds=heartbeat,
-            shutdown_timeout_seconds=SHUTDOWN,
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"no cluster that JAX knows was found ({error}); the fix: --parallel.coordinator HOST:PORT "
-            "--parallel.hosts N --parallel.host 0 (to N - 1)"
-        ) from None
-    except RuntimeError as error:
-        raise Requeue(f"{late} {_first_line(error)}") from error
+        yield
     finally:
         timer.cancel()
 
 
 def in_cluster() -> bool:
-    """Whether a launcher started this process as one of several."""
-    tasks = lambda name: int(os.environ.get(name) or 1) > 1
-    slurm = "SLURM_PROCID" in os.environ and tasks("SLURM_STEP_NUM_TASKS")  # of srun; a batch script's shell is alone
+    """Returns whether a launcher started this process as one of several."""
+    # srun sets the number of tasks of its step. The shell of a batch script has other variables, and is alone.
+    slurm = "SLURM_PROCID" in os.environ and _is_several("SLURM_STEP_NUM_TASKS")
     vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
     tpu = importlib.util.find_spec("libtpu") and GOOGLE in vendors
     pods = "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
-    return slurm or tasks("OMPI_COMM_WORLD_SIZE") or bool(pods) or bool(tpu)
+    return slurm or _is_several("OMPI_COMM_WORLD_SIZE") or bool(pods) or bool(tpu)
+
+
+def _is_several(name: str) -> bool:
+    return int(os.environ.get(name) or 1) > 1
 
 
 def count() -> int:
+    """Returns the number of hosts."""
     return jax.process_count()
 
 
 def index() -> int:
+    """Returns the number of this host, from 0."""
     return jax.process_index()
 
 
 def is_first() -> bool:
-    """Whether this is the host that writes."""
+    """Returns whether this is the host that writes."""
     return index() == 0
 
 
 def barrier(what: str) -> None:
-    """Wait until every host is here."""
+    """Waits until every host has called it. what: a name, the same on all hosts."""
     if count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
-def broadcast(make: Callable[[], Any]) -> Any:
-    """What `make` returns on the first host, where alone it is called: JSON, known to every host. So is a UserError."""
+T = TypeVar("T")
+
+
+def broadcast(make: Callable[[], T]) -> T:
+    """Calls `make` on the first host, and returns its result on every host. The result must be JSON, without tuples.
+
+    Raises: UserError on every host if `make` raises it, or finds the disk full or not writable.
+    """
     if count() == 1:
         return make()
-    message: dict[str, Any] = {}
-    if is_first():
-        try:
-            message = {"value": make()}
-        except UserError as error:
-            message = {"error": str(error)}
-        except OSError as error:
-            if error.errno not in USER_ERRNOS:
-                raise
-            message = {"error": f"{error.filename or 'writing'}: {error.strerror}"}
-    content = json.dumps(message).encode()
+    content = json.dumps(_call(make) if is_first() else {}).encode()
+    # All hosts must pass arrays of one shape. So the length is sent first, and the content is padded to a power of two.
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.zeros(1 << length.bit_length(), np.uint8)
     padded[: len(content)] = np.frombuffer(content, np.uint8)[: len(padded)]
@@ -128,35 +145,49 @@ def broadcast(make: Callable[[], Any]) -> Any:
     return message["value"]
 
 
+def _call(make: Callable[[], object]) -> dict[str, object]:
+    """Returns {"value": the result} or {"error": the message of a user's error}."""
+    try:
+        return {"value": make()}
+    except UserError as error:
+        return {"error": str(error)}
+    except OSError as error:
+        if error.errno not in USER_ERRNOS:
+            raise
+        return {"error": f"{error.filename or 'writing'}: {error.strerror}"}
+
+
 def check_agree(what: str, value: str) -> None:
-    """Raises: UserError on every host, unless all have the same."""
+    """Checks that all hosts have the same value. what: its name in the message. Raises: UserError on every host if not."""
+    # A gather needs arrays of one size, which digests are.
     own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     if count() > 1 and (np.asarray(multihost_utils.process_allgather(own)) != own[None]).any():
-        raise UserError(f"the hosts have different {what}; start each with the same")
+        raise UserError(f"the hosts have different {what}; start all of them with the same")
 
 
 @contextmanager
 def requeue_if_lost() -> Iterator[None]:
-    """Where hosts work on one thing. Raises: Requeue in place of the runtime's error, if one of them is gone."""
+    """Turns the runtime's error into a Requeue if another host is gone. For code in which hosts work together."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is one; Orbax wraps it in others
+    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError; Orbax wraps it in both kinds
         if count() == 1 or not re.search(LOST, str(error)):
             raise
         raise Requeue(
-            f"another host has ended, or can't be reached ({_first_line(error)}); the same command on all of them goes on from "
+            f"another host has ended, or can't be reached ({_first_line(error)}); the same command on all hosts continues from "
             "the last checkpoint"
         ) from error
 
 
 def exit_process(status: int) -> None:
-    """End this process after a failure; on several hosts at once: the runtime would wait for the others first."""
+    """Ends this process after a failure. With several hosts it ends at once: a normal exit would wait for the others."""
     if not jax.distributed.is_initialized() or count() == 1:
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
+    # The others lose their connection as soon as the first host ends.
     if is_first():
-        time.sleep(LAST_WORDS)
+        time.sleep(FAILURE_SECONDS)
     os._exit(status)
 
 

@@ -1,4 +1,4 @@
-"""Traces of a few steps: what the host and the devices did, and when."""
+"""Traces of a few steps: what the host and the devices did at which time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from gen.runtime import hosts
 
 
 def tracer(text: str | None, workdir: Path) -> Callable[[range], None]:
-    """A function to be called with the steps that come next, from 1, and with none of them after the last: it traces those that
-    `text` names, each host into profile/ of the run directory."""
+    """Returns a function that traces the steps named by `text` ("STEP:COUNT") into profile/ of the run directory.
+
+    Call it with the 1-based steps of each compiled call before that call, and with range(0) after the last one.
+    """
     traced = range(0) if text is None else profile_steps(text)
     folder = workdir / "profile" / f"host-{hosts.index():03d}"
     running = False

@@ -1,4 +1,4 @@
-"""The signals with which a cluster takes its machines back: SIGTERM and SIGUSR1."""
+"""Signals by which a cluster announces that it takes a machine back: SIGTERM and SIGUSR1."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def exit_on_signal(grace: float) -> Iterator[None]:
-    """Within, a signal ends the process, to be requeued: at once, or where Python isn't running (a compilation, an exchange with a
-    host that is gone) or within `noticed`, at most `grace` seconds after it."""
+    """Inside this context, a signal raises Requeue.
+
+    Python cannot raise while a compilation or an exchange with a lost host is running, and `notice_signals` holds the signal
+    back. So the process ends at most `grace` seconds after the signal in any case.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise Requeue(f"{signal.Signals(number).name}: stopped; the same command goes on from the last checkpoint")
+        raise Requeue(f"{signal.Signals(number).name}: stopped; the same command continues from the last checkpoint")
 
-    with _bounded(grace), _handled(leave):
+    with _exit_after(grace), _handle(leave):
         yield
 
 
 @contextmanager
 def notice_signals() -> Iterator[Callable[[], bool]]:
-    """Within, a signal ends nothing, nor does the first Ctrl-C; the function says whether one has come."""
+    """Yields a function that returns whether a signal or a Ctrl-C has come. Only a second Ctrl-C ends the process."""
     came = False
 
     def notice(number: int, frame: FrameType | None) -> None:
@@ -38,30 +41,37 @@ def notice_signals() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT:
             if came:
                 raise KeyboardInterrupt
-            os.write(2, b"\ninterrupted: it is saved first; once more to stop at once\n")
+            # print() is not safe in a signal handler: the main thread may hold the lock of stderr.
+            os.write(2, b"\ninterrupted: saving first; press Ctrl-C again to stop at once\n")
         came = True
 
-    with _handled(notice, (*SIGNALS, signal.SIGINT)):
+    with _handle(notice, (*SIGNALS, signal.SIGINT)):
         yield lambda: came
 
 
 @contextmanager
 def delay_signals() -> Iterator[None]:
-    """Within, a signal waits for the end: an event loop makes of what a handler raises an error of its own."""
+    """Inside this context, signals wait for its end. An event loop would turn the Requeue of a handler into another error."""
     came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
     try:
-        with _handled(lambda number, frame: came.append(number)):
+        with _handle(remember):
             yield
     finally:
+        # By now the previous handlers are back.
         for number in came:
             signal.raise_signal(number)
 
 
 @contextmanager
-def _handled(
+def _handle(
     handler: Callable[[int, FrameType | None], None], signals: tuple[signal.Signals, ...] = SIGNALS
 ) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread alone
+    # Python runs signal handlers in the main thread only, and lets only that thread set them.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, handler) for number in signals}
@@ -73,30 +83,35 @@ def _handled(
 
 
 @contextmanager
-def _bounded(grace: float) -> Iterator[None]:
-    """The process ends `grace` seconds after a signal, whatever its main thread does: handlers run between two steps of
-    Python only, so another thread listens."""
+def _exit_after(grace: float) -> Iterator[None]:
+    """Ends the process `grace` seconds after a signal, whatever its main thread does.
+
+    Handlers run between two instructions of Python. So another thread listens: Python writes the number of each signal to the
+    socket at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ended, (heard, told) = threading.Event(), socket.socketpair()
-    told.setblocking(False)
+    ended, (heard, sent) = threading.Event(), socket.socketpair()
+    # Required by set_wakeup_fd: the handler must never wait.
+    sent.setblocking(False)
 
     def watch() -> None:
         while number := heard.recv(1):
             if number[0] in SIGNALS and not ended.wait(grace):
-                message = f"the {grace:g} s of --parallel.grace-seconds are over before the state was saved"
-                print(f"{message}; the last checkpoint holds", file=sys.stderr, flush=True)
+                message = f"the {grace:g} s of --parallel.grace-seconds are over, and the state is not saved"
+                print(f"{message}; the last checkpoint is kept", file=sys.stderr, flush=True)
                 os._exit(REQUEUE)
 
-    before = signal.set_wakeup_fd(told.fileno())
+    before = signal.set_wakeup_fd(sent.fileno())
     watcher = threading.Thread(target=watch, name="preemption", daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        # Closing the sending end makes `recv` return nothing, so the watcher ends by itself.
         ended.set()
-        told.close()
+        sent.close()
         watcher.join()
         heard.close()

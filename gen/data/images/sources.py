@@ -1,8 +1,9 @@
-"""Where images come from: encoded pictures that can be read at random, and TFDS's slicing of their splits."""
+"""Where images come from: encoded images with random access, the built-in digits, and slices of splits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -13,107 +14,141 @@ from gen.data.digest import sha256
 from gen.errors import UserError
 
 Record = tuple[bytes | Path | np.ndarray, int]
-"""An encoded image (bytes, a file, or its pixels, grey or RGB) and its label, 0 if there are none."""
+"""An image (encoded bytes, a file, or pixels uint8 [H, W] or [H, W, 3]) and its label. The label is 0 if there are none."""
+N_DIGITS, N_TRAIN_DIGITS = 1797, 1437
+N_TRAIN_STACKS, N_TEST_STACKS = 30_000, 3_000
 
 
 class Source(NamedTuple):
-    """Encoded images by position, all splits one after the other."""
+    """Encoded images by position. The splits follow each other."""
 
     name: str
-    """As the user wrote it."""
+    """The --data.name of the config."""
     splits: Mapping[str, Sequence[int]]
-    """The number of examples of each split, by shard."""
+    """{split: number of examples in each of its shards}."""
     shape: tuple[int, int, int]
-    """(height, width, channels) as stored; height and width are 0 if the images differ."""
+    """(height, width, channels) of the stored images. Height and width are 0 if they differ."""
     levels: int
     """Pixels are integers in [0, levels)."""
     classes: tuple[str, ...] | None
-    """Names of the classes that labels count; None if there are no labels."""
+    """Name of each class. None: there are no labels."""
     read: Callable[[Sequence[int]], list[Record]]
     """Positions -> records."""
     unreadable: Callable[[int, str], UserError]
-    """(position, reason) -> what to tell the user about an image that can't be decoded."""
+    """(position, reason) -> the error for an image that cannot be decoded."""
     content: str
-    """Digest of what the examples are, the same on every machine that has them."""
+    """Digest of the examples. It is the same on every machine."""
     fingerprint: str | None
-    """Digest that changes whenever the files do, on this machine; None if there are no files to watch."""
+    """Digest that changes when the files on this machine change. None: there are no files."""
 
 
-def digits() -> Source:
-    """1797 handwritten digits of 8 x 8 x 1 pixels in [0, 16], scikit-learn's copy of the UCI set, shuffled once and for
-    all: "train" are 1437 of them, "test" the other 360."""
-    found = find_spec("sklearn")  # importing it takes a second
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in memory."""
+
+    name: str
+    images: np.ndarray
+    """uint8 [N, H, W, C]."""
+    labels: np.ndarray
+    """Integers [N]."""
+
+    def read(self, positions: Sequence[int]) -> list[Record]:
+        """Returns the pixels and labels of these positions."""
+        return [(self.images[i], int(self.labels[i])) for i in positions]
+
+    def unreadable(self, position: int, reason: str) -> UserError:
+        """Returns the error for an image that cannot be converted."""
+        return UserError(f"{self.name}: image {position} {reason}")
+
+    def source(self, splits: Mapping[str, Sequence[int]], levels: int, classes: tuple[str, ...]) -> Source:
+        """Returns these images as a Source with the given splits, levels and names of classes."""
+        height, width = self.images.shape[1:3]
+        return Source(
+            name=self.name,
+            splits=splits,
+            shape=(height, width, self.images.shape[3] if self.images.ndim == 4 else 1),
+            levels=levels,
+            classes=classes,
+            read=self.read,
+            unreadable=self.unreadable,
+            content=sha256(self.images, self.labels),
+            fingerprint=None,
+        )
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns scikit-learn's digits in a fixed random order: images uint8 [1797, 8, 8] in [0, 16], labels [1797]."""
+    found = find_spec("sklearn")  # only its data file is read, because importing scikit-learn takes a second
     assert found is not None
     assert found.origin is not None
     table = np.loadtxt(Path(found.origin).parent / "datasets/data/digits.csv.gz", np.int64, delimiter=",")
-    table = table[np.random.default_rng(0).permutation(1797)]
-    images, labels = table[:, :64].reshape(-1, 8, 8).astype(np.uint8), table[:, 64]
-    return Source(
-        name="digits",
-        splits={"train": [1437], "test": [360]},
-        shape=(8, 8, 1),
-        levels=17,
-        classes=tuple("0123456789"),
-        read=lambda positions: [(images[i], int(labels[i])) for i in positions],
-        unreadable=lambda position, reason: UserError(f"digits: image {position} {reason}"),
-        content=sha256(images, labels),
-        fingerprint=None,
-    )
+    # The file groups its examples by writer, so the splits are only alike after a shuffle.
+    table = table[np.random.default_rng(0).permutation(N_DIGITS)]
+    return table[:, :64].reshape(-1, 8, 8).astype(np.uint8), table[:, 64]
+
+
+def digits() -> Source:
+    """Returns the 1797 handwritten digits of scikit-learn (a copy of the UCI set), 8 x 8 x 1 pixels in [0, 16].
+
+    "train" has 1437 of them and "test" 360, in a fixed random order.
+    """
+    images = ArrayImages("digits", *_load_digits())
+    splits = {"train": [N_TRAIN_DIGITS], "test": [N_DIGITS - N_TRAIN_DIGITS]}
+    return images.source(splits, levels=17, classes=tuple("0123456789"))
 
 
 def stacked_digits() -> Source:
-    """Three of `digits` at random as the red, green and blue channel of an image, 8 x 8 x 3 in [0, 16]: 1000 classes,
-    100 r + 10 g + b, to count the modes of a generator by (Metz et al. 2017; Lin et al. 2018, there of MNIST). "train" are
-    30,000 of training digits, "test" 3,000 of the test digits; drawn once and for all."""
-    single, rng = digits(), np.random.default_rng(1)
-    train, test = (sum(single.splits[name]) for name in ("train", "test"))
-    images, labels = (np.stack(x) for x in zip(*single.read(range(train + test)), strict=True))
-    rows = np.concatenate([rng.integers(0, train, (30_000, 3)), rng.integers(train, train + test, (3_000, 3))])
-    images, labels = images[rows].transpose(0, 2, 3, 1), labels[rows] @ np.array([100, 10, 1])
-    return Source(
-        name="stacked_digits",
-        splits={"train": [30_000], "test": [3_000]},
-        shape=(8, 8, 3),
-        levels=17,
-        classes=tuple(f"{i:03d}" for i in range(1000)),
-        read=lambda positions: [(images[i], int(labels[i])) for i in positions],
-        unreadable=lambda position, reason: UserError(f"stacked_digits: image {position} {reason}"),
-        content=sha256(images, labels),
-        fingerprint=None,
-    )
+    """Returns images 8 x 8 x 3 whose red, green and blue channels are three random digits: 1000 classes, 100 r + 10 g + b.
+
+    They serve to count the modes of a generator (Metz et al. 2017 and Lin et al. 2018, who stack MNIST). "train" has 30,000
+    stacks of training digits and "test" 3,000 stacks of test digits, both drawn with a fixed seed.
+    """
+    images, labels = _load_digits()
+    # The draws of train and test follow each other in one stream of random numbers.
+    rng = np.random.default_rng(1)
+    train = rng.integers(0, N_TRAIN_DIGITS, (N_TRAIN_STACKS, 3))
+    test = rng.integers(N_TRAIN_DIGITS, N_DIGITS, (N_TEST_STACKS, 3))
+    rows = np.concatenate([train, test])
+    stacks = ArrayImages("stacked_digits", images[rows].transpose(0, 2, 3, 1), labels[rows] @ np.array([100, 10, 1]))
+    classes = tuple(f"{i:03d}" for i in range(1000))
+    return stacks.source({"train": [N_TRAIN_STACKS], "test": [N_TEST_STACKS]}, levels=17, classes=classes)
 
 
 def positions(field: str, split: str, source: Source) -> np.ndarray:
-    """The examples of a split in TFDS's slicing syntax, as int64 positions in the source. TFDS parses and rounds.
+    """Returns the positions in the source, int64 [n], of a split in the slicing syntax of TFDS, such as train[:90%].
 
-    `field` names the option in errors. Raises UserError if the string is wrong or nothing is left.
+    field: name of the option, for errors.
+
+    Raises: UserError if the syntax is wrong, the split does not exist, or no examples are left.
     """
+    # TFDS itself parses the slice, so that percentages round exactly as in TFDS.
     import tensorflow_datasets as tfds
 
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
         for name, lengths in source.splits.items()
     }
+    # TFDS knows positions within a split. The source numbers all splits one after the other.
     ends = np.cumsum([info.num_examples for info in infos.values()])
     of = {name: np.arange(end - infos[name].num_examples, end) for name, end in zip(infos, ends, strict=True)}
     try:
         pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, NotImplementedError) as error:
-        raise wrong(field, split, source, str(error).splitlines()[-1]) from error
+        raise split_error(field, split, source, str(error).splitlines()[-1]) from error
     found = np.concatenate([of[piece.splitname][piece.from_ : piece.to] for piece in pieces])
     if not len(found):
-        raise wrong(field, split, source, "no examples are left")
+        raise split_error(field, split, source, "no examples are left")
     return found
 
 
-def wrong(field: str, split: str, source: Source, reason: str) -> UserError:
-    """What is wrong with a split, which ones there are, and a way to slice them."""
-    there = ", ".join(f"{name} ({sum(lengths)})" for name, lengths in source.splits.items())
+def split_error(field: str, split: str, source: Source, reason: str) -> UserError:
+    """Returns the error for a wrong split: the reason, the splits that exist, and a way to slice them."""
+    known = ", ".join(f"{name} ({sum(lengths)})" for name, lengths in source.splits.items())
     first, *others = source.splits
     train, validation, test = f"{first}[:80%]", f"{first}[80%:90%]", f"{first}[90%:]"
     if others:
         train, validation, test = f"{first}[:90%]", f"{first}[90%:]", others[-1]
     return UserError(
-        f"--data.{field} {split!r}: {reason}\n{source.name} has the splits {there};"
+        f"--data.{field} {split!r}: {reason}\n{source.name} has the splits {known};"
         f' for instance --data.train "{train}" --data.validation "{validation}" --data.test "{test}"'
     )

@@ -1,4 +1,4 @@
-"""Documents made clean, in steps that are counted: newlines, control characters, parts, short ones, exact duplicates."""
+"""Cleans documents and counts what it drops: control characters, short documents, exact duplicates."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from collections.abc import Iterable, Iterator
 from gen.data.text.documents import Document
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+DROPPED = ("duplicates", "short", "control characters")  # keys of the counts
 
 
-def cleaned(
-    documents: Iterable[Document], body: str, between: str | None, min_characters: int, counts: Counter[str]
+def clean(
+    documents: Iterable[Document], body: str, separator: str | None, min_characters: int, counts: Counter[str]
 ) -> Iterator[Document]:
-    """The documents that stay, as `plain` text, in their order.
+    """Yields the documents that are kept, in order, with the text of `clean_text`.
 
-    body: the field that matters, a document's text or a pair's target. It is divided on `between`, a regular expression
-    (re.MULTILINE); what that matches is left out. A document is dropped where it has less than `min_characters` between
-    the white space at its ends.
-    counts: gets "documents" and "characters" of what stays, and what was dropped: "duplicates" (exact, of what came
-    before in any split), "short", "control characters".
+    body: the field that is measured and divided: the text of a document, or the target of a pair.
+    separator: a regular expression (re.MULTILINE) on which the body is divided into documents. Its matches are left out.
+    min_characters: documents with fewer characters, without white space at the ends, are dropped.
+    counts: is increased by the "documents" and "characters" that are kept, and by what is dropped: "duplicates" (exact copies
+    of an earlier document in any split), "short", and "control characters".
     """
     seen: set[bytes] = set()
     for document in documents:
-        whole = {name: plain(value, counts) for name, value in document.fields.items()}
-        for part in divided(whole[body], between):
+        whole = {name: clean_text(value, counts) for name, value in document.fields.items()}
+        # A document without a separator has one part, itself.
+        for part in divide(whole[body], separator):
             fields = {**whole, body: part}
             if len(part.strip()) < min_characters:
                 counts["short"] += 1
                 continue
+            # Digests instead of texts: 32 bytes per document, however long it is.
             digest = hashlib.sha256("\0".join(fields.values()).encode()).digest()
             if digest in seen:
                 counts["duplicates"] += 1
@@ -41,28 +44,30 @@ def cleaned(
             yield document._replace(fields=fields)
 
 
-def plain(text: str, counts: Counter[str]) -> str:
-    r"""The text without a byte order mark, its newlines as \n, without other control characters (Cc) than \n and \t."""
+def clean_text(text: str, counts: Counter[str]) -> str:
+    r"""Returns the text with \n for newlines, without a byte order mark, and without control characters except \n and \t."""
+    # The order matters: a lone \r must become a newline before control characters are removed.
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     text, removed = CONTROL.subn("", text)
     counts["control characters"] += removed
     return text
 
 
-def divided(text: str, between: str | None) -> Iterator[str]:
-    """What stands between the matches, but for nothing at the beginning."""
+def divide(text: str, separator: str | None) -> Iterator[str]:
+    """Yields the parts of the text between the matches of the separator. An empty part at the beginning is left out."""
     start = 0
-    for match in re.finditer(between, text, re.MULTILINE) if between else ():
+    for match in re.finditer(separator, text, re.MULTILINE) if separator else ():
         if match.start() > start:
             yield text[start : match.start()]
         start = match.end()
     yield text[start:]
 
 
-def line(name: str, counts: Counter[str], what: str) -> str:
-    """What was kept and dropped, for people."""
-    return f"{name}: {counts['documents']:,} {what}, {counts['characters']:,} characters; {dropped(counts)}"
+def describe(name: str, counts: Counter[str], unit: str) -> str:
+    """Returns a line that says how much was kept and dropped. unit: "documents" or "pairs"."""
+    return f"{name}: {counts['documents']:,} {unit}, {counts['characters']:,} characters; {describe_dropped(counts)}"
 
 
-def dropped(counts: Counter[str]) -> str:
-    return "dropped " + ", ".join(f"{counts[key]:,} {key}" for key in ("duplicates", "short", "control characters"))
+def describe_dropped(counts: Counter[str]) -> str:
+    """Returns a phrase that says how much was dropped, and why."""
+    return "dropped " + ", ".join(f"{counts[key]:,} {key}" for key in DROPPED)

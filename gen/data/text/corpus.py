@@ -1,226 +1,190 @@
-"""From documents to tokens: cleaned, split, tokenized and written in one pass, and from then on mapped from the cache."""
+"""From documents to tokens: cleaned, split and tokenized once, and then mapped from the cache."""
 
 from __future__ import annotations
 
 import json
-import re
-import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers as library
 
 from gen.data import digest as data_digest
-from gen.data.cache import Arrays, cached
-from gen.data.text import cleaning, tokenizers
+from gen.data.cache import Arrays, load_or_make
+from gen.data.text import cleaning, splits, tokenizers
 from gen.data.text.documents import Document, Source
+from gen.data.text.splits import Split, Writing
+from gen.data.text.streams import Streams, tokenize
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError
 
-VERSION = "corpus 1"  # of what lies in the cache
-CHUNK = 2**20  # characters that are tokenized at once, each PIECE by a thread
-PIECE = 2**16
-LABELS = 1000  # more different ones are no classes
-BETWEEN_LINES = re.compile(r"(?<=\S\n)(?=\S)")  # where no tokenizer joins what is before with what is after
+VERSION = "corpus 1"  # part of the cache key: raise it when the cached arrays change
+MAX_LABELS = 1000  # labels with more different values are not treated as classes
 
 
 class Corpus(NamedTuple):
-    """The tokens of three splits, each text with `end` before it: documents; or a prompt and a target in turn."""
+    """The tokens of three splits."""
 
     tokens: Mapping[str, np.ndarray]
-    """uint16 or uint32 [N] of "train", "validation" and "test", which may be the same as "validation"."""
+    """{"train" | "validation" | "test": uint16 or uint32 [N]}, with the end token before each text. Texts are documents, or a
+    prompt and a target in turn. The test tokens may be the validation tokens."""
     tokenizer: Tokenizer
     digest: str
     """SHA-256 of the tokens and the tokenizer."""
     counts: Counter[str]
-    """What cleaning kept and dropped."""
+    """Numbers of kept and dropped documents and characters, by the names of gen.data.text.cleaning."""
     labels: list[str]
-    """The different labels, sorted; none if there are more than LABELS."""
+    """The different labels, sorted. []: there are none, or more than MAX_LABELS."""
+
+    def streams(self) -> Streams:
+        """Returns the tokens with the facts of the tokenizer that examples need."""
+        return Streams(self.tokens, tokenizers.end(self.tokenizer), tokenizers.widths(self.tokenizer))
 
 
-class Split(NamedTuple):
-    """How documents are divided into training, validation and test."""
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that decide a corpus, as in gen.data.text.Text."""
 
-    kind: Literal["hash", "tail", "slices"]
-    share: float = 0.0
-    """Held out for validation and, of "hash", as much again for the test."""
-    slices: tuple[str, str, str] | None = None
+    name: str
+    """Name of the documents, for errors."""
+    split: str
+    tokenizer: str
+    vocabulary: int
+    document_break: str | None
+    min_characters: int
+    template: str
 
-
-def parse(split: str) -> Split:
-    """hash:SHARE, tail:SHARE, or three slices. Raises: UserError if it is none of them."""
-    kind, colon, share = split.partition(":")
-    if colon and kind in ("hash", "tail"):
-        try:
-            number = float(share)
-        except ValueError:
-            number = -1.0
-        most = 0.5 if kind == "hash" else 1
-        if not 0 < number < most:
-            raise UserError(f"--data.split {split!r}: {share!r} is no share above 0 and below {most}")
-        return Split("hash" if kind == "hash" else "tail", number)
-    slices = tuple(part.strip() for part in split.split(","))
-    if len(slices) != 3 or not all(slices):
-        raise UserError(
-            f"--data.split {split!r} is neither hash:0.1, tail:0.1 nor three slices of a TFDS set such as"
-            " train[:90%],train[90%:],test"
+    def key(self, source: Source, tokenizer: bytes) -> str:
+        """Returns the cache key of the corpus. tokenizer: content of the tokenizer.json that the recipe names."""
+        # Only settings that matter are part of the key, so that others do not tokenize again.
+        settings = (
+            self.split,
+            self.tokenizer,
+            self.vocabulary if self.tokenizer == "bpe" else None,
+            self.min_characters,
+            library.__version__,
         )
-    return Split("slices", slices=slices)
+        parts = (repr(settings), repr(self.template if source.pair else self.document_break))
+        return data_digest.sha256(VERSION, source.fingerprint, *parts, sha256(tokenizer).hexdigest())
 
 
-def built(
-    name: str,
-    source: Source,
-    split: str,
-    tokenizer: str,
-    vocabulary: int,
-    between: str | None,
-    min_characters: int,
-    template: str,
-) -> Corpus:
-    """The corpus of a source, made unless the cache has it. The arguments are those of gen.data.text.dataset.Text.
+def build_corpus(source: Source, recipe: Recipe) -> Corpus:
+    """Returns the corpus of a source, from the cache if it was built before.
 
-    Raises: UserError for documents that can't be read, a template of unknown fields, or a split without documents.
+    Raises: UserError for documents that cannot be read, an unknown field in the template, or a split without documents.
     """
-    pair = source.pair
-    if pair and (unknown := set(re.findall(r"\{(\w+)\}", template)) - source.keys - {"source"}):
+    if source.pair and (unknown := set(splits.FIELD.findall(recipe.template)) - source.keys - {"source"}):
         raise UserError(
-            f"--data.template has {{{min(unknown)}}}, and the lines of {name} have {', '.join(sorted(source.keys))}"
+            f"--data.template has {{{min(unknown)}}}, and the lines of {recipe.name} have {', '.join(sorted(source.keys))}"
         )
-    rule = parse(split)
-    content = b"" if tokenizer in tokenizers.TRAINED else tokenizers.read(Path(tokenizer))
-
-    def documents(counts: Counter[str]) -> Iterator[Document]:
-        return cleaning.cleaned(
-            source.read(), pair[1] if pair else "text", None if pair else between, min_characters, counts
-        )
-
-    def make() -> Arrays:
-        counts: Counter[str] = Counter()
-        labels: set[str] = set()
-        alphabet: set[str] = set()
-        for document in documents(counts):
-            if tokenizer == "character":
-                alphabet.update(*texts(document, pair, template))
-            if pair and pair[1] == "label" and len(labels) <= LABELS:
-                labels.add(document.fields["label"])
-        if len(labels) == 1:
-            raise UserError(
-                f"--data.name {name}: the label of each line is {min(labels)!r}; it takes two to tell apart"
-            )
-        if not counts["documents"]:
-            raise UserError(f"--data.name {name}: it is empty, or nothing of it is kept: {cleaning.dropped(counts)}")
-
-        total = counts["documents" if pair else "characters"]
-        parts = lambda: assigned(documents(Counter()), rule, total, pair, template)
-        if tokenizer == "bpe":
-            trained = tokenizers.bpe((text for part, text in parts() if part == "train"), vocabulary)
-        elif tokenizer in tokenizers.TRAINED:
-            trained = tokenizers.character(alphabet) if tokenizer == "character" else tokenizers.byte()
-        else:
-            trained = tokenizers.load(content, tokenizer)
-        tokens = tokenized(parts(), trained)
-        for part in ("train", "validation", "test"):
-            if part not in tokens and (part != "test" or rule.kind == "hash"):
-                raise UserError(
-                    f"--data.split {split!r} leaves no document for {part}, of {counts['documents']}; choose another share,"
-                    " --data.split tail:0.1, or divide the text into more documents with --data.document-break"
-                )
-        dump = tokenizers.dump(trained)
-        digest = data_digest.sha256(dump.decode(), *(part for name in sorted(tokens) for part in (name, tokens[name])))
-        facts = {"digest": digest, "counts": counts, "labels": sorted(labels) if len(labels) <= LABELS else []}
-        return {**tokens, "tokenizer": _bytes(dump), "facts": _bytes(json.dumps(facts).encode())}
-
-    settings = (split, tokenizer, vocabulary if tokenizer == "bpe" else None, min_characters, library.__version__)
-    key = (repr(settings), repr(template if pair else between), sha256(content).hexdigest())
-    arrays = cached(data_digest.sha256(VERSION, source.fingerprint, *key), make)
+    split = splits.parse(recipe.split)
+    content = b"" if recipe.tokenizer in tokenizers.TRAINED else tokenizers.read(Path(recipe.tokenizer))
+    builder = Builder(source, recipe, split, content, Writing(source.pair, recipe.template))
+    arrays = load_or_make(recipe.key(source, content), builder.make)
     facts = json.loads(arrays["facts"].tobytes())
-    tokens = {part: arrays.get(part, arrays["validation"]) for part in ("train", "validation", "test")}
-    trained = tokenizers.load(arrays["tokenizer"].tobytes())
-    return Corpus(tokens, trained, facts["digest"], Counter(facts["counts"]), facts["labels"])
+    return Corpus(
+        tokens={part: arrays.get(part, arrays["validation"]) for part in ("train", "validation", "test")},
+        tokenizer=tokenizers.load(arrays["tokenizer"].tobytes()),
+        digest=facts["digest"],
+        counts=Counter(facts["counts"]),
+        labels=facts["labels"],
+    )
 
 
-def texts(document: Document, pair: tuple[str, str] | None, template: str) -> list[str]:
-    """What is tokenized of a document: its text; or a prompt, the template with its {fields}, and the target."""
-    if pair is None:
-        return [document.fields["text"]]
-    fields = {**document.fields, "source": document.fields[pair[0]]}
-    return [re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], template), fields[pair[1]]]
+class Survey(NamedTuple):
+    """Results of one pass over the cleaned documents."""
+
+    counts: Counter[str]
+    labels: set[str]
+    """The different labels of pairs. At most MAX_LABELS + 1 are collected."""
+    alphabet: set[str]
+    """The different characters of all texts, for a character tokenizer."""
 
 
-def assigned(
-    documents: Iterable[Document], split: Split, total: int, pair: tuple[str, str] | None, template: str
-) -> Iterator[tuple[str, str]]:
-    """(split, text) of what is tokenized. `total` counts characters, or pairs.
+@dataclass(frozen=True)
+class Builder:
+    """Makes the arrays of a corpus. It reads the documents several times, because they may be larger than the memory."""
 
-    hash: by the SHA-256 of the text, or of the source, so that a document keeps its split whatever comes to it. tail:
-    the first int(total (1 - share)) characters of all texts are "train", as in nanoGPT, or so many pairs.
-    """
-    place, cut = 0, int(total * (1 - split.share))
-    for document in documents:
-        found = texts(document, pair, template)
-        if split.kind == "tail" and pair is None:
-            (text,) = found
-            head = min(max(cut - place, 0), len(text))
-            yield from ((part, piece) for part, piece in (("train", text[:head]), ("validation", text[head:])) if piece)
-            place += len(text)
-            continue
-        if split.kind == "tail":
-            part = "train" if place < cut else "validation"
-            place += 1
-        elif split.kind == "hash":
-            basis = document.fields[pair[0] if pair else "text"]
-            u = int.from_bytes(sha256(basis.encode()).digest()[:8], "big") / 2**64
-            part = "validation" if u < split.share else "test" if u < 2 * split.share else "train"
-        else:
-            part = document.split or "train"
-        yield from ((part, text) for text in found)
+    source: Source
+    recipe: Recipe
+    split: Split
+    content: bytes
+    """Content of the tokenizer.json that the recipe names, or b""."""
+    writing: Writing
+
+    def make(self) -> Arrays:
+        """Returns the arrays that are cached: the tokens of each split, the tokenizer.json, and facts as JSON."""
+        survey = self.survey()
+        # "tail" needs the total before the first text can be assigned, so a first pass counts.
+        total = survey.counts["documents" if self.source.pair else "characters"]
+        tokenizer = self.make_tokenizer(survey.alphabet, total)
+        tokens = tokenize(self.split_texts(total), tokenizer)
+        self.check_splits(tokens, survey.counts["documents"])
+        # The cache holds arrays only, so the tokenizer and the facts are stored as bytes.
+        dump = tokenizers.dump(tokenizer)
+        digest = data_digest.sha256(dump.decode(), *(part for name in sorted(tokens) for part in (name, tokens[name])))
+        labels = sorted(survey.labels) if len(survey.labels) <= MAX_LABELS else []
+        facts = {"digest": digest, "counts": survey.counts, "labels": labels}
+        return {**tokens, "tokenizer": _as_array(dump), "facts": _as_array(json.dumps(facts).encode())}
+
+    def documents(self, counts: Counter[str]) -> Iterator[Document]:
+        """Yields the cleaned documents. `counts` is increased: see gen.data.text.cleaning.clean."""
+        pair = self.source.pair
+        body, separator = (pair.target, None) if pair else ("text", self.recipe.document_break)
+        return cleaning.clean(self.source.read(), body, separator, self.recipe.min_characters, counts)
+
+    def survey(self) -> Survey:
+        """Returns the counts, labels and characters of all documents, which it reads once.
+
+        Raises: UserError if nothing is kept, or all labels are the same.
+        """
+        found, pair = Survey(Counter(), set(), set()), self.source.pair
+        for document in self.documents(found.counts):
+            if self.recipe.tokenizer == "character":
+                found.alphabet.update(*self.writing.texts(document))
+            # Targets that are not labels may be millions of different texts.
+            if pair and pair.target == "label" and len(found.labels) <= MAX_LABELS:
+                found.labels.add(document.fields["label"])
+        name = self.recipe.name
+        if len(found.labels) == 1:
+            raise UserError(
+                f"--data.name {name}: the label of each line is {min(found.labels)!r}; a classification needs two labels"
+            )
+        if not found.counts["documents"]:
+            dropped = cleaning.describe_dropped(found.counts)
+            raise UserError(f"--data.name {name}: it is empty, or nothing of it is kept: {dropped}")
+        return found
+
+    def split_texts(self, total: int) -> Iterator[tuple[str, str]]:
+        """Yields (split, text) of all texts that are tokenized. total: number of characters, or of pairs."""
+        # Documents are counted in the first pass only.
+        return splits.assign(self.documents(Counter()), self.split, total, self.writing)
+
+    def make_tokenizer(self, alphabet: set[str], total: int) -> Tokenizer:
+        """Trains or loads the tokenizer. A bpe is trained on the training split alone."""
+        kind = self.recipe.tokenizer
+        if kind == "bpe":
+            train = (text for part, text in self.split_texts(total) if part == "train")
+            return tokenizers.bpe(train, self.recipe.vocabulary)
+        if kind == "character":
+            return tokenizers.character(alphabet)
+        if kind == "byte":
+            return tokenizers.byte()
+        return tokenizers.load(self.content, kind)
+
+    def check_splits(self, tokens: Mapping[str, np.ndarray], documents: int) -> None:
+        """Raises: UserError for a split without documents. Only "hash" needs a test split; others use validation for it."""
+        for part in ("train", "validation", "test"):
+            if part not in tokens and (part != "test" or self.split.kind == "hash"):
+                raise UserError(
+                    f"--data.split {self.recipe.split!r} leaves no document for {part}, of {documents}; choose another"
+                    " share, --data.split tail:0.1, or divide the text into more documents with --data.document-break"
+                )
 
 
-def tokenized(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """(split, text) -> {split: tokens [N]}, each text with `end` before it: uint16 if the vocabulary allows it, or else
-    uint32, mapped from files without a name."""
-    dtype = np.dtype(np.uint16 if tokenizers.size(tokenizer) <= 2**16 else np.uint32)
-    end = dtype.type(tokenizers.end(tokenizer)).tobytes()
-    with ExitStack() as opened:
-        files = defaultdict[str, IO[bytes]](lambda: opened.enter_context(tempfile.TemporaryFile()))
-        for batch in batches(texts):
-            encoded = tokenizers.encode_all(tokenizer, [piece for _, _, piece in batch])
-            for (part, begins, _), tokens in zip(batch, encoded, strict=True):
-                files[part].write(end * begins + np.array(tokens, dtype).tobytes())
-        for file in files.values():
-            file.flush()
-        return {part: np.memmap(file, dtype, mode="r") for part, file in files.items()}
-
-
-def batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, bool, str]]]:
-    """Lists of (split, whether a text begins here, piece of it), of about CHUNK characters each."""
-    batch: list[tuple[str, bool, str]] = []
-    size = 0
-    for part, text in texts:
-        for begins, piece in pieces(text):
-            batch.append((part, begins, piece))
-            size += len(piece)
-            if size >= CHUNK:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def pieces(text: str) -> Iterator[tuple[bool, str]]:
-    """(whether it is the first, piece) of a text, of about PIECE characters each where the text has lines."""
-    start = 0
-    while match := BETWEEN_LINES.search(text, start + PIECE):
-        yield start == 0, text[start : match.start()]
-        start = match.start()
-    yield start == 0, text[start:]
-
-
-def _bytes(content: bytes) -> np.ndarray:
+def _as_array(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8)

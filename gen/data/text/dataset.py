@@ -1,4 +1,4 @@
-"""Text data sets: Python's documentation, files, JSON lines, prepared TFDS sets, as functions of (seed, step, row)."""
+"""Text data sets as functions of (seed, step, row): the config, the examples, and the baselines of the test split."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from gen import core, errors
+from gen.core import Batch, Key
 from gen.data import digest
-from gen.data.cache import cached
-from gen.data.text import cleaning, corpus, documents, tokenizers
-from gen.data.text.corpus import Corpus
-from gen.data.text.pairs import pairs
-from gen.data.text.windows import Examples, windows
+from gen.data.cache import Arrays, load_or_make
+from gen.data.examples import Examples
+from gen.data.text import cleaning, splits, tokenizers
+from gen.data.text.corpus import Corpus, Recipe, build_corpus
+from gen.data.text.pairs import make_pairs
+from gen.data.text.sources import open_source
+from gen.data.text.windows import make_windows
 from gen.errors import UserError
 
-MIN_BPE = 257  # tokens of a bpe: the bytes and the end
-COUNTED = 2**23  # tokens of each split that n-grams are counted in, in about 4 GiB
+MIN_BPE = 257  # smallest vocabulary of a bpe: the bytes and the end token
+MAX_COUNTED = 2**23  # tokens of each split in which n-grams are counted. They take about 4 GiB
 
 
 @dataclass(frozen=True)
@@ -30,84 +34,79 @@ class Text(core.Data):
     """Text as tokens, and how it is read."""
 
     name: str = "pydoc"
-    """pydoc, Python's own documentation; text:PATH, a file or folder of UTF-8; jsonl:PATH, of lines with "text", "source" and
-    "target", or "text" and "label"; or a TFDS name as tiny_shakespeare or name/config:1.0.0."""
+    """pydoc, Python's own documentation; text:PATH, a file or folder of UTF-8; jsonl:PATH, JSON lines with "text", with "source"
+    and "target", or with "text" and "label"; or the name of a prepared TFDS set, such as tiny_shakespeare or name/config:1.0.0."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
-    """Where TFDS sets are prepared; TFDS's own ~/tensorflow_datasets if None."""
+    """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     split: str = "hash:0.1"
-    """hash:0.1 holds documents out by their SHA-256, this share for validation and as much for the test; tail:0.1 the end of
-    the whole text for both; or three slices of a TFDS set, as train[:90%],train[90%:],test."""
+    """hash:0.1 holds out documents by their SHA-256, this fraction for validation and the same for the test; tail:0.1 holds out
+    the end of the whole text for both; or three slices of a TFDS set, such as train[:90%],train[90%:],test."""
     length: int = 256
-    """Tokens that a model sees at once."""
+    """Number of tokens that a model predicts in one example."""
     stride: int | None = None
-    """Tokens between windows in evaluation, each counting its last `stride`; None: disjoint windows."""
+    """Tokens from the start of one evaluation window to the next. Each window predicts its last `stride` tokens. None:
+    disjoint windows."""
     tokenizer: str = "byte"
-    """byte; character, of all that the text has; bpe, trained on the training split; or the path of a tokenizer.json, or of a
-    folder, such as a run's, that holds one."""
+    """byte; character, one token for each character of the text; bpe, trained on the training split; or the path of a
+    tokenizer.json, or of a folder that holds one, such as a run directory."""
     vocabulary: int = 1024
-    """Tokens of a trained bpe, at most."""
+    """Largest number of tokens of a trained bpe."""
     document_break: str | None = None
-    r"""A regular expression on which each text is divided into documents, as (?=^CHAPTER ); None: a file is a document."""
+    r"""Regular expression that divides each text into documents, such as (?=^CHAPTER ). None: each file is one."""
     min_characters: int = 1
-    """Shorter documents, or targets, are dropped."""
+    """Drop documents, or targets of pairs, with fewer characters."""
     template: str = "{source}\n"
-    """Of pairs, what comes before the target: {source}, {text} and other keys of the line are replaced by what it says. (A
-    newline in a shell: $'{source}\\n')"""
+    """Prompt of a pair: {source}, {text} and other keys of its JSON line are replaced by their values. (A newline in a shell:
+    $'{source}\\n')"""
     pairs: Literal["joined", "separate"] = "joined"
-    """Whether the source stands before the target, or in a feature of its own, for an encoder."""
+    """joined: the prompt is in front of the target. separate: it is a feature "source" for an encoder."""
     source_length: int | None = None
-    """Tokens of a separate source; None: as `length`."""
+    """Number of tokens of a separate source. None: the same as `length`."""
 
     def build(self) -> core.Dataset:
-        """Reads, cleans and tokenizes the documents, or finds that done; says in a line what there is.
+        """Reads, cleans and tokenizes the documents, or finds the result in the cache. Prints how much text there is.
 
-        Raises: UserError for all that a user can get wrong.
+        Raises: UserError for a wrong option, or documents that cannot be used.
         """
         check(self)
-        source = documents.opened(self.name, self.data_dir, corpus.parse(self.split).slices)
+        source = open_source(self.name, self.data_dir, splits.parse(self.split).slices)
         if source.pair and self.stride:
-            raise UserError(f"--data.stride {self.stride} is of windows, and {self.name} has pairs: leave it out")
-        found = corpus.built(
-            self.name,
-            source,
-            self.split,
-            self.tokenizer,
-            self.vocabulary,
-            self.document_break,
-            self.min_characters,
-            self.template,
-        )
-        say(cleaning.line(self.name, found.counts, "pairs" if source.pair else "documents"))
-        examples, lengths, how = paired(self, found) if source.pair else streamed(self, found)
-        token = partial(core.Feature, dtype="int32", vocab=tokenizers.size(found.tokenizer))
-        files = {tokenizers.FILE: tokenizers.dump(found.tokenizer)}
-        if found.labels:
-            files["labels.json"] = (json.dumps(found.labels, ensure_ascii=False) + "\n").encode()
+            raise UserError(f"--data.stride {self.stride} is for windows, and {self.name} has pairs: leave it out")
+        found = build_corpus(source, self.recipe())
+        print_line(cleaning.describe(self.name, found.counts, "pairs" if source.pair else "documents"))
+        layout = lay_out_pairs(self, found) if source.pair else lay_out_windows(self, found)
+        # The vocabulary of a trained bpe may be smaller than the config asks for.
+        vocab, end = tokenizers.size(found.tokenizer), tokenizers.end(found.tokenizer)
+        # These strings are compared when runs are: changing one makes old scores incomparable.
+        protocol = {"held_out": self.split, "tokenizer": describe_tokenizer(found.tokenizer)}
+        counted_by_token = self.tokenizer in ("byte", "character")
         return core.Dataset(
-            spec={name: token((n,), end=tokenizers.end(found.tokenizer)) for name, n in lengths.items()},
-            sizes=examples.sizes,
+            spec={name: core.Feature((n,), "int32", vocab=vocab, end=end) for name, n in layout.lengths.items()},
+            sizes=layout.examples.sizes,
             digest=found.digest,
-            batch=examples.batch,
-            evaluation=examples.evaluation,
-            preprocess=lambda batch, key, training: batch,
-            files=files,
-            protocol={
-                "held_out": self.split,
-                "tokenizer": named(found.tokenizer),
-                **source.facts,
-                **how,
-            },
-            baselines=dict if source.pair else partial(baselines, found, self.tokenizer in ("byte", "character")),
+            batch=layout.examples.batch,
+            evaluation=layout.examples.evaluation,
+            preprocess=keep,
+            files=run_files(found),
+            protocol={**protocol, **source.facts, **layout.protocol},
+            baselines=dict if source.pair else partial(baselines, found, counted_by_token),
         )
 
-
-def named(tokenizer: tokenizers.Tokenizer) -> str:
-    """What a tokenizer is, however the config came to it."""
-    sha256 = hashlib.sha256(tokenizers.dump(tokenizer)).hexdigest()
-    return f"of {tokenizers.size(tokenizer)} tokens, sha256 {sha256[:16]}"
+    def recipe(self) -> Recipe:
+        """Returns the settings that decide the corpus."""
+        return Recipe(
+            name=self.name,
+            split=self.split,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            document_break=self.document_break,
+            min_characters=self.min_characters,
+            template=self.template,
+        )
 
 
 def check(config: Text) -> None:
+    """Raises: UserError for options that are wrong whatever the documents are."""
     errors.check_positive(
         **{
             "--data.batch-size": config.batch_size,
@@ -122,57 +121,98 @@ def check(config: Text) -> None:
             f"--data.stride is {config.stride}; it must be above 0 and at most --data.length {config.length}"
         )
     if config.tokenizer == "bpe" and config.vocabulary < MIN_BPE:
-        raise UserError(f"--data.vocabulary is {config.vocabulary}; of bpe it must be at least {MIN_BPE}")
+        raise UserError(f"--data.vocabulary is {config.vocabulary}; for a bpe it must be at least {MIN_BPE}")
     try:
         re.compile(config.document_break or "", re.MULTILINE)
     except re.error as error:
-        raise UserError(f"--data.document-break {config.document_break!r} is no regular expression: {error}") from None
+        raise UserError(
+            f"--data.document-break {config.document_break!r} is not a regular expression: {error}"
+        ) from None
 
 
-def streamed(config: Text, found: Corpus) -> tuple[Examples, dict[str, int], dict[str, Any]]:
-    """Windows of the documents, the lengths of their features, and the protocol."""
-    end, widths = tokenizers.end(found.tokenizer), tokenizers.widths(found.tokenizer)
-    examples = windows(found.tokens, end, widths, config.length, config.stride, config.batch_size)
+def keep(batch: Batch, key: Key, training: bool) -> Batch:
+    """Returns the batch: tokens need no preprocessing."""
+    return batch
+
+
+def run_files(found: Corpus) -> dict[str, bytes]:
+    """Returns {name: content} of the files that a run keeps: the tokenizer, and the labels if there are any."""
+    files = {tokenizers.FILE: tokenizers.dump(found.tokenizer)}
+    if found.labels:
+        files["labels.json"] = (json.dumps(found.labels, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> str:
+    """Returns a phrase that identifies a tokenizer, whether it was trained or read from a file."""
+    sha256 = hashlib.sha256(tokenizers.dump(tokenizer)).hexdigest()
+    return f"of {tokenizers.size(tokenizer)} tokens, sha256 {sha256[:16]}"
+
+
+class Layout(NamedTuple):
+    """Examples of a corpus."""
+
+    examples: Examples
+    lengths: Mapping[str, int]
+    """{feature: tokens in an example}."""
+    protocol: Mapping[str, str | int]
+    """How examples are made of the held-out splits. It is stored next to the scores."""
+
+
+def lay_out_windows(config: Text, found: Corpus) -> Layout:
+    """Returns windows of the documents."""
+    examples = make_windows(found.streams(), config.length, config.stride, config.batch_size)
     how = f"strided by {config.stride}" if config.stride else "disjoint"
     protocol = {"windows": f"{how}, {config.length} tokens"}
-    if max(len(found.tokens[split]) for split in ("train", "test")) > COUNTED:
-        protocol |= {"baselines": f"of the last {COUNTED} tokens of train and the first of test"}
-    return examples, {"tokens": config.length + 1}, protocol
+    if max(len(found.tokens[split]) for split in ("train", "test")) > MAX_COUNTED:
+        protocol |= {"baselines": f"of the last {MAX_COUNTED} tokens of train and the first of test"}
+    return Layout(examples, {"tokens": config.length + 1}, protocol)
 
 
-def paired(config: Text, found: Corpus) -> tuple[Examples, dict[str, int], dict[str, Any]]:
-    """The pairs, the lengths of their features, and the protocol."""
-    end, widths = tokenizers.end(found.tokenizer), tokenizers.widths(found.tokenizer)
-    apart = (config.source_length or config.length) if config.pairs == "separate" else None
-    examples, lost = pairs(found.tokens, end, widths, config.length, apart, config.batch_size)
-    cut, dropped = (sum(each[key] for each in lost.values()) for key in ("cut", "dropped"))
+def lay_out_pairs(config: Text, found: Corpus) -> Layout:
+    """Returns one pair per example. Prints how many prompts and pairs do not fit."""
+    separate = (config.source_length or config.length) if config.pairs == "separate" else None
+    examples, lost = make_pairs(found.streams(), config.length, separate, config.batch_size)
+    cut, dropped = sum(each.cut for each in lost.values()), sum(each.dropped for each in lost.values())
+    # A long prompt is cut at its beginning, since its end is closest to the target. A long target cannot be cut.
     if cut or dropped:
-        say(f"{config.name}: {cut:,} prompts lost their beginning; dropped {dropped:,} pairs with long targets")
-    protocol = {"windows": f"{config.pairs} pairs, {config.length} tokens{f' after {apart}' if apart else ''}"}
-    lengths = {"tokens": config.length + 1} | ({"source": apart} if apart else {})
-    return examples, lengths, protocol | lost["test"]
+        print_line(f"{config.name}: {cut:,} prompts lost their beginning; dropped {dropped:,} pairs with long targets")
+    lengths, after = {"tokens": config.length + 1}, ""
+    if separate:
+        lengths, after = lengths | {"source": separate}, f" after {separate}"
+    protocol = {"windows": f"{config.pairs} pairs, {config.length} tokens{after}"}
+    return Layout(examples, lengths, protocol | lost["test"]._asdict())
 
 
-def baselines(found: Corpus, of_tokens: bool) -> dict[str, float]:
-    """What n-grams and xz reach on the test split after the training split: "kneser_ney_bits_per_byte" with
-    its "kneser_ney_order" and "xz_bits_per_byte" of their UTF-8, documents joined by a zero byte; `of_tokens`, "kneser_ney" in
-    nats a token too."""
-    train, test = found.tokens["train"][-COUNTED:], found.tokens["test"][:COUNTED]
+def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
+    """Returns the scores of n-grams and xz on the test split, with the training split as their training text.
+
+    They are "kneser_ney_bits_per_byte", its "kneser_ney_order", and "xz_bits_per_byte". A zero byte joins the documents.
+    counted_by_token: also "kneser_ney", in nats per token.
+    """
+    train, test = found.tokens["train"][-MAX_COUNTED:], found.tokens["test"][:MAX_COUNTED]
+    # Both baselines get bytes: the pieces of the tokens, with a zero byte for each end token.
+    # A tokenizer's pieces are bytes, so xz and byte n-grams see the same text whatever the tokenizer is.
     pieces = tokenizers.pieces(found.tokenizer)
     pieces[tokenizers.end(found.tokenizer)] = b"\0"
-    text = lambda tokens: b"".join(map(pieces.__getitem__, tokens.tolist())).removeprefix(b"\0")
 
-    def make() -> dict[str, np.ndarray]:
+    def text(tokens: np.ndarray) -> bytes:
+        return b"".join(map(pieces.__getitem__, tokens.tolist())).removeprefix(b"\0")
+
+    def make() -> Arrays:
+        # Imported only when the numbers are not in the cache.
         from gen.data.text import ngram
 
         numbers = ngram.baselines(text(train), text(test))
-        if of_tokens:
-            numbers["kneser_ney"] = ngram.kneser_ney(train, test, len(pieces))[0]
+        if counted_by_token:
+            numbers["kneser_ney"] = ngram.kneser_ney(train, test, len(pieces)).nats
         return {name: np.array(number) for name, number in numbers.items()}
 
-    kept = cached(digest.sha256("baselines 2", found.digest, str((COUNTED, of_tokens))), make)
+    # Counting takes minutes on a large text. The number in the key is raised when the baselines change.
+    kept = load_or_make(digest.sha256("baselines 2", found.digest, str((MAX_COUNTED, counted_by_token))), make)
     return {name: float(number) for name, number in kept.items()}
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
+    """Prints a line for the user, without mixing with the output of a command."""
     print(line, file=sys.stderr, flush=True)

@@ -1,60 +1,86 @@
-"""Pairs of a function and the first sentence of its docstring, from the Python source files of a folder (by default the
-standard library): python -m gen.data.text.docstrings docstrings.jsonl [FOLDER]"""
+"""Writes pairs of a function and the first sentence of its docstring, from the Python source files of a folder:
+`python -m gen.data.text.docstrings OUT.jsonl [FOLDER]`. The default folder is Python's standard library.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
-import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from gen.errors import UserError, run_command
 
-LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
-LONGEST = 2000  # characters of a function
+EXCLUDED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
+MAX_CHARACTERS = 2000  # longest function that becomes a pair
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def functions(folder: Path) -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef, str]]:
-    """(path in the folder, function, the first sentence of its docstring), in the order of the paths."""
+@dataclass(frozen=True)
+class Options:
+    """Write pairs of a function and the first sentence of its docstring, as lines of JSON with "source" and "target"."""
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.jsonl")]
+    """The file to write."""
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="[FOLDER]")] = Path(
+        sysconfig.get_path("stdlib")
+    )
+    """Folder of Python source files, by default the standard library."""
+
+
+def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
+    """Yields (path in the folder, function, first sentence of its docstring) for all functions, in the order of the paths.
+
+    Files that are not valid Python or not UTF-8, and the folders EXCLUDED_FOLDERS, are left out.
+    """
     for path in sorted(folder.rglob("*.py")):
         place = path.relative_to(folder)
-        if LEFT_OUT & set(place.parts):
+        if EXCLUDED_FOLDERS & set(place.parts):
             continue
         try:
             with warnings.catch_warnings():
+                # Old source files have invalid escapes in their strings.
                 warnings.simplefilter("ignore", SyntaxWarning)
                 tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (said := ast.get_docstring(node)):
-                yield place, node, " ".join(said.split("\n\n")[0].split())
+            if isinstance(node, Function) and (docstring := ast.get_docstring(node)):
+                yield place, node, " ".join(docstring.split("\n\n")[0].split())
 
 
 def pairs(folder: Path) -> Iterator[dict[str, str]]:
-    """{"source": a function without its docstring, "target": the docstring's first sentence}."""
+    """Yields {"source": a function without its docstring, "target": the first sentence of the docstring}."""
     for _, node, target in functions(folder):
+        # The first statement is the docstring. A function with nothing else says nothing about its target.
         node.body = node.body[1:]
         source = ast.unparse(node) if node.body else ""
-        if 0 < len(source) <= LONGEST:
+        if 0 < len(source) <= MAX_CHARACTERS:
             yield {"source": source, "target": target}
 
 
-def main() -> None:
-    arguments = sys.argv[1:]
-    if not 1 <= len(arguments) <= 2 or arguments[0].startswith("-"):
-        raise UserError("usage: python -m gen.data.text.docstrings OUT.jsonl [FOLDER]")
-    folder = Path(arguments[1] if len(arguments) == 2 else sysconfig.get_path("stdlib"))
+def write(options: Options) -> None:
+    """Writes the pairs of a folder. Raises: UserError if there is no such folder, or no pairs."""
+    folder = options.folder
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of Python source files")
+        raise UserError(f"{folder} is not a folder of Python source files")
     lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs(folder)]
     if not lines:
         raise UserError(f"{folder} has no functions with docstrings")
-    Path(arguments[0]).write_text("".join(lines), encoding="utf-8")
-    print(f"{arguments[0]}: {len(lines):,} functions of {folder}")
+    options.out.write_text("".join(lines), encoding="utf-8")
+    print(f"{options.out}: {len(lines):,} functions of {folder}")
+
+
+def main() -> None:
+    """Runs the command."""
+    write(tyro.cli(Options, prog="python -m gen.data.text.docstrings"))
 
 
 if __name__ == "__main__":

@@ -1,91 +1,128 @@
-"""Examples of prompts and targets, one pair an example, as functions of (seed, step, rows)."""
+"""Examples that are pairs of a prompt and a target."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from gen.core import HostBatch
+from gen.data.examples import Examples
 from gen.data.order import permute
-from gen.data.text.windows import Examples, example, numbered
+from gen.data.text.streams import Streams
 from gen.errors import UserError
 
 
 class Pairs(NamedTuple):
-    """Where the pairs of a split that fit lie in its tokens. int64 [n] each."""
+    """Positions of the pairs of a split in its token stream, int64 [n] each."""
 
     prompt: np.ndarray
-    """The first token of each prompt."""
+    """First token of each prompt."""
     target: np.ndarray
-    """The first token of each target; the prompt ends one before."""
+    """First token of each target. The prompt ends one token earlier, because an end token lies between."""
     stop: np.ndarray
-    """The end of each target."""
+    """Position after the last token of each target."""
+
+    def prompt_lengths(self) -> np.ndarray:
+        """Returns the number of tokens in each prompt."""
+        return self.target - 1 - self.prompt
+
+    def target_lengths(self) -> np.ndarray:
+        """Returns the number of tokens in each target."""
+        return self.stop - self.target
 
 
-def pairs(
-    tokens: Mapping[str, np.ndarray],
-    end: int,
-    widths: np.ndarray,
-    length: int,
-    source_length: int | None,
-    batch_size: int,
-) -> tuple[Examples, dict[str, dict[str, int]]]:
-    """Examples, and {split: {"cut": prompts that lost their beginning, "dropped": pairs whose target doesn't fit}}.
+class Lost(NamedTuple):
+    """How much of a split does not fit into the examples."""
 
-    Joined: end, prompt, target, end, and `end` as padding up to length + 1 tokens; what counts are the target and the end
-    after it. With a source_length S the prompt is apart: "source" int32 [B, S], padded with `end`, and "tokens" are end,
-    target, end, padding. A prompt that doesn't fit loses its beginning; a pair whose target has more than length - 1
-    tokens is dropped.
+    cut: int
+    """Number of prompts that lost their beginning."""
+    dropped: int
+    """Number of pairs that were dropped because of a long target."""
 
-    tokens: end, prompt, end, target, ... of each split; widths: bytes of each token, int32 [V].
-    Raises: UserError for a split of which nothing is left.
+
+def make_pairs(
+    streams: Streams, length: int, source_length: int | None, batch_size: int
+) -> tuple[Examples, dict[str, Lost]]:
+    """Returns examples of one pair each, and how much of each split does not fit.
+
+    - Without a source_length, "tokens" are: end, prompt, target, end, and end tokens as padding up to length + 1 tokens.
+    - With one, the prompt is "source" int32 [B, source_length], padded with end tokens, and "tokens" are: end, target, end,
+      padding.
+
+    The targets of the loss are the tokens of the pair's target and the end token after it. A prompt that does not fit loses
+    its beginning. A pair is dropped if its target has more than length - 1 tokens.
+
+    streams: end, prompt, end, target, and so on, in each split.
+
+    Raises: UserError if no pair of a split is left.
     """
-    found, lost = {}, {}
-    for split, stream in tokens.items():
-        ends = np.append(np.flatnonzero(stream == end), len(stream))
-        all_ = Pairs(ends[:-1:2] + 1, ends[1::2] + 1, ends[2::2])
-        fits = all_.stop - all_.target < length
-        found[split] = Pairs(*(array[fits] for array in all_))
-        prompts, targets = found[split].target - 1 - found[split].prompt, found[split].stop - found[split].target
-        room = source_length or length - 1 - targets
-        lost[split] = {"cut": int((prompts > room).sum()), "dropped": int((~fits).sum())}
-        if not fits.any():
-            raise UserError(
-                f"--data.length {length} is too short for every target of {split}: the shortest has"
-                f" {int((all_.stop - all_.target).min())} tokens, and an end before and after it"
-            )
-    sizes = {split: len(pairs.prompt) for split, pairs in found.items()}
-    shuffle = permute(sizes["train"])
+    fitting, lost = {}, {}
+    for split, stream in streams.tokens.items():
+        fitting[split], lost[split] = select_pairs(split, find_pairs(stream, streams.end), length, source_length)
+    sizes = {split: len(pairs.prompt) for split, pairs in fitting.items()}
+    layout = Layout(streams, fitting, length, source_length)
+    return Examples(sizes, layout.read, permute(sizes["train"]), batch_size), lost
 
-    def read(split: str, index: np.ndarray) -> HostBatch:
-        x = np.full((len(index), length + 1), end, np.int32)
-        counted = np.zeros((len(index), length + 1), bool)
-        source = np.full((len(index), source_length or 0), end, np.int32)
+
+def find_pairs(stream: np.ndarray, end: int) -> Pairs:
+    """Returns the positions of all pairs in a stream."""
+    # Ends 0, 2, 4, ... are in front of prompts, and ends 1, 3, 5, ... in front of targets. The length closes the last pair.
+    ends = np.append(np.flatnonzero(stream == end), len(stream))
+    return Pairs(ends[:-1:2] + 1, ends[1::2] + 1, ends[2::2])
+
+
+def select_pairs(split: str, pairs: Pairs, length: int, source_length: int | None) -> tuple[Pairs, Lost]:
+    """Returns the pairs whose target fits, and how much does not fit. Raises: UserError if no pair is left."""
+    targets = pairs.target_lengths()
+    fits = targets < length
+    if not fits.any():
+        raise UserError(
+            f"--data.length {length} is too short for every target of {split}: the shortest has"
+            f" {int(targets.min())} tokens, and an end token before and after it"
+        )
+    kept = Pairs(*(array[fits] for array in pairs))
+    # Besides the prompt, a joined example holds the end token in front and the target with its end token.
+    room = source_length or length - 1 - kept.target_lengths()
+    return kept, Lost(cut=int((kept.prompt_lengths() > room).sum()), dropped=int((~fits).sum()))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How pairs are laid out in examples."""
+
+    streams: Streams
+    pairs: Mapping[str, Pairs]
+    """The pairs of each split."""
+    length: int
+    """Targets in an example, with padding."""
+    source_length: int | None
+    """Tokens of a separate source. None: the prompt is in front of the target."""
+
+    def read(self, split: str, index: np.ndarray) -> HostBatch:
+        """Reads pairs by their positions, int64 [n]."""
+        shape, end = (len(index), self.length + 1), self.streams.end
+        x, counted = np.full(shape, end, np.int32), np.zeros(shape, bool)
+        source = np.full((len(index), self.source_length or 0), end, np.int32)
         for row, i in enumerate(index):
-            start, middle, stop = (int(array[i]) for array in found[split])
-            prompt, target = tokens[split][start : middle - 1], tokens[split][middle:stop]
-            room = source_length or length - 1 - len(target)
-            prompt = prompt[max(len(prompt) - room, 0) :]
-            if source_length:
+            prompt, target = self.read_pair(split, i)
+            if self.source_length:
                 source[row, : len(prompt)] = prompt
                 prompt = prompt[:0]
+            # Token 0 is the end token that begins every document.
             at = 1 + len(prompt)
             x[row, 1:at] = prompt
             x[row, at : at + len(target)] = target
+            # The end token after the target is predicted too: it says where the target stops.
             counted[row, at : at + len(target) + 1] = True
-        return example(x, counted, widths) | ({"source": source} if source_length else {})
+        return self.streams.examples(x, counted) | ({"source": source} if self.source_length else {})
 
-    def batch(seed: int, step: int, rows: range) -> HostBatch:
-        first = step * batch_size
-        index = shuffle(seed, range(first + rows.start, first + rows.stop, rows.step))
-        return read("train", index) | numbered(np.asarray(rows), index, np.ones(len(rows)))
-
-    def evaluation(split: str, batch_size: int, rows: range | None = None) -> Iterator[HostBatch]:
-        n = sizes[split]
-        for start in range(0, n, batch_size):
-            row = start + np.asarray(rows or range(batch_size))
-            yield read(split, np.where(row < n, row, 0)) | numbered(row, row, row < n)
-
-    return Examples(sizes, batch, evaluation), lost
+    def read_pair(self, split: str, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the tokens of the prompt, without a beginning that does not fit, and of the target."""
+        stream = self.streams.tokens[split]
+        start, middle, stop = (int(array[i]) for array in self.pairs[split])
+        prompt, target = stream[start : middle - 1], stream[middle:stop]
+        room = self.source_length or self.length - 1 - len(target)
+        return prompt[max(len(prompt) - room, 0) :], target

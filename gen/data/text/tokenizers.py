@@ -1,5 +1,8 @@
-"""Text to tokens and back. A tokenizer is a Hugging Face `Tokenizer`, kept as one tokenizer.json, with one special token,
-`END`, that each document begins with. Text itself never holds it: its letters are encoded as letters."""
+"""Tokenizers: text to tokens and back.
+
+A tokenizer is a Hugging Face `Tokenizer` that is kept as one tokenizer.json. It has one special token, `END`, with which
+each document begins. Text never becomes this token: if a text spells it out, its letters are encoded as letters.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,37 @@ from gen.files import expand_user
 
 END = "<|endoftext|>"
 FILE = "tokenizer.json"
-KEPT = (type(None), normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)  # others can grow a text
-MOST = 2**24  # tokens
-TRAINED = ("byte", "character", "bpe")  # from the data; others are read from a file
+MAX_FILE_BYTES = 2**28
+MAX_VOCABULARY = 2**24
+TRAINED = ("byte", "character", "bpe")  # kinds that are made from the data; others are read from a file
+# Other normalizers can make a text longer, and a stranger's tokenizer could fill the memory.
+NORMALIZERS = (type(None), normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
 
 
 def byte() -> Tokenizer:
-    """The 256 bytes of UTF-8: `END` is token 0, byte b is token b + 1."""
+    """Returns the tokenizer of the 256 bytes of UTF-8. `END` is token 0, and byte b is token b + 1."""
+    # A BPE without merges: every byte stays a token of its own.
     letters = sorted(BYTES, key=BYTES.__getitem__)
-    tokenizer = Tokenizer(models.BPE(vocab=_numbered(letters), merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(letters), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _ours(tokenizer)
+    return _with_end(tokenizer)
 
 
 def character(alphabet: Iterable[str]) -> Tokenizer:
-    """A token for each character of the alphabet, in the order of code points from token 1 on."""
-    tokenizer = Tokenizer(models.BPE(vocab=_numbered(sorted(set(alphabet))), merges=[]))
+    """Returns a tokenizer with one token for each character of the alphabet, in the order of code points from token 1 on."""
+    tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(sorted(set(alphabet))), merges=[]))
     tokenizer.decoder = decoders.Fuse()
-    return _ours(tokenizer)
+    return _with_end(tokenizer)
 
 
 def bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte pairs merged in the order of their frequency inside of words, over bytes, as GPT-2 does (Sennrich et al. 2016;
-    Radford et al. 2019): `vocabulary` tokens, or fewer if the texts have no more pairs. The same texts give the same
-    tokenizer."""
+    """Trains a byte-level BPE as GPT-2 does: pairs of tokens inside of words are merged in the order of their frequency.
+
+    It has `vocabulary` tokens, or fewer if the texts have no more pairs. The same texts give the same tokenizer.
+
+    Source: Sennrich et al. 2016; Radford et al. 2019.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -48,93 +57,104 @@ def bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=sorted(BYTES), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _ours(tokenizer)
+    return _with_end(tokenizer)
 
 
 def load(content: bytes, name: str = FILE) -> Tokenizer:
-    """The tokenizer of a tokenizer.json. Raises: UserError if it is damaged, has no token `END`, or its
-    tokens are neither made of bytes nor of characters."""
-    with _short(f"{name} is no tokenizer of Hugging Face tokenizers"):
+    """Returns the tokenizer of a tokenizer.json. name: for errors.
+
+    Raises: UserError if it is damaged, has no token `END`, changes texts, or its tokens are neither bytes nor characters.
+    """
+    with _as_user_error(f"{name} is not a tokenizer of the Hugging Face tokenizers library"):
         tokenizer = Tokenizer.from_buffer(content)
     if tokenizer.token_to_id(END) is None:
-        raise UserError(f"{name} has no token {END}, which gen begins documents with; choose a tokenizer that has it")
+        raise UserError(f"{name} has no token {END}, with which gen begins documents; choose a tokenizer that has it")
     if not isinstance(tokenizer.decoder, decoders.ByteLevel | decoders.Fuse):
-        raise UserError(f"{name} is neither of bytes, as GPT-2's, nor of characters; choose such a tokenizer")
-    if not isinstance(tokenizer.normalizer, KEPT):
+        raise UserError(
+            f"{name} is neither over bytes, such as GPT-2's, nor over characters; choose a tokenizer of one of these kinds"
+        )
+    if not isinstance(tokenizer.normalizer, NORMALIZERS):
         raise UserError(f"{name} changes texts before it reads them; choose a tokenizer without a normalizer")
-    if size(tokenizer) > MOST:
-        raise UserError(f"{name} numbers its tokens up to {size(tokenizer) - 1:,}; they must be below {MOST:,}")
-    with _short(f"{name} has a token that is no bytes"):
+    if size(tokenizer) > MAX_VOCABULARY:
+        raise UserError(f"{name} has tokens up to {size(tokenizer) - 1:,}; they must be below {MAX_VOCABULARY:,}")
+    with _as_user_error(f"{name} has a token that is not made of bytes"):
         pieces(tokenizer)
+    # A saved tokenizer may truncate or pad every text, which would change it.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return _ours(tokenizer)
+    return _with_end(tokenizer)
 
 
-def of_run(folder: Path) -> Tokenizer:
-    """The tokenizer of a run, or of any folder that holds a tokenizer.json. Raises: UserError if there is none."""
+def load_folder(folder: Path) -> Tokenizer:
+    """Returns the tokenizer of a run, or of any folder with a tokenizer.json. Raises: UserError if there is none."""
     return load(read(folder), str(folder / FILE))
 
 
 def read(path: Path) -> bytes:
-    """The content of a tokenizer.json, given itself or its folder. Raises: UserError if there is none."""
+    """Returns the content of a tokenizer.json. path: the file or its folder. Raises: UserError if it is missing."""
     path = expand_user(path)
     path = path / FILE if path.is_dir() else path
     try:
-        return files.read_bytes(path, 2**28)
+        return files.read_bytes(path, MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise UserError(f"{path} can't be read as a tokenizer: No such file or directory") from None
+        raise UserError(f"{path} cannot be read as a tokenizer: there is no such file") from None
 
 
 def dump(tokenizer: Tokenizer) -> bytes:
-    """The tokenizer.json."""
+    """Returns the content of the tokenizer.json."""
     return tokenizer.to_str().encode()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Tokens of a text, without `END`. Raises: UserError for a character that has no token."""
+    """Returns the tokens of a text, without `END`. Raises: UserError for a character that has no token."""
     return encode_all(tokenizer, [text])[0]
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, from which `decode` makes exactly that text.
+    """Returns the tokens of each text, from which `decode` makes exactly the same text.
 
     Raises: UserError for a character that has no token, or that the tokenizer changes.
     """
-    with _short("the tokenizer can't read a text"):
+    with _as_user_error("the tokenizer cannot read a text"):
         found = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    # A token stream that cannot be decoded to its text would make bits per byte meaningless.
     for text, back in zip(texts, tokenizer.decode_batch(found, skip_special_tokens=False), strict=True):
         if text != back:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
-            )
+            at = _first_difference(text, back)
             raise UserError(
-                f"the tokenizer can't say {text[at : at + 1]!r} (of {text[max(at - 10, 0) : at + 10]!r}): leave it out,"
+                f"the tokenizer cannot write {text[at : at + 1]!r} (in {text[max(at - 10, 0) : at + 10]!r}): leave it out,"
                 " or use a tokenizer that keeps every character, such as byte or bpe"
             )
     return found
 
 
+def _first_difference(a: str, b: str) -> int:
+    different = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(different, min(len(a), len(b)))
+
+
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """The text of tokens, without `END` and what is no token; U+FFFD where bytes are no UTF-8."""
+    """Returns the text of tokens. `END` and unknown tokens are left out. Bytes that are not UTF-8 become U+FFFD."""
     return tokenizer.decode(list(tokens))
 
 
 def end(tokenizer: Tokenizer) -> int:
+    """Returns the token `END`."""
     token = tokenizer.token_to_id(END)
-    assert token is not None  # `load` refuses others
+    assert token is not None  # `load` refuses other tokenizers
     return token
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """One more than the largest token."""
+    """Returns the largest token + 1."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """The bytes of UTF-8 that each token stands for; none for special tokens. A text is its tokens' pieces, joined."""
+    """Returns the UTF-8 bytes that each token represents: b"" for special tokens. Joined, they are the bytes of a text."""
     added = tokenizer.get_added_tokens_decoder()
     over_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)
+    # Numbers that no token has keep b"".
     found = [b""] * size(tokenizer)
     for text, token in tokenizer.get_vocab().items():
         if token in added:
@@ -145,37 +165,41 @@ def pieces(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def widths(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes that each token stands for, int32 [V]."""
+    """Returns the number of bytes that each token represents, int32 [V]."""
     return np.array([len(piece) for piece in pieces(tokenizer)], np.int32)
 
 
 @contextmanager
-def _short(what: str) -> Iterator[None]:
-    """The library's errors, of which none is more precise, and its panics, which are no Exception, as a UserError."""
+def _as_user_error(what: str) -> Iterator[None]:
+    """Raises: UserError, with `what` in front, for an error inside of the block."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
+        # The library has no error class of its own, and its panics are not even Exceptions.
         raise UserError(f"{what}: {error}") from None
 
 
-def _letters() -> dict[str, int]:
-    """The letter by which byte-level tokenizers write each byte: itself if it can be seen in Latin-1, or else the next
-    free one from U+0100 on (Radford et al. 2019)."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = sorted(set(range(256)) - set(seen))
-    return {chr(b): b for b in seen} | {chr(256 + i): b for i, b in enumerate(hidden)}
+def _byte_letters() -> dict[str, int]:
+    """Returns {letter: byte} of byte-level tokenizers (Radford et al. 2019).
+
+    A byte that is visible in Latin-1 is its own letter. The others have the next free letters from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = sorted(set(range(256)) - set(visible))
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
-BYTES = _letters()
+BYTES = _byte_letters()
 
 
-def _numbered(letters: Sequence[str]) -> dict[str, int]:
+def _vocabulary(letters: Sequence[str]) -> dict[str, int]:
     return {END: 0, **{letter: i for i, letter in enumerate(letters, 1)}}
 
 
-def _ours(tokenizer: Tokenizer) -> Tokenizer:
+def _with_end(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([END])
+    # Without this, a text that spells out END would become the special token.
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -1,86 +1,109 @@
-"""Examples of a stream of tokens: windows of it, as functions of (seed, step, rows)."""
+"""Examples that are windows of a token stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from gen.core import HostBatch
+from gen.data.examples import Examples, number_rows
 from gen.data.order import permute, permute_by_grain
+from gen.data.text.streams import Streams
 from gen.errors import UserError
 
-HELD = 2**24  # places whose permutation is held in memory
+MAX_PERMUTED = 2**24  # longest permutation of windows that is held in memory (2**24 windows are 128 MiB)
 
 
-class Examples(NamedTuple):
-    """What a gen.core.Dataset makes its batches of."""
+def make_windows(streams: Streams, length: int, stride: int | None, batch_size: int) -> Examples:
+    """Returns windows of length + 1 tokens. All tokens of a window but the first are targets.
 
-    sizes: dict[str, int]
-    batch: Callable[[int, int, range], HostBatch]
-    evaluation: Callable[..., Iterator[HostBatch]]
+    Training: the windows of an epoch lie side by side. The first one starts at a random phase in [0, length). The
+    windows are read in random order. Phase and order are drawn from (seed, epoch). So each epoch has each token as a
+    target once, except for less than a window at either end.
 
+    Evaluation: each token but the first of the split is a target exactly once. Without a stride the windows are
+    disjoint, as in nanoGPT. With a stride, windows begin `stride` tokens apart, and the targets of a window are its
+    last `stride` tokens. So each target has at least length - stride tokens before it, except in the first window.
 
-def windows(
-    tokens: Mapping[str, np.ndarray], end: int, widths: np.ndarray, length: int, stride: int | None, batch_size: int
-) -> Examples:
-    """Windows of length + 1 tokens; of each all but the first are targets.
-
-    Training: an epoch's windows follow each other from a phase in [0, length) on and come in an order of that epoch, both
-    drawn from (seed, epoch): each token is a target once, but for less than a window at either end.
-    Evaluation: every token but the split's first is a target once. Disjoint, as in nanoGPT; or with a stride, the last
-    `stride` targets of each window, so that at least length - stride tokens come before each (but in the first window).
-
-    tokens: [N] of each split; widths: bytes of each token, int32 [V].
-    Raises: UserError for fewer than length + 1 tokens to train on.
+    Raises: UserError if there are fewer than length + 1 tokens to train on.
     """
-    train, column = tokens["train"], np.arange(length + 1)
-    if len(train) <= length:
+    count = len(streams.tokens["train"])
+    if count <= length:
         raise UserError(
-            f"--data.length {length} needs {length + 1} tokens to train on, and there are {len(train)}:"
-            " choose a shorter one, or more text"
+            f"--data.length {length} needs {length + 1} tokens to train on, and there are {count}:"
+            " choose a shorter length, or more text"
         )
-    n = max(1, (len(train) - length) // length)
-    phases = min(length, len(train) - n * length)
-    shuffle = (permute if n <= HELD else permute_by_grain)(n)
-
-    @lru_cache(maxsize=4)
-    def phase(seed: int, epoch: int) -> int:
-        return int(np.random.default_rng([seed, epoch, 1]).integers(phases))
-
-    def batch(seed: int, step: int, rows: range) -> HostBatch:
-        first = step * batch_size
-        places = range(first + rows.start, first + rows.stop, rows.step)
-        index = shuffle(seed, places)
-        start = np.array([phase(seed, place // n) for place in places], np.int64) + index * length
-        counted = np.broadcast_to(column > 0, (len(rows), length + 1))
-        found = train[start[:, None] + column]
-        return example(found, counted, widths) | numbered(np.asarray(rows), index, np.ones(len(rows)))
-
-    step = stride or length
-    count = lambda split: 1 + max(0, -(-(len(tokens[split]) - 1 - length) // step))
-
-    def evaluation(split: str, batch_size: int, rows: range | None = None) -> Iterator[HostBatch]:
-        stream, n = tokens[split], count(split)
-        for start in range(0, n, batch_size):
-            row = start + np.asarray(rows or range(batch_size))
-            k = np.where(row < n, row, 0)[:, None]
-            place = k * step + column
-            there = place < len(stream)
-            found = np.where(there, stream[np.minimum(place, len(stream) - 1)], end)
-            counted = there & (column > np.where(k == 0, 0, length - step))
-            yield example(found, counted, widths) | numbered(row, row, row < n)
-
-    return Examples({"train": n, "validation": count("validation"), "test": count("test")}, batch, evaluation)
+    # n windows need n * length + 1 tokens. The others are the room in which the phase moves all windows.
+    n = max(1, (count - length) // length)
+    layout = Layout(streams, length, stride or length, phases=min(length, count - n * length))
+    return Windows(
+        sizes={"train": n, "validation": layout.count("validation"), "test": layout.count("test")},
+        read=layout.read_held_out,
+        shuffle=(permute if n <= MAX_PERMUTED else permute_by_grain)(n),
+        batch_size=batch_size,
+        layout=layout,
+    )
 
 
-def example(tokens: np.ndarray, counted: np.ndarray, widths: np.ndarray) -> HostBatch:
-    """{"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B] that the counted ones stand for}."""
-    bytes_ = np.where(counted, widths[tokens], 0).sum(1)
-    return {"tokens": tokens.astype(np.int32), "counted": counted.astype(np.uint8), "bytes": bytes_.astype(np.int32)}
+@dataclass(frozen=True)
+class Layout:
+    """Where windows lie in the streams."""
+
+    streams: Streams
+    length: int
+    """Targets in a window."""
+    stride: int
+    """Tokens between the beginnings of two windows in evaluation."""
+    phases: int
+    """Number of phases at which all windows of an epoch fit into the training stream."""
+
+    def count(self, split: str) -> int:
+        """Returns the number of windows in which each token of the split but the first is a target once."""
+        # The first window predicts `length` tokens, and each later one `stride` more.
+        later = len(self.streams.tokens[split]) - 1 - self.length
+        return 1 + max(0, -(-later // self.stride))
+
+    def read_held_out(self, split: str, index: np.ndarray) -> HostBatch:
+        """Reads windows for evaluation by their positions, int64 [n]."""
+        stream, column, k = self.streams.tokens[split], np.arange(self.length + 1), index[:, None]
+        place = k * self.stride + column
+        # The last window may reach over the end of the stream. It is filled with end tokens that are not counted.
+        inside = place < len(stream)
+        found = np.where(inside, stream[np.minimum(place, len(stream) - 1)], self.streams.end)
+        # In the first window all tokens but the first are targets, in later ones the last `stride` tokens.
+        counted = inside & (column > np.where(k == 0, 0, self.length - self.stride))
+        return self.streams.examples(found, counted)
+
+    def read_training(self, start: np.ndarray) -> HostBatch:
+        """Reads windows for training by the positions of their first tokens, int64 [n]."""
+        column = np.arange(self.length + 1)
+        counted = np.broadcast_to(column > 0, (len(start), self.length + 1))
+        return self.streams.examples(self.streams.tokens["train"][start[:, None] + column], counted)
 
 
-def numbered(row: np.ndarray, index: np.ndarray, weight: np.ndarray) -> HostBatch:
-    return {"row": row.astype(np.int32), "index": index.astype(np.int32), "weight": weight.astype(np.float32)}
+@dataclass(frozen=True)
+class Windows(Examples):
+    """Examples whose training windows begin at another phase in each epoch."""
+
+    layout: Layout
+
+    def batch(self, seed: int, step: int, rows: range) -> HostBatch:
+        """Returns these rows of the training batch of a step."""
+        places, n = self.places(step, rows), self.sizes["train"]
+        index = self.shuffle(seed, places)
+        phase = [draw_phase(seed, place // n, self.layout.phases) for place in places]
+        found = self.layout.read_training(np.array(phase, np.int64) + index * self.layout.length)
+        return found | number_rows(np.asarray(rows), index, np.ones(len(rows)))
+
+    def count(self, split: str) -> int:
+        """Returns the number of windows of an evaluation. The training split has more of them than an epoch does."""
+        return self.layout.count(split)
+
+
+@lru_cache(maxsize=4)
+def draw_phase(seed: int, epoch: int, phases: int) -> int:
+    """Returns the position of the first window of an epoch, in [0, phases)."""
+    # The 1 keeps this draw independent of the permutation, which is drawn from [seed, epoch].
+    return int(np.random.default_rng([seed, epoch, 1]).integers(phases))

@@ -1,135 +1,192 @@
-"""Adversarial losses as in their papers, and penalties on the discriminator's gradient."""
+"""Adversarial losses, as in their papers. Each is an `Objective`; write a subclass to add one.
+
+D(x) is a score (a logit), not a probability: a high score says that an image is real. Each loss takes the scores of real and
+of generated images, [B] each, and returns one value per pair, [B]. Both players minimize their loss.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax.nn import relu, softplus
 
 from gen import axis
 from gen.core import Array
+from gen.errors import UserError
 
 LOG_2 = 0.6931471805599453
 
 
-class Adversarial(NamedTuple):
-    """The two players' losses, [B] each."""
+@dataclass(frozen=True)
+class Objective:
+    """The losses of both players, and a few facts about them. A config names one: `objective=Hinge()`.
 
-    discriminator: Callable[..., Array]
-    """(real, fake, target) -> what D descends; target: D's probability or score for a real one, 1 unless smoothed."""
-    generator: Callable[[Array, Array], Array]
-    """(real, fake) -> what G descends."""
-    indifferent: float
-    """D's loss where all scores are 0."""
-    smooth: bool = False
-    """Whether the real target can be below 1 (one-sided label smoothing, Salimans et al. 2016, section 3.4)."""
-    least: Callable[[float], float] = lambda target: 0.0
-    """target -> what is left of D's loss where D is perfect."""
-    shift: bool = True
-    """Whether adding a number to all scores changes the losses; if not, D's last bias is useless."""
+    Subclass it to add an objective. The two losses are enough; the facts below have safe defaults.
+    """
 
+    loss_at_zero: ClassVar[float] = 0.0
+    """D's loss if all scores are 0, so that D decides nothing. The metric "saturation" is the fraction of held-out
+    examples whose loss is within 1% of this value above `min_loss`. 0: the loss has no minimum, and the metric is not reported."""
+    shift_invariant: ClassVar[bool] = False
+    """Whether the losses stay the same if one number is added to all scores. D's last layer then has no bias, and ADA, which
+    reads the signs of the scores, is refused."""
+    couples: ClassVar[bool] = False
+    """Whether the loss of one example depends on other examples of the batch. Microbatches are then refused."""
 
-def logistic_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
-    """-t log D(x) - (1 - t) log(1 - D(x)) - log(1 - D(G(z))). Goodfellow et al. 2014, equation 1, with the target t."""
-    return softplus(-real) + (1 - target) * real + softplus(fake)
+    @property
+    def min_loss(self) -> float:
+        """Lower bound of D's loss, which a perfect D reaches."""
+        return 0.0
 
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """Returns D's loss [B] from its scores [B] of real and of generated images."""
+        raise NotImplementedError
 
-def logistic_least(target: float) -> float:
-    """The entropy of the target: -t log t - (1 - t) log(1 - t)."""
-    return -sum(t * math.log(t) for t in (target, 1 - target) if t > 0)
-
-
-def minimax_generator(real: Array, fake: Array) -> Array:
-    """log(1 - D(G(z))). Goodfellow et al. 2014, equation 1."""
-    return -softplus(fake)
+    def generator(self, real: Array, fake: Array) -> Array:
+        """Returns G's loss [B] from D's scores [B] of real and of generated images."""
+        raise NotImplementedError
 
 
-def non_saturating_generator(real: Array, fake: Array) -> Array:
-    """-log D(G(z)). Goodfellow et al. 2014, section 3."""
-    return softplus(-fake)
+@dataclass(frozen=True)
+class Smoothed(Objective):
+    """Base class of objectives with a target for real images. One-sided label smoothing lowers the target."""
+
+    smoothing: float = 0.0
+    """One-sided label smoothing: D's target for real images is 1 - smoothing (Salimans et al. 2016, section 3.4)."""
+
+    def __post_init__(self):
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"smoothing is {self.smoothing}; it must be at least 0 and below 1")
+
+    @property
+    def target(self) -> float:
+        """D's target for real images: a probability for logistic losses, a score for least squares."""
+        return 1 - self.smoothing
 
 
-def least_squares_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
-    """(D(x) - t)^2 / 2 + D(G(z))^2 / 2. Mao et al. 2017, equation 9."""
-    return (jnp.square(real - target) + jnp.square(fake)) / 2
+@dataclass(frozen=True)
+class Minimax(Smoothed):
+    """The minimax game. Goodfellow et al. 2014, equation 1."""
+
+    loss_at_zero: ClassVar[float] = 2 * LOG_2
+
+    @property
+    def min_loss(self) -> float:
+        """Entropy of the target t: -t log t - (1 - t) log(1 - t)."""
+        # The cross-entropy with a target cannot fall below the entropy of the target.
+        return -sum(t * math.log(t) for t in (self.target, 1 - self.target) if t > 0)
+
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """-t log sigmoid(D(x)) - (1 - t) log(1 - sigmoid(D(x))) - log(1 - sigmoid(D(G(z)))), with the target t."""
+        # softplus(s) is -log(1 - sigmoid(s)), and softplus(-s) is -log sigmoid(s) = softplus(s) - s. Neither overflows.
+        return softplus(-real) + (1 - self.target) * real + softplus(fake)
+
+    def generator(self, real: Array, fake: Array) -> Array:
+        """log(1 - sigmoid(D(G(z))))."""
+        return -softplus(fake)
 
 
-def least_squares_generator(real: Array, fake: Array) -> Array:
-    """(D(G(z)) - 1)^2 / 2. Mao et al. 2017, equation 9."""
-    return jnp.square(fake - 1) / 2
+@dataclass(frozen=True)
+class NonSaturating(Minimax):
+    """Minimax with another loss of G, whose gradient does not vanish while D wins. Goodfellow et al. 2014, section 3."""
+
+    def generator(self, real: Array, fake: Array) -> Array:
+        """-log sigmoid(D(G(z)))."""
+        return softplus(-fake)
 
 
-def wasserstein_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
-    """D(G(z)) - D(x). Arjovsky et al. 2017, algorithm 1."""
-    return fake - real
+@dataclass(frozen=True)
+class LeastSquares(Smoothed):
+    """LSGAN. Mao et al. 2017, equation 9."""
+
+    loss_at_zero: ClassVar[float] = 0.5
+
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """(D(x) - t)^2 / 2 + D(G(z))^2 / 2, with the target t."""
+        return (jnp.square(real - self.target) + jnp.square(fake)) / 2
+
+    def generator(self, real: Array, fake: Array) -> Array:
+        """(D(G(z)) - 1)^2 / 2."""
+        # Smoothing is one-sided: it changes only D's target for real images.
+        return jnp.square(fake - 1) / 2
 
 
-def wasserstein_generator(real: Array, fake: Array) -> Array:
-    """-D(G(z)). Arjovsky et al. 2017, algorithm 1."""
-    return -fake
+@dataclass(frozen=True)
+class Wasserstein(Objective):
+    """WGAN. Arjovsky et al. 2017, algorithm 1. D needs a constraint, such as `gradient_penalty`."""
+
+    shift_invariant: ClassVar[bool] = True
+
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """D(G(z)) - D(x)."""
+        return fake - real
+
+    def generator(self, real: Array, fake: Array) -> Array:
+        """-D(G(z))."""
+        return -fake
 
 
-def hinge_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
-    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))). Miyato et al. 2018, equation 16."""
-    return relu(1 - real) + relu(1 + fake)
+@dataclass(frozen=True)
+class Hinge(Objective):
+    """The hinge loss. Miyato et al. 2018, equations 16 and 17."""
+
+    loss_at_zero: ClassVar[float] = 2.0
+
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """max(0, 1 - D(x)) + max(0, 1 + D(G(z)))."""
+        return relu(1 - real) + relu(1 + fake)
+
+    def generator(self, real: Array, fake: Array) -> Array:
+        """-D(G(z))."""
+        return -fake
 
 
-def paired_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
-    """-log sigmoid(D(x) - D(G(z))). Jolicoeur-Martineau 2019, section 4; with R1 and R2 it is R3GAN (Huang et al. 2024)."""
-    return softplus(fake - real)
+@dataclass(frozen=True)
+class Relativistic(Objective):
+    """Scores of real and generated images, compared in pairs. Jolicoeur-Martineau 2019, section 4.
+
+    With R1 and R2 it is the objective of R3GAN (Huang et al. 2024).
+    """
+
+    loss_at_zero: ClassVar[float] = LOG_2
+    shift_invariant: ClassVar[bool] = True
+
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """-log sigmoid(D(x) - D(G(z)))."""
+        return softplus(fake - real)
+
+    def generator(self, real: Array, fake: Array) -> Array:
+        """-log sigmoid(D(G(z)) - D(x))."""
+        return softplus(real - fake)
 
 
-def paired_generator(real: Array, fake: Array) -> Array:
-    """-log sigmoid(D(G(z)) - D(x)). Jolicoeur-Martineau 2019, section 4."""
-    return softplus(real - fake)
+@dataclass(frozen=True)
+class RelativisticAverage(Objective):
+    """Each score compared with the mean of the opposite kind over the global batch. Jolicoeur-Martineau 2019, section 4.2.
 
+    Its methods must run under the mapped axis "data" (see gen.axis).
+    """
 
-def average_discriminator(real: Array, fake: Array, target: float = 1.0) -> Array:
-    """-log sigmoid(D(x) - E D(G(z))) - log(1 - sigmoid(D(G(z)) - E D(x))), the means over the whole batch.
-    Jolicoeur-Martineau 2019, section 4.2."""
-    return softplus(axis.mean(fake.mean()) - real) + softplus(fake - axis.mean(real.mean()))
+    loss_at_zero: ClassVar[float] = 2 * LOG_2
+    shift_invariant: ClassVar[bool] = True
+    couples: ClassVar[bool] = True
 
+    def discriminator(self, real: Array, fake: Array) -> Array:
+        """-log sigmoid(D(x) - E D(G(z))) - log(1 - sigmoid(D(G(z)) - E D(x)))."""
+        # axis.mean averages over devices, so the means do not depend on the number of devices.
+        return softplus(axis.mean(fake.mean()) - real) + softplus(fake - axis.mean(real.mean()))
 
-def average_generator(real: Array, fake: Array) -> Array:
-    """-log sigmoid(D(G(z)) - E D(x)) - log(1 - sigmoid(D(x) - E D(G(z)))). Jolicoeur-Martineau 2019, section 4.2."""
-    return average_discriminator(fake, real)
-
-
-ADVERSARIAL = {
-    "minimax": Adversarial(logistic_discriminator, minimax_generator, 2 * LOG_2, smooth=True, least=logistic_least),
-    "non_saturating": Adversarial(
-        logistic_discriminator, non_saturating_generator, 2 * LOG_2, smooth=True, least=logistic_least
-    ),
-    "least_squares": Adversarial(least_squares_discriminator, least_squares_generator, 0.5, smooth=True),
-    "wasserstein": Adversarial(wasserstein_discriminator, wasserstein_generator, 0.0, shift=False),
-    "hinge": Adversarial(hinge_discriminator, wasserstein_generator, 2.0),
-    "relativistic": Adversarial(paired_discriminator, paired_generator, LOG_2, shift=False),
-    "relativistic_average": Adversarial(average_discriminator, average_generator, 2 * LOG_2, shift=False),
-}
+    def generator(self, real: Array, fake: Array) -> Array:
+        """-log sigmoid(D(G(z)) - E D(x)) - log(1 - sigmoid(D(x) - E D(G(z))))."""
+        return self.discriminator(fake, real)
 
 
 def feature_matching(real: Array, fake: Array) -> Array:
-    """|E f(x) - E f(G(z))|^2 of features [B, F], the means over the whole batch. Salimans et al. 2016, section 3.1."""
+    """Returns |E f(x) - E f(G(z))|^2, a scalar, for D's features [B, F]. The means are over the global batch.
+
+    Salimans et al. 2016, section 3.1.
+    """
     return jnp.square(axis.mean(real.mean(0)) - axis.mean(fake.mean(0))).sum()
-
-
-def squared_gradient(critic: Callable[[Array], Array], x: Array) -> Array:
-    """|grad_x D(x)|^2 of each score, [N]: R1 at real images, R2 at generated ones (Mescheder et al. 2018).
-
-    critic: [B, ...] -> scores [N], each of B / N images in a row (more than one where they are packed).
-    """
-    gradient, scores = jax.grad(lambda x: (lambda s: (s.sum(), s))(critic(x)), has_aux=True)(x)
-    return jnp.square(gradient).reshape(scores.shape[0], -1).sum(-1)
-
-
-def gradient_penalty(critic: Callable[[Array], Array], x: Array, one_sided: bool) -> Array:
-    """(|grad_x D(x)| - 1)^2 at points x between real and generated images, [N]. Gulrajani et al. 2017, equation 3.
-
-    One-sided, only norms above 1 are penalized (there section 4; Petzka et al. 2018).
-    """
-    norm = jnp.sqrt(squared_gradient(critic, x) + 1e-12)
-    return jnp.square(relu(norm - 1) if one_sided else norm - 1)

@@ -1,13 +1,15 @@
-"""A generator G(z) and a discriminator D(x) as pure functions of their parameters and statistics."""
+"""The two networks of a GAN, the generator G(z) and the discriminator D(x), as pure functions of parameters and statistics."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gen import axis
 from gen.core import Array, Key, Params
@@ -16,96 +18,134 @@ from gen.families.gan.augment import Augmentation
 from gen.networks.discriminator import Discriminator
 from gen.networks.layers import MOMENTUM
 
-STANDING = 1024  # samples that standing statistics are taken from
+STANDING_SAMPLES = 1024
+"""Number of images from which `Players.standing_statistics` estimates the moments of G's batch normalizations."""
+
+Stats = dict[str, Params]
+"""Statistics that are not trained: "generator" and "discriminator" if the network has any, and "augment", the strength of
+the augmentation, if there is one."""
+
+
+class Judgement(NamedTuple):
+    """Output of D for a batch of images. B / pack is the number of packs."""
+
+    scores: Array
+    """[B / pack]. High: real."""
+    features: Array
+    """[B / pack, F]. The features from which the scores are read."""
+    stats: Stats
+    """The statistics after this batch."""
 
 
 @dataclass(frozen=True)
 class Players:
-    """params: {"generator": ..., "discriminator": ...}; stats: those of either that has any, and "augment", the strength."""
+    """G and D. Their parameters are {"generator": ..., "discriminator": ...}; their statistics are `Stats`."""
 
     generator: nn.Module
     discriminator: Discriminator
     shape: tuple[int, ...]
+    """Shape of an image: height, width, channels."""
     latent: int
+    """Dimensions of z."""
     classes: int | None
-    """Of a conditional model."""
+    """Number of classes if the model is conditional. None: unconditional."""
     pack: int
+    """Number of images that D scores together, as the channels of one (PacGAN, Lin et al. 2018)."""
     augment: Augmentation | None
-    dtype: Any
-    """Of latents, images and scores."""
+    """Random transformation of every image that D sees in training."""
+    dtype: DTypeLike
+    """Dtype of latents, images and scores."""
 
-    def init(self, key: Key) -> tuple[Params, dict[str, Any]]:
-        """Parameters and statistics."""
+    def init(self, key: Key) -> tuple[dict[str, Params], Stats]:
+        """Returns the parameters and the statistics of step 0."""
         g_key, d_key = jax.random.split(key)
         z, label = jnp.zeros((1, self.latent)), None if self.classes is None else jnp.zeros((1, self.classes))
         height, width, channels = self.shape
         x = jnp.zeros((1, height, width, channels * self.pack))
-        made: dict[str, Any] = {
+        variables = {
             "generator": self.generator.init(g_key, z, label, False),
             "discriminator": self.discriminator.init(d_key, x, label, None, False),
         }
-        stats = {name: variables["batch_stats"] for name, variables in made.items() if "batch_stats" in variables}
+        stats: Stats = {name: v["batch_stats"] for name, v in variables.items() if "batch_stats" in v}
         if self.augment:
             stats["augment"] = self.augment.start()
-        return {name: variables["params"] for name, variables in made.items()}, stats
+        return {name: v["params"] for name, v in variables.items()}, stats
 
     def one_hot(self, label: Array | None) -> Array | None:
-        """[B] -> [B, classes]; None of an unconditional model, whatever the label."""
-        return None if label is None or self.classes is None else jax.nn.one_hot(label, self.classes, dtype=self.dtype)
+        """Returns labels int [B] as [B, classes], or None if the model is unconditional."""
+        if label is None or self.classes is None:
+            return None
+        return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
 
     def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
-        """z ~ N(0, I) [B, latent], each example's its own; with `truncation`, from the part within that distance of 0."""
-        if truncation is None:
-            return axis.per_example(lambda k: jax.random.normal(k, (self.latent,), self.dtype), key, row)
-        bounded = lambda k: jax.random.truncated_normal(k, -truncation, truncation, (self.latent,), self.dtype)
-        return axis.per_example(bounded, key, row)
+        """Draws z ~ N(0, I), [B, latent], or from the part of N(0, I) within `truncation` of 0 in each dimension.
 
-    def make(self, g: Params, stats: Any, z: Array, label: Array | None, train: bool = True) -> tuple[Array, Any]:
-        """G(z): images [B, H, W, C], and the statistics after it."""
+        row: int32 [B]. The noise belongs to (key, row).
+        """
+
+        # From the key and the row alone, so that sample i does not depend on the number of samples or devices.
+        def draw(key: Key) -> Array:
+            if truncation is None:
+                return jax.random.normal(key, (self.latent,), self.dtype)
+            return jax.random.truncated_normal(key, -truncation, truncation, (self.latent,), self.dtype)
+
+        return axis.per_example(draw, key, row)
+
+    def make(self, g: Params, stats: Stats, z: Array, label: Array | None, train: bool = True) -> tuple[Array, Stats]:
+        """Returns G(z), images [B, H, W, C] in [-1, 1], and the statistics after this batch.
+
+        label: [B, classes] one-hot or None. train: normalize by the moments of this batch. False: by running averages.
+        """
         variables = {"params": g, "batch_stats": stats.get("generator", {})}
-        images: Any
-        if not train:
-            images = self.generator.apply(variables, z, label, False)
-            return images.astype(self.dtype), stats
-        images, new = self.generator.apply(variables, z, label, True, mutable=["batch_stats"])
-        return images.astype(self.dtype), _updated(stats, "generator", new)
+        images, new = self.generator.apply(variables, z, label, train, mutable=["batch_stats"])
+        return images.astype(self.dtype), _with_new(stats, "generator", new)
 
-    def judge(
-        self, d: Params, stats: Any, x: Array, label: Array | None, key: Key | None, row: Array
-    ) -> tuple[Array, Array, Any]:
-        """D(T(x)), T the augmentation: scores [B / pack], features, and the statistics after it.
+    def judge(self, d: Params, stats: Stats, x: Array, label: Array | None, key: Key | None, row: Array) -> Judgement:
+        """Returns D(T(x)), where T is the augmentation.
 
-        Without a key as when not training: no augmentation, no dropout, running statistics.
+        x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise belongs to (key, row).
+        key: None if D is not being trained: no augmentation, no dropout, and running averages in normalizations.
         """
         keys = None
         if key is not None:
             augment_key, dropout_key = jax.random.split(key)
             if self.augment:
                 x = self.augment.apply(x, augment_key, row, stats["augment"])
-            keys = jax.vmap(lambda r: jax.random.fold_in(dropout_key, r))(row[:: self.pack])
+            # One key per pack: the first row of the pack names it.
+            keys = jax.vmap(functools.partial(jax.random.fold_in, dropout_key))(row[:: self.pack])
+        # Spectral and batch normalization return new statistics only in training; otherwise `new` is what they were given.
         variables = {"params": d, "batch_stats": stats.get("discriminator", {})}
-        given = pack_images(x, self.pack), label, keys, key is not None
-        (scores, features), new = self.discriminator.apply(variables, *given, mutable=["batch_stats"])
-        return scores.astype(self.dtype), features.astype(self.dtype), _updated(stats, "discriminator", new)
+        inputs = pack_images(x, self.pack), label, keys, key is not None
+        (scores, features), new = self.discriminator.apply(variables, *inputs, mutable=["batch_stats"])
+        stats = _with_new(stats, "discriminator", new)
+        return Judgement(scores.astype(self.dtype), features.astype(self.dtype), stats)
 
-    def standing(self, g: Params, stats: Any) -> Any:
-        """The statistics with those of G's batch normalizations taken anew, from one large batch of samples: averaged weights
-        don't have the running averages of the raw ones (standing statistics, Brock et al. 2019)."""
+    def scores_alone(self) -> bool:
+        """Returns whether D scores each image by itself once it is trained."""
+        return self.pack == 1 and not self.discriminator.arch.minibatch
+
+    def standing_statistics(self, g: Params, stats: Stats) -> Stats:
+        """Returns the statistics with the moments of G's batch normalizations estimated from one large batch of samples.
+
+        Averaged weights need this, because the running averages of the moments belong to the raw weights. Brock et al. 2019.
+        """
         if "generator" not in stats:
             return stats
         zero = stats | {"generator": jax.tree.map(jnp.zeros_like, stats["generator"])}
-        label = self.one_hot(labels.labels_to_generate(STANDING, None, self.classes))
-        z = self.latents(jax.random.key(0), jnp.arange(STANDING))
-        alone = jax.vmap(self.make, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
-        _, new = alone(g, zero, z, label)
+        label = self.one_hot(labels.labels_to_generate(STANDING_SAMPLES, None, self.classes))
+        z = self.latents(jax.random.key(0), jnp.arange(STANDING_SAMPLES))
+        on_one_device = jax.vmap(self.make, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
+        _, new = on_one_device(g, zero, z, label)
+        # A running average that starts at 0 holds (1 - MOMENTUM) times the moment after one batch.
         return new | {"generator": jax.tree.map(lambda m: m / (1 - MOMENTUM), new["generator"])}
 
 
 def pack_images(x: Array, pack: int) -> Array:
-    """[B, H, W, C] -> [B / pack, H, W, pack C], neighbours side by side."""
+    """Returns [B, H, W, C] as [B / pack, H, W, pack C]: each run of `pack` images becomes the channels of one."""
     b, h, w, c = x.shape
     return x.reshape(b // pack, pack, h, w, c).transpose(0, 2, 3, 1, 4).reshape(b // pack, h, w, pack * c)
 
 
-def _updated(stats: Any, player: str, new: Any) -> Any:
+def _with_new(stats: Stats, player: str, new: Params) -> Stats:
+    """Returns the statistics with the new ones of one player, if its network has any."""
     return stats | {player: new["batch_stats"]} if player in stats else stats

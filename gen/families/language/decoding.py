@@ -1,6 +1,6 @@
-"""Autoregressive decoding with a cache of keys and values: one compiled loop.
+"""Autoregressive decoding with a cache of keys and values, as one compiled loop.
 
-The draws of a sample depend on its own key and the place of the token alone, so not on what else is in the batch.
+The draws of a sample depend only on its key and on the number of the token, not on the other samples of the batch.
 """
 
 from __future__ import annotations
@@ -8,81 +8,168 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import io_callback
 
 from gen.core import Array, Key
-from gen.errors import UserError, check_positive
-from gen.networks.positions import PADDING, places
-from gen.networks.transformer import Cache
+from gen.families.language.sampling import Sampling, filter_logits
+from gen.networks.positions import PADDING, locate_tokens
+from gen.networks.transformer import Cache, grow_cache
 
-MIN_GROWING_BYTES = 2**25  # bytes of a cache that is worth programs for several rooms; not tuned
+# Bytes of a cache from which on it grows in steps (see `cache_sizes`). Not tuned.
+MIN_GROWING_BYTES = 2**25
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
-"""(tokens, segment, position: int32 [B, T], cache, whether they begin it) -> (logits [B, T, V], the longer cache)."""
+"""(tokens, segment, position: int32 [B, T]; cache; whether the tokens begin a text) -> (logits [B, T, V], cache with them)."""
 Listener = Callable[[Array], Array]
-"""Tokens [B] as they come -> bool [B], which samples have enough. Runs on the host."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn from the model's distribution."""
-
-    temperature: float = 1.0
-    """Divides the logits; 0: always the most likely token (greedy)."""
-    top_k: int | None = None
-    """Draw from the k most likely tokens only (Fan et al. 2018)."""
-    top_p: float | None = None
-    """Draw from the fewest tokens that together have this probability (Holtzman et al. 2020)."""
-    min_p: float | None = None
-    """Draw from tokens with at least this share of the most likely one's probability (Nguyen et al. 2024)."""
-    repetition_penalty: float = 1.0
-    """Makes the logits of tokens that were there before so many times worse (Keskar et al. 2019)."""
-
-    def __post_init__(self):
-        check_positive(repetition_penalty=self.repetition_penalty)
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be at least 0")
-        if self.top_k is not None:
-            check_positive(top_k=self.top_k)
-        for name in ("top_p", "min_p"):
-            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
-                raise UserError(f"{name} is {value}; it must be above 0 and at most 1")
+"""Newest tokens [B] -> bool [B], the samples that shall end. It runs on the host after each token."""
 
 
 class Decoded(NamedTuple):
-    """What was decoded, [B, N]."""
+    """Decoded tokens, [B, N] each."""
 
     tokens: Array
     """int32; PADDING after the end of a sample."""
     log_probs: Array
-    """float32, nats: of each token under the model itself, whatever the sampling; 0 after the end."""
+    """float32, in nats: log-probability of each token under the model itself, whatever the sampling. 0 after the end."""
 
 
-def filtered(logits: Array, seen: Array, sampling: Sampling) -> Array:
-    """Logits [B, V] of the distribution to draw from; of equally likely tokens, the first are kept. seen: bool [B, V], which
-    tokens were there before."""
-    if sampling.repetition_penalty != 1:
-        worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
-        logits = jnp.where(seen, worse, logits)
-    if sampling.temperature == 0:
-        return logits
-    logits /= sampling.temperature
-    only = lambda order, keep: jnp.where(
-        jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, keep, axis=-1, inplace=False), logits, -jnp.inf
-    )
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        logits = only(jax.lax.top_k(logits, sampling.top_k)[1], True)
-    if sampling.top_p is not None:
-        order = jnp.argsort(logits, axis=-1, descending=True)
-        p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
-        logits = only(order, jnp.cumsum(p, axis=-1) - p < sampling.top_p)
-    if sampling.min_p is not None:
-        best = logits.max(axis=-1, keepdims=True)
-        logits = jnp.where(logits < best + jnp.log(sampling.min_p), -jnp.inf, logits)
-    return logits
+class Draft(NamedTuple):
+    """The samples while they are being written: the carry of the loops."""
+
+    drawn: Array
+    """int32 []. Number of tokens drawn for each sample."""
+    text: Array
+    """int32 [B, P + N]: the prompt, the tokens drawn, then PADDING."""
+    log_probs: Array
+    """float32 [B, N]."""
+    seen: Array
+    """bool [B, V]. Tokens that occur in the text."""
+    done: Array
+    """bool [B]. Samples that have ended."""
+
+
+class Cursor(NamedTuple):
+    """A draft together with the cache of its text: the carry of the loop over tokens."""
+
+    draft: Draft
+    position: Array
+    """int32 [B, 1]. Position of the newest token in its document."""
+    cache: Cache
+    """Keys and values of all tokens before the newest one."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The steps of `decode`. Its arguments are explained there."""
+
+    read: Read
+    empty: Callable[[int], Cache]
+    keys: Array
+    sampling: Sampling
+    width: int
+    """P, the number of tokens of the prompts."""
+    n: int
+    capacity: int
+    """Number of positions that a full cache holds."""
+    vocab: int
+    end: int | None
+    listen: Listener | None
+
+    def begin(self, prompt: Array) -> Draft:
+        """Returns the draft before the first token is drawn. prompt: int32 [B, P]."""
+        batch = len(prompt)
+        text = jnp.concatenate([prompt, jnp.full((batch, self.n), PADDING, jnp.int32)], axis=1)
+        seen = jnp.zeros((batch, self.vocab), bool)
+        # Padding is not a token: it is sent to column V, which does not exist, and dropped.
+        columns = jnp.where(prompt < 0, self.vocab, prompt)
+        seen = seen.at[jnp.arange(batch)[:, None], columns].set(True, mode="drop")
+        return Draft(jnp.int32(0), text, jnp.zeros((batch, self.n), jnp.float32), seen, jnp.zeros(batch, bool))
+
+    def unfinished(self, draft: Draft) -> Array:
+        """Returns whether any sample needs another token, bool []."""
+        return (draft.drawn < self.n) & ~draft.done.all()
+
+    def draw(self, draft: Draft, logits: Array) -> Draft:
+        """Draws the next token of each sample from its logits [B, V]."""
+        token = self.choose(filter_logits(logits, draft.seen, self.sampling), draft.drawn)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
+        # Samples that have ended take part until all have: shapes are fixed. Nothing more is written for them.
+        log_prob = jnp.where(draft.done[:, None], 0.0, log_prob).astype(jnp.float32)
+        shown = jnp.where(draft.done, PADDING, token)
+        place = self.width + draft.drawn
+        text = jax.lax.dynamic_update_slice_in_dim(draft.text, shown[:, None], place, axis=1)
+        log_probs = jax.lax.dynamic_update_slice_in_dim(draft.log_probs, log_prob, draft.drawn, axis=1)
+        seen = draft.seen | jax.nn.one_hot(token, self.vocab, dtype=bool)
+        done = draft.done
+        if self.end is not None:
+            done |= token == self.end
+        if self.listen is not None:
+            # Ordered: the listener sees the tokens in the order in which they are drawn.
+            done |= io_callback(self.listen, jax.ShapeDtypeStruct(done.shape, bool), shown, ordered=True)
+        return Draft(draft.drawn + 1, text, log_probs, seen, done)
+
+    def choose(self, logits: Array, drawn: Array) -> Array:
+        """Returns a token for each row of logits [B, V], int32 [B]. drawn: [], folded into the key of each row."""
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1).astype(jnp.int32)
+
+        def sample(key: Key, row: Array) -> Array:
+            return jax.random.categorical(jax.random.fold_in(key, drawn), row)
+
+        return jax.vmap(sample)(self.keys, logits).astype(jnp.int32)
+
+    def fill(self, draft: Draft, count: int) -> Draft:
+        """Reads the last `count` tokens of the text into an empty cache, then draws tokens until the cache is full.
+
+        Without a limit on the context, the cache is full when all tokens are drawn, so one call is enough. Otherwise the
+        oldest tokens have to be forgotten to go on. The cached keys and values depend on positions, and above the first layer
+        on all tokens before, so dropping some is not enough: the next call reads the end of the text again.
+        """
+        # A refill keeps half of the context. A smaller part would forget more, a larger one would be refilled more often.
+        part = jax.lax.dynamic_slice_in_dim(draft.text, self.width + draft.drawn - count, count, axis=1)
+        segment, position = locate_tokens(part, self.end)
+        sizes = self.sizes(count)
+        logits, cache = self.read(jnp.maximum(part, 0), segment, position, self.empty(sizes[0]), True)
+        cursor = Cursor(self.draw(draft, logits[:, -1, : self.vocab]), position[:, -1:] + 1, cache)
+        # One loop for each size of the cache. The first size is the current one, so the first loop grows it by 0.
+        for before, after in pairwise((sizes[0], *sizes)):
+            cursor = cursor._replace(cache=grow_cache(cursor.cache, after - before))
+            cursor = jax.lax.while_loop(self.has_room, self.extend, cursor)
+        return cursor.draft
+
+    def has_room(self, cursor: Cursor) -> Array:
+        """Returns whether `extend` has a token to draw, and a free place in the cache for the one before it."""
+        return self.unfinished(cursor.draft) & (cursor.cache.length < cursor.cache.segment.shape[1])
+
+    def extend(self, cursor: Cursor) -> Cursor:
+        """Reads the newest token of each sample into the cache, and draws the next one."""
+        draft, position, cache = cursor
+        token = jax.lax.dynamic_slice_in_dim(draft.text, self.width + draft.drawn - 1, 1, axis=1)
+        # A new token belongs to the document of the token before it, also after `end`: such samples are done.
+        segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
+        logits, cache = self.read(jnp.maximum(token, 0), segment, position, cache, False)
+        return Cursor(self.draw(draft, logits[:, -1, : self.vocab]), position + 1, cache)
+
+    def sizes(self, count: int) -> list[int]:
+        """Returns the sizes that a cache passes through from `count` places up to its full capacity."""
+        shapes = jax.tree.leaves(jax.eval_shape(lambda: self.empty(self.capacity)))
+        return cache_sizes(count, self.capacity, sum(x.size * x.dtype.itemsize for x in shapes))
+
+
+def cache_sizes(count: int, capacity: int, nbytes: int) -> list[int]:
+    """Returns the sizes of a cache that holds `count` places at first and `capacity` in the end, where it has `nbytes` bytes.
+
+    Attention to places that are still empty takes as long as attention to full ones. On a CPU a large
+    cache therefore grows in quarters, and each size has a loop of its own. Elsewhere, and for small caches, compiling more
+    loops would cost more than it saves.
+    """
+    if jax.default_backend() != "cpu" or nbytes < MIN_GROWING_BYTES:
+        return [capacity]
+    quarter = -(-capacity // 4)
+    return [*range(-(-count // quarter) * quarter, capacity, quarter), capacity]
 
 
 def decode(
@@ -98,87 +185,29 @@ def decode(
     end: int | None,
     listen: Listener | None = None,
 ) -> Decoded:
-    """Up to n tokens after each prompt: until the token `end`, or the listener has enough.
+    """Decodes up to n tokens after each prompt: until the token `end`, or until the listener ends the sample.
 
-    prompt: int32 [B, P], PADDING on the left of the shorter ones; keys: [B]; empty: number of places -> a cache.
-    limit: the places that the model can look at, or None. Where prompt and tokens are more, it reads the last limit / 2 of
-    them anew whenever it has come to the limit.
+    read: the network. empty: number of places -> an empty cache for them.
+    prompt: int32 [B, P], with PADDING on the left of shorter prompts. keys: [B], one per sample.
+    limit: number of positions that the network can attend to; None: no limit. If prompt and sample are longer, the network
+    reads the last limit / 2 of them again each time it reaches the limit.
+    vocab: V, the number of tokens to draw from; the network may have more logits.
     """
-    batch, width = prompt.shape
-    room = width + n - 1 if limit is None else min(width + n - 1, limit)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(lambda: empty(room))))
+    width = prompt.shape[1]
+    # Places for all tokens but the last, which is drawn and never read.
+    total = width + n - 1
+    capacity = total if limit is None else min(total, limit)
+    decoder = Decoder(read, empty, keys, sampling, width, n, capacity, vocab, end, listen)
+    draft = decoder.fill(decoder.begin(prompt), width)
+    if total > capacity:
+        # All refills have the same shape, so they are a loop of one program, however long the samples are.
+        def refill(draft: Draft) -> Draft:
+            return decoder.fill(draft, max(1, capacity // 2))
 
-    def draw(drawn: Any, logits: Array) -> Any:
-        i, text, log_probs, seen, done = drawn
-        choice = filtered(logits, seen, sampling)
-        if sampling.temperature == 0:
-            token = choice.argmax(-1).astype(jnp.int32)
-        else:
-            one = lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row)
-            token = jax.vmap(one)(keys, choice).astype(jnp.int32)
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
-        log_prob = jnp.where(done[:, None], 0.0, log_prob).astype(jnp.float32)
-        shown = jnp.where(done, PADDING, token)
-        text = jax.lax.dynamic_update_slice_in_dim(text, shown[:, None], width + i, axis=1)
-        log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, log_prob, i, axis=1)
-        seen |= jax.nn.one_hot(token, vocab, dtype=bool)
-        if end is not None:
-            done |= token == end
-        if listen is not None:
-            done |= io_callback(listen, jax.ShapeDtypeStruct(done.shape, bool), shown, ordered=True)
-        return i + 1, text, log_probs, seen, done
-
-    def going(drawn: Any) -> Array:
-        return (drawn[0] < n) & ~drawn[-1].all()
-
-    def filled(drawn: Any, count: int) -> Any:
-        """What is drawn after the last `count` tokens, read into an empty cache, until the cache is full."""
-        part = jax.lax.dynamic_slice_in_dim(drawn[1], width + drawn[0] - count, count, axis=1)
-        segment, position = places(part, end)
-        rooms = stages(count, room, size)
-        logits, cache = read(jnp.maximum(part, 0), segment, position, empty(rooms[0]), True)
-        drawn = draw(drawn, logits[:, -1, :vocab])
-
-        def body(carry: Any) -> Any:
-            drawn, position, cache = carry
-            token = jax.lax.dynamic_slice_in_dim(drawn[1], width + drawn[0] - 1, 1, axis=1)
-            segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
-            logits, cache = read(jnp.maximum(token, 0), segment, position, cache, False)
-            return draw(drawn, logits[:, -1, :vocab]), position + 1, cache
-
-        roomy = lambda carry: going(carry[0]) & (carry[2].length < carry[2].segment.shape[1])
-        carry = drawn, position[:, -1:] + 1, cache
-        for before, after in pairwise((rooms[0], *rooms)):
-            carry = jax.lax.while_loop(roomy, body, (*carry[:2], longer(carry[2], after - before)))
-        return carry[0]
-
-    text = jnp.concatenate([prompt, jnp.full((batch, n), PADDING, jnp.int32)], axis=1)
-    seen = jnp.zeros((batch, vocab), bool)
-    seen = seen.at[jnp.arange(batch)[:, None], jnp.where(prompt < 0, vocab, prompt)].set(True, mode="drop")
-    drawn = (jnp.int32(0), text, jnp.zeros((batch, n), jnp.float32), seen, jnp.zeros(batch, bool))
-    drawn = filled(drawn, width)
-    if width + n - 1 > room:
-        drawn = jax.lax.while_loop(going, lambda drawn: filled(drawn, max(1, room // 2)), drawn)
-    return Decoded(drawn[1][:, width:], drawn[2])
-
-
-def stages(count: int, room: int, size: int) -> list[int]:
-    """The rooms of a cache of `count` places on its way to `room`, where it has so many bytes. On a CPU, a large one grows in
-    quarters: attention to places that are still empty takes as long as to others."""
-    if jax.default_backend() != "cpu" or size < MIN_GROWING_BYTES:
-        return [room]
-    quarter = -(-room // 4)
-    return [*range(-(-count // quarter) * quarter, room, quarter), room]
-
-
-def longer(cache: Cache, more: int) -> Cache:
-    """The cache with room for so many more places."""
-    grow = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
-    segment = jnp.pad(cache.segment, ((0, 0), (0, more)), constant_values=PADDING)
-    key, value = jax.tree.map(grow, (cache.key, cache.value))
-    return Cache(key, value, segment, cache.length)
+        draft = jax.lax.while_loop(decoder.unfinished, refill, draft)
+    return Decoded(draft.text[:, width:], draft.log_probs)
 
 
 def row_keys(key: Key, n: int) -> Array:
-    """A key for each of n samples, from its number alone."""
+    """Returns a key for each of n samples, [n]. The key of a sample depends only on its number."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))

@@ -1,34 +1,36 @@
-"""What the families of language models share: a transformer, and how the nats of tokens become losses and metrics."""
+"""Parts that every language model shares: the transformer's settings, the mean loss over tokens, and the metrics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from gen import axis, core
 from gen.core import Array, Batch, Key, Params, Spec, Sums
 from gen.errors import UserError
 from gen.families.learner import LearnedFamily
-from gen.networks.positions import places
+from gen.networks.positions import locate_tokens
 from gen.networks.transformer import Architecture, Transformer
 
-MAX_NATS = 30.0  # nats a token above which a perplexity is not worth its digits
+# Loss per token above which the perplexity exp(loss) means nothing and may overflow. It stops growing there.
+MAX_NATS = 30.0
 
 
 @dataclass(frozen=True)
 class LanguageModel(LearnedFamily):
-    """What every language model is made of."""
+    """Hyper-parameters of every language model."""
 
     network: Architecture = Architecture()
-    """The transformer; of an encoder and a decoder, each of them."""
+    """Transformer. A model with an encoder and a decoder uses it for both."""
     z_loss: float = 0.0
-    """Weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
+    """Weight of the loss term log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,92 +45,113 @@ class LanguageModel(LearnedFamily):
         assert isinstance(base, LanguageModel)
         return replace(self, network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1))
 
-
-def begin(network: Transformer, end: int | None) -> Callable[[Key], dict[str, Params]]:
-    """key -> the parameters of step 0 of one transformer."""
-
-    def params(key: Key) -> dict[str, Params]:
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return {"transformer": network.init(key, tokens, *places(tokens, end))["params"]}
-
-    return params
-
-
-def dropout_keys(arch: Architecture, key: Key, batch: Batch) -> Batch:
-    """{"keys": a key an example, [B]}: its noise is its own, whatever device holds it. {} if nothing is dropped."""
-    return {"keys": jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])} if arch.dropout else {}
+    def loss_dtype(self) -> DTypeLike:
+        """Returns the dtype of weights and losses: the dtype of activations, but at least float32."""
+        return jnp.promote_types(self.dtype, jnp.float32)
 
 
 class Tokens(NamedTuple):
-    """What a language model knows of its data."""
+    """Facts that a language model needs about its data."""
 
     length: int
-    """Targets in a window."""
+    """T, the number of targets in a window. A window has T + 1 tokens."""
     vocab: int
+    """V, the size of the vocabulary."""
     end: int | None
-    """The token between documents."""
+    """Token that separates documents. None: the data have no such token."""
 
 
 def tokens(spec: Spec) -> Tokens:
-    """The tokens of the data. Raises: UserError if there are none."""
+    """Returns the facts about the tokens of this spec.
+
+    Raises: UserError if the data have no tokens.
+    """
     feature = spec.get("tokens")
     if feature is None or feature.vocab is None:
-        raise UserError(f"a language model needs tokens, and the data have {', '.join(spec)}")
+        raise UserError(
+            f"a language model needs tokens, and the data have {', '.join(spec)}; "
+            "choose a config whose data is gen.data.text.Text"
+        )
     return Tokens(feature.shape[0] - 1, feature.vocab, feature.end)
 
 
-def check_alone(spec: Spec) -> None:
-    """Raises: UserError for data with a source apart, which a network without an encoder would not see."""
+def check_no_source(spec: Spec) -> None:
+    """Checks that the data have no separate source texts, for models without an encoder.
+
+    Raises: UserError if they have.
+    """
     if "source" in spec:
         raise UserError(
-            "the pairs are separate, and this family has no encoder for their sources; the fix: --data.pairs joined, or a config "
-            "of gen.families.language.seq2seq, as seq2seq_docstring"
+            "the data are pairs with a separate source, and this family has no encoder for their sources; "
+            "the fix: --data.pairs joined, or a config of gen.families.language.seq2seq, such as seq2seq_docstring"
         )
 
 
 def context(arch: Architecture, length: int) -> int:
-    """The places that a network trained on windows of `length` is used on. Raises: UserError if they are too long for it."""
+    """Returns the number of positions that a network trained on windows of `length` targets is used on.
+
+    Raises: UserError if the windows are longer than the network's learned positions.
+    """
     if arch.context is not None and arch.positions == "learned" and length > arch.context:
         raise UserError(
-            f"the network has learned {arch.context} places, and windows have {length}: --data.length {arch.context}"
+            f"the network has {arch.context} learned positions, and windows have {length}; "
+            f"the fix: --data.length {arch.context}"
         )
     return max(arch.context or 0, length)
 
 
-def counted(batch: Batch, dtype: Any) -> Array:
-    """How much each token counts as a target, [B, T + 1]: not at all if it is padding, or a condition."""
-    return batch["counted"].astype(dtype) * batch["weight"].astype(dtype)[:, None]
+def init_params(network: Transformer, end: int | None, key: Key) -> dict[str, Params]:
+    """Returns {"transformer": the parameters of `network` at step 0}."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return {"transformer": network.init(key, one, *locate_tokens(one, end))["params"]}
 
 
-def shares(weight: Array) -> Array:
-    """[B, T] weights of tokens, scaled so that `token_mean` is over all tokens that count in the whole batch."""
-    count = axis.mean(weight.sum())  # a mean over devices: below 1 if few tokens count
+def dropout_keys(arch: Architecture, key: Key, row: Array) -> Array | None:
+    """Returns a key for each example [B], folded from its row, so that no device changes the noise. None: no dropout."""
+    if not arch.dropout:
+        return None
+    return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
+
+
+def target_weights(batch: Batch, dtype: DTypeLike) -> Array:
+    """Returns the weight of each target, [B, T]: 0 for padding and for tokens that are only a condition, otherwise 1."""
+    weight = batch["counted"].astype(dtype) * batch["weight"].astype(dtype)[:, None]
+    return weight[:, 1:]
+
+
+def normalize_weights(weight: Array) -> Array:
+    """Returns weights [B, T] scaled so that `token_mean` averages over the tokens of the global batch.
+
+    Runs under the axis "data". Devices may hold different numbers of tokens that count, so the mean of their own means would
+    be wrong.
+    """
+    # Tokens that count, per device: a mean over devices, which is below 1 if fewer tokens count than there are devices.
+    count = axis.mean(weight.sum())
     return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 
-def token_mean(nats: Array, share: Array) -> Array:
-    """The mean over examples of their tokens' sums. nats, share: [B, T]."""
-    return (nats * share).sum(1).mean()
-
-
-def with_z_loss(config: LanguageModel, nats: Array, log_z: Array, share: Array) -> tuple[Array, Array]:
-    """(the mean nats, and config.z_loss times the mean of log(Z)^2; the mean nats alone), over all counted tokens."""
-    mean = token_mean(nats, share)
-    return mean + config.z_loss * token_mean(jnp.square(log_z), share), mean
+def token_mean(nats: Array, weight: Array) -> Array:
+    """Returns sum_t weight_t nats_t averaged over examples, []. nats, weight (see `normalize_weights`): [B, T]."""
+    return (nats * weight).sum(1).mean()
 
 
 def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:
-    """Sums of a batch over "data" for `summarize`: nats by token, and by byte of what the tokens stand for."""
+    """Returns a batch's sums for `summarize`: nats per token, and bits per byte of the text. nats, weight: [B, T]."""
     total = (nats * weight).sum()
+    # Bytes of text do not depend on the tokenizer, so bits per byte compare models with different tokenizers.
     bytes_ = (batch["bytes"] * batch["weight"]).sum().astype(nats.dtype)
     return {"loss": (total, weight.sum()), "bits_per_byte": (total / math.log(2), bytes_)}
 
 
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """`loss` in nats a token, its `perplexity`, `bits_per_byte`; others are means, vectors too."""
+    """Returns the metrics of a split: `loss` in nats per token, `perplexity`, and the mean of each other sum.
+
+    A sum that is a vector gives a vector. A mean over a weight of zero is zero.
+    """
     value = {
         name: np.asarray(total, np.float64) / np.maximum(np.asarray(count, np.float64), 1e-9)
         for name, (total, count) in sums.items()
     }
+    # A split may have no token at some position, so the weight of a vector's entry may be 0.
     metrics: dict[str, Any] = {name: float(v) if v.ndim == 0 else v for name, v in value.items()}
     return metrics | {"perplexity": math.exp(min(metrics["loss"], MAX_NATS))}

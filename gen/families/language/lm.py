@@ -1,10 +1,11 @@
-"""The causal language model (Radford et al. 2019): each token given those before it in its document."""
+"""The causal language model (Radford et al. 2019): predicts each token from the tokens before it in its document."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,11 @@ from gen import axis, core
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_positive
 from gen.families import learner
-from gen.families.language import decoding, language, losses
-from gen.families.language.language import LanguageModel
-from gen.networks.positions import places
-from gen.networks.transformer import RULES, Transformer, empty_cache, unstack_layers
-
-SENTINELS = 3  # tokens that fill in the middle adds to the vocabulary: prefix, suffix, middle
+from gen.families.language import decoding, language, losses, middle
+from gen.families.language.language import LanguageModel, Tokens
+from gen.families.language.sampling import Sampling
+from gen.networks.positions import locate_tokens
+from gen.networks.transformer import RULES, Cache, Transformer, empty_cache, unstack_layers
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class LM(LanguageModel):
     """A causal language model."""
 
     fill_in_the_middle: float = 0.0
-    """Share of the training windows whose middle is moved to the end (Bavarian et al. 2022), so that it can be asked for."""
+    """Fraction of the training windows whose middle is moved to the end (Bavarian et al. 2022). Above 0, the trained model can
+    write a middle between a given prefix and suffix."""
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.fill_in_the_middle <= 1:
-            raise UserError(f"fill_in_the_middle is {self.fill_in_the_middle}; it is a share in [0, 1]")
+            raise UserError(f"fill_in_the_middle is {self.fill_in_the_middle}; it must be in [0, 1]")
 
     def inherit(self, base: core.Family, spec: Spec) -> LM:
         own = super().inherit(base, spec)
@@ -39,147 +40,173 @@ class LM(LanguageModel):
         return replace(own, fill_in_the_middle=base.fill_in_the_middle)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        return build(self, spec, steps)
+        model = self.model(spec, steps)
+        protocol = {"tokens": "each given the tokens before it"}
+        return GenerativeModel(
+            init=model.learner.init,
+            update=model.update,
+            evaluate=model.evaluate,
+            summarize=language.summarize,
+            generate=model.generate,
+            request=Request,
+            together=self.microbatches,
+            rules=RULES,
+            protocol=dict.fromkeys(("loss", "perplexity", "bits_per_byte"), protocol),
+        )
+
+    def model(self, spec: Spec, steps: int) -> CausalModel:
+        """Returns the functions that `build` is made of. Raises: UserError if the data don't fit this config."""
+        tokens = language.tokens(spec)
+        language.check_no_source(spec)
+        if self.fill_in_the_middle and tokens.end is None:
+            raise UserError(
+                "fill_in_the_middle ends each text with the token between documents, and the data have none; "
+                "the fix: --model.fill-in-the-middle 0"
+            )
+        context = language.context(self.network, tokens.length)
+        vocab = tokens.vocab + (middle.SENTINELS if self.fill_in_the_middle else 0)
+        network = Transformer(self.network, vocab, context, causal=True, dtypes=self.dtypes())
+        begin = partial(language.init_params, network, tokens.end)
+        return CausalModel(self, tokens, network, learner.make_learner(self, steps, "transformer", begin))
 
 
 @dataclass(frozen=True)
-class Request(decoding.Sampling):
+class Request(Sampling):
     """What to generate."""
 
     n: int = 4
-    """Number of samples (of each prompt)."""
+    """Number of samples per prompt."""
     tokens: int = 256
-    """At most so many tokens each."""
+    """Maximum number of tokens per sample."""
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(n=self.n, tokens=self.tokens)
 
 
-def build(config: LM, spec: Spec, steps: int) -> GenerativeModel:
-    arch, (length, vocab, end) = config.network, language.tokens(spec)
-    language.check_alone(spec)
-    context = language.context(arch, length)
-    fim = config.fill_in_the_middle
-    real_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    network = Transformer(arch, vocab + SENTINELS * bool(fim), context, causal=True, dtypes=config.dtypes())
-    if fim and end is None:
-        raise UserError("fill_in_the_middle ends with the token between documents, and the data have none")
+class Examples(NamedTuple):
+    """A batch as the loss takes it. Each array has one entry per example, so that it can be split into microbatches."""
 
-    learned = learner.make_learner(config, steps, "transformer", language.begin(network, end))
+    tokens: Array
+    """int32 [B, T + 1]. The targets are tokens[:, 1:]."""
+    weight: Array
+    """[B, T]. Weight of each target."""
+    moved: Array | None = None
+    """bool [B]. Rows whose middle was moved to the end. None: no rows."""
+    dropout_keys: Array | None = None
+    """[B]. None: no dropout."""
 
-    def nats(params: Params, batch: Batch) -> tuple[Array, Array]:
-        """-log p(token | those before) [B, T], and log Z."""
-        x = batch["tokens"]
-        segment, position = places(x[:, :-1], end)
-        if "rearranged" in batch:  # one text, whatever it was cut from
-            whole = batch["rearranged"][:, None]
-            segment = jnp.where(whole, 0, segment)
-            position = jnp.where(whole, jnp.arange(x.shape[1] - 1, dtype=jnp.int32)[None], position)
-        logits, _ = network.apply({"params": params["transformer"]}, x[:, :-1], segment, position, batch.get("keys"))
-        return losses.cross_entropy(logits, x[:, 1:])
 
-    def weights(batch: Batch) -> Array:
-        return language.counted(batch, real_dtype)[:, 1:]
+@dataclass(frozen=True)
+class CausalModel:
+    """p(text) = prod_t p(token_t | tokens before t in its document). params: {"transformer": ...}."""
 
-    def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        dropout_key, middle_key = jax.random.split(key)
-        if fim:
-            batch = middle_last(batch, middle_key, fim, vocab, end)
-        batch = batch | language.dropout_keys(arch, dropout_key, batch) | {"share": language.shares(weights(batch))}
+    config: LM
+    tokens: Tokens
+    network: Transformer
+    learner: learner.Learner
 
-        def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
-            return language.with_z_loss(config, *nats(params, batch), batch["share"])
+    def nats(self, params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
+        """Returns -log p(target | tokens before it) and log Z, in nats, [B, T] each."""
+        inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
+        segment, position = locate_tokens(inputs, self.tokens.end)
+        if examples.moved is not None:
+            # A rearranged row is a single text to the model, even if it was cut from a window of several documents:
+            # otherwise the middle could not attend to a prefix in another document.
+            moved = examples.moved[:, None]
+            segment = jnp.where(moved, 0, segment)
+            position = jnp.where(moved, jnp.arange(inputs.shape[1], dtype=jnp.int32)[None], position)
+        variables = {"params": params["transformer"]}
+        logits, _ = self.network.apply(variables, inputs, segment, position, examples.dropout_keys)
+        return losses.cross_entropy(logits, targets)
 
-        state, value, gradient = learned.step(state, loss, batch)
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens that count."""
+
+        def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
+            nats, log_z = self.nats(params, examples)
+            mean = language.token_mean(nats, examples.weight)
+            return mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.weight), mean
+
+        state, value, gradient = self.learner.step(state, loss, self.examples(batch, key))
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
-    def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        (value, _), weight = nats(learned.weights(state), batch), weights(batch)
-        by_place = {"loss_by_place": ((value * weight).sum(0), weight.sum(0))}
-        return axis.total(language.token_sums(value, weight, batch) | by_place)
+    def examples(self, batch: Batch, key: Key) -> Examples:
+        """Returns the training examples of a batch, with some middles moved and with dropout."""
+        dropout_key, middle_key = jax.random.split(key)
+        # Middles are moved on the device, in the compiled step: data and epochs do not depend on it.
+        moved = None
+        if rate := self.config.fill_in_the_middle:
+            rearranged = middle.move_middles(batch, middle_key, rate, self.tokens.vocab, self.tokens.end)
+            batch = batch | {"tokens": rearranged.tokens, "counted": rearranged.counted}
+            moved = rearranged.moved
+        keys = language.dropout_keys(self.config.network, dropout_key, batch["row"])
+        weight = language.normalize_weights(language.target_weights(batch, self.config.loss_dtype()))
+        return Examples(batch["tokens"], weight, moved, keys)
+
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
+        """Returns the sums of loss and bits per byte, and the loss at each position of a window ("loss_by_place", [T])."""
+        weight = language.target_weights(batch, self.config.loss_dtype())
+        nats, _ = self.nats(self.learner.weights(state), Examples(batch["tokens"], weight))
+        # The later a token is in its window, the more context it has: this curve shows how much the model uses.
+        by_place = {"loss_by_place": ((nats * weight).sum(0), weight.sum(0))}
+        return axis.total(language.token_sums(nats, weight, batch) | by_place)
 
     def generate(
+        self,
         state: State,
         key: Key,
         given: Mapping[str, Array],
         request: Request,
         listen: decoding.Listener | None = None,
     ) -> dict[str, Array]:
-        """given: "prompt", int32 [P, W], PADDING on the left of shorter ones; or "prefix" and "suffix", int32 [1, W], to be
-        joined; without them, samples begin as documents do."""
-        prompt = given.get("prompt", jnp.full((1, 1), end or 0, jnp.int32))
-        if "prefix" in given:
-            if not fim:
-                raise UserError(
-                    "the model was not trained to fill in the middle; the fix: --model.fill-in-the-middle 0.5"
-                )
-            word = lambda i: jnp.full((1, 1), vocab + i, jnp.int32)
-            prompt = jnp.concatenate([word(0), given["prefix"], word(1), given["suffix"], word(2)], axis=1)
-        if prompt.shape[1] > context:
-            raise UserError(f"a prompt has {prompt.shape[1]} tokens, and the model's context is {context}; shorten it")
-        prompt = jnp.repeat(prompt, request.n, axis=0)
-        weights, apart = learned.weights(state)["transformer"], jax.default_backend() == "cpu"
-        params = {"params": unstack_layers(weights) if apart else weights}
-        unlimited = arch.window is not None and arch.positions != "learned"
+        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}, B = prompts * request.n.
 
-        prefix = len(params["params"].get("prefix", ()))
+        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts; or "prefix" and "suffix", int32 [1, W], to
+        write a middle between them. Without either, a sample begins as a document does.
 
-        def read(tokens: Array, segment: Array, position: Array, cache: Any, begins: bool) -> Any:
-            return network.apply(params, tokens, segment, position, cache=cache, begins=begins)
+        Raises: UserError if the prompt is longer than the context, or the model was not trained to fill in the middle.
+        """
+        prompt = jnp.repeat(self.prompt(given), request.n, axis=0)
+        arch, params = self.config.network, self.learner.weights(state)["transformer"]
+        # On a CPU each layer has its own arrays: see `unstack_layers`.
+        unstacked = jax.default_backend() == "cpu"
+        variables = {"params": unstack_layers(params) if unstacked else params}
+        # A trained prefix (see gen.optim.adapters) takes places in the cache too.
+        prefix = len(params.get("prefix", ()))
+        # With a window the network never looks further back than in training, so a text may grow beyond the context.
+        endless = arch.window is not None and arch.positions != "learned"
+
+        def read(tokens: Array, segment: Array, position: Array, cache: Cache, begins: bool) -> tuple[Array, Cache]:
+            return self.network.apply(variables, tokens, segment, position, cache=cache, begins=begins)  # pyright: ignore
+
+        def empty(places: int) -> Cache:
+            return empty_cache(arch, len(prompt), prefix + places, self.network.dtypes["dtype"], unstacked)
 
         decoded = decoding.decode(
             read,
-            lambda places: empty_cache(arch, len(prompt), prefix + places, network.dtypes["dtype"], apart),
+            empty,
             prompt,
             decoding.row_keys(key, len(prompt)),
             request,
             n=request.tokens,
-            limit=None if unlimited else context,
-            vocab=vocab,
-            end=end,
+            limit=None if endless else self.network.context,
+            vocab=self.tokens.vocab,
+            end=self.tokens.end,
             listen=listen,
         )
         return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "prompt": prompt}
 
-    return GenerativeModel(
-        init=learned.init,
-        update=update,
-        evaluate=evaluate,
-        test=evaluate,
-        summarize=language.summarize,
-        generate=generate,
-        request=Request,
-        together=config.microbatches,
-        rules=RULES,
-        protocol={name: {"tokens": "each given those before it"} for name in ("loss", "perplexity", "bits_per_byte")},
-    )
-
-
-def middle_last(batch: Batch, key: Key, rate: float, vocab: int, end: int | None) -> Batch:
-    """The batch with the middle of a share of its rows moved to the end: [prefix] a [suffix] c [middle] b [end], cut at two
-    places drawn uniformly. The first three words are tokens from `vocab` on, which never count; as many tokens of the row
-    as there are words are lost. Bavarian et al. 2022, section 3 (PSM). "rearranged" [B] says which rows are so."""
-    tokens, counted = batch["tokens"], batch["counted"]
-    n = tokens.shape[1] - SENTINELS - 1
-
-    def draw(key: Key) -> tuple[Array, Array]:
-        choose_key, cut_key = jax.random.split(key)
-        return jax.random.uniform(choose_key) < rate, jnp.sort(jax.random.randint(cut_key, (2,), 0, n + 1))
-
-    chosen, cuts = axis.per_example(draw, key, batch["row"])
-    a, b = cuts[:, :1], cuts[:, 1:]
-    suffix, middle, last = a + 1, a + 2 + n - b, n + SENTINELS  # where the words go
-    j = jnp.arange(n + SENTINELS + 1, dtype=jnp.int32)[None]
-    source = jnp.where(j < suffix, j - 1, jnp.where(j < middle, j - suffix - 1 + b, j - middle - 1 + a))
-    words = [(jnp.zeros_like(a), vocab), (suffix, vocab + 1), (middle, vocab + 2), (jnp.full_like(a, last), end)]
-    take = lambda x: jnp.take_along_axis(x, jnp.clip(source, 0, n - 1), axis=1)
-    moved, moved_counted = take(tokens), take(counted)
-    for place, token in words:
-        moved = jnp.where(j == place, token, moved)
-        moved_counted = jnp.where(j == place, j == last, moved_counted)
-    return batch | {
-        "tokens": jnp.where(chosen[:, None], moved, tokens),
-        "counted": jnp.where(chosen[:, None], moved_counted, counted),
-        "rearranged": chosen,
-    }
+    def prompt(self, given: Mapping[str, Array]) -> Array:
+        """Returns the tokens that samples continue, int32 [P, W]. Raises: see `generate`."""
+        # Every document begins with `end`, so this alone is the prompt for a new document.
+        prompt = given.get("prompt", jnp.full((1, 1), self.tokens.end or 0, jnp.int32))
+        if "prefix" in given:
+            if not self.config.fill_in_the_middle:
+                raise UserError(
+                    "the model was not trained to fill in the middle; the fix: --model.fill-in-the-middle 0.5"
+                )
+            prompt = middle.prompt(given["prefix"], given["suffix"], self.tokens.vocab)
+        if prompt.shape[1] > (context := self.network.context):
+            raise UserError(f"a prompt has {prompt.shape[1]} tokens, and the model's context is {context}; shorten it")
+        return prompt

@@ -9,9 +9,11 @@ from gen.core import Array
 
 
 def cross_entropy(logits: Array, target: Array) -> tuple[Array, Array]:
-    """-log softmax(logits)[target] of each token, and log Z, the normalizer whose square the z-loss is. nats.
+    """Returns (-log softmax(logits)[target], log Z) for each token, in nats.
 
-    logits: [..., V]; target: int [...].
+    log Z = log sum_v exp(logits_v) is the normalizer that the z-loss keeps near 0.
+
+    logits: [..., V]; target: int [...]. Both results: [...].
     """
     log_z = logsumexp(logits, axis=-1)
     return log_z - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0], log_z

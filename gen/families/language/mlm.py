@@ -1,10 +1,15 @@
-"""The masked language model: tokens given the others around them (Devlin et al. 2019), or, with every share of them masked, a
-model of whole texts (absorbing diffusion: Austin et al. 2021; Sahoo et al. 2024)."""
+"""The masked language model: predicts masked tokens from the tokens around them (Devlin et al. 2019).
+
+If the fraction of masked tokens is drawn from [0, 1] for each example, the loss bounds the likelihood of a text, and the model
+can write texts by unmasking (absorbing diffusion: Austin et al. 2021; Sahoo et al. 2024).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +18,11 @@ from gen import axis
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_positive
 from gen.families import learner
-from gen.families.language import decoding, language, losses
-from gen.families.language.language import LanguageModel
-from gen.networks.positions import PADDING, places
+from gen.families.language import decoding, language, losses, masking
+from gen.families.language.language import LanguageModel, Tokens
+from gen.families.language.sampling import Sampling, filter_logits
+from gen.networks.positions import PADDING, locate_tokens
 from gen.networks.transformer import RULES, Transformer
-
-MASK, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are. Devlin et al. 2019, section 3.1
 
 
 @dataclass(frozen=True)
@@ -26,28 +30,57 @@ class MLM(LanguageModel):
     """A masked language model."""
 
     rate: float | None = 0.15
-    """Share of the tokens to be told from the others; None: each share from none to all, which bounds the likelihood of
-    texts, and lets it write them."""
+    """Fraction of tokens to mask and predict. None: drawn uniformly from [0, 1] for each example (absorbing diffusion), which
+    gives a likelihood bound and allows generation."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.rate is not None and not 0 < self.rate <= 1:
-            raise UserError(f"rate is {self.rate}; it is a share above 0, or None")
+            raise UserError(f"rate is {self.rate}; it must be in (0, 1], or None")
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        return build(self, spec, steps)
+        model = self.model(spec, steps)
+        return GenerativeModel(
+            init=model.learner.init,
+            update=model.update,
+            evaluate=model.evaluate,
+            summarize=language.summarize,
+            generate=model.generate,
+            request=Request,
+            together=self.microbatches,
+            rules=RULES,
+            protocol=self.protocol(),
+        )
+
+    def model(self, spec: Spec, steps: int) -> MaskedModel:
+        """Returns the functions that `build` is made of. Raises: UserError if the data don't fit this config."""
+        tokens = language.tokens(spec)
+        language.check_no_source(spec)
+        context = language.context(self.network, tokens.length)
+        # The mask is one more token, the last of the network's vocabulary. It is never predicted.
+        network = Transformer(self.network, tokens.vocab + 1, context, causal=False, dtypes=self.dtypes())
+        begin = partial(language.init_params, network, tokens.end)
+        return MaskedModel(self, tokens, network, learner.make_learner(self, steps, "transformer", begin))
+
+    def protocol(self) -> dict[str, dict[str, str]]:
+        """Returns how each metric is estimated. Only the bound on the likelihood gives bits per byte."""
+        how, names = f"{self.rate} masked", ["loss", "accuracy", "perplexity"]
+        if self.rate is None:
+            how = "a fraction drawn from [0, 1] masked, one draw per window"
+            names.append("bits_per_byte")
+        return {name: {"tokens": how} for name in names}
 
 
 @dataclass(frozen=True)
-class Request(decoding.Sampling):
+class Request(Sampling):
     """What to generate."""
 
     n: int = 4
-    """Number of samples (of each prompt)."""
+    """Number of samples per prompt."""
     tokens: int | None = None
-    """Tokens to write; None: as many as the context has room for."""
+    """Number of tokens to write. None: the rest of the context."""
     turns: int = 64
-    """Turns in which they are written, a few at a time, anywhere."""
+    """Number of passes over the text. Each pass writes some of the masked tokens, anywhere in the text."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,127 +89,168 @@ class Request(decoding.Sampling):
             check_positive(tokens=self.tokens)
 
 
-def build(config: MLM, spec: Spec, steps: int) -> GenerativeModel:
-    arch, (length, vocab, end) = config.network, language.tokens(spec)
-    language.check_alone(spec)
-    context = language.context(arch, length)
-    mask = vocab  # one token more
-    real_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    network = Transformer(arch, vocab + 1, context, causal=False, dtypes=config.dtypes())
+class Examples(NamedTuple):
+    """A batch as the loss takes it. Each array has one entry per example, so that it can be split into microbatches."""
 
-    learned = learner.make_learner(config, steps, "transformer", language.begin(network, end))
+    tokens: Array
+    """int32 [B, T]. The targets: the window without its first token, which is not a position of this model."""
+    shown: Array
+    """int32 [B, T]. Tokens that the network sees."""
+    scale: Array
+    """[B, T]. Factor of each target's nats; 0: it was not chosen."""
+    chosen_weight: Array
+    """[B, T]. Weights of the chosen tokens, over which the accuracy is averaged."""
+    loss_weight: Array
+    """[B, T]. Weights of the tokens over which the nats are averaged: the chosen ones, or in the bound all that count."""
+    dropout_keys: Array | None = None
+    """[B]. None: no dropout."""
 
-    def logits(params: Params, tokens: Array, segment: Array, position: Array, keys: Array | None = None) -> Array:
-        return network.apply({"params": params["transformer"]}, tokens, segment, position, keys)[0][..., :vocab]
 
-    def masked(x: Array, counts: Array, key: Key, row: Array) -> tuple[Array, Array, Array]:
-        """What the model sees of the tokens [B, T], which of those that count it is asked for, and the weight of each."""
+class Prediction(NamedTuple):
+    """Predictions for the targets of a batch, [B, T] each."""
 
-        def draw(key: Key) -> tuple[Array, Array, Array, Array]:
-            rate_key, choose_key, change_key, token_key = jax.random.split(key, 4)
-            uniform = lambda key: jax.random.uniform(key, (length,), real_dtype)
-            words = jax.random.randint(token_key, (length,), 0, vocab, jnp.int32)
-            return jax.random.uniform(rate_key, (), real_dtype), uniform(choose_key), uniform(change_key), words
+    nats: Array
+    """scale * -log p(token | tokens shown)."""
+    log_z: Array
+    right: Array
+    """1 where the most likely token is the target, otherwise 0."""
 
-        rate, choice, change, words = axis.per_example(draw, key, row)
-        choice = jnp.where(counts, choice, 1)  # never asked for
-        if config.rate is None:
-            t = jnp.maximum(rate, 1 / length)[:, None]
-            asked = choice < t
-            return jnp.where(asked, mask, x), asked, 1 / t
-        asked = choice < config.rate
-        seen = jnp.where(change < MASK, mask, jnp.where(change < MASK + RANDOM, words, x))
-        return jnp.where(asked, seen, x), asked, jnp.ones_like(rate)[:, None]
 
-    def asking(batch: Batch, key: Key) -> Batch:
-        """The batch with what the model sees of the tokens after the first, [B, T], how the nats of each are weighted, "asked":
-        which it is asked for, and "over" which the nats are averaged: these, or in the bound all that count."""
-        x, weight = batch["tokens"][:, 1:], language.counted(batch, real_dtype)[:, 1:]
-        seen, asked, scale = masked(x, batch["counted"][:, 1:] > 0, key, batch["row"])
-        over = weight if config.rate is None else asked * weight
-        return batch | {"seen": seen, "scale": asked * scale, "asked": asked * weight, "over": over}
+class Draft(NamedTuple):
+    """Texts while they are being written, [B, T] each."""
 
-    def told(params: Params, batch: Batch) -> tuple[Array, Array, Array]:
-        """Of the tokens after the first, [B, T]: weighted nats, log Z, and whether the likeliest is right."""
-        x = batch["tokens"][:, 1:]
-        # Where all tokens may be masked, attention that stopped at documents' ends would tell where they are.
-        out = logits(params, batch["seen"], *places(x, None if config.rate is None else end), batch.get("keys"))
-        value, log_z = losses.cross_entropy(out, x)
-        right = (out.argmax(-1) == x).astype(real_dtype)
-        return value * batch["scale"], log_z, right
+    text: Array
+    """int32. The mask where nothing was written yet; PADDING where there is nothing to write."""
+    log_probs: Array
+    """float32. Nats of each written token under the model, whatever the sampling."""
 
-    def update(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+
+@dataclass(frozen=True)
+class MaskedModel:
+    """p(masked tokens | other tokens) as an independent distribution for each masked token. params: {"transformer": ...}."""
+
+    config: MLM
+    tokens: Tokens
+    network: Transformer
+    learner: learner.Learner
+
+    @property
+    def mask(self) -> int:
+        """The token that marks a masked position."""
+        return self.tokens.vocab
+
+    def logits(
+        self, params: dict[str, Params], shown: Array, segment: Array, position: Array, keys: Array | None = None
+    ) -> Array:
+        """Returns logits [B, T, V] of every token but the mask, which is never a target."""
+        logits, _ = self.network.apply({"params": params["transformer"]}, shown, segment, position, keys)
+        return logits[..., : self.tokens.vocab]
+
+    def examples(self, batch: Batch, key: Key) -> Examples:
+        """Returns the examples of a batch with masks drawn, and weights that are not normalized yet."""
+        x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.loss_dtype())
+        draw = masking.draw_bound_masks
+        if self.config.rate is not None:
+            draw = partial(masking.draw_masks, rate=self.config.rate)
+        masks = draw(x, batch["counted"][:, 1:] > 0, key, batch["row"], self.tokens.vocab, weight.dtype)
+        chosen_weight = masks.chosen * weight
+        # The bound is a sum over all tokens of the text: a token that is shown costs 0 nats, and it counts.
+        loss_weight = weight if self.config.rate is None else chosen_weight
+        return Examples(x, masks.shown, masks.chosen * masks.scale, chosen_weight, loss_weight)
+
+    def predict(self, params: dict[str, Params], examples: Examples) -> Prediction:
+        """Predicts the targets of each example."""
+        # In the bound a document's end may be masked too. Attention that stopped at the ends of documents would reveal it, so
+        # the window is one segment.
+        end = None if self.config.rate is None else self.tokens.end
+        segment, position = locate_tokens(examples.tokens, end)
+        logits = self.logits(params, examples.shown, segment, position, examples.dropout_keys)
+        nats, log_z = losses.cross_entropy(logits, examples.tokens)
+        right = (logits.argmax(-1) == examples.tokens).astype(self.config.loss_dtype())
+        return Prediction(nats * examples.scale, log_z, right)
+
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        """Makes one step on the mean of nats + z_loss log(Z)^2."""
         mask_key, dropout_key = jax.random.split(key)
-        batch = asking(batch, mask_key) | language.dropout_keys(arch, dropout_key, batch)
-        batch |= {"over": language.shares(batch["over"]), "asked": language.shares(batch["asked"])}
+        examples = self.examples(batch, mask_key)
+        examples = examples._replace(
+            loss_weight=language.normalize_weights(examples.loss_weight),
+            chosen_weight=language.normalize_weights(examples.chosen_weight),
+            dropout_keys=language.dropout_keys(self.config.network, dropout_key, batch["row"]),
+        )
 
-        def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-            value, log_z, right = told(params, batch)
-            whole, mean = language.with_z_loss(config, value, log_z, batch["over"])
-            return whole, {"loss": mean, "accuracy": language.token_mean(right, batch["asked"])}
+        def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Metrics]:
+            nats, log_z, right = self.predict(params, examples)
+            mean = language.token_mean(nats, examples.loss_weight)
+            total = mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.loss_weight)
+            return total, {"loss": mean, "accuracy": language.token_mean(right, examples.chosen_weight)}
 
-        state, metrics, gradient = learned.step(state, loss, batch)
+        state, metrics, gradient = self.learner.step(state, loss, examples)
         return state, axis.mean(metrics) | {"gradient": gradient}
 
-    def evaluate(state: State, batch: Batch, key: Key) -> Sums:
-        batch = asking(batch, key)
-        (value, _, right), asked, over = told(learned.weights(state), batch), batch["asked"], batch["over"]
-        sums = {"accuracy": ((right * asked).sum(), asked.sum())} | language.token_sums(value, over, batch)
-        if config.rate is not None:  # no likelihood of the text
-            del sums["bits_per_byte"]
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
+        """Returns the sums of loss and accuracy, and of bits per byte if the loss bounds the likelihood."""
+        examples = self.examples(batch, key)
+        nats, _, right = self.predict(self.learner.weights(state), examples)
+        weight = examples.chosen_weight
+        accuracy = {"accuracy": ((right * weight).sum(), weight.sum())}
+        sums = accuracy | language.token_sums(nats, examples.loss_weight, batch)
+        if self.config.rate is not None:
+            del sums["bits_per_byte"]  # the nats of some tokens given all others are not the likelihood of a text
         return axis.total(sums)
 
-    def generate(state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """given: "prompt", int32 [P, W], PADDING on the left of shorter ones; or "prefix" and "suffix", [1, W], to be joined;
-        without them, samples are parts of documents."""
+    def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
+        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}, B = prompts * request.n.
+
+        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts; or "prefix" and "suffix", int32 [1, W], to
+        write a middle between them. Without either, a sample is a part of a document.
+
+        Raises: UserError if the context has no room for the tokens.
+        """
         before = given.get("prefix", given.get("prompt", jnp.zeros((1, 0), jnp.int32)))
         after = given.get("suffix", jnp.zeros((1, 0), jnp.int32))
+        context = self.network.context
         room = context - before.shape[1] - after.shape[1]
         tokens = room if request.tokens is None else request.tokens
         if not 0 < tokens <= room:
             raise UserError(
-                f"{context - room} tokens are given and {tokens} asked for; the model's context is {context} in all"
+                f"the prompt has {context - room} tokens and {tokens} more are requested, but the context is {context}; "
+                "shorten the prompt, or request fewer tokens"
             )
         before = jnp.repeat(before, request.n, axis=0)
         after = jnp.broadcast_to(after, (len(before), after.shape[1]))
-        params, keys = learned.weights(state), decoding.row_keys(key, len(before))
-        text = jnp.concatenate([before, jnp.full((len(before), tokens), mask, jnp.int32), after], axis=1)
+        params, keys = self.learner.weights(state), decoding.row_keys(key, len(before))
+        text = jnp.concatenate([before, jnp.full((len(before), tokens), self.mask, jnp.int32), after], axis=1)
 
-        def turn(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            """Of the tokens still masked, each is written with probability (t - s) / t, t the share left and s the next."""
-            text, log_probs = carry
-            padding = text < 0
-            segment = jnp.where(padding, PADDING, 0)
-            position = jnp.maximum(jnp.cumsum(~padding, axis=1, dtype=jnp.int32) - 1, 0)
-            out = logits(params, jnp.maximum(text, 0), segment, position)
+        # In the last turn every token that is still masked is written.
+        def turn(i: Array, draft: Draft) -> Draft:
+            return self.write(params, keys, request, i, draft)
 
-            def draw(key: Key, row: Array, out: Array) -> tuple[Array, Array]:
-                choose_key, token_key = jax.random.split(jax.random.fold_in(key, i))
-                choice = decoding.filtered(out, jax.nn.one_hot(row, vocab, dtype=bool).any(0, keepdims=True), request)
-                drawn = choice.argmax(-1) if request.temperature == 0 else jax.random.categorical(token_key, choice)
-                now = jax.random.uniform(choose_key, row.shape) * (request.turns - i) < 1
-                return (row == mask) & now, drawn.astype(jnp.int32)
-
-            now, drawn = jax.vmap(draw)(keys, text, out)
-            log_prob = jnp.take_along_axis(jax.nn.log_softmax(out), drawn[..., None], axis=-1)[..., 0]
-            return jnp.where(now, drawn, text), jnp.where(now, log_prob, log_probs).astype(jnp.float32)
-
-        start = text, jnp.zeros(text.shape, jnp.float32)
-        text, log_probs = jax.lax.fori_loop(0, request.turns, turn, start)
+        draft = jax.lax.fori_loop(0, request.turns, turn, Draft(text, jnp.zeros(text.shape, jnp.float32)))
         written = slice(before.shape[1], before.shape[1] + tokens)
-        return {"samples": text[:, written], "log_probs": log_probs[:, written], "prompt": before}
+        return {"samples": draft.text[:, written], "log_probs": draft.log_probs[:, written], "prompt": before}
 
-    counts = "each share of masked tokens, one draw a window" if config.rate is None else f"{config.rate} masked"
-    names = ("loss", "accuracy", "perplexity", *(("bits_per_byte",) if config.rate is None else ()))
-    return GenerativeModel(
-        init=learned.init,
-        update=update,
-        evaluate=evaluate,
-        test=evaluate,
-        summarize=language.summarize,
-        generate=generate,
-        request=Request,
-        together=config.microbatches,
-        rules=RULES,
-        protocol={name: {"tokens": counts} for name in names},
-    )
+    def write(self, params: dict[str, Params], keys: Array, request: Request, i: Array, draft: Draft) -> Draft:
+        """Writes some of the masked tokens: turn i of request.turns, i from 0. keys: [B].
+
+        Before the turn a fraction t = (turns - i) / turns of the tokens is masked, and s = t - 1 / turns after it. So each
+        masked token is written with probability (t - s) / t = 1 / (turns - i). Sahoo et al. 2024, section 3.2.
+        """
+        # The whole text is one segment: what lies between prefix and suffix continues both.
+        padding = draft.text < 0
+        segment = jnp.where(padding, PADDING, 0)
+        position = jnp.maximum(jnp.cumsum(~padding, axis=1, dtype=jnp.int32) - 1, 0)
+        logits = self.logits(params, jnp.maximum(draft.text, 0), segment, position)
+
+        def draw(key: Key, row: Array, logits: Array) -> tuple[Array, Array]:
+            choose_key, token_key = jax.random.split(jax.random.fold_in(key, i))
+            seen = jax.nn.one_hot(row, self.tokens.vocab, dtype=bool).any(0, keepdims=True)
+            choice = filter_logits(logits, seen, request)
+            token = choice.argmax(-1) if request.temperature == 0 else jax.random.categorical(token_key, choice)
+            now = jax.random.uniform(choose_key, row.shape) * (request.turns - i) < 1
+            return (row == self.mask) & now, token.astype(jnp.int32)
+
+        # All tokens of a turn are drawn independently, given the tokens of earlier turns.
+        now, token = jax.vmap(draw)(keys, draft.text, logits)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], axis=-1)[..., 0]
+        return Draft(jnp.where(now, token, draft.text), jnp.where(now, log_prob, draft.log_probs).astype(jnp.float32))

@@ -1,18 +1,21 @@
-"""A latent-variable model q(z | x), p(z), p(x | z) over groups of latents, as pure functions of the parameters.
+"""A latent-variable model q(z | x), p(z), p(x | z) over groups of latents, as pure functions of its parameters.
 
-Everything has the axes [K, B, ...]: K posterior samples (1 where there is one for all) of B examples.
+Arrays have the axes [K, B, ...]: K samples for each of B examples. K is 1 where all samples share the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
+from gen import axis
 from gen.core import Array, Feature, Key, Params
 from gen.families.vae.likelihoods import Likelihood, log_cell
 from gen.families.vae.priors import Encode, Prior
@@ -21,47 +24,61 @@ from gen.networks.gaussian import Gaussian
 from gen.networks.vae import Decoder, Encoder
 
 Choose = Callable[[int, "Array | None", "Gaussian | None"], "tuple[Gaussian | None, Array]"]
-"""(group, context, prior) -> (q, z)."""
+"""(group, context, prior) -> (q, z) of this group. q is None if z was not drawn from a posterior."""
 
 
 class Draw(NamedTuple):
-    """A sample of every group from the top down, with what it was drawn from."""
+    """A sample of every latent group, top group first, with the distributions behind it."""
 
     z: list[Array]
-    """[K, B, D] each."""
+    """Latents of each group, [K, B, D]."""
     q: list[Gaussian]
-    """Posteriors, [K or 1, B, D] each."""
+    """Posterior of each group, [K or 1, B, D]. Empty if z was drawn from the prior."""
     p: list[Gaussian]
-    """Priors of the groups below the top, [K, B, D] each."""
+    """Prior of each group below the top, [K, B, D]."""
     context: Array | None
-    """The decoder's features of all groups but the last, [K, B, F]."""
+    """Decoder features of all groups except the last, [K, B, F]. None if there is only one group."""
 
 
 class Terms(NamedTuple):
-    """What the bounds are made of. nats."""
+    """The two parts of the evidence lower bound, in nats."""
 
     log_px: Array
     """log p(x | z), [K, B]."""
     kl: list[Array]
-    """KL of each group, [K or 1, B, D], or [K, B, 1] where it has no closed form by dimension."""
+    """KL(q || p) of each group: [K or 1, B, D], or [K, B, 1] if it has no closed form for each dimension."""
 
 
 @dataclass(frozen=True)
 class LatentModel:
-    """params: {"encoder": ..., "decoder": ..., "prior": ... if it has any}."""
+    """An encoder, a decoder, a prior and a likelihood as one model.
+
+    Its parameters are {"encoder": ..., "decoder": ...}, and "prior" if the prior has parameters.
+    """
 
     encoder: Encoder
     decoder: Decoder
     prior: Prior
     likelihood: Likelihood
     image: Feature
+    classes: int | None = None
+    """Number of classes of a conditional model. None: unconditional."""
+    dtype: DTypeLike = jnp.float32
+    """Dtype of images, latents, log-probabilities and sums."""
 
-    def init(self, key: Key, label: Array | None, dtypes: dict[str, Any]) -> Params:
-        """label: [1, classes] or None."""
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """Number of dimensions of each latent group, top group first."""
+        return self.encoder.latents
+
+    def init(self, key: Key, param_dtype: DTypeLike) -> dict[str, Params]:
+        """Returns the parameters at step 0. The networks have the dtypes that they were built with."""
         encoder_key, decoder_key, prior_key = jax.random.split(key, 3)
+        label = None if self.classes is None else jnp.zeros((1, self.classes), self.dtype)
         x = jnp.zeros((1, *self.image.shape))
-        z = [jnp.zeros((1, size)) for size in self.encoder.latents]
+        z = [jnp.zeros((1, size)) for size in self.latents]
 
+        # Flax creates a module's parameters when it is first called, so each function calls every module once.
         def decode(decoder: Decoder) -> Array:
             context = None
             for i, group in enumerate(z[:-1]):
@@ -79,15 +96,40 @@ class LatentModel:
             "encoder": nn.init(encode, self.encoder)(encoder_key)["params"],
             "decoder": nn.init(decode, self.decoder)(decoder_key)["params"],
         }
-        prior = self.prior.init(prior_key, self.encoder.latents[0], self.image, dtypes["param_dtype"])
+        prior = self.prior.init(prior_key, self.latents[0], self.image, param_dtype)
         return {**params, "prior": prior} if prior else params
 
+    def inputs(self, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
+        """Returns the images [B, H, W, C] of a batch and its one-hot labels [B, classes], or None if unconditional."""
+        label = None if self.classes is None else self.one_hot(batch["label"])
+        return batch["image"].astype(self.dtype), label
+
+    def one_hot(self, label: Array | None) -> Array | None:
+        """Returns labels [B] as one-hot [B, classes], or None if there are none or the model is unconditional."""
+        if label is None or self.classes is None:
+            return None
+        return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
+
+    def noise(self, key: Key, row: Array, k: int) -> list[Array]:
+        """Draws standard normal noise for each group, [K, B, D]. row: int32 [B], positions in the global batch."""
+        # One draw for all groups of an example, split afterwards.
+
+        def draw(key: Key) -> Array:
+            return jax.random.normal(key, (k, sum(self.latents)), self.dtype)
+
+        return self.split(jnp.moveaxis(axis.per_example(draw, key, row), 0, 1))
+
+    def split(self, z: Array) -> list[Array]:
+        """Splits the latents of all groups, [..., sum of D], into groups [..., D]."""
+        return jnp.split(z, np.cumsum(self.latents)[:-1], axis=-1)
+
     def encode(self, params: Params, x: Array, label: Array | None) -> Array:
-        """[B, H, W, C] -> features [1, B, F]."""
+        """Encodes images [B, H, W, C] to features [1, B, F]."""
+        # The axis of size 1 broadcasts: an image is encoded once for all of its K samples.
         return self._encoder(params, x, label)[None]
 
     def infer(self, params: Params, features: Array, noise: Sequence[Array]) -> Draw:
-        """z ~ q(z | x) from standard normal noise, [K, B, D] a group; noise of 0 gives the means."""
+        """Draws z ~ q(z | x) from standard normal noise, [K, B, D] for each group. Zero noise gives the means."""
 
         def choose(i: int, context: Array | None, p: Gaussian | None) -> tuple[Gaussian, Array]:
             q = self._encoder(params, features, context, p, i, method="posterior")
@@ -95,32 +137,47 @@ class LatentModel:
 
         return self._descend(params, choose)
 
-    def ancestors(self, params: Params, top: Array, noise: Sequence[Array]) -> Draw:
-        """z ~ p(z) below a top group [..., B, D], from noise of the groups below; q is left empty."""
-        return self._descend(params, lambda i, _, p: (None, top if p is None else p.sample(noise[i - 1])))
+    def sample_lower(self, params: Params, top: Array, noise: Sequence[Array]) -> Draw:
+        """Draws the groups below the top from p(z | top). The returned q is empty.
 
-    def given(self, params: Params, z: Sequence[Array], qs: Sequence[Gaussian | None]) -> Draw:
-        """The draw whose z and q are known."""
-        return self._descend(params, lambda i, *_: (qs[i], z[i]))
+        top: [..., B, D]; noise: standard normal, [..., B, D] for each group below the top.
+        """
+
+        def choose(i: int, _: Array | None, p: Gaussian | None) -> tuple[None, Array]:
+            return None, top if p is None else p.sample(noise[i - 1])
+
+        return self._descend(params, choose)
+
+    def with_latents(self, params: Params, z: Sequence[Array], q: Sequence[Gaussian] | None = None) -> Draw:
+        """Returns the draw with these latents: computes the priors below the top and the context. q: the posteriors."""
+
+        def choose(i: int, *_: object) -> tuple[Gaussian | None, Array]:
+            return None if q is None else q[i], z[i]
+
+        return self._descend(params, choose)
 
     def decode(self, params: Params, draw: Draw, label: Array | None) -> Array:
-        """Outputs of the likelihood, [K, B, H, W, outputs]."""
+        """Decodes latents to the outputs that the likelihood takes, [K, B, H, W, outputs]."""
         return self._decoder(params, draw.context, draw.z[-1], label)
 
     def sample_top(self, params: Params, key: Key, temperature: float) -> Array:
-        """One z_0 ~ p, [D]."""
-        return self.prior.sample(params.get("prior"), self._pseudo(params), key, self.encoder.latents[0], temperature)
+        """Draws one sample of the top group from the prior, [D]."""
+        return self.prior.sample(params.get("prior"), self._top_posterior(params), key, self.latents[0], temperature)
 
     def terms(self, params: Params, x: Array, label: Array | None, draw: Draw) -> Terms:
-        """log p(x | z), and KL(q || p) in closed form where there is one, else log q(z | x) - log p(z)."""
+        """Returns log p(x | z) and KL(q || p), in nats.
+
+        A KL without a closed form is replaced by its estimate from the sample, log q(z | x) - log p(z).
+        """
         top = self.prior.kl(params.get("prior"), draw.q[0])
         if top is None:
+            # One number for the whole group. Its last axis of size 1 tells it from a KL of each dimension.
             top = (gaussian.gaussian_log_prob(draw.z[0], draw.q[0]).sum(-1) - self._log_p_top(params, draw))[..., None]
         lower = [gaussian.gaussian_kl(q, p) for q, p in zip(draw.q[1:], draw.p, strict=True)]
         return Terms(self._log_px(params, x, label, draw), [top, *lower])
 
     def log_weight(self, params: Params, x: Array, label: Array | None, draw: Draw) -> Array:
-        """log w = log p(x, z) - log q(z | x), [K, B]. Burda et al. 2016, equation 8."""
+        """Returns log w = log p(x, z) - log q(z | x) in nats, [K, B]. Burda et al. 2016, equation 8."""
         log_w = self._log_px(params, x, label, draw) + self._log_p_top(params, draw)
         for z, p in zip(draw.z[1:], draw.p, strict=True):
             log_w += gaussian.gaussian_log_prob(z, p).sum(-1)
@@ -129,10 +186,11 @@ class LatentModel:
         return log_w
 
     def _descend(self, params: Params, choose: Choose) -> Draw:
-        """From the top group down, each z as chosen from the context and the prior that those above give."""
+        """Goes from the top group down. `choose` picks each z, given the context and the prior from the groups above."""
         draw = Draw([], [], [], None)
         context, p = None, None
-        for i in range(len(self.encoder.latents)):
+        for i in range(len(self.latents)):
+            # p(z_i | z_0 ... z_{i-1}) depends on the groups above through the context alone.
             if i:
                 context = self._decoder(params, context, draw.z[-1], i - 1, method="context")
                 p = self._decoder(params, context, i, method="prior")
@@ -147,21 +205,19 @@ class LatentModel:
         return self.likelihood.log_prob(self.decode(params, draw, label), x[None]) + log_cell(self.image)
 
     def _log_p_top(self, params: Params, draw: Draw) -> Array:
-        return self.prior.log_prob(params.get("prior"), self._pseudo(params), draw.z[0])
+        return self.prior.log_prob(params.get("prior"), self._top_posterior(params), draw.z[0])
 
-    def _pseudo(self, params: Params) -> Encode:
-        """Images -> q(z | x) of the top group, for a prior made of posteriors."""
-        return lambda x: self._encoder(params, self.encode(params, x, None)[0], None, None, 0, method="posterior")
+    def _top_posterior(self, params: Params) -> Encode:
+        """Returns the map from images to the top group's q(z | x). A VampPrior is made of such posteriors."""
 
-    def _encoder(self, params: Params, *arguments: Any, method: str | None = None) -> Any:
+        def encode(x: Array) -> Gaussian:
+            # Pseudo-inputs have no label, so such a prior needs an unconditional model.
+            return self._encoder(params, self.encode(params, x, None)[0], None, None, 0, method="posterior")
+
+        return encode
+
+    def _encoder(self, params: Params, *arguments: object, method: str | None = None) -> Any:
         return self.encoder.apply({"params": params["encoder"]}, *arguments, method=method)
 
-    def _decoder(self, params: Params, *arguments: Any, method: str | None = None) -> Any:
+    def _decoder(self, params: Params, *arguments: object, method: str | None = None) -> Any:
         return self.decoder.apply({"params": params["decoder"]}, *arguments, method=method)
-
-
-def kl_by_latent(q: Gaussian, kl: Array) -> Array:
-    """KL of each latent, [B, D], averaged over samples; against N(0, I) where the prior has no closed form by dimension."""
-    if kl.shape[-1] != q.mean.shape[-1]:
-        kl = gaussian.gaussian_kl(q, Gaussian(jnp.zeros_like(q.mean), jnp.zeros_like(q.log_std)))
-    return kl.mean(0)

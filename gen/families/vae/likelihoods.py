@@ -1,6 +1,6 @@
-"""Likelihoods p(x | z) of images as objects: how many numbers a pixel takes, log p, mean and samples.
+"""Likelihoods p(x | z) of images as objects: log-probabilities, means and samples from a decoder's outputs.
 
-Images are [..., H, W, C] in [-1, 1]; a decoder's outputs are [..., H, W, outputs(C)].
+Images are [..., H, W, C] in [-1, 1]. The outputs of a decoder are [..., H, W, likelihood.outputs(C)].
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gen.networks import gaussian
 from gen.networks.gaussian import Gaussian as Normal
 
 PIXELS = (-3, -2, -1)
+"""The axes of one image."""
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,37 @@ class Likelihood:
     """p(x | z). Subclass it to add one."""
 
     def outputs(self, channels: int) -> int:
-        """How many numbers of the decoder's output a pixel takes."""
+        """Returns how many decoder outputs each pixel of this many channels needs."""
         return channels
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
-        """log p(x | z) in nats, [...]: a density in x's coordinates, or a mass where x is discrete."""
+        """Returns log p(x | z) of each image in nats, [...]: a density on [-1, 1], or a mass if x is discrete."""
         raise NotImplementedError
 
     def mean(self, outputs: Array) -> Array:
-        """E[x | z]."""
+        """Returns E[x | z], [..., H, W, C]."""
         raise NotImplementedError
 
     def sample(self, outputs: Array, key: Key) -> Array:
-        """x ~ p(x | z)."""
+        """Draws x ~ p(x | z), [..., H, W, C]."""
         raise NotImplementedError
 
-    def flaw(self, image: Feature) -> str | None:
-        """Why this is no likelihood of such images, so that no bound may be reported; None if it is one."""
+    def mismatch(self, image: Feature) -> str | None:
+        """Returns the reason why `log_prob` bounds no probability of images like this, or None if it does.
+
+        Training works anyway, but a bound is not reported.
+        """
         if image.levels is not None and not image.dequantized:
             return f"{type(self).__name__} is a density, and the pixels are discrete; --data.dequantize makes them continuous"
         return None
 
+    def check(self, image: Feature) -> None:
+        """Raises: UserError if `log_prob` cannot be computed on images like this."""
+
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """Pixels -1 or 1. The usual loss on grey pixels too, but there it is no likelihood."""
+    """Binary pixels, -1 or 1. On grey pixels this is a usual loss, but not a likelihood."""
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
         return losses.bernoulli_log_prob(outputs, (x + 1) / 2).sum(PIXELS)
@@ -60,27 +67,29 @@ class Bernoulli(Likelihood):
     def sample(self, outputs: Array, key: Key) -> Array:
         return jnp.where(jax.random.bernoulli(key, jax.nn.sigmoid(outputs)), 1.0, -1.0).astype(outputs.dtype)
 
-    def flaw(self, image: Feature) -> str | None:
+    def mismatch(self, image: Feature) -> str | None:
         if image.levels == 2:
             return None
-        return "Bernoulli on pixels that are not binary is no likelihood; --data.binarize dynamic makes them binary"
+        return "Bernoulli is a likelihood of binary pixels only; --data.binarize dynamic makes them binary"
 
 
 @dataclass(frozen=True)
 class ContinuousBernoulli(Likelihood):
-    """Pixels anywhere in [-1, 1]. Loaiza-Ganem and Cunningham 2019."""
+    """Continuous pixels in [-1, 1]. Loaiza-Ganem and Cunningham 2019."""
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
+        # log 2 converts the density of each pixel from [0, 1] to [-1, 1].
         return (losses.continuous_bernoulli_log_prob(outputs, (x + 1) / 2) - math.log(2)).sum(PIXELS)
 
     def mean(self, outputs: Array) -> Array:
-        # E[x] on [0, 1] is 1 / (1 - exp(-l)) - 1 / l, which is 1/2 + l / 12 near l = 0.
+        # E[x] on [0, 1] is 1 / (1 - exp(-l)) - 1 / l. Near l = 0 the terms are huge and cancel: the series replaces them.
         near = jnp.abs(outputs) < 1e-2
         l = jnp.where(near, 1.0, outputs)
         return 2 * jnp.where(near, 0.5 + outputs / 12, -1 / jnp.expm1(-l) - 1 / l) - 1
 
     def sample(self, outputs: Array, key: Key) -> Array:
-        # The inverse of the distribution function, log(1 + u (exp(l) - 1)) / l, written so that exp can't overflow.
+        # The inverse of the distribution function is log(1 + u (exp(l) - 1)) / l. It is computed for |l|, in a form whose exp
+        # cannot overflow, and mirrored for negative l.
         u = jax.random.uniform(key, outputs.shape, outputs.dtype)
         near = jnp.abs(outputs) < 1e-2
         l = jnp.where(near, 1.0, jnp.abs(outputs))
@@ -93,7 +102,7 @@ class Gaussian(Likelihood):
     """Independent Gaussian pixels."""
 
     std: float | None = None
-    """Standard deviation, in units of the range [-1, 1]; None: the decoder predicts it for each pixel."""
+    """Standard deviation, for pixels in [-1, 1]. None: the decoder predicts it for each pixel."""
 
     def __post_init__(self):
         if self.std is not None:
@@ -116,18 +125,21 @@ class Gaussian(Likelihood):
         if self.std is not None:
             return Normal(outputs, jnp.full_like(outputs, math.log(self.std)))
         mean, log_std = jnp.split(outputs, 2, axis=-1)
+        # A density grows without bound as its deviation goes to 0, on a pixel that is always the same.
         return Normal(mean, jnp.maximum(log_std, -6.0))
 
 
 @dataclass(frozen=True)
 class DiscretizedLogistic(Likelihood):
-    """A mixture of logistic distributions, discretized to the levels of the pixels (Salimans et al. 2017). The components
-    are shared by the channels of a pixel, which are independent given the component."""
+    """A mixture of logistic distributions, discretized to the levels of the pixels. Salimans et al. 2017.
+
+    All channels of a pixel share the component, and are independent given the component.
+    """
 
     levels: int = 256
-    """Number of values of a pixel; 256 for bytes."""
+    """Number of values of a pixel. 256 for bytes."""
     components: int = 1
-    """Components of the mixture; more than one for colour."""
+    """Components of the mixture. Colour images need several."""
 
     def __post_init__(self):
         check_positive(**{"levels - 1": self.levels - 1, "components": self.components})
@@ -143,42 +155,49 @@ class DiscretizedLogistic(Likelihood):
     def mean(self, outputs: Array) -> Array:
         log_pi, mean, log_scale = self._parts(outputs)
         step = 2 / (self.levels - 1)
-        # E[x] = 1 - step * sum of P(x < edge) over the edges between levels.
-        below = lambda i, total: total + jax.nn.sigmoid((-1 + (i + 0.5) * step - mean) * jnp.exp(-log_scale))
-        x = 1 - step * jax.lax.fori_loop(0, self.levels - 1, below, jnp.zeros_like(mean))
+
+        # E[x] = 1 - step * sum of P(x < edge) over the edges between levels. A loop, so that memory does not grow with levels.
+        def add_below(i: Array, total: Array) -> Array:
+            return total + jax.nn.sigmoid((-1 + (i + 0.5) * step - mean) * jnp.exp(-log_scale))
+
+        x = 1 - step * jax.lax.fori_loop(0, self.levels - 1, add_below, jnp.zeros_like(mean))
         return jnp.sum(jnp.exp(log_pi)[..., None] * x, axis=-2)
 
     def sample(self, outputs: Array, key: Key) -> Array:
         component, logistic = jax.random.split(key)
         log_pi, mean, log_scale = self._parts(outputs)
-        which = jax.random.categorical(component, log_pi)[..., None, None]
-        mean, log_scale = (jnp.take_along_axis(a, which, axis=-2)[..., 0, :] for a in (mean, log_scale))
+        index = jax.random.categorical(component, log_pi)[..., None, None]
+        mean, log_scale = (jnp.take_along_axis(a, index, axis=-2)[..., 0, :] for a in (mean, log_scale))
         x = mean + jnp.exp(log_scale) * jax.random.logistic(logistic, mean.shape, mean.dtype)
         step = 2 / (self.levels - 1)
         return jnp.clip(jnp.round((x + 1) / step) * step - 1, -1, 1)
 
-    def flaw(self, image: Feature) -> str | None:
+    def mismatch(self, image: Feature) -> str | None:
         if image.levels != self.levels or image.dequantized:
             given = "dequantized pixels" if image.dequantized else f"pixels of {image.levels} levels"
-            return f"DiscretizedLogistic(levels={self.levels}) is no likelihood of {given}"
+            return f"DiscretizedLogistic(levels={self.levels}) is not a likelihood of {given}"
         return None
 
+    def check(self, image: Feature) -> None:
+        if reason := self.mismatch(image):
+            raise UserError(f"{reason}; the fix: --model.likelihood.levels {image.levels}, without --data.dequantize")
+
     def _parts(self, outputs: Array) -> tuple[Array, Array, Array]:
-        """log pi [..., H, W, M], mean and log scale [..., H, W, M, C]."""
+        """Returns log pi [..., H, W, M], and mean and log scale [..., H, W, M, C], of M components."""
+        # A pixel's outputs are M mixture logits, then C means and C log scales for each component.
         m = self.components
         log_pi = jax.nn.log_softmax(outputs[..., :m], axis=-1)
         mean, log_scale = jnp.split(outputs[..., m:].reshape(*outputs.shape[:-1], m, -1), 2, axis=-1)
+        # Narrower scales have their whole mass in one level, and their gradients vanish.
         return log_pi, mean, jnp.maximum(log_scale, -7.0)
 
 
 def log_cell(image: Feature) -> float:
-    """log volume of one quantization cell of an image: added to a log density of dequantized pixels, it bounds the log mass
-    of the discrete ones (Theis et al. 2016, section 3.1). 0 where x is discrete or has no levels. nats."""
-    return math.prod(image.shape) * math.log(2 / image.levels) if image.dequantized and image.levels else 0.0
+    """Returns the log volume of one quantization cell of an image, in nats. 0 if x is discrete or its levels are unknown.
 
-
-def checked(likelihood: Likelihood, image: Feature) -> Likelihood:
-    """Raises: UserError where the likelihood can't be computed at all on such images."""
-    if isinstance(likelihood, DiscretizedLogistic) and (reason := likelihood.flaw(image)):
-        raise UserError(f"{reason}; the fix: --model.likelihood.levels {image.levels}, without --data.dequantize")
-    return likelihood
+    Added to the log density of dequantized pixels, it bounds the log mass of the discrete pixels (Theis et al. 2016,
+    section 3.1).
+    """
+    if not image.dequantized or not image.levels:
+        return 0.0
+    return math.prod(image.shape) * math.log(2 / image.levels)

@@ -1,4 +1,4 @@
-"""Likelihoods and bounds of variational autoencoders, in nats, as in their papers."""
+"""Log-probabilities and bounds of variational autoencoders, in nats, as in their papers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from gen.core import Array
 
 
 def bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    """log p(x) of each element for x in {0, 1}. nats."""
+    """Returns log p(x) of each element in nats, for x in {0, 1}."""
     return x * logits - softplus(logits)
 
 
 def continuous_bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    """log density of each element for x in [0, 1]. nats. Loaiza-Ganem and Cunningham 2019, equation 6.
+    """Returns the log density of each element in nats, for x in [0, 1]. Loaiza-Ganem and Cunningham 2019, equation 6.
 
-    With lambda = sigmoid(logits), log C = log(2 atanh(1 - 2 lambda) / (1 - 2 lambda)) = log(l / tanh(l / 2)), l = logits.
+    With l = logits and lambda = sigmoid(l), log C = log(2 atanh(1 - 2 lambda) / (1 - 2 lambda)) = log(l / tanh(l / 2)).
     """
+    # log C is 0 / 0 at l = 0, so its series replaces it near 0. The inner `where` keeps NaN out of the gradient.
     near = jnp.abs(logits) < 1e-2
     l = jnp.where(near, 1.0, logits)
     log_c = jnp.where(near, jnp.log(2.0) + logits**2 / 12, jnp.log(l / jnp.tanh(l / 2)))
@@ -28,15 +29,16 @@ def continuous_bernoulli_log_prob(logits: Array, x: Array) -> Array:
 
 
 def discretized_logistic_log_prob(mean: Array, log_scale: Array, x: Array, levels: int) -> Array:
-    """log mass of each element of x, one of `levels` equally spaced values in [-1, 1]. nats.
+    """Returns the log mass of each element of x in nats. Arguments broadcast. Kingma et al. 2016, appendix C.
 
-    Kingma et al. 2016, appendix C; the two ends take what lies beyond them. Broadcasts.
+    x: one of `levels` equally spaced values in [-1, 1]. The lowest and highest value also have the mass beyond them.
     """
     half = 1.0 / (levels - 1)
     inverse = jnp.exp(-log_scale)
     above, below = (x + half - mean) * inverse, (x - half - mean) * inverse
     # log(sigmoid(a) - sigmoid(b)) = log sigmoid(a) + log sigmoid(-b) + log(1 - exp(b - a))
-    width = 2 * half * inverse  # a - b, which underflows where the scale is wide: 1 - exp(-w) is w (1 - w / 2) there
+    # width = a - b underflows if the scale is wide. The series 1 - exp(-w) = w (1 - w / 2) replaces it there.
+    width = 2 * half * inverse
     wide = width < 1e-3
     log_width = jnp.log(2 * half) - log_scale - width / 2
     inside = log_sigmoid(above) + log_sigmoid(-below)
@@ -45,27 +47,32 @@ def discretized_logistic_log_prob(mean: Array, log_scale: Array, x: Array, level
 
 
 def free_bits(kl: Array, average: Array, floor: float) -> Array:
-    """KL of each latent, not pressed below `floor` nats on average. Kingma et al. 2016, equation 15.
+    """Returns a KL penalty that does not push a latent's average KL below `floor` nats. Kingma et al. 2016, equation 15.
 
-    kl: [B, D]; average: [D], over the whole batch. The gradient is that of max(floor, average).
+    kl: [B, D]; average: [D], the mean of kl over the global batch. The mean of the result [B, D] is max(floor, average).
     """
+    # The average over all devices decides where the floor applies. The gradient then comes from this device's kl alone.
     return jnp.where(jax.lax.stop_gradient(average) > floor, kl, floor)
 
 
 def importance_weighted_bound(log_w: Array) -> Array:
-    """log 1/K sum_k w_k over the first axis, [K, ...] -> [...]. nats. Burda et al. 2016, equation 8."""
+    """Returns log 1/K sum_k w_k over the first axis in nats, [K, ...] -> [...]. Burda et al. 2016, equation 8."""
     return logsumexp(log_w, axis=0) - jnp.log(jnp.asarray(log_w.shape[0], log_w.dtype))
 
 
 def doubly_reparameterized(log_weight: Callable[[Sequence[Array]], Array], z: Sequence[Array]) -> tuple[Array, Array]:
-    """The importance-weighted bound, and a number with its gradient by Tucker et al. 2019, equation 8.
+    """Returns the importance-weighted bound [B] in nats, and a surrogate [B]. Tucker et al. 2019, equation 8.
 
-    log_weight: z -> log w, [K, B], in which the parameters of q are constant; z: a sample of q, differentiable.
-    Model:   sum_k v_k d/dtheta log w_k, with v the normalized weights.
-    Encoder: sum_k v_k^2 d log w_k / dz_k  dz_k/dphi.
+    The surrogate's gradient is the doubly reparameterized gradient of the bound. Its value has no meaning.
+        Model:   sum_k v_k d/dtheta log w_k, with v the normalized weights.
+        Encoder: sum_k v_k^2 d log w_k / dz_k  dz_k/dphi.
+
+    log_weight: z -> log w [K, B], with the parameters of q held constant; z: a differentiable sample of q, [K, B, D] for
+    each group.
     """
+    # log w is differentiated at a fixed z. Then its gradient by z is sent along dz/dphi alone, weighted by v^2 instead of v.
     fixed = [jax.lax.stop_gradient(x) for x in z]
-    log_w, pullback = jax.vjp(lambda x: log_weight(x), fixed)
+    log_w, pullback = jax.vjp(log_weight, fixed)
     v = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=0))
     (g,) = pullback(v**2)
     path = sum(jnp.sum(jax.lax.stop_gradient(gz) * x, axis=(0, -1)) for gz, x in zip(g, z, strict=True))

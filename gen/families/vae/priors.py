@@ -1,4 +1,4 @@
-"""Priors p(z) of the top latent group as objects: parameters, log p, samples, and a closed KL where there is one."""
+"""Priors p(z) of the top latent group as objects: parameters, log-probabilities, samples, and the KL if it has a closed form."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from gen.core import Array, Feature, Key, Params
 from gen.errors import check_positive
@@ -22,23 +23,24 @@ Encode = Callable[[Array], Gaussian]
 class Prior:
     """p(z). Subclass it to add one."""
 
-    def init(self, key: Key, latent: int, image: Feature, dtype: str) -> Params:
-        """Parameters, trained with the decoder's."""
+    def init(self, key: Key, latent: int, image: Feature, dtype: DTypeLike) -> Params:
+        """Returns the parameters at step 0, which are trained with the networks. {}: none."""
         return {}
 
     def kl(self, params: Params, q: Gaussian) -> Array | None:
-        """KL(q || p) of each dimension, [..., D], or None where it has no closed form."""
+        """Returns KL(q || p) of each dimension in nats, [..., D], or None if it has no closed form."""
         return None
 
     def log_prob(self, params: Params, encode: Encode, z: Array) -> Array:
-        """log p(z) in nats, [..., D] -> [...]."""
+        """Returns log p(z) in nats, [..., D] -> [...]. encode: images -> q(z | x)."""
         raise NotImplementedError
 
     def sample(self, params: Params, encode: Encode, key: Key, latent: int, temperature: float) -> Array:
-        """One z ~ p, [latent]; temperature scales its standard deviation (a mixture: its components')."""
+        """Draws one z ~ p(z), [latent]. temperature: factor on the standard deviation (of each component, in a mixture)."""
         raise NotImplementedError
 
     def tiny(self) -> Prior:
+        """Returns the same prior with the smallest sizes, for tests."""
         return self
 
 
@@ -58,12 +60,13 @@ class StandardNormal(Prior):
 
 @dataclass(frozen=True)
 class GaussianMixture(Prior):
-    """A mixture of diagonal Gaussians with learned weights, means and deviations."""
+    """A mixture of diagonal Gaussians with learned weights, means and standard deviations."""
 
     components: int = 200
     """Number of Gaussians."""
 
-    def init(self, key: Key, latent: int, image: Feature, dtype: str) -> Params:
+    def init(self, key: Key, latent: int, image: Feature, dtype: DTypeLike) -> Params:
+        # The mixture starts near N(0, I): its variance is 0.7^2 + exp(-0.3)^2, about 1.
         return {
             "mean": 0.7 * jax.random.normal(key, (self.components, latent), dtype),
             "log_std": jnp.full((self.components, latent), -0.3, dtype),
@@ -90,7 +93,7 @@ class VampPrior(Prior):
     def __post_init__(self):
         check_positive(components=self.components)
 
-    def init(self, key: Key, latent: int, image: Feature, dtype: str) -> Params:
+    def init(self, key: Key, latent: int, image: Feature, dtype: DTypeLike) -> Params:
         return {"pseudo_inputs": 0.1 * jax.random.normal(key, (self.components, *image.shape), dtype)}
 
     def log_prob(self, params: Params, encode: Encode, z: Array) -> Array:
@@ -100,6 +103,7 @@ class VampPrior(Prior):
         return _mixture_sample(self._components(params, encode), jnp.zeros(self.components), key, temperature)
 
     def _components(self, params: Params, encode: Encode) -> Gaussian:
+        # The optimizer may move pseudo-inputs out of the range of images. Clipped, they stay images.
         return encode(jnp.clip(params["pseudo_inputs"], -1, 1))
 
     def tiny(self) -> Prior:
@@ -111,17 +115,15 @@ def _standard(like: Array) -> Gaussian:
 
 
 def _mixture_log_prob(p: Gaussian, logits: Array, z: Array) -> Array:
-    """log of the mixture of K Gaussians [K, D], of weights softmax(logits) [K], at z [..., D] -> [...]. nats.
-
-    The squares are multiplied out, so that the work is two matrix products and no [..., K, D] is made.
-    """
+    """Returns the log density of a mixture of K Gaussians p [K, D] at z in nats, [..., D] -> [...]. logits: [K]."""
+    # (z - mean)^2 is multiplied out. So the work is two matrix products, and no array is [..., K, D].
     precision = jnp.exp(-2 * p.log_std)
     constant = jnp.sum(-0.5 * (gaussian.LOG_2PI + p.mean**2 * precision) - p.log_std, axis=-1)
     dot = functools.partial(jnp.matmul, precision="highest")
     log_p = dot(z, (p.mean * precision).T) - 0.5 * dot(jnp.square(z), precision.T)
     log_pi = jax.nn.log_softmax(logits)
     log_p += jnp.broadcast_to(constant + log_pi, log_p.shape)
-    # The squares cancel where components are narrow, so the nearest one is computed anew, by differences.
+    # The terms of the square cancel if a component is narrow. So the nearest component is computed again, by differences.
     i = jnp.argmax(log_p, axis=-1)
     nearest = log_pi[i] + gaussian.gaussian_log_prob(z, Gaussian(p.mean[i], p.log_std[i])).sum(-1)
     log_p = jnp.where(jax.nn.one_hot(i, log_p.shape[-1], dtype=bool), nearest[..., None], log_p)
@@ -129,6 +131,7 @@ def _mixture_log_prob(p: Gaussian, logits: Array, z: Array) -> Array:
 
 
 def _mixture_sample(p: Gaussian, logits: Array, key: Key, temperature: float) -> Array:
-    which, noise = jax.random.split(key)
-    i = jax.random.categorical(which, logits)
+    """Draws one z, [D]."""
+    component, noise = jax.random.split(key)
+    i = jax.random.categorical(component, logits)
     return p.mean[i] + temperature * jnp.exp(p.log_std[i]) * jax.random.normal(noise, p.mean.shape[1:], p.mean.dtype)

@@ -1,86 +1,122 @@
-"""Causal attention by blocks of rows, which is faster on a CPU."""
+"""Causal attention by blocks of rows, which is faster on a CPU: it skips most of the scores that the mask hides."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gen.core import Array
-from gen.networks.kernels.sums import over_channels
+from gen.networks.kernels.sums import sum_channels
+
+# Rows of a block. Smaller blocks would skip more of the hidden scores, in smaller products.
+MIN_ROWS = 128
+# Bounds the length of the program, in which every block is written out.
+MAX_BLOCKS = 16
+# Numbers that a vector instruction takes at once: 16 float32 with AVX-512.
+LANES = 16
 
 
-def once(mask: Array) -> Array:
-    """The mask [B, ...] from a loop on a CPU, so that it is in memory: XLA would compute it again for each score of each layer."""
-    return jax.lax.platform_dependent(
-        ~mask, cpu=lambda hidden: jax.lax.map(jnp.logical_not, hidden), default=jnp.logical_not
-    )
+def store_mask(mask: Array) -> Array:
+    """Returns the same mask, bool [B, ...], as an array that is in memory on a CPU.
+
+    A loop computes it there. XLA would otherwise fuse its formula into every use, and compute it again for each score of each
+    layer. Elsewhere it is not not mask, which costs nothing.
+    """
+
+    def loop(hidden: Array) -> Array:
+        return jax.lax.map(jnp.logical_not, hidden)
+
+    return jax.lax.platform_dependent(~mask, cpu=loop, default=jnp.logical_not)
 
 
-def by_rows(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, mask_BNTT: Array) -> Array:
-    """`formula` under a mask that hides all places s > t."""
-    each = query_BTNH.shape[2] // key_BTKH.shape[2]
+def attend_by_rows(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, mask_BNTT: Array) -> Array:
+    """Returns the same as `gen.networks.attention.attend_at_once` without a bias, if the mask hides each s > t."""
+    groups = query_BTNH.shape[2] // key_BTKH.shape[2]
     q = query_BTNH.swapaxes(1, 2) / math.sqrt(query_BTNH.shape[-1])
-    k, v = (jnp.repeat(x, each, axis=2).swapaxes(1, 2) for x in (key_BTKH, value_BTKH))
-    return triangle(q, k, v, mask_BNTT).swapaxes(1, 2)
+    k, v = (jnp.repeat(x, groups, axis=2).swapaxes(1, 2) for x in (key_BTKH, value_BTKH))
+    return causal_attention(q, k, v, mask_BNTT).swapaxes(1, 2)
+
+
+class Kept(NamedTuple):
+    """Values of the forward pass that the gradient needs, [B, N, T, H] each."""
+
+    q: Array
+    k: Array
+    v: Array
+    y: Array
+    blocks: list[tuple[Array, Array]]
+    """For each block of rows: e^(s - max s) [B, N, rows, seen] and 1 over its sum [B, N, rows, 1], the parts of the softmax."""
 
 
 @jax.custom_vjp
-def triangle(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """softmax(q k) v, [B, N, T, H], of a few places t at a time, which see the keys up to the last of them."""
-    return forward(q, k, v, mask)[0]
+def causal_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Returns softmax(q k) v where the mask is true, [B, N, T, H]. q, k, v: [B, N, T, H]; mask: broadcasts to [B, N, T, T].
+
+    Plain: softmax(where(mask, q @ k^T, -inf)) @ v. Here a block of rows t at a time sees only the keys up to its last row.
+    """
+    return _forward(q, k, v, mask)[0]
 
 
-def forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
-    """Its value; and for the gradient also, of each part, the softmax's numerators and one over their sums."""
-    ys, kept = [], []
-    k_H = turned(k)
-    for rows in parts(q.shape[2]):
+def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Kept]:
+    # Python's loop, not XLA's: each block has its own number of keys, and XLA needs fixed shapes.
+    ys, blocks = [], []
+    k_transposed = transpose_in_memory(k)
+    for rows in row_blocks(q.shape[2]):
         seen = slice(0, rows.stop)
-        s = q[:, :, rows] @ k_H[..., seen]
+        s = q[:, :, rows] @ k_transposed[..., seen]
         s = jnp.where(mask[:, :, rows, seen], s, jnp.finfo(s.dtype).min)
-        e = jnp.exp(s - largest(s))
-        over = 1 / over_channels(e)
-        ys.append(e @ v[:, :, seen] * over)
-        kept.append((e, over))
+        e = jnp.exp(s - max_last(s))
+        inverse = 1 / sum_channels(e)
+        # Dividing after the product divides H numbers per row instead of all scores.
+        ys.append(e @ v[:, :, seen] * inverse)
+        blocks.append((e, inverse))
     y = jnp.concatenate(ys, axis=2)
-    return y, (q, k, v, y, kept)
+    return y, Kept(q, k, v, y, blocks)
 
 
-def backward(residuals: tuple, g: Array) -> tuple[Array, Array, Array, None]:
+def _backward(kept: Kept, g: Array) -> tuple[Array, Array, Array, None]:
     """With p = softmax(q k): dv = p^T g; ds = p (g v - y g), since sum_s p (g v) = y g; dq = ds k; dk = ds^T q."""
-    q, k, v, y, kept = residuals
-    q_H, v_H = turned(q), turned(v)
-    dq, dk_H, dv_H = [], jnp.zeros_like(q_H), jnp.zeros_like(v_H)
-    for rows, (e, over) in zip(parts(q.shape[2]), kept, strict=True):
+    q, k, v, y, blocks = kept
+    q_transposed, v_transposed = transpose_in_memory(q), transpose_in_memory(v)
+    dq, dk_transposed, dv_transposed = [], jnp.zeros_like(q_transposed), jnp.zeros_like(v_transposed)
+    for rows, (e, inverse) in zip(row_blocks(q.shape[2]), blocks, strict=True):
         seen = slice(0, rows.stop)
-        g_over = g[:, :, rows] * over
-        mean = (g_over * y[:, :, rows]).sum(-1, keepdims=True)
-        ds = e * (g_over @ v_H[..., seen] - mean)
+        g_inverse = g[:, :, rows] * inverse
+        # sum_s p (g v) = y g, which sums H numbers per row instead of all scores.
+        mean = (g_inverse * y[:, :, rows]).sum(-1, keepdims=True)
+        ds = e * (g_inverse @ v_transposed[..., seen] - mean)
         dq.append(ds @ k[:, :, seen])
-        dk_H = dk_H.at[..., seen].add(q_H[..., rows] @ ds)
-        dv_H = dv_H.at[..., seen].add(turned(g_over) @ e)
-    return jnp.concatenate(dq, axis=2), dk_H.swapaxes(2, 3), dv_H.swapaxes(2, 3), None
+        # Each block adds to the gradients of all keys that it has seen.
+        dk_transposed = dk_transposed.at[..., seen].add(q_transposed[..., rows] @ ds)
+        dv_transposed = dv_transposed.at[..., seen].add(transpose_in_memory(g_inverse) @ e)
+    return jnp.concatenate(dq, axis=2), dk_transposed.swapaxes(2, 3), dv_transposed.swapaxes(2, 3), None
 
 
-def turned(x: Array) -> Array:
-    """[..., T, H] -> [..., H, T] in memory, so that products need no transposed scores: they are half as fast, or less."""
+causal_attention.defvjp(_forward, _backward)
+
+
+def transpose_in_memory(x: Array) -> Array:
+    """[..., T, H] -> [..., H, T], stored as such: the barrier keeps XLA from folding it into a product.
+
+    Then all products above read their factors in the order of memory. Products with transposed scores take at least twice as
+    long.
+    """
     return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
 
-def largest(x: Array) -> Array:
-    """The maximum over the last axis, kept: of 16 lanes first, which XLA makes vectors of."""
-    if x.shape[-1] % 16:
+def max_last(x: Array) -> Array:
+    """Returns x.max(-1, keepdims=True): first the maximum of each of 16 lanes, which XLA compiles to vector instructions."""
+    if x.shape[-1] % LANES:
         return x.max(-1, keepdims=True)
-    lanes = x.reshape(*x.shape[:-1], -1, 16).max(-2)
+    # The barrier keeps XLA from merging both steps into one reduction again.
+    lanes = x.reshape(*x.shape[:-1], -1, LANES).max(-2)
     return jax.lax.optimization_barrier(lanes).max(-1, keepdims=True)
 
 
-triangle.defvjp(forward, backward)
-
-
-def parts(places: int) -> list[slice]:
-    """At least 128 at a time, and not more than 16 times."""
-    size = max(128, math.ceil(places / 16))
-    return [slice(start, min(start + size, places)) for start in range(0, places, size)]
+def row_blocks(rows: int) -> list[slice]:
+    """Divides `rows` rows into at most MAX_BLOCKS blocks of at least MIN_ROWS rows (the last may be shorter)."""
+    size = max(MIN_ROWS, math.ceil(rows / MAX_BLOCKS))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -1,197 +1,218 @@
-"""Convolutions that are fast on a CPU too, in every derivative. Images [B, H, W, C], kernels [kh, kw, C, O], padding SAME.
+"""Convolutions that are fast on a CPU too, in every derivative.
 
-All come from one trilinear form, t(x, k, g) = sum(conv(x, k) * g): its derivative by g is the convolution, by x the
-transposed convolution, by k a correlation of images. Each is the derivative of the others, and is told so: what is derived
-from a transposed convolution instead, its gradient by the kernel, XLA runs up to 50 times slower on a CPU.
+Images are [B, H, W, C], kernels [kh, kw, C, O], and padding is SAME. Plain: `plain_conv` and its `jax.linear_transpose`.
 
-There, where it saves enough multiplications, t is computed from discrete Fourier transforms of all three, which are small
-enough to be matrices: 1/5 of the multiplications for a 5x5 kernel on 7x7 pixels. And what XLA is slow at, transposed
-convolutions with a stride and convolutions of few channels, is one product over all taps, of pixels that were taken apart
-before or are added up after. The results differ by rounding.
+All three functions come from one trilinear form, t(x, k, g) = sum(conv(x, k) * g):
+
+- `conv` is its derivative by g,
+- `image_gradient` its derivative by x, a transposed convolution,
+- `kernel_gradient` its derivative by k, a correlation of images.
+
+Each is a derivative of the others, and their gradient rules say so. This alone matters: the kernel's gradient of a transposed
+convolution, as JAX derives it, runs up to 50 times slower on a CPU.
+
+On a CPU two other forms take over where they are faster (`choose`). They differ from the plain one by rounding.
+
+- Fourier: t from discrete Fourier transforms of x, k and g, which are small enough to be products with matrices
+  (gen.networks.kernels.fourier). A 5x5 kernel on 7x7 pixels takes 1/5 of the multiplications.
+- Taps: one product over all taps of the kernel, with pixels that were copied apart before (`take_patches`) or are added up
+  after (`add_patches`). XLA is slow at transposed convolutions with a stride, and at images of few channels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gen.core import Array
+from gen.networks.kernels.fourier import flatten_sides, fourier_factors, inverse_transform, periods, transform
 
 Form = Callable[[Array, Array], Array]
 Shape = tuple[int, ...]
-FEW = 4  # channels of an image
+# Channels of an image up to which one product over taps is faster than XLA's convolution.
+MAX_TAPS_CHANNELS = 4
+# Pixels (4 images of 28x28) whose correlation stays in the CPU's cache.
+CHUNK_PIXELS = 3136
+# Parts of a batch in `kernel_gradient`. Each is written out in the program.
+MAX_CHUNKS = 16
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O], as flax's nn.Conv without its bias."""
+    """Convolves images with a kernel, as flax's nn.Conv without its bias.
 
-    def fourier(x: Array, kernel: Array) -> Array:
-        u, v, w = factors(x.shape[1:3], kernel.shape[:2], x.dtype)
-        return image(w, spectra(u, x) @ jnp.tensordot(v, flat(kernel), 1), x.shape[1:3])
+    [B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O].
+    """
+
+    def by_fourier(x: Array, kernel: Array) -> Array:
+        f = fourier_factors(x.shape[1:3], kernel.shape[:2], x.dtype)
+        y = transform(f.image, x) @ jnp.tensordot(f.kernel, flatten_sides(kernel), 1)
+        return inverse_transform(f.output, y, x.shape[1:3])
 
     def by_taps(x: Array, kernel: Array) -> Array:
-        return jnp.tensordot(taken(x, kernel.shape[:2], stride), kernel, 3)
+        return jnp.tensordot(take_patches(x, kernel.shape[:2], stride), kernel, 3)
 
-    cpu = by_taps if x.shape[3] <= FEW else None
-    return either(fourier, partial(plain, stride=stride), x, kernel, x.shape, kernel.shape, stride, cpu)
+    cpu = by_taps if x.shape[3] <= MAX_TAPS_CHANNELS else None
+    return choose(by_fourier, partial(plain_conv, stride=stride), x, kernel, x.shape, kernel.shape, stride, cpu)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, H, W, C], [kh, kw, C, O] -> [B, H stride, W stride, O], as flax's nn.ConvTranspose without its bias."""
-    return by_image(x, kernel[::-1, ::-1].swapaxes(2, 3), stride, (x.shape[1] * stride, x.shape[2] * stride))
+    """Applies a transposed convolution, as flax's nn.ConvTranspose without its bias.
+
+    [B, H, W, C], [kh, kw, C, O] -> [B, H stride, W stride, O].
+    """
+    # A transposed convolution is the gradient of a convolution whose kernel is mirrored, with its channels exchanged.
+    sides = (x.shape[1] * stride, x.shape[2] * stride)
+    return image_gradient(x, kernel[::-1, ::-1].swapaxes(2, 3), stride, sides)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def by_image(g: Array, kernel: Array, stride: int, sides: tuple[int, int]) -> Array:
-    """dt/dx, [B, *sides, C], for images x of these sides."""
+def image_gradient(g: Array, kernel: Array, stride: int, sides: tuple[int, int]) -> Array:
+    """Returns dt/dx, the gradient with respect to images of these sides (height, width).
+
+    g [B, h, w, O], kernel [kh, kw, C, O] -> [B, *sides, C].
+    """
     shape = (g.shape[0], *sides, kernel.shape[2])
 
-    def fourier(g: Array, kernel: Array) -> Array:
-        u, v, w = factors(sides, kernel.shape[:2], g.dtype)
-        return image(u, spectra(w, g) @ jnp.tensordot(v, flat(kernel.swapaxes(2, 3)), 1), sides)
+    def by_fourier(g: Array, kernel: Array) -> Array:
+        f = fourier_factors(sides, kernel.shape[:2], g.dtype)
+        x = transform(f.output, g) @ jnp.tensordot(f.kernel, flatten_sides(kernel.swapaxes(2, 3)), 1)
+        return inverse_transform(f.image, x, sides)
 
-    def direct(g: Array, kernel: Array) -> Array:
+    def plain(g: Array, kernel: Array) -> Array:
         x = jax.ShapeDtypeStruct(shape, g.dtype)
-        return jax.linear_transpose(lambda x: plain(x, kernel, stride), x)(g)[0]
+        return jax.linear_transpose(lambda x: plain_conv(x, kernel, stride), x)(g)[0]
 
     def by_taps(g: Array, kernel: Array) -> Array:
-        return added(jnp.tensordot(g, kernel, ((3,), (3,))), stride, sides)
+        return add_patches(jnp.tensordot(g, kernel, ((3,), (3,))), stride, sides)
 
-    cpu = by_taps if (stride > 1 or kernel.shape[2] <= FEW) and stride <= min(kernel.shape[:2]) else None
-    return either(fourier, direct, g, kernel, shape, kernel.shape, stride, cpu)
+    # With a stride above the kernel's side, some pixels have no tap: `add_patches` would lack them.
+    slow = stride > 1 or kernel.shape[2] <= MAX_TAPS_CHANNELS
+    cpu = by_taps if slow and stride <= min(kernel.shape[:2]) else None
+    return choose(by_fourier, plain, g, kernel, shape, kernel.shape, stride, cpu)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def by_kernel(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> Array:
-    """dt/dk, [*sides, C, O], for kernels k of these sides."""
+def kernel_gradient(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> Array:
+    """Returns dt/dk, the gradient with respect to a kernel of these sides (height, width).
+
+    x [B, H, W, C], g [B, h, w, O] -> [*sides, C, O].
+    """
     shape = (*sides, x.shape[3], g.shape[3])
 
-    def fourier(x: Array, g: Array) -> Array:
-        u, v, w = factors(x.shape[1:3], sides, x.dtype)
-        return jnp.tensordot(v.T, spectra(u, x).mT @ spectra(w, g), 1).reshape(shape)
+    def by_fourier(x: Array, g: Array) -> Array:
+        f = fourier_factors(x.shape[1:3], sides, x.dtype)
+        return jnp.tensordot(f.kernel.T, transform(f.image, x).mT @ transform(f.output, g), 1).reshape(shape)
 
-    def direct(x: Array, g: Array) -> Array:
+    def plain(x: Array, g: Array) -> Array:
         kernel = jax.ShapeDtypeStruct(shape, x.dtype)
-        return jax.linear_transpose(lambda kernel: plain(x, kernel, stride), kernel)(g)[0]
+        return jax.linear_transpose(lambda kernel: plain_conv(x, kernel, stride), kernel)(g)[0]
 
-    def parts(x: Array, g: Array) -> Array:
-        """A few examples at a time, about 3136 pixels, which stay in the cache: up to three times as fast."""
-        size = max(3136 // math.prod(g.shape[1:3]), math.ceil(len(x) / 16))
+    def by_chunks(x: Array, g: Array) -> Array:
+        """The sum over chunks of the batch that stay in the CPU's cache: up to three times as fast."""
+        size = max(CHUNK_PIXELS // math.prod(g.shape[1:3]), math.ceil(len(x) / MAX_CHUNKS))
         cuts = tuple(range(size, len(x), size))
-        return reduce(jnp.add, map(direct, jnp.split(x, cuts), jnp.split(g, cuts)))
+        return reduce(jnp.add, map(plain, jnp.split(x, cuts), jnp.split(g, cuts)))
 
-    return either(fourier, direct, x, g, x.shape, shape, stride, parts)
-
-
-conv.defvjp(
-    lambda x, k, stride: (conv(x, k, stride), (x, k)),
-    lambda stride, xk, g: (by_image(g, xk[1], stride, xk[0].shape[1:3]), by_kernel(xk[0], g, stride, xk[1].shape[:2])),
-)
-by_image.defvjp(
-    lambda g, k, stride, sides: (by_image(g, k, stride, sides), (g, k)),
-    lambda stride, sides, gk, x: (conv(x, gk[1], stride), by_kernel(x, gk[0], stride, gk[1].shape[:2])),
-)
-by_kernel.defvjp(
-    lambda x, g, stride, sides: (by_kernel(x, g, stride, sides), (x, g)),
-    lambda stride, sides, xg, k: (by_image(xg[1], k, stride, xg[0].shape[1:3]), conv(xg[0], k, stride)),
-)
+    return choose(by_fourier, plain, x, g, x.shape, shape, stride, by_chunks)
 
 
-def plain(x: Array, kernel: Array, stride: int) -> Array:
+def _conv_forward(x: Array, k: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, k, stride), (x, k)
+
+
+def _conv_backward(stride: int, xk: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, k = xk
+    return image_gradient(g, k, stride, x.shape[1:3]), kernel_gradient(x, g, stride, k.shape[:2])
+
+
+def _image_forward(g: Array, k: Array, stride: int, sides: tuple[int, int]) -> tuple[Array, tuple[Array, Array]]:
+    return image_gradient(g, k, stride, sides), (g, k)
+
+
+def _image_backward(stride: int, _: tuple[int, int], gk: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+    g, k = gk
+    return conv(x, k, stride), kernel_gradient(x, g, stride, k.shape[:2])
+
+
+def _kernel_forward(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> tuple[Array, tuple[Array, Array]]:
+    return kernel_gradient(x, g, stride, sides), (x, g)
+
+
+def _kernel_backward(stride: int, _: tuple[int, int], xg: tuple[Array, Array], k: Array) -> tuple[Array, Array]:
+    x, g = xg
+    return image_gradient(g, k, stride, x.shape[1:3]), conv(x, k, stride)
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+image_gradient.defvjp(_image_forward, _image_backward)
+kernel_gradient.defvjp(_kernel_forward, _kernel_backward)
+
+
+def plain_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """[B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O]: the convolution as XLA has it."""
+    # A 1x1 convolution is a product of matrices.
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return jnp.tensordot(x, kernel[0, 0], 1)
     axes = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=axes)
 
 
-def either(
-    fourier: Form, direct: Form, a: Array, b: Array, x: Shape, kernel: Shape, stride: int, cpu: Form | None = None
-):
-    """direct(a, b); on a CPU fourier(a, b) if it has less than half of the multiplications, for x and kernel of these
-    shapes, or else cpu(a, b). Both round more often, so bfloat16 is left alone."""
+def choose(
+    by_fourier: Form, plain: Form, a: Array, b: Array, x: Shape, kernel: Shape, stride: int, cpu: Form | None
+) -> Array:
+    """Returns plain(a, b); on a CPU by_fourier(a, b) if it needs less than half of the multiplications, otherwise cpu(a, b).
+
+    x, kernel: shapes of the image and the kernel, whatever a and b are. cpu: None if the plain form is the fastest. The other
+    forms round more often, so bfloat16 always has the plain form.
+    """
     (batch, *sides, c), (*taps, _, o) = x, kernel
+    # 1.5 real products per frequency: a complex product is 3 real ones, and half of the frequencies are conjugates.
     pixels, rank = math.prod(sides), 1.5 * math.prod(periods(sides, taps))
+    # Multiplications of the transforms of both arrays, and of the product of their spectra; against the plain convolution.
     transforms = pixels * batch * (c + o) + math.prod(taps) * c * o
     if stride == 1 and 2 * rank * (transforms + batch * c * o) < pixels * math.prod(taps) * batch * c * o:
-        cpu = fourier
+        cpu = by_fourier
     if cpu is None or a.dtype not in (jnp.float32, jnp.float64):
-        return direct(a, b)
-    return jax.lax.platform_dependent(a, b, cpu=cpu, default=direct)
+        return plain(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=cpu, default=plain)
 
 
-def taken(x: Array, taps: Sequence[int], stride: int) -> Array:
-    """[B, H, W, C] -> [B, h, w, kh, kw, C]: the pixels under each tap."""
+def take_patches(x: Array, taps: Sequence[int], stride: int) -> Array:
+    """[B, H, W, C] -> [B, h, w, kh, kw, C]: the pixels under each tap of a kernel at each place (im2col)."""
     h, w = (-(-side // stride) for side in x.shape[1:3])
-    x = jnp.pad(x, ((0, 0), *edges(x.shape[1:3], taps, stride), (0, 0)))
-    under = lambda i, j: x[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+    x = jnp.pad(x, ((0, 0), *padding(x.shape[1:3], taps, stride), (0, 0)))
+
+    def under(i: int, j: int) -> Array:
+        return x[:, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride]
+
     return jnp.stack([under(i, j) for i, j in np.ndindex(*taps)], 3).reshape(-1, h, w, *taps, x.shape[3])
 
 
-def added(y: Array, stride: int, sides: Shape) -> Array:
-    """[B, h, w, kh, kw, C] -> [B, *sides, C], the adjoint of `taken`: what each tap has for its pixels, added up."""
+def add_patches(y: Array, stride: int, sides: Shape) -> Array:
+    """[B, h, w, kh, kw, C] -> [B, *sides, C]: adds the value of each tap to its pixel (col2im), the adjoint of `take_patches`.
+
+    A tap (i, j) reaches only pixels whose row and column have the same remainders by the stride. So the taps are added up in
+    stride^2 dense images of [B, h, w, C], one for each pair of remainders, which are interleaved at the end. A scatter into
+    strided pixels would be slow.
+    """
     b, h, w, *taps, c = y.shape
-    (top, _), (left, _) = edges(sides, taps, stride)
-    phases: dict[Shape, Array] = {}  # the pixels whose places have these remainders by the stride, [B, h, w, C]
+    (top, _), (left, _) = padding(sides, taps, stride)
+    sums: dict[Shape, Array] = {}
     for i, j in np.ndindex(*taps):
         (down, p), (right, q) = divmod(i - top, stride), divmod(j - left, stride)
-        moved = jax.lax.pad(
-            y[:, :, :, i, j], jnp.zeros((), y.dtype), ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
-        )
-        phases[p, q] = phases[p, q] + moved if (p, q) in phases else moved
-    rows = [jnp.stack([phases[p, q] for q in range(stride)], 3) for p in range(stride)]
+        shifts = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
+        shifted = jax.lax.pad(y[:, :, :, i, j], jnp.zeros((), y.dtype), shifts)
+        sums[p, q] = sums[p, q] + shifted if (p, q) in sums else shifted
+    rows = [jnp.stack([sums[p, q] for q in range(stride)], 3) for p in range(stride)]
     return jnp.stack(rows, 2).reshape(b, h * stride, w * stride, c)[:, : sides[0], : sides[1]]
 
 
-def edges(sides: Sequence[int], taps: Sequence[int], stride: int) -> Sequence[tuple[int, int]]:
-    """Pixels of padding before and after."""
+def padding(sides: Sequence[int], taps: Sequence[int], stride: int) -> Sequence[tuple[int, int]]:
+    """Returns the pixels of padding (before, after) on both axes."""
     return jax.lax.padtype_to_pads(sides, taps, (stride, stride), "SAME")
-
-
-def periods(sides: Sequence[int], taps: Sequence[int]) -> list[int]:
-    """The shortest that keep what lies outside of the image zero: `sides` pixels, then as many as a kernel reaches over."""
-    return [side + tap // 2 for side, tap in zip(sides, taps, strict=True)]
-
-
-@lru_cache
-def factors(
-    sides: tuple[int, int], taps: tuple[int, int], dtype: np.dtype
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """u [R, H W], v [R, kh kw], w [R, H W] such that t(x, k, g) = sum_r (u x)_r (v k)_r (w g)_r, at stride 1.
-
-    t is the mean of X K G over the frequencies, X the transform of x, K and G those of the mirrored k and g. Opposite
-    frequencies are conjugate, so that one of two is enough, and Re(X K G) is a sum of three real products:
-    Re G - Im G times Re K (Re X + Im X), -Im G times Re X (Im K - Re K), -Re G times Im X (Re K + Im K).
-    """
-    n = np.array(periods(sides, taps))
-    grid = lambda shape: np.stack(np.indices(shape), -1).reshape(-1, 2)
-    frequency = grid(n)
-    opposite = -frequency % n
-    ours, once = (frequency @ (n[1], 1) <= opposite @ (n[1], 1)), (frequency == opposite).all(1)
-    wave = lambda position: np.exp(-2j * np.pi * (frequency[ours] / n) @ position.T)
-    x, k, g = wave(grid(sides)), wave((np.array(taps) - 1) // 2 - grid(taps)), wave(-grid(sides))
-    g *= np.where(once[ours], 1, 2)[:, None] / n.prod()
-    u = np.concatenate([x.real + x.imag, x.real, x.imag])
-    v = np.concatenate([k.real, k.imag - k.real, k.imag + k.real])
-    w = np.concatenate([g.real - g.imag, -g.imag, -g.real])
-    return u.astype(dtype), v.astype(dtype), w.astype(dtype)
-
-
-def flat(a: Array) -> Array:
-    """[H, W, ...] -> [H W, ...]."""
-    return a.reshape(-1, *a.shape[2:])
-
-
-def spectra(m: np.ndarray, x: Array) -> Array:
-    """[R, H W], [B, H, W, C] -> [R, B, C]."""
-    return jnp.tensordot(m, flat(x.transpose(1, 2, 0, 3)), 1)
-
-
-def image(m: np.ndarray, x: Array, sides: tuple[int, ...]) -> Array:
-    """[R, H W], [R, B, C] -> [B, H, W, C], the adjoint of `spectra`."""
-    return jnp.tensordot(m.T, x, 1).reshape(*sides, *x.shape[1:]).transpose(2, 0, 1, 3)

@@ -1,5 +1,9 @@
-"""Products of dense layers. On a CPU, those of one input are one product, and so are their gradients, each contracted as its
-factors lie: of what JAX derives from the plain form, XLA transposes the activations in memory first.
+"""Products of dense layers.
+
+Plain: x @ kernel for each kernel. On a CPU, layers with the same input are one product, and so are their gradients.
+
+Each gradient contracts its factors as they are in memory. XLA would transpose the activations in memory first in the gradients
+that JAX derives.
 """
 
 from __future__ import annotations
@@ -12,47 +16,61 @@ import jax.numpy as jnp
 from gen.core import Array
 
 Kernels = tuple[Array, ...]
+"""Kernels [D, F] of layers with the same input. F may differ."""
 
 
 def products(x: Array, kernels: Kernels) -> tuple[Array, ...]:
-    """[..., D], of each kernel [D, F] -> [..., F], each as flax's nn.Dense has it without its bias."""
+    """Returns x @ kernel, [..., F], for each kernel [D, F]: flax's nn.Dense without a bias. x: [..., D]."""
     if x.dtype not in (jnp.float32, jnp.float64):
         return tuple(x @ kernel for kernel in kernels)
-    return tuple(y.reshape(*x.shape[:-1], -1) for y in of_rows(x.reshape(-1, x.shape[-1]), kernels))
+    return tuple(y.reshape(*x.shape[:-1], -1) for y in _products(x.reshape(-1, x.shape[-1]), kernels))
 
 
 @jax.custom_vjp
-def of_rows(x: Array, kernels: Kernels) -> tuple[Array, ...]:
-    """[B, D], of each kernel [D, F] -> [B, F]."""
-    joined = lambda x, kernels: split(x @ join(kernels), kernels)
-    apart = lambda x, kernels: tuple(x @ kernel for kernel in kernels)
-    return jax.lax.platform_dependent(x, kernels, cpu=joined, default=apart)
+def _products(x: Array, kernels: Kernels) -> tuple[Array, ...]:
+    """[B, D] -> [B, F] for each kernel."""
+
+    def joined(x: Array, kernels: Kernels) -> tuple[Array, ...]:
+        return split(x @ join(kernels), kernels)
+
+    def plain(x: Array, kernels: Kernels) -> tuple[Array, ...]:
+        return tuple(x @ kernel for kernel in kernels)
+
+    return jax.lax.platform_dependent(x, kernels, cpu=joined, default=plain)
 
 
-def gradients(residuals: tuple[Array, Kernels], gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
-    """Of x, g k^T; of each kernel, x^T g."""
+def _forward(x: Array, kernels: Kernels) -> tuple[tuple[Array, ...], tuple[Array, Kernels]]:
+    return _products(x, kernels), (x, kernels)
+
+
+def _backward(kept: tuple[Array, Kernels], gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
+    """dx = sum g kernel^T over the kernels; dkernel = x^T g."""
 
     def joined(x: Array, kernels: Kernels, gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
+        # The sum over kernels in dx is a longer contraction, and all dkernel are columns of one product.
         g = join(gs)
         return contract(g, join(kernels), 1), split(contract(x, g, 0), kernels)
 
-    def apart(x: Array, kernels: Kernels, gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
+    def plain(x: Array, kernels: Kernels, gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
         dx = sum((contract(g, kernel, 1) for g, kernel in zip(gs, kernels, strict=True)), jnp.zeros((), x.dtype))
         return dx, tuple(contract(x, g, 0) for g in gs)
 
-    return jax.lax.platform_dependent(*residuals, gs, cpu=joined, default=apart)
+    return jax.lax.platform_dependent(*kept, gs, cpu=joined, default=plain)
 
 
-of_rows.defvjp(lambda x, kernels: (of_rows(x, kernels), (x, kernels)), gradients)
+_products.defvjp(_forward, _backward)
 
 
 def contract(a: Array, b: Array, axis: int) -> Array:
+    """Returns the product of two matrices summed over this axis of both: a^T b for 0, a b^T for 1, without a transpose."""
     return jax.lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
 
 
 def join(xs: tuple[Array, ...]) -> Array:
+    """Joins matrices along their columns."""
     return xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=1)
 
 
 def split(y: Array, kernels: Kernels) -> tuple[Array, ...]:
+    """Splits the columns of y into the outputs of each kernel, the inverse of `join`."""
     return tuple(jnp.split(y, list(accumulate(kernel.shape[1] for kernel in kernels))[:-1], axis=1))

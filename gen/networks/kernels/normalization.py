@@ -1,5 +1,7 @@
-"""Layer and batch normalization with their gradients as they are on paper, of few sums: what is derived from the formulas by rule has
-twice as many."""
+"""Layer and batch normalization with gradients as on paper, which need half the sums of gradients derived by JAX.
+
+Plain: x - mean(x), over sqrt(var(x) + EPSILON), times the scale. Sums are products on a CPU (gen.networks.kernels.sums).
+"""
 
 from __future__ import annotations
 
@@ -10,63 +12,76 @@ import jax.numpy as jnp
 
 from gen import axis
 from gen.core import Array
-from gen.networks.kernels.sums import over_channels, over_rows, row
+from gen.networks.kernels.sums import as_row, sum_channels, sum_rows
 
-EPSILON = 1e-5  # beside a variance
+EPSILON = 1e-5  # added to a variance
+
+
+def normalize_examples(x: Array, scale: Array, centered: bool) -> Array:
+    """Returns x [..., D] normalized over its last axis, times the scale [D].
+
+    centered: subtract the mean and divide by the standard deviation (LayerNorm, Ba et al. 2016). Otherwise divide by the root
+    mean square (RMSNorm, Zhang and Sennrich 2019).
+    """
+    return _normalize_examples(x, scale, centered)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def by_example(x: Array, scale: Array, centered: bool) -> Array:
-    """x [..., D] less its mean over D (if centered) and over its deviation, times the scale [D]. Ba et al. 2016; uncentered, Zhang
-    and Sennrich 2019."""
-    return _example(x, scale, centered)[0]
+def _normalize_examples(x: Array, scale: Array, centered: bool) -> Array:
+    return _example_forward(x, scale, centered)[0]
 
 
-def _example(x: Array, scale: Array, centered: bool) -> tuple[Array, tuple[Array, ...]]:
+def _example_forward(x: Array, scale: Array, centered: bool) -> tuple[Array, tuple[Array, ...]]:
     d = x.shape[-1]
     if centered:
-        x -= over_channels(x) / d
-    over = jax.lax.rsqrt(over_channels(jnp.square(x)) / d + EPSILON)
-    y = x * over
-    return y * row(scale, x.ndim), (y, over, scale)
+        x -= sum_channels(x) / d
+    inverse = jax.lax.rsqrt(sum_channels(jnp.square(x)) / d + EPSILON)
+    y = x * inverse
+    return y * as_row(scale, x.ndim), (y, inverse, scale)
 
 
-def _example_gradients(centered: bool, residuals: tuple[Array, ...], g: Array) -> tuple[Array, Array]:
-    """With p = g y: over (g scale - mean(g scale) - y mean(p scale)) of x, and of the scale the sum of p."""
-    y, over, scale = residuals
+def _example_backward(centered: bool, kept: tuple[Array, ...], g: Array) -> tuple[Array, Array]:
+    """With p = g y: dx = (g scale - mean(g scale) - y mean(p scale)) / deviation, and dscale is the sum of p over rows."""
+    y, inverse, scale = kept
     d, p = g.shape[-1], g * y
-    mean = over_channels(g, scale) / d if centered else jnp.zeros_like(over)
-    return over * (g * row(scale, g.ndim) - mean - y * (over_channels(p, scale) / d)), over_rows(p)
+    mean = sum_channels(g, scale) / d if centered else jnp.zeros_like(inverse)
+    return inverse * (g * as_row(scale, g.ndim) - mean - y * (sum_channels(p, scale) / d)), sum_rows(p)
 
 
-by_example.defvjp(_example, _example_gradients)
+_normalize_examples.defvjp(_example_forward, _example_backward)
 
 
 @jax.custom_vjp
-def by_channel(x: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """x [B, ..., C] less the mean of each channel over the whole batch, on all devices, and over its deviation, times the scale
-    [C]; and that mean and variance, [C], through which no gradient goes. Ioffe and Szegedy 2015."""
-    return _channel(x, scale)[0]
+def normalize_channels(x: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """Returns (x [B, ..., C] normalized over all axes but the last, times the scale [C]; mean [C]; variance [C]).
+
+    Batch normalization (Ioffe and Szegedy 2015) over the global batch: it runs under the axis "data". No gradient flows through
+    the returned mean and variance.
+    """
+    return _channel_forward(x, scale)[0]
 
 
-def _channel(x: Array, scale: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+def _channel_forward(x: Array, scale: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     n = x.size // x.shape[-1]
-    mean, square = axis.mean((over_rows(x) / n, over_rows(jnp.square(x)) / n))
+    # Both moments in one exchange between devices.
+    mean, square = axis.mean((sum_rows(x) / n, sum_rows(jnp.square(x)) / n))
+    # Rounding may make the difference negative.
     variance = jnp.maximum(square - jnp.square(mean), 0)
-    over = jax.lax.rsqrt(variance + EPSILON)
-    y = (x - row(mean, x.ndim)) * row(over, x.ndim)
-    return (y * row(scale, x.ndim), mean, variance), (y, over, scale)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    y = (x - as_row(mean, x.ndim)) * as_row(inverse, x.ndim)
+    return (y * as_row(scale, x.ndim), mean, variance), (y, inverse, scale)
 
 
-def _channel_gradients(residuals: tuple[Array, ...], gs: tuple[Array, ...]) -> tuple[Array, Array]:
-    """With p = g y: over (g scale - mean(g scale) - y mean(p scale)) of x, and of the scale the sum of p."""
-    y, over, scale = residuals
+def _channel_backward(kept: tuple[Array, ...], gs: tuple[Array, ...]) -> tuple[Array, Array]:
+    """With p = g y: dx = (g scale - mean(g scale) - y mean(p scale)) / deviation, and dscale is the sum of p over rows."""
+    y, inverse, scale = kept
     g, *_ = gs
     p = g * y
-    n, of_g, of_p = g.size // g.shape[-1], over_rows(g), over_rows(p)
-    of_row = partial(row, ndim=g.ndim)
-    mean_g, mean_p = map(of_row, axis.mean((of_g * scale / n, of_p * scale / n)))
-    return of_row(over) * (g * of_row(scale) - mean_g - y * mean_p), of_p
+    n, sum_g, sum_p = g.size // g.shape[-1], sum_rows(g), sum_rows(p)
+    # The batch's statistics depend on all devices' examples, so the means of the gradient are over all devices too.
+    row = partial(as_row, ndim=g.ndim)
+    mean_g, mean_p = map(row, axis.mean((sum_g * scale / n, sum_p * scale / n)))
+    return row(inverse) * (g * row(scale) - mean_g - y * mean_p), sum_p
 
 
-by_channel.defvjp(_channel, _channel_gradients)
+normalize_channels.defvjp(_channel_forward, _channel_backward)

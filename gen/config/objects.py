@@ -1,0 +1,145 @@
+"""Objects written as text, such as `Residual(widths=(32, 64))`. The text is parsed; it is never evaluated."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from gen.config.encoding import decode, import_class, is_abstract, type_name
+from gen.errors import UserError
+from gen.optim import Schedule
+
+IMPORTED = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(.*)", re.DOTALL)  # module:Name, then perhaps (arguments)
+
+
+def parse_object(text: str, hint: object, trust: Sequence[str] = (), at: str = "value") -> Any:
+    """Returns the object that a text describes, for a config field declared as `hint`.
+
+    text: a class (`Residual`), a call (`Residual(widths=(32, 64))`), a tuple of such, or a literal such as None. A class is
+    named as `Name` if it is an imported subclass of the declared class, otherwise as `module:Name`. Arguments may be objects.
+    trust: modules outside gen that may be imported.
+
+    Raises: UserError that names the nearest class or field, or the value that does not fit.
+    """
+    if text in _words(hint):
+        return text
+    classes: Mapping[str, type] = {}
+    # A colon is not Python. So the module is imported, and its class becomes a name that the rest of the text uses.
+    if imported := IMPORTED.fullmatch(text):
+        module, name, arguments = imported.groups()
+        classes, text = {name: import_class(f"{module}.{name}", object, trust, at)}, name + arguments
+    try:
+        value = _to_json(ast.parse(text, mode="eval").body, hint, classes, at)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # deep nesting runs out of stack
+        raise UserError(f"{at}: {text[:80]!r} is not an object; expected {_expected(hint)}") from None
+    return decode(hint, value, trust, at)
+
+
+def scalar(text: str) -> float | Schedule:
+    """Returns a number, or the schedule that the text describes: `0.1`, `WarmupCosine(peak=1e-3, warmup=500)`.
+
+    Raises: ValueError that says what was expected.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.inf
+    if math.isfinite(number):
+        return number
+    try:
+        return parse_object(text, Schedule, at=text[:80])
+    except UserError as error:
+        raise ValueError(f"expected a number or a schedule; {error}") from None
+
+
+def dataclasses_in(hint: object) -> tuple[type, ...]:
+    """Returns the dataclasses in a field's declared type: of `A | None` and of `tuple[A, ...]` it is (A,)."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return (hint,)
+    return tuple(cls for member in typing.get_args(hint) for cls in dataclasses_in(member))
+
+
+def _words(hint: object) -> tuple[str, ...]:
+    """Returns the words of `Literal["a", "b"] | SomeClass`, a choice of words that also takes an object."""
+    if typing.get_origin(hint) is typing.Literal:
+        return tuple(word for word in typing.get_args(hint) if isinstance(word, str))
+    return tuple(word for member in typing.get_args(hint) for word in _words(member))
+
+
+def choices(hint: object) -> dict[str, type]:
+    """Returns {name: class} of the concrete dataclasses that fit a declared type and are imported, bases first."""
+    found: dict[str, type] = {}
+    left = list(dataclasses_in(hint))
+    # A class that was defined twice, as in a config file that was loaded twice, counts as its latest version.
+    while left:
+        cls = left.pop(0)
+        left += cls.__subclasses__()
+        if is_dataclass(cls) and not is_abstract(cls):
+            found[cls.__name__] = cls
+    return found
+
+
+def _to_json(node: ast.expr, hint: object, classes: Mapping[str, type], at: str) -> object:
+    """Returns the value as `encode` would write it. `classes` adds to the names that the hint allows."""
+    if isinstance(node, ast.Tuple | ast.List):
+        return [_to_json(element, hint, classes, at) for element in node.elts]
+    if isinstance(node, ast.Name):
+        return _call_to_json(node, [], [], hint, classes, at)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _call_to_json(node.func, node.args, node.keywords, hint, classes, at)
+    # Only literals: an argument of the command line must never run code.
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        value = ...
+    if not isinstance(value, bool | int | float | str | None):
+        raise UserError(f"{at}: {ast.unparse(node)[:80]!r} is not a value of a config; expected {_expected(hint)}")
+    return value
+
+
+def _call_to_json(
+    name: ast.Name,
+    positional: Sequence[ast.expr],
+    keywords: Sequence[ast.keyword],
+    hint: object,
+    classes: Mapping[str, type],
+    at: str,
+) -> dict[str, object]:
+    cls = _find(name.id, {**choices(hint), **classes}, "class", at)
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    if len(positional) > len(names):
+        raise UserError(f"{at}: {cls.__name__} has {len(names)} fields, and {len(positional)} values are given")
+    # As in a call in Python: values without a name first, in the order of the fields.
+    given = dict(zip(names, positional, strict=False))
+    for keyword in keywords:
+        field = _find(keyword.arg or "**", {name: name for name in names}, "field", f"{at}: {cls.__name__}")
+        if field in given:
+            raise UserError(f"{at}: {cls.__name__} is given {field} twice")
+        given[field] = keyword.value
+    return {"type": type_name(cls)} | {
+        field: _to_json(value, hints[field], {}, f"{at}.{field}") for field, value in given.items()
+    }
+
+
+T = typing.TypeVar("T")
+
+
+def _find(name: str, known: Mapping[str, T], kind: str, at: str) -> T:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{at}: there is no {kind} {name[:80]!r}; {hint}There are {', '.join(known) or 'none'}")
+
+
+def _expected(hint: object) -> str:
+    """Returns the words and classes that fit a declared type, or the type itself, for an error message."""
+    names = [*_words(hint), *(f"{name}(...)" for name in choices(hint))]
+    return f"one of {', '.join(names)}" if names else getattr(hint, "__name__", str(hint))

@@ -1,0 +1,84 @@
+"""Decodes images in threads, and holds the decoded images of a small set in memory."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import PIL
+
+from gen.core import HostBatch
+from gen.data import digest
+from gen.data.cache import Arrays, load_or_make
+from gen.data.images import pixels
+from gen.data.images.sources import Record, Source
+
+Shape = tuple[int, int, int]
+"""(height, width, channels) of a decoded image."""
+READ_RECORDS = 1024  # records that are read from the source at once
+THREAD_RECORDS = 16  # records that a thread decodes at once: fewer would make small images wait for the pool's lock
+
+
+@dataclass(frozen=True)
+class HeldImages:
+    """Decoded images in memory, or mapped from the cache."""
+
+    used: np.ndarray
+    """Positions in the source of the images that are held, sorted, int64 [N]."""
+    image: np.ndarray
+    """uint8 [N, H, W, C]."""
+    label: np.ndarray
+    """int32 [N]."""
+    content: str
+    """SHA-256 of images and labels."""
+
+    def read(self, positions: np.ndarray) -> HostBatch:
+        """Returns {"image", "label"} of these positions in the source. They must be among `used`."""
+        at = np.searchsorted(self.used, positions)
+        return {"image": self.image[at], "label": self.label[at]}
+
+
+def hold_in_memory(source: Source, used: np.ndarray, size: int | None, shape: Shape) -> HeldImages:
+    """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before."""
+
+    def make() -> Arrays:
+        arrays = decode_images(source, size, shape, used)
+        return arrays | {"digest": np.array(digest.sha256(arrays["image"], arrays["label"]))}
+
+    # Another version of Pillow may decode or resize to other pixels.
+    key = digest.sha256(str(source.fingerprint), str((size, shape)), used, f"pillow {PIL.__version__}")
+    arrays = load_or_make(key, make) if source.fingerprint else make()
+    return HeldImages(used, arrays["image"], arrays["label"], str(arrays["digest"]))
+
+
+def decode_images(source: Source, size: int | None, shape: Shape, positions: np.ndarray) -> HostBatch:
+    """Reads and decodes the images at these positions [n], in threads.
+
+    size: see `pixels.decode`. Returns {"image": uint8 [n, *shape], "label": int32 [n]}.
+
+    Raises: UserError if an image cannot be decoded, or has another shape.
+    """
+    # Threads write into these arrays directly. Pillow releases the interpreter's lock while it decodes.
+    n = len(positions)
+    image, label = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
+
+    def fill(start: int, records: list[Record]) -> None:
+        for i, (encoded, label[i]) in enumerate(records, start):
+            try:
+                x = pixels.decode(encoded, size, shape[-1])
+                if x.shape != shape:
+                    raise ValueError(f"has the shape {x.shape} and not {shape}")
+            except ValueError as error:
+                raise source.unreadable(int(positions[i]), str(error)) from error
+            # Bicubic resizing can overshoot the largest level.
+            image[i] = np.minimum(x, source.levels - 1)
+
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, n, READ_RECORDS):
+            records = source.read(positions[first : first + READ_RECORDS].tolist())
+            starts = range(0, len(records), THREAD_RECORDS)
+            parts = (records[start : start + THREAD_RECORDS] for start in starts)
+            # list() waits for the threads and raises what they raised.
+            list(pool.map(fill, (first + start for start in starts), parts))
+    return {"image": image, "label": label}

@@ -1,0 +1,102 @@
+"""The images of a prepared TFDS set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gen.data import tfds_sets
+from gen.data.digest import sha256
+from gen.data.images import pixels
+from gen.data.images.sources import Record, Source
+from gen.errors import UserError
+
+
+def open_images(name: str, data_dir: str | None, size: int | None) -> Source:
+    """Opens a prepared TFDS set: its features "image" and "label", otherwise its first image and class label by name.
+
+    size: the --data.size of the config. Without it, all images must have one size.
+
+    Raises: UserError if the set is not prepared, has no random access, or has no 8-bit images.
+    """
+    path = tfds_sets.find(name, data_dir)
+    if path is None:
+        raise tfds_sets.not_prepared_error(name, data_dir)
+
+    import tensorflow_datasets as tfds
+
+    builder, splits, files = tfds_sets.open_set(path)
+    features = builder.info.features
+    image = choose("image", [key for key, value in features.items() if isinstance(value, tfds.features.Image)])
+    label = choose("label", [key for key, value in features.items() if isinstance(value, tfds.features.ClassLabel)])
+    if image is None:
+        raise UserError(f"{name} has no images: its features are {', '.join(sorted(features))}")
+    height, width, channels = features[image].shape
+    if features[image].np_dtype != np.uint8 or channels not in pixels.MODES:
+        raise UserError(
+            f"{name}: its images are {features[image].np_dtype} with {channels} channels, not uint8 with 1, 3 or 4"
+        )
+    if size is None and None in (height, width):
+        raise UserError(f"{name}: its images differ in size. Give them one, such as --data.size 64")
+
+    # Records are read as bytes: TFDS would decode the images, and other features that nobody asked for.
+    records: Any = builder.as_data_source("+".join(splits), deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    wanted: Any = tfds.features.FeaturesDict({key: features[key] for key in (image, label) if key})
+    skip: Any = tfds.decode.SkipDecoding
+    images = TfdsImages(name, records, wanted, {image: skip()}, image, label)
+    # The digest covers names and sizes. The fingerprint also covers times and place, to notice a set that is prepared again.
+    stats = [(file, file.stat()) for file in [path / "dataset_info.json", *files]]
+    content = [f"{file.name} {stat.st_size}" for file, stat in stats]
+    return Source(
+        name=name,
+        splits=splits,
+        shape=(height or 0, width or 0, channels),
+        levels=256,
+        classes=tuple(features[label].names) if label else None,
+        read=images.read,
+        unreadable=images.unreadable,
+        content=sha256(
+            builder.info.full_name, *(f"{split} {lengths}" for split, lengths in splits.items()), *content[1:]
+        ),
+        fingerprint=sha256(str(path.resolve()), *content, *(str(stat.st_mtime_ns) for _, stat in stats)),
+    )
+
+
+@dataclass(frozen=True)
+class TfdsImages:
+    """Reads the records of a prepared TFDS set."""
+
+    name: str
+    records: Any
+    """Serialized examples of all splits, by position."""
+    features: Any
+    """The features that are deserialized: the image and the label."""
+    decoders: dict[str, object]
+    """Keeps the image encoded."""
+    image: str
+    """Name of the image feature."""
+    label: str | None
+    """Name of the class label, if the set has one."""
+
+    def read(self, positions: Sequence[int]) -> list[Record]:
+        """Returns the encoded images and their labels. Raises: UserError if an example has no label."""
+        # One call for all positions: array_record is ten times slower if each is read alone.
+        serialized = self.records.__getitems__(positions)
+        examples = [self.features.deserialize_example_np(each, decoders=self.decoders) for each in serialized]
+        if self.label and any(example[self.label] < 0 for example in examples):
+            raise UserError(
+                f"{self.name}: some examples have no label (-1), as in the test split of a contest; choose other splits"
+            )
+        return [(example[self.image], int(example[self.label]) if self.label else 0) for example in examples]
+
+    def unreadable(self, position: int, reason: str) -> UserError:
+        """Returns the error for an image that cannot be decoded."""
+        return UserError(f"{self.name}: image {position} {reason}. Prepare the set again")
+
+
+def choose(name: str, names: Sequence[str]) -> str | None:
+    """Returns the name if it is among the names, otherwise the first of them in order. None: there are none."""
+    return name if name in names else min(names, default=None)

@@ -1,0 +1,34 @@
+"""Opens the documents that --data.name and --data.split name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gen.data.text import documents, jsonl, tfds
+from gen.data.text.documents import Source
+from gen.errors import UserError
+
+
+def open_source(name: str, data_dir: str | None, slices: Sequence[str] | None) -> Source:
+    """Returns the documents of pydoc, text:PATH, jsonl:PATH or a prepared TFDS set.
+
+    slices: for a TFDS set, its training, validation and test documents in the slicing syntax of TFDS.
+
+    Raises: UserError if there is nothing with this name, or it has no slices.
+    """
+    # A TFDS name may have a colon too, before its version.
+    kind, colon, path = name.partition(":")
+    local = name == "pydoc" or (colon and kind in ("text", "jsonl"))
+    if local and slices:
+        raise UserError(
+            f"--data.split {','.join(slices)!r}: {name} has no splits to slice; --data.split hash:0.1 holds out a tenth of"
+            " the documents, and tail:0.1 the last tenth of the text"
+        )
+    if name == "pydoc":
+        return documents.pydoc()
+    if local:
+        if not path:
+            raise UserError(f"--data.name {name} has no path; the fix: --data.name {kind}:PATH")
+        return documents.text(Path(path)) if kind == "text" else jsonl.jsonl(Path(path))
+    return tfds.open_texts(name, data_dir, slices)

@@ -1,0 +1,105 @@
+"""Token streams: all texts of a split as one sequence of tokens, with an end token before each text."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from gen.core import HostBatch
+from gen.data.text import tokenizers
+from gen.data.text.tokenizers import Tokenizer
+
+BATCH_CHARACTERS = 2**20  # characters that are tokenized at once
+PIECE_CHARACTERS = 2**16  # characters that one thread tokenizes at once
+# No tokenizer joins the characters before this place with those after it, so a text may be cut there.
+BETWEEN_LINES = re.compile(r"(?<=\S\n)(?=\S)")
+
+
+class Streams(NamedTuple):
+    """The tokens of a corpus, and facts of its tokenizer that examples need."""
+
+    tokens: Mapping[str, np.ndarray]
+    """{"train" | "validation" | "test": integers [N]}."""
+    end: int
+    """The token before each text. It is also the padding."""
+    widths: np.ndarray
+    """Number of bytes that each token represents, int32 [V]."""
+
+    def examples(self, tokens: np.ndarray, counted: np.ndarray) -> HostBatch:
+        """Returns the features of examples.
+
+        tokens: integers [B, T + 1]. counted: bool [B, T + 1], whether each token is a target.
+
+        Returns {"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B]}, the bytes of the targets.
+        """
+        # Bits per byte are computed from these, whatever the tokenizer is.
+        bytes_ = np.where(counted, self.widths[tokens], 0).sum(1)
+        return {
+            "tokens": tokens.astype(np.int32),
+            "counted": counted.astype(np.uint8),
+            "bytes": bytes_.astype(np.int32),
+        }
+
+
+class Piece(NamedTuple):
+    """A piece of a text that is tokenized alone."""
+
+    split: str
+    begins: bool
+    """Whether the text begins here."""
+    text: str
+
+
+def tokenize(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """Tokenizes (split, text) pairs to {split: tokens [N]}, each text with the end token before it.
+
+    The dtype is uint16 if the vocabulary fits, otherwise uint32. The arrays are mapped from temporary files without names,
+    so a corpus may be larger than the memory.
+    """
+    # Half of the memory and of the cache for all vocabularies that are common.
+    dtype = np.dtype(np.uint16 if tokenizers.size(tokenizer) <= 2**16 else np.uint32)
+    end = dtype.type(tokenizers.end(tokenizer)).tobytes()
+    with ExitStack() as stack:
+
+        def open_file() -> IO[bytes]:
+            return stack.enter_context(tempfile.TemporaryFile())
+
+        files = defaultdict[str, IO[bytes]](open_file)
+        for batch in batch_pieces(texts):
+            encoded = tokenizers.encode_all(tokenizer, [piece.text for piece in batch])
+            for piece, tokens in zip(batch, encoded, strict=True):
+                files[piece.split].write(end * piece.begins + np.array(tokens, dtype).tobytes())
+        for file in files.values():
+            file.flush()
+        # A memory map keeps its file after the file is closed.
+        return {split: np.memmap(file, dtype, mode="r") for split, file in files.items()}
+
+
+def batch_pieces(texts: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
+    """Yields lists of pieces with about BATCH_CHARACTERS characters each."""
+    batch: list[Piece] = []
+    size = 0
+    for split, text in texts:
+        for begins, piece in cut_pieces(text):
+            batch.append(Piece(split, begins, piece))
+            size += len(piece)
+            if size >= BATCH_CHARACTERS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def cut_pieces(text: str) -> Iterator[tuple[bool, str]]:
+    """Yields (whether it is the first, piece) of a text. A piece has about PIECE_CHARACTERS characters, if the text has lines."""
+    start = 0
+    while match := BETWEEN_LINES.search(text, start + PIECE_CHARACTERS):
+        yield start == 0, text[start : match.start()]
+        start = match.start()
+    yield start == 0, text[start:]

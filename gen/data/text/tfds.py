@@ -1,0 +1,112 @@
+"""The texts of a prepared TFDS set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gen.data import tfds_sets
+from gen.data.text.documents import Document, Source, decode, fingerprint, join_names
+from gen.errors import UserError
+
+READ_RECORDS = 1024  # examples that are read at once
+
+
+class Slice(NamedTuple):
+    """A part of a set that becomes one split."""
+
+    split: str | None
+    """"train", "validation" or "test". None: the documents are divided later."""
+    slice: str
+    """The part, in the slicing syntax of TFDS."""
+
+
+def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None) -> Source:
+    """Opens a prepared TFDS set: its feature "text", or its only feature that is a text.
+
+    slices: the training, validation and test documents. The last two may be the same. None: all documents.
+
+    Raises: UserError if the set is not prepared, has no text, or has no such slices.
+    """
+    if not tfds_sets.NAME.fullmatch(name):
+        raise UserError(
+            f"--data.name {name!r} is neither pydoc, text:PATH, jsonl:PATH nor a TFDS name such as tiny_shakespeare"
+        )
+    path = tfds_sets.find(name, data_dir)
+    if path is None:
+        folder = tfds_sets.root(data_dir)
+        raise UserError(
+            f"{name} is not prepared in {folder}.\nAfter pip install 'gen[tensorflow]', python -m gen.data.prepare {name}"
+            f" --data-dir {folder} prepares it; your own files are --data.name text:PATH"
+        )
+
+    import tensorflow_datasets as tfds
+
+    opened = tfds_sets.open_set(path)
+    features = opened.builder.info.features
+    texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    if "text" not in texts and len(texts) != 1:
+        raise UserError(
+            f'{name} has neither a feature "text" nor a single text feature: its features are {join_names(features)}'
+        )
+    # Only this feature is deserialized.
+    key = "text" if "text" in texts else texts[0]
+    wanted = tfds.features.FeaturesDict({key: features[key]})
+    parts = [
+        TextSlice(name, part, key, wanted, read_records(name, opened, part.slice))
+        for part in list_slices(opened, slices)
+    ]
+
+    def read() -> Iterator[Document]:
+        for part in parts:
+            yield from part.read()
+
+    return Source(read, frozenset({"text"}), fingerprint([path / "dataset_info.json", *opened.files]))
+
+
+def list_slices(opened: tfds_sets.PreparedSet, slices: Sequence[str] | None) -> list[Slice]:
+    """Returns the parts of the set to read, without a test part if it is the same as the validation part."""
+    if not slices:
+        return [Slice(None, "+".join(opened.splits))]
+    train, validation, test = slices
+    parts = [Slice("train", train), Slice("validation", validation), Slice("test", test)]
+    # The corpus uses the validation documents for a missing test split.
+    return parts[:2] if validation == test else parts
+
+
+def read_records(name: str, opened: tfds_sets.PreparedSet, part: str) -> Any:
+    """Returns the serialized examples of a slice, by position. Raises: UserError if there is no such slice."""
+    import tensorflow_datasets as tfds
+
+    try:
+        return opened.builder.as_data_source(part, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except (ValueError, NotImplementedError) as error:
+        info = opened.builder.info
+        known = ", ".join(f"{each} ({info.splits[each].num_examples})" for each in opened.splits)
+        raise UserError(f"--data.split: {str(error).splitlines()[-1]}; {name} has the splits {known}") from None
+
+
+@dataclass(frozen=True)
+class TextSlice:
+    """Reads the texts of one slice."""
+
+    name: str
+    part: Slice
+    key: str
+    """Name of the text feature."""
+    features: Any
+    """The tfds.features.FeaturesDict with the text alone."""
+    records: Any
+    """Serialized examples by position."""
+
+    def read(self) -> Iterator[Document]:
+        """Yields the texts in order. Raises: UserError for a text that is not UTF-8."""
+        count = len(self.records)
+        for start in range(0, count, READ_RECORDS):
+            positions = range(start, min(start + READ_RECORDS, count))
+            # One call for all positions: array_record is ten times slower if each is read alone.
+            for position, serialized in zip(positions, self.records.__getitems__(positions), strict=True):
+                content: bytes = self.features.deserialize_example_np(serialized)[self.key]
+                where = f"{self.name}: example {position} of {self.part.slice}"
+                yield Document({"text": decode(content, where)}, self.part.split)

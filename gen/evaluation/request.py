@@ -1,0 +1,62 @@
+"""Fields of a family's request, given as text such as "truncation=0.5" on a command line or in a config."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from gen import config as configs
+from gen.errors import UserError
+
+
+def parse_request(request: type, assignments: Sequence[str], count: str | None = "--n") -> dict[str, object]:
+    """Returns {field: value} of the assignments "FIELD=VALUE" whose value differs from the request's default.
+
+    request: the family's request, a dataclass. A value is written as in Python; strings need no quotes. `n` is set by another
+    option, named `count`. None: it is a field like all others.
+
+    Raises: UserError for a text that is not an assignment, an unknown field (naming the nearest), or a wrong value.
+    """
+    hints = typing.get_type_hints(request)
+    names = [f.name for f in fields(request) if count is None or f.name != "n"]
+    values: dict[str, object] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        # Other options are written with hyphens, so this one may be too.
+        name = name.replace("-", "_")
+        if not equals:
+            raise UserError(f"request {text!r} is not FIELD=VALUE, such as {names[0] if names else 'field'}=VALUE")
+        if name == "n" and count is not None:
+            raise UserError(f"request.n is set by {count}; the fix: {count} {value}")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names) or 'none'}"
+            raise UserError(f"the request of this family has no field {name}; {hint}")
+        values[name] = _parse_value(hints[name], value, f"request.{name}")
+    # A request checks its values when it is made.
+    request(**values)
+    # Without the defaults, a protocol stays the same if a family gets another field.
+    return {f.name: values[f.name] for f in fields(request) if f.name in values and values[f.name] != f.default}
+
+
+def encode_request(changes: Mapping[str, object]) -> dict[str, object]:
+    """Returns the entries of a protocol for these fields of a request: {} if all have their defaults."""
+    return {"request": {name: configs.encode(value) for name, value in changes.items()}} if changes else {}
+
+
+def _parse_value(kind: object, text: str, at: str) -> object:
+    """Returns the value of a field of type `kind`: a Python literal if it fits, otherwise the text itself."""
+    try:
+        literal = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return configs.decode(kind, text, at=at)
+    try:
+        return configs.decode(kind, literal, at=at)
+    except UserError:
+        # The text of a string may look like a number.
+        if kind is not str:
+            raise
+        return text

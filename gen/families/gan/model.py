@@ -1,0 +1,260 @@
+"""Training, evaluation and sampling of a GAN as pure functions of the state. Goodfellow et al. 2014."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen import axis
+from gen.core import Array, Batch, Key, Metrics, Params, State, Sums
+from gen.families.gan.losses import Objective, feature_matching
+from gen.families.gan.penalties import Penalties
+from gen.families.gan.players import Players, Stats
+from gen.families.gan.sampling import ROW_LENGTH, Draw, Request, draw_inputs, map_chunks
+from gen.optim import descend
+
+MAX_SATURATED_LOSS = 0.01
+"""D has nothing left to learn from an example if its loss is below this fraction of its loss at scores of 0."""
+
+
+class Examples(NamedTuple):
+    """A batch as the players take it."""
+
+    image: Array
+    """[B, H, W, C] in [-1, 1]."""
+    label: Array | None
+    """[B, classes] one-hot. None: the model is unconditional."""
+    row: Array
+    """int32 [B]. Positions in the global batch."""
+
+
+class CriticBatch(NamedTuple):
+    """Inputs of D's loss that have one entry per example, so that microbatches can divide them."""
+
+    real: Examples
+    fake: Array
+    """Generated images [B, H, W, C], one for each real one, with the same labels and rows."""
+
+
+class CriticAux(NamedTuple):
+    """Outputs of D's loss besides its value."""
+
+    metrics: Metrics
+    stats: Stats
+    """The statistics after this batch."""
+
+
+@dataclass(frozen=True)
+class GANModel:
+    """A generator and a discriminator that are trained in turn. Its methods are the functions of a GenerativeModel."""
+
+    players: Players
+    objective: Objective
+    penalties: Penalties
+    feature_matching: float
+    """Weight of feature matching in G's loss. 0: none."""
+    g_optimizer: optax.GradientTransformation
+    d_optimizer: optax.GradientTransformation
+    critic_steps: int
+    """Steps of D for each step of G."""
+    ema: float
+    """Decay of the moving average of G's parameters. 0: none."""
+    microbatches: int
+    """Number of parts of the batch whose gradients are computed one after the other and averaged."""
+
+    def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
+        """Returns the state of step 0. params: start from these parameters instead of random ones."""
+        random, stats = self.players.init(key)
+        params = params or random
+        g, d = params["generator"], params["discriminator"]
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state={"generator": self.g_optimizer.init(g), "discriminator": self.d_optimizer.init(d)},
+            ema={"generator": g} if self.ema else {},
+            stats=stats,
+        )
+
+    def examples(self, batch: Batch) -> Examples:
+        """Returns the parts of a batch that the players read."""
+        image = batch["image"].astype(self.players.dtype)
+        return Examples(image, self.players.one_hot(batch.get("label")), batch["row"])
+
+    # --- training ---
+
+    def update(self, state: State, batches: Batch, key: Key) -> tuple[State, Metrics]:
+        """Makes `critic_steps` steps of D, each on its own batch, then one step of G on the last of these batches.
+
+        batches: {name: [critic_steps, B, ...]}. D's metrics are averaged over its steps. Goodfellow et al. 2014, algorithm 1.
+        """
+        *critic_keys, generator_key = jax.random.split(key, self.critic_steps + 1)
+        each = [self.examples({name: x[i] for name, x in batches.items()}) for i in range(self.critic_steps)]
+        seen: list[Metrics] = []
+        # A Python loop instead of a scan: on a CPU, XLA's convolutions are 10 times slower inside a compiled loop.
+        for examples, critic_key in zip(each, critic_keys, strict=True):
+            state, metrics = self.critic_step(state, examples, critic_key)
+            seen.append(metrics)
+        state, metrics = self.generator_step(state, each[-1], generator_key)
+        averaged = {name: jnp.stack([step[name] for step in seen]).mean() for name in seen[0]}
+        return replace(state, step=state.step + 1), averaged | metrics
+
+    def critic_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
+        """Generates one image for each real one, and makes one optimizer step of D. `state.step` does not change."""
+        z_key, loss_key = jax.random.split(key)
+        z = self.players.latents(z_key, real.row)
+        # The images are inputs of the loss, so D's gradient does not run through G.
+        fake, _ = self.players.make(state.params["generator"], state.stats, z, real.label)
+
+        def loss(d: Params, batch: CriticBatch) -> tuple[Array, CriticAux]:
+            return self.critic_loss(d, state.stats, batch, loss_key, state.step)
+
+        d, opt_state = state.params["discriminator"], state.opt_state["discriminator"]
+        d, opt_state, _, (metrics, stats), gradients = descend.descend(
+            loss, d, opt_state, self.d_optimizer, CriticBatch(real, fake), self.microbatches
+        )
+        metrics = axis.mean(metrics)
+        # After the mean over devices, so that every device takes the same new strength.
+        if self.players.augment:
+            examples = axis.total(real.image.shape[0])
+            strength = self.players.augment.adapt(stats["augment"], metrics["score/sign"], examples)
+            stats, metrics = stats | {"augment": strength}, metrics | {"augment": strength}
+        state = replace(
+            state,
+            params=state.params | {"discriminator": d},
+            opt_state=state.opt_state | {"discriminator": opt_state},
+            stats=stats,
+        )
+        return state, metrics | {"gradient/discriminator": descend.norm(gradients)}
+
+    def generator_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
+        """Makes one optimizer step of G, and updates its moving average. `state.step` does not change."""
+
+        def loss(g: Params, real: Examples) -> tuple[Array, Stats]:
+            return self.generator_loss(g, state.params["discriminator"], state.stats, real, key)
+
+        g, opt_state = state.params["generator"], state.opt_state["generator"]
+        g, opt_state, value, stats, gradients = descend.descend(
+            loss, g, opt_state, self.g_optimizer, real, self.microbatches
+        )
+        ema = {}
+        if self.ema:
+            ema = {"generator": descend.update_average(state.ema["generator"], g, self.ema, state.step)}
+        state = replace(
+            state,
+            params=state.params | {"generator": g},
+            opt_state=state.opt_state | {"generator": opt_state},
+            ema=ema,
+            stats=stats,
+        )
+        return state, {"loss/generator": axis.mean(value), "gradient/generator": descend.norm(gradients)}
+
+    def critic_loss(
+        self, d: Params, stats: Stats, batch: CriticBatch, key: Key, step: Array
+    ) -> tuple[Array, CriticAux]:
+        """Returns D's loss on real and generated images plus its penalties, averaged over the examples."""
+        (x, label, row), x_fake = batch
+        real_key, fake_key, penalty_key = jax.random.split(key, 3)
+        real = self.players.judge(d, stats, x, label, real_key, row)
+        fake = self.players.judge(d, real.stats, x_fake, label, fake_key, row)
+        stats = fake.stats
+
+        # The penalties see D with the noise and the statistics with which it scored these images.
+        def on_real(x: Array) -> Array:
+            return self.players.judge(d, stats, x, label, real_key, row).scores
+
+        def on_fake(x: Array) -> Array:
+            return self.players.judge(d, stats, x, label, fake_key, row).scores
+
+        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row, step)
+        loss = self.objective.discriminator(real.scores, fake.scores).mean()
+        metrics = {
+            "loss/discriminator": loss,
+            "penalty": penalty,
+            "score/real": real.scores.mean(),
+            "score/fake": fake.scores.mean(),
+            "score/sign": jnp.sign(real.scores).mean(),
+        }
+        return loss + penalty, CriticAux(metrics, stats)
+
+    def generator_loss(self, g: Params, d: Params, stats: Stats, examples: Examples, key: Key) -> tuple[Array, Stats]:
+        """Returns G's loss against D, averaged over the examples, and the statistics with G's new ones."""
+        x, label, row = examples
+        z_key, real_key, fake_key = jax.random.split(key, 3)
+        x_fake, new = self.players.make(g, stats, self.players.latents(z_key, row), label)
+        # Real scores and features are for relativistic objectives and feature matching. XLA removes them if nothing reads them.
+        # D's new statistics are dropped: they follow the steps of D alone.
+        fake = self.players.judge(d, stats, x_fake, label, fake_key, row)
+        real = self.players.judge(d, stats, x, label, real_key, row)
+        loss = self.objective.generator(real.scores, fake.scores).mean()
+        if self.feature_matching:
+            loss += self.feature_matching * feature_matching(real.features, fake.features)
+        return loss, new
+
+    # --- evaluation ---
+
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
+        """Returns sums of D's scores of held-out images, and of one generated image for each of them.
+
+        batch: {name: [B, ...]}. A pack counts only if all of its images do.
+        """
+        # G's raw weights, because D was trained against them and not against their average.
+        players, dtype, (g, d) = self.players, self.players.dtype, _raw(state)
+        x, label, row = self.examples(batch)
+        x_fake, _ = players.make(g, state.stats, players.latents(key, row), label, train=False)
+        real = players.judge(d, state.stats, x, label, None, row).scores
+        fake = players.judge(d, state.stats, x_fake, label, None, row).scores
+        values = {
+            "score_real": real,
+            "score_fake": fake,
+            "paired_accuracy": (real > fake).astype(dtype),
+        }
+        if self.objective.loss_at_zero:
+            excess = self.objective.discriminator(real, fake) - self.objective.min_loss
+            # In parts of the loss of an indifferent D, so that the limit means the same for every objective.
+            values["saturation"] = (excess < MAX_SATURATED_LOSS * self.objective.loss_at_zero).astype(dtype)
+        weight = batch["weight"].reshape(-1, players.pack).min(-1).astype(dtype)
+        return axis.total({name: ((weight * v).sum(), weight.sum()) for name, v in values.items()})
+
+    # --- sampling ---
+
+    def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
+        """Generates images from the moving average of G if there is one, otherwise from its raw weights.
+
+        Returns "samples", float32 [n, H, W, C], or [rows, ROW_LENGTH, H, W, C] for an interpolation; "latents" [N, latent];
+        "scores" float32 [N], if D scores each image by itself; and "labels" int32 [N], if the model is conditional.
+
+        Raises: UserError for a label that the model does not have.
+        """
+        players, (g, d), stats = self.players, _raw(state), state.stats
+        if self.ema:
+            g = state.ema["generator"]
+            stats = players.standing_statistics(g, stats)
+
+        def make(inputs: Draw) -> tuple[Array, Array | None]:
+            z, label = inputs
+            x, _ = players.make(g, stats, z, label, train=False)
+            if not players.scores_alone():
+                return x.astype(jnp.float32), None
+            scores = players.judge(d, stats, x, label, None, jnp.arange(len(z))).scores
+            return x.astype(jnp.float32), scores.astype(jnp.float32)
+
+        draw = draw_inputs(players, key, request)
+        x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)))
+        if request.mode == "interpolate":
+            x = x.reshape(request.rows, ROW_LENGTH, *players.shape)
+        out = {"samples": x, "latents": draw.latents}
+        if scores is not None:
+            out["scores"] = scores
+        if draw.labels is not None:
+            out["labels"] = draw.labels
+        return out
+
+
+def _raw(state: State) -> tuple[Params, Params]:
+    """Returns the parameters of G and of D."""
+    return state.params["generator"], state.params["discriminator"]

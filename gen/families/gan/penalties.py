@@ -1,0 +1,84 @@
+"""Penalties on the gradient of the discriminator's score with respect to its image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.nn import relu
+
+from gen import axis
+from gen.core import Array, Key
+
+Critic = Callable[[Array], Array]
+"""Images [B, ...] -> scores [N]. Each score belongs to B / N neighbouring images (more than one if they are packed)."""
+
+
+def squared_gradient(critic: Critic, x: Array) -> Array:
+    """Returns |grad_x D(x)|^2 of each score, [N]: R1 at real images, R2 at generated ones. Mescheder et al. 2018."""
+
+    def total(x: Array) -> tuple[Array, Array]:
+        scores = critic(x)
+        return scores.sum(), scores
+
+    # No two scores depend on the same image, so the gradient of the sum holds the gradient of each score. Batch normalization would
+    # break this, and the family refuses it.
+    gradient, scores = jax.grad(total, has_aux=True)(x)
+    return jnp.square(gradient).reshape(scores.shape[0], -1).sum(-1)
+
+
+def gradient_penalty(critic: Critic, x: Array, one_sided: bool) -> Array:
+    """Returns (|grad_x D(x)| - 1)^2 of each score, [N], at points x. Gulrajani et al. 2017, equation 3.
+
+    one_sided: penalize only norms above 1 (section 4 of that paper; Petzka et al. 2018).
+    """
+    # The constant keeps the gradient of the root finite where D is flat.
+    norm = jnp.sqrt(squared_gradient(critic, x) + 1e-12)
+    return jnp.square(relu(norm - 1) if one_sided else norm - 1)
+
+
+def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
+    """Returns points drawn uniformly from the lines between real and generated images, [B, H, W, C].
+
+    row: int32 [B]. The noise belongs to (key, row). Gulrajani et al. 2017, algorithm 1.
+    """
+
+    def draw(key: Key) -> Array:
+        return jax.random.uniform(key, (1, 1, 1), real.dtype)
+
+    t = axis.per_example(draw, key, row)
+    return real + t * (fake - real)
+
+
+class Penalties(NamedTuple):
+    """Which penalties D has, and their weights."""
+
+    gradient: float
+    """Weight of the gradient penalty between real and generated images. 0: none."""
+    one_sided: bool
+    """Whether it penalizes only norms above 1."""
+    r1: optax.Schedule | None
+    """Step -> gamma of R1, gamma / 2 |grad D|^2 at real images. None: no R1."""
+    r2: optax.Schedule | None
+    """Step -> gamma of R2, the same at generated images. None: no R2."""
+
+    def __call__(
+        self, on_real: Critic, on_fake: Critic, real: Array, fake: Array, key: Key, row: Array, step: Array
+    ) -> Array:
+        """Returns the sum of the penalties, a scalar averaged over examples.
+
+        on_real, on_fake: D with the noise of the real images and of the generated ones. real, fake: [B, H, W, C].
+        row: int32 [B]. The noise belongs to (key, row). step: int32 [].
+        """
+        penalty = jnp.zeros((), real.dtype)
+        if self.gradient:
+            points = between(real, fake, key, row)
+            penalty += self.gradient * gradient_penalty(on_real, points, self.one_sided).mean()
+        if self.r1 is not None:
+            penalty += self.r1(step) / 2 * squared_gradient(on_real, real).mean()
+        if self.r2 is not None:
+            penalty += self.r2(step) / 2 * squared_gradient(on_fake, fake).mean()
+        return penalty

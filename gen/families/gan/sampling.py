@@ -1,0 +1,120 @@
+"""How a trained generator is sampled: the request, interpolations between latents, and chunks that bound the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from gen import core
+from gen.core import Array, Key
+from gen.errors import UserError, check_positive
+from gen.families.gan.players import Players
+from gen.families.labels import labels_to_generate
+
+ROW_LENGTH = 8
+"""Number of images in a row of an interpolation."""
+GENERATE_CHUNK = 1024
+"""Number of images that are generated at once. It bounds the memory of a large request."""
+MAX_IMAGES = 100_000
+"""Largest number of images in one request."""
+
+Inputs = TypeVar("Inputs")
+Outputs = TypeVar("Outputs")
+
+
+@dataclass(frozen=True)
+class Request(core.Request):
+    """Which images to generate."""
+
+    mode: Literal["generate", "interpolate"] = "generate"
+    """generate: independent samples. interpolate: rows of 8 images from one sample to the next, along great circles (slerp)."""
+    label: int | None = None
+    """Class to generate, for a conditional model. None: all classes in turn."""
+    truncation: float | None = None
+    """Draw latents from the part of the standard normal within this distance of 0 (Brock et al. 2019). Smaller values give
+    more typical images with less variety. None: the whole normal."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.truncation is not None:
+            check_positive(truncation=self.truncation)
+        if self.n > MAX_IMAGES:
+            raise UserError(f"n is {self.n}; a request has at most {MAX_IMAGES} images; use other seeds for more")
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of an interpolation."""
+        return max(1, self.n // ROW_LENGTH)
+
+
+class Draw(NamedTuple):
+    """Inputs of G for N images."""
+
+    latents: Array
+    """[N, latent]."""
+    labels: Array | None
+    """int32 [N]. None: the model is unconditional."""
+
+
+def draw_inputs(players: Players, key: Key, request: Request) -> Draw:
+    """Draws the latents and the labels of a request. An interpolation has rows * ROW_LENGTH images.
+
+    Raises: UserError for a label that the model does not have.
+    """
+    # Each row of an interpolation needs two ends, and neighbouring rows share one.
+    n = request.n if request.mode == "generate" else request.rows + 1
+    latents = players.latents(key, jnp.arange(n), request.truncation)
+    labels = labels_to_generate(n, request.label, players.classes)
+    if request.mode == "generate":
+        return Draw(latents, labels)
+    # A row keeps the label of the sample that it starts from.
+    return Draw(interpolate(latents), None if labels is None else jnp.repeat(labels[:-1], ROW_LENGTH))
+
+
+def interpolate(ends: Array) -> Array:
+    """Returns rows of ROW_LENGTH latents from each of the latents [rows + 1, D] to the next: [rows * ROW_LENGTH, D]."""
+
+    def at(t: Array) -> Array:
+        return slerp(ends[:-1], ends[1:], t)
+
+    return jax.vmap(at, out_axes=1)(jnp.linspace(0, 1, ROW_LENGTH)).reshape(-1, ends.shape[-1])
+
+
+def slerp(a: Array, b: Array, t: Array) -> Array:
+    """Returns points between a [N, D] and b [N, D], t in [0, 1]: a great circle for the direction, a line for the length.
+
+    White 2016, equation 1.
+    """
+
+    def length(v: Array) -> Array:
+        return jnp.linalg.norm(v, axis=-1, keepdims=True)
+
+    u, v = a / length(a), b / length(b)
+    # The margin keeps the angle, which divides below, away from 0 and pi.
+    omega = jnp.arccos(jnp.clip((u * v).sum(-1, keepdims=True), -1 + 1e-7, 1 - 1e-7))
+    direction = (jnp.sin((1 - t) * omega) * u + jnp.sin(t * omega) * v) / jnp.sin(omega)
+    return ((1 - t) * length(a) + t * length(b)) * direction
+
+
+def map_chunks(function: Callable[[Inputs], Outputs], inputs: Inputs, size: int = GENERATE_CHUNK) -> Outputs:
+    """Returns `function(inputs)`, computed `size` examples at a time.
+
+    inputs, outputs: pytrees of arrays [N, ...]. Examples must not depend on each other.
+    """
+    n = jax.tree.leaves(inputs)[0].shape[0]
+    if n <= size:
+        return function(inputs)
+
+    def split(x: Array) -> Array:
+        """Pads [N, ...] with zeros to whole chunks: [chunks, size, ...]."""
+        padding = ((0, -n % size), *((0, 0),) * (x.ndim - 1))
+        return jnp.pad(x, padding).reshape(-1, size, *x.shape[1:])
+
+    def join(x: Array) -> Array:
+        return x.reshape(-1, *x.shape[2:])[:n]
+
+    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, inputs)))

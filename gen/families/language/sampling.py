@@ -1,0 +1,67 @@
+"""Distributions to draw the next token from: temperature, top-k, top-p, min-p and a repetition penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array
+from gen.errors import UserError, check_positive
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from the model's distribution."""
+
+    temperature: float = 1.0
+    """Divides the logits. 0: always take the most likely token (greedy)."""
+    top_k: int | None = None
+    """Draw from the k most likely tokens only (Fan et al. 2018)."""
+    top_p: float | None = None
+    """Draw from the smallest set of tokens that together have this probability (Holtzman et al. 2020)."""
+    min_p: float | None = None
+    """Draw from tokens that have at least this fraction of the most likely token's probability (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Factor by which the logits of tokens that already occur in the text get worse (Keskar et al. 2019). 1: no penalty."""
+
+    def __post_init__(self):
+        check_positive(repetition_penalty=self.repetition_penalty)
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}; it must be at least 0")
+        if self.top_k is not None:
+            check_positive(top_k=self.top_k)
+        for name in ("top_p", "min_p"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise UserError(f"{name} is {value}; it must be above 0 and at most 1")
+
+
+def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
+    """Returns the logits [B, V] to draw the next token from: -inf for tokens that `sampling` excludes.
+
+    Of equally likely tokens, the first are kept. seen: bool [B, V], tokens that already occur in the text.
+    """
+    if sampling.repetition_penalty != 1:
+        worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        logits = jnp.where(seen, worse, logits)
+    if sampling.temperature == 0:
+        return logits
+    logits /= sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        logits = _keep(logits, jax.lax.top_k(logits, sampling.top_k)[1], True)
+    if sampling.top_p is not None:
+        order = jnp.argsort(logits, axis=-1, descending=True)
+        p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
+        # A token is kept if the more likely tokens do not reach top_p without it.
+        logits = _keep(logits, order, jnp.cumsum(p, axis=-1) - p < sampling.top_p)
+    if sampling.min_p is not None:
+        best = logits.max(axis=-1, keepdims=True)
+        logits = jnp.where(logits < best + jnp.log(sampling.min_p), -jnp.inf, logits)
+    return logits
+
+
+def _keep(logits: Array, order: Array, keep: Array | bool) -> Array:
+    """Returns logits [B, V], with -inf for all tokens but those tokens of `order` [B, K] for which `keep` is true."""
+    kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, keep, axis=-1, inplace=False)
+    return jnp.where(kept, logits, -jnp.inf)

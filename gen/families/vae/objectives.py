@@ -1,0 +1,110 @@
+"""Training losses of a VAE, the evidence lower bound and the importance-weighted bound, and the update that descends them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen import axis
+from gen.core import Array, Batch, Key, Metrics, Params, State
+from gen.families.learner import Learner
+from gen.families.vae import losses
+from gen.families.vae.latent import LatentModel
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A training loss of a latent-variable model."""
+
+    model: LatentModel
+
+    def loss(
+        self, params: Params, x: Array, label: Array | None, noise: Sequence[Array], step: Array
+    ) -> tuple[Array, Metrics]:
+        """Returns the loss and the metrics, averages over examples in nats.
+
+        x: [B, H, W, C]; label: one-hot [B, classes] or None; noise: standard normal, [K, B, D] for each group; step: int32 [].
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ELBO(Objective):
+    """The evidence lower bound, negated: -E_q[log p(x | z)] + beta KL(q || p). Kingma and Welling 2014, equation 10."""
+
+    beta: optax.Schedule
+    """step -> weight of the KL."""
+    free_bits: float
+    """Floor of each latent's average KL, in nats. 0: none."""
+
+    def loss(
+        self, params: Params, x: Array, label: Array | None, noise: Sequence[Array], step: Array
+    ) -> tuple[Array, Metrics]:
+        draw = self.model.infer(params, self.model.encode(params, x, label), noise)
+        terms = self.model.terms(params, x, label, draw)
+        reconstruction = -terms.log_px.mean()
+        kl = jnp.asarray(sum(k.sum(-1).mean() for k in terms.kl))
+        penalty = self._penalty(terms.kl) if self.free_bits else kl
+        loss = reconstruction + self.beta(step) * penalty
+        return loss, {"loss": loss, "neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+    def _penalty(self, kls: Sequence[Array]) -> Array | int:
+        """Returns the KL with free bits, summed over groups."""
+        # A KL without a closed form is one number for its whole group. Its floor is the sum of the latents' floors.
+        floors = [self.free_bits * size / kl.shape[-1] for size, kl in zip(self.model.latents, kls, strict=True)]
+        return sum(
+            losses.free_bits(kl.mean(0), axis.mean(kl.mean((0, 1))), floor).sum(-1).mean()
+            for kl, floor in zip(kls, floors, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class IWAE(Objective):
+    """The importance-weighted bound, negated: -E_q[log 1/K sum_k w_k]. Burda et al. 2016, equation 8."""
+
+    doubly_reparameterized: bool
+    """Use the gradient of Tucker et al. 2019, which has less variance in the encoder."""
+
+    def loss(
+        self, params: Params, x: Array, label: Array | None, noise: Sequence[Array], step: Array
+    ) -> tuple[Array, Metrics]:
+        draw = self.model.infer(params, self.model.encode(params, x, label), noise)
+        if not self.doubly_reparameterized:
+            bound = losses.importance_weighted_bound(self.model.log_weight(params, x, label, draw))
+            return -bound.mean(), {"loss": -bound.mean()}
+
+        # The encoder's parameters act through z alone: the gradient through the density of q is replaced by a second path
+        # through z, which has the same expectation and less variance.
+        constant = jax.lax.stop_gradient(draw.q)
+
+        def log_weight(z: Sequence[Array]) -> Array:
+            return self.model.log_weight(params, x, label, self.model.with_latents(params, z, constant))
+
+        bound, surrogate = losses.doubly_reparameterized(log_weight, draw.z)
+        return -surrogate.mean(), {"loss": -bound.mean()}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training of a latent-variable model on an objective."""
+
+    objective: Objective
+    learner: Learner
+    samples: int
+    """Posterior samples of each example, K."""
+
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        """Returns the state after one step, and the metrics averaged over the global batch."""
+        model = self.objective.model
+
+        def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
+            # `batch` may be a part of the batch (microbatches). Noise follows the row, so the parts add up to the same update.
+            x, label = model.inputs(batch)
+            return self.objective.loss(params, x, label, model.noise(key, batch["row"], self.samples), state.step)
+
+        state, metrics, gradient = self.learner.step(state, loss, batch)
+        return state, axis.mean(metrics) | {"gradient": gradient}

@@ -1,0 +1,69 @@
+"""Samples of any other kind, such as points or latents: arrays, and a plain plot of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from gen.core import Medium, RunView, Shown
+
+# In pixels: the side of the square plot, the empty border, and the radius of a point.
+SIDE, MARGIN, RADIUS = 480, 16, 2
+# More lines would hide each other.
+MAX_LINES = 16
+
+
+@dataclass(frozen=True)
+class Arrays(Medium):
+    """Plain arrays. Points in the plane are drawn as dots, and other vectors as lines over the index of their entries."""
+
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
+        """Returns samples.png, a plot, and samples.npz, all arrays."""
+        return Shown({"samples.png": plot(np.asarray(samples["samples"])), "samples.npz": pack_arrays(samples)})
+
+
+ARRAYS = Arrays()
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns the content of an .npz file."""
+    content = io.BytesIO()
+    named: dict[str, Any] = dict(arrays)
+    np.savez_compressed(content, **named)
+    return content.getvalue()
+
+
+def plot(samples: np.ndarray) -> bytes:
+    """Returns a PNG of samples [n, ...]: two numbers each as points, more numbers as lines, one number on a line."""
+    # A model that diverges makes NaN and infinities, and the plot must not fail then.
+    flat = np.nan_to_num(samples.reshape(len(samples), -1).astype(np.float64), posinf=0.0, neginf=0.0)
+    image = Image.new("L", (SIDE, SIDE), 255)
+    draw = ImageDraw.Draw(image)
+    if flat.shape[1] <= 2:
+        # A single number gets 0 as its second coordinate.
+        places = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+        for x, y in _to_pixels(places):
+            draw.ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), fill=0)
+    else:
+        rows = flat[:MAX_LINES]
+        index = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+        for line in _to_pixels(np.stack([index, rows], axis=-1)):
+            draw.line([(x, y) for x, y in line], fill=0)
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
+def _to_pixels(places: np.ndarray) -> np.ndarray:
+    """Returns coordinates [..., 2] scaled to the plot, x to the right and y upwards."""
+    corners = places.reshape(-1, 2)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    scaled = (places - low) / np.where(high > low, high - low, 1)
+    # Rows of an image count downwards.
+    scaled[..., 1] = 1 - scaled[..., 1]
+    return MARGIN + scaled * (SIDE - 2 * MARGIN)

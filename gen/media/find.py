@@ -1,0 +1,27 @@
+"""The media of gen, and the choice among them."""
+
+from __future__ import annotations
+
+from gen.core import Data, Medium, Spec
+from gen.media.arrays import ARRAYS
+from gen.media.image import IMAGE
+from gen.media.text import TEXT
+
+MEDIA: tuple[Medium, ...] = (TEXT, IMAGE)
+"""Media that are found by the names of their features, in this order."""
+
+
+def find_medium(data: Data, spec: Spec) -> Medium:
+    """Returns the medium of a run's samples: the one that its data name, otherwise the first that fits the spec.
+
+    Data of no known medium have plain arrays.
+    """
+    named = data.medium()
+    if named is not None:
+        return named
+    return next((medium for medium in MEDIA if next(iter(medium.features)) in spec), ARRAYS)
+
+
+def find_axes(feature: str) -> int | None:
+    """Returns the number of axes that one example of a feature has. None: any number."""
+    return next((medium.features[feature] for medium in MEDIA if feature in medium.features), None)

@@ -1,0 +1,94 @@
+"""The hyper-parameters of a transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gen.errors import UserError, check_positive
+
+RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
+"""Tensor parallelism (Shoeybi et al. 2019).
+
+The first matrices of attention and of the feed-forward layer are divided by output channels (the default, the last axis). The
+second ones are divided by input channels, so that no activation between them is sent. The embedding is divided by tokens."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a transformer. The defaults are nanoGPT's for characters."""
+
+    layers: int = 6
+    """Number of blocks. A model with an encoder and a decoder has this many in each."""
+    width: int = 384
+    """Channels between the blocks."""
+    heads: int = 6
+    """Number of attention heads. They share the width, so it must be a multiple."""
+    kv_heads: int | None = None
+    """Number of heads of keys and values. Each serves heads / kv_heads heads of queries (Ainslie et al. 2023). None: heads."""
+    hidden: int | None = None
+    """Hidden units of the feed-forward layers. None: 4 width, or 8/3 width with swiglu."""
+    positions: Literal["learned", "rotary", "relative"] = "learned"
+    """learned: a learned vector per position, up to the length of the training windows. rotary: rotated queries and keys (Su et
+    al. 2021). relative: a learned bias per distance (Raffel et al. 2020)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each part of a block and before the logits."""
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """Activation of the feed-forward layers: GELU (tanh form), or SwiGLU (Shazeer 2020)."""
+    bias: bool = True
+    """Whether dense layers and norms add a bias."""
+    tied: bool = True
+    """Whether the logits use the matrix of the embedding, instead of one of their own."""
+    dropout: float = 0.0
+    """Dropout rate of the embeddings and of the output of each part of a block."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalized (Dehghani et al. 2023)."""
+    logit_cap: float | None = None
+    """Soft bound on the logits: cap tanh(logits / cap) (Gemma 2). None: no bound."""
+    context: int | None = None
+    """Number of positions that the model is used on, and of learned positions. None: the length of the training windows."""
+    window: int | None = None
+    """Attend to this many positions only, the own one included. Texts may then be longer than the training windows. None: to
+    all positions."""
+    remat: bool = False
+    """Whether the backward pass computes each block's activations again instead of keeping them: less memory, more time."""
+    unroll: int = 1
+    """Blocks per turn of the compiled loop over layers. More of them take longer to compile, and run faster on a CPU."""
+
+    def __post_init__(self):
+        check_positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
+        for name in ("kv_heads", "hidden", "logit_cap", "context", "window"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(**{name: value})
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} can't be shared by {self.heads} heads; make it a multiple")
+        if self.heads % (self.kv_heads or self.heads):
+            raise UserError(f"{self.heads} heads can't share {self.kv_heads} kv_heads; make it a divisor")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise UserError(
+                f"rotary positions rotate pairs of channels, and a head has {self.width // self.heads}; make it even"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+    def tiny(self) -> Architecture:
+        """Returns the smallest architecture of the same kind, for tests."""
+        return replace(
+            self,
+            layers=2,
+            width=16,
+            heads=4,
+            kv_heads=None if self.kv_heads is None else 2,
+            hidden=None if self.hidden is None else 32,
+            context=None,
+            window=None if self.window is None else 4,
+            unroll=1,
+        )
+
+    def inherit(self, base: Architecture, context: int) -> Architecture:
+        """Returns the architecture of `base`, which was trained on windows of `context` targets.
+
+        Only dropout, remat and unroll are kept: no parameter's shape depends on them.
+        """
+        own = {"dropout": self.dropout, "remat": self.remat, "unroll": self.unroll}
+        return replace(base, context=base.context or context, **own)

@@ -1,0 +1,141 @@
+"""A block of a transformer, and its attention layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from gen.axis import shard_examples
+from gen.core import Array
+from gen.networks.attention import attend, attend_cached
+from gen.networks.dtypes import Dtypes
+from gen.networks.layers import dropout
+from gen.networks.positions import rotate
+from gen.networks.transformer.architecture import Architecture
+from gen.networks.transformer.cache import KeyValue, Slot, read_layer, write_slot
+from gen.networks.transformer.layers import FeedForward, Linear, linear, norm, residual_std
+
+# Dropout layers of a block: after attention, cross-attention and feed-forward. Each has noise of its own, and layer 0 is the
+# dropout of the embedding.
+PARTS = 3
+
+
+class Visibility(NamedTuple):
+    """Which positions attend to which, and how their places in the text change the scores."""
+
+    mask: Array | None = None
+    """bool, broadcasts to [B, N, T, S]. True: t attends to s. None: all positions do."""
+    bias: Array | None = None
+    """Added to the scores; broadcasts to [B, N, T, S]."""
+    rotation: Array | None = None
+    """[2, B, T, 1, H / 2]. Cosines and sines that rotate queries and keys."""
+
+
+class Shared(NamedTuple):
+    """Inputs that are the same for all layers."""
+
+    dropout_keys: Array | None
+    """[B]. None: no dropout."""
+    visible: Visibility
+    """Of the self-attention."""
+    place: Array | None
+    """int32 []. Place in the cache where the new tokens are written. None: no cache."""
+    memory_BSD: Array | None
+    """Output of an encoder. None: no cross-attention."""
+    memory_visible: Visibility
+    """Of the cross-attention."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then the same with cross-attention if there is an encoder, then x + feed_forward(norm(x))."""
+
+    arch: Architecture
+    cross: bool
+    causal: bool
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[Array, KeyValue | None], layer: Array | int, shared: Shared
+    ) -> tuple[tuple[Array, KeyValue | None], None]:
+        """carry: x [B, T, D], and the cached keys and values; layer: number of the block, int32 []. Returns (carry, None)."""
+        (x, stored), arch, dtypes = carry, self.arch, self.dtypes
+        # Keeps activations sharded by example at each turn of the loop, where the compiler would choose again.
+        x = shard_examples.get()(x)
+
+        def drop(y: Array, part: int) -> Array:
+            return dropout(y, shared.dropout_keys, PARTS * layer + part, arch.dropout)  # pyright: ignore[reportArgumentType]
+
+        slot = None if shared.place is None else Slot(layer, shared.place)
+        attention = Attention(arch, self.causal, dtypes, name="attention")
+        y, stored = attention(norm(arch, dtypes, "attention_norm")(x), shared.visible, stored=stored, slot=slot)
+        x += drop(y, 1)
+        if self.cross:
+            cross = Attention(arch, False, dtypes, name="cross")
+            y, _ = cross(norm(arch, dtypes, "cross_norm")(x), shared.memory_visible, shared.memory_BSD)
+            x += drop(y, 2)
+        y = FeedForward(arch, dtypes, name="feed_forward")(norm(arch, dtypes, "feed_forward_norm")(x))
+        return (x + drop(y, 3), stored), None
+
+
+class Attention(nn.Module):
+    """softmax(q k / sqrt(H) + bias) v over the visible positions, for each head; then a dense layer over all heads."""
+
+    arch: Architecture
+    causal: bool
+    """Whether no position sees a later one. The mask says so too; this lets a kernel skip the hidden half."""
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        visible: Visibility,
+        memory_BSD: Array | None = None,
+        stored: KeyValue | None = None,
+        slot: Slot | None = None,
+    ) -> tuple[Array, KeyValue | None]:
+        """Returns ([B, T, D], the cached keys and values with the new ones).
+
+        memory: attended to instead of x. stored: keys and values of earlier tokens, which are attended to together with the
+        new ones, which are written into `slot`.
+        """
+        arch = self.arch
+        query_BTNH, key, value = self.project(x_BTD, memory_BSD, stored is not None)
+        if arch.qk_norm:
+            query_BTNH, key = (
+                norm(arch, self.dtypes, "query_norm")(query_BTNH),
+                norm(arch, self.dtypes, "key_norm")(key),
+            )
+        if visible.rotation is not None:
+            query_BTNH, key = rotate(query_BTNH, visible.rotation), rotate(key, visible.rotation)
+        if stored is None:
+            y_BTNH = attend(query_BTNH, key, value, visible.bias, visible.mask, self.causal)
+        else:
+            assert slot is not None
+            # The new tokens attend to themselves through the cache: they are written first.
+            stored = write_slot(stored, key, value, slot)
+            y_BTNH = attend_cached(query_BTNH, *read_layer(stored, slot), visible.bias, visible.mask)
+        # Heads are concatenated by the reshape, and mixed by the last matrix.
+        into = Linear(arch.width, arch.bias, self.dtypes, residual_std(arch), name="out")
+        (out,) = linear(y_BTNH.reshape(*x_BTD.shape[:2], -1), into)
+        return out, stored
+
+    def project(self, x_BTD: Array, memory_BSD: Array | None, cached: bool) -> tuple[Array, Array, Array]:
+        """Returns queries [B, T, N, H] of x, and keys and values [B, S, K, H] of the memory, or of x without one."""
+        arch, width = self.arch, self.arch.width // self.arch.heads
+        n, k = arch.heads, arch.kv_heads or arch.heads
+        of_query, of_key, of_value = (
+            Linear(count * width, arch.bias, self.dtypes, name=name)
+            for name, count in (("query", n), ("key", k), ("value", k))
+        )
+        if memory_BSD is None and not cached:
+            # One product for all three on a CPU.
+            qkv = linear(x_BTD, of_query, of_key, of_value)
+        else:
+            # With few positions, joining the three kernels would take longer than the products.
+            source = x_BTD if memory_BSD is None else memory_BSD
+            qkv = linear(x_BTD, of_query) + linear(source, of_key) + linear(source, of_value)
+        query, key, value = (x.reshape(*x.shape[:2], -1, width) for x in qkv)
+        return query, key, value

@@ -1,0 +1,88 @@
+"""The cache of keys and values: with it, decoding a token computes one position instead of the whole text.
+
+Keys and values are stored as [B K, S, H], the layout in which attention from a single position is a product without a
+transposed copy (see `gen.networks.attention.attend_cached`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gen.core import Array
+from gen.networks.positions import PADDING
+from gen.networks.transformer.architecture import Architecture
+
+Stack = Array | tuple[Array, ...]
+"""One array for all layers, [L, B K, S, H], or one for each layer, L times [B K, S, H]."""
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens that were read."""
+
+    key: Stack
+    value: Stack
+    segment: Array
+    """int32 [B, S]. Segment of each place, see `gen.networks.positions.locate_tokens`; PADDING where it is empty."""
+    length: Array
+    """int32 []. Number of places that are filled, out of S. It is the same for all examples, as shorter prompts are padded."""
+
+
+class KeyValue(NamedTuple):
+    """Keys and values, of all layers [L, B K, S, H] or of one [B K, S, H]."""
+
+    key: Array
+    value: Array
+
+
+class Slot(NamedTuple):
+    """Where an attention layer writes its new keys and values."""
+
+    layer: Array | int
+    """int32 []. Index on the axis L. Ignored by arrays of one layer."""
+    place: Array
+    """int32 []. First index on the axis S."""
+
+
+def empty_cache(arch: Architecture, batch: int, places: int, dtype: DTypeLike, unstacked: bool = False) -> Cache:
+    """Returns a cache with room for `places` tokens of each example. unstacked: as parameters from `unstack_layers` need it."""
+    shape = (batch * (arch.kv_heads or arch.heads), places, arch.width // arch.heads)
+    stack = (jnp.zeros(shape, dtype),) * arch.layers if unstacked else jnp.zeros((arch.layers, *shape), dtype)
+    # Empty places have the segment of padding, so no token attends to them.
+    segment = jnp.full((batch, places), PADDING, jnp.int32)
+    return Cache(stack, stack, segment, jnp.zeros((), jnp.int32))
+
+
+def grow_cache(cache: Cache, more: int) -> Cache:
+    """Returns the cache with `more` empty places at its end."""
+
+    def grow(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
+
+    segment = jnp.pad(cache.segment, ((0, 0), (0, more)), constant_values=PADDING)
+    key, value = jax.tree.map(grow, (cache.key, cache.value))
+    return Cache(key, value, segment, cache.length)
+
+
+def write_slot(stored: KeyValue, key_BTKH: Array, value_BTKH: Array, slot: Slot) -> KeyValue:
+    """Returns the keys and values with T new ones in their slot. XLA updates the arrays in place if they are a loop's carry."""
+    return KeyValue(_write(stored.key, key_BTKH, slot), _write(stored.value, value_BTKH, slot))
+
+
+def _write(old: Array, new_BTKH: Array, slot: Slot) -> Array:
+    # XLA clamps a start that is too large. Callers make sure that there is room for all T places.
+    b, t, k, h = new_BTKH.shape
+    new, zero = new_BTKH.swapaxes(1, 2).reshape(b * k, t, h).astype(old.dtype), jnp.zeros((), jnp.int32)
+    if old.ndim == 4:
+        return jax.lax.dynamic_update_slice(old, new[None], (slot.layer, zero, slot.place, zero))
+    return jax.lax.dynamic_update_slice(old, new, (zero, slot.place, zero))
+
+
+def read_layer(stored: KeyValue, slot: Slot) -> KeyValue:
+    """Returns the keys and values of the slot's layer, [B K, S, H] each."""
+    if stored.key.ndim == 3:
+        return stored
+    return KeyValue(*(jax.lax.dynamic_index_in_dim(x, slot.layer, keepdims=False) for x in stored))

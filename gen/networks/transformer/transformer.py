@@ -1,0 +1,218 @@
+"""A stack of blocks between an embedding and logits."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array, Params
+from gen.networks.dtypes import Dtypes
+from gen.networks.kernels.attention import store_mask
+from gen.networks.layers import dropout
+from gen.networks.positions import MAX_DISTANCE, PADDING, PREFIX, RelativeBias, rotations
+from gen.networks.transformer.architecture import Architecture
+from gen.networks.transformer.blocks import Block, Shared, Visibility
+from gen.networks.transformer.cache import Cache, KeyValue
+from gen.networks.transformer.layers import INIT_STD, norm, normal
+
+
+def unstack_layers(params: Params) -> Params:
+    """Returns the parameters with a tuple of the layers' trees instead of one tree of stacked arrays.
+
+    Decoding on a CPU needs this, with an unstacked cache: XLA would otherwise copy each layer's slice for every token.
+    """
+    layers = params["layers"]
+    count = len(jax.tree.leaves(layers)[0])
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
+
+
+class Embedded(NamedTuple):
+    """Embedded tokens and where they are. A trained prefix, if there is one, comes first."""
+
+    x_BTD: Array
+    segment_BT: Array
+    position_BT: Array
+
+
+class Transformer(nn.Module):
+    """A transformer. Its parameters "prefix" [P, D], if there are any, are read before the tokens of each text."""
+
+    arch: Architecture
+    vocab: int
+    context: int
+    """Number of learned positions."""
+    causal: bool
+    """Whether a position sees only itself and earlier ones."""
+    dtypes: Dtypes
+    cross: bool = False
+    """Whether each block also attends to the output of an encoder."""
+    readout: bool = True
+    """Whether the output is logits, or (of an encoder) the normalized activations before them."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Array,
+        segment_BT: Array,
+        position_BT: Array,
+        keys_B: Array | None = None,
+        cache: Cache | None = None,
+        memory_BSD: Array | None = None,
+        memory_segment_BS: Array | None = None,
+        begins: bool = True,
+    ) -> tuple[Array, Cache | None]:
+        """Returns (logits [B, T, V] in at least float32, cache with the new tokens). Without readout: ([B, T, D], cache).
+
+        tokens, segment and position: int32 [B, T], see `gen.networks.positions.locate_tokens`. A position sees only positions
+        of its own segment. keys: dropout keys [B]; None: no dropout. cache: of the tokens before these; None: there are none.
+        memory [B, S, D], memory_segment int32 [B, S]: output of an encoder, with PADDING where there is no token.
+        begins: whether these tokens are the first of their text, so that the prefix comes before them.
+        """
+        embedding = nn.Embed(
+            self.vocab, self.arch.width, embedding_init=normal(INIT_STD), name="embedding", **self.dtypes
+        )
+        x = self.embed(embedding, tokens_BT, position_BT, keys_B)
+        # Present only if an adapter added it (gen.optim.adapters.Prompt), so `init` does not create it.
+        prefix: Array = self.get_variable("params", "prefix", jnp.zeros((0, self.arch.width))).astype(x.dtype)
+        tokens = Embedded(x, segment_BT, position_BT + len(prefix))
+        if begins and len(prefix):
+            tokens = prepend(prefix, tokens)
+        # S is what may be attended to: the tokens themselves, or all places of the cache with the tokens written into it.
+        segment_BS = tokens.segment_BT
+        if cache is not None:
+            segment_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment_BS, cache.length, axis=1)
+        memory_mask = None if memory_segment_BS is None else (memory_segment_BS != PADDING)[:, None, None, :]
+        shared = Shared(
+            dropout_keys=keys_B,
+            visible=self.visibility(tokens, segment_BS, cache, len(prefix)),
+            place=None if cache is None else cache.length,
+            memory_BSD=memory_BSD,
+            memory_visible=Visibility(memory_mask),
+        )
+        x, cache = self.run_layers(tokens.x_BTD, segment_BS, shared, cache)
+        # The prefix was there to be attended to. It has no output.
+        x = norm(self.arch, self.dtypes, "norm")(x[:, -tokens_BT.shape[1] :])
+        return (self.read_logits(embedding, x) if self.readout else x), cache
+
+    def embed(self, embedding: nn.Embed, tokens_BT: Array, position_BT: Array, keys_B: Array | None) -> Array:
+        """Returns the input of the first block, [B, T, D]."""
+        x = embedding(tokens_BT)
+        if self.arch.positions == "learned":
+            init = normal(INIT_STD)
+            x += nn.Embed(self.context, self.arch.width, embedding_init=init, name="position", **self.dtypes)(
+                position_BT
+            )
+        return dropout(x, keys_B, 0, self.arch.dropout)
+
+    def visibility(self, tokens: Embedded, segment_BS: Array, cache: Cache | None, prefix: int) -> Visibility:
+        """Returns the mask [B, 1, T, S] of the self-attention, and its bias or rotation if positions are not learned.
+
+        T are the new tokens. S are the same, or with a cache all of its places. prefix: number of positions of the prefix.
+        """
+        arch, (x, segment_BT, position_BT) = self.arch, tokens
+        # Places in the row, not positions in a document: a row may hold padding and several documents.
+        index_T = jnp.arange(x.shape[1], dtype=jnp.int32)
+        index_S = index_T
+        if cache is not None:
+            index_T += cache.length
+            index_S = jnp.arange(cache.segment.shape[1], dtype=jnp.int32)
+        distance_TS = index_T[:, None] - index_S[None]
+        # A position sees its own document, but with a window only its last places. Every position sees the prefix. In a causal
+        # network no position sees a later one. Padding sees padding, so that no row of the softmax is empty.
+        mask = segment_BT[:, None, :, None] == segment_BS[:, None, None, :]
+        if arch.window is not None:
+            mask &= (jnp.abs(distance_TS) < arch.window)[None, None]
+        mask |= (segment_BS == PREFIX)[:, None, None, :]
+        if self.causal:
+            mask &= (distance_TS >= 0)[None, None]
+        if cache is None:
+            # All layers read the same mask.
+            mask = store_mask(mask)
+        bias = rotation = None
+        if arch.positions == "relative":
+            # The prefix is equally far from every document, however much of the row lies between.
+            distance_TS = jnp.where((index_S < prefix)[None], MAX_DISTANCE, distance_TS)
+            bias = RelativeBias(arch.heads, self.causal, self.dtypes, name="relative")(distance_TS)[None]
+        if arch.positions == "rotary":
+            rotation = rotations(position_BT, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
+        return Visibility(mask, bias, rotation)
+
+    def run_layers(
+        self, x: Array, segment_BS: Array, shared: Shared, cache: Cache | None
+    ) -> tuple[Array, Cache | None]:
+        """Returns (output of the last block, cache with the new tokens)."""
+        arch = self.arch
+        if cache is None:
+            (x, _), _ = self.stack(self.causal)((x, None), jnp.arange(arch.layers, dtype=jnp.int32), shared)
+            return x, None
+        new = x.shape[1]
+        if isinstance(cache.key, tuple):
+            x, keys, values = self.run_unstacked(x, shared, cache)
+        else:
+            assert not isinstance(cache.value, tuple)
+            carry = x, KeyValue(cache.key, cache.value)
+            (x, (keys, values)), _ = self.stack(False)(carry, jnp.arange(arch.layers, dtype=jnp.int32), shared)
+        return x, Cache(keys, values, segment_BS, cache.length + new)
+
+    def stack(self, causal: bool) -> Any:
+        """Returns the blocks as a loop over stacked parameters, so that the program does not grow with their number."""
+        # A loop keeps XLA from merging the recomputation with the first computation, so remat need not prevent it.
+        block = nn.remat(Block, prevent_cse=False) if self.arch.remat else Block
+        loop = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=self.arch.layers,
+            unroll=min(self.arch.unroll, self.arch.layers),
+        )
+        return loop(self.arch, self.cross, causal, self.dtypes, name="layers")
+
+    def run_unstacked(
+        self, x: Array, shared: Shared, cache: Cache
+    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+        """Runs the blocks one by one, on parameters from `unstack_layers` and an unstacked cache."""
+        # Without a parent, as the parameters of each call are given explicitly. A mask hides later tokens here.
+        block, stored = Block(self.arch, self.cross, False, self.dtypes, parent=None), []
+        layers = self.get_variable("params", "layers")
+        for params, key, value in zip(layers, cache.key, cache.value, strict=True):
+            carry, _ = block.apply({"params": params}, (x, KeyValue(key, value)), 0, shared)
+            x, of_layer = carry
+            stored.append(of_layer)
+        keys, values = zip(*stored, strict=True)
+        return x, keys, values
+
+    def read_logits(self, embedding: nn.Embed, x: Array) -> Array:
+        """[B, T, D] -> logits [B, T, V] in at least float32: the product is accumulated in it."""
+        real = jnp.promote_types(x.dtype, jnp.float32)
+        if self.arch.tied:
+            table = embedding.embedding.astype(x.dtype)
+            logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=real)
+        else:
+            product = partial(jax.lax.dot_general, preferred_element_type=real)
+            head = nn.Dense(
+                self.vocab,
+                use_bias=False,
+                kernel_init=normal(INIT_STD),
+                dot_general=product,  # pyright: ignore[reportArgumentType]
+                name="head",
+                **self.dtypes,
+            )
+            logits = head(x)
+        if self.arch.logit_cap is not None:
+            logits = self.arch.logit_cap * jnp.tanh(logits / self.arch.logit_cap)
+        return logits
+
+
+def prepend(prefix_PD: Array, tokens: Embedded) -> Embedded:
+    """Returns the tokens [B, P + T] after a prefix, which has the positions 0 to P - 1 and a segment that all others see."""
+    (x, segment_BT, position_BT), p = tokens, len(prefix_PD)
+    x = jnp.concatenate([jnp.broadcast_to(prefix_PD[None], (len(x), *prefix_PD.shape)), x], axis=1)
+    before = jnp.arange(p, dtype=jnp.int32)[None]
+    position_BT = jnp.concatenate([jnp.broadcast_to(before, (len(x), p)), position_BT], axis=1)
+    segment_BT = jnp.pad(segment_BT, ((0, 0), (p, 0)), constant_values=PREFIX)
+    return Embedded(x, segment_BT, position_BT)

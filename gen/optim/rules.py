@@ -1,0 +1,150 @@
+"""Update rules: the direction in which an optimizer moves the parameters, before weight decay and the learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import jax
+import optax
+from optax import contrib
+
+from gen.core import Array, Params
+from gen.optim.schedules import Scalar
+
+Value = TypeVar("Value")
+At = Callable[[Scalar], optax.Schedule]
+"""A hyper-parameter -> the function step -> value."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to turn gradients into directions, such as Adam's. Subclass it to add an optimizer, and name it in a config:
+    `Optimizer(rule=Lion(), lr=1e-4)`.
+
+    Its fields are its hyper-parameters. A field of type Scalar may be a schedule.
+    """
+
+    def build(self, at: At) -> optax.GradientTransformation:
+        """Returns the transformation gradients -> directions, as optax's functions named scale_by_... do.
+
+        The optimizer then adds weight decay and multiplies by minus the learning rate. `at(self.b1)` is the function
+        step -> value of a Scalar; `scheduled` reads such functions at every step.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """The direction of Adam (Kingma and Ba 2015, algorithm 1)."""
+
+    b1: Scalar = 0.9
+    """Decay of the first moment."""
+    b2: Scalar = 0.999
+    """Decay of the second moment."""
+    eps: Scalar = 1e-8
+    """Number added to the root of the second moment."""
+
+    def build(self, at: At) -> optax.GradientTransformation:
+        return scheduled(optax.scale_by_adam, at, b1=self.b1, b2=self.b2, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class SGD(Rule):
+    """The gradient, with momentum."""
+
+    momentum: Scalar = 0.9
+    """Decay of the sum of gradients. 0: plain stochastic gradient descent."""
+
+    def build(self, at: At) -> optax.GradientTransformation:
+        return scheduled(optax.trace, at, decay=self.momentum)
+
+
+@dataclass(frozen=True)
+class Muon(Rule):
+    """Orthogonalized momentum for matrices and convolution kernels (Jordan 2024); another rule for all other parameters."""
+
+    momentum: Scalar = 0.9
+    """Decay of the momentum."""
+    other: Rule = Adam()
+    """Rule for biases, embeddings and other parameters that are not matrices."""
+
+    def build(self, at: At) -> optax.GradientTransformation:
+        def choose(path: str, p: Array) -> str:
+            return "muon" if _matrix_axes(path, p) else "adam"
+
+        def direction(b1: Scalar) -> optax.GradientTransformation:
+            return contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_all_matrix_axes)  # pyright: ignore[reportArgumentType]
+
+        # Each of the two sees only its own leaves, and keeps no state for the others.
+        muon = optax.chain(scheduled(direction, at, b1=self.momentum), optax.stateless(_scale_like_adam))
+        transforms: dict[Hashable, optax.GradientTransformation] = {"muon": muon, "adam": self.other.build(at)}
+        return optax.partition(transforms, partial(map_with_path, choose))
+
+
+@dataclass(frozen=True)
+class Frozen(Rule):
+    """No update at all. The parameters keep their values, whatever the learning rate and weight decay."""
+
+    def build(self, at: At) -> optax.GradientTransformation:
+        return optax.set_to_zero()
+
+
+def scheduled(
+    transformation: Callable[..., optax.GradientTransformation], at: At, **scalars: Scalar
+) -> optax.GradientTransformation:
+    """Returns `transformation(**scalars)`, with the scalars that are schedules read at each step."""
+    # Without schedules the state of the transformation stays as small as optax's own.
+    if all(isinstance(value, float | int) for value in scalars.values()):
+        return transformation(**scalars)
+    return optax.inject_hyperparams(transformation)(**{name: at(value) for name, value in scalars.items()})
+
+
+def map_with_path(function: Callable[[str, Array], Value], params: Params) -> Params:
+    """Returns the tree of `function(path, leaf)`. Paths are such as "encoder/Dense_0/kernel"."""
+
+    def call(path: tuple[object, ...], leaf: Array) -> Value:
+        return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)  # pyright: ignore[reportArgumentType]
+
+    return jax.tree_util.tree_map_with_path(call, params)
+
+
+def _scale_like_adam(updates: Params, params: Params | None) -> Params:
+    """Scales orthogonal updates to the size of Adam's, so that one learning rate serves both. Liu et al. 2025, equation 4."""
+
+    def scale(u: Array) -> Array:
+        # Kernels stacked over layers [L, in, out] are a matrix each; all axes of a convolution but the last are its input.
+        fan_in = u.shape[1] if u.ndim == 3 else math.prod(u.shape[:-1])
+        return 0.2 * max(fan_in, u.shape[-1]) ** 0.5 * u
+
+    return jax.tree.map(scale, updates)
+
+
+def _matrix_axes(path: str, p: Array) -> contrib.MuonDimensionNumbers | None:
+    """Returns which axes of a kernel are its input and its output; None if it is not a matrix.
+
+    Kernels are [in, out], [height, width, in, out], or stacked over layers [L, in, out].
+    """
+    # Embeddings have two axes too, but their rows are looked up one by one: they are not matrices in Muon's sense.
+    if not path.endswith("kernel"):
+        return None
+    match p.ndim:
+        case 2:
+            return contrib.MuonDimensionNumbers(0, 1)
+        case 3:
+            return contrib.MuonDimensionNumbers(1, 2)
+        case 4:
+            return contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        case _:
+            return None
+
+
+def _all_matrix_axes(params: Params) -> Params:
+    def axes_or_mask(path: str, p: Array) -> contrib.MuonDimensionNumbers | Array | None:
+        # optax calls this inside of the partition, where other leaves are masked nodes without an ndim.
+        return _matrix_axes(path, p) if hasattr(p, "ndim") else p
+
+    return map_with_path(axes_or_mask, params)

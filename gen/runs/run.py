@@ -1,0 +1,157 @@
+"""A run in training: its parts, and where it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from gen import files
+from gen.config import Config
+from gen.core import Dataset, GenerativeModel, RunView, State
+from gen.errors import UserError
+from gen.runs import base as runs_base
+from gen.runs import checkpoint, directory
+from gen.runtime import hosts
+from gen.runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run in training."""
+
+    config: Config
+    workdir: Path
+    data: Dataset
+    model: GenerativeModel
+    engine: Engine
+    base: runs_base.Base | None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.workdir / "checkpoints"
+
+    def state_at(self, step: int) -> State:
+        """Returns the state of a checkpoint, placed on the devices. Step 0: the initial state, with the base's weights if any."""
+        abstract = self.engine.abstract
+        if step:
+            return runs_base.with_base(checkpoint.restore(self.checkpoints, step, abstract), abstract, self.base)
+        if self.base is None:
+            return self.engine.init()
+        # An adapter keeps the base's weights in `frozen`. Other runs continue to train them as `params`.
+        return self.engine.init(runs_base.read_weights(self.base, abstract.frozen or abstract.params))
+
+    def state_to_test(self, step: int) -> State:
+        """Returns the state of a checkpoint without its optimizer, placed on the devices."""
+        abstract = self.engine.abstract
+        state = checkpoint.restore(self.checkpoints, step, abstract, items=("params", "ema", "stats"))
+        return self.renumber(runs_base.with_base(state, abstract, self.base), step)
+
+    def renumber(self, state: State, step: int) -> State:
+        """Returns the state with another step number."""
+        return replace(state, step=jax.device_put(np.int32(step), self.engine.abstract.step.sharding))
+
+    def view(self) -> RunView:
+        """Returns the parts of the run that a medium may read."""
+        return RunView(
+            self.config.data,
+            self.data.spec,
+            partial(_read_file, self.data),
+            partial(directory.read_reference, self.workdir, self.data.spec),
+            lambda data_dir=None: self.data,
+        )
+
+
+def _read_file(data: Dataset, name: str) -> bytes:
+    if name not in data.files:
+        raise UserError(f"the data set keeps no file {name}")
+    return data.files[name]
+
+
+class Start(NamedTuple):
+    """Where a run starts. The first host decides it, once, and tells the others."""
+
+    kind: Literal["scratch", "base", "resume"]
+    """scratch: new parameters. base: the weights of another run. resume: a checkpoint of this run."""
+    step: int
+    """Steps that are done already."""
+    facts: checkpoint.Facts
+    """The facts of the checkpoint; the defaults if there is none."""
+    damaged: list[str]
+    """A line for each checkpoint that was newer but unsound."""
+    finished: bool
+    """Whether all steps are done and tested."""
+
+
+def open_start(run: Run, held: ExitStack) -> Start:
+    """Locks the run directory until `held` is closed, and returns where the run starts. All hosts call it.
+
+    Raises: UserError if the directory belongs to another run, is in use, or has no sound checkpoint.
+    """
+    found = hosts.broadcast(partial(_find_start, run, held))
+    # On several hosts it has come as JSON, where a NamedTuple is a list.
+    kind, step, facts, damaged, finished = found
+    return Start(kind, step, checkpoint.Facts(*facts), damaged, finished)
+
+
+def _find_start(run: Run, held: ExitStack) -> Start:
+    config, workdir, data = run.config, run.workdir, run.data
+    held.enter_context(directory.lock_run(workdir))
+    directory.begin_run(workdir, config, data, run.base and run.base.record(workdir))
+    # The log is not open yet, so warnings are collected for it.
+    damaged: list[str] = []
+    step = checkpoint.newest(run.checkpoints, warn=damaged.append) or 0
+    finished = step >= config.steps and _is_tested(run)
+    if not finished and not data.spec.keys() <= directory.read_reference(workdir, data.spec).keys():
+        directory.write_reference(workdir, reference_examples(data))
+    if step < config.steps:
+        # It is about an earlier checkpoint: this run is made longer.
+        (workdir / "evaluation.json").unlink(missing_ok=True)
+    if step:
+        return Start("resume", step, checkpoint.read_facts(run.checkpoints, step), damaged, finished)
+    return Start("scratch" if run.base is None else "base", 0, checkpoint.Facts(), damaged, finished)
+
+
+def _is_tested(run: Run) -> bool:
+    """Returns whether evaluation.json has the model's metrics. gen.evaluate may have written other metrics."""
+    evaluation = directory.read_evaluation(run.workdir) or directory.Evaluation()
+    by_checkpoint = {name for name, entry in evaluation.protocol.items() if "checkpoint" in entry}
+    return bool(evaluation.metrics.keys() & (run.model.protocol.keys() or by_checkpoint))
+
+
+def reference_examples(data: Dataset) -> dict[str, np.ndarray]:
+    """Returns the first validation examples, as the model sees them."""
+    batch = next(iter(data.evaluation("validation", directory.REFERENCE_EXAMPLES)))
+    seen = jax.device_get(data.preprocess(jax.device_put(batch), jax.random.key(0), False))
+    return {name: seen[name][batch["weight"] > 0] for name in data.spec}
+
+
+def write_evaluation(run: Run, step: int, metrics: dict[str, float], facts: dict[str, object]) -> dict[str, float]:
+    """Writes evaluation.json: the test metrics of a checkpoint, and the scores of trivial baselines, each with its protocol.
+
+    facts: the protocol of the test split. Returns all metrics.
+
+    Raises: UserError if the base has changed since it was opened.
+    """
+    common = facts | {"checkpoint": step}
+    if run.base is not None:
+        runs_base.check_unchanged(run.base)
+        common["base"] = run.base.sha256
+    baselines = run.data.baselines()
+    protocol = {name: {**common, **run.model.protocol.get(name, {})} for name in metrics}
+    protocol |= {name: facts | {"baseline": True} for name in baselines}
+    directory.write_evaluation(run.workdir, metrics | baselines, protocol)
+    return metrics | baselines
+
+
+def write_samples(folder: Path, name: str, shown: Mapping[str, bytes]) -> None:
+    """Writes the files of a medium as NAME.png, NAME.txt, ... in a folder."""
+    folder.mkdir(exist_ok=True)
+    for file, content in shown.items():
+        files.write_bytes(folder / f"{name}{Path(file).suffix}", content)
