@@ -1,6 +1,6 @@
 """Train a config: python train.py [CONFIG] [--workdir DIR] [--steps N] [--any.field value]
 
-CONFIG is a file, or the name of a file in configs/ (default: vae_digits). --help lists every field.
+CONFIG is a file, or the name of a file in ./configs or in gen's configs/ (default: vae_digits). --help lists every field.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from gen import config as configs
 from gen.errors import run_command
 from gen.runtime.hosts import exit_process
 
-CONFIGS = Path(__file__).parent / "configs"
-
 
 def main() -> None:
     """Runs the command line. The config comes first, because its fields are the options."""
@@ -23,7 +21,7 @@ def main() -> None:
     name, *options = sys.argv[1:] or ["vae_digits"]
     if name.startswith("-"):
         name, options = "vae_digits", [name, *options]
-    launch = configs.override(configs.load(name, CONFIGS), options, prog=f"train.py {name}")
+    launch = configs.override(configs.load(name), options, prog=f"train.py {name}")
 
     # Imported late, so that --help and mistakes are quick.
     if launch.dry_run:

@@ -63,9 +63,9 @@ def scores(options: Options) -> dict[str, dict[str, float]]:
 
 
 def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
-    """Returns the planned numbers of a run: those that are known under the same protocol, and the others, which are computed.
+    """Returns the planned numbers of a run. Reuses a stored number if its protocol is the same, otherwise computes it.
 
-    Each computed number is written at once, so an interruption loses only the one in progress.
+    Each computed number is written at once, so an interruption loses only the number in progress.
     """
     numbers: dict[str, float] = {}
     known = directory.read_evaluation(workdir) or directory.Evaluation()

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -23,8 +22,10 @@ from gen.runs import checkpoint
 from gen.runs.provenance import CheckpointRecord, Manifest, conditions, read_manifest, write_manifest
 from gen.runs.trained import TrainedRun, open_run
 
-USAGE = """usage: sample.py RUN [OPTIONS]       (sample.py RUN --help lists the options of the run's family)
-       sample.py --verify MANIFEST"""
+USAGE = """usage: sample.py RUN [OPTIONS]          (sample.py RUN --help lists the options of the run's family)
+       sample.py --verify MANIFEST     (sample.py --verify MANIFEST --help lists the options)
+
+Both take --trust MODULE for a module outside gen that the run's config names."""
 Dataclass = Any
 """An instance of a frozen dataclass."""
 R = TypeVar("R")
@@ -82,9 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _sample_command(arguments: Sequence[str]) -> int:
     # The options depend on the run's family, so the run is opened before the other arguments are read.
-    trust = [value for flag, value in pairwise(arguments) if flag == "--trust"]
-    trust += [a.removeprefix("--trust=") for a in arguments if a.startswith("--trust=")]
-    run = open_run(Path(arguments[0]), trust)
+    run = open_run(Path(arguments[0]), configs.read_trust(arguments))
     medium = find_medium(run.config.data, run.spec)
     options = tyro.cli(Options[run.model.request, medium.options], args=list(arguments), prog="sample.py")
     sample(options, run, medium)

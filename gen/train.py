@@ -20,7 +20,7 @@ from gen.data.prefetch import prefetch
 from gen.data.preprocess import with_preprocess
 from gen.errors import Requeue, UserError
 from gen.evaluation import alarms
-from gen.evaluation.measure import measure, split_facts
+from gen.evaluation.measure import check_measured, measure, scalars_of, split_facts
 from gen.evaluation.request import parse_request
 from gen.media import find_medium
 from gen.runs import base as runs_base
@@ -50,6 +50,8 @@ def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     engine = runtime_engine.compile_engine(
         model, config.parallel, config.seed, config.data.batch_size, guard, several=several
     )
+    if config.save.best is not None:
+        check_measured("save.best", config.save.best[0], model, data, engine.abstract)
     return data, model, engine
 
 
@@ -206,9 +208,6 @@ class Monitor:
         """Writes scalars to the log and arrays to reference.npz. Returns the scalars."""
         log.check_finite(step, "validation", metrics)
         scalars = scalars_of(metrics)
-        best = self.run.config.save.best
-        if best and best[0] not in metrics:
-            raise UserError(f"save.best names {best[0]!r}, which is not measured; there are {', '.join(scalars)}")
         self.logger.metrics(step, "validation", scalars)
         if hosts.is_first():
             arrays = {name: value for name, value in metrics.items() if name not in scalars}
@@ -274,8 +273,3 @@ def test(run: Run, logger: log.RunLog) -> None:
         logger.say(f"written to {run.workdir / 'evaluation.json'}; next: {sample_command(run.workdir, config)}")
     # Baselines such as n-grams take minutes on the first host, and the runtime would not wait so long at its end.
     hosts.barrier("tested")
-
-
-def scalars_of(metrics: Mapping[str, float | np.ndarray]) -> dict[str, float]:
-    """Returns the metrics that are single numbers."""
-    return {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}

@@ -166,8 +166,8 @@ def test_the_data_and_launch_settings_are_objects_too():
         (["--model.network", "Residual(blocks=-1)"], "blocks"),
         (["--model.network", "os:system"], "not a dataclass"),
         (["--model.network", "gen.families.vae.priors:VampPrior"], "not a subclass of Architecture"),
-        (["--model.network"], "takes a class; there are Perceptron, Residual"),
-        (["--model.network", "--steps", "3"], "takes a class"),
+        (["--model.network"], "--model.network has no value; give it a class, such as Perceptron, Residual"),
+        (["--model.network", "--steps", "3"], "has no value"),
         (["--model.prior", "strange_lab.flow:Config"], r"--trust strange_lab\.flow"),
     ],
 )

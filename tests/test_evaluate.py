@@ -248,7 +248,10 @@ def test_compared_protocols_differ_in_nothing_but_the_run():
         ({"metrics": ("gen.errors:UserError",), "trust": ("gen.errors",)}, "gen.errors has no metric UserError"),
         ({"request": ("temperatur=2",)}, "no field temperatur; did you mean temperature"),
         ({"request": ("n=2",)}, "the fix: --n 2"),
-        ({"request": ("mode=interpolate",)}, r"instead of images \(1, 8, 8, 1\) with the request mode=interpolate"),
+        (
+            {"request": ("mode=interpolate",)},
+            r"request mode=interpolate, .* where one image, \(1, 8, 8, 1\), is expected",
+        ),
         ({"step": 7}, "there is no such checkpoint"),
         ({"runs": ()}, "no run is named"),
         ({"runs": (Path("nowhere"),)}, "nowhere is not a run directory"),

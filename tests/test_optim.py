@@ -184,8 +184,8 @@ def test_a_group_may_use_muon():
     ("fields", "message"),
     [
         ({"accumulate": 0}, "accumulate"),
-        ({"groups": (Group("("),)}, "no regular expression"),
-        ({"undecayed": "("}, "no regular expression"),
+        ({"groups": (Group("("),)}, "not a regular expression"),
+        ({"undecayed": "("}, "not a regular expression"),
         ({"clip": 0.0}, "clip"),
     ],
 )

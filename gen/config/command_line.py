@@ -16,6 +16,9 @@ from gen.config.objects import choices, dataclasses_in, parse_object, scalar
 from gen.errors import UserError
 from gen.optim import Schedule
 
+FILES = ("folder", "text", "jsonl")
+"""Words before the colon in a `--data.name` that is a path. Users give them to `--data`, too."""
+
 
 @dataclass(frozen=True)
 class DryRun:
@@ -93,9 +96,13 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
         used.add(i)
         if value is None:  # it is the next argument
             if i + 1 == len(arguments) or arguments[i + 1].startswith("--"):
-                raise UserError(f"{flag} takes a class; there are {', '.join(choices(hint)) or 'none'}")
+                raise UserError(
+                    f"{flag} has no value; give it a class, such as {', '.join(choices(hint)) or 'module:Class'}"
+                )
             used.add(i + 1)
             value = arguments[i + 1]
+        if flag == "--data" and value.partition(":")[0] in FILES:
+            raise UserError(f"--data takes a class; the fix: --data.name {value}")
         config = _unchecked(config, path, parse_object(value, hint, trust, flag))
     return config, [argument for i, argument in enumerate(arguments) if i not in used]
 

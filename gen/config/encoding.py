@@ -74,6 +74,8 @@ def import_class(name: str, kind: type, trust: Sequence[str] = (), at: str = "co
         )
     try:
         found = getattr(importlib.import_module(module), cls, None)
+        if found is None:
+            raise UserError(f"{at} names {name[:80]}, but the module {module} has no {cls}")
     except ImportError as error:
         fix = f"the fix: PYTHONPATH=FOLDER, where FOLDER holds {module.partition('.')[0]}"
         raise UserError(f"{at} names {name[:80]}, but {error}; {fix}") from None

@@ -140,6 +140,6 @@ def _find(name: str, known: Mapping[str, T], kind: str, at: str) -> T:
 
 
 def _expected(hint: object) -> str:
-    """Returns the words and classes that fit a declared type, or the type itself, for an error message."""
+    """Returns what a field of this type accepts, for an error message: words and classes, or the type's name."""
     names = [*_words(hint), *(f"{name}(...)" for name in choices(hint))]
     return f"one of {', '.join(names)}" if names else getattr(hint, "__name__", str(hint))

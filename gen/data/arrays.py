@@ -122,8 +122,8 @@ def check_splits(splits: Mapping[str, Arrays]) -> None:
                 )
             if np.shape(x)[1:] != np.shape(train[name])[1:]:
                 raise UserError(
-                    f"{split!r}: an example of {name!r} has the shape {np.shape(x)[1:]}, and {np.shape(train[name])[1:]}"
-                    " in 'train'"
+                    f"{split!r}: an example of {name!r} has the shape {np.shape(x)[1:]}, and"
+                    f" {np.shape(train[name])[1:]} in 'train'; give all splits the same shape"
                 )
 
 
@@ -190,7 +190,9 @@ def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
             f"an example of {name!r} has the shape {parts[0].shape[1:]}, and its feature has {feature.shape}"
         )
     if math.prod(feature.shape) > MAX_SIZE:
-        raise UserError(f"an example of {name!r} has more than {MAX_SIZE} numbers; make it smaller")
+        raise UserError(
+            f"each example of {name!r} has {math.prod(feature.shape)} numbers; at most {MAX_SIZE} are allowed"
+        )
     if name == "image" and len(feature.shape) != 3:
         raise UserError(f"'image' has the shape [N, {feature.shape}]; it must be [N, height, width, channels]")
     low, high = min(x.min() for x in parts), max(x.max() for x in parts)

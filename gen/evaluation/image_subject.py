@@ -39,8 +39,8 @@ class ImageSubject(Subject):
         if made != image:
             changes = ", ".join(f"{name}={value}" for name, value in self.request.items())
             raise UserError(
-                f"{self.workdir} generates arrays {made} instead of images {image} with the request {changes or 'n=1'}; "
-                "leave --request out"
+                f"with --request {changes or 'n=1'}, {self.workdir} generates an array of shape {made} where one image, "
+                f"{image}, is expected; metrics compare single images, so leave --request out"
             )
 
     @cached_property

@@ -75,7 +75,9 @@ def plan_scores(subject: Subject) -> list[Score]:
     # Names of numbers are keys of evaluation.json, so a second metric would overwrite the first.
     names = [name for score in scores for name in score.names]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two metrics compute {twice[0]}; give the number of one of them another name")
+        raise UserError(
+            f"two of the metrics report a number named {twice[0]!r}; the fix: rename one, or leave out a metric"
+        )
     return scores
 
 

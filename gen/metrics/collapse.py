@@ -36,11 +36,14 @@ def collapse(
     probabilities_real: ArrayLike | None = None,
     probabilities_fake: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Returns `find_duplicates`, `relative_spread` ("spread") and, given probabilities, `class_cover`, by name.
+    """Returns all signs of a collapsed generator, by name.
+
+    The names are the fields of `Duplicates`, "spread" for `relative_spread`, and the fields of `ClassCover`. Without
+    class probabilities, the fields of `ClassCover` are left out.
 
     real, fake: features [N, D]. probabilities_real, probabilities_fake: class probabilities [N, K].
 
-    Raises: UserError as these functions do.
+    Raises: UserError as `find_duplicates` and `relative_spread` do.
     """
     numbers = find_duplicates(real, fake)._asdict() | {"spread": relative_spread(real, fake)}
     if probabilities_real is not None and probabilities_fake is not None:

@@ -33,7 +33,10 @@ def attend(
 def attend_at_once(
     query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | None, mask: Array | None
 ) -> Array:
-    """Returns the same as `attend`, with all scores at once: by JAX, or in float64 by the formula itself."""
+    """Returns the same as `attend`, but always computes all scores [B, N, T, S] at once.
+
+    It calls `jax.nn.dot_product_attention`, or for float64 computes the formula itself.
+    """
     if query_BTNH.dtype == jnp.float64:
         return _attend_float64(query_BTNH, key_BSKH, value_BSKH, bias, mask)
     half = query_BTNH.dtype in (jnp.bfloat16, jnp.float16)

@@ -36,7 +36,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A pool."""
+    """A pooling layer. It has no parameters."""
 
     apply: Callable[[Array], Array]
     """[B, H, W, C] -> [B, H', W', C]."""

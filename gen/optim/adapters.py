@@ -35,7 +35,7 @@ class LoRA(Adapter):
         try:
             re.compile(self.path)
         except re.error as error:
-            raise UserError(f"lora.path {self.path!r} is no regular expression: {error}") from None
+            raise UserError(f"lora.path {self.path!r} is not a regular expression: {error}") from None
 
     def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
         leaves: Leaves = flatten_dict(base)  # pyright: ignore[reportAssignmentType]

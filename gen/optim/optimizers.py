@@ -93,7 +93,7 @@ class Optimizer:
             try:
                 re.compile(path)
             except re.error as error:
-                raise UserError(f"{name} {path!r} is no regular expression: {error}") from None
+                raise UserError(f"{name} {path!r} is not a regular expression: {error}") from None
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """Returns the transformation for a run of `steps` steps.

@@ -28,8 +28,9 @@ def _local_shape(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) -> tuple[float, int]:
     """Returns the FLOPs of a step on one of the n devices that share a batch, and the bytes of its activations.
 
-    Activations are what the forward pass keeps for the backward pass and what grows with the batch. A model with several
-    players takes gradients one player at a time, so the player that keeps most counts.
+    Activations are the arrays that the forward pass keeps for the backward pass and whose shapes grow with the batch.
+    If a model has several players, it takes the gradient of one player at a time. So the bytes are the maximum over the
+    players.
     """
     examples = config.data.batch_size // n
     jaxpr, kept = _trace_step(config, data, model, n, examples)

@@ -140,7 +140,10 @@ def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFa
     if not isinstance(content, dict) or not {"format", "identity", "data", "config"} <= content.keys():
         raise UserError(f"{workdir}/config.json is not a config of gen")
     if content["format"] != FORMAT:
-        raise UserError(f"{workdir}/config.json has format {content['format']}; this version of gen reads {FORMAT}")
+        raise UserError(
+            f"{workdir}/config.json has format {content['format']}, and this version of gen reads {FORMAT}; use the"
+            " version of gen that wrote it"
+        )
     base = _decode_base(content["base"], workdir) if "base" in content else None
     # A stranger's run must not make gen read or write files elsewhere.
     files.check_contained(workdir)
@@ -204,7 +207,7 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
     shapes = {name: feature.shape for name, feature in spec.items()}
     for name, array in found.items():
         if not array.ndim or array.shape[1:] != shapes.get(name, array.shape[1:]):
-            raise UserError(f"{path} is damaged: {name[:80]!r} has the shape {array.shape}")
+            raise UserError(f"{path} is damaged: {name[:80]!r} has the shape {array.shape}, unlike spec.json")
     return found
 
 

@@ -75,7 +75,7 @@ def _read_file(data: Dataset, name: str) -> bytes:
 
 
 class Start(NamedTuple):
-    """Where a run starts. The first host decides it, once, and tells the others."""
+    """How a run starts, and at which step. The first host decides this once, and tells the other hosts."""
 
     kind: Literal["scratch", "base", "resume"]
     """scratch: new parameters. base: the weights of another run. resume: a checkpoint of this run."""

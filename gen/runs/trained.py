@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property, partial
@@ -73,11 +71,8 @@ class TrainedRun:
         return checkpoint.digest(self.checkpoints, step)
 
     def has_identity(self, digest: str) -> bool:
-        """Returns whether the digest is one of this run's identity, as gen reads it now or as config.json was written.
-
-        Those differ if gen has added fields since then.
-        """
-        return digest in (configs.digest(self.config), _digest_as_written(self.config, self.facts.config))
+        """Returns whether the digest is one of this run's identity, perhaps taken by an older version of gen."""
+        return not configs.identity_changed(digest, self.facts.config, self.config)
 
     def open_base(self, moved: str | None = None) -> runs_base.Base | None:
         """Returns the checkpoint that this run was begun with, None without one. moved: where that run is now.
@@ -181,20 +176,6 @@ def sample_command(workdir: Path, config: Config) -> str:
     classes = {type(x) for x in walk(config) if is_dataclass(x)}
     packages = sorted({cls.__module__.partition(".")[0] for cls in classes} - {"gen"})
     return " ".join([f"python sample.py {workdir}", *(f"--trust {name}" for name in packages)])
-
-
-def _digest_as_written(config: Config, written: Mapping[str, Any]) -> str:
-    """Returns the digest of a config's identity without the fields that config.json did not have when it was written."""
-    known = _restrict(configs.identity(config), written)
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def _restrict(now: Any, written: Any) -> Any:
-    if isinstance(now, dict) and isinstance(written, dict):
-        return {name: _restrict(value, written[name]) for name, value in now.items() if name in written}
-    if isinstance(now, list) and isinstance(written, list):
-        return [_restrict(*pair) for pair in zip(now, written, strict=True)]
-    return now
 
 
 def _warn(text: str) -> None:

@@ -18,7 +18,7 @@ from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
 from gen.data.images import pixels
 from gen.data.images.sources import Record, Source
-from gen.errors import UserError
+from gen.errors import UserError, printable
 from gen.files import expand_user
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -170,9 +170,13 @@ def readable(name: str, paths: list[Path], kind: np.ndarray, skip_bad: bool) -> 
         first = paths[int(bad[0])]
         if not skip_bad:
             raise unreadable(first, find_reason(first))
-        log.warning("%s: skipped %d of %d images that cannot be read, such as %s", name, len(bad), len(paths), first)
+        # A file name may hold bytes that are not UTF-8, which a handler of the log could not encode.
+        example = printable(str(first))
+        log.warning("%s: skipped %d of %d images that cannot be read, such as %s", name, len(bad), len(paths), example)
     if not len(good):
-        raise UserError(f"--data.name {name!r}: none of its {len(paths)} images can be read")
+        raise UserError(
+            f"--data.name {name!r}: none of its {len(paths)} images can be read; leave out --data.skip-bad to see why"
+        )
     return good
 
 
@@ -187,11 +191,11 @@ def find_reason(path: Path) -> str:
 
 
 def common_size(paths: list[Path], sizes: np.ndarray, size: int | None) -> tuple[int, int]:
-    """Returns the (height, width) of all images, or (0, 0) if they differ.
+    """Returns the (height, width) that all images share. (0, 0): they differ, and will be resized to `size`.
 
-    sizes: height and width of each image, [n, 2].
+    sizes: height and width of each image, [n, 2]. size: the --data.size of the config.
 
-    Raises: UserError if they differ and are not resized.
+    Raises: UserError if they differ and `size` is None.
     """
     other = np.flatnonzero((sizes != sizes[0]).any(1))
     if len(other) and size is None:

@@ -16,7 +16,9 @@ from gen.errors import UserError
 
 
 def open_images(name: str, data_dir: str | None, size: int | None) -> Source:
-    """Opens a prepared TFDS set: its features "image" and "label", otherwise its first image and class label by name.
+    """Opens a prepared TFDS set. Reads its features "image" and "label".
+
+    If no image feature is named "image", the first one in alphabetical order is read. Likewise for a class label.
 
     size: the --data.size of the config. Without it, all images must have one size.
 

@@ -115,7 +115,7 @@ def parse_object(content: str, where: str) -> dict[str, object]:
     except ValueError:  # Python refuses to convert integers of thousands of digits
         raise UserError(f"{where}: has a number with too many digits; make it a text") from None
     except RecursionError:
-        raise UserError(f"{where}: is nested too deeply") from None
+        raise UserError(f"{where}: is nested too deeply to be read as JSON; shorten or remove this line") from None
     if not isinstance(value, dict):
         raise UserError(f'{where}: is not a JSON object, such as {{"text": "..."}}')
     return value

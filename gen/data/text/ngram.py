@@ -45,7 +45,7 @@ def xz(train: bytes, test: bytes) -> float:
     Raises: UserError if the test text is empty.
     """
     if not test:
-        raise UserError("an empty test text has no cost per byte; hold out more text")
+        raise UserError("the test text is empty, so it has no bits per byte; the fix: hold out more of the text")
     window = min(max(len(train) + len(test), MIN_WINDOW), MAX_WINDOW)
     chain = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
 

@@ -75,7 +75,12 @@ def find_pairs(stream: np.ndarray, end: int) -> Pairs:
 
 
 def select_pairs(split: str, pairs: Pairs, length: int, source_length: int | None) -> tuple[Pairs, Lost]:
-    """Returns the pairs whose target fits, and how much does not fit. Raises: UserError if no pair is left."""
+    """Returns the pairs whose target and its end token fit into `length` tokens, and counts of what does not fit.
+
+    source_length: tokens of a separate source. None: the prompt shares the `length` tokens with the target.
+
+    Raises: UserError if no pair is left.
+    """
     targets = pairs.target_lengths()
     fits = targets < length
     if not fits.any():

@@ -1,4 +1,7 @@
-"""Variational autoencoders: the family, and the likelihoods and priors that a config chooses from or a fork subclasses."""
+"""Variational autoencoders: the family, its likelihoods and its priors.
+
+A config chooses one likelihood and one prior. New ones are subclasses of `Likelihood` and `Prior`.
+"""
 
 from gen.families.vae.family import VAE
 from gen.families.vae.likelihoods import Bernoulli, ContinuousBernoulli, DiscretizedLogistic, Gaussian, Likelihood

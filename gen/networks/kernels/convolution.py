@@ -195,11 +195,11 @@ def take_patches(x: Array, taps: Sequence[int], stride: int) -> Array:
 
 
 def add_patches(y: Array, stride: int, sides: Shape) -> Array:
-    """[B, h, w, kh, kw, C] -> [B, *sides, C]: adds the value of each tap to its pixel (col2im), the adjoint of `take_patches`.
+    """[B, h, w, kh, kw, C] -> [B, *sides, C]: adds each tap to its pixel (col2im), the adjoint of `take_patches`.
 
-    A tap (i, j) reaches only pixels whose row and column have the same remainders by the stride. So the taps are added up in
-    stride^2 dense images of [B, h, w, C], one for each pair of remainders, which are interleaved at the end. A scatter into
-    strided pixels would be slow.
+    All pixels that a tap (i, j) reaches have the same row and the same column modulo the stride. So the taps are added
+    up in stride^2 dense images [B, h, w, C], one for each pair of remainders. At the end these images are interleaved.
+    A scatter into strided pixels would be slow.
     """
     b, h, w, *taps, c = y.shape
     (top, _), (left, _) = padding(sides, taps, stride)

@@ -62,7 +62,10 @@ _products.defvjp(_forward, _backward)
 
 
 def contract(a: Array, b: Array, axis: int) -> Array:
-    """Returns the product of two matrices summed over this axis of both: a^T b for 0, a b^T for 1, without a transpose."""
+    """Returns a^T b for axis 0, or a b^T for axis 1, without a transposed copy of a matrix.
+
+    axis: the axis of both matrices that is summed over.
+    """
     return jax.lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
 
 

@@ -1,7 +1,7 @@
 """The cache of keys and values: with it, decoding a token computes one position instead of the whole text.
 
-Keys and values are stored as [B K, S, H], the layout in which attention from a single position is a product without a
-transposed copy (see `gen.networks.attention.attend_cached`).
+Keys and values are stored as [B K, S, H]: B examples with K heads each, S positions, H channels of a head. In this
+layout, attention from a single position needs no transposed copy of them (see `gen.networks.attention.attend_cached`).
 """
 
 from __future__ import annotations
