@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 EPOCH = 23  # steps, each of 64 digits
 SHORT, LONG = 4 * EPOCH, 24 * EPOCH
 """Steps of two runs. They differ by 20 epochs."""
-CONFIG = str(ROOT / "benchmarks" / "dcgan.py")
+CONFIG = "benchmarks/dcgan.py"
 LIMIT = 6.0  # seconds that train.py may take to its first step
 FIRST = "compiled in"  # train.py prints this after the first step
 COMMON = ("--parallel.cpu-devices", "1", "--alarms.action", "off", "--evaluate-every", "0")
@@ -34,8 +35,7 @@ def end_to_end(turns: int) -> dict[str, Any]:
         bare, whole = [], []
         for _ in range(max(1, turns // 5)):
             bare.append(ask("run", LONG - SHORT))
-            short, long = (time_run(steps) for steps in (SHORT, LONG))
-            whole.append((long - short) / (LONG - SHORT))
+            whole.append(step_of_runs(ROOT))
             bare.append(ask("run", LONG - SHORT))
     ours, against = statistics.median(whole), statistics.median(bare)
     return {
@@ -48,19 +48,25 @@ def end_to_end(turns: int) -> dict[str, Any]:
     }
 
 
-def time_run(steps: int) -> float:
+def step_of_runs(root: Path) -> float:
+    """Returns the seconds per step of train.py in a checkout, from a short and a long run."""
+    short, long = (time_run(root, steps) for steps in (SHORT, LONG))
+    return (long - short) / (LONG - SHORT)
+
+
+def time_run(root: Path, steps: int) -> float:
     """Returns the seconds that a whole run of this many steps takes."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         program = [sys.executable, "train.py", CONFIG, "--workdir", f"{folder}/run"]
         options = ["--steps", str(steps), "--save.every", str(5 * EPOCH), *COMMON]
-        subprocess.run([*program, *options], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*program, *options], cwd=root, env=environment(root), check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - begun
 
 
 def start_up(turns: int) -> dict[str, Any]:
     """Returns the seconds from `python train.py` to the end of the first step. An earlier run has filled the cache."""
-    times = [first_step() for _ in range(1 + max(3, turns // 3))][1:]
+    times = [first_step(ROOT) for _ in range(1 + max(3, turns // 3))][1:]
     return {
         "ratio": statistics.median(times) / LIMIT,
         "what": f"seconds from the start of train.py (DCGAN) to its first step, over {LIMIT:.0f} s",
@@ -70,18 +76,23 @@ def start_up(turns: int) -> dict[str, Any]:
     }
 
 
-def first_step() -> float:
-    """Returns the seconds from the start of train.py to the end of its first step."""
+def first_step(root: Path) -> float:
+    """Returns the seconds from the start of train.py in a checkout to the end of its first step."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         program = [sys.executable, "-u", "train.py", CONFIG, "--workdir", f"{folder}/run", *COMMON]
-        with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(program, cwd=root, env=environment(root), stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             # Reads lines up to the one that train.py prints after its first step.
             next((line for line in child.stdout if line.startswith(FIRST)), None)
             seconds = time.perf_counter() - begun
             child.kill()
     return seconds
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Returns the environment in which Python finds the code of a checkout."""
+    return {**os.environ, "PYTHONPATH": str(root)}
 
 
 JOBS = {"end_to_end": end_to_end, "start_up": start_up}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 PAUSE = 0.3  # seconds between turns; OpenMP's threads keep a core busy for 0.2 seconds after their work
@@ -32,8 +33,10 @@ Ask = Callable[..., Any]
 
 
 @contextmanager
-def process(module: str, *args: str, env: Mapping[str, str] | None = None) -> Iterator[Ask]:
+def process(module: str, *args: str, env: Mapping[str, str] | None = None, root: Path | None = None) -> Iterator[Ask]:
     """Runs `python -m module args` as a side, and yields a function that sends it commands. The process ends with the context.
+
+    root: the checkout whose code runs; None: as Python finds it.
 
     Raises: RuntimeError if the process ends earlier.
     """
@@ -43,7 +46,8 @@ def process(module: str, *args: str, env: Mapping[str, str] | None = None) -> It
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(env or {})},
+        cwd=root,
+        env={**os.environ, **({"PYTHONPATH": str(root)} if root else {}), **(env or {})},
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
