@@ -15,10 +15,10 @@ hooks: setup
 	$(BIN)/pre-commit install
 
 test:
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all:
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n 2 -m ''
 
 lint:
 	$(BIN)/ruff check .

@@ -1,7 +1,10 @@
 """Eight CPU devices for every test, tiny configs, and data that always exist."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,21 @@ CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_cou
 if jax.__version_info__ < (0, 11):  # later versions refuse the flag: they have no other emitters
     CHEAP += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
+
+# A program is compiled once: for all processes of `pytest -n 2`, and for all processes that the tests start. These inherit the
+# folder from the environment. The files of a cache with a maximum size are locked while they are written.
+COMPILED = {
+    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    or tempfile.mkdtemp(prefix="gen-compiled-"),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_compilation_cache_max_size": 2**31,
+}
+for setting, value in COMPILED.items():
+    jax.config.update(setting, value)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    atexit.register(shutil.rmtree, COMPILED["jax_compilation_cache_dir"], ignore_errors=True)
+os.environ.update({setting.upper(): str(value) for setting, value in COMPILED.items()})
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -47,6 +65,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # A fork that tests its own configs wants every promise tested, the slow ones too.
     if config.getoption("--config"):
         config.option.markexpr = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file in one process of `pytest -n 2`, since they share fixtures and programs.
+
+    The contract tests are too many for that: only those of one config stay together.
+    """
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        config = parameters.get("config_file") or parameters.get("family_file") or ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {config}"))
 
 
 @pytest.fixture(autouse=True, scope="module")

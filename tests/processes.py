@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +17,14 @@ QUICK = [
 """Options that make vae_digits as small as possible."""
 
 
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment without the settings of the tests' own process, except for the folder of compiled programs."""
+    return {k: v for k, v in environ.items() if not k.startswith(("JAX_", "XLA_")) or "_CACHE_" in k}
+
+
 def environment(cache: Path) -> dict[str, str]:
-    """Returns the environment without the settings of the tests' own process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    return {**kept, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    """Returns the environment of a process on the CPU, with a folder for prepared data."""
+    return {**inherited(os.environ), "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:

@@ -542,10 +542,10 @@ def test_json_that_is_not_a_config_is_refused(value):
     [
         ("os.system", "not a subclass of Family"),
         ("gen.core.Feature", "not a subclass of Family"),
-        ("gen.families.vae.family.build", "not a subclass of Family"),
+        ("gen.families.vae.family.build", "has no build"),
         ("gen.families.vae.family.Request", "not a subclass of Family"),
         ("gen.families.vae.family.core.command", "gen.families.vae.family.core"),
-        ("gen.families.vae.family.Missing", "not a subclass of Family"),
+        ("gen.families.vae.family.Missing", "has no Missing"),
         ("gen.families.missing.Config", "No module named"),
         ("gen.families..vae.Config", "not part of gen"),
         ("gen.families.vae.family.", "not part of gen"),

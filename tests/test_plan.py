@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -257,8 +258,7 @@ def test_numbers_as_text():
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    environment = {**processes.inherited(os.environ), "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "train.py"), *arguments]

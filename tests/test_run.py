@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 
 from gen.runs import checkpoint, directory
@@ -29,8 +30,7 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    return {**kept, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "JAX_PLATFORMS": "cpu"}
+    return processes.environment(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

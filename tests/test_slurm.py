@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 import slurm
 
@@ -36,7 +37,7 @@ def environment(tmp_path_factory) -> Iterator[dict[str, str]]:
     if why := slurm.missing():
         pytest.skip(why)
     with slurm.cluster(tmp_path_factory.mktemp("slurm") / "cluster") as found:
-        kept = {k: v for k, v in found.items() if not k.startswith(("JAX_", "XLA_"))}
+        kept = processes.inherited(found)
         path = f"{Path(sys.executable).parent}:{kept['PATH']}"
         cache = str(tmp_path_factory.mktemp("cache"))
         yield {**kept, "PATH": path, "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu"}
