@@ -182,6 +182,18 @@ IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
         (IMAGES, gzip.compress(idx(np.zeros((300, 8, 8), np.uint8))), r"\(300, 8, 8\)"),
         (IMAGES, None, "none of train-images-idx3-ubyte, "),
     ],
+    # The bytes hold the time at which they were compressed.
+    ids=[
+        "cut",
+        "short",
+        "not gzip",
+        "images",
+        "no header",
+        "of another split",
+        "a label too high",
+        "small images",
+        "missing",
+    ],
 )
 def test_a_bad_idx_file_is_named(source, tmp_path, file, content, message):
     copy = Path(shutil.copytree(source, tmp_path / "idx"))
