@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -63,13 +63,17 @@ def is_own(file: str) -> bool:
     return Path(file).resolve().parent in OWN
 
 
-def as_parameters(files: Iterable[str]) -> list[ParameterSet]:
-    """Returns pytest parameters named after the files' stems.
+def as_parameters(files: Iterable[str], slow: Collection[str] = ()) -> list[ParameterSet]:
+    """Returns pytest parameters named after the files' stems. slow: the files whose tests are left out by default.
 
     The project's code must not cause warnings. A fork's code may: it need not know the rules of this repository.
     """
     lenient = pytest.mark.filterwarnings("default")
-    return [pytest.param(file, id=Path(file).stem, marks=() if is_own(file) else lenient) for file in files]
+    marks = {file: [] if is_own(file) else [lenient] for file in files}
+    return [
+        pytest.param(file, id=Path(file).stem, marks=[*marks[file], *([pytest.mark.slow] if file in slow else [])])
+        for file in marks
+    ]
 
 
 def hold_other_players(config: Config, loss: str) -> Config:

@@ -141,6 +141,7 @@ def test_each_switch_of_the_ablation_changes_only_itself_and_all_have_every_one(
             assert getattr(improved_gan.METHODS["all five"], field) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", transformer.KINDS)
 def test_decoding_is_compared_with_whole_passes(name, monkeypatch):
     arch = replace(transformer.KINDS[name], layers=1, width=32)

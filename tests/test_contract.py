@@ -29,12 +29,16 @@ from gen.train import calls, stacked
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs tests of `config_file` on every config. Tests of `family_file` compile much: they run on one config per family."""
+    """Runs tests of `config_file` on every config. Tests of `family_file` compile much: they run on one config per family.
+
+    The fast tests, too, run on one config per family.
+    """
     given = metafunc.config.getoption("config")
+    families = given or contract.one_per_family(contract.config_files())
     if "config_file" in metafunc.fixturenames:
-        metafunc.parametrize("config_file", contract.as_parameters(given or contract.config_files()))
+        files = given or contract.config_files()
+        metafunc.parametrize("config_file", contract.as_parameters(files, slow=set(files) - set(families)))
     if "family_file" in metafunc.fixturenames:
-        families = given or contract.one_per_family(contract.config_files())
         metafunc.parametrize("family_file", contract.as_parameters(families))
 
 
@@ -113,6 +117,7 @@ def test_each_loss_falls_on_a_fixed_batch(family_file, tiny):
         assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10]), loss
 
 
+@pytest.mark.slow
 def test_replicas_are_bitwise_equal_under_pmap(family_file, tiny):
     state, _ = run(tiny(family_file), ENGINES["pmap on 4"], 3)
     assert drift(state) == []
