@@ -3,11 +3,13 @@
 import atexit
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,16 +69,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = ""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keeps the tests of a file in one process of `pytest -n 2`, since they share fixtures and programs.
 
     The contract tests are too many for that: only those of one config stay together.
     """
-    for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        config = parameters.get("config_file") or parameters.get("family_file") or ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {config}"))
+    from xdist.scheduler import LoadScopeScheduling  # the tests also run without pytest-xdist
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            config = re.search(r"\[(\w+)", test) if file.endswith("test_contract.py") else None
+            return f"{file} {config[1]}" if config else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="module")
