@@ -50,7 +50,6 @@ def small(tmp_path_factory):
         small_features = partial(classifier_features, recipe=CONVOLUTIONAL)
         patch.setattr(image_subject, "classifier_features", small_features)
         yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")

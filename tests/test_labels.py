@@ -37,7 +37,6 @@ def workdir(tiny, tmp_path_factory) -> Iterator[Path]:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         train(config, folder / "run")
         yield folder / "run"
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
