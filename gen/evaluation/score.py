@@ -27,7 +27,8 @@ class Options:
     """Metrics to compute: tstr, frechet, kid, inception or prdc for images, likelihood or labels for texts, or
     package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics that apply."""
     n: int | None = None
-    """Number of images to generate. None: 10,000, or the number of training images if that is smaller."""
+    """Number of images to generate, or to take from a folder. None: 10,000, or as many as there are training images, or images
+    in the smallest folder, if that is fewer."""
     seed: int = 0
     """Seed of the generated images and of their labels, and of the choice of shots."""
     labels: LabelRule = "training"
