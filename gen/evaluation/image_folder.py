@@ -78,7 +78,10 @@ class FolderSubject(ImageSubject):
             return None
         names = class_names(self.data.spec) or ()
         classes = self.data.spec["label"].classes or 0
-        numbers = {str(i): i for i in range(classes)} | {name: i for i, name in enumerate(names)}
+        numbers = {name: i for i, name in enumerate(names)}
+        # If classes have numbers as names, as folders 1 to 12, then a sub-folder's number is always a name.
+        if not any(name.isdecimal() for name in names):
+            numbers |= {str(i): i for i in range(classes)}
         found = [_label_of(path.relative_to(self.folder), numbers) for path in self.paths]
         known = [label for label in found if label is not None and label < classes]
         return known if len(known) == len(found) else None
