@@ -82,7 +82,7 @@ class FlowModel(nn.Module):
 
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
         """Follows the guided velocity from noise to images. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
-        label = labels.labels_to_generate(request.n, request.label, self.classes)
+        label = labels.labels_to_generate(request.n, request.label, self.classes, given)
 
         def step(x: Array, t: Array) -> tuple[Array, None]:
             v: Array = self.apply(params, x, jnp.full(request.n, t), label)  # pyright: ignore

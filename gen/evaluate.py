@@ -1,5 +1,7 @@
 """Scores trained runs side by side: python -m gen.evaluate RUN [RUN ...] [--metrics tstr frechet ...]
 
+A folder of images, which any model may have made, is scored as a run is: python -m gen.evaluate RUN FOLDER
+
 Each number is written into evaluation.json of its run, with its protocol: how it was computed. A number that is already there
 under the same protocol is not computed again. Runs are only compared under the same protocol.
 """
@@ -9,17 +11,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import tyro
 
 from gen.errors import UserError, run_command
-from gen.evaluation.plan import open_subject, plan_scores
+from gen.evaluation.plan import open_subjects, plan_scores
 from gen.evaluation.score import Options, Score
 from gen.runs import directory
 
-RUN_ENTRIES = ("checkpoint", "run", "base")
+RUN_ENTRIES = ("checkpoint", "run", "base", "folder")
 """Entries of a protocol that may differ between runs that are compared."""
+DRAWN_ENTRIES = ("labels", "request")
+"""Entries that say how images were drawn, which is not known of a folder of images."""
 
 
 def main() -> None:
@@ -50,14 +55,14 @@ def scores(options: Options) -> dict[str, dict[str, float]]:
 
     Raises: UserError for anything that can't be computed or compared, before anything is generated.
     """
-    if not options.runs:
-        raise UserError("no run is named; the fix: python -m gen.evaluate RUN [RUN ...]")
     plans: dict[str, list[Score]] = {}
     # All runs are opened first, so that a wrong path fails before a classifier is trained for the features.
-    subjects = [open_subject(workdir, options) for workdir in options.runs]
-    for subject in subjects:
-        report(f"{subject.workdir}: checkpoint {subject.step}")
-        plans[str(subject.workdir)] = plan_scores(subject)
+    for subject in open_subjects(options):
+        report(f"{subject.workdir}: {subject.summary}")
+        plan = plan_scores(subject)
+        for line in plan.left_out:
+            report(f"{subject.workdir}: {line}")
+        plans[str(subject.workdir)] = plan.scores
     check_comparable(plans)
     return {workdir: complete(Path(workdir), plan) for workdir, plan in plans.items()}
 
@@ -84,20 +89,27 @@ def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
 
 
 def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
-    """Raises: UserError for a number whose protocols in two runs differ in more than RUN_ENTRIES."""
-    first: dict[str, tuple[str, Mapping[str, object]]] = {}
-    for workdir, plan in plans.items():
-        for score in plan:
-            # All names of a score share its protocol.
-            name, theirs = score.names[0], score.protocol
-            other, ours = first.setdefault(name, (workdir, theirs))
-            differ = [k for k in {**ours, **theirs} if k not in RUN_ENTRIES and ours.get(k) != theirs.get(k)]
-            if differ:
-                entries = "; ".join(f"{k}: {ours.get(k)} and {theirs.get(k)}" for k in differ)
-                raise UserError(
-                    f"{name} of {other} and of {workdir} can't be compared, since their protocols differ; score the runs "
-                    f"in separate commands\n  {entries}"
-                )
+    """Raises: UserError for a number whose protocols in two runs differ in more than RUN_ENTRIES.
+
+    With a folder of images, they may differ in DRAWN_ENTRIES too.
+    """
+    # All names of a score share its protocol.
+    known = [(score.names[0], workdir, score.protocol) for workdir, plan in plans.items() for score in plan]
+    # Every pair: two runs may both be comparable with a folder of images, and not with each other.
+    for (name, workdir, ours), (other_name, other, theirs) in combinations(known, 2):
+        if name == other_name and (differ := _differences(ours, theirs)):
+            raise UserError(
+                f"{name} of {workdir} and of {other} can't be compared, since their protocols differ; score the runs in "
+                f"separate commands\n  {'; '.join(differ)}"
+            )
+
+
+def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    """Returns a text for each entry that makes numbers of these protocols incomparable."""
+    # An unconditional model has drawn its classes as they are in its training split.
+    a, b = ({"labels": "training", **protocol} for protocol in (ours, theirs))
+    allowed = (*RUN_ENTRIES, *(DRAWN_ENTRIES if "folder" in {**a, **b} else ()))
+    return [f"{k}: {a.get(k)} and {b.get(k)}" for k in {**a, **b} if k not in allowed and a.get(k) != b.get(k)]
 
 
 def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:

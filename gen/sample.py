@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -96,9 +97,12 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     read = medium.read_options(options.medium)
     outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
+    _check_no_others(folder, outputs)
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
-        files.write_bytes(folder / file, content)
+        (folder / file).parent.mkdir(exist_ok=True)
+        # Waiting for the disk would take minutes for many small files, and the manifest tells if one is not whole.
+        files.write_bytes(folder / file, content, wait="/" not in file)
     manifest = Manifest(
         run=os.path.relpath(run.workdir.resolve(), folder.resolve()),
         identity=configs.digest(run.config),
@@ -117,8 +121,26 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     # An empty text still ends the line of a sample that was streamed.
     if (text := medium.describe(outputs, read)) is not None:
         print(text)
-    print(f"{folder}: {', '.join([*outputs, 'manifest.json'])}")
+    print(f"{folder}: {', '.join([*_summarize(outputs), 'manifest.json'])}")
     return folder
+
+
+def _check_no_others(folder: Path, outputs: Mapping[str, bytes]) -> None:
+    """Raises: UserError if a sub-folder of the outputs has other files, which would be taken for samples of this call."""
+    for name in {file.partition("/")[0] for file in outputs if "/" in file}:
+        there = {path.name for path in (folder / name).glob("*")} if (folder / name).is_dir() else set()
+        # gen.evaluate keeps the numbers of a folder of images in it.
+        others = there - {file.partition("/")[2] for file in outputs} - {"evaluation.json"}
+        if others:
+            raise UserError(
+                f"{folder / name} has files of other samples, such as {min(others)}; remove it, or choose another --out"
+            )
+
+
+def _summarize(outputs: Iterable[str]) -> list[str]:
+    """Returns the names of the files, with one entry for each sub-folder."""
+    counts = Counter(file.partition("/")[0] + "/" * ("/" in file) for file in outputs)
+    return [f"{name} ({count} files)" if name.endswith("/") else name for name, count in counts.items()]
 
 
 def make_outputs(
@@ -160,7 +182,7 @@ def verify(options: Verify) -> int:
     if differences and others:
         lines.append("the same bytes are promised under the same conditions only")
     if not differences:
-        lines.append(f"verified: {', '.join(manifest.outputs)}, byte for byte")
+        lines.append(f"verified: {', '.join(_summarize(manifest.outputs))}, byte for byte")
     for line in lines:
         print(printable(line))
     return 1 if differences else 0
@@ -172,7 +194,8 @@ def _compare_outputs(manifest: Manifest, folder: Path, outputs: Mapping[str, byt
     for name, sha256 in manifest.outputs.items():
         file = folder / name
         # A link could lead to a device, which never ends, or to a private file.
-        if file.is_symlink() or not file.is_file():
+        linked = file.is_symlink() or ("/" in name and file.parent.is_symlink())
+        if linked or not file.is_file():
             differences.append(f"{name} is missing")
         elif _sha256(files.read_bytes(file)) != sha256:
             differences.append(f"{name} is not the file that the manifest names")

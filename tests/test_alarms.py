@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import pytest
 from gen import config as configs
 from gen.config import Alarm, Alarms, Config, Log, Parallel, Save
 from gen.core import Dataset, Key, State
+from gen.data.arrays import from_arrays
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.evaluation import alarms
 from gen.evaluation.alarms import Watch, build_alarms, check_limits
 from gen.families.gan import GAN
+from gen.families.labels import GIVEN
 from gen.metrics import images as metrics_images
+from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.images import to_float
 from gen.networks import discriminator, generator
 from gen.runs import checkpoint
@@ -169,6 +173,58 @@ def test_without_labels_only_pixels_are_compared(digits):
     numbers, texts = watched(unlabelled, to_float(metrics_images.read_training(digits, 1).image).repeat(100, axis=0))
     assert numbers.keys() == {"duplicates", "spread", "support"}
     assert len(texts) == 2
+
+
+def data_of(image: np.ndarray, label: np.ndarray, held_out: np.ndarray | None = None) -> Dataset:
+    """Returns data with the same images in all splits. held_out: other labels of validation and test."""
+    other = {"image": image, "label": label if held_out is None else held_out}
+    return from_arrays({"train": {"image": image, "label": label}, "validation": other, "test": other}, 16)
+
+
+def test_a_conditional_model_generates_the_classes_of_the_real_images(monkeypatch):
+    """All classes in turn would be a more even mixture than the real one, and hide a collapse."""
+    monkeypatch.setattr(
+        alarms, "classifier_features", partial(classifier_features, recipe=Recipe((), (4,), 1, 8, 0, 0))
+    )
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1, 2, 3], (70, 20, 9, 1))
+    order = rng.permutation(100)
+    image, label = (60 * label[:, None, None, None] + rng.integers(0, 50, (100, 8, 8, 1))).astype(np.uint8), label
+    data, given_labels = data_of(image[order], label[order]), []
+
+    def generate(state: State, key: Key, given: Any, request: Any) -> dict[str, jax.Array]:
+        given_labels.append(np.asarray(given[GIVEN]))
+        return {"samples": to_float(image[order][: request.n])}
+
+    model = TINY.build(data.spec, 1)._replace(generate=generate)
+    alarms.watch(Alarms(samples=80), data, model)(model.init(jax.random.key(0)), {})
+    np.testing.assert_array_equal(given_labels[0], label[order][:80])
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (np.zeros((20, 4, 4, 1), np.uint8), "all 20 real images are equal"),
+        (np.ones((1, 4, 4, 1), np.uint8), "only one"),
+    ],
+)
+def test_real_images_that_can_not_be_compared_end_no_run_that_only_warns(image, reason, caplog):
+    data = data_of(image, np.arange(len(image)) % 2)
+    model = TINY.build(data.spec, 1)
+    watch = alarms.watch(Alarms("warn"), data, model)
+    assert reason in caplog.text and "alarms check the metrics alone" in caplog.text
+    numbers, texts = watch(model.init(jax.random.key(0)), {"gradient/generator": float("nan")})
+    assert numbers == {} and len(texts) == 1
+    with pytest.raises(UserError, match=rf"{reason}.*; the fix: --alarms\.action warn"):
+        alarms.watch(Alarms("stop"), data, model)
+
+
+@pytest.mark.parametrize("held_out", [np.zeros(40, int), np.arange(40) % 2])
+def test_one_class_teaches_a_classifier_nothing_and_pixels_are_compared(held_out):
+    image = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), np.uint8)
+    data = data_of(image, np.zeros(40, int), held_out)
+    numbers, texts = watched(data, to_float(image), samples=40)
+    assert numbers.keys() == {"duplicates", "spread"} and texts == []
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

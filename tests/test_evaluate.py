@@ -11,10 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from gen import config as configs
-from gen import evaluate, files
+from gen import core, evaluate, files, sample
 from gen.config import Parallel, Save
+from gen.core import Dataset, Feature
+from gen.data.arrays import from_arrays
 from gen.data.images import Images
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError, run_command
@@ -22,9 +25,12 @@ from gen.evaluate import check_comparable, format_table, rewrite_request, scores
 from gen.evaluation import image_subject, images
 from gen.evaluation.image_subject import ImageSubject, generate_images
 from gen.evaluation.images import ImageMetric
-from gen.evaluation.plan import choose_metrics, open_subject
+from gen.evaluation.labels import draw_labels
+from gen.evaluation.plan import choose_metrics, open_subject, open_subjects, plan_scores
 from gen.evaluation.request import parse_request
 from gen.evaluation.score import Options, Score
+from gen.families.labels import GIVEN, labels_to_generate
+from gen.media.image import separate
 from gen.metrics import images as metrics_images
 from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.tstr import baselines, tstr
@@ -119,7 +125,7 @@ def test_entries_of_protocols_are_the_same_in_all_versions(scored):
     evaluation = directory.read_evaluation(scored)
     assert evaluation is not None
     data, split, features = {"data", "images", "resize"}, {"split", "n"}, {"features", "weights", "accuracy"}
-    generated = data | {"n_fake", "seed", "checkpoint", "run"}
+    generated = data | {"n_fake", "seed", "checkpoint", "run", "labels"}
     expected = {
         "tstr": generated | split | {"classifier", "seeds"},
         "trtr": data | split | {"n_train", "classifier", "seeds"},
@@ -129,7 +135,10 @@ def test_entries_of_protocols_are_the_same_in_all_versions(scored):
         "inception_score": generated | features | {"splits"},
         "precision": generated | split | features | {"k"},
     }
-    assert {name: evaluation.protocol[name].keys() for name in expected} == expected
+    # Data whose classes have names add them.
+    found = {name: evaluation.protocol[name].keys() - {"classes"} for name in expected}
+    assert found == expected
+    assert evaluation.protocol["kid"]["labels"] == "training"
 
 
 def test_scores_agree_with_scores_of_images_that_are_generated_here(scored):
@@ -137,7 +146,8 @@ def test_scores_agree_with_scores_of_images_that_are_generated_here(scored):
     run = runs_trained.open_run(scored)
     data, model = run.config.data.build(), run.model
     key = jax.random.fold_in(jax.random.key(0), 0)
-    made = model.generate(run.restore(30), key, {}, model.request(n=1000))
+    given = np.pad(metrics_images.read_training(data, N).label, (0, 1000 - N))  # pyright: ignore
+    made = model.generate(run.restore(30), key, {GIVEN: given}, model.request(n=1000))
     samples, labels = np.asarray(made["samples"])[:N], np.asarray(made["labels"])[:N]
     made, test = metrics_images.ImageSet(to_bytes(samples), labels), metrics_images.read_split(data, "test")
     assert metrics["tstr"] == tstr(made, test, 10, PERCEPTRON).mean
@@ -196,7 +206,7 @@ def test_the_first_images_do_not_depend_on_their_number_and_chunks_differ(runs):
     assert few.label is not None
     assert many.label is not None
     np.testing.assert_array_equal(few.image, many.image[:150])
-    np.testing.assert_array_equal(few.label, np.arange(150) % 10)
+    np.testing.assert_array_equal(few.label, metrics_images.read_training(subject.data, 150).label)
     assert len(many.image) == len(many.label) == 1150
     assert not np.array_equal(many.image[1000:], many.image[:150])
     other = open_images(runs["conditional"], replace(options, seed=1))
@@ -234,10 +244,18 @@ def test_compared_protocols_differ_in_nothing_but_the_run():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 2000}, "n is 2000, and there are only 1293 real training images"),
-        ({"n": 20, "metrics": ("frechet",), "features": "pixels"}, "frechet of 64 features needs more than 64 images"),
-        ({"n": 3, "metrics": ("prdc",)}, "a sample among 3 samples has no 5 neighbours"),
-        ({"n": 3, "metrics": ("inception",)}, "3 images can't be divided into 10 splits"),
+        (
+            {"n": 20, "metrics": ("frechet",), "features": "pixels"},
+            r"64 features need more than 64 images, and there are 20 generated images \(--n\); kid needs fewer",
+        ),
+        ({"n": 3, "metrics": ("prdc",)}, "an image needs 5 neighbours in its set, and there are 3 generated images"),
+        (
+            {"n": 3, "metrics": ("inception",)},
+            "needs at least 10 generated images, and there are 3; leave inception out",
+        ),
+        ({"n": 1, "metrics": ("kid",)}, "compares pairs of images, and there are 1 generated images"),
+        ({"labels": "uniform", "request": ("label=3",)}, "--labels uniform has no effect, since --request label"),
+        ({"data_of": Path("run")}, "--data-of is for folders of images"),
         ({"metrics": ("inception",), "features": "pixels"}, "pixels give no class probabilities"),
         ({"features": "nothing.npz"}, "nothing.npz: there is no such file"),
         ({"metrics": ("likelihood",)}, "likelihood is a metric of texts"),
@@ -281,7 +299,11 @@ def test_an_unconditional_model_has_no_tstr(runs):
     known = [metric.name for metric in images.METRICS]
     for features, names in {"classifier": known[1:], "pixels": ["frechet", "kid", "prdc"]}.items():
         subject = open_subject(runs["other"], Options((runs["other"],), n=N, features=features))
-        assert [metric.name for metric in choose_metrics(subject)] == names
+        chosen = choose_metrics(subject)
+        assert [metric.name for metric in chosen.metrics] == names
+        assert chosen.left_out.keys() == {metric for metric in known if metric not in names}
+    with pytest.raises(UserError, match="--labels uniform has no effect"):
+        scores(Options((runs["other"],), ("kid",), n=N, labels="uniform"))
 
 
 def test_other_data_than_in_training_are_refused(workdir):
@@ -375,3 +397,265 @@ def test_fields_of_a_request_are_parsed_by_their_types():
     }.items():
         with pytest.raises(UserError, match=message):
             parse_request(Request, [text])
+
+
+def two_classes(sizes: dict[str, tuple[int, int]]) -> Dataset:
+    """Returns data 8x8 of a dark class and a bright one. sizes: {split: number of images of each class}."""
+    rng, splits = np.random.default_rng(0), {}
+    for split, (dark, bright) in sizes.items():
+        label = rng.permutation(np.repeat([0, 1], (dark, bright)))
+        noise = 20 * rng.normal(size=(len(label), 8, 8, 1))
+        image = np.clip(np.where(label == 1, 190, 60)[:, None, None, None] + noise, 0, 255).astype(np.uint8)
+        splits[split] = {"image": image, "label": label}
+    # A split may lack a class.
+    return from_arrays(splits, 16, {"label": Feature((), "int32", classes=2)})
+
+
+def copying(workdir: Path, data: Dataset, options: Options, obedient: bool = True) -> ImageSubject:
+    """Returns a subject whose model copies random training images of the classes that it is to generate."""
+    known = metrics_images.read_training(data, data.sizes["train"])
+    by_class = [known.image[known.label == c] for c in (0, 1)]
+    most = min(map(len, by_class))
+    images = metrics_images.to_float(np.stack([x[:most] for x in by_class]))
+
+    def generate(state: Any, key: jax.Array, given: Any, request: Any) -> dict[str, jax.Array]:
+        labels = labels_to_generate(request.n, None, 2, given if obedient else {})
+        return {"samples": images[labels, jax.random.randint(key, (request.n,), 0, most)], "labels": labels}
+
+    run = runs_trained.open_run(workdir)
+
+    def init(key: jax.Array) -> Any:
+        return jax.numpy.zeros(())
+
+    run = replace(run, model=run.model._replace(generate=generate, init=init, request=core.Request))
+    subject = ImageSubject(run, 30, data, options)
+    subject.__dict__["state"] = 0
+    return subject
+
+
+SIZES = {"train": (900, 100), "validation": (90, 10), "test": (360, 40)}
+
+
+def test_labels_have_the_proportions_of_the_training_split():
+    data = two_classes(SIZES)
+    for seed in (0, 1):
+        drawn = draw_labels(data, 1000, "training", seed)
+        assert np.bincount(drawn).tolist() == [900, 100]
+        np.testing.assert_array_equal(draw_labels(data, 150, "training", seed), drawn[:150])
+        assert np.bincount(draw_labels(data, 2000, "training", seed)).tolist() == [1800, 200]
+    np.testing.assert_array_equal(draw_labels(data, 300, "training", 0), metrics_images.read_training(data, 300).label)
+    assert not np.array_equal(draw_labels(data, 300, "training", 1), draw_labels(data, 300, "training", 0))
+
+
+def test_all_of_many_classes_are_drawn():
+    label = np.arange(2400) % 1200
+    split = {"image": np.zeros((2400, 1, 1, 1), np.uint8), "label": label}
+    data = from_arrays({"train": split, "validation": split, "test": split}, 16)
+    for rule in ("training", "uniform"):
+        assert draw_labels(data, 2000, rule, 0).max() == 1199
+    counts = np.bincount(draw_labels(data, 2000, "uniform", 0), minlength=1200)
+    assert (counts.min(), counts.max()) == (1, 2)
+    first = draw_labels(data, 500, "uniform", 0)
+    assert len(set(first.tolist())) == 500 and first.max() > 1000, "fewer images than classes are not the first classes"
+
+
+def test_a_model_that_copies_images_of_rare_classes_scores_as_real_images(runs):
+    data = two_classes(SIZES)
+    options = Options((runs["conditional"],), ("kid",), n=400, features="pixels")
+    found = {}
+    for rule in ("training", "uniform"):
+        subject = copying(runs["conditional"], data, replace(options, labels=rule))
+        (score,) = plan_scores(subject).scores
+        found[rule] = next(iter(score.compute()))
+        assert score.protocol["labels"] == rule
+    assert abs(found["training"]) < 0.01 < 0.1 < found["uniform"]
+    subject = copying(runs["conditional"], data, options, obedient=False)
+    with pytest.raises(UserError, match=r"does not generate the classes that it is given.*labels_to_generate"):
+        next(iter(plan_scores(subject).scores[0].compute()))
+
+
+def test_unconditional_models_are_compared_with_conditional_ones_that_draw_labels_as_in_training():
+    def score(**protocol: object) -> list[Score]:
+        return [Score(("kid",), protocol, tuple)]
+
+    check_comparable({"a": score(labels="training"), "b": score(), "c": score(folder="x")})
+    check_comparable({"a": score(labels="uniform", request={"x": 1}), "c": score(folder="x")})
+    with pytest.raises(UserError, match="labels: training and uniform"):
+        check_comparable({"c": score(folder="x"), "a": score(), "b": score(labels="uniform")})
+
+
+@pytest.mark.parametrize(
+    ("test", "names", "left_out"),
+    [
+        ((8, 2), ["kid", "precision"], ["frechet"]),
+        ((3, 1), ["kid"], ["frechet", "prdc"]),
+        ((1, 0), [], ["frechet", "kid", "prdc"]),
+    ],
+)
+def test_a_small_set_gives_what_can_be_computed(runs, test, names, left_out):
+    data = two_classes({"train": (30, 10), "validation": (2, 2), "test": test})
+    options = Options((runs["conditional"],), features="pixels")
+    subject = copying(runs["conditional"], data, options)
+    plan = plan_scores(subject)
+    if names:
+        assert [score.names[0] for score in plan.scores] == ["tstr", "trtr", *names]
+        assert all(np.isfinite(list(score.compute())).all() for score in plan.scores[2:])
+    said = "\n".join(plan.left_out)
+    for name in left_out:
+        assert f"{name} left out: " in said or not names
+        with pytest.raises(UserError, match=f"{name} of .* can't be computed: .* leave {name} out"):
+            plan_scores(copying(runs["conditional"], data, replace(options, metrics=(name,))))
+
+
+def test_without_any_metric_the_reasons_are_named(runs):
+    data = two_classes({"train": (30, 10), "validation": (2, 2), "test": (1, 0)})
+    subject = copying(runs["conditional"], data, Options((runs["conditional"],), features="pixels"))
+    subject.__dict__["labelled"] = False
+    with pytest.raises(UserError, match=r"(?s)no metric of gen can be computed.*kid: .*the test split has 1"):
+        plan_scores(subject)
+
+
+def test_baselines_without_enough_training_images_are_left_out(runs):
+    subject = copying(
+        runs["conditional"], two_classes(SIZES), Options((runs["conditional"],), ("tstr", "frechet"), n=1200)
+    )
+    plan = plan_scores(subject)
+    assert [score.names[0] for score in plan.scores] == ["tstr", "frechet"]
+    assert plan.left_out == [
+        f"{name} left out: n is 1200, and there are only 1000 real training images; the fix: --n 1000"
+        for name in ("trtr, tstr_gaussian", "frechet_real")
+    ]
+
+
+def test_fewer_than_two_classes_are_compared_by_pixels(runs, caplog):
+    image = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    split = {"image": image, "label": np.zeros(40, int)}
+    data = from_arrays({"train": split, "validation": split, "test": split}, 16)
+    options = Options((runs["conditional"],))
+    subject = copying(runs["conditional"], two_classes(SIZES), options)
+    subject = ImageSubject(subject.run, 30, data, options)
+    assert subject.feature_protocol == {"features": "pixels"}
+    assert subject.summary == "checkpoint 30; images are compared by their pixels, since the data have one class only"
+    with pytest.raises(UserError, match=r"one class only; .*--features pixels"):
+        _ = ImageSubject(subject.run, 30, data, replace(options, features="classifier")).features
+    with pytest.raises(UserError, match="trains a classifier, and the data have one class only"):
+        choose_metrics(ImageSubject(subject.run, 30, data, replace(options, metrics=("tstr",))))
+    # Sorted data: the first classes are for training.
+    data = two_classes({"train": (40, 0), "validation": (2, 2), "test": (20, 20)})
+    subject = ImageSubject(subject.run, 30, data, options)
+    assert subject.feature_protocol == {"features": "pixels"}
+    assert "all training images have one class" in caplog.text
+
+
+def write_images(folder: Path, images: dict[str, bytes]) -> Path:
+    for name, content in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def folder(scored, tmp_path) -> Path:
+    """A folder of the images with which the run is scored, as sample.py --files would write them."""
+    made = generate_images(open_images(scored, Options((scored,), n=N)), N)
+    return write_images(tmp_path, separate(made.image, made.label, None)) / "samples"
+
+
+def test_a_folder_of_the_same_images_has_the_same_numbers(scored, folder, capsys):
+    numbers = scores(Options((scored, folder)))
+    assert numbers[str(folder)] == numbers[str(scored)]
+    assert list(numbers[str(folder)]) == NAMES
+    assert f"{folder}: a folder of {N} images, compared with the data of {scored}" in capsys.readouterr().err
+    protocol = (directory.read_evaluation(folder) or directory.Evaluation()).protocol["tstr"]
+    assert protocol["n_fake"] == N and not protocol.keys() & {"checkpoint", "run", "labels", "request"}
+    assert len(protocol["folder"]) == 64
+    # In sub-folders that are named as the classes, without the run's own score, and in another order.
+    for path in list(folder.glob("*.png")):
+        target = folder / path.stem[11:] / path.name
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    again = scores(Options((folder,), ("kid", "tstr"), data_of=scored))[str(folder)]
+    assert again["kid"] == pytest.approx(numbers[str(scored)]["kid"], abs=0.02)
+    # A part of the folder is drawn from all classes.
+    part = open_subjects(Options((folder,), data_of=scored, n=100))[0]
+    assert isinstance(part, ImageSubject) and part.generated.label is not None
+    assert len(part.generated.image) == 100 and len(np.unique(part.generated.label)) == 10
+
+
+def test_a_folder_that_can_not_be_scored_is_one_short_error(scored, folder, tmp_path):
+    plain = write_images(
+        tmp_path / "plain", {f"cats/{path.name[:5]}.png": path.read_bytes() for path in folder.iterdir()}
+    )
+    assert (
+        "tstr left out: it trains a classifier on labelled images"
+        in plan_scores(open_subjects(Options((plain,), data_of=scored, features="pixels"))[0]).left_out[0]
+    )
+    for runs, change, message in [
+        ((folder,), {"data_of": None}, "--data-of RUN"),
+        ((folder,), {"n": N + 1}, f"n is {N + 1}, and .* has {N} images; the fix: --n {N}"),
+        ((folder,), {"request": ("temperature=2",)}, "--request, --step and --labels change what a run generates"),
+        ((plain,), {"metrics": ("tstr",)}, r"sub-folders that are named as the classes \("),
+    ]:
+        with pytest.raises(UserError, match=message):
+            scores(Options(runs, **{"metrics": ("kid",), "data_of": scored, **change}))
+    Image.new("L", (9, 8)).save(plain / "cats" / "wrong.png")
+    with pytest.raises(UserError, match=r"wrong\.png is 8x9 \(height x width\), .* are 8x8"):
+        scores(Options((plain,), ("kid",), data_of=scored))
+    (plain / "cats" / "wrong.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"wrong\.png is not an image .*remove it"):
+        scores(Options((plain,), ("kid",), data_of=scored))
+
+
+def test_samples_are_written_one_file_each_and_verified(workdir, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [str(workdir), "--n", "12", "--files", "--out", str(out)]
+    assert sample.main(arguments) == 0
+    assert f"{out}: samples.png, samples/ (12 files), samples.npz, manifest.json" in capsys.readouterr().out
+    paths = sorted((out / "samples").iterdir())
+    assert [path.name for path in paths[:2]] == ["00000_label0.png", "00001_label1.png"]
+    with np.load(out / "samples.npz") as arrays:
+        expected = to_bytes(arrays["samples"])
+    np.testing.assert_array_equal([np.asarray(Image.open(path))[..., None] for path in paths], expected)
+    assert sample.main(["--verify", str(out / "manifest.json")]) == 0
+    assert "verified: samples.png, samples/ (12 files), samples.npz" in capsys.readouterr().out
+    assert sample.main(arguments) == 0, "the same files may be written again"
+    with pytest.raises(UserError, match=r"samples has files of other samples, such as 00004_label4\.png"):
+        sample.main([*arguments, "--n", "4"])
+
+    private = tmp_path / "private"
+    (out / "samples").rename(private)
+    (out / "samples").symlink_to(private)
+    assert sample.main(["--verify", str(out / "manifest.json")]) == 1
+    assert "samples/00000_label0.png is missing" in capsys.readouterr().out
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name in ("../secret", "/etc/passwd", "a/../../secret", "a/b/c", "samples/.."):
+        files.write_json(out / "manifest.json", manifest | {"outputs": {name: "0" * 64}})
+        with pytest.raises(UserError, match="leaves the manifest's folder"):
+            sample.main(["--verify", str(out / "manifest.json")])
+
+
+def test_an_interpolation_is_written_as_an_animation(workdir, tmp_path):
+    arguments = [str(workdir), "--n", "16", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="the fix: --mode interpolate"):
+        sample.main([*arguments, "--animation", "webp"])
+    for kind in ("gif", "webp"):
+        assert sample.main([*arguments, "--mode", "interpolate", "--animation", kind]) == 0
+        with (
+            Image.open(tmp_path / "out" / f"samples.{kind}") as animation,
+            np.load(tmp_path / "out" / "samples.npz") as arrays,
+        ):
+            assert animation.size == (448, 448)
+            # The last image of a row is the first of the next one, and equal frames may become one.
+            assert 14 <= animation.n_frames <= 16  # pyright: ignore
+            first = np.asarray(animation.convert("L"))[::56, ::56]
+            np.testing.assert_array_equal(first, to_bytes(arrays["samples"])[0, 0, ..., 0])
+        assert sample.main(["--verify", str(tmp_path / "out" / "manifest.json")]) == 0
+
+
+def test_file_names_carry_the_names_of_classes():
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    found = separate(images, np.array([1, 0, 1]), ("cat", "../dog & cow"))
+    assert list(found) == [
+        f"samples/{name}.png" for name in ("00000_label1_-dog-cow", "00001_label0_cat", "00002_label1_-dog-cow")
+    ]
+    assert list(separate(images, None, None)) == ["samples/00000.png", "samples/00001.png", "samples/00002.png"]

@@ -30,6 +30,7 @@ from tiny_gan import (
 from gen.families.gan import NonSaturating
 from gen.families.gan.players import STANDING_SAMPLES, pack_images
 from gen.families.gan.sampling import GENERATE_CHUNK, slerp
+from gen.families.labels import GIVEN
 from gen.media.image import picture
 from gen.networks import generator
 from gen.networks.discriminator import Discriminator
@@ -77,6 +78,9 @@ def test_labels_are_all_classes_in_turn_or_the_requested_one():
     np.testing.assert_array_equal(every["latents"], ones["latents"])
     same = [np.allclose(a, b, atol=1e-6) for a, b in zip(every["samples"], ones["samples"], strict=True)]
     assert same == [False, True, False, False, True, False, False]
+    given = generate(conditional(), {GIVEN: jnp.ones(7, jnp.int32)}, n=7)
+    for name in ("samples", "labels"):
+        np.testing.assert_allclose(given[name], ones[name], atol=1e-6)
 
 
 def test_a_sample_does_not_depend_on_the_number_of_samples_and_has_its_own_score():

@@ -276,6 +276,10 @@ def test_labels_to_generate():
     np.testing.assert_array_equal(labels.labels_to_generate(5, None, 3), [0, 1, 2, 0, 1])
     np.testing.assert_array_equal(labels.labels_to_generate(2, 1, 3), [1, 1])
     assert labels.labels_to_generate(2, None, None) is None
+    given = {labels.GIVEN: jnp.asarray([2, 0])}
+    np.testing.assert_array_equal(labels.labels_to_generate(2, None, 3, given), [2, 0])
+    np.testing.assert_array_equal(labels.labels_to_generate(2, 1, 3, given), [1, 1])
+    assert labels.labels_to_generate(2, None, None, given) is None
     with pytest.raises(UserError, match="labels 0 to 2"):
         labels.labels_to_generate(2, 3, 3)
     with pytest.raises(UserError, match="not conditional"):

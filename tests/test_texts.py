@@ -296,14 +296,15 @@ def test_each_prompt_has_its_samples_and_they_can_be_verified(here, capsys):
     """Even if the prompt file is gone: the manifest keeps its text."""
     Path("file").write_text("é\ne")
     prompts = ("--prompt", "a", "--prompt-file", "file", "--prompt", "h cd")
-    found = asked("speller", "out", *prompts, "--n", "2", "--tokens", "4", *GREEDY)
+    found = asked("speller", "out", *prompts, "--n", "2", "--tokens", "4", "--files", *GREEDY)
     assert found == ["abcde", "abcde", "h cdefgh", "h cdefgh", "é\nefgh", "é\nefgh"]
     assert capsys.readouterr().out.startswith(media_text.RULE.join(found) + "\n")
     Path("file").unlink()
     kept = json.loads(Path("out/manifest.json").read_text())["medium"]
     assert kept["prompt"] == ["a", "h cd", "é\ne"] and kept["prompt_file"] is None and "stream" not in kept
     assert sample.main(["--verify", "out/manifest.json"]) == 0
-    assert "verified: samples.txt, samples.npz, byte for byte" in capsys.readouterr().out
+    assert "verified: samples.txt, samples/ (6 files), samples.npz, byte for byte" in capsys.readouterr().out
+    assert [path.read_text() for path in sorted(Path("out/samples").iterdir())] == found
 
 
 def test_a_stop_string_ends_samples_and_their_stream(here, capsys):

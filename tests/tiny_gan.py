@@ -1,7 +1,7 @@
 """A GAN that is small enough to be computed by hand, with the random arrays and the calls that its tests share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -93,8 +93,10 @@ def conditional() -> tuple[GenerativeModel, State]:
     return sampler(replace(TINY, generator=generator.Perceptron((6,)), conditioning="projection", ema=0.5))
 
 
-def generate(built: tuple[GenerativeModel, State], **request: object) -> dict[str, np.ndarray]:
+def generate(
+    built: tuple[GenerativeModel, State], given: Mapping[str, jax.Array] = {}, **request: object
+) -> dict[str, np.ndarray]:
     """The arrays of a request with these fields."""
     model, state = built
     asked = Request(**request)  # pyright: ignore[reportArgumentType]
-    return jax.device_get(jax.jit(lambda state: model.generate(state, KEY, {}, asked))(state))
+    return jax.device_get(jax.jit(lambda state: model.generate(state, KEY, given, asked))(state))

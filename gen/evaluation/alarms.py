@@ -1,11 +1,13 @@
 """Alarms while a run trains: a collapsed generator, a discriminator that has won, gradients that vanish or explode.
 
-At each evaluation and each save, generated images are compared with equally many real ones. The numbers go to telemetry.jsonl
+At each evaluation and each save, generated images are compared with equally many real ones, and a conditional model generates
+the classes of those. The numbers go to telemetry.jsonl
 (gen.metrics.collapse defines them), and a warning is printed for each number that passes its limit.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +19,12 @@ from gen.config import Alarm, Alarms
 from gen.core import Array, Dataset, GenerativeModel, State
 from gen.errors import UserError
 from gen.evaluation.request import parse_request
-from gen.metrics.classifier import classifier_features
+from gen.families.labels import GIVEN
+from gen.metrics.classifier import OneClassError, classifier_features, untrainable
 from gen.metrics.collapse import collapse
-from gen.metrics.images import read_split, read_training, to_float
+from gen.metrics.images import ImageSet, read_split, read_training, to_float
+
+log = logging.getLogger(__name__)
 
 MIN_IMAGES = 64
 """Minimum number of validation images to compare with. Below it training images are used: fewer say little."""
@@ -142,7 +147,7 @@ class Comparison:
     generate: Callable[[State], Array]
     """state -> generated images, float32 [n, H, W, C]."""
     classify: Callable[[Array], Array | None] | None
-    """images -> class probabilities [n, K]. None: the data have no labels."""
+    """images -> class probabilities [n, K]. None: the data have no labels, or one class only."""
     real_probabilities: np.ndarray | None
     """[n, K]. Class probabilities of the real images."""
 
@@ -159,7 +164,7 @@ class Watch:
 
     alarms: tuple[Alarm, ...]
     comparison: Comparison | None
-    """None: the data have no images, and only metrics are checked."""
+    """None: there are no images to compare with, and only metrics are checked."""
 
     def __call__(self, state: State, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Returns numbers for the telemetry, and a message for each alarm. metrics: the latest metrics of the run."""
@@ -174,36 +179,65 @@ def watch(config: Alarms, data: Dataset, model: GenerativeModel, compiled: Calla
 
     compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does.
 
-    Raises: UserError if there are not at least two images to compare with, or for a wrong `config.request`.
+    Without two different real images, nothing can be compared: a warning says so, and only metrics are checked.
+
+    Raises: UserError for a wrong `config.request`, or if the run is to stop at alarms and nothing can be compared.
     """
     if "image" not in data.spec:
         if config.request:
             raise UserError("alarms.request changes generated images, and the data have no images; leave it out")
         return Watch(build_alarms(config, config.samples), None)
-    comparison = _build_comparison(config, data, model, compiled)
-    return Watch(build_alarms(config, len(comparison.real)), comparison)
+    real = _read_real(config, data)
+    request = parse_request(model.request, config.request, "--alarms.samples")
+    if reason := _incomparable(real.image):
+        if config.action == "stop":
+            raise UserError(
+                f"alarms compare generated images with real ones, and {reason}; the fix: --alarms.action warn"
+            )
+        log.warning("no generated images are compared with real ones, since %s; alarms check the metrics alone", reason)
+        return Watch(build_alarms(config, len(real.image)), None)
+    comparison = _build_comparison(real, model.request(n=len(real.image), **request), data, model, compiled)
+    return Watch(build_alarms(config, len(real.image)), comparison)
 
 
-def _build_comparison(
-    config: Alarms, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any]
-) -> Comparison:
+def _read_real(config: Alarms, data: Dataset) -> ImageSet:
+    """Returns the real images to compare with, at most `config.samples`."""
     # A small validation split is better than training images, unless it is too small to say anything.
     split = "validation" if data.sizes["validation"] >= min(MIN_IMAGES, config.samples) else "train"
     n = min(config.samples, data.sizes[split])
-    if n < 2:
-        raise UserError(f"alarms compare images with each other, and there is only {n}; the fix: --alarms.action off")
-    images = read_split(data, split).image[:n] if split == "validation" else read_training(data, n).image
-    real = to_float(images)
-    request = model.request(n=n, **parse_request(model.request, config.request, "--alarms.samples"))
+    if split == "train":
+        return read_training(data, n)
+    image, label = read_split(data, split)
+    return ImageSet(image[:n], None if label is None else label[:n])
+
+
+def _incomparable(images: np.ndarray) -> str | None:
+    """Returns why nothing can be compared with these real images. None: it can."""
+    if len(images) < 2:
+        return "there is only one real image"
+    # Equal images have no spread, and duplicates of them are what the model has to make.
+    return f"all {len(images)} real images are equal" if (images == images[:1]).all() else None
+
+
+def _build_comparison(
+    images: ImageSet, request: Any, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any]
+) -> Comparison:
+    real = to_float(images.image)
+    # The classes of the real images. Otherwise a mixture of classes would look like a collapse, or hide one.
+    given = {} if images.label is None else {GIVEN: np.asarray(images.label, np.int32)}
 
     # The same key at each check, so that changes come from the model alone.
     def generate(state: State) -> Array:
-        return model.generate(state, jax.random.key(0), {}, request)["samples"]
+        return model.generate(state, jax.random.key(0), given, request)["samples"]
 
-    # Without labels there is no classifier, and only pixels are compared.
-    if "label" not in data.spec:
+    # Without classes there is no classifier, and only pixels are compared.
+    if untrainable(data):
         return Comparison(real, compiled(generate), None, None)
-    extract = classifier_features(data).extract
+    try:
+        extract = classifier_features(data).extract
+    except OneClassError as error:
+        log.warning("%s", error)
+        return Comparison(real, compiled(generate), None, None)
 
     def classify(images: Array) -> Array | None:
         return extract(images)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,12 +14,17 @@ import numpy as np
 from gen.core import Array, Dataset, Key, State
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
+from gen.evaluation.labels import LabelRule, draw_labels
 from gen.evaluation.request import encode_request
 from gen.evaluation.score import Subject
-from gen.metrics.classifier import classifier_features
+from gen.families.labels import GIVEN
+from gen.metrics.classifier import OneClassError, classifier_features, untrainable
 from gen.metrics.features import Features, pixels
 from gen.metrics.images import ImageSet, extract_features, read_split, read_training
 from gen.metrics.inception import inception
+from gen.runs import checkpoint
+
+log = logging.getLogger(__name__)
 
 MAX_DEFAULT_IMAGES = 10_000
 """Upper bound on the images that are generated without --n."""
@@ -33,15 +39,48 @@ class ImageSubject(Subject):
     medium = "images"
 
     def check(self) -> None:
-        """Raises: UserError if the request makes the model generate something else than single images."""
+        """Raises: UserError if the model generates something else than single images, or if --labels has no effect."""
         # Reconstructions or interpolations are grids of images, which no metric can read.
         made, image = self.generated_shapes["samples"].shape, (1, *self.data.spec["image"].shape)
         if made != image:
             changes = ", ".join(f"{name}={value}" for name, value in self.request.items())
             raise UserError(
-                f"with --request {changes or 'n=1'}, {self.workdir} generates an array of shape {made} where one image, "
-                f"{image}, is expected; metrics compare single images, so leave --request out"
+                f"{f'with --request {changes}, ' if changes else ''}{self.workdir} generates an array of shape {made} where "
+                f"one image, {image}, is expected; metrics compare single images, so "
+                f"{'leave --request out' if changes else 'its family needs another request: --request FIELD=VALUE'}"
             )
+        if self.options.labels != "training" and self.label_rule is None:
+            reason = (
+                "--request label chooses the class" if "label" in self.request else f"{self.workdir} has no classes"
+            )
+            raise UserError(f"--labels {self.options.labels} has no effect, since {reason}; leave one of them out")
+
+    @property
+    def summary(self) -> str:
+        return f"checkpoint {self.step}{self._features_note}"
+
+    @property
+    def _features_note(self) -> str:
+        # Without labels, pixels are what a user expects.
+        if self.options.features is not None or "label" not in self.data.spec or not (reason := untrainable(self.data)):
+            return ""
+        return f"; images are compared by their pixels, since {reason}"
+
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether the generated images have labels."""
+        return "labels" in self.generated_shapes
+
+    @property
+    def unlabelled_reason(self) -> str:
+        """Why the generated images have no labels, for messages."""
+        return f"{self.workdir} is not conditional"
+
+    @cached_property
+    def label_rule(self) -> LabelRule | None:
+        """How the classes of the generated images are drawn. None: the model is unconditional, or --request names a class."""
+        drawn = self.labelled and "label" in self.data.spec and "label" not in self.request
+        return self.options.labels if drawn else None
 
     @cached_property
     def n(self) -> int:
@@ -52,11 +91,25 @@ class ImageSubject(Subject):
     def n_held_out(self) -> int:
         return self.data.sizes[self.options.split]
 
+    @property
+    def fewest(self) -> str:
+        """The smaller of the two sets that are compared, for messages."""
+        if self.n < self.n_held_out:
+            return f"there are {self.n} generated images (--n)"
+        return f"the {self.options.split} split has {self.n_held_out}"
+
     @cached_property
     def features(self) -> Features:
         """How images are compared. Raises: UserError if --features names a file without Inception's weights."""
-        by_default = "classifier" if "label" in self.data.spec else "pixels"
-        return load_features(self.options.features or by_default, self.data)
+        if self.options.features is not None:
+            return load_features(self.options.features, self.data)
+        if untrainable(self.data):
+            return pixels()
+        try:
+            return classifier_features(self.data)
+        except OneClassError as error:
+            log.warning("%s: images are compared by their pixels: %s", self.workdir, error)
+            return pixels()
 
     @cached_property
     def feature_shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct | None]:
@@ -124,7 +177,8 @@ class ImageSubject(Subject):
         """Protocol of a number that depends on the generated images alone."""
         images = {"n_fake": self.n, "seed": self.options.seed, "checkpoint": self.step}
         run = {"run": self.run.digest(self.step)}
-        return self._data_protocol | images | run | encode_request(self.request)
+        labels = {} if self.label_rule is None else {"labels": self.label_rule}
+        return self._data_protocol | images | run | labels | encode_request(self.request)
 
     @property
     def compared_protocol(self) -> dict[str, object]:
@@ -145,12 +199,12 @@ class ImageSubject(Subject):
     def _split_protocol(self) -> dict[str, object]:
         return {"split": self.options.split, "n": self.n_held_out}
 
-    def check_enough_training_images(self) -> None:
-        """Raises: UserError if there are fewer than n training images, which a metric compares with."""
-        if self.n > (most := self.data.sizes["train"]):
-            raise UserError(
-                f"n is {self.n}, and there are only {most} real training images to compare with; the fix: --n {most}"
-            )
+    @property
+    def too_few_training_images(self) -> str | None:
+        """Why a baseline of n training images can't be computed, then the fix. None: there are n training images."""
+        if self.n <= (most := self.data.sizes["train"]):
+            return None
+        return f"n is {self.n}, and there are only {most} real training images; the fix: --n {most}"
 
 
 def load_features(name: str, data: Dataset) -> Features:
@@ -163,29 +217,57 @@ def load_features(name: str, data: Dataset) -> Features:
 def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     """Returns n generated images, and their labels if the model is conditional.
 
-    They are generated in chunks. The key of a chunk is folded from the seed and the chunk's number, so the first images don't
-    depend on n.
+    The labels are drawn by the subject's label rule. Images are generated in chunks. The key of a chunk is folded from the seed
+    and the chunk's number, so the first images don't depend on n.
 
-    Raises: UserError if an image is not finite.
+    Raises: UserError if an image is not finite, or if the model does not generate the classes that it is given.
     """
     model, state, given = subject.run.model, subject.state, subject.run.reference()
     request = model.request(n=GENERATE_CHUNK, **subject.request)
 
     @jax.jit
-    def generate(state: State, key: Key) -> dict[str, Array]:
+    def generate(state: State, key: Key, chosen: dict[str, np.ndarray]) -> dict[str, Array]:
         # Other arrays, such as latents, would only take memory.
-        made = model.generate(state, key, given, request)
+        made = model.generate(state, key, {**given, **chosen}, request)
         return {name: made[name] for name in ("samples", "labels") if name in made}
 
     # The last chunk is a full one too: one shape compiles once, and an image does not depend on the number of images.
-    seed = jax.random.key(subject.options.seed)
-    keys = (jax.random.fold_in(seed, i) for i in range(-(-n // GENERATE_CHUNK)))
-    arrays = _concatenate((jax.device_get(generate(state, key)) for key in keys), n)
-    if not np.isfinite(arrays["samples"]).all():
-        raise UserError(
-            f"images of checkpoint {subject.step} of {subject.workdir} are not finite; choose another with --step"
-        )
+    seed, chunks = jax.random.key(subject.options.seed), _label_chunks(subject, n)
+
+    def make(i: int) -> dict[str, np.ndarray]:
+        made = jax.device_get(generate(state, jax.random.fold_in(seed, i), chunks[i]))
+        return _check_chunk(subject, made, chunks[i])
+
+    arrays = _concatenate(map(make, range(len(chunks))), n)
     return ImageSet(to_bytes(arrays["samples"]), arrays.get("labels"))
+
+
+def _label_chunks(subject: ImageSubject, n: int) -> list[dict[str, np.ndarray]]:
+    """Returns what `generate` is given for each chunk of n images: {GIVEN: labels [GENERATE_CHUNK]}, or {} without a rule."""
+    count = -(-n // GENERATE_CHUNK)
+    if subject.label_rule is None:
+        return [{}] * count
+    labels = draw_labels(subject.data, n, subject.label_rule, subject.options.seed)
+    # Images of the padding are cut off.
+    padded = np.pad(labels, (0, count * GENERATE_CHUNK - n))
+    return [{GIVEN: chunk} for chunk in np.split(padded, count)]
+
+
+def _check_chunk(
+    subject: ImageSubject, made: dict[str, np.ndarray], chosen: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns a chunk of generated images. Raises: UserError if it is not finite, or has other labels than the chosen ones."""
+    if not np.isfinite(made["samples"]).all():
+        others = [str(step) for step in checkpoint.steps(subject.run.checkpoints) if step != subject.step]
+        fix = f"choose another with --step ({', '.join(others)})" if others else "train with a lower learning rate"
+        raise UserError(f"images of checkpoint {subject.step} of {subject.workdir} are not finite; {fix}")
+    # A family from outside gen may not read the labels that it is given.
+    if GIVEN in chosen and not np.array_equal(made["labels"], chosen[GIVEN]):
+        raise UserError(
+            f"{subject.workdir} does not generate the classes that it is given; the fix, in the `generate` of its family: "
+            "gen.families.labels.labels_to_generate(request.n, request.label, classes, given)"
+        )
+    return made
 
 
 def _concatenate(chunks: Iterable[dict[str, np.ndarray]], n: int) -> dict[str, np.ndarray]:

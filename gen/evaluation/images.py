@@ -9,7 +9,8 @@ import numpy as np
 
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.score import Metric, Score
-from gen.families.labels import num_classes
+from gen.families.labels import class_names, num_classes
+from gen.metrics.classifier import untrainable
 from gen.metrics.frechet import frechet, moments
 from gen.metrics.inception_score import inception_score_by_split
 from gen.metrics.kid import kid
@@ -19,6 +20,8 @@ from gen.metrics.tstr import PERCEPTRON, SEEDS, baselines, tstr
 KID_SUBSETS = 100
 MAX_KID_SUBSET = 1000
 """Upper bound on the images in a subset of KID. A subset is smaller if there are fewer images."""
+MIN_KID_SUBSET = 2
+"""Lower bound: the kernel is averaged over pairs of different images."""
 INCEPTION_SPLITS = 10
 NEIGHBOURS = 5
 
@@ -37,17 +40,17 @@ class Tstr(ImageMetric):
     name: str = "tstr"
 
     def unsuited(self, subject: ImageSubject) -> str | None:
-        if "labels" not in subject.generated_shapes:
-            return (
-                f"{self.name} trains a classifier on labelled images, and {subject.workdir} is not conditional; leave "
-                f"{self.name} out"
-            )
+        if not subject.labelled:
+            return f"it trains a classifier on labelled images, and {subject.unlabelled_reason}"
+        if reason := untrainable(subject.data):
+            return f"it trains a classifier, and {reason}"
         return None
 
     def plan(self, subject: ImageSubject) -> list[Score]:
-        subject.check_enough_training_images()
         # The accuracy depends on the classifier, so its recipe is part of the protocol.
         rule = {"classifier": asdict(PERCEPTRON), "seeds": SEEDS}
+        if names := class_names(subject.data.spec):
+            rule["classes"] = names
 
         def score() -> Iterable[float]:
             return tstr(subject.generated, subject.held_out, num_classes(subject.data.spec), PERCEPTRON)
@@ -57,7 +60,12 @@ class Tstr(ImageMetric):
 
         return [
             Score(("tstr", "tstr_std"), subject.compared_protocol | rule, score),
-            Score(("trtr", "tstr_gaussian"), subject.training_protocol | rule, score_baselines),
+            Score(
+                ("trtr", "tstr_gaussian"),
+                subject.training_protocol | rule,
+                score_baselines,
+                subject.too_few_training_images,
+            ),
         ]
 
 
@@ -70,15 +78,11 @@ class Frechet(ImageMetric):
     def unsuited(self, subject: ImageSubject) -> str | None:
         fewest, dimensions = min(subject.n, subject.n_held_out), subject.feature_shapes[0].shape[1]
         if fewest <= dimensions:
-            return (
-                f"{self.name} of {dimensions} features needs more than {dimensions} images, and there are {fewest}; kid "
-                "needs fewer"
-            )
+            needed = f"{dimensions} features need more than {dimensions} images"
+            return f"{needed}, and {subject.fewest}" + ("; kid needs fewer" if fewest >= MIN_KID_SUBSET else "")
         return None
 
     def plan(self, subject: ImageSubject) -> list[Score]:
-        subject.check_enough_training_images()
-
         def distance(features: np.ndarray) -> list[float]:
             # All rows count: padding was cut off before.
             real, other = (moments(x, np.ones(len(x))) for x in (subject.real_features, features))
@@ -92,7 +96,12 @@ class Frechet(ImageMetric):
 
         return [
             Score(("frechet",), subject.compared_protocol | subject.feature_protocol, score),
-            Score(("frechet_real",), subject.training_protocol | subject.feature_protocol, score_baseline),
+            Score(
+                ("frechet_real",),
+                subject.training_protocol | subject.feature_protocol,
+                score_baseline,
+                subject.too_few_training_images,
+            ),
         ]
 
 
@@ -101,6 +110,11 @@ class KernelDistance(ImageMetric):
     """Kernel distance between generated and held-out images: the KID."""
 
     name: str = "kid"
+
+    def unsuited(self, subject: ImageSubject) -> str | None:
+        if min(subject.n, subject.n_held_out) < MIN_KID_SUBSET:
+            return f"it compares pairs of images, and {subject.fewest}"
+        return None
 
     def plan(self, subject: ImageSubject) -> list[Score]:
         # A subset is drawn without replacement, so it can't be larger than a set.
@@ -121,8 +135,9 @@ class InceptionScore(ImageMetric):
 
     def unsuited(self, subject: ImageSubject) -> str | None:
         if subject.feature_shapes[1] is None:
-            features = subject.options.features or "pixels"
-            return f"{features} give no class probabilities; leave {self.name} out"
+            return f"{subject.options.features or 'pixels'} give no class probabilities"
+        if subject.n < INCEPTION_SPLITS:
+            return f"it needs at least {INCEPTION_SPLITS} generated images, and there are {subject.n}"
         return None
 
     def plan(self, subject: ImageSubject) -> list[Score]:
@@ -141,6 +156,11 @@ class Manifold(ImageMetric):
     """Precision, recall, density and coverage of the generated images."""
 
     name: str = "prdc"
+
+    def unsuited(self, subject: ImageSubject) -> str | None:
+        if min(subject.n, subject.n_held_out) <= NEIGHBOURS:
+            return f"an image needs {NEIGHBOURS} neighbours in its set, and {subject.fewest}"
+        return None
 
     def plan(self, subject: ImageSubject) -> list[Score]:
         def score() -> Iterable[float]:

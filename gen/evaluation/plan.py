@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from gen.core import Dataset
 from gen.errors import UserError
 from gen.evaluation import images, texts
+from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
 from gen.evaluation.texts import TextSubject
-from gen.runs.trained import open_run
+from gen.runs.trained import TrainedRun, open_run
 
 SUBJECTS: dict[str, type[Subject]] = {"image": ImageSubject, "tokens": TextSubject}
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
@@ -21,31 +24,102 @@ METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *texts.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 
+class Plan(NamedTuple):
+    """The numbers of a run."""
+
+    scores: list[Score]
+    left_out: list[str]
+    """A line for each metric or baseline that can't be computed, with the reason."""
+
+
+class Choice(NamedTuple):
+    """The metrics of a run."""
+
+    metrics: list[Metric[Any]]
+    left_out: dict[str, str]
+    """{metric that does not suit the run: the reason}."""
+
+
+def open_subjects(options: Options) -> list[Subject]:
+    """Opens all runs and folders of images to be scored. If --n is not given, folders decide how many images are compared.
+
+    Raises: UserError if one does not exist, if its data have changed, or if no run says which data a folder is compared with.
+    """
+    if not options.runs:
+        raise UserError("no run is named; the fix: python -m gen.evaluate RUN [RUN ...]")
+    folders = [path for path in options.runs if is_image_folder(path)]
+    if not folders:
+        if options.data_of is not None:
+            raise UserError("--data-of is for folders of images, and none is named; leave it out")
+        return [open_subject(workdir, options) for workdir in options.runs]
+    runs = {path: open_subject(path, options) for path in options.runs if path not in folders}
+    run, data = _open_data(folders[0], runs, options)
+    opened = [runs.get(path) or FolderSubject(run, 0, data, options, path) for path in options.runs]
+    if options.n is not None:
+        return opened
+    # Numbers are compared under one protocol, so all have as many images as the smallest.
+    n = min(subject.n for subject in opened if isinstance(subject, ImageSubject))
+    return [replace(subject, options=replace(options, n=n)) for subject in opened]
+
+
+def _open_data(folder: Path, runs: Mapping[Path, Subject], options: Options) -> tuple[TrainedRun, Dataset]:
+    """Returns the run, and its data, that folders of images are compared with."""
+    if options.data_of is None and not runs:
+        raise UserError(
+            f"{folder} is a folder of images, and no run says which data they are compared with; the fix: "
+            f"python -m gen.evaluate {folder} --data-of RUN"
+        )
+    first = next(iter(runs.values()), None)
+    if first is None and (options.request or options.step is not None or options.labels != "training"):
+        raise UserError(
+            "--request, --step and --labels change what a run generates, and only folders of images are named; leave "
+            "them out"
+        )
+    if options.data_of is None or options.data_of in runs:
+        subject = first if options.data_of is None else runs[options.data_of]
+        assert subject is not None
+        run, data = subject.run, subject.data
+    else:
+        run = open_run(options.data_of, options.trust)
+        data = build_data(run, options)
+    if "image" not in data.spec:
+        raise UserError(
+            f"{folder} is a folder of images, and the data of {run.workdir} have none; name a run of images"
+        )
+    return run, data
+
+
 def open_subject(workdir: Path, options: Options) -> Subject:
     """Opens a run to be scored. Raises: UserError if it or the checkpoint does not exist, or if its data have changed."""
     run = open_run(workdir, options.trust)
     step = run.choose_step(options.step)
-    moved = {} if options.data_name is None else {"name": options.data_name}
-    data = run.build_data(options.data_dir, **moved)
+    data = build_data(run, options)
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
     return kind(run, step, data, options)
 
 
-def choose_metrics(subject: Subject) -> list[Metric[Any]]:
+def build_data(run: TrainedRun, options: Options) -> Dataset:
+    """Returns the data of a run. Raises: UserError if they have changed."""
+    moved = {} if options.data_name is None else {"name": options.data_name}
+    return run.build_data(options.data_dir, **moved)
+
+
+def choose_metrics(subject: Subject) -> Choice:
     """Returns the metrics that the options name, or all of gen's metrics that suit the run.
 
-    Raises: UserError for an unknown metric, or for a named one that does not suit the run.
+    Raises: UserError for an unknown metric, for a named one that does not suit the run, or if none suits it.
     """
     names, trust = subject.options.metrics, subject.options.trust
     if not names:
         fitting = [metric for metric in METRICS if isinstance(subject, metric.subject)]
-        metrics = [metric for metric in fitting if metric.unsuited(subject) is None]
-        if not metrics:
+        unsuited = {metric.name: reason for metric in fitting if (reason := metric.unsuited(subject))}
+        if len(unsuited) == len(fitting):
+            reasons = "".join(f"\n  {name}: {reason}" for name, reason in unsuited.items())
             raise UserError(
-                f"no metric of gen suits {subject.workdir}, which generates {subject.medium}; the fix: --metrics "
-                "package.module:Metric --trust package"
+                f"no metric of gen can be computed for {subject.workdir}, which generates {subject.medium}; another one: "
+                f"--metrics package.module:Metric --trust package{reasons}"
             )
-        return metrics
+        return Choice([metric for metric in fitting if metric.name not in unsuited], unsuited)
     # In the order of METRICS and not of the options, so that all tables are in the same order.
     metrics = [metric for metric in METRICS if metric.name in names]
     known = {metric.name for metric in METRICS}
@@ -57,28 +131,32 @@ def choose_metrics(subject: Subject) -> list[Metric[Any]]:
                 f"{subject.medium}; leave it out"
             )
         if reason := metric.unsuited(subject):
-            raise UserError(reason)
-    return metrics
+            raise UserError(
+                f"{metric.name} of {subject.workdir} can't be computed: {reason}; leave {metric.name} out of --metrics"
+            )
+    return Choice(metrics, {})
 
 
-def plan_scores(subject: Subject) -> list[Score]:
+def plan_scores(subject: Subject) -> Plan:
     """Returns how each number of a run is computed.
 
-    Raises: UserError for anything that can't be computed, before anything is generated.
+    Raises: UserError for anything that is asked for and can't be computed, before anything is generated.
     """
     subject.check()
-    metrics = choose_metrics(subject)
+    metrics, unsuited = choose_metrics(subject)
     if subject.request and not any(metric.generates for metric in metrics):
         names = ", ".join(metric.name for metric in metrics)
         raise UserError(f"--request changes what is generated, and {names} don't generate anything; leave it out")
-    scores = [score for metric in metrics for score in metric.plan(subject)]
+    planned = [score for metric in metrics for score in metric.plan(subject)]
+    scores = [score for score in planned if score.missing is None]
+    unsuited |= {", ".join(score.names): score.missing for score in planned if score.missing is not None}
     # Names of numbers are keys of evaluation.json, so a second metric would overwrite the first.
     names = [name for score in scores for name in score.names]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
             f"two of the metrics report a number named {twice[0]!r}; the fix: rename one, or leave out a metric"
         )
-    return scores
+    return Plan(scores, [f"{name} left out: {reason}" for name, reason in unsuited.items()])
 
 
 def load_metric(name: str, trust: Sequence[str]) -> Metric[Any]:

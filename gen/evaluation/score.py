@@ -11,7 +11,8 @@ from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 import tyro
 
 from gen.core import Dataset, State
-from gen.errors import check_positive, check_seed
+from gen.errors import UserError, check_positive, check_seed
+from gen.evaluation.labels import LabelRule
 from gen.evaluation.request import parse_request
 from gen.runs.trained import TrainedRun
 
@@ -21,14 +22,19 @@ class Options:
     """Scores trained runs, and prints them next to the scores of real data and of trivial models."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
     metrics: tuple[str, ...] | None = None
     """Metrics to compute: tstr, frechet, kid, inception or prdc for images, likelihood or labels for texts, or
     package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics that apply."""
     n: int | None = None
-    """Number of images to generate. None: 10,000, or the number of training images if that is smaller."""
+    """Number of images to generate, or to take from a folder. None: 10,000, or as many as there are training images, or images
+    in the smallest folder, if that is fewer."""
     seed: int = 0
-    """Seed of the generated images, and of the choice of shots."""
+    """Seed of the generated images and of their labels, and of the choice of shots."""
+    labels: LabelRule = "training"
+    """Classes of a conditional model's images. training: as often as in the training split. uniform: all equally often."""
+    data_of: Path | None = None
+    """The run whose data folders of images are compared with. None: the first run that is named."""
     split: Literal["test", "validation"] = "test"
     """Held-out examples to compare with."""
     request: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -36,7 +42,7 @@ class Options:
     `--request truncation=0.5`. The fields are the options of `sample.py RUN --help`."""
     features: str | None = None
     """How images are compared: classifier (trained on the data's labels), pixels, or a file with Inception's weights. None: the
-    classifier if the data have labels, otherwise pixels."""
+    classifier if the data have two classes or more, otherwise pixels."""
     shots: int = 0
     """Training examples before each text whose label is predicted."""
     step: int | None = None
@@ -79,8 +85,17 @@ class Subject:
     def workdir(self) -> Path:
         return self.run.workdir
 
+    @property
+    def summary(self) -> str:
+        """What is scored, for the line that is printed first."""
+        return f"checkpoint {self.step}"
+
     def check(self) -> None:
         """Raises: UserError if the options don't fit the medium. It is called before metrics plan their scores."""
+        if self.options.labels != "training":
+            raise UserError(
+                f"--labels chooses classes of images, and {self.workdir} generates {self.medium}; leave it out"
+            )
 
     # A large model is read once, and only if a metric generates samples.
     @cached_property
@@ -104,6 +119,8 @@ class Score(NamedTuple):
     in the entries "checkpoint", "run" and "base"."""
     compute: Callable[[], Iterable[float]]
     """() -> the numbers, in the order of `names`."""
+    missing: str | None = None
+    """Why they can't be computed. They are then left out, and this is printed. For baselines, without which the metric stands."""
 
 
 S = TypeVar("S", bound=Subject)
@@ -125,10 +142,10 @@ class Metric(Generic[S]):
     """Whether its numbers depend on generated samples, and so on --request."""
 
     def unsuited(self, subject: S) -> str | None:
-        """Returns why a run can't have this metric, then the fix. None: the run can have it.
+        """Returns why a run can't have this metric. None: the run can have it.
 
-        Without --metrics, metrics that don't suit the run are left out. With it, the text is the error. Nothing is generated
-        here.
+        Without --metrics, metrics that don't suit the run are left out, and the reason is printed. With it, the reason is the
+        error. Nothing is generated here.
         """
         return None
 

@@ -84,8 +84,7 @@ class Labels(Metric[TextSubject]):
         if isinstance(subject.run.config.model, LM) and "labels.json" in subject.data.files:
             return None
         return (
-            f"{subject.workdir} has no labels to predict; train a causal model (lm) on joined lines of "
-            '{"text": ..., "label": ...}, or leave labels out'
+            'there are no labels to predict; they need a causal model (lm) of joined lines {"text": ..., "label": ...}'
         )
 
     def plan(self, subject: TextSubject) -> list[Score]:

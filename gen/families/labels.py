@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import overload
@@ -12,6 +13,10 @@ import jax.numpy as jnp
 from gen import core
 from gen.core import Array, Key, Spec
 from gen.errors import UserError
+
+GIVEN = "labels_to_generate"
+"""Name of the array of `given` with the class of each sample, int32 [n]. gen.evaluate and alarms draw the classes of a
+conditional model as they are in the data, and pass them to `generate` under this name."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,23 @@ def num_classes(spec: Spec) -> int:
     return label.classes
 
 
+def class_names(spec: Spec) -> tuple[str, ...] | None:
+    """Returns the names of the classes, in the order of their labels. None: the data have none."""
+    # Runs of earlier versions have no names in spec.json.
+    return getattr(spec.get("label"), "names", None)
+
+
 @overload
-def labels_to_generate(n: int, asked: int | None, classes: int) -> Array: ...
+def labels_to_generate(n: int, asked: int | None, classes: int, given: Mapping[str, Array] = {}) -> Array: ...
 @overload
-def labels_to_generate(n: int, asked: int | None, classes: int | None) -> Array | None: ...
-def labels_to_generate(n: int, asked: int | None, classes: int | None) -> Array | None:
-    """Returns the class of each sample, int32 [n]: the class asked for, or all classes in turn.
+def labels_to_generate(
+    n: int, asked: int | None, classes: int | None, given: Mapping[str, Array] = {}
+) -> Array | None: ...
+def labels_to_generate(n: int, asked: int | None, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None:
+    """Returns the class of each sample, int32 [n]: the class asked for, the given classes, or all classes in turn.
 
     classes: the number of classes, or None for an unconditional model, which gets None.
+    given: `given` of `generate`. Its array GIVEN, int32 [n] in [0, classes), has the class of each sample.
 
     Raises: UserError if the model does not have the class asked for.
     """
@@ -50,7 +64,9 @@ def labels_to_generate(n: int, asked: int | None, classes: int | None) -> Array 
     if classes is None:
         return None
     index = jnp.arange(n, dtype=jnp.int32)
-    return index % classes if asked is None else jnp.full_like(index, asked)
+    if asked is not None:
+        return jnp.full_like(index, asked)
+    return jnp.asarray(given[GIVEN], jnp.int32) if GIVEN in given else index % classes
 
 
 def drop_labels(label: Array, keys: Key, rate: float, null: int) -> Array:

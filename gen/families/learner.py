@@ -143,7 +143,8 @@ def family(
         the number of devices. batch["step"] is int32 [B], the number of updates done: `schedule(value, steps)(batch["step"])`
         is a hyper-parameter that changes with the step.
     sample: (params, keys, given, request) -> {"samples": [n, ...], ...}. `keys` has one key per sample. Samples are float32 images
-        in [-1, 1], or int32 tokens. Add "labels", int32 [n], if the samples have classes.
+        in [-1, 1], or int32 tokens. Add "labels", int32 [n], if the samples have classes: labels.labels_to_generate(n, asked,
+        classes, given).
     request: the class of `request`, a frozen dataclass: core.Request, labels.LabelRequest, or a subclass of them.
     evaluate: like `loss`, for held-out examples, for instance without dropout. None: `loss`.
     rules: which axis of which parameters tensor parallelism divides.

@@ -16,6 +16,8 @@ from gen.core import Medium, RunView, Shown
 SIDE, MARGIN, RADIUS = 480, 16, 2
 # More lines would hide each other.
 MAX_LINES = 16
+FILES = "samples"
+"""Sub-folder for samples that are written one file each."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Arrays(Medium):
 
 
 ARRAYS = Arrays()
+
+
+def number_names(n: int) -> list[str]:
+    """Returns the names of n files without their endings: their numbers from 0, with enough digits to be sorted by name."""
+    digits = max(5, len(str(n - 1)))
+    return [f"{i:0{digits}d}" for i in range(n)]
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -1,30 +1,40 @@
-"""Images: grids of samples as PNG files, and the nearest training images next to them."""
+"""Images: grids of samples as PNG files, single files, animations, and the nearest training images next to samples."""
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
 from gen.core import LAUNCH, Medium, RunView, Shown
 from gen.data.images.pixels import to_bytes
+from gen.errors import UserError
+from gen.families.labels import class_names
+from gen.media.arrays import FILES, number_names
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
 # Classes that get a column each. With more of them the columns would be too short to compare.
 MAX_COLUMNS = 20
 GREY = 128
+FRAME_MILLISECONDS = 100
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Comparisons that are shown next to the samples."""
+    """More files than the picture of all samples."""
 
+    files: bool = False
+    """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
+    animation: Literal["gif", "webp"] | None = None
+    """Also write an animation: the images of an interpolation or a traversal one after the other, row by row. webp keeps all
+    colors."""
     neighbours: bool = False
     """Show the nearest training images next to each sample. Needs the data set."""
     data_dir: str | None = field(default=None, metadata=LAUNCH)
@@ -39,17 +49,33 @@ class Images(Medium):
     options: ClassVar[type] = ImageOptions
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
-        """Returns samples.png, a grid. With options.neighbours: neighbours.png too, and the indices and distances."""
-        files = {"samples.png": picture(samples)}
-        if options is None or not options.neighbours:
-            return Shown(files)
-        # Imported here, since it compiles programs: other commands start faster without it.
-        from gen.metrics.neighbours import neighbours
+        """Returns samples.png, a grid, and the files that the options ask for.
 
+        The arrays are the names of the classes if samples have labels, and the indices and distances of neighbours.
+
+        Raises: UserError for an animation of samples that are not in rows.
+        """
+        files, names = {"samples.png": picture(samples)}, class_names(run.spec)
+        arrays: dict[str, np.ndarray] = {}
+        if names is not None and "labels" in samples:
+            arrays["label_names"] = np.array(names)
+        if options is None:
+            return Shown(files, arrays)
         images = np.asarray(samples["samples"]).reshape(-1, *run.spec["image"].shape)
-        near = neighbours(run.build_data(options.data_dir), images)
-        files["neighbours.png"] = png(to_bytes(np.concatenate([images[:, None], near.image], axis=1)))
-        return Shown(files, {"neighbour_index": near.index, "neighbour_distance": near.distance})
+        if options.files:
+            files |= separate(to_bytes(images), samples.get("labels"), names)
+        if options.animation is not None:
+            if np.ndim(samples["samples"]) != 5:
+                raise UserError("only samples in rows can be animated; the fix: --mode interpolate")
+            files[f"samples.{options.animation}"] = animate(to_bytes(images), options.animation)
+        if options.neighbours:
+            # Imported here, since it compiles programs: other commands start faster without it.
+            from gen.metrics.neighbours import neighbours
+
+            near = neighbours(run.build_data(options.data_dir), images)
+            files["neighbours.png"] = png(to_bytes(np.concatenate([images[:, None], near.image], axis=1)))
+            arrays |= {"neighbour_index": near.index, "neighbour_distance": near.distance}
+        return Shown(files, arrays)
 
 
 IMAGE = Images()
@@ -72,12 +98,52 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 def png(images: np.ndarray, columns: int | None = None) -> bytes:
     """Returns a PNG of a grid of uint8 images, enlarged by a whole factor if it is small."""
-    pixels = grid(images, columns)
+    return encode_png(enlarge(grid(images, columns)))
+
+
+def enlarge(pixels: np.ndarray) -> np.ndarray:
+    """Returns one image [H, W, C] with each pixel repeated, so that the longer side is near MIN_SIDE if it was shorter."""
     factor = max(1, MIN_SIDE // max(pixels.shape[:2]))
-    pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Returns a PNG of one image, uint8 [H, W, C]."""
     content = io.BytesIO()
+    to_pillow(pixels).save(content, format="PNG")
+    return content.getvalue()
+
+
+def to_pillow(pixels: np.ndarray) -> Image.Image:
+    """Returns one image, uint8 [H, W, C], as Pillow holds it."""
     # Pillow has no mode for a grey image with a channel axis.
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(content, format="PNG")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...] | None) -> dict[str, bytes]:
+    """Returns each image, uint8 [N, H, W, C], as a PNG: samples/00003_label7_dog.png. Without labels: samples/00003.png.
+
+    labels: [N]. names: of the classes, if the data have them.
+    """
+    ends = [""] * len(images)
+    if labels is not None:
+        ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
+        # The name of a class may be any text, and these go into the name of a file.
+        known = [re.sub(r"[^\w-]+", "-", name)[:40] for name in names or ()]
+        if known:
+            ends = [f"{end}_{known[label]}" for end, label in zip(ends, np.asarray(labels).tolist(), strict=True)]
+    stems = [number + end for number, end in zip(number_names(len(images)), ends, strict=True)]
+    return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
+
+
+def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
+    """Returns an endless animation of images, uint8 [N, H, W, C], enlarged if they are small. A GIF has 256 colors a frame."""
+    first, *others = (to_pillow(enlarge(image)) for image in images)
+    content = io.BytesIO()
+    lossless = {"lossless": True} if kind == "webp" else {}
+    first.save(
+        content, kind.upper(), save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0, **lossless
+    )
     return content.getvalue()
 
 

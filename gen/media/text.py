@@ -16,6 +16,7 @@ from gen.core import LAUNCH, Given, Medium, RunView, Shown
 from gen.data.text import tokenizers
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError, printable
+from gen.media.arrays import FILES, number_names
 from gen.media.stream import Listener, cut_at_stop
 from gen.networks.positions import PADDING
 
@@ -41,6 +42,8 @@ class TextOptions:
     """Text that ends a sample. It is not shown."""
     stream: bool = field(default=False, metadata=LAUNCH)
     """Print the first sample while it is written, instead of all samples at the end."""
+    files: bool = False
+    """Also write each sample as a text of its own into the sub-folder samples."""
 
     def __post_init__(self):
         if (self.prefix is None) != (self.suffix is None):
@@ -81,9 +84,15 @@ class Texts(Medium):
         return Given(arrays, {"listen": listener}, lambda _: listener.finish())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: TextOptions | None = None) -> Shown:
-        """Returns samples.txt: each sample with its prompt."""
-        texts = join_texts(samples, _tokenizer(run), options or TextOptions())
-        return Shown({"samples.txt": (RULE.join(texts) + "\n").encode()})
+        """Returns samples.txt: each sample with its prompt. With options.files: each sample as samples/NUMBER.txt too."""
+        options = options or TextOptions()
+        texts = join_texts(samples, _tokenizer(run), options)
+        files = {"samples.txt": (RULE.join(texts) + "\n").encode()}
+        if options.files:
+            files |= {
+                f"{FILES}/{name}.txt": text.encode() for name, text in zip(number_names(len(texts)), texts, strict=True)
+            }
+        return Shown(files)
 
     def describe(self, files: Mapping[str, bytes], options: TextOptions) -> str:
         """Returns all texts, without the first if it was streamed already."""

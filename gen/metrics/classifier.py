@@ -88,22 +88,39 @@ def accuracy(params: Params, examples: ImageSet, classes: int, recipe: Recipe) -
     return correct / len(examples.image)
 
 
+NO_CLASSIFIER = "there is no classifier to compare images with"
+PIXELS = "compare their pixels (gen.evaluate --features pixels)"
+
+
+class OneClassError(UserError):
+    """The data have several classes, but all training images have the same one."""
+
+
+def untrainable(data: Dataset) -> str | None:
+    """Returns why no classifier of the data's images can be trained. None: it can."""
+    if "label" not in data.spec:
+        return "the data have no labels"
+    # A classifier of one class learns nothing, and its features would call any two sets of images alike.
+    return "the data have one class only" if num_classes(data.spec) < 2 else None
+
+
 def classifier_features(data: Dataset, recipe: Recipe = CONVOLUTIONAL) -> Features:
     """Returns the features and class probabilities of a classifier of the data's training split.
 
     The classifier is trained with seed 0 on at most MAX_TRAINING_IMAGES images. That happens once: its weights are kept in the
     user's cache.
 
-    Raises: UserError if the data have no labels.
+    Raises: UserError if the data have no labels or fewer than two classes; OneClassError if the training images do.
     """
-    if "label" not in data.spec:
-        raise UserError(
-            "the data have no labels to train a classifier with; the fix: compare by pixels or by Inception's features"
-        )
+    if reason := untrainable(data):
+        raise UserError(f"{NO_CLASSIFIER}, since {reason}; {PIXELS}")
     classes = num_classes(data.spec)
 
     def make() -> dict[str, np.ndarray]:
         examples = read_training(data, min(MAX_TRAINING_IMAGES, data.sizes["train"]))
+        assert examples.label is not None
+        if len(np.unique(examples.label)) < 2:
+            raise OneClassError(f"{NO_CLASSIFIER}, since all training images have one class; {PIXELS}")
         params = train(examples, classes, recipe, seed=0)
         score = accuracy(params, read_split(data, "test"), classes, recipe)
         return {"accuracy": np.array(score), **jax.device_get(flatten_dict(params, sep="."))}

@@ -46,7 +46,7 @@ class Manifest(NamedTuple):
     conditions: Mapping[str, object]
     """{name: value} of everything else that the bytes may depend on: versions and devices."""
     outputs: Mapping[str, str]
-    """{file name: SHA-256}."""
+    """{file name, or SUB-FOLDER/NAME: SHA-256}."""
 
 
 def conditions() -> dict[str, str | int | None]:
@@ -88,7 +88,13 @@ def read_manifest(path: Path) -> Manifest:
     if not content["outputs"]:
         raise UserError(f"{path} names no outputs")
     # The files are read by these names, and a manifest may come from a stranger.
-    if any(Path(name).name != name for name in content["outputs"]):
+    if not all(_is_inside(name) for name in content["outputs"]):
         raise UserError(f"{path}: an output's name leaves the manifest's folder")
     manifest = Manifest(**{name: content[name] for name in Manifest._fields})
     return manifest._replace(checkpoint=CheckpointRecord(**content["checkpoint"]))
+
+
+def _is_inside(name: str) -> bool:
+    """Returns whether an output is a file in the manifest's folder, or in a sub-folder of it."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(Path(part).name == part and part != ".." for part in parts)

@@ -225,6 +225,8 @@ class GANModel:
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """Generates images from the moving average of G if there is one, otherwise from its raw weights.
 
+        given: may hold the labels of the images (gen.families.labels.GIVEN).
+
         Returns "samples", float32 [n, H, W, C], or [rows, ROW_LENGTH, H, W, C] for an interpolation; "latents" [N, latent];
         "scores" float32 [N], if D scores each image by itself; and "labels" int32 [N], if the model is conditional.
 
@@ -243,7 +245,7 @@ class GANModel:
             scores = players.judge(d, stats, x, label, None, jnp.arange(len(z))).scores
             return x.astype(jnp.float32), scores.astype(jnp.float32)
 
-        draw = draw_inputs(players, key, request)
+        draw = draw_inputs(players, key, given, request)
         x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)))
         if request.mode == "interpolate":
             x = x.reshape(request.rows, ROW_LENGTH, *players.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -60,15 +60,17 @@ class Draw(NamedTuple):
     """int32 [N]. None: the model is unconditional."""
 
 
-def draw_inputs(players: Players, key: Key, request: Request) -> Draw:
+def draw_inputs(players: Players, key: Key, given: Mapping[str, Array], request: Request) -> Draw:
     """Draws the latents and the labels of a request. An interpolation has rows * ROW_LENGTH images.
+
+    given: may hold the labels of the images (gen.families.labels.GIVEN).
 
     Raises: UserError for a label that the model does not have.
     """
     # Each row of an interpolation needs two ends, and neighbouring rows share one.
     n = request.n if request.mode == "generate" else request.rows + 1
     latents = players.latents(key, jnp.arange(n), request.truncation)
-    labels = labels_to_generate(n, request.label, players.classes)
+    labels = labels_to_generate(n, request.label, players.classes, given)
     if request.mode == "generate":
         return Draw(latents, labels)
     # A row keeps the label of the sample that it starts from.

@@ -66,23 +66,26 @@ class Sampler:
         """Answers a request.
 
         given: for all modes except `generate`, held-out examples: "image" [M, H, W, C], and "label" [M] if the model is
-        conditional. `traverse` also needs "kl_per_latent" [sum of D].
+        conditional. `traverse` also needs "kl_per_latent" [sum of D]. For `generate` it may hold the labels of the
+            images (gen.families.labels.GIVEN).
 
         Raises: UserError if `given` has too few examples, or the label does not exist.
         """
         params = self.weights(state)
         z_key, x_key = jax.random.split(key)
         if request.mode == "generate":
-            return self.generate(params, z_key, x_key, request)
+            return self.generate(params, z_key, x_key, given, request)
         if request.mode == "reconstruct":
             return self.reconstruct(params, x_key, given, request)
         if request.mode == "interpolate":
             return self.interpolate(params, x_key, given, request)
         return self.traverse(params, x_key, given, request)
 
-    def generate(self, params: Params, z_key: Key, x_key: Key, request: Request) -> dict[str, Array]:
+    def generate(
+        self, params: Params, z_key: Key, x_key: Key, given: Mapping[str, Array], request: Request
+    ) -> dict[str, Array]:
         """Draws z from the prior, and decodes it: samples [N, H, W, C]. A conditional model adds "labels", int32 [N]."""
-        labels = labels_to_generate(request.n, request.label, self.model.classes)
+        labels = labels_to_generate(request.n, request.label, self.model.classes, given)
         z = self._draw_prior(params, z_key, jnp.arange(request.n), request.temperature)
         images = self._images(params, x_key, z, self.model.one_hot(labels), request)
         samples = {"samples": images, "latents": jnp.concatenate(z, axis=-1)}
