@@ -194,7 +194,7 @@ def _build_comparison(
         raise UserError(f"alarms compare images with each other, and there is only {n}; the fix: --alarms.action off")
     images = read_split(data, split).image[:n] if split == "validation" else read_training(data, n).image
     real = to_float(images)
-    request = model.request(n=n, **parse_request(model.request, config.request, "--alarms.samples"))
+    request = model.request(n=n, **parse_request(model.request, config.request, "--alarms.samples", data.spec))
 
     # The same key at each check, so that changes come from the model alone.
     def generate(state: State) -> Array:

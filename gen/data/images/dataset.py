@@ -73,7 +73,7 @@ class Images(core.Data):
         # The spec describes the images after preprocessing.
         spec = {"image": core.Feature(shape, levels=2 if self.binarize else source.levels, dequantized=self.dequantize)}
         if source.classes is not None:
-            spec["label"] = core.Feature((), "int32", classes=len(source.classes))
+            spec["label"] = core.Feature((), "int32", classes=len(source.classes), names=source.classes)
         return core.Dataset(
             spec=spec,
             sizes=examples.sizes,
