@@ -49,7 +49,7 @@ def open_folder(name: str, size: int | None, skip_bad: bool) -> Source:
     classes = class_names(root, paths)
     stamp = stamp_files(root, paths, skip_bad)
     # Reading every header takes minutes for a large folder, so the result is cached.
-    found = load_or_make(sha256("survey", stamp.fingerprint), lambda: survey(paths, thorough=skip_bad))
+    found = load_or_make(sha256("survey 2", stamp.fingerprint), lambda: survey(paths, thorough=skip_bad))
     good = readable(name, paths, found["kind"], skip_bad)
 
     relative = [paths[i].relative_to(root).parts[0] for i in good]

@@ -46,8 +46,8 @@ def hold_in_memory(source: Source, used: np.ndarray, size: int | None, shape: Sh
         arrays = decode_images(source, size, shape, used)
         return arrays | {"digest": np.array(digest.sha256(arrays["image"], arrays["label"]))}
 
-    # Another version of Pillow may decode or resize to other pixels.
-    key = digest.sha256(str(source.fingerprint), str((size, shape)), used, f"pillow {PIL.__version__}")
+    # Another version of Pillow may decode or resize to other pixels, and so may another `pixels.decode`: count that up.
+    key = digest.sha256(str(source.fingerprint), str((size, shape)), used, f"pillow {PIL.__version__}, decode 2")
     arrays = load_or_make(key, make) if source.fingerprint else make()
     return HeldImages(used, arrays["image"], arrays["label"], str(arrays["digest"]))
 
