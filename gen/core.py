@@ -285,6 +285,10 @@ class Data:
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
 
+    def resolve(self) -> Data:
+        """Returns these settings with the choices that they leave to the data. Raises: UserError if the data are missing."""
+        return self
+
     def build(self) -> Dataset:
         """Returns the data set. Raises: UserError for anything that the user got wrong."""
         raise NotImplementedError

@@ -8,9 +8,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from gen.data.images import pixels
-from tests.datasets import write_image
+from gen.errors import UserError
+from tests.datasets import images_of, read_split, write_image
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def orient(number: int) -> Image.Exif:
@@ -32,6 +38,20 @@ def test_images_are_upright_as_viewers_show_them(tmp_path, kind):
         assert (header.height, header.width) == shown.shape[:2], number
         # Pillow turns TIFF files itself, as it always did.
         assert header.turned == (number > 1 and kind != "tiff")
+
+
+def test_a_folder_says_how_many_images_it_turns(tmp_path, capsys):
+    stored = RNG.integers(0, 256, (4, 6, 3), np.uint8)
+    for i, number in enumerate((6, 6, 8)):
+        write_image(tmp_path / f"{i}.png", stored, exif=orient(number))
+    data = images_of(tmp_path).build()
+    assert data.spec["image"].shape == (6, 4, 3)
+    assert "3 images are turned upright" in capsys.readouterr().err
+    # Images that are decoded when needed are not hashed, so the turn belongs to their digest.
+    large = images_of(tmp_path, in_memory=0).build().digest
+    for i in range(3):
+        write_image(tmp_path / f"{i}.png", stored.transpose(1, 0, 2), exif=orient(1))
+    assert images_of(tmp_path, in_memory=0).build().digest != large
 
 
 def test_damaged_metadata_leave_an_image_as_it_is_stored(tmp_path):
@@ -75,6 +95,20 @@ def test_half_transparent_pixels_are_mixed_with_the_background(tmp_path):
     path = write_image(tmp_path / "a.png", np.array([[[200, 100, 0, 128]]], np.uint8))
     # 255 - (255 - color) * 128 / 255
     np.testing.assert_allclose(pixels.decode(path, None, 3)[0, 0], [227, 177, 127], atol=1)
+
+
+def test_a_folder_says_and_takes_the_background(tmp_path, capsys):
+    write_transparent(tmp_path / "a.png", "LA")
+    data = images_of(tmp_path).build()
+    assert data.spec["image"].shape == (8, 8, 1)
+    assert "1 images with transparency are put on the colour white (--data.background)" in capsys.readouterr().err
+    red = images_of(tmp_path, background="red").build()
+    assert read_split(red, "train")["image"][0, 0, 0].tolist() == [255, 0, 0]
+    assert red.digest != data.digest
+    not_held = images_of(tmp_path, background="red", in_memory=0).build()
+    np.testing.assert_array_equal(read_split(not_held, "train")["image"], read_split(red, "train")["image"])
+    with pytest.raises(UserError, match="'reddish' is not a colour"):
+        images_of(tmp_path, background="reddish").build()
 
 
 @pytest.mark.parametrize("shape", [(1, 400_000), (400_000, 1), (3, 200_001)])
