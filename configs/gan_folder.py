@@ -2,6 +2,7 @@
 memorizing a small set. Not scored, because the score depends on your pictures.
 
 python train.py gan_folder --data.name folder:PATH     (sub-folders are classes: add --model.conditioning projection)
+Sub-folders train, val and test are the splits. Without them, 80% of the pictures are trained on and 10% each are held out.
 Other sizes: --data.size 64 --model.generator.widths 256 128 64 32 --model.generator.strides 2 2 2 2
 """
 
@@ -25,9 +26,9 @@ config = Config(
     ),
     data=Images(
         name="folder:images",
-        train="train[:80%]",
-        validation="train[80%:90%]",
-        test="train[90%:]",
+        train=None,
+        validation=None,
+        test=None,
         size=32,
         colors=3,
         flip=True,

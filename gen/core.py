@@ -59,6 +59,8 @@ class Feature:
     """Number of equally spaced values in [-1, 1] that the feature takes: 256 for bytes, 2 if binarized. None: unknown."""
     dequantized: bool = False
     """Whether uniform noise of one level's width was added, so that a density bounds the probability of the levels."""
+    names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+    """For a label: the name of each class. They describe the data to people: no model depends on them. None: unknown."""
 
 
 Spec = Mapping[str, Feature]
@@ -161,9 +163,7 @@ class Family:
     def inherit(self, base: Family, spec: Spec) -> Family:
         """Returns this family with every field that decides a parameter's shape copied from `base`, for fine-tuning.
 
-        spec: the spec that the base was trained on.
-
-        Raises: UserError if the base is of another family.
+        spec: the spec that the base was trained on. Raises: UserError if the base is of another family.
         """
         # Not isinstance: a subclass may have other parameters.
         if type(self) is not type(base):
@@ -174,10 +174,7 @@ class Family:
         return self
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns this family with its parameters as a fixed base and the adapter trained. None: without an adapter.
-
-        Raises: UserError if the family has no adapters.
-        """
+        """Returns this family with its parameters as a fixed base and the adapter, if any, trained. Raises: UserError if it can't."""
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 
 
@@ -273,10 +270,7 @@ class Medium:
         return Given(run.reference())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Returns the samples as files. samples: arrays from `generate`. options: None: the defaults.
-
-        Training writes these files at each evaluation, and sample.py writes them next to samples.npz.
-        """
+        """Returns the samples, arrays from `generate`, as files, which training and sample.py write. options: None: the defaults."""
         raise NotImplementedError
 
     def describe(self, files: Mapping[str, bytes], options: Any) -> str | None:
@@ -290,6 +284,10 @@ class Data:
 
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
+
+    def resolve(self) -> Data:
+        """Returns these settings with the choices that they leave to the data. Raises: UserError if the data are missing."""
+        return self
 
     def build(self) -> Dataset:
         """Returns the data set. Raises: UserError for anything that the user got wrong."""

@@ -15,8 +15,9 @@ import tyro
 
 from gen import config as configs
 from gen import files
-from gen.core import Medium
+from gen.core import Medium, Request
 from gen.errors import UserError, check_seed, printable
+from gen.families.labels import with_class_number
 from gen.media import find_medium
 from gen.media.arrays import pack_arrays
 from gen.runs import checkpoint
@@ -94,6 +95,8 @@ def _sample_command(arguments: Sequence[str]) -> int:
 def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medium) -> Path:
     """Generates samples, and writes them with their manifest. Returns the folder."""
     step = run.choose_step(options.step)
+    # A manifest and the folder's name hold the number of a class, which no change of names can make wrong.
+    options = replace(options, request=with_class_number(options.request, run.spec))
     read = medium.read_options(options.medium)
     outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
@@ -113,6 +116,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
         medium=_encode_medium(read),
         conditions=conditions(),
         outputs={file: _sha256(content) for file, content in outputs.items()},
+        classes=run.spec["label"].names if "label" in run.spec else None,
     )
     write_manifest(folder / "manifest.json", manifest)
     # Samples of an unfinished run are made again as long as this checkpoint is kept.
@@ -144,7 +148,7 @@ def _summarize(outputs: Iterable[str]) -> list[str]:
 
 
 def make_outputs(
-    run: TrainedRun, medium: Medium, step: int, seed: int, request: object, options: Dataclass, base: str | None
+    run: TrainedRun, medium: Medium, step: int, seed: int, request: Request, options: Dataclass, base: str | None
 ) -> dict[str, bytes]:
     """Returns {file name: content} of samples: the files of the medium, and samples.npz with all arrays.
 

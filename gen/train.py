@@ -44,7 +44,7 @@ def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     data = runs_base.build_data(config)
     model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
     # A wrong request is found before anything is written.
-    parse_request(model.request, config.log.request, None)
+    parse_request(model.request, config.log.request, None, data.spec)
     guard = faults.guards(config.faults)
     several = config.steps_per_call > 1
     engine = runtime_engine.compile_engine(
@@ -244,7 +244,7 @@ def make_monitor(run: Run, logger: log.RunLog) -> Monitor:
     config, data, model = run.config, run.data, run.model
     known = directory.read_reference(run.workdir, data.spec)
     given = {name: known[name] for name in data.spec}
-    request = model.request(**parse_request(model.request, config.log.request, None))
+    request = model.request(**parse_request(model.request, config.log.request, None, data.spec))
 
     def sample(state: State) -> dict[str, jax.Array]:
         return model.generate(state, jax.random.key(0), given, request=request)

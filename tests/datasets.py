@@ -10,13 +10,21 @@ import numpy as np
 from PIL import Image
 
 from gen.core import Dataset, HostBatch
+from gen.data.images import Images
 from gen.data.text import Text, tokenizers
 
 
-def write_image(path: Path, pixel: np.ndarray) -> Path:
+def write_image(path: Path, pixel: np.ndarray, kind: str | None = None, **options: Any) -> Path:
+    """Writes an image. kind: a format of Pillow; None: by the ending. options: of Image.save."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixel).save(path)
+    Image.fromarray(pixel).save(path, kind, **options)
     return path
+
+
+def images_of(path: Path, **options: Any) -> Images:
+    """Returns data of a folder whose three splits are all its images."""
+    defaults: Any = {"name": f"folder:{path}", "train": "train", "validation": "train", "test": "train"}
+    return Images(**defaults | options)
 
 
 def write_text(path: Path, text: str) -> Path:

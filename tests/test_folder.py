@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from PIL import Image
 from gen.core import Feature
 from gen.data.images import Images, pixels
 from gen.errors import UserError
-from tests.datasets import assert_same, check_contract, read_split, write_image
+from tests.datasets import assert_same, check_contract, images_of, read_split, write_image
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +20,6 @@ def cache(tmp_path_factory, monkeypatch) -> Path:
     path = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path
-
-
-def images_of(path: Path, **options: Any) -> Images:
-    defaults: Any = {"name": f"folder:{path}", "train": "train", "validation": "train", "test": "train"}
-    return Images(**defaults | options)
 
 
 @pytest.fixture
@@ -139,17 +134,20 @@ def test_a_decompression_bomb_is_named(pets, monkeypatch, limit):
         images_of(pets).build()
 
 
-def test_links_out_of_the_folder_are_not_followed(pets, tmp_path, caplog):
-    # Two links leave the folder, and one stays inside.
-    outside = write_image(tmp_path / "outside" / "secret.png", np.zeros((6, 6, 3), np.uint8))
+def test_links_to_files_are_followed_and_links_to_folders_are_not(pets, tmp_path, capsys):
+    outside = write_image(tmp_path / "outside" / "stored", np.full((6, 6, 3), 77, np.uint8), "PNG")
     (pets / "cat" / "link.png").symlink_to(outside)
-    (pets / "bird").symlink_to(outside.parent)
     (pets / "cat" / "inside.png").symlink_to(pets / "cat" / "1.png")
-    with caplog.at_level(logging.WARNING):
-        data = images_of(pets).build()
-    assert data.sizes["train"] == 13
+    (pets / "bird").symlink_to(outside.parent)
+    (pets / "circle").symlink_to(pets)
+    (pets / "cat" / "broken.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    (pets / "cat" / "endless.png").symlink_to(tmp_path / "pipe")
+    data = images_of(pets).build()
+    assert data.sizes["train"] == 14
     assert data.spec["label"].classes == 2
-    assert "ignored 2 symbolic links" in caplog.text
+    assert (read_split(data, "train")["image"] == 77).all((1, 2, 3)).sum() == 1
+    assert "left out: 2 links to folders, 1 links to nothing, 1 pipes or devices" in capsys.readouterr().err
 
 
 def test_images_of_different_sizes_need_a_size(pets):

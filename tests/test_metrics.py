@@ -353,6 +353,8 @@ def test_signs_of_collapse_refuse_sets_without_an_answer():
         collapse(BASE[:1], BASE[:1])
     with pytest.raises(UserError, match="all equal"):
         relative_spread(np.ones((4, 2)), BASE[:4, :2])
+    # All signs together are watched while a run trains, perhaps on copies of one image.
+    assert set(collapse(np.ones((4, 2)), BASE[:4, :2])) == {"duplicates", "support"}
 
 
 def test_evaluation_adds_totals_and_counts_in_double_precision():

@@ -188,7 +188,7 @@ def watch(config: Alarms, data: Dataset, model: GenerativeModel, compiled: Calla
             raise UserError("alarms.request changes generated images, and the data have no images; leave it out")
         return Watch(build_alarms(config, config.samples), None)
     real = _read_real(config, data)
-    request = parse_request(model.request, config.request, "--alarms.samples")
+    request = parse_request(model.request, config.request, "--alarms.samples", data.spec)
     if reason := _incomparable(real.image):
         if config.action == "stop":
             raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gen import files
 from gen.data.digest import sha256
 from gen.data.images import pixels
-from gen.data.images.folder import ENDINGS
+from gen.data.images.listing import list_images
 from gen.errors import UserError
 from gen.evaluation.image_subject import MAX_DEFAULT_IMAGES, ImageSubject
 from gen.evaluation.labels import LabelRule
@@ -28,7 +26,7 @@ LABEL = re.compile(r"_label(\d+)(_|$)")
 
 def is_image_folder(path: Path) -> bool:
     """Returns whether a path is a folder with images that is not a run."""
-    return path.is_dir() and not (path / "config.json").exists() and next(_walk(path), None) is not None
+    return path.is_dir() and not (path / "config.json").exists() and bool(list_images(path).files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ class FolderSubject(ImageSubject):
     @cached_property
     def paths(self) -> list[Path]:
         """All images, in the order of their names."""
-        return sorted(_walk(self.folder))
+        return sorted(self.folder / file.path for file in list_images(self.folder).files)
 
     @cached_property
     def n(self) -> int:
@@ -76,7 +74,7 @@ class FolderSubject(ImageSubject):
         """The label of each path. None: the folder does not say them all."""
         if "label" not in self.data.spec:
             return None
-        names = class_names(self.data.spec) or ()
+        names = class_names(self.data.spec)
         classes = self.data.spec["label"].classes or 0
         numbers = {name: i for i, name in enumerate(names)}
         # If classes have numbers as names, as folders 1 to 12, then a sub-folder's number is always a name.
@@ -139,15 +137,6 @@ class FolderSubject(ImageSubject):
         image, label = self.generated
         content = sha256(image) if label is None else sha256(image, label)
         return self._data_protocol | {"n_fake": self.n, "seed": self.options.seed, "folder": content}
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Yields the images below a folder, without hidden names and links out of it."""
-    for folder, folders, names in os.walk(root):
-        folders[:] = [each for each in folders if not each.startswith((".", "@"))]
-        paths = (Path(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS and name[0] != ".")
-        # Reading a pipe would never end.
-        yield from (path for path in paths if path.is_file() and files.is_inside(path, root))
 
 
 def _label_of(path: Path, numbers: dict[str, int]) -> int | None:

@@ -9,14 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from gen import config as configs
+from gen.core import Spec
 from gen.errors import UserError
+from gen.families.labels import find_class
 
 
-def parse_request(request: type, assignments: Sequence[str], count: str | None = "--n") -> dict[str, object]:
+def parse_request(
+    request: type, assignments: Sequence[str], count: str | None = "--n", spec: Spec | None = None
+) -> dict[str, object]:
     """Returns {field: value} of the assignments "FIELD=VALUE" whose value differs from the request's default.
 
     request: the family's request, a dataclass. A value is written as in Python; strings need no quotes. `n` is set by another
-    option, named `count`. None: it is a field like all others.
+    option, named `count`. None: it is a field like all others. spec: of the data, whose classes `label` may name.
 
     Raises: UserError for a text that is not an assignment, an unknown field (naming the nearest), or a wrong value.
     """
@@ -36,6 +40,8 @@ def parse_request(request: type, assignments: Sequence[str], count: str | None =
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names) or 'none'}"
             raise UserError(f"the request of this family has no field {name}; {hint}")
         values[name] = _parse_value(hints[name], value, f"request.{name}")
+    if spec is not None and isinstance(label := values.get("label"), str):
+        values["label"] = find_class(label, spec)
     # A request checks its values when it is made.
     request(**values)
     # Without the defaults, a protocol stays the same if a family gets another field.
@@ -53,6 +59,9 @@ def _parse_value(kind: object, text: str, at: str) -> object:
         literal = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return configs.decode(kind, text, at=at)
+    # The name of a class may be a number. `str | int` prefers the text, as the same option of sample.py does.
+    if isinstance(literal, int | float) and typing.get_args(kind)[:1] == (str,):
+        return text
     try:
         return configs.decode(kind, literal, at=at)
     except UserError:

@@ -106,7 +106,7 @@ class Subject:
     @cached_property
     def request(self) -> dict[str, object]:
         """Fields of the request that the options change. Raises: UserError if the run's family has no such field."""
-        return parse_request(self.run.model.request, self.options.request)
+        return parse_request(self.run.model.request, self.options.request, spec=self.run.spec)
 
 
 class Score(NamedTuple):

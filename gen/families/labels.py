@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import overload
+from typing import TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +19,18 @@ from gen.errors import UserError
 GIVEN = "labels_to_generate"
 """Name of the array of `given` with the class of each sample, int32 [n]. gen.evaluate and alarms draw the classes of a
 conditional model as they are in the data, and pass them to `generate` under this name."""
+NUMBER = re.compile(r"[0-9]{1,15}")
+MAX_NAMES = 20
+"""Names of classes that an error lists."""
+R = TypeVar("R", bound=core.Request)
 
 
 @dataclass(frozen=True)
 class LabelRequest(core.Request):
     """Request of a family whose samples have a class. Subclass it to add fields."""
 
-    label: int | None = None
-    """Class to generate, for a conditional model. None: all classes in turn."""
+    label: str | int | None = None
+    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
 
 
 def num_classes(spec: Spec) -> int:
@@ -38,26 +44,59 @@ def num_classes(spec: Spec) -> int:
     return label.classes
 
 
-def class_names(spec: Spec) -> tuple[str, ...] | None:
-    """Returns the names of the classes, in the order of their labels. None: the data have none."""
-    # Runs of earlier versions have no names in spec.json.
-    return getattr(spec.get("label"), "names", None)
+def class_names(spec: Spec) -> tuple[str, ...]:
+    """Returns the names of the classes, in the order of their labels. Empty: the data have none."""
+    feature = spec.get("label")
+    return (feature.names if feature else None) or ()
+
+
+def find_class(asked: str, spec: Spec) -> int:
+    """Returns the number of a class that a user names, or whose number the user gives as text.
+
+    A name comes first. If classes have numbers as names, as folders 1 to 12, then a text is always a name.
+
+    Raises: UserError that names the nearest class, if there is no such class.
+    """
+    names = class_names(spec)
+    if asked in names:
+        return names.index(asked)
+    if NUMBER.fullmatch(asked) and not any(map(NUMBER.fullmatch, names)):
+        return int(asked)
+    if not names:
+        raise UserError(f"label {asked!r} asked for, and the run has no names of classes; the fix: a number from 0 on")
+    near = difflib.get_close_matches(asked, names, 1)
+    known = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    raise UserError(
+        f"there is no class {asked!r}; " + (f"did you mean {near[0]!r}?" if near else f"the classes are {known}")
+    )
+
+
+def with_class_number(request: R, spec: Spec) -> R:
+    """Returns the request with the number of the class, if its field "label" is a text. Raises: UserError as `find_class`."""
+    label = getattr(request, "label", None)
+    return replace(request, label=find_class(label, spec)) if isinstance(label, str) else request
+
+
+Asked = str | int | None
 
 
 @overload
-def labels_to_generate(n: int, asked: int | None, classes: int, given: Mapping[str, Array] = {}) -> Array: ...
+def labels_to_generate(n: int, asked: Asked, classes: int, given: Mapping[str, Array] = {}) -> Array: ...
 @overload
-def labels_to_generate(
-    n: int, asked: int | None, classes: int | None, given: Mapping[str, Array] = {}
-) -> Array | None: ...
-def labels_to_generate(n: int, asked: int | None, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None:
+def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None: ...
+def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None:
     """Returns the class of each sample, int32 [n]: the class asked for, the given classes, or all classes in turn.
 
+    asked: a number. gen replaces the names in requests by numbers before a model sees them (`with_class_number`).
     classes: the number of classes, or None for an unconditional model, which gets None.
     given: `given` of `generate`. Its array GIVEN, int32 [n] in [0, classes), has the class of each sample.
 
     Raises: UserError if the model does not have the class asked for.
     """
+    if isinstance(asked, str):
+        raise UserError(
+            f"label {asked!r} is not a number; the fix: gen.families.labels.with_class_number(request, spec)"
+        )
     if asked is not None and (classes is None or not 0 <= asked < classes):
         has = "is not conditional" if classes is None else f"has labels 0 to {classes - 1}"
         raise UserError(f"label {asked} asked for, and the model {has}; the fix: another --label, or none")

@@ -57,7 +57,7 @@ class Images(Medium):
         """
         files, names = {"samples.png": picture(samples)}, class_names(run.spec)
         arrays: dict[str, np.ndarray] = {}
-        if names is not None and "labels" in samples:
+        if names and "labels" in samples:
             arrays["label_names"] = np.array(names)
         if options is None:
             return Shown(files, arrays)
@@ -120,7 +120,7 @@ def to_pillow(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...] | None) -> dict[str, bytes]:
+def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...]) -> dict[str, bytes]:
     """Returns each image, uint8 [N, H, W, C], as a PNG: samples/00003_label7_dog.png. Without labels: samples/00003.png.
 
     labels: [N]. names: of the classes, if the data have them.
@@ -128,10 +128,9 @@ def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ..
     ends = [""] * len(images)
     if labels is not None:
         ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
-        # The name of a class may be any text, and these go into the name of a file.
-        known = [re.sub(r"[^\w-]+", "-", name)[:40] for name in names or ()]
-        if known:
-            ends = [f"{end}_{known[label]}" for end, label in zip(ends, np.asarray(labels).tolist(), strict=True)]
+        # The name of a class may be any text, and these go into the name of a file. Digits are named by their number.
+        known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names or ()) if name != str(i)}
+        ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
     stems = [number + end for number, end in zip(number_names(len(images)), ends, strict=True)]
     return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
 

@@ -39,13 +39,17 @@ def collapse(
     """Returns all signs of a collapsed generator, by name.
 
     The names are the fields of `Duplicates`, "spread" for `relative_spread`, and the fields of `ClassCover`. Without
-    class probabilities, the fields of `ClassCover` are left out.
+    class probabilities, the fields of `ClassCover` are left out. "spread" is left out if all real images are equal.
 
     real, fake: features [N, D]. probabilities_real, probabilities_fake: class probabilities [N, K].
 
-    Raises: UserError as `find_duplicates` and `relative_spread` do.
+    Raises: UserError as `find_duplicates` does.
     """
-    numbers = find_duplicates(real, fake)._asdict() | {"spread": relative_spread(real, fake)}
+    numbers: dict[str, float] = find_duplicates(real, fake)._asdict()
+    # To learn a single image is a usual first test of a model. Such images have no spread to compare with.
+    x = np.asarray(real)
+    if (x != x[:1]).any():
+        numbers["spread"] = relative_spread(real, fake)
     if probabilities_real is not None and probabilities_fake is not None:
         numbers |= class_cover(probabilities_real, probabilities_fake)._asdict()
     return numbers

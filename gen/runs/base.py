@@ -68,10 +68,11 @@ def _warn(text: str) -> None:
 
 
 def resolve_config(config: Config) -> Config:
-    """Returns the config with the network of its base, and with its adapter. Without a base: the config as it is.
+    """Returns the config with the choices that it leaves to its data, the network of its base, and its adapter.
 
-    Raises: UserError if the base does not exist, is itself an adapter, or is of another family.
+    Raises: UserError if the base does not exist, is itself an adapter, or is of another family; if the data are missing.
     """
+    config = replace(config, data=config.data.resolve())
     if config.init_from is None:
         return config
     path = location(config)

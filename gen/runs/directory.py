@@ -178,6 +178,8 @@ def _check_feature(name: str, feature: Feature, damaged: str) -> None:
     if find_axes(name) not in (None, len(feature.shape)):
         raise UserError(f"{damaged} has the shape {feature.shape}")
     sizes = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
+    if feature.names is not None and len(feature.names) != feature.classes:
+        raise UserError(f"{damaged} has {len(feature.names)} names of {feature.classes} classes")
     # A model is built for these sizes, so a damaged file could ask for any amount of memory.
     plausible = math.prod(feature.shape) <= MAX_SIZE and all(x is None or 0 < x <= MAX_SIZE for x in sizes)
     if not plausible or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,8 @@ class Manifest(NamedTuple):
     """{name: value} of everything else that the bytes may depend on: versions and devices."""
     outputs: Mapping[str, str]
     """{file name, or SUB-FOLDER/NAME: SHA-256}."""
+    classes: Sequence[str] | None = None
+    """Name of each class, to read the labels in samples.npz. It changes no output. None: the data have none."""
 
 
 def conditions() -> dict[str, str | int | None]:
@@ -90,7 +92,8 @@ def read_manifest(path: Path) -> Manifest:
     # The files are read by these names, and a manifest may come from a stranger.
     if not all(_is_inside(name) for name in content["outputs"]):
         raise UserError(f"{path}: an output's name leaves the manifest's folder")
-    manifest = Manifest(**{name: content[name] for name in Manifest._fields})
+    # Names of classes are for people alone, and older manifests have none.
+    manifest = Manifest(**{name: content[name] for name in kinds})
     return manifest._replace(checkpoint=CheckpointRecord(**content["checkpoint"]))
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from gen import config as configs
 from gen import files
 from gen.config import Config, Parallel, walk
-from gen.core import Dataset, GenerativeModel, RunView, Spec, State
+from gen.core import Dataset, GenerativeModel, Request, RunView, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError
+from gen.families.labels import with_class_number
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory
 from gen.runs.directory import RunFacts
@@ -133,7 +134,7 @@ class TrainedRun:
         self,
         step: int,
         seed: int,
-        request: object,
+        request: Request,
         given: Mapping[str, np.ndarray] | None = None,
         functions: Mapping[str, Callable[..., object]] = {},
         base: str | None = None,
@@ -145,8 +146,10 @@ class TrainedRun:
         given: input arrays; None: the reference examples. functions: more arguments of the model's `generate`.
         base: where the base of an adapter is now, if it was moved.
 
-        Raises: UserError if the model does not take the functions, or if memory does not suffice.
+        Raises: UserError if the model does not take the functions, if the request names a class that the data don't have, or if
+        memory does not suffice.
         """
+        request = with_class_number(request, self.spec)
         # Only models that write token by token take a function of each token.
         if functions.keys() - inspect.signature(self.model.generate).parameters.keys():
             raise UserError("the model writes at all positions at once; leave out --stream and --stop")

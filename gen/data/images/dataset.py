@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -14,9 +14,12 @@ from gen import core, errors, files
 from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
-from gen.data.images import folder, sources, tfds
+from gen.data.images import folder, pixels, sources, tfds
+from gen.data.images.describe import print_line
+from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
-from gen.data.images.reading import Shape, decode_images, hold_in_memory
+from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
+from gen.data.images.slices import Slices, positions, suggest
 from gen.data.images.sources import Source
 from gen.data.order import Shuffle, permute, permute_by_grain
 from gen.errors import UserError
@@ -27,20 +30,23 @@ class Images(core.Data):
     """A set of images, its splits, and the preprocessing before a model sees them."""
 
     name: str = "digits"
-    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; or folder:PATH, with one
-    sub-folder for each class."""
+    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; or folder:PATH. The sub-folders
+    of a folder are classes, or splits (train, val, test) with a sub-folder for each class."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
-    train: str = "train[:90%]"
-    """Examples for training, in the slicing syntax of TFDS."""
-    validation: str = "train[90%:]"
+    train: str | None = "train[:90%]"
+    """Examples for training, in the slicing syntax of TFDS. None, as for the next two: the split that the data have, or a part of
+    another one (data without splits are divided 80:10:10)."""
+    validation: str | None = "train[90%:]"
     """Examples for choosing a model."""
-    test: str = "test"
+    test: str | None = "test"
     """Examples for the reported numbers."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
     """Convert images to grey (1) or RGB (3). None: keep the channels."""
+    background: str = "white"
+    """Colour behind transparent pixels: a name such as black, or #RRGGBB."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     binarize: Literal["static", "dynamic"] | None = None
@@ -54,14 +60,23 @@ class Images(core.Data):
     """Hold the set in memory if it has at most this number of decoded bytes. Larger sets are decoded when needed, and
     are shuffled in a different order."""
 
+    def resolve(self) -> Images:
+        """Returns the settings with slices for each of --data.train, ... that is None. Raises: UserError as `build`."""
+        check(self)
+        missing = [split for split in Slices._fields if getattr(self, split) is None]
+        if not missing:
+            return self
+        is_folder = self.name.startswith("folder:")
+        slices = suggest(folder.count_images(self.name) if is_folder else open_source(self, {}).splits)
+        return replace(self, **{split: getattr(slices, split) for split in missing})
+
     def build(self) -> core.Dataset:
         """Opens the images, and decodes them if the set is small enough. Raises: UserError for a wrong option or image."""
-        check(self)
-        source = open_source(self)
-        splits = {
-            name: sources.positions(name, slices, source)
-            for name, slices in (("train", self.train), ("validation", self.validation), ("test", self.test))
-        }
+        config = self.resolve()
+        slices = {name: getattr(config, name) for name in Slices._fields}
+        source = open_source(self, slices)
+        splits = {name: positions(name, value, source.splits, source.name) for name, value in slices.items()}
+        report_overlap(self.name, splits)
         shape = check_shape(self, source)
         reader = open_reader(self, source, splits, shape)
         examples = Examples(
@@ -73,7 +88,7 @@ class Images(core.Data):
         # The spec describes the images after preprocessing.
         spec = {"image": core.Feature(shape, levels=2 if self.binarize else source.levels, dequantized=self.dequantize)}
         if source.classes is not None:
-            spec["label"] = core.Feature((), "int32", classes=len(source.classes))
+            spec["label"] = core.Feature((), "int32", classes=len(source.classes), names=source.classes)
         return core.Dataset(
             spec=spec,
             sizes=examples.sizes,
@@ -95,16 +110,27 @@ def check(config: Images) -> None:
         raise UserError("--data.name folder: has no path; the fix: --data.name folder:PATH")
     if config.binarize and config.dequantize:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
+    pixels.parse_color(config.background)
 
 
-def open_source(config: Images) -> Source:
-    """Opens the images that the config names. Raises: UserError if they are missing or cannot be used."""
+def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
+    """Prints how many held-out examples are trained on, if any are."""
+    for split in ("validation", "test"):
+        if shared := len(np.intersect1d(splits[split], splits["train"])):
+            print_line(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
+
+
+def open_source(config: Images, slices: Mapping[str, str]) -> Source:
+    """Opens the images that the config names. Raises: UserError if they are missing or cannot be used.
+
+    slices: {field: value} of --data.train, --data.validation and --data.test.
+    """
     if config.name == "digits":
         return sources.digits()
     if config.name == "stacked_digits":
         return sources.stacked_digits()
     if config.name.startswith("folder:"):
-        return folder.open_folder(config.name, config.size, config.skip_bad)
+        return folder.open_folder(FolderOptions(config.name, slices, config.size, config.background, config.skip_bad))
     return tfds.open_images(config.name, config.data_dir, config.size)
 
 
@@ -137,10 +163,11 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
     # Splits may overlap or leave images out. Each used image is decoded once.
     used = np.unique(np.concatenate(list(splits.values())))
     n = len(splits["train"])
+    decoding = Decoding(config.size, shape, pixels.parse_color(config.background))
     if len(used) * math.prod(shape) <= config.in_memory:
-        held = hold_in_memory(source, used, config.size, shape)
+        held = hold_in_memory(source, used, decoding)
         return Reader(held.read, held.content, permute(n))
-    read = partial(decode_images, source, config.size, shape)
+    read = partial(decode_images, source, decoding)
     # The pixels are not hashed here: that would decode the whole set before the first step.
     return Reader(read, source.content + digest.sha256(str(shape)), permute_by_grain(n))
 

@@ -1,11 +1,9 @@
-"""The images of a folder. The first level of sub-folders are the classes."""
+"""The images of a folder. Its sub-folders are classes, or splits whose sub-folders are classes."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,61 +11,104 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen import files as gen_files
 from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
-from gen.data.images import pixels
+from gen.data.images import describe, pixels
+from gen.data.images.layout import Layout, count_splits, lay_out
+from gen.data.images.listing import ENDINGS, ImageFile, Listing, describe_left_out, list_images
 from gen.data.images.sources import Record, Source
 from gen.errors import UserError, printable
 from gen.files import expand_user
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 BAD, GREY, COLOR = 0, 1, 2  # kinds of images in a survey
 
 log = logging.getLogger(__name__)
 
 
-def open_folder(name: str, size: int | None, skip_bad: bool) -> Source:
-    """Opens all images below "folder:PATH" as one split "train". They are RGB unless all of them are grey.
+class FolderOptions(NamedTuple):
+    """The fields of a config that decide how a folder is read."""
 
-    The order is by the SHA-256 of the relative path: it mixes the classes, and adding an image does not change the order of
-    the others. Ignored are names that begin with a dot, linked folders, and links out of the folder.
+    name: str
+    """folder:PATH."""
+    splits: Mapping[str, str]
+    """{field: value} of --data.train, --data.validation and --data.test."""
+    size: int | None
+    """--data.size. Without it, all images must have one size."""
+    background: str
+    """Name of the colour behind transparent pixels."""
+    skip_bad: bool
+    """Skip images that cannot be read, and count them in a warning."""
 
-    size: the --data.size of the config. Without it, all images must have one size.
-    skip_bad: skip images that cannot be read and count them in a warning.
 
-    Raises: UserError if there are no images, one cannot be read, or they differ in size.
+def open_folder(options: FolderOptions) -> Source:
+    """Opens all images below a folder. They are RGB unless all of them are grey. Prints what the folder gives.
+
+    The order within a split is by the SHA-256 of the relative path. `list_images` says which files are left out, and
+    `lay_out` which sub-folders are splits and classes.
+
+    Raises: UserError if there are no images, one cannot be read, they differ in size, or the sub-folders are not clear.
     """
+    name = options.name
+    root = find_root(name)
+    listing = list_found(root, name)
+    layout = lay_out([file.path for file in listing.files], options.splits, name)
+    files = [listing.files[i] for positions in layout.splits.values() for i in positions]
+    stamp = stamp_files(root, files, layout, options.skip_bad)
+    paths = [root / file.path for file in files]
+    # Reading every header takes minutes for a large folder, so the result is cached.
+    found = load_or_make(sha256("survey 2", stamp.fingerprint), lambda: survey(paths, thorough=options.skip_bad))
+    good = readable(name, paths, found["kind"], options.skip_bad)
+
+    images = FolderImages([paths[i] for i in good], [layout.labels[i] for i in good])
+    sizes = np.stack([found["height"], found["width"]], 1)[good]
+    height, width = common_size(images.paths, sizes, options.size)
+    counts = {split: count_between(good, ends) for split, ends in split_ends(layout).items()}
+    turned, alpha = found["turned"][good].astype(bool), found["alpha"][good].astype(bool)
+    facts = describe.Facts(layout, counts, np.array(images.labels), sizes, int(turned.sum()), int(alpha.sum()))
+    describe.print_lines(name, facts, describe_left_out(listing.left_out), options.background)
+    # Transparent grey images are grey only on a grey background.
+    background = pixels.parse_color(options.background)
+    grey = (found["kind"][good] == GREY) & ~(alpha & (len(set(background)) > 1))
+    # Marks of images whose pixels are not simply the stored ones. All others have the digest that they always had.
+    marks = [" upright" * t + f" on {background}" * a for t, a in zip(turned.tolist(), alpha.tolist(), strict=True)]
+    return Source(
+        name=name,
+        splits={split: [n] for split, n in counts.items()},
+        shape=(height, width, 1 if grey.all() else 3),
+        levels=256,
+        classes=layout.classes,
+        read=images.read,
+        unreadable=images.unreadable,
+        # Without times and root: a copy of the folder has the same digest.
+        content=sha256(*(stamp.content[i] + mark for i, mark in zip(good, marks, strict=True))),
+        fingerprint=stamp.fingerprint,
+    )
+
+
+def count_images(name: str) -> dict[str, list[int]]:
+    """Returns {split: [number of images]} of "folder:PATH" if no option names a split. Raises: UserError as `open_folder`."""
+    return count_splits([file.path for file in list_found(find_root(name), name).files], name)
+
+
+def find_root(name: str) -> Path:
+    """Returns the folder of "folder:PATH". Raises: UserError if it does not exist."""
     root = expand_user(name.removeprefix("folder:"))
     if not root.is_dir():
         raise UserError(f"--data.name {name!r}: there is no such folder")
     # The fingerprint holds the root, so one folder must have one name.
-    root = root.resolve()
-    paths = find_images(root)
-    if not paths:
-        raise UserError(f"--data.name {name!r}: there are no images in it (endings: {' '.join(sorted(ENDINGS))})")
-    classes = class_names(root, paths)
-    stamp = stamp_files(root, paths, skip_bad)
-    # Reading every header takes minutes for a large folder, so the result is cached.
-    found = load_or_make(sha256("survey", stamp.fingerprint), lambda: survey(paths, thorough=skip_bad))
-    good = readable(name, paths, found["kind"], skip_bad)
+    return root.resolve()
 
-    relative = [paths[i].relative_to(root).parts[0] for i in good]
-    labels = [classes.index(folder) if classes else 0 for folder in relative]
-    images = FolderImages([paths[i] for i in good], labels)
-    height, width = common_size(images.paths, np.stack([found["height"], found["width"]], 1)[good], size)
-    return Source(
-        name=name,
-        splits={"train": [len(images.paths)]},
-        shape=(height, width, 1 if (found["kind"][good] == GREY).all() else 3),
-        levels=256,
-        classes=classes,
-        read=images.read,
-        unreadable=images.unreadable,
-        # Without times and root: a copy of the folder has the same digest.
-        content=sha256(*(stamp.content[i] for i in good)),
-        fingerprint=stamp.fingerprint,
-    )
+
+def list_found(root: Path, name: str) -> Listing:
+    """Returns the images below a folder. Raises: UserError if there are none."""
+    listing = list_images(root)
+    if not listing.files:
+        others = describe_left_out(listing.left_out)
+        raise UserError(
+            f"--data.name {name!r}: there are no images in it (endings: {' '.join(sorted(ENDINGS))})"
+            + (f"; it has {printable(others)}" if others else "")
+        )
+    return listing
 
 
 @dataclass(frozen=True)
@@ -91,56 +132,21 @@ def unreadable(path: Path, reason: str) -> UserError:
     return UserError(f"{path} {reason}.\nRemove it, or pass --data.skip-bad to skip such images and count them")
 
 
-def find_images(root: Path) -> list[Path]:
-    """Returns the image files below `root`, in the order of the SHA-256 of their relative paths."""
-    paths, links = [], 0
-    for path in walk(root):
-        if not gen_files.is_inside(path, root) or path.is_dir():
-            links += 1
-        elif path.is_file():  # reading a pipe would never end
-            paths.append(path)
-    if links:
-        log.warning("%s: ignored %d symbolic links to folders or out of the folder", root, links)
-    return sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root).as_posix())).digest())
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """Yields all linked folders and all files with the ending of an image below `root`, without hidden names."""
-    for folder, folders, files in os.walk(root):  # os.walk does not enter linked folders
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        links = [each for each in folders if os.path.islink(os.path.join(folder, each))]
-        images = [each for each in files if not each.startswith(".") and Path(each).suffix.lower() in ENDINGS]
-        yield from (Path(folder, each) for each in (*links, *images))
-
-
-def class_names(root: Path, paths: list[Path]) -> tuple[str, ...] | None:
-    """Returns the sorted names of the first-level folders with images. None: the images lie directly in `root`.
-
-    Raises: UserError if some images lie in folders and others do not.
-    """
-    names = sorted({path.relative_to(root).parts[0] for path in paths if path.parent != root})
-    loose = [path for path in paths if path.parent == root]
-    if names and loose:
-        raise UserError(f"{loose[0]} lies next to the class folders such as {names[0]}: move it into one of them")
-    return tuple(names) or None
-
-
 class Stamp(NamedTuple):
     """Facts of the files of a folder that are known without reading them."""
 
     content: list[str]
     """Relative path and size of each file."""
     fingerprint: str
-    """Digest that changes when a file does."""
+    """Digest that changes when a file does, or the meaning of a sub-folder."""
 
 
-def stamp_files(root: Path, paths: list[Path], skip_bad: bool) -> Stamp:
+def stamp_files(root: Path, files: Sequence[ImageFile], layout: Layout, skip_bad: bool) -> Stamp:
     """Returns the stamp of these files."""
-    stats = [path.stat() for path in paths]
-    relative = [path.relative_to(root).as_posix() for path in paths]
-    content = [f"{file} {stat.st_size}" for file, stat in zip(relative, stats, strict=True)]
-    times = [str(stat.st_mtime_ns) for stat in stats]
-    return Stamp(content, sha256(str(root), *content, *times, str(skip_bad)))
+    content = [f"{file.path} {file.size}" for file in files]
+    times = [str(file.changed) for file in files]
+    meaning = str(({split: len(found) for split, found in layout.splits.items()}, layout.classes))
+    return Stamp(content, sha256(str(root), *content, *times, meaning, np.array(layout.labels), str(skip_bad)))
 
 
 def survey(paths: list[Path], thorough: bool) -> Arrays:
@@ -148,19 +154,30 @@ def survey(paths: list[Path], thorough: bool) -> Arrays:
 
     thorough: also decode each image, to be sure that it can be decoded.
 
-    Returns {"kind": BAD, GREY or COLOR, "height", "width"}, int32 [len(paths)] each.
+    Returns {"kind": BAD, GREY or COLOR, "height", "width", "turned", "alpha"}, int32 [len(paths)] each. See pixels.Header.
     """
 
-    def look(path: Path) -> tuple[int, int, int]:
+    def look(path: Path) -> tuple[int, int, int, int, int]:
         try:
             header = pixels.read_header(path, thorough)
         except ValueError:
-            return BAD, 0, 0
-        return GREY if header.grey else COLOR, header.height, header.width
+            return BAD, 0, 0, 0, 0
+        return GREY if header.grey else COLOR, header.height, header.width, int(header.turned), int(header.alpha)
 
     with ThreadPoolExecutor() as pool:
         found = np.array(list(pool.map(look, paths)), np.int32)
-    return {"kind": found[:, 0], "height": found[:, 1], "width": found[:, 2]}
+    return dict(zip(("kind", "height", "width", "turned", "alpha"), found.T, strict=True))
+
+
+def split_ends(layout: Layout) -> dict[str, tuple[int, int]]:
+    """Returns {split: its first position, and the one after its last}. The splits follow each other."""
+    ends = np.cumsum([len(found) for found in layout.splits.values()]).tolist()
+    return dict(zip(layout.splits, zip([0, *ends[:-1]], ends, strict=True), strict=True))
+
+
+def count_between(positions: np.ndarray, ends: tuple[int, int]) -> int:
+    """Returns how many positions are at least the first end and below the second."""
+    return int(((positions >= ends[0]) & (positions < ends[1])).sum())
 
 
 def readable(name: str, paths: list[Path], kind: np.ndarray, skip_bad: bool) -> np.ndarray:

@@ -9,42 +9,107 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError, features
 
+from gen.errors import UserError
+
+Color = tuple[int, int, int]
+"""Red, green and blue in [0, 255]."""
+
+AVIF = bool(features.check("avif"))
+"""Whether this Pillow reads AVIF. It can be built without it."""
 # Pillow runs other programs to read some formats, such as EPS. It tries no formats but these.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("AVIF",) if AVIF else ()))
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Number of channels -> mode of Pillow."""
+WHITE: Color = (255, 255, 255)
+MAX_ASPECT = 8
+"""Images that are longer than this number of widths are cropped before they are resized, not only afterwards."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation in the EXIF data -> the turn that shows the image upright. 1, or any other number: none. EXIF 2.32, 4.6.4."""
 
 
 class Header(NamedTuple):
     """Facts of an image file that can be read without decoding it."""
 
     height: int
+    """Of the upright image, in pixels."""
     width: int
     grey: bool
+    turned: bool
+    """Whether the image is stored in another orientation than the one in which it is seen."""
+    alpha: bool
+    """Whether pixels may be transparent."""
 
 
-def decode(encoded: bytes | Path | np.ndarray, size: int | None, channels: int) -> np.ndarray:
-    """Returns an image as uint8 [height, width, channels].
+def decode(
+    encoded: bytes | Path | np.ndarray, size: int | None, channels: int, background: Color = WHITE
+) -> np.ndarray:
+    """Returns an image as uint8 [height, width, channels], upright as its EXIF orientation says.
 
     encoded: content of an image file, its path, or pixels uint8 [height, width] or [height, width, 3].
     size: resize the shorter side to it (bicubic, antialiased) and crop the centre to [size, size]. None: keep the size.
+    background: the colour behind transparent pixels. It has no effect on 4 channels, which keep the transparency.
 
     Raises: ValueError with the reason if the image cannot be read.
     """
     with open_image(encoded) as image:
-        # Pillow would warn, and guess the transparent colour.
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert(MODES[channels])
+        # Pillow turns TIFF files here, and a PNG file may hold its orientation after its pixels.
+        image.load()
+        turn = UPRIGHT.get(orientation(image))
+        upright = image if turn is None else image.transpose(turn)
+        upright = flatten(upright, channels, background)
         if size is not None:
-            image = crop_centre(image, size)
-        return np.asarray(image).reshape(image.height, image.width, channels)
+            upright = crop_centre(upright, size)
+        return np.asarray(upright).reshape(upright.height, upright.width, channels)
+
+
+def parse_color(text: str) -> Color:
+    """Returns the colour of a name or of #RRGGBB. Raises: UserError if it is neither."""
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise UserError(f"--data.background {text!r} is not a colour; give a name such as black, or #RRGGBB") from None
+    return red, green, blue
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the orientation in the EXIF or XMP data of an image, from 1 (upright) to 8. It reads no pixels."""
+    try:
+        # Not image.getexif(): that of a PNG file decodes the image, since such data may follow the pixels.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Damaged metadata make Pillow raise nearly anything. Viewers show such an image as it is stored.
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+def flatten(image: Image.Image, channels: int, background: Color) -> Image.Image:
+    """Converts an image to 1, 3 or 4 channels. With 1 or 3, transparent pixels show the background."""
+    # A transparent pixel still has a colour, but it is arbitrary: no viewer shows it.
+    if image.has_transparency_data and channels != 4:
+        behind = Image.new("RGBA", image.size, (*background, 255))
+        image = Image.alpha_composite(behind, image.convert("RGBA"))
+    return image.convert(MODES[channels])
 
 
 def crop_centre(image: Image.Image, size: int) -> Image.Image:
     """Resizes the shorter side to `size`, and crops the square in the centre."""
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT * short:
+        # Otherwise one row of 400,000 pixels would become 64 rows of 25,600,000. The same parity keeps the centre.
+        most = MAX_ASPECT * short + (long - MAX_ASPECT * short) % 2
+        width, height = (min(side, most) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     # max(): rounding must not make a side shorter than the crop.
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
@@ -62,9 +127,14 @@ def read_header(path: Path, thorough: bool) -> Header:
     Raises: ValueError with the reason if it cannot be read.
     """
     with open_image(path) as image:
+        grey, alpha = image.mode in ("1", "L", "LA"), image.has_transparency_data
+        # Pillow itself turns TIFF files, and their size here is already the one that they will have.
+        turn = 1 if image.format == "TIFF" else orientation(image)
+        # Orientations from 5 on exchange rows and columns.
+        width, height = image.size if turn < 5 else image.size[::-1]
         if thorough:
             image.load()
-        return Header(image.height, image.width, image.mode in ("1", "L", "LA"))
+        return Header(height, width, grey, turn != 1, alpha)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -12,10 +13,24 @@ from gen.core import HostBatch
 from gen.data import digest
 from gen.data.cache import Arrays, load_or_make
 from gen.data.images import pixels
+from gen.data.images.pixels import Color
 from gen.data.images.sources import Record, Source
 
 Shape = tuple[int, int, int]
 """(height, width, channels) of a decoded image."""
+
+
+class Decoding(NamedTuple):
+    """How images are decoded."""
+
+    size: int | None
+    """Side of the square crop. None: images keep their size."""
+    shape: Shape
+    """Shape of every decoded image."""
+    background: Color
+    """The colour behind transparent pixels."""
+
+
 READ_RECORDS = 1024  # records that are read from the source at once
 THREAD_RECORDS = 16  # records that a thread decodes at once: fewer would make small images wait for the pool's lock
 
@@ -39,34 +54,35 @@ class HeldImages:
         return {"image": self.image[at], "label": self.label[at]}
 
 
-def hold_in_memory(source: Source, used: np.ndarray, size: int | None, shape: Shape) -> HeldImages:
+def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding) -> HeldImages:
     """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before."""
 
     def make() -> Arrays:
-        arrays = decode_images(source, size, shape, used)
+        arrays = decode_images(source, decoding, used)
         return arrays | {"digest": np.array(digest.sha256(arrays["image"], arrays["label"]))}
 
-    # Another version of Pillow may decode or resize to other pixels.
-    key = digest.sha256(str(source.fingerprint), str((size, shape)), used, f"pillow {PIL.__version__}")
+    # Another version of Pillow may decode or resize to other pixels, and so may another `pixels.decode`: count that up.
+    key = digest.sha256(str(source.fingerprint), str(tuple(decoding)), used, f"pillow {PIL.__version__}, decode 2")
     arrays = load_or_make(key, make) if source.fingerprint else make()
     return HeldImages(used, arrays["image"], arrays["label"], str(arrays["digest"]))
 
 
-def decode_images(source: Source, size: int | None, shape: Shape, positions: np.ndarray) -> HostBatch:
+def decode_images(source: Source, decoding: Decoding, positions: np.ndarray) -> HostBatch:
     """Reads and decodes the images at these positions [n], in threads.
 
-    size: see `pixels.decode`. Returns {"image": uint8 [n, *shape], "label": int32 [n]}.
+    Returns {"image": uint8 [n, *decoding.shape], "label": int32 [n]}.
 
     Raises: UserError if an image cannot be decoded, or has another shape.
     """
     # Threads write into these arrays directly. Pillow releases the interpreter's lock while it decodes.
+    size, shape, background = decoding
     n = len(positions)
     image, label = np.empty((n, *shape), np.uint8), np.empty(n, np.int32)
 
     def fill(start: int, records: list[Record]) -> None:
         for i, (encoded, label[i]) in enumerate(records, start):
             try:
-                x = pixels.decode(encoded, size, shape[-1])
+                x = pixels.decode(encoded, size, shape[-1], background)
                 if x.shape != shape:
                     raise ValueError(f"has the shape {x.shape} and not {shape}")
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Where images come from: encoded images with random access, the built-in digits, and slices of splits."""
+"""Where images come from: encoded images with random access, and the built-in digits."""
 
 from __future__ import annotations
 
@@ -112,43 +112,3 @@ def stacked_digits() -> Source:
     stacks = ArrayImages("stacked_digits", images[rows].transpose(0, 2, 3, 1), labels[rows] @ np.array([100, 10, 1]))
     classes = tuple(f"{i:03d}" for i in range(1000))
     return stacks.source({"train": [N_TRAIN_STACKS], "test": [N_TEST_STACKS]}, levels=17, classes=classes)
-
-
-def positions(field: str, split: str, source: Source) -> np.ndarray:
-    """Returns the positions in the source, int64 [n], of a split in the slicing syntax of TFDS, such as train[:90%].
-
-    field: name of the option, for errors.
-
-    Raises: UserError if the syntax is wrong, the split does not exist, or no examples are left.
-    """
-    # TFDS itself parses the slice, so that percentages round exactly as in TFDS.
-    import tensorflow_datasets as tfds
-
-    infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
-        for name, lengths in source.splits.items()
-    }
-    # TFDS knows positions within a split. The source numbers all splits one after the other.
-    ends = np.cumsum([info.num_examples for info in infos.values()])
-    of = {name: np.arange(end - infos[name].num_examples, end) for name, end in zip(infos, ends, strict=True)}
-    try:
-        pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, NotImplementedError) as error:
-        raise split_error(field, split, source, str(error).splitlines()[-1]) from error
-    found = np.concatenate([of[piece.splitname][piece.from_ : piece.to] for piece in pieces])
-    if not len(found):
-        raise split_error(field, split, source, "no examples are left")
-    return found
-
-
-def split_error(field: str, split: str, source: Source, reason: str) -> UserError:
-    """Returns the error for a wrong split: the reason, the splits that exist, and a way to slice them."""
-    known = ", ".join(f"{name} ({sum(lengths)})" for name, lengths in source.splits.items())
-    first, *others = source.splits
-    train, validation, test = f"{first}[:80%]", f"{first}[80%:90%]", f"{first}[90%:]"
-    if others:
-        train, validation, test = f"{first}[:90%]", f"{first}[90%:]", others[-1]
-    return UserError(
-        f"--data.{field} {split!r}: {reason}\n{source.name} has the splits {known};"
-        f' for instance --data.train "{train}" --data.validation "{validation}" --data.test "{test}"'
-    )

@@ -32,8 +32,8 @@ class Request(core.Request):
 
     mode: Literal["generate", "interpolate"] = "generate"
     """generate: independent samples. interpolate: rows of 8 images from one sample to the next, along great circles (slerp)."""
-    label: int | None = None
-    """Class to generate, for a conditional model. None: all classes in turn."""
+    label: str | int | None = None
+    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
     truncation: float | None = None
     """Draw latents from the part of the standard normal within this distance of 0 (Brock et al. 2019). Smaller values give
     more typical images with less variety. None: the whole normal."""

@@ -31,8 +31,8 @@ class Request(core.Request):
     """`generate`: samples of the model. `reconstruct`: held-out images, each next to its reconstruction. `interpolate`: each
     row leads from one held-out image to the next. `traverse`: each row moves one latent of a held-out image from -3 to 3; the
     latents with the largest KL come first."""
-    label: int | None = None
-    """Class to generate, for a conditional model. None: all classes in turn."""
+    label: str | int | None = None
+    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
     temperature: float = 1.0
     """Factor on the standard deviation of the prior."""
     pixels: Literal["mean", "sample"] = "mean"

@@ -1,0 +1,89 @@
+"""Tells a user what a folder of images gives: how many, which splits and classes, their sizes, and what was left out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gen.data.images.layout import Layout
+from gen.data.images.listing import shorten
+from gen.data.images.slices import command, kind_of, suggest
+from gen.errors import printable
+
+
+class Facts(NamedTuple):
+    """Facts of the readable images of a folder."""
+
+    layout: Layout
+    counts: Mapping[str, int]
+    """{split: number of images}."""
+    labels: np.ndarray
+    """Class of each image, [N]."""
+    sizes: np.ndarray
+    """Height and width of each image, [N, 2]."""
+    turned: int
+    """Number of images that are not stored upright."""
+    alpha: int
+    """Number of images with transparency."""
+
+
+def print_lines(name: str, facts: Facts, left_out: str, background: str) -> None:
+    """Prints the lines to stderr.
+
+    left_out: what was left out, in words. background: name of the colour behind transparent pixels.
+    """
+    for line in describe(facts, left_out, background):
+        print_line(f"{name}: {line}")
+
+
+def print_line(line: str) -> None:
+    """Prints a line for the user, without mixing with the output of a command."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def describe(facts: Facts, left_out: str, background: str) -> Iterator[str]:
+    """Yields what a folder gives, one line for each subject."""
+    layout = facts.layout
+    classes = layout.classes
+    many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, facts.labels)}"
+    yield f"{len(facts.sizes):,} images of {describe_sizes(facts.sizes)}, {many}"
+    if layout.are_splits:
+        yield f"the sub-folders are splits: {describe_counts(facts.counts)}"
+        # The labels are in the order of the splits.
+        first, n = next(iter(facts.counts.items()))
+        seen = set(facts.labels[:n].tolist())
+        if missing := [each for i, each in enumerate(classes or ()) if i not in seen]:
+            yield f"{first} has no images of {shorten(missing)}"
+    if layout.unused:
+        line = f"no option names the sub-folders {describe_counts(layout.unused)}"
+        fix = command(suggest({split: [n] for split, n in {**facts.counts, **layout.unused}.items()}))
+        yield f"{line}; to use them: {fix}" if any(map(kind_of, layout.unused)) else line
+    if layout.wrapper:
+        yield f"all images lie in the sub-folder {'/'.join(layout.wrapper)}, which is not a class"
+    if facts.turned:
+        yield f"{facts.turned:,} images are turned upright, as their EXIF orientation says"
+    if facts.alpha:
+        yield f"{facts.alpha:,} images with transparency are put on the colour {background} (--data.background)"
+    if left_out:
+        yield f"left out: {left_out}"
+
+
+def describe_classes(classes: tuple[str, ...], labels: np.ndarray) -> str:
+    """Returns the names of classes with their numbers of images, such as "cat (12), dog (9)"."""
+    return describe_counts(dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)))
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Returns names with their numbers of images, such as "cat (12), dog (9)"."""
+    return shorten(f"{name} ({n:,})" for name, n in counts.items())
+
+
+def describe_sizes(sizes: np.ndarray) -> str:
+    """Returns the common size as height x width, or the smallest and largest height and width."""
+    (low_height, low_width), (high_height, high_width) = sizes.min(0).tolist(), sizes.max(0).tolist()
+    if (low_height, low_width) == (high_height, high_width):
+        return f"{low_height}x{low_width}"
+    return f"heights {low_height} to {high_height} and widths {low_width} to {high_width}"

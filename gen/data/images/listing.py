@@ -1,0 +1,103 @@
+"""Lists the image files of a folder, and counts everything that is left out, with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from gen.data.images.pixels import AVIF
+
+JPEG_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi"}
+ENDINGS = JPEG_ENDINGS | {".apng", ".bmp", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+ENDINGS |= {".avif"} if AVIF else set()
+# Folders that file servers and operating systems make: thumbnails, waste baskets, and metadata.
+SYSTEM_FOLDERS = {"@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found"}
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+MAX_ENDING = 12  # characters of an ending that is printed; longer ones are not endings
+
+
+class ImageFile(NamedTuple):
+    """A file with the ending of an image."""
+
+    path: str
+    """Relative to the listed folder, with slashes."""
+    size: int
+    """Bytes."""
+    changed: int
+    """Time of the last change, in nanoseconds."""
+
+
+class Listing(NamedTuple):
+    """The content of a folder."""
+
+    files: list[ImageFile]
+    """In the order of the SHA-256 of their paths. It mixes the classes, and a new file does not change the order of others."""
+    left_out: Mapping[str, int]
+    """{reason: number of entries} for everything else."""
+
+
+def list_images(root: Path) -> Listing:
+    """Lists the image files below a folder, and what is left out.
+
+    A link to a regular file counts as that file, wherever it is. Left out are links to folders (they may lead in a circle),
+    hidden and system folders and files, other endings, and everything that is not a regular file.
+    """
+    files: list[ImageFile] = []
+    left_out: Counter[str] = Counter()
+    folders = [""]
+    # os.scandir and strings: with Path objects, a folder of 100,000 images takes several times as long.
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(os.path.join(root, folder)))
+        except OSError:
+            left_out["folders that cannot be opened"] += 1
+            continue
+        for entry in entries:
+            _visit(entry, folder + entry.name, files, folders, left_out)
+    files.sort(key=lambda file: hashlib.sha256(os.fsencode(file.path)).digest())
+    return Listing(files, left_out)
+
+
+def _visit(
+    entry: os.DirEntry[str], path: str, files: list[ImageFile], folders: list[str], left_out: Counter[str]
+) -> None:
+    """Adds an entry of a folder to the images, to the folders to visit, or to what is left out."""
+    is_folder = entry.is_dir(follow_symlinks=False)
+    hidden = entry.name.startswith(".") or entry.name.lower() in (SYSTEM_FOLDERS if is_folder else SYSTEM_FILES)
+    if is_folder and not hidden:
+        folders.append(path + "/")
+        return
+    if hidden:
+        left_out[f"{entry.name}/" if is_folder else "hidden files"] += 1
+        return
+    ending = os.path.splitext(entry.name)[1].lower()
+    try:
+        facts = entry.stat()  # of the file that a link leads to
+    except OSError:
+        left_out["links to nothing" if entry.is_symlink() else "files that cannot be opened"] += 1
+        return
+    if stat.S_ISDIR(facts.st_mode):
+        left_out["links to folders"] += 1
+    elif not stat.S_ISREG(facts.st_mode):  # reading a pipe would never end
+        left_out["pipes or devices"] += 1
+    elif ending in ENDINGS:
+        files.append(ImageFile(path, facts.st_size, facts.st_mtime_ns))
+    else:
+        left_out[ending if 1 < len(ending) <= MAX_ENDING else "files without an ending"] += 1
+
+
+def shorten(texts: Iterable[str], most: int = 10) -> str:
+    """Returns the texts with commas, and the number of those after the first `most`."""
+    texts = list(texts)
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """Returns what was left out, the most frequent first, such as "12 .heic, 3 links to folders"."""
+    return shorten(f"{n:,} {reason}" for reason, n in sorted(left_out.items(), key=lambda item: (-item[1], item[0])))

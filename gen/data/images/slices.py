@@ -1,0 +1,131 @@
+"""Slices of splits in the syntax of TFDS, such as train[:90%]: which images they are, and which ones to suggest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from gen.errors import UserError
+
+KINDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+"""{split: the names that it has in data sets}, in small letters."""
+_KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
+Splits = Mapping[str, Sequence[int]]
+"""{split: number of examples in each of its shards}. The positions of a split follow those of the split before."""
+
+
+class Slices(NamedTuple):
+    """The values of --data.train, --data.validation and --data.test."""
+
+    train: str
+    validation: str
+    test: str
+
+
+def kind_of(split: str) -> str | None:
+    """Returns "train", "validation" or "test" for a name that such a split usually has. None: for any other name."""
+    return _KIND_OF.get(split.lower())
+
+
+def names_in(option: str) -> list[str]:
+    """Returns the names of the splits in an option: ["train", "val"] for "train[:90%]+val"."""
+    return [piece.partition("[")[0].strip() for piece in option.split("+")]
+
+
+def find_split(name: str, splits: Mapping[str, object]) -> str | None:
+    """Returns the split of this name, or the only one of the same kind: "val" for "validation". None: there is none."""
+    if name in splits:
+        return name
+    same = [split for split in splits if kind_of(split) == kind_of(name) is not None]
+    return same[0] if len(same) == 1 else None
+
+
+def positions(field: str, option: str, splits: Splits, name: str) -> np.ndarray:
+    """Returns the positions, int64 [n], of the images that an option names.
+
+    field: name of the option, for errors. name: the --data.name, for errors.
+
+    Raises: UserError if the syntax is wrong, the split does not exist, or no examples are left.
+    """
+    try:
+        found = cut(option, splits)
+    except (ValueError, NotImplementedError) as error:
+        raise split_error(field, option, splits, name, str(error).splitlines()[-1]) from error
+    if not len(found):
+        raise split_error(field, option, splits, name, "no examples are left")
+    return found
+
+
+def cut(option: str, splits: Splits) -> np.ndarray:
+    """Returns the positions of an option, int64 [n]. Raises: ValueError or NotImplementedError, as TFDS does."""
+    # TFDS itself parses the slice, so that percentages round exactly as in TFDS.
+    import tensorflow_datasets as tfds
+
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
+        for name, lengths in splits.items()
+    }
+    # TFDS knows positions within a split. The source numbers all splits one after the other.
+    ends = np.cumsum([info.num_examples for info in infos.values()])
+    of = {name: np.arange(end - infos[name].num_examples, end) for name, end in zip(infos, ends, strict=True)}
+    pieces = tfds.core.ReadInstruction.from_spec(translate(option, splits)).to_absolute(infos)
+    return np.concatenate([of[piece.splitname][piece.from_ : piece.to] for piece in pieces])
+
+
+def translate(option: str, splits: Splits) -> str:
+    """Returns the option with the names that the splits have: "val[:50%]" for "validation[:50%]"."""
+    pieces = [piece.strip().partition("[") for piece in option.split("+")]
+    return "+".join(f"{find_split(name, splits) or name}{bracket}{rest}" for name, bracket, rest in pieces)
+
+
+def suggest(splits: Splits) -> Slices:
+    """Returns three slices, none of them empty: the splits of the usual names, and parts of others for those that lack.
+
+    They overlap if there are too few images to hold any out.
+    """
+    known = {kind: next((split for split in splits if kind_of(split) == kind), None) for kind in KINDS}
+    train = known["train"] or next(iter(splits))
+    # Without a train split, another one takes its place.
+    validation, test = (split if split != train else None for split in (known["validation"], known["test"]))
+    if validation is not None and test is not None:
+        return Slices(train, validation, test)
+    if test is not None:
+        return Slices._make([*divide(train, splits, (90,)), test])
+    if validation is not None:
+        return Slices._make([train, *divide(validation, splits, (50,))])
+    return Slices._make(divide(train, splits, (80, 90)))
+
+
+def divide(split: str, splits: Splits, percents: tuple[int, ...]) -> list[str]:
+    """Returns the slices of a split between these percentages. None is empty: with few images they count images instead."""
+    n, parts = sum(splits[split]), len(percents) + 1
+    ends = ["", *(f"{percent}%" for percent in percents), ""]
+    # The syntax does not allow every name, so another name is cut here.
+    if any(not len(cut(f"train[{start}:{end}]", {"train": [n]})) for start, end in pairwise(ends)):
+        if n < parts:
+            return [split] * parts
+        # One image for each part but the first.
+        ends = ["", *(str(n - held_out) for held_out in range(len(percents), 0, -1)), ""]
+    return [f"{split}[{start}:{end}]" for start, end in pairwise(ends)]
+
+
+def split_error(field: str, option: str, splits: Splits, name: str, reason: str) -> UserError:
+    """Returns the error for a wrong option: the reason, the splits that exist, and slices of them that are not empty."""
+    known = ", ".join(f"{split} ({sum(lengths)})" for split, lengths in splits.items())
+    advice = suggest(splits)
+    few = " (too few images to hold any out)" if advice.train == advice.test else ""
+    return UserError(
+        f"--data.{field} {option!r}: {reason}\n{name} has the splits {known}; for instance {command(advice)}{few}"
+    )
+
+
+def command(slices: Slices) -> str:
+    """Returns the options of a command line."""
+    return " ".join(f'--data.{field} "{value}"' for field, value in slices._asdict().items())
