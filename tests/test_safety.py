@@ -418,6 +418,27 @@ def test_a_number_with_too_many_digits_names_its_line(tmp_path):
         Text(name=f"jsonl:{tmp_path}/lines.jsonl").build()
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "\\xf6 \\u4e16"), ("latin-1", "\xf6 \\u4e16")])
+def test_a_terminal_that_cannot_print_a_character_gets_an_escape(encoding, shown, monkeypatch):
+    """On both streams. Every command of gen runs in `run_command`."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    def fails() -> None:
+        print("\xf6 \u4e16", flush=True)
+        raise UserError("\xf6 \u4e16")
+
+    with pytest.raises(SystemExit):
+        errors.run_command(fails)
+    assert out.buffer.getvalue().decode(encoding) == f"{shown}\n"  # pyright: ignore
+    assert err.buffer.getvalue().decode(encoding) == f"error: {shown}\n"  # pyright: ignore
+    commands = [*ROOT.glob("*.py"), *(ROOT / "gen").rglob("*.py")]
+    mains = [path for path in commands if '__name__ == "__main__"' in path.read_text()]
+    assert len(mains) >= 7
+    assert not [path for path in mains if "run_command(main" not in path.read_text()]
+
+
 def test_an_error_does_not_control_the_terminal(capsys):
     def fails() -> None:
         raise UserError("no \x1b[2J\x9b\rfile \ud800 é\n\tat all")
