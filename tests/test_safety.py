@@ -195,15 +195,38 @@ def test_a_base_elsewhere_is_named_and_another_run_is_not_read(foreigners, tmp_p
             runs_base.base_of_run(foreigners, directory.read_config(foreigners)[1])
 
 
-def test_links_and_pipes_in_data_folders_are_left_out(tmp_path):
-    private, folder = tmp_path / "private.txt", tmp_path / "texts"
-    private.write_text("the private text\n" * 9)
-    folder.mkdir()
-    (folder / "a.txt").write_text("the public text\n" * 9)
-    (folder / "b.txt").symlink_to(private)
+def test_links_to_texts_are_followed_and_links_to_folders_and_pipes_left_out(tmp_path, capsys):
+    """As in the stores of DVC, git-annex and Hugging Face."""
+    store, folder, copies = tmp_path / "store", tmp_path / "texts", tmp_path / "copies"
+    for each in (store, folder, copies):
+        each.mkdir()
+    for name in ("a", "b"):
+        (store / name).write_text(f"the text of {name}\n" * 9)
+        (folder / f"{name}.txt").symlink_to(store / name)
+    (folder / "own.txt").write_text("its own text\n" * 9)
+    for file in folder.iterdir():
+        (copies / file.name).write_bytes(file.read_bytes())
+    (folder / "linked").symlink_to(store)
+    (folder / "broken.txt").symlink_to(tmp_path / "nothing")
     os.mkfifo(folder / "c.txt")
-    data = Text(name=f"text:{folder}", split="tail:0.3", length=8, batch_size=4).build()
-    assert data.digest == Text(name=f"text:{folder / 'a.txt'}", split="tail:0.3", length=8, batch_size=4).build().digest
+
+    def build(path: Path) -> str:
+        return Text(name=f"text:{path}", split="tail:0.3", length=8, batch_size=4).build().digest
+
+    assert build(folder) == build(copies)
+    said = (
+        "2 of 3 files are links to files outside of it; left out 1 links to folders, 2 broken links, pipes and devices"
+    )
+    assert f"{folder}: {said}\n" in capsys.readouterr().err
+    for name in ("a.txt", "b.txt", "own.txt"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="no text files in it; left out 1 links to folders, 2 broken links"):
+        build(folder)
+
+
+def test_pipes_in_folders_of_images_are_left_out(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
     Image.new("L", (2, 2)).save(folder / "a.png")
     os.mkfifo(folder / "b.png")
     assert Images(name=f"folder:{folder}", train="train", validation="train", test="train").build().sizes["train"] == 1
