@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from gen import files as gen_files
 from gen.data.digest import sha256
+from gen.data.text import kinds
 from gen.errors import UserError, printable
 from gen.files import expand_user
 
@@ -149,15 +150,23 @@ def decode(content: bytes, where: str, offset: int = 0) -> str:
 
     where: name of the place, for errors. offset: position of the content in its file.
 
-    Raises: UserError with the place and the byte.
+    Raises: UserError with the place and the byte, or with the kind of file that it is instead.
     """
+    if offset == 0:
+        check_kind(content, where)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: is not UTF-8 (byte 0x{content[error.start]:02x} at offset {offset + error.start}); convert it, for"
-            " instance with iconv -f latin1 -t utf-8, or remove it"
+            " instance with iconv -f cp1252 -t utf-8 OLD > NEW, or remove it"
         ) from None
+
+
+def check_kind(start: bytes, where: str) -> None:
+    """Raises: UserError that names the kind of a file if its first bytes are not those of a text in UTF-8."""
+    if found := kinds.recognize(start):
+        raise UserError(f"{where}: is {found.name}, and not a text in UTF-8; {found.fix}")
 
 
 def join_names(names: Iterable[str]) -> str:

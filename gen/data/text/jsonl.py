@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gen.data.text.documents import Document, PairFields, Source, decode, find_files, fingerprint, join_names
+from gen.data.text.documents import (
+    Document,
+    PairFields,
+    Source,
+    check_kind,
+    decode,
+    find_files,
+    fingerprint,
+    join_names,
+)
 from gen.errors import UserError
 
 SCALARS = (str, int, float)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 BLANK = "\ufeff \t\r\n"
+START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
 
 
 class Line(NamedTuple):
@@ -98,6 +108,8 @@ def read_lines(file: Path) -> Iterator[Line]:
     """Yields the JSON objects of a file, without blank lines. Raises: UserError with the place of a wrong line."""
     offset = 0
     with open(file, "rb") as lines:
+        check_kind(lines.read(START_BYTES), str(file))
+        lines.seek(0)
         for number, line in enumerate(lines, 1):
             where = f"{file}:{number}"
             content = decode(line, where, offset).strip(BLANK)
