@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import re
 from pathlib import Path
@@ -84,6 +85,26 @@ def test_a_file_that_is_not_utf8_is_named_as_what_it_is(tmp_path, kind, content,
 @pytest.mark.parametrize("text", ["", "a", "PAR1 is a word", "BZh", "abc\0", "\ufeffabc", UNICODE, "%PDF", "\0" * 8])
 def test_a_text_is_not_taken_for_another_kind(text):
     assert kinds.recognize(text.encode()) is None
+
+
+def test_a_json_array_is_read_like_lines(book, tmp_path):
+    values = [{"text": text, "n": i} for i, text in enumerate(read_chapters(book))]
+    lines = Text(name=f"jsonl:{write_lines(tmp_path / 'a.jsonl', *values)}", length=16).build()
+    path = write_text(tmp_path / "a.json", "\ufeff \n" + json.dumps(values, indent=1) + "\n")
+    assert Text(name=f"jsonl:{path}", length=16).build().digest == lines.digest
+    for content, message in [
+        ('[{"text": "a"}, 3]', r"a\.json: object 2: is not a JSON object"),
+        ('[{"text": "a"},\n {"text": b}]', r"a\.json: is not valid JSON \(.*line 2, column 11\)"),
+        ('[{"text": "a"}, {"test": "b"}]', r"a\.json: object 2: has the keys test, and .*object 1 has text"),
+        ("[]", r"a\.json is empty"),
+        (
+            '{\n"text": "a"\n}',
+            r"a\.json:1: is not valid JSON .*each line must be one whole object, or the file one array",
+        ),
+    ]:
+        write_text(path, content)
+        with pytest.raises(UserError, match=message):
+            Text(name=f"jsonl:{path}").build()
 
 
 def test_a_folder_without_files_is_an_error(tmp_path):

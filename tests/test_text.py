@@ -149,6 +149,7 @@ def test_cutting_long_texts_does_not_change_their_tokens(tmp_path, monkeypatch):
         ({"tokenizer": "bpe", "vocabulary": 256}, "at least 257"),
         ({"tokenizer": "/no/such/place"}, "/no/such/place cannot be read as a tokenizer"),
         ({"document_break": "("}, "not a regular expression"),
+        ({"keys": ("text=content",)}, r"--data\.keys text=content: pydoc has no keys"),
     ],
 )
 def test_a_wrong_option_is_named(options, message, tmp_path):
