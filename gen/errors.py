@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
@@ -47,8 +48,10 @@ def check_seed(seed: int) -> int:
 def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys.exit) -> None:
     """Runs the main function of a command, and ends the process with `leave(status)` if it fails.
 
-    A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1).
+    A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1). Characters that
+    the terminal cannot show are printed as escapes, such as \\u4e16.
     """
+    escape_unencodable()
     try:
         main()
     except UserError as error:
@@ -70,6 +73,14 @@ def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys
             leave(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
         traceback.print_exc()
         leave(1)
+
+
+def escape_unencodable() -> None:
+    """Lets stdout and stderr print an escape for a character that their encoding does not have, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        # A notebook and some launchers replace them by other objects.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> int:

@@ -1,7 +1,7 @@
 """Files: reading files that a stranger may have made, writing files in one rename, and the user's cache folder.
 
-A file is read only if it is a regular file (a pipe would never end) of limited size. Nothing is unpickled. In a folder that is
-read as a whole, no link may lead out of the folder.
+A file is read only if it is a regular file (a pipe would never end) of limited size. Nothing is unpickled. In a run directory,
+no link may lead out of the folder.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def test_a_cache_that_grows_changes_no_sample(monkeypatch):
 
 
 def plain(logits: np.ndarray, seen: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """The filters as in their papers, on one row. Of equally likely tokens the first are kept."""
+    """The filters as in their papers, on one row. Of equally likely tokens at the edge of top_p the first are kept."""
     x, penalty = np.array(logits, np.float64), sampling.repetition_penalty
     for token in np.flatnonzero(seen):
         x[token] = x[token] / penalty if x[token] > 0 else x[token] * penalty
@@ -161,7 +161,7 @@ def plain(logits: np.ndarray, seen: np.ndarray, sampling: Sampling) -> np.ndarra
         return np.where(np.isin(np.arange(len(x)), tokens), x, -np.inf)
 
     if sampling.top_k is not None:
-        x = keep(x, np.argsort(-x, kind="stable")[: sampling.top_k])
+        x = np.where(x < np.sort(x)[-min(sampling.top_k, len(x))], -np.inf, x)
     if sampling.top_p is not None:
         order, kept, mass = np.argsort(-x, kind="stable"), [], 0.0
         while mass < sampling.top_p - 1e-9 and len(kept) < len(x):
@@ -203,12 +203,49 @@ def test_filtered_logits_equal_the_filters_of_the_papers(sampling):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=3), Sampling(top_p=0.5), Sampling(top_k=1), Sampling(top_p=0.1)])
-def test_of_equally_likely_tokens_the_first_are_kept(sampling):
+def test_of_equally_likely_tokens_top_p_keeps_the_first_and_top_k_all(sampling):
     logits = np.array([[1.0] * VOCAB, [0.0, 2, 1, 2, 2, 0, 2, 2, 2, 1, 0]], np.float32)
     nothing = np.zeros(logits.shape, bool)
     expected = np.stack([plain(row, was, sampling) for row, was in zip(logits, nothing, strict=True)])
     found = filter_logits(jnp.asarray(logits), jnp.asarray(nothing), sampling)
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+
+
+def kept(probabilities: list[float], sampling: Sampling) -> list[int]:
+    """Returns the tokens that the filters keep of these probabilities."""
+    logits = jnp.log(jnp.asarray([probabilities], jnp.float32))
+    return np.flatnonzero(np.isfinite(filter_logits(logits, jnp.zeros(logits.shape, bool), sampling))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "top_p", "expected"),
+    [
+        ([0.3, 0.1, 0.1, 0.5], 0.8, [0, 3]),
+        ([0.5, 0.3, 0.1, 0.1], 0.9, [0, 1, 2]),
+        ([0.4, 0.3, 0.2, 0.1], 0.7, [0, 1]),
+        ([0.25] * 4, 0.75, [0, 1, 2]),
+        ([0.7, 0.2, 0.1], 0.7, [0]),
+        ([0.9, 0.05, 0.05], 0.95, [0, 1]),
+        ([0.1] * 10, 0.3, [0, 1, 2]),
+        ([0.1] * 10, 0.7, [0, 1, 2, 3, 4, 5, 6]),
+        ([0.3, 0.1, 0.1, 0.5], 1e-9, [3]),
+    ],
+)
+def test_a_nucleus_that_adds_up_to_top_p_exactly_is_the_smallest(probabilities, top_p, expected):
+    """As in Hugging Face transformers: the rounding of float32 must not add a token."""
+    assert kept(probabilities, Sampling(top_p=top_p)) == expected
+
+
+def test_limits_that_are_met_exactly_keep_the_token():
+    assert kept([0.5, 0.25, 0.25], Sampling(min_p=0.5)) == [0, 1, 2]
+    assert kept([6 / 11, 3 / 11, 2 / 11], Sampling(min_p=1 / 3)) == [0, 1, 2]
+    assert kept([0.7, 0.07, 0.23], Sampling(min_p=0.1)) == [0, 1, 2]
+
+
+def test_a_top_p_of_one_leaves_no_token_out():
+    """Sums of float32 reach 1 before the last tokens of a large vocabulary."""
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(50_257)).tolist()
+    assert len(kept(probabilities, Sampling(top_p=1.0))) == 50_257
 
 
 def bigram(

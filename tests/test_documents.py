@@ -1,5 +1,9 @@
 """Where documents come from: files, JSON lines, Python's documentation, prepared TFDS sets."""
 
+import bz2
+import gzip
+import json
+import lzma
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gen.data.text import Text
+from gen.data.text import Text, kinds
 from gen.errors import UserError
 from tests.datasets import (
     UNICODE,
@@ -53,11 +57,62 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path):
         Text(name=f"jsonl:{tmp_path / 'a.jsonl'}").build()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (UNICODE.encode("utf-16"), "UTF-16 text, .*iconv -f utf-16 "),
+        (b"\xfe\xff" + UNICODE.encode("utf-16-be"), "UTF-16 text, .*iconv -f utf-16 "),
+        ("plain words".encode("utf-16-le"), "UTF-16 text, .*iconv -f utf-16le "),
+        ("plain words".encode("utf-16-be"), "UTF-16 text, .*iconv -f utf-16be "),
+        (UNICODE.encode("utf-32"), "UTF-32 text, .*iconv -f utf-32 "),
+        ("plain words".encode("utf-32-le"), "UTF-32 text, .*iconv -f utf-32le "),
+        (gzip.compress(UNICODE.encode()), "a gzip file, .*gunzip"),
+        (bz2.compress(UNICODE.encode()), "a bzip2 file, .*bunzip2"),
+        (lzma.compress(UNICODE.encode()), "an xz file, .*unxz"),
+        (b"PK\x03\x04\x14\0\0\0", "a zip archive, .*unzip"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "a PNG picture, .*folder:PATH"),
+        (b"%PDF-1.7\n%abc", "a PDF document, .*pdftotext"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_file_that_is_not_utf8_is_named_as_what_it_is(tmp_path, kind, content, message):
+    """The advice works for it: iconv from latin1 would make nonsense of UTF-16."""
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(UserError, match=f"a(:1)?: is {message}"):
+        Text(name=f"{kind}:{tmp_path / 'a'}").build()
+
+
+@pytest.mark.parametrize("text", ["", "a", "PAR1 is a word", "BZh", "abc\0", "\ufeffabc", UNICODE, "%PDF", "\0" * 8])
+def test_a_text_is_not_taken_for_another_kind(text):
+    assert kinds.recognize(text.encode()) is None
+
+
+def test_a_json_array_is_read_like_lines(book, tmp_path):
+    values = [{"text": text, "n": i} for i, text in enumerate(read_chapters(book))]
+    lines = Text(name=f"jsonl:{write_lines(tmp_path / 'a.jsonl', *values)}", length=16).build()
+    path = write_text(tmp_path / "a.json", "\ufeff \n" + json.dumps(values, indent=1) + "\n")
+    assert Text(name=f"jsonl:{path}", length=16).build().digest == lines.digest
+    for content, message in [
+        ('[{"text": "a"}, 3]', r"a\.json: object 2: is not a JSON object"),
+        ('[{"text": "a"},\n {"text": b}]', r"a\.json: is not valid JSON \(.*line 2, column 11\)"),
+        ('[{"text": "a"}, {"test": "b"}]', r"a\.json: object 2: has the keys test, and .*object 1 has text"),
+        ("[]", r"a\.json is empty"),
+        (
+            '{\n"text": "a"\n}',
+            r"a\.json:1: is not valid JSON .*each line must be one whole object, or the file one array",
+        ),
+    ]:
+        write_text(path, content)
+        with pytest.raises(UserError, match=message):
+            Text(name=f"jsonl:{path}").build()
+
+
 def test_a_folder_without_files_is_an_error(tmp_path):
     write_text(tmp_path / ".hidden", "hidden")
     with pytest.raises(UserError, match="there are no text files"):
         text_of(tmp_path).build()
-    with pytest.raises(UserError, match=r"there are no \.jsonl files"):
+    write_text(tmp_path / "a.json", "[]")
+    with pytest.raises(UserError, match=r"there are no \.jsonl files in it; it has 1 with \.json"):
         Text(name=f"jsonl:{tmp_path}").build()
 
 

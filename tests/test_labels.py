@@ -4,12 +4,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen.data.text import tokenizers
+from gen import axis
+from gen.core import Array, Batch, State
+from gen.data.text import Text, tokenizers
 from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation.score import Options
@@ -72,6 +77,30 @@ def test_a_model_that_has_learned_the_rule_predicts_the_labels(parts):
         labels.score_labels(data, model, state, shots=999)
 
 
+@pytest.mark.parametrize(("shots", "ending"), [(0, 0), (2, 0), (2, ord("\n") + 1)], ids=["document", "shots", "line"])
+def test_a_label_that_begins_another_one_is_told_by_its_end(tmp_path, monkeypatch, shots, ending):
+    """The model knows: after an "a" comes 1, after a "b" comes 10, and then the token `ending`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lines = [{"text": f"{'ab'[i % 2]} {'x' * (i // 2)}", "label": ("1", "10")[i % 2]} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = Text(name=f"jsonl:{tmp_path / 'a.jsonl'}", split="hash:0.2", length=96).build()
+    a, b, one, zero = (ord(letter) + 1 for letter in "ab10")
+
+    def evaluate(state: State, batch: Batch, key: Array) -> Any:
+        tokens, counted = batch["tokens"][0], batch["counted"][0]
+        place = jnp.arange(len(tokens))
+        is_b = tokens[jnp.where((tokens == a) | (tokens == b), place, -1).max()] == b
+        right = jnp.where((tokens == one) & is_b, zero, ending)[:-1]
+        right = jnp.where(counted[:-1] == 0, one, right)
+        nats = jnp.where(tokens[1:] == right, 0.1, 3.0)
+        return axis.total({"loss": ((nats * counted[1:]).sum(), counted.sum())})
+
+    model: Any = SimpleNamespace(evaluate=evaluate)
+    state: Any = ()
+    score = labels.score_labels(data, model, state, shots=shots)
+    assert score.accuracy == 1 > score.majority
+
+
 def test_numbers_of_training_are_shown_and_others_computed(workdir):
     before = directory.read_evaluation(workdir)
     assert before is not None
@@ -81,6 +110,7 @@ def test_numbers_of_training_are_shown_and_others_computed(workdir):
     after = directory.read_evaluation(workdir)
     assert after is not None and after.protocol["loss"] == before.protocol["loss"]
     assert after.protocol["label_accuracy"]["shots"] == 0
+    assert after.protocol["label_accuracy"]["label_end"] == "counted"
 
     again = scores(Options((workdir,), ("likelihood",), split="validation"))[str(workdir)]
     assert np.isfinite(again["loss"])

@@ -183,6 +183,26 @@ def test_an_update_descends_the_mean_over_all_tokens_that_count(batch):
 
 
 @pytest.mark.parametrize("config", [TINY, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
+def test_accumulated_steps_are_weighted_by_their_tokens(config):
+    """Two steps on the halves of a batch, which have few tokens and many, are a step on the whole and one on nothing."""
+    batch, first_half = batch_of(), np.arange(8) < 4
+    counted = batch["counted"].sum(1) * batch["weight"]
+    assert counted[~first_half].sum() > 1.5 * counted[first_half].sum()
+    config = replace(config, network=replace(config.network, layers=1), optim=replace(SGD, accumulate=2))
+    model = model_of(config)
+    update = on_one_device(model.update)
+
+    def train(*rows: np.ndarray) -> Params:
+        state = model.init(KEY)
+        for each in rows:
+            state, _ = update(state, batch | {"weight": batch["weight"] * each}, KEY)
+        return state.params
+
+    whole = train(np.ones(8, np.float32), np.zeros(8, np.float32))
+    assert_close(whole, train(first_half, ~first_half), 1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
 def test_an_update_does_not_depend_on_which_device_has_which_row(config):
     """Dropout, masks and middles depend on the row alone, and the mean is over all devices, so the order of rows is irrelevant."""
     engine, batch = engine_of(config), batch_of()

@@ -115,6 +115,26 @@ def test_accumulation_equals_one_large_batch():
     assert_close(micro[-1], params)
 
 
+def test_accumulation_weighs_each_gradient():
+    config = Optimizer(rule="sgd", lr=0.5, b1=0.0, accumulate=3)
+    tx, weights = config.build(6, weighted=True), [1.0, 0.0, 5.0, 0.0, 0.0, 0.0]
+    state, params = tx.init(PARAMS), PARAMS
+    for step, weight in enumerate(weights):
+        updates, state = tx.update(gradient(step), state, params, weight=jnp.float32(weight))  # pyright: ignore
+        params = optax.apply_updates(params, updates)
+        if step == 1:
+            assert_close(params, PARAMS, rtol=0)
+    # Nothing counts in the second update.
+    mean = jax.tree.map(lambda a, b: (a + 5 * b) / 6, gradient(0), gradient(2))
+    assert_close(params, jax.tree.map(lambda p, g: p - 0.5 * g, PARAMS, mean))
+
+
+def test_equal_weights_accumulate_like_none():
+    config = Optimizer(lr=WarmupLinear(0.1, 0, 0.0), clip=0.1, accumulate=3)
+    first, second = config.build(6), config.build(6, weighted=True)
+    assert_close(train(first, 6)[-1], train(second, 6)[-1], rtol=1e-6)
+
+
 def test_every_scalar_may_be_a_schedule_and_is_read_at_its_step():
     """Compares with AdamW written in numpy, with hyper-parameters that jump at step 2."""
     values = {"lr": (0.1, 0.3), "b1": (0.5, 0.9), "b2": (0.9, 0.5), "eps": (1e-2, 1.0), "weight_decay": (0.0, 0.4)}

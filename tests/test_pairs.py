@@ -9,6 +9,7 @@ import pytest
 
 from gen.core import Dataset, Feature
 from gen.data.text import Text, tokenizers
+from gen.data.text.sources import open_source
 from gen.errors import UserError
 from tests.datasets import assert_same, join, read_split, split_of, write_lines
 
@@ -89,6 +90,67 @@ def test_the_source_alone_decides_the_split_of_a_pair(tmp_path):
     assert sizes[0] == sizes[1]
     once = pairs_of(tmp_path, *PAIRS).build().sizes
     assert sizes[0] == {split: 2 * n for split, n in once.items()}
+
+
+@pytest.mark.parametrize(
+    ("line", "keys", "fields"),
+    [
+        ({"text": "T", "label": "L", "source": "web"}, (), ("text", "label")),
+        ({"text": "T", "source": "web", "id": 3}, (), ("text",)),
+        ({"source": "S", "target": "T", "text": "U"}, (), ("source", "target")),
+        ({"source": "S", "label": "L"}, (), ("source", "label")),
+        ({"text": "T", "label": "L"}, ("text=text",), ("text",)),
+        ({"content": "T", "text": "U", "label": "L"}, ("text=content",), ("content",)),
+        ({"content": "T", "stars": 5}, ("text=content", "label=stars"), ("content", "stars")),
+        (
+            {"question": "S", "answer": "T", "source": "web"},
+            ("source=question", "target=answer"),
+            ("question", "answer"),
+        ),
+    ],
+)
+def test_the_keys_of_a_line_decide_what_is_learned(tmp_path, line, keys, fields):
+    """A "source" next to a labelled text says where the text is from."""
+    path = write_lines(tmp_path / "a.jsonl", line)
+    found = open_source(f"jsonl:{path}", None, None, keys)
+    (document,) = found.read()
+    if found.pair is None:
+        assert document.fields == {"text": str(line[fields[0]])}
+    else:
+        assert [document.fields[name] for name in found.pair] == [str(line[field]) for field in fields]
+    assert document.fields.keys() == found.keys
+
+
+def test_the_cache_does_not_confuse_two_readings_of_a_file(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", {"text": "T", "label": "L", "content": "C"})
+    readings = [(), ("text=text",), ("text=content",), ("text=content", "label=label"), ("text=text", "label=content")]
+    assert len({open_source(f"jsonl:{path}", None, None, keys).fingerprint for keys in readings}) == 5
+
+
+def test_what_is_learned_is_printed(tmp_path, capsys):
+    lines = [{"question": f"{i}", "answer": f"{2 * i}", "source": "web"} for i in range(40)]
+    data = pairs_of(tmp_path, *lines, keys=("source=question", "target=answer"), split="tail:0.5").build()
+    assert '40 pairs of "source" and "target"' in capsys.readouterr().err
+    first = read_split(data, "train")
+    np.testing.assert_array_equal(first["tokens"][3], row_of(data, "3\n", "6")[0])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("content",), "must be NAME=KEY"),
+        (("text=",), "must be NAME=KEY"),
+        (("text=a", "text=b"), "once for a name"),
+        (("body=a",), "name the key of text"),
+        (("source=text",), "name the key of text"),
+        (("text=content",), r'a\.jsonl:1 has no "content"; it has the keys label, target, text'),
+        ((), r'has "text", "label" and "target"; the fix: --data\.keys text=text label=label'),
+    ],
+)
+def test_keys_that_do_not_fit_are_named(tmp_path, keys, message):
+    path = write_lines(tmp_path / "a.jsonl", {"text": "a", "label": "b", "target": "c"})
+    with pytest.raises(UserError, match=message):
+        Text(name=f"jsonl:{path}", keys=keys).build()
 
 
 def test_more_than_1000_labels_are_not_classes(tmp_path):

@@ -195,15 +195,38 @@ def test_a_base_elsewhere_is_named_and_another_run_is_not_read(foreigners, tmp_p
             runs_base.base_of_run(foreigners, directory.read_config(foreigners)[1])
 
 
-def test_links_and_pipes_in_data_folders_are_left_out(tmp_path):
-    private, folder = tmp_path / "private.txt", tmp_path / "texts"
-    private.write_text("the private text\n" * 9)
-    folder.mkdir()
-    (folder / "a.txt").write_text("the public text\n" * 9)
-    (folder / "b.txt").symlink_to(private)
+def test_links_to_texts_are_followed_and_links_to_folders_and_pipes_left_out(tmp_path, capsys):
+    """As in the stores of DVC, git-annex and Hugging Face."""
+    store, folder, copies = tmp_path / "store", tmp_path / "texts", tmp_path / "copies"
+    for each in (store, folder, copies):
+        each.mkdir()
+    for name in ("a", "b"):
+        (store / name).write_text(f"the text of {name}\n" * 9)
+        (folder / f"{name}.txt").symlink_to(store / name)
+    (folder / "own.txt").write_text("its own text\n" * 9)
+    for file in folder.iterdir():
+        (copies / file.name).write_bytes(file.read_bytes())
+    (folder / "linked").symlink_to(store)
+    (folder / "broken.txt").symlink_to(tmp_path / "nothing")
     os.mkfifo(folder / "c.txt")
-    data = Text(name=f"text:{folder}", split="tail:0.3", length=8, batch_size=4).build()
-    assert data.digest == Text(name=f"text:{folder / 'a.txt'}", split="tail:0.3", length=8, batch_size=4).build().digest
+
+    def build(path: Path) -> str:
+        return Text(name=f"text:{path}", split="tail:0.3", length=8, batch_size=4).build().digest
+
+    assert build(folder) == build(copies)
+    said = (
+        "2 of 3 files are links to files outside of it; left out 1 links to folders, 2 broken links, pipes and devices"
+    )
+    assert f"{folder}: {said}\n" in capsys.readouterr().err
+    for name in ("a.txt", "b.txt", "own.txt"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="no text files in it; left out 1 links to folders, 2 broken links"):
+        build(folder)
+
+
+def test_pipes_in_folders_of_images_are_left_out(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
     Image.new("L", (2, 2)).save(folder / "a.png")
     os.mkfifo(folder / "b.png")
     assert Images(name=f"folder:{folder}", train="train", validation="train", test="train").build().sizes["train"] == 1
@@ -416,6 +439,27 @@ def test_a_number_with_too_many_digits_names_its_line(tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "a"}\n{"text": ' + "1" * 5000 + "}\n")
     with pytest.raises(UserError, match=r"lines\.jsonl:2: has a number with too many digits"):
         Text(name=f"jsonl:{tmp_path}/lines.jsonl").build()
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "\\xf6 \\u4e16"), ("latin-1", "\xf6 \\u4e16")])
+def test_a_terminal_that_cannot_print_a_character_gets_an_escape(encoding, shown, monkeypatch):
+    """On both streams. Every command of gen runs in `run_command`."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    def fails() -> None:
+        print("\xf6 \u4e16", flush=True)
+        raise UserError("\xf6 \u4e16")
+
+    with pytest.raises(SystemExit):
+        errors.run_command(fails)
+    assert out.buffer.getvalue().decode(encoding) == f"{shown}\n"  # pyright: ignore
+    assert err.buffer.getvalue().decode(encoding) == f"error: {shown}\n"  # pyright: ignore
+    commands = [*ROOT.glob("*.py"), *(ROOT / "gen").rglob("*.py")]
+    mains = [path for path in commands if '__name__ == "__main__"' in path.read_text()]
+    assert len(mains) >= 7
+    assert not [path for path in mains if "run_command(main" not in path.read_text()]
 
 
 def test_an_error_does_not_control_the_terminal(capsys):

@@ -5,12 +5,13 @@ import lzma
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gen.data.text import Text, streams, tokenizers
+from gen.data.text import Text, cleaning, streams, tokenizers
 from gen.data.text.dataset import describe_tokenizer
 from gen.errors import UserError
 from tests.datasets import (
@@ -80,7 +81,7 @@ def test_a_wrong_split_is_named(book, split, message):
 
 def test_cleaning_is_counted_and_printed(tmp_path, capsys):
     folder = tmp_path / "texts"
-    write_text(folder / "b" / "one.txt", "\ufeffone\r\ntwo\rthree\n\x00\x1b\x85\tfour\x7f")
+    write_text(folder / "b" / "one.txt", "\ufeffone\r\ntwo\rthree\n\x00\x1b\x84\tfour\x7f")
     write_text(folder / "c.md", "one\ntwo\nthree\n\tfour")
     write_text(folder / "d.txt", "  ab \n")
     write_text(folder / "empty.txt", "")
@@ -93,6 +94,15 @@ def test_cleaning_is_counted_and_printed(tmp_path, capsys):
         said = "2 documents, 127 characters; dropped 1 duplicates, 2 short, 4 control characters"
         assert capsys.readouterr().err == f"text:{folder}: {said}\n"
     assert "".join(read_texts(data, "validation")) == ("first of all" * 9 + "one\ntwo\nthree\n\tfour")[63:]
+
+
+@pytest.mark.parametrize("separator", ["\v", "\f", "\x1c", "\x1d", "\x1e", "\x1f", "\x85", "\u2028", "\u2029", "\n\f"])
+def test_characters_that_separate_do_not_glue_words_together(separator):
+    """They are the white space of str.isspace that is not a plain space, tab or newline."""
+    counts = Counter[str]()
+    found = cleaning.clean_text(f"of one page{separator}the next page", counts)
+    assert found.split() == ["of", "one", "page", "the", "next", "page"]
+    assert not cleaning.CONTROL.search(found) and counts["control characters"] == 0
 
 
 def test_the_separator_of_documents_is_left_out(tmp_path):
@@ -139,6 +149,7 @@ def test_cutting_long_texts_does_not_change_their_tokens(tmp_path, monkeypatch):
         ({"tokenizer": "bpe", "vocabulary": 256}, "at least 257"),
         ({"tokenizer": "/no/such/place"}, "/no/such/place cannot be read as a tokenizer"),
         ({"document_break": "("}, "not a regular expression"),
+        ({"keys": ("text=content",)}, r"--data\.keys text=content: pydoc has no keys"),
     ],
 )
 def test_a_wrong_option_is_named(options, message, tmp_path):

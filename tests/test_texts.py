@@ -107,7 +107,8 @@ def from_file(content: bytes | None) -> Callable[[Path], Any]:
         (lambda _: media_text.encode_inputs(TextOptions(prefix="a", suffix="x"), LETTERS), "cannot write 'x'"),
         (lambda _: media_text.encode_inputs(TextOptions(prompt=("a\udcff",)), BYTES), "not UTF-8"),
         (from_file(None), "file: No such file"),
-        (from_file(b"abc\xff"), "file: not UTF-8 at byte 3"),
+        (from_file(b"abc\xff"), r"file: is not UTF-8 \(byte 0xff at offset 3\)"),
+        (from_file("ab".encode("utf-16")), "file: is UTF-16 text, .*iconv -f utf-16 "),
         (from_file(b""), "a prompt is empty"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +73,21 @@ def test_pairs_are_merged_by_frequency():
     assert tokenizers.pieces(tokenizer)[257:] == [b"xy", b"ba"]
     assert tokenizers.pieces(tokenizer)[0] == b""
     assert len(tokenizers.encode(tokenizer, "xyba yx")) == 5
+
+
+def test_training_on_text_without_spaces_is_not_quadratic():
+    """A megabyte of one letter took minutes. Long words are only cut in training, and shorter ones never."""
+    start = time.monotonic()
+    tokenizer = tokenizers.bpe(["a" * 1_000_000], 300)
+    assert time.monotonic() - start < 5
+    assert max(map(len, tokenizers.pieces(tokenizer))) == tokenizers.MAX_WORD
+    tokens = tokenizers.encode(tokenizer, "a" * 10_000)
+    assert len(tokens) == -(-10_000 // tokenizers.MAX_WORD)
+
+    def train(letters: int) -> list[bytes]:
+        return tokenizers.pieces(tokenizers.bpe(["ab" * (letters // 2)], 266))
+
+    assert b"ab" * 128 in train(tokenizers.MAX_WORD) and b"ab" * 128 in train(4 * tokenizers.MAX_WORD)
 
 
 def test_training_is_deterministic():

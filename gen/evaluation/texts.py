@@ -96,7 +96,9 @@ class Labels(Metric[TextSubject]):
             )
             return found.accuracy, found.majority
 
-        protocol = subject.run_protocol | {"shots": options.shots, "seed": options.seed}
+        # Older scores, which did not count the end of a label, have no such fact.
+        facts = {"shots": options.shots, "seed": options.seed, "label_end": "counted"}
+        protocol = subject.run_protocol | facts
         return [Score(("label_accuracy", "label_majority"), protocol, score)]
 
 

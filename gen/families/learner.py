@@ -89,10 +89,14 @@ class Learner:
         """Returns the parameters to evaluate and sample from: the moving average if there is one, merged with the base."""
         return adapters.merge_adapter(self.config.adapter, state.ema or state.params, state.frozen)
 
-    def step(self, state: State, loss: Loss[Examples, Aux], batch: Examples) -> tuple[State, Aux, Array]:
+    def step(
+        self, state: State, loss: Loss[Examples, Aux], batch: Examples, weight: Array | None = None
+    ) -> tuple[State, Aux, Array]:
         """Does one optimizer step. Returns the next state, the aux of `loss`, and the norm of the gradient.
 
         The aux is of this device alone.
+
+        weight: [], how much the global batch counts in an accumulated gradient, for a learner that is `weighted`.
         """
 
         # The gradient is taken with respect to the trained parameters alone; merging them with the base is part of the loss.
@@ -100,18 +104,22 @@ class Learner:
             return loss(adapters.merge_adapter(self.config.adapter, trained, state.frozen), part)
 
         opt_state = state.opt_state[self.name]
-        new = descend.descend(loss_of_trained, state.params, opt_state, self.tx, batch, self.config.microbatches)
+        parts = self.config.microbatches
+        new = descend.descend(loss_of_trained, state.params, opt_state, self.tx, batch, parts, weight)
         ema = descend.update_average(state.ema, new.params, self.config.ema, state.step) if self.config.ema else {}
         state = replace(state, step=state.step + 1, params=new.params, opt_state={self.name: new.opt_state}, ema=ema)
         return state, new.aux, descend.norm(new.grads)
 
 
-def make_learner(config: LearnedFamily, steps: int, name: str, begin: Callable[[Key], dict[str, Params]]) -> Learner:
+def make_learner(
+    config: LearnedFamily, steps: int, name: str, begin: Callable[[Key], dict[str, Params]], weighted: bool = False
+) -> Learner:
     """Returns the learner of a run of `steps` steps.
 
-    name: key of the optimizer's state in State.opt_state. begin: key -> the parameters of step 0.
+    name: key of the optimizer's state in State.opt_state. begin: key -> the parameters of step 0. weighted: whether batches may
+    count differently, so that `step` gets their weights.
     """
-    return Learner(config, name, begin, config.optim.build(steps))
+    return Learner(config, name, begin, config.optim.build(steps, weighted))
 
 
 ExampleLoss = Callable[[Params, Batch, Key], Array | tuple[Array, Metrics]]

@@ -14,6 +14,7 @@ import tyro
 
 from gen.core import LAUNCH, Given, Medium, RunView, Shown
 from gen.data.text import tokenizers
+from gen.data.text.documents import decode
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError, printable
 from gen.media.arrays import FILES, number_names
@@ -120,11 +121,10 @@ def read_prompt_file(options: TextOptions) -> TextOptions:
         return options
     piped = str(options.prompt_file) == "-"
     try:
-        text = (sys.stdin.buffer.read() if piped else options.prompt_file.read_bytes()).decode()
+        content = sys.stdin.buffer.read() if piped else options.prompt_file.read_bytes()
     except OSError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt-file {options.prompt_file}: not UTF-8 at byte {error.start}") from None
+    text = decode(content, f"--prompt-file {options.prompt_file}")
     return replace(options, prompt=(*options.prompt, text.removesuffix("\n") if piped else text), prompt_file=None)
 
 

@@ -1,4 +1,7 @@
-"""Classification by a language model: the predicted label is the one that is likeliest as the text after the prompt."""
+"""Classification by a language model: the predicted label is the one that is likeliest as the whole text after the prompt.
+
+The end of the label counts too. Otherwise "1" would always be likelier than "10", because it begins it.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,9 @@ def score_labels(
 ) -> Score:
     """Returns how often the model predicts the right label on a split of joined pairs with labels.
 
+    A label ends with the token between documents, which ends it in training. With shots, it may also end with a new line, which
+    ends the label of each shot. The probability of a label is the sum over both.
+
     shots: training examples before each prompt, drawn by `seed` for each prompt (Brown et al. 2020).
 
     Raises: UserError if the data have no labels, or no room for the shots.
@@ -53,16 +59,22 @@ def score_labels(
     if "labels.json" not in data.files or "source" in data.spec:
         raise UserError('labels are scored on joined pairs with a "label" in each line, and these data have no labels')
     tokenizer = tokenizers.load(data.files[tokenizers.FILE])
-    labels = [tokenizers.encode(tokenizer, label) for label in json.loads(data.files["labels.json"])]
+    width = data.spec["tokens"].shape[0]
+    every_label = (tokenizers.encode(tokenizer, label) for label in json.loads(data.files["labels.json"]))
+    # Examples with a label that does not fit between two end tokens were dropped from the data.
+    labels = [label for label in every_label if len(label) <= width - 2]
     examples = _read_examples(data, split, labels)
-    prompts = examples.prompts
+    line = tokenizers.encode(tokenizer, "\n") if shots else []
+    endings = [[tokenizers.end(tokenizer)], *([line] if shots else [])]
+    # All labels of a prompt are compared after the same tokens, so there must be room for the longest one.
+    room = width - max(map(len, labels)) - max(map(len, endings))
+    prompts = [_cut(prompt, room) for prompt in examples.prompts]
     if shots:
-        # A window must also hold the longest label and the token after it.
-        room = data.spec["tokens"].shape[0] - max(map(len, labels)) - 1
-        prompts = _add_shots(prompts, data, labels, shots, seed, room)
-    nats = negative_log_likelihoods(data, model, state, [(prompt, label) for prompt in prompts for label in labels])
-    predicted = nats.reshape(len(prompts), len(labels)).argmin(axis=1)
-    truth = examples.truth
+        prompts = _add_shots(examples.prompts, _read_examples(data, "train", labels), labels, line, shots, seed, room)
+    targets = [[*label, *ending] for label in labels for ending in endings]
+    nats = negative_log_likelihoods(data, model, state, [(prompt, target) for prompt in prompts for target in targets])
+    log_p = np.logaddexp.reduce(-nats.reshape(len(prompts), len(labels), len(endings)), axis=2)
+    predicted, truth = log_p.argmax(axis=1), examples.truth
     return Score(float((predicted == truth).mean()), float(np.bincount(truth).max() / len(truth)), len(truth))
 
 
@@ -78,7 +90,7 @@ def negative_log_likelihoods(
     tokens = np.full((len(pairs), width), end, np.int32)
     counted = np.zeros((len(pairs), width), np.uint8)
     for i, (prompt, target) in enumerate(pairs):
-        kept = [*prompt[:1], *prompt[1:][-(width - len(target) - 1) :]]
+        kept = _cut(prompt, width - len(target))
         row = [*kept, *target]
         tokens[i, : len(row)], counted[i, len(kept) : len(row)] = row, 1
 
@@ -104,6 +116,11 @@ def negative_log_likelihoods(
     return np.concatenate(nats)
 
 
+def _cut(prompt: Tokens, room: int) -> list[int]:
+    """Returns at most `room` tokens of a prompt: its first, which is the token between documents, and its last ones."""
+    return [*prompt[:1], *prompt[1:][max(len(prompt) - room, 0) :]]
+
+
 def _read_examples(data: Dataset, split: str, labels: Sequence[Tokens]) -> Examples:
     """Reads the prompts of a split, and the index of each label."""
     number = {tuple(label): i for i, label in enumerate(labels)}
@@ -120,11 +137,15 @@ def _read_examples(data: Dataset, split: str, labels: Sequence[Tokens]) -> Examp
 
 
 def _add_shots(
-    prompts: list[list[int]], data: Dataset, labels: Sequence[Tokens], shots: int, seed: int, room: int
+    prompts: list[list[int]],
+    known: Examples,
+    labels: Sequence[Tokens],
+    line: Tokens,
+    shots: int,
+    seed: int,
+    room: int,
 ) -> list[list[int]]:
-    """Returns the prompts, each after `shots` training examples with their labels. A new line ends each example."""
-    known = _read_examples(data, "train", labels)
-    line = tokenizers.encode(tokenizers.load(data.files[tokenizers.FILE]), "\n")
+    """Returns the prompts, each after `shots` of the known examples with their labels. `line`, a new line, ends each of them."""
     if shots > len(known.prompts):
         raise UserError(
             f"{shots} examples before each prompt are more than the {len(known.prompts)} training examples; use fewer --shots"

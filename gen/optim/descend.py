@@ -61,11 +61,13 @@ def descend(
     tx: optax.GradientTransformation,
     batch: Examples,
     microbatches: int = 1,
+    weight: Array | None = None,
 ) -> Descent[Aux]:
     """Does one optimizer step on `loss(params, batch) -> (scalar, aux)`, both means over the batch's examples.
 
     microbatches: number of parts of the batch whose gradients are computed one after the other and averaged. It must divide
     the batch. Then gradients are averaged over "data".
+    weight: [], how much the global batch counts next to the other batches of an accumulated gradient. None: as much as they do.
     """
 
     def differentiate(part: Examples) -> tuple[tuple[Array, Aux], Params]:
@@ -78,7 +80,8 @@ def descend(
     else:
         (value, aux), grads = _average_parts(differentiate, batch, microbatches)
     grads = axis.mean(grads)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    extra = {} if weight is None else {"weight": weight}
+    updates, opt_state = optax.with_extra_args_support(tx).update(grads, opt_state, params, **extra)
     return Descent(optax.apply_updates(params, updates), opt_state, value, aux, grads)
 
 

@@ -15,6 +15,7 @@ import tyro
 
 from gen.core import Array, Params
 from gen.errors import UserError, check_positive
+from gen.optim.accumulation import accumulate
 from gen.optim.descend import norm
 from gen.optim.historical import historical_averaging
 from gen.optim.rules import SGD, Adam, At, Frozen, Muon, Rule, map_with_path
@@ -80,7 +81,8 @@ class Optimizer:
     historical: float = 0.0
     """Weight of historical averaging (Salimans et al. 2016, section 3.3). 0: none."""
     accumulate: int = 1
-    """Number of steps whose gradients are averaged into one update."""
+    """Number of steps whose gradients are averaged into one update. Steps of a language model are weighted by the number of tokens
+    that count."""
     groups: tuple[Group, ...] = ()
     """Parameter groups. A parameter belongs to the first group that matches its path."""
 
@@ -95,10 +97,12 @@ class Optimizer:
             except re.error as error:
                 raise UserError(f"{name} {path!r} is not a regular expression: {error}") from None
 
-    def build(self, steps: int) -> optax.GradientTransformation:
+    def build(self, steps: int, weighted: bool = False) -> optax.GradientTransformation:
         """Returns the transformation for a run of `steps` steps.
 
         Schedules are read at the run's step, also if `accumulate` makes one update of several steps.
+
+        weighted: with `accumulate`, `update` takes the `weight` of a gradient in the mean (see gen.optim.accumulation).
         """
         # The last group matches every path, so each parameter belongs to a group.
         groups = (*self.groups, Group(""))
@@ -126,7 +130,9 @@ class Optimizer:
         if self.historical:
             # Its penalty is not part of the gradient that is clipped.
             tx = optax.chain(historical_averaging(self.historical), tx)
-        if self.accumulate > 1:
+        if self.accumulate > 1 and weighted:
+            tx = accumulate(tx, self.accumulate)
+        elif self.accumulate > 1:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
         return tx

@@ -174,7 +174,8 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Writes a line to this host's file in logs/. The first host also prints it."""
-        with open(self.host_path, "a") as file:
+        # A path in the text may have characters that are not UTF-8, and the locale may have another encoding.
+        with open(self.host_path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {text}\n")
         if self.writes:
             self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -225,7 +226,7 @@ def open_log(
             yield log
         except BaseException as error:
             # On a full disk these writes fail too. The first error is the one to report.
-            with suppress(OSError), open(log.host_path, "a") as file:
+            with suppress(OSError), open(log.host_path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 traceback.print_exception(error, file=file)
             with suppress(OSError):
                 log.close()

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Iterator
 
 from gen.data.text.documents import Document
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
+# Control characters that separate lines (vertical tab, form feed, separators of files, groups and records, next line) or words
+# (separator of units). Without them, the words on both sides would become one. U+2028 and U+2029 are spaces, and are kept.
+LINE_SEPARATOR = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85]")
+WORD_SEPARATOR = "\x1f"
 DROPPED = ("duplicates", "short", "control characters")  # keys of the counts
 
 
@@ -45,9 +49,11 @@ def clean(
 
 
 def clean_text(text: str, counts: Counter[str]) -> str:
-    r"""Returns the text with \n for newlines, without a byte order mark, and without control characters except \n and \t."""
-    # The order matters: a lone \r must become a newline before control characters are removed.
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    r"""Returns the text with \n for newlines, without a byte order mark, and without control characters except \n and \t.
+
+    Control characters that separate lines, such as form feeds, become \n. One that separates words becomes a space.
+    """
+    text = LINE_SEPARATOR.sub("\n", text.removeprefix("\ufeff")).replace(WORD_SEPARATOR, " ")
     text, removed = CONTROL.subn("", text)
     counts["control characters"] += removed
     return text
@@ -64,7 +70,7 @@ def divide(text: str, separator: str | None) -> Iterator[str]:
 
 
 def describe(name: str, counts: Counter[str], unit: str) -> str:
-    """Returns a line that says how much was kept and dropped. unit: "documents" or "pairs"."""
+    """Returns a line that says how much was kept and dropped. unit: "documents", or which pairs."""
     return f"{name}: {counts['documents']:,} {unit}, {counts['characters']:,} characters; {describe_dropped(counts)}"
 
 

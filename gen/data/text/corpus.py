@@ -22,7 +22,7 @@ from gen.data.text.streams import Streams, tokenize
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError
 
-VERSION = "corpus 1"  # part of the cache key: raise it when the cached arrays change
+VERSION = "corpus 2"  # part of the cache key: raise it when the cached arrays change
 MAX_LABELS = 1000  # labels with more different values are not treated as classes
 
 

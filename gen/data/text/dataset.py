@@ -34,8 +34,12 @@ class Text(core.Data):
     """Text as tokens, and how it is read."""
 
     name: str = "pydoc"
-    """pydoc, Python's own documentation; text:PATH, a file or folder of UTF-8; jsonl:PATH, JSON lines with "text", with "source"
-    and "target", or with "text" and "label"; or the name of a prepared TFDS set, such as tiny_shakespeare or name/config:1.0.0."""
+    """pydoc, Python's own documentation; text:PATH, a file or folder of UTF-8; jsonl:PATH, JSON lines or a JSON array with "text",
+    with "source" and "target", or with "text" and "label"; or the name of a prepared TFDS set, such as tiny_shakespeare or
+    name/config:1.0.0."""
+    keys: tuple[str, ...] = ()
+    """Keys of the JSON lines that have other names: text=content, or source=question target=answer. If they are given, they alone
+    say what is read, so text=text reads texts without their labels."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     split: str = "hash:0.1"
@@ -69,11 +73,13 @@ class Text(core.Data):
         Raises: UserError for a wrong option, or documents that cannot be used.
         """
         check(self)
-        source = open_source(self.name, self.data_dir, splits.parse(self.split).slices)
+        source = open_source(self.name, self.data_dir, splits.parse(self.split).slices, self.keys)
         if source.pair and self.stride:
             raise UserError(f"--data.stride {self.stride} is for windows, and {self.name} has pairs: leave it out")
         found = build_corpus(source, self.recipe())
-        print_line(cleaning.describe(self.name, found.counts, "pairs" if source.pair else "documents"))
+        # Which key is the source and which the target may be a guess, so it is said.
+        unit = f'pairs of "{source.pair.source}" and "{source.pair.target}"' if source.pair else "documents"
+        print_line(cleaning.describe(self.name, found.counts, unit))
         layout = lay_out_pairs(self, found) if source.pair else lay_out_windows(self, found)
         # The vocabulary of a trained bpe may be smaller than the config asks for.
         vocab, end = tokenizers.size(found.tokenizer), tokenizers.end(found.tokenizer)
@@ -215,4 +221,4 @@ def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
 
 def print_line(line: str) -> None:
     """Prints a line for the user, without mixing with the output of a command."""
-    print(line, file=sys.stderr, flush=True)
+    print(errors.printable(line), file=sys.stderr, flush=True)

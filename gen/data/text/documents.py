@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from gen import files as gen_files
 from gen.data.digest import sha256
-from gen.errors import UserError
+from gen.data.text import kinds
+from gen.errors import UserError, printable
 from gen.files import expand_user
 
 HEADING = re.compile(r"^(\S.*)\n([*=~-])\2+$", re.MULTILINE)  # of reStructuredText: a line and its underline
@@ -83,7 +85,9 @@ def text(path: Path) -> Source:
 def find_files(path: Path, ending: str) -> list[Path]:
     """Returns the file, or the sorted files below the folder whose names have this ending.
 
-    Ignored are names that begin with a dot, linked folders, links out of the folder, and everything that is not a file.
+    A link to a regular file is followed, wherever that file is: data stores such as DVC, git-annex and the cache of Hugging
+    Face consist of links. Names that begin with a dot are ignored. Linked folders, and everything that is not a regular file,
+    are left out. Prints a line about the links and about what is left out, if there is any.
 
     Raises: UserError if there are none.
     """
@@ -92,21 +96,53 @@ def find_files(path: Path, ending: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path}: there is no such file or folder")
-    found = []
-    for folder, folders, files in os.walk(path):
-        # os.walk enters only the folders that remain in this list.
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        named = [Path(folder, each) for each in files if each.endswith(ending) and not each.startswith(".")]
-        found += [each for each in named if each.is_file() and gen_files.is_inside(each, path)]
+    found, outside, others, counts = [], 0, Counter[str](), Counter[str]()
+    for entry in _entries(path):
+        if entry.is_dir():
+            counts["links to folders"] += entry.is_symlink()
+        elif not entry.name.endswith(ending):
+            others[Path(entry.name).suffix or "no ending"] += 1
+        elif entry.is_file():
+            found.append(Path(entry.path))
+            outside += not gen_files.is_inside(found[-1], path) if entry.is_symlink() else 0
+        else:
+            counts["broken links, pipes and devices"] += 1
+    left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     if not found:
-        raise UserError(f"{path}: there are no {ending or 'text'} files in it")
+        reasons = [f"it has {_join_counts(others)}"] if others else []
+        reasons += [f"left out {left_out}"] if left_out else []
+        raise UserError("; ".join([f"{path}: there are no {ending or 'text'} files in it", *reasons]))
+    facts = [f"{outside:,} of {len(found):,} files are links to files outside of it"] if outside else []
+    facts += [f"left out {left_out}"] if left_out else []
+    if facts:
+        print(printable(f"{path}: {'; '.join(facts)}"), file=sys.stderr, flush=True)
     return sorted(found)
+
+
+def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Yields everything below a folder whose name does not begin with a dot. Links to folders are not entered."""
+    # Entries know their kind without a system call each, which matters for 100,000 files.
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in shown:
+        yield entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(entry.path)
+
+
+def _join_counts(endings: Counter[str]) -> str:
+    return ", ".join(f"{count:,} with {ending}" for ending, count in endings.most_common(3))
 
 
 def fingerprint(files: list[Path]) -> str:
     """Returns a digest that changes when one of the files does."""
-    stats = [(file.resolve(), file.stat()) for file in files]
-    return sha256(*(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats))
+
+    def describe(file: str) -> str:
+        # Only a link needs its target resolved, which takes a system call for each folder of its path.
+        place, stat = os.path.realpath(file) if os.path.islink(file) else os.path.abspath(file), os.stat(file)
+        return f"{place} {stat.st_size} {stat.st_mtime_ns}"
+
+    return sha256(*(describe(str(file)) for file in files))
 
 
 def decode(content: bytes, where: str, offset: int = 0) -> str:
@@ -114,15 +150,23 @@ def decode(content: bytes, where: str, offset: int = 0) -> str:
 
     where: name of the place, for errors. offset: position of the content in its file.
 
-    Raises: UserError with the place and the byte.
+    Raises: UserError with the place and the byte, or with the kind of file that it is instead.
     """
+    if offset == 0:
+        check_kind(content, where)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}: is not UTF-8 (byte 0x{content[error.start]:02x} at offset {offset + error.start}); convert it, for"
-            " instance with iconv -f latin1 -t utf-8, or remove it"
+            " instance with iconv -f cp1252 -t utf-8 OLD > NEW, or remove it"
         ) from None
+
+
+def check_kind(start: bytes, where: str) -> None:
+    """Raises: UserError that names the kind of a file if its first bytes are not those of a text in UTF-8."""
+    if found := kinds.recognize(start):
+        raise UserError(f"{where}: is {found.name}, and not a text in UTF-8; {found.fix}")
 
 
 def join_names(names: Iterable[str]) -> str:

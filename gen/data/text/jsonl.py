@@ -1,50 +1,89 @@
-"""Documents and pairs from files of JSON objects, one per line."""
+"""Documents and pairs from files of JSON objects, one per line, or in one array."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gen.data.text.documents import Document, PairFields, Source, decode, find_files, fingerprint, join_names
+from gen.data.digest import sha256
+from gen.data.text.documents import (
+    Document,
+    PairFields,
+    Source,
+    check_kind,
+    decode,
+    find_files,
+    fingerprint,
+    join_names,
+)
 from gen.errors import UserError
+from gen.files import MAX_JSON_BYTES, read_bytes
 
 SCALARS = (str, int, float)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 BLANK = "\ufeff \t\r\n"
+START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
+PAIRS = (("source", "target"), ("text", "label"), ("text", "target"), ("source", "label"))
+"""Names of the source and of the target of a pair. If a line has several of them, the first is meant."""
 
 
 class Line(NamedTuple):
     """One JSON object and its place."""
 
     where: str
-    """file:line."""
+    """file:line, or the number in an array."""
     value: Mapping[str, object]
 
 
-def jsonl(path: Path) -> Source:
+def jsonl(path: Path, keys: Sequence[str] = ()) -> Source:
     """Returns the lines of a file, or of all .jsonl files below a folder. All lines have the keys of the first.
 
-    Keys: "text" for documents; "source" and "target", or "text" and "label", for pairs.
+    A file may also be one JSON array of objects.
 
-    Raises: UserError if there are no lines, or the first one cannot be used.
+    Fields: "text" for documents; "source" and "target", or "text" and "label", for pairs. If a line has "text", "label" and
+    "source", the label belongs to the text, because "source" then says where the text is from.
+
+    keys: NAME=KEY for fields that have other keys. If they are given, they alone decide which fields are read.
+
+    Raises: UserError if there are no lines, the first one cannot be used, or `keys` are wrong.
     """
+    named = parse_keys(keys)
     files = find_files(path, ".jsonl")
     first = next((line for file in files for line in read_lines(file)), None)
     if first is None:
         raise UserError(f"{path} is empty")
     # The first line decides the form. `read` checks every line against it.
-    form = find_form(first)
+    form = find_form(first, named)
 
     def read() -> Iterator[Document]:
         for file in files:
             for line in read_lines(file):
                 yield Document(form.read_fields(line))
 
-    return Source(read, frozenset(form.read_fields(first)), fingerprint(files), form.pair)
+    # The same files are other documents in another form.
+    digest = sha256(fingerprint(files), repr(sorted(form.keys.items())), repr(form.pair))
+    return Source(read, frozenset(form.keys), digest, form.pair)
+
+
+def parse_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Returns {name of a field: key in the JSON lines} of texts NAME=KEY. {}: no keys are given.
+
+    Raises: UserError if one is not of this form, or the names are not those of a text or a pair.
+    """
+    parts = (key.partition("=") for key in keys)
+    found = {name: key for name, _, key in parts}
+    given = f"--data.keys {' '.join(keys)}"
+    if len(found) < len(keys) or not all(found.values()):
+        raise UserError(f"{given}: each must be NAME=KEY, once for a name, such as text=content")
+    if found and found.keys() != {"text"} and not any(found.keys() == set(pair) for pair in PAIRS):
+        raise UserError(
+            f"{given}: name the key of text, of source and target, or of text and label, such as text=content"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,10 +94,10 @@ class Form:
     """Place of the first line, for errors."""
     names: frozenset[str]
     """All keys."""
-    kept: list[str]
-    """Sorted keys of the fields that are read."""
+    keys: Mapping[str, str]
+    """{field: key} of the fields that are read, sorted."""
     pair: PairFields | None
-    """Keys of the source and the target. None: the lines are documents."""
+    """Fields of the source and the target. None: the lines are documents."""
 
     def read_fields(self, line: Line) -> dict[str, str]:
         """Returns the fields of a line as texts. Raises: UserError if it has other keys, or a value is not a text."""
@@ -68,54 +107,101 @@ class Form:
                 f"{where}: has the keys {join_names(value)}, and {self.where} has {join_names(self.names)}:"
                 " all lines must have the same keys"
             )
-        for key in {*self.kept, *(self.pair or ())}:
+        for key in self.keys.values():
             if not isinstance(value[key], SCALARS):
                 raise UserError(f'{where}: its "{key}" is {json.dumps(value[key])[:40]}, which is not a text')
             # JSON can escape half of a surrogate pair, which has no UTF-8.
             if SURROGATE.search(str(value[key])):
                 raise UserError(f'{where}: its "{key}" has half a character, \\ud800 to \\udfff; leave it out')
-        return {key: str(value[key]) for key in self.kept}
+        return {name: str(value[key]) for name, key in self.keys.items()}
 
 
-def find_form(first: Line) -> Form:
-    """Returns the form of the lines. Raises: UserError if the first line has no text, or a target without a source."""
+def find_form(first: Line, named: Mapping[str, str]) -> Form:
+    """Returns the form of the lines. named: {field: key} that the user gave, or {}.
+
+    Raises: UserError if the first line has none of the fields, or it is not clear which of them make a pair.
+    """
     names = first.value.keys()
-    source = next((key for key in ("source", "text") if key in names), None)
-    target = next((key for key in ("target", "label") if key in names), None)
-    if source is None or (target is None and source != "text"):
+    if missing := set(named.values()) - names:
+        raise UserError(f'--data.keys: {first.where} has no "{min(missing)}"; it has the keys {join_names(names)}')
+    chosen = dict(named) or {name: name for name in guess_fields(first.where, names)}
+    pair = next((PairFields(*pair) for pair in PAIRS if chosen.keys() == set(pair)), None)
+    if pair is not None:
+        # A template may name any other text or number of the line.
+        others = names - set(chosen.values()) - chosen.keys()
+        chosen |= {key: key for key in others if isinstance(first.value[key], SCALARS)}
+    return Form(first.where, frozenset(names), dict(sorted(chosen.items())), pair)
+
+
+def guess_fields(where: str, names: Set[str]) -> tuple[str, ...]:
+    """Returns the names of the fields of a line that has these keys: ("text",), or those of a pair.
+
+    Raises: UserError if there are no such keys, or too many.
+    """
+    if {"text", "label", "target"} <= names:
         raise UserError(
-            f'{first.where}: has the keys {join_names(names)}; a line needs "text", "source" and "target", or "text" and'
-            ' "label"'
+            f'{where}: has "text", "label" and "target"; the fix: --data.keys text=text label=label, or the keys of'
+            " another pair"
         )
-    if target is None:
-        return Form(first.where, frozenset(names), [source], None)
-    # A template may name any other text or number of the line.
-    kept = sorted(key for key, value in first.value.items() if isinstance(value, SCALARS))
-    return Form(first.where, frozenset(names), kept, PairFields(source, target))
+    pair = next((pair for pair in PAIRS if set(pair) <= names), None)
+    if pair is None and "text" not in names:
+        raise UserError(
+            f'{where}: has the keys {join_names(names)}; a line needs "text", "source" and "target", or "text" and'
+            ' "label"; or name its keys, such as --data.keys text=content'
+        )
+    return pair or ("text",)
 
 
 def read_lines(file: Path) -> Iterator[Line]:
     """Yields the JSON objects of a file, without blank lines. Raises: UserError with the place of a wrong line."""
-    offset = 0
     with open(file, "rb") as lines:
+        start = lines.read(START_BYTES)
+        check_kind(start, str(file))
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            yield from read_array(file)
+            return
+        lines.seek(0)
+        offset = 0
         for number, line in enumerate(lines, 1):
             where = f"{file}:{number}"
             content = decode(line, where, offset).strip(BLANK)
             offset += len(line)
             if content:
-                yield Line(where, parse_object(content, where))
+                yield Line(where, check_object(parse_json(content, where), where))
 
 
-def parse_object(content: str, where: str) -> dict[str, object]:
-    """Returns the JSON object of a line. Raises: UserError if it is damaged, or no object."""
+def read_array(file: Path) -> Iterator[Line]:
+    """Yields the JSON objects of a file that is one array. Raises: UserError if it is damaged, large, or no array of objects."""
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise UserError(
+            f"{file} is a JSON array of more than {MAX_JSON_BYTES:,} bytes; write one object a line, for instance with"
+            " jq -c '.[]' OLD > NEW"
+        )
+    found = parse_json(decode(read_bytes(file), str(file)).strip(BLANK), str(file))
+    assert isinstance(found, list)  # it begins with a bracket
+    for number, value in enumerate(found, 1):
+        where = f"{file}: object {number}"
+        yield Line(where, check_object(value, where))
+
+
+def parse_json(content: str, where: str) -> object:
+    """Returns the value of a JSON text. Raises: UserError if it is damaged."""
     try:
-        value = json.loads(content)
+        return json.loads(content)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: is not valid JSON ({error.msg}, column {error.colno})") from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise UserError(
+            f"{where}: is not valid JSON ({error.msg}, {line}column {error.colno}); each line must be one whole object, or"
+            " the file one array of objects"
+        ) from None
     except ValueError:  # Python refuses to convert integers of thousands of digits
         raise UserError(f"{where}: has a number with too many digits; make it a text") from None
     except RecursionError:
         raise UserError(f"{where}: is nested too deeply to be read as JSON; shorten or remove this line") from None
+
+
+def check_object(value: object, where: str) -> dict[str, object]:
+    """Returns the value. Raises: UserError if it is not a JSON object."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: is not a JSON object, such as {{"text": "..."}}')
     return value

@@ -10,12 +10,13 @@ from gen.data.text.documents import Source
 from gen.errors import UserError
 
 
-def open_source(name: str, data_dir: str | None, slices: Sequence[str] | None) -> Source:
+def open_source(name: str, data_dir: str | None, slices: Sequence[str] | None, keys: Sequence[str] = ()) -> Source:
     """Returns the documents of pydoc, text:PATH, jsonl:PATH or a prepared TFDS set.
 
     slices: for a TFDS set, its training, validation and test documents in the slicing syntax of TFDS.
+    keys: for JSON, NAME=KEY for each field that is read under another key than its name.
 
-    Raises: UserError if there is nothing with this name, or it has no slices.
+    Raises: UserError if there is nothing with this name, or it has no slices or no keys.
     """
     # A TFDS name may have a colon too, before its version.
     kind, colon, path = name.partition(":")
@@ -25,10 +26,12 @@ def open_source(name: str, data_dir: str | None, slices: Sequence[str] | None) -
             f"--data.split {','.join(slices)!r}: {name} has no splits to slice; --data.split hash:0.1 holds out a tenth of"
             " the documents, and tail:0.1 the last tenth of the text"
         )
+    if keys and kind != "jsonl":
+        raise UserError(f"--data.keys {' '.join(keys)}: {name} has no keys; they are for --data.name jsonl:PATH")
     if name == "pydoc":
         return documents.pydoc()
     if local:
         if not path:
             raise UserError(f"--data.name {name} has no path; the fix: --data.name {kind}:PATH")
-        return documents.text(Path(path)) if kind == "text" else jsonl.jsonl(Path(path))
+        return documents.text(Path(path)) if kind == "text" else jsonl.jsonl(Path(path), keys)
     return tfds.open_texts(name, data_dir, slices)

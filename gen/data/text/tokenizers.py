@@ -21,6 +21,7 @@ END = "<|endoftext|>"
 FILE = "tokenizer.json"
 MAX_FILE_BYTES = 2**28
 MAX_VOCABULARY = 2**24
+MAX_WORD = 256  # bytes of a word in the training of a bpe. Longer words are cut
 TRAINED = ("byte", "character", "bpe")  # kinds that are made from the data; others are read from a file
 # Other normalizers can make a text longer, and a stranger's tokenizer could fill the memory.
 NORMALIZERS = (type(None), normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
@@ -46,17 +47,22 @@ def character(alphabet: Iterable[str]) -> Tokenizer:
 def bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """Trains a byte-level BPE as GPT-2 does: pairs of tokens inside of words are merged in the order of their frequency.
 
-    It has `vocabulary` tokens, or fewer if the texts have no more pairs. The same texts give the same tokenizer.
+    It has `vocabulary` tokens, or fewer if the texts have no more pairs. The same texts give the same tokenizer. A token has at
+    most MAX_WORD bytes.
 
     Source: Sennrich et al. 2016; Radford et al. 2019.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Training takes a time that grows with the square of the longest word, such as a genome on one line or base64.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(MAX_WORD)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=sorted(BYTES), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # Encoding takes a word of any length in nearly linear time.
+    tokenizer.pre_tokenizer = words
     return _with_end(tokenizer)
 
 

@@ -119,14 +119,21 @@ def target_weights(batch: Batch, dtype: DTypeLike) -> Array:
     return weight[:, 1:]
 
 
-def normalize_weights(weight: Array) -> Array:
+def count_tokens(weight: Array) -> Array:
+    """Returns the number of tokens that count in the global batch, divided by the number of devices, []. weight: [B, T].
+
+    Runs under the axis "data".
+    """
+    return axis.mean(weight.sum())
+
+
+def normalize_weights(weight: Array, count: Array) -> Array:
     """Returns weights [B, T] scaled so that `token_mean` averages over the tokens of the global batch.
 
-    Runs under the axis "data". Devices may hold different numbers of tokens that count, so the mean of their own means would
-    be wrong.
+    Devices may hold different numbers of tokens that count, so the mean of their own means would be wrong.
+
+    count: `count_tokens(weight)`. It is below 1 if fewer tokens count than there are devices.
     """
-    # Tokens that count, per device: a mean over devices, which is below 1 if fewer tokens count than there are devices.
-    count = axis.mean(weight.sum())
     return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 

@@ -67,7 +67,9 @@ class LM(LanguageModel):
         vocab = tokens.vocab + (middle.SENTINELS if self.fill_in_the_middle else 0)
         network = Transformer(self.network, vocab, context, causal=True, dtypes=self.dtypes())
         begin = partial(language.init_params, network, tokens.end)
-        return CausalModel(self, tokens, network, learner.make_learner(self, steps, "transformer", begin))
+        return CausalModel(
+            self, tokens, network, learner.make_learner(self, steps, "transformer", begin, weighted=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,12 @@ class CausalModel:
             mean = language.token_mean(nats, examples.weight)
             return mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.weight), mean
 
-        state, value, gradient = self.learner.step(state, loss, self.examples(batch, key))
+        examples, count = self.examples(batch, key)
+        state, value, gradient = self.learner.step(state, loss, examples, count)
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
-    def examples(self, batch: Batch, key: Key) -> Examples:
-        """Returns the training examples of a batch, with some middles moved and with dropout."""
+    def examples(self, batch: Batch, key: Key) -> tuple[Examples, Array]:
+        """Returns the training examples of a batch, with some middles moved and with dropout, and their `count_tokens`."""
         dropout_key, middle_key = jax.random.split(key)
         # Middles are moved on the device, in the compiled step: data and epochs do not depend on it.
         moved = None
@@ -141,8 +144,9 @@ class CausalModel:
             batch = batch | {"tokens": rearranged.tokens, "counted": rearranged.counted}
             moved = rearranged.moved
         keys = language.dropout_keys(self.config.network, dropout_key, batch["row"])
-        weight = language.normalize_weights(language.target_weights(batch, self.config.loss_dtype()))
-        return Examples(batch["tokens"], weight, moved, keys)
+        weight = language.target_weights(batch, self.config.loss_dtype())
+        count = language.count_tokens(weight)
+        return Examples(batch["tokens"], language.normalize_weights(weight, count), moved, keys), count
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
         """Returns the sums of loss and bits per byte, and the loss at each position of a window ("loss_by_place", [T])."""

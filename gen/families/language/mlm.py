@@ -60,7 +60,9 @@ class MLM(LanguageModel):
         # The mask is one more token, the last of the network's vocabulary. It is never predicted.
         network = Transformer(self.network, tokens.vocab + 1, context, causal=False, dtypes=self.dtypes())
         begin = partial(language.init_params, network, tokens.end)
-        return MaskedModel(self, tokens, network, learner.make_learner(self, steps, "transformer", begin))
+        return MaskedModel(
+            self, tokens, network, learner.make_learner(self, steps, "transformer", begin, weighted=True)
+        )
 
     def protocol(self) -> dict[str, dict[str, str]]:
         """Returns how each metric is estimated. Only the bound on the likelihood gives bits per byte."""
@@ -173,9 +175,10 @@ class MaskedModel:
         """Makes one step on the mean of nats + z_loss log(Z)^2."""
         mask_key, dropout_key = jax.random.split(key)
         examples = self.examples(batch, mask_key)
+        count, chosen = (language.count_tokens(weight) for weight in (examples.loss_weight, examples.chosen_weight))
         examples = examples._replace(
-            loss_weight=language.normalize_weights(examples.loss_weight),
-            chosen_weight=language.normalize_weights(examples.chosen_weight),
+            loss_weight=language.normalize_weights(examples.loss_weight, count),
+            chosen_weight=language.normalize_weights(examples.chosen_weight, chosen),
             dropout_keys=language.dropout_keys(self.config.network, dropout_key, batch["row"]),
         )
 
@@ -185,7 +188,7 @@ class MaskedModel:
             total = mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.loss_weight)
             return total, {"loss": mean, "accuracy": language.token_mean(right, examples.chosen_weight)}
 
-        state, metrics, gradient = self.learner.step(state, loss, examples)
+        state, metrics, gradient = self.learner.step(state, loss, examples, count)
         return state, axis.mean(metrics) | {"gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:

@@ -1,4 +1,8 @@
-"""Distributions to draw the next token from: temperature, top-k, top-p, min-p and a repetition penalty."""
+"""Distributions to draw the next token from: temperature, top-k, top-p, min-p and a repetition penalty.
+
+The filters are those of Hugging Face transformers. Where the probabilities meet a limit exactly, the rounding of float32 does
+not decide which tokens are kept.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ import jax.numpy as jnp
 from gen.core import Array
 from gen.errors import UserError, check_positive
 
+# Relative error of sums of float32 probabilities. A probability that differs from a limit by less is equal to it.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -18,9 +25,9 @@ class Sampling:
     temperature: float = 1.0
     """Divides the logits. 0: always take the most likely token (greedy)."""
     top_k: int | None = None
-    """Draw from the k most likely tokens only (Fan et al. 2018)."""
+    """Draw from the k most likely tokens only, and from those that are as likely as the last of them (Fan et al. 2018)."""
     top_p: float | None = None
-    """Draw from the smallest set of tokens that together have this probability (Holtzman et al. 2020)."""
+    """Draw from the smallest set of tokens that together have this probability (Holtzman et al. 2020). 1: from all tokens."""
     min_p: float | None = None
     """Draw from tokens that have at least this fraction of the most likely token's probability (Nguyen et al. 2024)."""
     repetition_penalty: float = 1.0
@@ -40,7 +47,9 @@ class Sampling:
 def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
     """Returns the logits [B, V] to draw the next token from: -inf for tokens that `sampling` excludes.
 
-    Of equally likely tokens, the first are kept. seen: bool [B, V], tokens that already occur in the text.
+    Of equally likely tokens at the edge of top_p, the first are kept. top_k and min_p keep all of them.
+
+    seen: bool [B, V], tokens that already occur in the text.
     """
     if sampling.repetition_penalty != 1:
         worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
@@ -49,19 +58,25 @@ def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
         return logits
     logits /= sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        logits = _keep(logits, jax.lax.top_k(logits, sampling.top_k)[1], True)
-    if sampling.top_p is not None:
-        order = jnp.argsort(logits, axis=-1, descending=True)
-        p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
-        # A token is kept if the more likely tokens do not reach top_p without it.
-        logits = _keep(logits, order, jnp.cumsum(p, axis=-1) - p < sampling.top_p)
+        last = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
+        logits = jnp.where(logits < last, -jnp.inf, logits)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        logits = _keep_nucleus(logits, sampling.top_p)
     if sampling.min_p is not None:
-        best = logits.max(axis=-1, keepdims=True)
-        logits = jnp.where(logits < best + jnp.log(sampling.min_p), -jnp.inf, logits)
+        p = jax.nn.softmax(logits)
+        least = sampling.min_p * (1 - ROUNDING) * p.max(axis=-1, keepdims=True)
+        logits = jnp.where(p < least, -jnp.inf, logits)
     return logits
 
 
-def _keep(logits: Array, order: Array, keep: Array | bool) -> Array:
-    """Returns logits [B, V], with -inf for all tokens but those tokens of `order` [B, K] for which `keep` is true."""
+def _keep_nucleus(logits: Array, top_p: float) -> Array:
+    """Returns logits [B, V], with -inf for all tokens but the smallest set of tokens with probability `top_p`."""
+    order = jnp.argsort(logits, axis=-1, descending=True)
+    p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
+    # The least likely tokens that have 1 - top_p together are left out. The sum begins with the smallest, for precision.
+    tail = jax.lax.cumsum(p, axis=p.ndim - 1, reverse=True)
+    keep = tail > (1 - top_p) * (1 + ROUNDING)
+    # The most likely token is always kept.
+    keep = keep.at[..., 0].set(True)
     kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, keep, axis=-1, inplace=False)
     return jnp.where(kept, logits, -jnp.inf)

@@ -48,7 +48,8 @@ class Seq2Seq(LanguageModel):
         encoder = Transformer(arch, tokens.vocab, source.shape[0], causal=False, dtypes=dtypes, readout=False)
         decoder = Transformer(arch, tokens.vocab, context, causal=True, dtypes=dtypes, cross=True)
         network = EncoderDecoder(encoder, decoder, tokens.end)
-        return Seq2SeqModel(self, tokens, network, learner.make_learner(self, steps, "transformer", network.init))
+        own = learner.make_learner(self, steps, "transformer", network.init, weighted=True)
+        return Seq2SeqModel(self, tokens, network, own)
 
 
 class Memory(NamedTuple):
@@ -141,15 +142,16 @@ class Seq2SeqModel:
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens of the targets."""
         keys = language.dropout_keys(self.config.network, key, batch["row"])
-        weight = language.normalize_weights(language.target_weights(batch, self.config.loss_dtype()))
-        examples = Examples(batch["source"], batch["tokens"], weight, keys)
+        weight = language.target_weights(batch, self.config.loss_dtype())
+        count = language.count_tokens(weight)
+        examples = Examples(batch["source"], batch["tokens"], language.normalize_weights(weight, count), keys)
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
             nats, log_z, _ = self.predict(params, examples)
             mean = language.token_mean(nats, examples.weight)
             return mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.weight), mean
 
-        state, value, gradient = self.learner.step(state, loss, examples)
+        state, value, gradient = self.learner.step(state, loss, examples, count)
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
