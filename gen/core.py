@@ -91,9 +91,9 @@ class State:
     params: dict[str, Params]
     """Trained parameters, by player or part."""
     opt_state: dict[str, optax.OptState]
-    """Optimizer states, by optimizer."""
+    """Optimizer states, by optimizer. Moments are at least float32, whatever the dtype of params."""
     ema: dict[str, Params] = field(default_factory=dict)
-    """Moving averages of params, used for evaluation and sampling. {}: params are used instead."""
+    """Moving averages of params, at least float32, used for evaluation and sampling. {}: params are used instead."""
     stats: dict[str, Any] = field(default_factory=dict)
     """Values that are estimated and not trained by gradients, such as batch statistics."""
     frozen: dict[str, Params] = field(default_factory=dict)

@@ -27,7 +27,8 @@ class LearnedFamily(core.Family):
     """How a family with one optimizer is trained. Subclass it and add the hyper-parameters of your model."""
 
     ema: float = 0.0
-    """Decay of the moving average of the parameters, which is used for evaluation and sampling. 0: no average."""
+    """Decay of the moving average of the parameters, which is used for evaluation and sampling. 0: no average. The average is at
+    least float32."""
     optim: Optimizer = Optimizer()
     """The optimizer."""
     adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
@@ -37,7 +38,7 @@ class LearnedFamily(core.Family):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
+    """Dtype of parameters. Their averages and the optimizer's moments are at least float32."""
 
     def __post_init__(self):
         if not 0 <= self.ema < 1:
@@ -81,7 +82,7 @@ class Learner:
             params=trained,
             opt_state={self.name: self.tx.init(trained)},
             # The average begins at the parameters themselves, so it needs no correction for a start at zero.
-            ema=trained if self.config.ema else {},
+            ema=descend.begin_average(trained) if self.config.ema else {},
             frozen=frozen,
         )
 

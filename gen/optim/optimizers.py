@@ -15,7 +15,7 @@ import tyro
 
 from gen.core import Array, Params
 from gen.errors import UserError, check_positive
-from gen.optim.descend import norm
+from gen.optim.descend import at_least_float32, norm
 from gen.optim.historical import historical_averaging
 from gen.optim.rules import SGD, Adam, At, Frozen, Muon, Rule, map_with_path
 from gen.optim.schedules import Scalar, schedule
@@ -129,7 +129,7 @@ class Optimizer:
         if self.accumulate > 1:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
-        return tx
+        return _in_float32(tx)
 
     def _rule(self, group: Group) -> Rule:
         """Returns the rule of a group as an object. The names take their hyper-parameters from this config's fields."""
@@ -164,6 +164,24 @@ class Optimizer:
             else optax.identity(),
             optax.scale_by_learning_rate(lambda count: group.lr_factor * lr(count)),
         )
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the transformation with its state and its computations at least float32, whatever the dtype of the parameters.
+
+    Moments in bfloat16 would stand still (see `at_least_float32`). The updates are float32, and are rounded only when they are
+    added to the parameters.
+    """
+
+    def init(params: Params) -> optax.OptState:
+        return tx.init(at_least_float32(params))
+
+    def update(
+        grads: Params, state: optax.OptState, params: Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return tx.update(at_least_float32(grads), state, at_least_float32(params))
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _first_match(groups: Sequence[Group], path: str) -> int:

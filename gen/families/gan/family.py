@@ -70,11 +70,12 @@ class GAN(core.Family):
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
     """Optimizer of D."""
     ema: float = 0.999
-    """Decay of the moving average of G's parameters, which generates the samples. It warms up from 1/10. 0: no average."""
+    """Decay of the moving average of G's parameters, which generates the samples. It warms up from 1/10. 0: no average. The
+    average is at least float32."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
+    """Dtype of parameters. Their averages and the optimizers' moments are at least float32."""
 
     def __post_init__(self):
         check_positive(
