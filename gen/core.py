@@ -154,6 +154,10 @@ class Family:
         """Returns the model for data of this spec, trained for `steps` updates (schedules read it)."""
         raise NotImplementedError
 
+    def count_steps(self, field: str, steps: int) -> int:
+        """Returns how many steps the schedules in one of its fields count in a run of `steps` updates."""
+        return steps
+
     def tiny(self) -> Family:
         """Returns the same family with the smallest sizes that still exercise it. The contract tests train it."""
         raise NotImplementedError
@@ -290,6 +294,9 @@ class Data:
 
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
+
+    def __post_init__(self):
+        check_positive(**{"--data.batch-size": self.batch_size})
 
     def build(self) -> Dataset:
         """Returns the data set. Raises: UserError for anything that the user got wrong."""

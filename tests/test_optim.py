@@ -188,6 +188,17 @@ def test_a_group_may_use_muon():
         ({"groups": (Group("("),)}, "not a regular expression"),
         ({"undecayed": "("}, "not a regular expression"),
         ({"clip": 0.0}, "clip"),
+        ({"lr": -1e-3}, "lr is -0.001; it must be at least 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": WarmupCosine(-1e-3, warmup=2)}, "the smallest value of lr is -0.001"),
+        ({"lr": WarmupLinear(1e-3, end=-1e-4)}, "the smallest value of lr is -0.0001"),
+        ({"b1": 1.5}, "b1 is 1.5; it must be at least 0 and below 1"),
+        ({"b1": Warmup(1.0, warmup=5)}, "the largest value of b1 is 1.0"),
+        ({"b2": 1.0}, "b2 is 1.0"),
+        ({"eps": -1.0}, "eps is -1.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"weight_decay": Piecewise((3,), (0.1, -0.1))}, "the smallest value of weight_decay is -0.1"),
+        ({"historical": -1.0}, "historical is -1.0"),
     ],
 )
 def test_an_impossible_optimizer_is_refused(fields, message):

@@ -225,6 +225,11 @@ WRONG = {
     ),
     "a negative seed": (["vae_digits", "--seed", "-1"], "at least 0"),
     "a schedule out of range": (["vae_digits", "--model.optim.lr", "WarmupCosine(1e-3, warmup=-5)"], "counts steps"),
+    "a negative learning rate": (["vae_digits", "--model.optim.lr", "-1e-3"], "lr is -0.001; it must be at least 0"),
+    "a warm-up that is too long": (
+        ["vae_digits", "--steps", "20", "--model.optim.lr", "WarmupCosine(1e-3, warmup=500)"],
+        '--model.optim.lr "WarmupCosine(peak=0.001, warmup=2, end=0.0)"',
+    ),
     "a folder without a path": (["vae_folder", "--data.name", "folder:"], "folder:PATH"),
     "fsdp under pmap": (["vae_digits", "--parallel.fsdp"], "--parallel.engine jit"),
     "a folder as a class": (["vae_folder", "--data", "folder:PICTURES"], "--data.name folder:PICTURES"),

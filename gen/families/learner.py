@@ -13,7 +13,7 @@ import tyro
 
 from gen import axis, core
 from gen.core import LAUNCH, Adapter, Array, Batch, GenerativeModel, Key, Metrics, Params, Rules, State, Sums
-from gen.errors import UserError, check_positive
+from gen.errors import check_decay, check_positive
 from gen.networks import dtypes
 from gen.optim import Optimizer, adapters, descend
 
@@ -41,8 +41,7 @@ class LearnedFamily(core.Family):
     """Dtype of parameters. Their averages and the optimizer's moments are at least float32."""
 
     def __post_init__(self):
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay, so it must be at least 0 and below 1")
+        check_decay(ema=self.ema)
         check_positive(microbatches=self.microbatches)
 
     def with_adapter(self, adapter: Adapter | None) -> Self:
