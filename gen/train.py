@@ -140,7 +140,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
             validation = monitor.evaluate(state, step) if evaluating else {}
             if evaluating or saving:
                 monitor.check_alarms(state, step, validation)
-            if saving or stopping:
+            if saving or stopping or save.is_best(validation):
                 facts = checkpoint.Facts(logger.length(), validation, saving, record.kept(step, saving))
                 _save(save, engine.whole(state), facts, logger)
             if stopping:

@@ -99,7 +99,8 @@ class Save:
     keep: int = 2
     """Number of latest checkpoints to keep, at least 2. The best one is kept as well."""
     best: tuple[str, Literal["min", "max"]] | None = None
-    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. None: the latest is best."""
+    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. An evaluation that is the best so far saves
+    a checkpoint, also between two of `every`. None: the latest is best."""
 
     def __post_init__(self):
         check_positive(**{"save.every": self.every})
