@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.evaluation.request import encode_request
 from gen.evaluation.score import Subject
+from gen.files import expand_user
 from gen.metrics.classifier import classifier_features
 from gen.metrics.features import Features, pixels
 from gen.metrics.images import ImageSet, extract_features, read_split, read_training
@@ -157,7 +157,7 @@ def load_features(name: str, data: Dataset) -> Features:
     """Returns the features that --features names. Raises: UserError for a file without Inception's weights."""
     if name == "classifier":
         return classifier_features(data)
-    return pixels() if name == "pixels" else inception(Path(name))
+    return pixels() if name == "pixels" else inception(expand_user(name))
 
 
 def generate_images(subject: ImageSubject, n: int) -> ImageSet:

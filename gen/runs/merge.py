@@ -89,7 +89,7 @@ def _whole_config(run: TrainedRun, base: Base) -> Config:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. arguments: None: sys.argv."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge")
+    options = files.expand_paths(tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge"))
     merge(options.run, options.out, options.base, options.trust)
 
 
