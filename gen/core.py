@@ -165,9 +165,7 @@ class Family:
     def inherit(self, base: Family, spec: Spec) -> Family:
         """Returns this family with every field that decides a parameter's shape copied from `base`, for fine-tuning.
 
-        spec: the spec that the base was trained on.
-
-        Raises: UserError if the base is of another family.
+        spec: the spec that the base was trained on. Raises: UserError if the base is of another family.
         """
         # Not isinstance: a subclass may have other parameters.
         if type(self) is not type(base):
@@ -178,10 +176,7 @@ class Family:
         return self
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns this family with its parameters as a fixed base and the adapter trained. None: without an adapter.
-
-        Raises: UserError if the family has no adapters.
-        """
+        """Returns this family with fixed parameters and this adapter. None: without. Raises: UserError if it has no adapters."""
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 
 
@@ -294,9 +289,6 @@ class Data:
 
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
-
-    def __post_init__(self):
-        check_positive(**{"--data.batch-size": self.batch_size})
 
     def build(self) -> Dataset:
         """Returns the data set. Raises: UserError for anything that the user got wrong."""

@@ -103,7 +103,7 @@ def test_the_configs_that_are_checked_include_every_kind():
         (GAN(critic_steps=5, discriminator_optim=Optimizer(lr=WarmupCosine(1e-3, warmup=501))), "the run has 500"),
         (
             VAE(optim=Optimizer(groups=(Group("a", weight_decay=Warmup(1.0, 200)),))),
-            "model.optim.groups.0.weight_decay",
+            "the fix: warmup=10 in the config, or a longer run: --steps 200",
         ),
     ],
 )

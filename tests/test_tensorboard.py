@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from gen.runs.tensorboard import Event, Events
+from gen.runs.tensorboard import Event, Events  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def read(file: Path) -> Iterator[Event]:

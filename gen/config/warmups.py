@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 
@@ -21,9 +22,12 @@ def check_warmups(config: Config) -> None:
         steps = config.model.count_steps(path.split(".")[1], config.steps)
         if warmup > steps:
             longer = config.steps * -(-warmup // steps)
+            shorter = f'--{path.replace("_", "-")} "{replace(schedule, warmup=steps // 10)}"'
+            if re.search(r"\.\d", path):
+                shorter = f"warmup={steps // 10} in the config"  # no option names an element of a tuple
             raise UserError(
                 f"{path} warms up for {warmup} steps, and the run has {steps}, so it would never reach its peak; the fix: "
-                f'--{path.replace("_", "-")} "{replace(schedule, warmup=steps // 10)}", or a longer run: --steps {longer}'
+                f"{shorter}, or a longer run: --steps {longer}"
             )
 
 

@@ -109,6 +109,7 @@ def check(config: Text) -> None:
     """Raises: UserError for options that are wrong whatever the documents are."""
     errors.check_positive(
         **{
+            "--data.batch-size": config.batch_size,
             "--data.length": config.length,
             "--data.min-characters": config.min_characters,
         }

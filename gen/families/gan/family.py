@@ -109,10 +109,11 @@ class GAN(core.Family):
         """Refuses what needs the loss of an example to depend on that example alone, if it does not."""
         penalties = [name for name in ("gradient_penalty", "r1", "r2") if getattr(self, name) != 0.0]
         if penalties and (cause := self.discriminator.coupling()):
+            # Only some discriminators have the option `norm`.
+            norm = " --model.discriminator.norm layer" if getattr(self.discriminator, "norm", "none") == "batch" else ""
             raise UserError(
                 f"{penalties[0]} penalizes the gradient of each score with respect to its own image, but with {cause} a score "
-                "depends on the whole batch; the fix: --model.discriminator.norm layer (or none) "
-                "--model.discriminator.minibatch 0"
+                f"depends on the whole batch; the fix: --model.discriminator.minibatch 0{norm}"
             )
         if self.microbatches > 1 and (cause := self._coupling()):
             raise UserError(
