@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gen import config as configs
 from gen.errors import run_command
+from gen.files import expand_user
 from gen.runtime.hosts import exit_process
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     else:
         from gen.train import train
 
-        train(launch.config, Path(launch.config.workdir or f"runs/{Path(name).stem}"))
+        train(launch.config, expand_user(launch.config.workdir or f"runs/{Path(name).stem}"))
 
 
 if __name__ == "__main__":

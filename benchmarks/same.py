@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 COMMON = "--data.batch-size 16 --log.every 1 --log.no-tensorboard --save.every 6 --evaluate-every 6"
 SHORT = "--steps 12 --steps-per-call 1"
 SMALL = "--data.length 32 --model.network.layers 2 --model.network.width 32 --model.network.heads 2"
+SMALL += " --model.optim.lr WarmupCosine(5e-3,warmup=6)"  # the config's warm-up is longer than these runs
 ENGINES = {
     "pmap on 1": "--parallel.devices 1",
     "pmap on 2": "--parallel.cpu-devices 2",

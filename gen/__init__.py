@@ -42,11 +42,10 @@ def open(path: str | PathLike[str], trust: Sequence[str] = ()) -> Run:
 
     Raises: UserError (gen.errors) if there is no run, or if it is damaged.
     """
-    from pathlib import Path
-
+    from gen.files import expand_user
     from gen.runs.trained import open_run
 
-    return Run(open_run(Path(path), trust), tuple(trust))
+    return Run(open_run(expand_user(path), trust), tuple(trust))
 
 
 class Run:

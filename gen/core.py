@@ -93,9 +93,9 @@ class State:
     params: dict[str, Params]
     """Trained parameters, by player or part."""
     opt_state: dict[str, optax.OptState]
-    """Optimizer states, by optimizer."""
+    """Optimizer states, by optimizer. Moments are at least float32, whatever the dtype of params."""
     ema: dict[str, Params] = field(default_factory=dict)
-    """Moving averages of params, used for evaluation and sampling. {}: params are used instead."""
+    """Moving averages of params, at least float32, used for evaluation and sampling. {}: params are used instead."""
     stats: dict[str, Any] = field(default_factory=dict)
     """Values that are estimated and not trained by gradients, such as batch statistics."""
     frozen: dict[str, Params] = field(default_factory=dict)
@@ -155,6 +155,10 @@ class Family:
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for data of this spec, trained for `steps` updates (schedules read it)."""
         raise NotImplementedError
+
+    def count_steps(self, field: str, steps: int) -> int:
+        """Returns how many steps the schedules in one of its fields count in a run of `steps` updates."""
+        return steps
 
     def tiny(self) -> Family:
         """Returns the same family with the smallest sizes that still exercise it. The contract tests train it."""

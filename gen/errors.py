@@ -38,6 +38,27 @@ def check_positive(**numbers: float) -> None:
             raise UserError(f"{name} is {value}; it must be above 0")
 
 
+def check_not_negative(**numbers: float) -> None:
+    """Raises: UserError for the first named number that is not finite or below 0."""
+    for name, value in numbers.items():
+        if not 0 <= value < float("inf"):
+            raise UserError(f"{name} is {value}; it must be at least 0")
+
+
+def check_decay(**numbers: float) -> None:
+    """Raises: UserError for the first named number outside [0, 1), the range of decays and of dropout rates."""
+    for name, value in numbers.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
+
+
+def check_fraction(**numbers: float) -> None:
+    """Raises: UserError for the first named number outside [0, 1]."""
+    for name, value in numbers.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}; it must be at least 0 and at most 1")
+
+
 def check_seed(seed: int) -> int:
     """Returns the seed. Raises: UserError if it does not fit in 32 unsigned bits."""
     if not 0 <= seed < 2**32:

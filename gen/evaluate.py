@@ -19,6 +19,7 @@ import tyro
 from gen.errors import UserError, run_command
 from gen.evaluation.plan import open_subjects, plan_scores
 from gen.evaluation.score import Options, Score
+from gen.files import expand_paths
 from gen.runs import directory
 
 RUN_ENTRIES = ("checkpoint", "run", "base", "folder")
@@ -29,7 +30,8 @@ DRAWN_ENTRIES = ("labels", "request")
 
 def main() -> None:
     arguments = list(rewrite_request(sys.argv[1:]))
-    print(format_table(scores(tyro.cli(Options, args=arguments, prog="python -m gen.evaluate"))))
+    options = expand_paths(tyro.cli(Options, args=arguments, prog="python -m gen.evaluate"))
+    print(format_table(scores(options)))
 
 
 def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -131,12 +132,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gen"
 
 
-def expand_user(path: Path | str) -> Path:
+def expand_user(path: str | os.PathLike[str]) -> Path:
     """Returns the path with ~ or ~USER replaced by a home folder. Raises: UserError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def expand_paths(options: T) -> T:
+    """Returns a command's options, a frozen dataclass, with ~ replaced in each Path that they hold, at any depth.
+
+    A shell replaces a ~ at the start of a word only, not in --out=~/x. Raises: UserError for an unknown user.
+    """
+    if isinstance(options, Path):
+        return expand_user(options)  # pyright: ignore[reportReturnType]
+    if isinstance(options, tuple):
+        return tuple(expand_paths(each) for each in options)  # pyright: ignore[reportReturnType]
+    if not is_dataclass(options) or isinstance(options, type):
+        return options
+    held = {f.name: getattr(options, f.name) for f in fields(options)}
+    expanded = {name: expand_paths(value) for name, value in held.items()}
+    # Only what has changed is replaced: a dataclass may check its fields again.
+    changed = {name: value for name, value in expanded.items() if value != held[name]}
+    return replace(options, **changed) if changed else options
 
 
 @contextmanager

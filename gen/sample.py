@@ -76,7 +76,7 @@ class Verify:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line of sample.py, and returns the exit status."""
     if any(a.split("=")[0] == "--verify" for a in arguments):
-        return verify(tyro.cli(Verify, args=list(arguments), prog="sample.py"))
+        return verify(files.expand_paths(tyro.cli(Verify, args=list(arguments), prog="sample.py")))
     if arguments and not arguments[0].startswith("-"):
         return _sample_command(arguments)
     print(USAGE)
@@ -85,10 +85,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _sample_command(arguments: Sequence[str]) -> int:
     # The options depend on the run's family, so the run is opened before the other arguments are read.
-    run = open_run(Path(arguments[0]), configs.read_trust(arguments))
+    run = open_run(files.expand_user(arguments[0]), configs.read_trust(arguments))
     medium = find_medium(run.config.data, run.spec)
     options = tyro.cli(Options[run.model.request, medium.options], args=list(arguments), prog="sample.py")
-    sample(options, run, medium)
+    sample(files.expand_paths(options), run, medium)
     return 0
 
 

@@ -63,6 +63,9 @@ def train(config: Config, workdir: Path) -> None:
     Raises: Requeue if the process must be started again, because a signal stopped it or another host has ended.
     """
     begun = time.monotonic()
+    # A run that was begun by an older version has to be finished with the schedules that it was begun with.
+    if not (workdir / "config.json").exists():
+        configs.check_warmups(config)
     with signals.exit_on_signal(config.parallel.grace_seconds), ExitStack() as held:
         config = runs_base.resolve_config(config)
         data, model, engine = build(config)
@@ -137,7 +140,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
             validation = monitor.evaluate(state, step) if evaluating else {}
             if evaluating or saving:
                 monitor.check_alarms(state, step, validation)
-            if saving or stopping:
+            if saving or stopping or save.is_best(validation):
                 facts = checkpoint.Facts(logger.length(), validation, saving, record.kept(step, saving))
                 _save(save, engine.whole(state), facts, logger)
             if stopping:

@@ -62,6 +62,17 @@ def test_parameters_are_restored_without_the_optimizer(folder):
     assert restored.opt_state == {}
 
 
+def test_averages_and_moments_of_an_older_run_in_bfloat16_are_read_as_float32(tmp_path):
+    """Before version 0.3 they had the dtype of the parameters."""
+    old = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, state(3))
+    new = replace(state(3), params=old.params)
+    with checkpoint.saver(tmp_path, Save(), 0) as save:
+        save(old)
+    found = checkpoint.restore(tmp_path, 3, engine.on_one_device(jax.eval_shape(lambda: new)))
+    assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, new)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(a.dtype)), found, old)
+
+
 def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     config = Save(keep=2, best=("loss", "min"))
     folder = saved(tmp_path / "c", config, {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5, 50: 4.0})

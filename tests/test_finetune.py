@@ -190,6 +190,8 @@ def test_an_adapter_continues_exactly_after_its_base_was_moved(copied, runs, tin
     Path("elsewhere/moved").rename("again")
     with pytest.raises(UserError, match="if it was moved: --base DIR"):
         greedy("lora")
+    with pytest.raises(UserError, match="--base nowhere does not exist"):
+        greedy("lora", "--base", "nowhere")
     greedy("lora", "--base", "again")
     manifest = "written/lora/manifest.json"
     with pytest.raises(UserError, match="if it was moved: --base DIR"):
@@ -298,9 +300,19 @@ def too_long(tiny: Any) -> Config:
     return replace(learned(tiny, length=9), init_from="short")
 
 
+def on_a_prompt(tiny: Any) -> Config:
+    begun(narrow(tiny, init_from="base", finetune="prompt"), Path("tuned"))
+    return narrow(tiny, init_from="tuned")
+
+
 WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
     "no base": (lambda tiny: narrow(tiny, finetune="lora"), "--init-from RUN"),
     "no run": (lambda tiny: narrow(tiny, init_from="nothing"), "nothing, .* is not a run directory.*--base DIR"),
+    "no run at --base": (
+        lambda tiny: narrow(tiny, init_from="base", base="nowhere"),
+        "--base nowhere is not a run directory; it has to be where",
+    ),
+    "a prompt, which can't be merged": (on_a_prompt, "is a learned prompt.*; choose a whole run"),
     "no checkpoint": (lambda tiny: narrow(tiny, init_from="empty"), "empty has no checkpoint to start from"),
     "an adapter": (lambda tiny: narrow(tiny, init_from="lora"), "python -m gen.runs.merge lora DIR"),
     "another family": (

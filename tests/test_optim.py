@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ import pytest
 
 from gen.core import Params
 from gen.errors import UserError
-from gen.optim import Group, Optimizer, Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear, descend, schedule
+from gen.optim import Group, Optimizer, Piecewise, Rule, Schedule, Warmup, WarmupCosine, WarmupLinear, descend, schedule
+from gen.optim.rules import At
 
 RNG = np.random.default_rng(0)
 
@@ -207,6 +208,17 @@ def test_a_group_may_use_muon():
         ({"groups": (Group("("),)}, "not a regular expression"),
         ({"undecayed": "("}, "not a regular expression"),
         ({"clip": 0.0}, "clip"),
+        ({"lr": -1e-3}, "lr is -0.001; it must be at least 0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"lr": WarmupCosine(-1e-3, warmup=2)}, "the smallest value of lr is -0.001"),
+        ({"lr": WarmupLinear(1e-3, end=-1e-4)}, "the smallest value of lr is -0.0001"),
+        ({"b1": 1.5}, "b1 is 1.5; it must be at least 0 and below 1"),
+        ({"b1": Warmup(1.0, warmup=5)}, "the largest value of b1 is 1.0"),
+        ({"b2": 1.0}, "b2 is 1.0"),
+        ({"eps": -1.0}, "eps is -1.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"weight_decay": Piecewise((3,), (0.1, -0.1))}, "the smallest value of weight_decay is -0.1"),
+        ({"historical": -1.0}, "historical is -1.0"),
     ],
 )
 def test_an_impossible_optimizer_is_refused(fields, message):
@@ -262,3 +274,53 @@ def test_the_norm_counts_all_numbers():
     grads = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(2), "c": jnp.ones(3, jnp.bfloat16)}
     assert float(descend.norm(grads)) == pytest.approx(math.sqrt(55 + 4 + 3))
     assert float(descend.norm({})) == 0
+
+
+@dataclass(frozen=True)
+class Factored(Rule):
+    """Adafactor's second moments, as a fork would add them."""
+
+    def build(self, at: At) -> optax.GradientTransformation:
+        return optax.scale_by_factored_rms(min_dim_size_to_factor=2)
+
+
+ALL_PARTS = Optimizer(
+    lr=0.1, b2=Piecewise((1,), (0.999, 0.99)), weight_decay=0.1, clip=1.0, historical=0.1, accumulate=2
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Optimizer(), Optimizer(rule="sgd"), Optimizer(rule="muon"), Optimizer(rule=Factored()), ALL_PARTS],
+    ids=["adam", "sgd", "muon", "factored", "all parts"],
+)
+def test_the_moments_of_bfloat16_parameters_are_those_of_float32(config):
+    """Gradients are the same numbers in both dtypes, so the moments must be the same too, and the parameters nearly."""
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), normal_tree(np.random.default_rng(3), MATRICES))
+    whole = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    tx = config.build(3)
+    states = {"half": tx.init(half), "whole": tx.init(whole)}
+    for step in range(3):
+        grads = jax.tree.map(lambda x, step=step: (x * jnp.bfloat16(0.5**step)).astype(jnp.bfloat16), half)
+        exact = jax.tree.map(lambda x: x.astype(jnp.float32), grads)
+        # Both see the parameters of step 0, so that the moments depend on the gradients alone.
+        of_half, states["half"] = tx.update(grads, states["half"], half)
+        of_whole, states["whole"] = tx.update(exact, states["whole"], whole)
+    jax.tree.map(np.testing.assert_array_equal, states["half"], states["whole"])
+    jax.tree.map(np.testing.assert_array_equal, of_half, of_whole)
+    moved = optax.apply_updates(half, of_half)
+    assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_an_average_of_bfloat16_parameters_follows_them():
+    """The parameters stand still from step 0 on, so the average has gone 1 - prod_s decay_s of the way."""
+    start, end, decay, steps = jnp.ones(64, jnp.bfloat16), jnp.full(64, 1.25, jnp.bfloat16), 0.99, 400
+    average = descend.begin_average({"w": start})
+
+    def move(step, average):
+        return descend.update_average(average, {"w": end}, decay, step)
+
+    found = np.asarray(jax.lax.fori_loop(0, steps, move, average)["w"])
+    left = np.prod(np.minimum(decay, (1 + np.arange(steps)) / (10 + np.arange(steps))))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, 1.25 - 0.25 * left, rtol=1e-5)

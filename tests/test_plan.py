@@ -160,6 +160,17 @@ def test_eight_devices_hold_an_eighth_of_a_state_each():
     assert held[True] == pytest.approx(held[False] / 8, rel=0.01)
 
 
+def test_averages_and_moments_of_bfloat16_parameters_count_four_bytes_each():
+    config = replace(of_layers(1), model=replace(of_layers(1).model, param_dtype="bfloat16", ema=0.9))
+    data, _ = inputs.open_data(config)
+    model = config.model.build(data.spec, config.steps)
+    abstract = runtime_engine.compile_engine(model, Parallel(devices=1), 0, config.data.batch_size).abstract
+    n = sum(x.size for x in jax.tree.leaves(abstract.params))
+    assert plan_count.bytes_per_device(abstract.params) == 2 * n
+    assert plan_count.bytes_per_device(abstract.ema) == 4 * n
+    assert plan_count.bytes_per_device(abstract.opt_state) == pytest.approx(8 * n, abs=100)  # and counts of steps
+
+
 def flops(f, *arguments) -> float:
     return plan_count.flops(jax.make_jaxpr(f)(*arguments))
 

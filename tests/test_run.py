@@ -1,6 +1,7 @@
 """Entry scripts as people run them: processes, signals, full disks, wrong input."""
 
 import gzip
+import importlib.util
 import json
 import os
 import re
@@ -225,6 +226,11 @@ WRONG = {
     ),
     "a negative seed": (["vae_digits", "--seed", "-1"], "at least 0"),
     "a schedule out of range": (["vae_digits", "--model.optim.lr", "WarmupCosine(1e-3, warmup=-5)"], "counts steps"),
+    "a negative learning rate": (["vae_digits", "--model.optim.lr", "-1e-3"], "lr is -0.001; it must be at least 0"),
+    "a warm-up that is too long": (
+        ["vae_digits", "--steps", "20", "--model.optim.lr", "WarmupCosine(1e-3, warmup=500)"],
+        '--model.optim.lr "WarmupCosine(peak=0.001, warmup=2, end=0.0)"',
+    ),
     "a folder without a path": (["vae_folder", "--data.name", "folder:"], "folder:PATH"),
     "fsdp under pmap": (["vae_digits", "--parallel.fsdp"], "--parallel.engine jit"),
     "a folder as a class": (["vae_folder", "--data", "folder:PICTURES"], "--data.name folder:PICTURES"),
@@ -241,6 +247,20 @@ def test_wrong_input_to_train_gives_one_short_error(what, gen, tmp_path):
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_gives_one_line_with_the_fix(platform, environment, tmp_path):
+    if platform == "cuda" and importlib.util.find_spec("jax_plugins"):
+        pytest.skip("JAX's plugin for CUDA is installed")
+    command = [sys.executable, ROOT / "train.py", "vae_digits", "--workdir", tmp_path / "run"]
+    env = {**environment, "JAX_PLATFORMS": platform}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert f"JAX cannot start on '{platform}' (JAX_PLATFORMS)" in line
+    assert "the fix: JAX_PLATFORMS=cpu" in line
     assert not (tmp_path / "run").exists()
 
 

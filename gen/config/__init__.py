@@ -21,6 +21,7 @@ from gen.config.files import load
 from gen.config.identity import difference, digest, identity, identity_changed
 from gen.config.launch import Alarms, Faults, Log, Parallel, Save, profile_steps
 from gen.config.objects import parse_object, scalar
+from gen.config.warmups import check_warmups
 
 __all__ = [
     "MAX_INT",
@@ -33,6 +34,7 @@ __all__ = [
     "Log",
     "Parallel",
     "Save",
+    "check_warmups",
     "decode",
     "difference",
     "digest",

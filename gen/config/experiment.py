@@ -58,6 +58,7 @@ class Config:
 
     def __post_init__(self):
         check_positive(steps=self.steps, steps_per_call=self.steps_per_call)
+        check_positive(**{"--data.batch-size": self.data.batch_size})
         check_seed(self.seed)
         # Data from elsewhere may claim anything; larger integers overflow in places that do not check.
         if large := [x for x in walk(self) if isinstance(x, int) and abs(x) >= MAX_INT]:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from gen.config.experiment import Config
 from gen.errors import UserError
+from gen.files import expand_user
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 """The configs that come with a checkout of gen."""
@@ -49,7 +50,7 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
     paths = [folder / file for folder in folders]
     if name.endswith(".py"):
         # A path is relative to the current folder; in a config file, to the file's folder first.
-        paths = [*(paths if _loading.get() else []), Path(name)]
+        paths = [*(paths if _loading.get() else []), expand_user(name)]
     # A derived config may have the name of its base, in another folder.
     found = [path for path in paths if path.is_file() and path.resolve() not in _loading.get()]
     if found:

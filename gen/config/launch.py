@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gen.config.alarm import Alarm
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_fraction, check_not_negative, check_positive
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,14 @@ class Alarms:
             raise UserError(
                 f"alarms.samples is {self.samples}; it must be at least 2, since images are compared in pairs"
             )
+        fractions = ("classes", "entropy", "duplicates", "saturation")
+        check_fraction(**{f"alarms.{name}": getattr(self, name) for name in fractions})
+        check_not_negative(**{"alarms.spread": self.spread})
+        least, most = self.gradient
+        check_not_negative(**{"the minimum of alarms.gradient": least})
+        # No upper bound at all is a choice; below the minimum every gradient would be an alarm.
+        if not least < most:
+            raise UserError(f"alarms.gradient is {least:g} {most:g}; give the minimum, then a larger maximum")
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ class Save:
     keep: int = 2
     """Number of latest checkpoints to keep, at least 2. The best one is kept as well."""
     best: tuple[str, Literal["min", "max"]] | None = None
-    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. None: the latest is best."""
+    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. An evaluation that is the best so far saves
+    a checkpoint, also between two of `every`. None: the latest is best."""
 
     def __post_init__(self):
         check_positive(**{"save.every": self.every})

@@ -25,6 +25,7 @@ from PIL import Image
 
 from gen.data import tfds_sets
 from gen.errors import UserError, run_command
+from gen.files import expand_paths
 
 STOCK = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 """TFDS name -> class of its builder in tensorflow_datasets.image_classification.mnist."""
@@ -57,7 +58,7 @@ class Split(NamedTuple):
 
 def main() -> None:
     """Runs the command."""
-    options = tyro.cli(Options, prog="python -m gen.data.prepare")
+    options = expand_paths(tyro.cli(Options, prog="python -m gen.data.prepare"))
     prepare(options.name, options.source, options.data_dir)
 
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from gen.evaluation.labels import LabelRule, draw_labels
 from gen.evaluation.request import encode_request
 from gen.evaluation.score import Subject
 from gen.families.labels import GIVEN
+from gen.files import expand_user
 from gen.metrics.classifier import OneClassError, classifier_features, untrainable
 from gen.metrics.features import Features, pixels
 from gen.metrics.images import ImageSet, extract_features, read_split, read_training
@@ -211,7 +211,7 @@ def load_features(name: str, data: Dataset) -> Features:
     """Returns the features that --features names. Raises: UserError for a file without Inception's weights."""
     if name == "classifier":
         return classifier_features(data)
-    return pixels() if name == "pixels" else inception(Path(name))
+    return pixels() if name == "pixels" else inception(expand_user(name))
 
 
 def generate_images(subject: ImageSubject, n: int) -> ImageSet:

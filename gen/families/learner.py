@@ -13,7 +13,7 @@ import tyro
 
 from gen import axis, core
 from gen.core import LAUNCH, Adapter, Array, Batch, GenerativeModel, Key, Metrics, Params, Rules, State, Sums
-from gen.errors import UserError, check_positive
+from gen.errors import check_decay, check_positive
 from gen.networks import dtypes
 from gen.optim import Optimizer, adapters, descend
 
@@ -27,7 +27,8 @@ class LearnedFamily(core.Family):
     """How a family with one optimizer is trained. Subclass it and add the hyper-parameters of your model."""
 
     ema: float = 0.0
-    """Decay of the moving average of the parameters, which is used for evaluation and sampling. 0: no average."""
+    """Decay of the moving average of the parameters, which is used for evaluation and sampling. 0: no average. The average is at
+    least float32."""
     optim: Optimizer = Optimizer()
     """The optimizer."""
     adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
@@ -37,11 +38,10 @@ class LearnedFamily(core.Family):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
+    """Dtype of parameters. Their averages and the optimizer's moments are at least float32."""
 
     def __post_init__(self):
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it is a decay, so it must be at least 0 and below 1")
+        check_decay(ema=self.ema)
         check_positive(microbatches=self.microbatches)
 
     def with_adapter(self, adapter: Adapter | None) -> Self:
@@ -81,7 +81,7 @@ class Learner:
             params=trained,
             opt_state={self.name: self.tx.init(trained)},
             # The average begins at the parameters themselves, so it needs no correction for a start at zero.
-            ema=trained if self.config.ema else {},
+            ema=descend.begin_average(trained) if self.config.ema else {},
             frozen=frozen,
         )
 

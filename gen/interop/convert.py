@@ -32,6 +32,7 @@ from gen.families.language import LM, language
 from gen.files import create_folder
 from gen.interop.gpt2 import architecture, describe, from_gpt2, parse_config, to_gpt2
 from gen.runs import checkpoint, directory, trained
+from gen.runtime import backend
 
 PREFIX, HEAD = "transformer.", "lm_head.weight"
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which older versions saved with the weights
@@ -69,6 +70,7 @@ def import_run(folder: Path, workdir: Path) -> int:
 
     Raises: UserError that names what is missing, damaged, or not GPT-2, or if `workdir` is not empty.
     """
+    backend.start_devices()
     if not folder.is_dir():
         raise UserError(
             f"{folder}: there is no such folder; to get a model of the Hub: hf download NAME --local-dir DIR"

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_decay, check_not_negative, check_positive
 from gen.networks import layers
 from gen.networks.dtypes import Dtypes
 from gen.networks.generator import Conditioning
@@ -46,8 +46,7 @@ class Architecture:
     def __post_init__(self):
         # A subclass may have no widths, and no norm either (see `coupling`).
         check_positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        check_decay(dropout=self.dropout)
         if self.minibatch < 0:
             raise UserError(f"minibatch is {self.minibatch}; it is a number of kernels, 0 for none")
 
@@ -123,6 +122,7 @@ class Residual(Architecture):
     def __post_init__(self):
         super().__post_init__()
         check_attention(self.attention, len(self.widths))
+        check_not_negative(halvings=self.halvings)
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Blocks(self, dtypes)

@@ -80,6 +80,7 @@ class DCGAN(Architecture):
 
     def __post_init__(self):
         check_positive(**{"the generator's width": min(self.widths, default=0), "kernel": self.kernel})
+        check_positive(**{"the generator's stride": min(self.strides, default=1)})
         if len(self.widths) != len(self.strides):
             raise UserError(
                 f"the generator has {len(self.widths)} widths and {len(self.strides)} strides; give one stride for each width"

@@ -105,10 +105,28 @@ def _average_parts(
     return jax.tree.map(lambda x, like: (x / parts).astype(like.dtype), sums, shapes)
 
 
-def update_average(ema: Params, params: Params, decay: float, step: Array) -> Params:
-    """Returns the moving average of the parameters after one more step.
+def at_least_float32(tree: Params) -> Params:
+    """Returns the tree with each array of less than 32 bits as float32.
 
-    step: int32 [], steps done before. The decay grows from 1/10 to `decay`, so the average soon forgets the initial values.
+    bfloat16 keeps 8 bits of a number. A decay of 0.99 moves an average by less than that, so the average would stand still.
+    """
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
+def begin_average(params: Params) -> Params:
+    """Returns the moving average of the parameters at step 0: the parameters themselves, at least float32."""
+    return at_least_float32(params)
+
+
+def update_average(ema: Params, params: Params, decay: float, step: Array) -> Params:
+    """Returns the moving average of the parameters after one more step, at least float32 whatever the parameters' dtype.
+
+    ema: from `begin_average`, or from the step before. step: int32 [], steps done before. The decay grows from 1/10 to
+    `decay`, so the average soon forgets the initial values.
     """
     now = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, p: a + ((1 - now) * (p - a)).astype(a.dtype), ema, params)
+
+    def move(a: Array, p: Array) -> Array:
+        return a + ((1 - now) * (p.astype(a.dtype) - a)).astype(a.dtype)
+
+    return jax.tree.map(move, at_least_float32(ema), params)

@@ -14,12 +14,12 @@ import optax
 import tyro
 
 from gen.core import Array, Params
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_not_negative, check_positive
 from gen.optim.accumulation import accumulate
-from gen.optim.descend import norm
+from gen.optim.descend import at_least_float32, norm
 from gen.optim.historical import historical_averaging
 from gen.optim.rules import SGD, Adam, At, Frozen, Muon, Rule, map_with_path
-from gen.optim.schedules import Scalar, schedule
+from gen.optim.schedules import Scalar, check_scalars, schedule
 
 RuleName = Literal["adam", "muon", "sgd", "frozen"]
 """Rules that take their hyper-parameters from the Optimizer's fields. Any other rule is an object with its own fields."""
@@ -56,6 +56,10 @@ class Group:
     weight_decay: Scalar | None = None
     """Weight decay of these parameters. None: the optimizer's."""
 
+    def __post_init__(self):
+        check_not_negative(lr_factor=self.lr_factor)
+        check_scalars(check_not_negative, weight_decay=self.weight_decay)
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -65,13 +69,13 @@ class Optimizer:
     """Update rule: adam (AdamW if weight_decay is set), muon (Jordan 2024: matrices and kernels; Adam for the rest), sgd, or
     frozen. A config file may also give an object of a subclass of gen.optim.Rule, whose own fields replace b1, b2 and eps."""
     lr: Scalar = 1e-3
-    """Learning rate."""
+    """Learning rate, at least 0."""
     b1: Scalar = 0.9
-    """Decay of Adam's first moment, or momentum of muon and sgd."""
+    """Decay of Adam's first moment, or momentum of muon and sgd, in [0, 1)."""
     b2: Scalar = 0.999
-    """Decay of Adam's second moment."""
+    """Decay of Adam's second moment, in [0, 1)."""
     eps: Scalar = 1e-8
-    """Adam's epsilon."""
+    """Adam's epsilon, at least 0."""
     weight_decay: Scalar = 0.0
     """Decoupled weight decay, multiplied by the learning rate. Parameters that match `undecayed` have none."""
     undecayed: str = r"(bias|scale|shift|embedding|pseudo_inputs|prefix)(/kernel)?$"
@@ -91,6 +95,10 @@ class Optimizer:
             raise UserError(f"accumulate is {self.accumulate}; it counts steps, so it must be at least 1")
         if self.clip is not None:
             check_positive(clip=self.clip)
+        check_scalars(check_not_negative, lr=self.lr, weight_decay=self.weight_decay)
+        check_not_negative(historical=self.historical)
+        # Checks b1, b2 and eps.
+        Adam(self.b1, self.b2, self.eps)
         for name, path in [("undecayed", self.undecayed), *(("parameter group", group.path) for group in self.groups)]:
             try:
                 re.compile(path)
@@ -135,7 +143,7 @@ class Optimizer:
         elif self.accumulate > 1:
             every = optax.MultiSteps(tx, self.accumulate)
             tx = optax.GradientTransformation(every.init, every.update)  # pyright: ignore[reportArgumentType]
-        return tx
+        return _in_float32(tx)
 
     def _rule(self, group: Group) -> Rule:
         """Returns the rule of a group as an object. The names take their hyper-parameters from this config's fields."""
@@ -170,6 +178,26 @@ class Optimizer:
             else optax.identity(),
             optax.scale_by_learning_rate(lambda count: group.lr_factor * lr(count)),
         )
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation with its state and its computations at least float32, whatever the dtype of the parameters.
+
+    Moments in bfloat16 would stand still (see `at_least_float32`). The updates are float32, and are rounded only when they are
+    added to the parameters.
+    """
+
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: Params) -> optax.OptState:
+        return inner.init(at_least_float32(params))
+
+    def update(
+        grads: Params, state: optax.OptState, params: Params | None = None, **extra: object
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return inner.update(at_least_float32(grads), state, at_least_float32(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _first_match(groups: Sequence[Group], path: str) -> int:

@@ -13,7 +13,8 @@ import optax
 from optax import contrib
 
 from gen.core import Array, Params
-from gen.optim.schedules import Scalar
+from gen.errors import check_decay, check_not_negative
+from gen.optim.schedules import Scalar, check_scalars
 
 Value = TypeVar("Value")
 At = Callable[[Scalar], optax.Schedule]
@@ -48,6 +49,10 @@ class Adam(Rule):
     eps: Scalar = 1e-8
     """Number added to the root of the second moment."""
 
+    def __post_init__(self):
+        check_scalars(check_decay, b1=self.b1, b2=self.b2)
+        check_scalars(check_not_negative, eps=self.eps)
+
     def build(self, at: At) -> optax.GradientTransformation:
         return scheduled(optax.scale_by_adam, at, b1=self.b1, b2=self.b2, eps=self.eps)
 
@@ -58,6 +63,9 @@ class SGD(Rule):
 
     momentum: Scalar = 0.9
     """Decay of the sum of gradients. 0: plain stochastic gradient descent."""
+
+    def __post_init__(self):
+        check_scalars(check_decay, momentum=self.momentum)
 
     def build(self, at: At) -> optax.GradientTransformation:
         return scheduled(optax.trace, at, decay=self.momentum)
@@ -71,6 +79,9 @@ class Muon(Rule):
     """Decay of the momentum."""
     other: Rule = Adam()
     """Rule for biases, embeddings and other parameters that are not matrices."""
+
+    def __post_init__(self):
+        check_scalars(check_decay, momentum=self.momentum)
 
     def build(self, at: At) -> optax.GradientTransformation:
         def choose(path: str, p: Array) -> str:

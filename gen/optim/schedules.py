@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import optax
@@ -22,6 +24,11 @@ class Schedule:
         """Whether the value at a step depends on the length of the run. If so, the length belongs to the run's identity."""
         return True
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Smallest and largest value at any step. None: unknown, and then the range of the values is not checked."""
+        return None
+
 
 @dataclass(frozen=True)
 class WarmupCosine(Schedule):
@@ -36,6 +43,11 @@ class WarmupCosine(Schedule):
 
     def __post_init__(self):
         _check_warmup(self.warmup)
+        _check_finite(self, self.peak, self.end)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _bounds_after_warmup(self.warmup, self.peak, self.end)
 
     def build(self, steps: int) -> optax.Schedule:
         # `alpha` is the final value as a fraction of the peak, which is undefined for a peak of 0.
@@ -58,6 +70,11 @@ class WarmupLinear(Schedule):
 
     def __post_init__(self):
         _check_warmup(self.warmup)
+        _check_finite(self, self.peak, self.end)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return _bounds_after_warmup(self.warmup, self.peak, self.end)
 
     def build(self, steps: int) -> optax.Schedule:
         down = optax.linear_schedule(self.peak, self.end, max(1, steps - self.warmup))
@@ -77,6 +94,11 @@ class Warmup(Schedule):
 
     def __post_init__(self):
         _check_warmup(self.warmup)
+        _check_finite(self, self.value, self.start)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return min(self.start, self.value), max(self.start, self.value)
 
     def build(self, steps: int) -> optax.Schedule:
         # optax's linear schedule stays at its start if it has no steps.
@@ -101,6 +123,13 @@ class Piecewise(Schedule):
     def __post_init__(self):
         if len(self.values) != len(self.boundaries) + 1 or list(self.boundaries) != sorted(set(self.boundaries)):
             raise UserError(f"{self}: boundaries must ascend, with one value more than boundaries")
+        if min(self.boundaries, default=1) < 1:
+            raise UserError(f"{self}: boundaries are steps at which the value changes, so they must be above 0")
+        _check_finite(self, *self.values)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
 
     def build(self, steps: int) -> optax.Schedule:
         return optax.join_schedules([optax.constant_schedule(v) for v in self.values], list(self.boundaries))
@@ -117,6 +146,32 @@ Scalar = float | Schedule
 def schedule(value: Scalar, steps: int) -> optax.Schedule:
     """Returns the function step -> value of a number or a schedule, for a run of `steps` steps."""
     return value.build(steps) if isinstance(value, Schedule) else optax.constant_schedule(value)
+
+
+def check_scalars(check: Callable[..., None], **scalars: Scalar | None) -> None:
+    """Checks numbers, and the smallest and largest value of schedules, by a function of gen.errors such as check_positive.
+
+    None, and a schedule whose bounds are not known, pass.
+
+    Raises: UserError as `check` does.
+    """
+    for name, value in scalars.items():
+        if not isinstance(value, Schedule):
+            check(**({} if value is None else {name: value}))
+        elif value.bounds is not None:
+            low, high = value.bounds
+            check(**{f"the smallest value of {name}": low, f"the largest value of {name}": high})
+
+
+def _check_finite(of: Schedule, *values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise UserError(f"{of}: its values must be finite numbers")
+
+
+def _bounds_after_warmup(warmup: int, peak: float, end: float) -> tuple[float, float]:
+    # A warm-up starts at 0.
+    values = (0.0, peak, end) if warmup else (peak, end)
+    return min(values), max(values)
 
 
 def _after_warmup(warmup: int, peak: float, then: optax.Schedule) -> optax.Schedule:

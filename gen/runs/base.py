@@ -77,6 +77,11 @@ def resolve_config(config: Config) -> Config:
         return config
     path = location(config)
     base, _ = directory.read_config(path)
+    if base.finetune == "prompt":
+        # It cannot be merged either.
+        raise UserError(
+            f"{path} is a learned prompt, which is nothing without its base; choose a whole run to start from"
+        )
     if base.finetune != "full":
         raise UserError(
             f"{path} is an adapter, which needs its own base; merge it first: python -m gen.runs.merge {path} DIR"
@@ -109,8 +114,10 @@ def _widen(feature: Feature, known: Feature | None) -> Feature:
 def location(config: Config) -> Path:
     """Returns the run directory of a config's base. Raises: UserError if it is not a run directory."""
     assert config.init_from is not None
-    path = Path(config.base or config.init_from)
+    path = files.expand_user(config.base or config.init_from)
     if not (path / "config.json").exists():
+        if config.base:
+            raise UserError(f"--base {path} is not a run directory; it has to be where the run of --init-from is now")
         raise UserError(f"{path}, the base of this run, is not a run directory; if it was moved: --base DIR")
     return path
 
@@ -133,7 +140,10 @@ def base_of_run(workdir: Path, facts: RunFacts, moved: str | None = None) -> Bas
     """
     if facts.base is None:
         return None
-    path, step = Path(moved or workdir / facts.base.path), facts.base.step
+    path = files.expand_user(moved) if moved else workdir / facts.base.path
+    step = facts.base.step
+    if not path.is_dir() and moved:
+        raise UserError(f"--base {path} does not exist; it has to be where the base of {workdir} is now")
     if not path.is_dir():
         raise UserError(f"{workdir} needs its base {path}, which does not exist; if it was moved: --base DIR")
     if moved is None:

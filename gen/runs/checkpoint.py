@@ -11,12 +11,12 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,7 +25,8 @@ from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
-from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, is_sealed, seal
+from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, seal
+from gen.runs.ranking import Facts, best, newest, read_facts, scheduled, score, steps, steps_to_keep, value_of
 from gen.runtime import hosts, signals
 
 __all__ = [
@@ -48,29 +49,15 @@ ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
 DISK_ERRORS = ("no space left", "read-only file system", "permission denied", "disk quota exceeded")
 
 
-class Facts(NamedTuple):
-    """Numbers that are saved with a state, as JSON."""
-
-    metrics_bytes: int = 0
-    """Length of metrics.jsonl at this step. A resumed run truncates the file to it."""
-    validation: Mapping[str, float] = {}
-    """{metric: value} if the step was evaluated. They decide which checkpoint is the best."""
-    due: bool = True
-    """Whether the config asks for this checkpoint. Otherwise it was saved because a signal stopped the run."""
-    faults: Sequence[Sequence[float]] = ()
-    """The last entries of gen.runtime.faults.Record."""
-    merged: str | None = None
-    """The base of a run that gen.runs.merge made, as JSON."""
-
-
 class Saver:
     """Saves states in the background, one at a time. `saver` makes one.
 
     A failed save is raised by the next call or by `close`. On several hosts, all call the same methods.
     """
 
-    def __init__(self, folder: Path, config: Save):
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: Save, best_score: float = -math.inf):
+        """best_score: the best validation metric so far, negated if lower is better."""
+        self.folder, self.config, self.best_score = folder, config, best_score
         self.orbax = ocp.AsyncCheckpointer(_handler())
         self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.last: Future[None] | None = None
@@ -87,7 +74,12 @@ class Saver:
             meta = ocp.args.JsonSave({"format": FORMAT, **content})
             self.orbax.save(path, args=ocp.args.Composite(meta=meta, **items))
             self.last = self.background.submit(self._finish, path)
+            self.best_score = max(self.best_score, value_of(facts.validation, self.config))
             return self.last
+
+    def is_best(self, validation: Mapping[str, float]) -> bool:
+        """Returns whether an evaluation is better than that of every checkpoint. False if `save.best` names no metric."""
+        return self.config.best is not None and value_of(validation, self.config) > self.best_score
 
     def wait(self) -> None:
         """Waits for the last save. Raises: the error with which it failed."""
@@ -113,7 +105,7 @@ class Saver:
         self.orbax.wait_until_finished()
         if hosts.is_first():
             seal(path)
-            for step in sorted(set(steps(self.folder)) - _steps_to_keep(self.folder, self.config)):
+            for step in sorted(set(steps(self.folder)) - steps_to_keep(self.folder, self.config)):
                 shutil.rmtree(self.folder / str(step))
 
 
@@ -123,8 +115,7 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
 
     Steps after `start`, where training continues, are set aside as unsound. What killed saves left is removed.
     """
-    hosts.broadcast(lambda: _tidy(folder, start))
-    save = Saver(folder, config)
+    save = Saver(folder, config, hosts.broadcast(lambda: _begin(folder, config, start)))
     try:
         yield save
     except Requeue:
@@ -137,6 +128,15 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
     save.close()
 
 
+def _begin(folder: Path, config: Save, start: int) -> float:
+    """Tidies the folder, and returns the score of the best sound checkpoint in it. -inf: there is none, or no score."""
+    _tidy(folder, start)
+    if config.best is None:
+        return -math.inf
+    step = best(folder, config, warn=lambda text: None)
+    return -math.inf if step is None else score(folder, step, config)
+
+
 def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
@@ -146,43 +146,6 @@ def _tidy(folder: Path, start: int) -> None:
         if step > start:
             shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
             os.replace(folder / str(step), folder / f"{step}.unsound")
-
-
-def steps(folder: Path) -> list[int]:
-    """Returns the committed steps in ascending order, sound or not."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
-
-
-def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
-    """Returns the newest sound step. None: there is no checkpoint. warn: receives a line for each damaged step.
-
-    Raises: UserError if there are checkpoints and none is sound.
-    """
-    return _first_sound(folder, sorted(steps(folder), reverse=True), warn)
-
-
-def scheduled(folder: Path) -> int | None:
-    """Returns the newest sound step that the config asked for. None: there is none.
-
-    Other steps depend on when a run was stopped, so a rollback to them would not be reproducible.
-    """
-    due = [step for step in sorted(steps(folder), reverse=True) if _is_due(folder, step)]
-    return next((step for step in due if damage(folder, step) is None), None)
-
-
-def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
-    """Returns the sound step with the best validation metric, without one the newest sound step. Otherwise as `newest`."""
-    ranked = sorted(steps(folder), key=lambda step: (_score(folder, step, config), step), reverse=True)
-    return _first_sound(folder, ranked, warn)
-
-
-def read_facts(folder: Path, step: int) -> Facts:
-    """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
-    found = files.read_json(folder / str(step) / "meta" / "metadata")
-    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool}
-    if not isinstance(found, dict) or any(type(found[k]) is not kind for k, kind in kinds.items() if k in found):
-        raise UserError(f"checkpoint {folder / str(step)} has no facts")
-    return Facts(**{name: found[name] for name in Facts._fields if name in found})
 
 
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
@@ -232,47 +195,6 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     # Plain zarr files take half the CPU time of OCDBT, and a manifest of them names the damaged array.
     arrays: dict[str, Any] = {k: ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False) for k in ITEMS}
     return ocp.CompositeCheckpointHandler(meta=ocp.JsonCheckpointHandler(), **arrays)
-
-
-def _steps_to_keep(folder: Path, config: Save) -> set[int]:
-    """Returns the last sealed steps, the last scheduled one (a rollback needs it) and the best one.
-
-    An unsealed step can go: it is saved again as soon as training reaches it.
-    """
-    sealed = [step for step in steps(folder) if is_sealed(folder / str(step))]
-    due = [step for step in sealed if _is_due(folder, step)]
-    ranked = sorted(sealed, key=lambda step: (_score(folder, step, config), step))
-    return {*sealed[-config.keep :], *due[-1:], *ranked[-1:]}
-
-
-def _is_due(folder: Path, step: int) -> bool:
-    try:
-        return read_facts(folder, step).due
-    except (OSError, UserError):
-        return False
-
-
-def _score(folder: Path, step: int, config: Save) -> float:
-    """Returns the validation metric of a step, negated if lower is better. -inf: the step was not evaluated."""
-    if config.best is None:
-        return 0.0
-    metric, end = config.best
-    try:
-        value = float(read_facts(folder, step).validation[metric])
-    except (OSError, UserError, KeyError, TypeError, ValueError, OverflowError):
-        return -float("inf")
-    return value if end == "max" else -value
-
-
-def _first_sound(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
-    for step in order:
-        reason = damage(folder, step)
-        if reason is None:
-            return step
-        warn(f"checkpoint {folder / str(step)} is unsound and not used: {reason}")
-    if order:
-        raise UserError(f"no sound checkpoint in {folder}; start again in another --workdir, or restore the folder")
-    return None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from gen.config import Config
 from gen.core import State
 from gen.data.text import tokenizers
 from gen.errors import UserError, run_command
+from gen.optim.descend import begin_average
 from gen.runs import checkpoint, directory
 from gen.runs.base import Base, read_weights
 from gen.runs.trained import TrainedRun, open_run, sample_command
@@ -69,7 +70,9 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     config = _whole_config(run, base)
     directory.write_config(folder, config, run.facts.data)
     with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
-        whole = State(jax.numpy.int32(step), params=merged, opt_state={}, ema=merged if state.ema else {})
+        whole = State(
+            jax.numpy.int32(step), params=merged, opt_state={}, ema=begin_average(merged) if state.ema else {}
+        )
         save(whole, checkpoint.Facts(merged=json.dumps(base.record(run.workdir)._asdict())))
 
 
@@ -86,7 +89,7 @@ def _whole_config(run: TrainedRun, base: Base) -> Config:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. arguments: None: sys.argv."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge")
+    options = files.expand_paths(tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge"))
     merge(options.run, options.out, options.base, options.trust)
 
 

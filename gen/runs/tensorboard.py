@@ -32,7 +32,8 @@ with _hide_module("torch"):
 class Events:
     """An event file, events.* in a run directory.
 
-    A resumed run adds a file. Of the earlier files TensorBoard then shows what they hold up to step `start`.
+    A resumed run adds a file. Of the earlier files TensorBoard then shows what they hold up to step `start`, the step of the
+    checkpoint, itself included.
     """
 
     def __init__(self, workdir: Path, start: int):
@@ -40,7 +41,8 @@ class Events:
         # The synchronous writer: SummaryWriter's thread dies when the disk is full, and its queue then blocks the run.
         self.writer = EventsWriter(str(workdir / "events"))
         if resumed:
-            self._write(start, session_log=SessionLog(status=SessionLog.START))
+            # TensorBoard forgets everything from the step of this event on, so it is the first step that is written again.
+            self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes metrics of a step as "split/metric"."""

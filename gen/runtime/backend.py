@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -30,7 +31,8 @@ MAX_CPUS = 8
 def start_backend(config: Parallel) -> None:
     """Sets up JAX's backend. Call it before the first array is made. Compiled programs are kept in the user's cache folder.
 
-    Raises: UserError if there are fewer devices than the config asks for.
+    Raises: UserError if JAX cannot start on the platform of JAX_PLATFORMS, or if there are fewer devices than the config asks
+    for.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{_instructions()}"))
@@ -45,6 +47,7 @@ def start_backend(config: Parallel) -> None:
         except RuntimeError:
             raise UserError("cpu_devices can only be set before JAX starts, and JAX has started") from None
     hosts.join(config.coordinator, config.hosts, config.host, config.startup_seconds, config.heartbeat_seconds)
+    start_devices()
     if config.devices is not None and config.devices > jax.device_count():
         raise UserError(
             f"parallel.devices is {config.devices}, and there are {jax.device_count()} {jax.default_backend()} devices; "
@@ -52,6 +55,32 @@ def start_backend(config: Parallel) -> None:
         )
     if config.devices not in (None, jax.device_count()) and hosts.count() > 1:
         raise UserError("several hosts always use all of their devices; the fix: leave out --parallel.devices")
+
+
+def start_devices() -> None:
+    """Starts JAX on its platform, if it has not started. Raises: UserError with the fix if it cannot."""
+    try:
+        jax.devices()
+    # JAX fails an assertion if it asks for CUDA, and neither its plugin nor a GPU is there.
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        # JAX ends its reason with a fix of its own, in parentheses.
+        reason = str(error).partition(" (")[0].strip(" .") or "no such device or plugin was found"
+        raise UserError(
+            f"JAX cannot start on {asked!r} (JAX_PLATFORMS): {reason}; the fix: JAX_PLATFORMS=cpu{_install(asked)}"
+            if asked
+            else f"JAX cannot start: {reason}; the fix: JAX_PLATFORMS=cpu"
+        ) from None
+
+
+def _install(asked: str) -> str:
+    """Returns the other fix for platforms whose package is missing, "" if it is installed or there is none."""
+    names = asked.split(",")
+    if {"gpu", "cuda"} & set(names) and importlib.util.find_spec("jax_plugins") is None:
+        return ", or for an NVIDIA GPU: pip install 'gen[gpu]'"
+    if "tpu" in names and importlib.util.find_spec("libtpu") is None:
+        return ", or for a TPU: pip install 'gen[tpu]'"
+    return ""
 
 
 def _keep_memory() -> None:

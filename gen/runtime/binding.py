@@ -184,9 +184,11 @@ def data_axis(devices: int, processes: int, tensor: int) -> int:
             f"{processes} hosts have {devices} devices, and this host has {local}; each host needs the same number"
         )
     if local % tensor:
+        # Several hosts always use all of their devices.
+        other = ", or --parallel.devices" if processes == 1 else ""
         raise UserError(
-            f"the {local} devices of a host can't be divided by --parallel.tensor {tensor}; the fix: a divisor of {local}, "
-            "or --parallel.devices"
+            f"the {local} devices of a host can't be divided by --parallel.tensor {tensor}; the fix: a divisor of "
+            f"{local}{other}"
         )
     return devices // tensor
 

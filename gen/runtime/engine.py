@@ -253,7 +253,7 @@ def _check_batch(batch_size: int, data: int, together: int) -> None:
         packs = f" in packs of {together}" if together > 1 else ""
         raise UserError(
             f"a batch of {batch_size} can't be divided among {data} devices{packs}; "
-            f"the fix: --data.batch-size {max(unit, batch_size // unit * unit)}, or --parallel.devices"
+            f"the fix: --data.batch-size {max(unit, batch_size // unit * unit)}, or another --parallel.devices"
         )
 
 

@@ -82,9 +82,11 @@ class Record:
         if self.config.action == "stop" or now.bad >= self.config.patience:
             why = f"{now.bad} bad steps since the last checkpoint" if now.bad > 1 else "a bad step"
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in self.losses)
+            # What has just failed is no advice.
+            other = ", or --faults.action rollback" if self.config.action == "stop" else ""
             raise UserError(
                 f"stopped at step {step} by {why} (not finite, or a jump: {shown}); the last checkpoint is kept. A lower "
-                "learning rate or clipped gradients (optim.clip) may help, or --faults.action rollback"
+                f"learning rate or clipped gradients (optim.clip) may help{other}"
             )
         return True
 

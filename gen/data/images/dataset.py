@@ -104,6 +104,7 @@ class Images(core.Data):
 def check(config: Images) -> None:
     """Raises: UserError for options that are wrong whatever the images are."""
     errors.check_positive(**{"--data.batch-size": config.batch_size})
+    errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:
         errors.check_positive(**{"--data.size": config.size})
     if config.name == "folder:":

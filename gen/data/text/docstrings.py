@@ -16,6 +16,7 @@ from typing import Annotated
 import tyro
 
 from gen.errors import UserError, run_command
+from gen.files import expand_paths
 
 EXCLUDED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
 MAX_CHARACTERS = 2000  # longest function that becomes a pair
@@ -80,7 +81,7 @@ def write(options: Options) -> None:
 
 def main() -> None:
     """Runs the command."""
-    write(tyro.cli(Options, prog="python -m gen.data.text.docstrings"))
+    write(expand_paths(tyro.cli(Options, prog="python -m gen.data.text.docstrings")))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from gen import core
 from gen.core import LAUNCH, GenerativeModel, Spec
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_decay, check_not_negative, check_positive
 from gen.families.gan.ada import ADA
 from gen.families.gan.augment import Augmentation
 from gen.families.gan.losses import NonSaturating, Objective
@@ -23,6 +23,7 @@ from gen.networks.discriminator import Discriminator
 from gen.networks.dtypes import module_dtypes
 from gen.networks.generator import Conditioning
 from gen.optim import Optimizer, Scalar, schedule
+from gen.optim.schedules import check_scalars
 
 PROTOCOL = {
     "paired_accuracy": {"pairs": "each held-out image and a generated one, scores compared"},
@@ -70,22 +71,20 @@ class GAN(core.Family):
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
     """Optimizer of D."""
     ema: float = 0.999
-    """Decay of the moving average of G's parameters, which generates the samples. It warms up from 1/10. 0: no average."""
+    """Decay of the moving average of G's parameters, which generates the samples. It warms up from 1/10. 0: no average. The
+    average is at least float32."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of parameters."""
+    """Dtype of parameters. Their averages and the optimizers' moments are at least float32."""
 
     def __post_init__(self):
         check_positive(
             latent=self.latent, pack=self.pack, critic_steps=self.critic_steps, microbatches=self.microbatches
         )
-        for name in ("feature_matching", "gradient_penalty", "r1", "r2"):
-            # The values of a schedule are not known here.
-            if isinstance(value := getattr(self, name), float | int) and not value >= 0:
-                raise UserError(f"{name} is {value}; it must be at least 0")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"ema is {self.ema}; it must be at least 0 and below 1")
+        check_not_negative(feature_matching=self.feature_matching, gradient_penalty=self.gradient_penalty)
+        check_scalars(check_not_negative, r1=self.r1, r2=self.r2)
+        check_decay(ema=self.ema)
         if self.one_sided and not self.gradient_penalty:
             raise UserError("one_sided is a form of gradient_penalty, which is 0; the fix: --model.gradient-penalty 10")
         self._check_conditioning()
@@ -110,10 +109,11 @@ class GAN(core.Family):
         """Refuses what needs the loss of an example to depend on that example alone, if it does not."""
         penalties = [name for name in ("gradient_penalty", "r1", "r2") if getattr(self, name) != 0.0]
         if penalties and (cause := self.discriminator.coupling()):
+            # Only some discriminators have the option `norm`.
+            norm = " --model.discriminator.norm layer" if getattr(self.discriminator, "norm", "none") == "batch" else ""
             raise UserError(
                 f"{penalties[0]} penalizes the gradient of each score with respect to its own image, but with {cause} a score "
-                "depends on the whole batch; the fix: --model.discriminator.norm layer (or none) "
-                "--model.discriminator.minibatch 0"
+                f"depends on the whole batch; the fix: --model.discriminator.minibatch 0{norm}"
             )
         if self.microbatches > 1 and (cause := self._coupling()):
             raise UserError(
@@ -135,6 +135,9 @@ class GAN(core.Family):
     @property
     def _objective_name(self) -> str:
         return type(self.objective).__name__
+
+    def count_steps(self, field: str, steps: int) -> int:
+        return steps * self.critic_steps if field == "discriminator_optim" else steps
 
     def tiny(self) -> GAN:
         return replace(
@@ -165,8 +168,7 @@ class GAN(core.Family):
             penalties=self.penalties(steps),
             feature_matching=self.feature_matching,
             g_optimizer=self.generator_optim.build(steps),
-            # Its schedules count the steps of D.
-            d_optimizer=self.discriminator_optim.build(steps * self.critic_steps),
+            d_optimizer=self.discriminator_optim.build(self.count_steps("discriminator_optim", steps)),
             critic_steps=self.critic_steps,
             ema=self.ema,
             microbatches=self.microbatches,

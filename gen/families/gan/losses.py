@@ -15,7 +15,7 @@ from jax.nn import relu, softplus
 
 from gen import axis
 from gen.core import Array
-from gen.errors import UserError
+from gen.errors import check_decay
 
 LOG_2 = 0.6931471805599453
 
@@ -58,8 +58,7 @@ class Smoothed(Objective):
     """One-sided label smoothing: D's target for real images is 1 - smoothing (Salimans et al. 2016, section 3.4)."""
 
     def __post_init__(self):
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing is {self.smoothing}; it must be at least 0 and below 1")
+        check_decay(smoothing=self.smoothing)
 
     @property
     def target(self) -> float:

@@ -76,7 +76,7 @@ class GANModel:
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state={"generator": self.g_optimizer.init(g), "discriminator": self.d_optimizer.init(d)},
-            ema={"generator": g} if self.ema else {},
+            ema={"generator": descend.begin_average(g)} if self.ema else {},
             stats=stats,
         )
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from gen import axis, core
 from gen.core import Array, Batch, Key, Params, Spec, Sums
-from gen.errors import UserError
+from gen.errors import UserError, check_not_negative
 from gen.families.learner import LearnedFamily
 from gen.networks.positions import locate_tokens
 from gen.networks.transformer import Architecture, Transformer
@@ -34,8 +34,7 @@ class LanguageModel(LearnedFamily):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.z_loss < 0:
-            raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
+        check_not_negative(z_loss=self.z_loss)
 
     def tiny(self) -> Self:
         return replace(self, network=self.network.tiny())

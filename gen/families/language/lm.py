@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gen import axis, core
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_fraction, check_positive
 from gen.families import learner
 from gen.families.language import decoding, language, losses, middle
 from gen.families.language.language import LanguageModel, Tokens
@@ -31,8 +31,7 @@ class LM(LanguageModel):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.fill_in_the_middle <= 1:
-            raise UserError(f"fill_in_the_middle is {self.fill_in_the_middle}; it must be in [0, 1]")
+        check_fraction(fill_in_the_middle=self.fill_in_the_middle)
 
     def inherit(self, base: core.Family, spec: Spec) -> LM:
         own = super().inherit(base, spec)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from gen import core
 from gen.core import GenerativeModel, Spec
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_not_negative, check_positive
 from gen.families.labels import num_classes
 from gen.families.learner import LearnedFamily, make_learner
 from gen.families.vae.bounds import BoundEstimator, BoundReport
@@ -28,6 +28,7 @@ from gen.families.vae.priors import Prior, StandardNormal, VampPrior
 from gen.families.vae.sampling import Request, Sampler
 from gen.networks.vae import Architecture, Perceptron
 from gen.optim import Scalar, schedule
+from gen.optim.schedules import check_scalars
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,7 @@ class VAE(LearnedFamily):
         super().__post_init__()
         check_positive(**{"the number of latents": min(self.latents, default=0), "samples": self.samples})
         check_positive(validation_samples=self.validation_samples, test_samples=self.test_samples)
-        # A schedule of beta is not checked here: its values depend on the step.
-        for name in ("beta", "free_bits"):
-            if isinstance(value := getattr(self, name), float | int) and not value >= 0:
-                raise UserError(f"{name} is {value}; it must be at least 0")
+        check_scalars(check_not_negative, beta=self.beta, free_bits=self.free_bits)
         self._check_objective()
         if self.free_bits != 0.0 and self.microbatches > 1:
             raise UserError(

@@ -65,6 +65,9 @@ class GaussianMixture(Prior):
     components: int = 200
     """Number of Gaussians."""
 
+    def __post_init__(self):
+        check_positive(components=self.components)
+
     def init(self, key: Key, latent: int, image: Feature, dtype: DTypeLike) -> Params:
         # The mixture starts near N(0, I): its variance is 0.7^2 + exp(-0.3)^2, about 1.
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_decay, check_positive
 
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
 """Tensor parallelism (Shoeybi et al. 2019).
@@ -68,8 +68,7 @@ class Architecture:
             raise UserError(
                 f"rotary positions rotate pairs of channels, and a head has {self.width // self.heads}; make it even"
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        check_decay(dropout=self.dropout)
 
     def tiny(self) -> Architecture:
         """Returns the smallest architecture of the same kind, for tests."""

@@ -1,0 +1,43 @@
+"""Warm-ups that are longer than the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+
+from gen.config.experiment import Config
+from gen.errors import UserError
+from gen.optim import Schedule
+
+
+def check_warmups(config: Config) -> None:
+    """Checks the schedules of a run that is about to be trained. Finished runs with such schedules can still be opened.
+
+    Raises: UserError for a schedule whose `warmup` is longer than the run: it would never reach its peak.
+    """
+    for path, schedule in find_schedules(config.model, "model"):
+        warmup = getattr(schedule, "warmup", 0)
+        # A discriminator makes several steps in each step of the run, and its schedules count them.
+        steps = config.model.count_steps(path.split(".")[1], config.steps)
+        if warmup > steps:
+            longer = config.steps * -(-warmup // steps)
+            shorter = f'--{path.replace("_", "-")} "{replace(schedule, warmup=steps // 10)}"'
+            if re.search(r"\.\d", path):
+                shorter = f"warmup={steps // 10} in the config"  # no option names an element of a tuple
+            raise UserError(
+                f"{path} warms up for {warmup} steps, and the run has {steps}, so it would never reach its peak; the fix: "
+                f"{shorter}, or a longer run: --steps {longer}"
+            )
+
+
+def find_schedules(x: object, path: str) -> Iterator[tuple[str, Schedule]]:
+    """Yields ("path.to.field", schedule) for each schedule in a config."""
+    if isinstance(x, Schedule):
+        yield path, x
+    elif is_dataclass(x):
+        for f in fields(x):
+            yield from find_schedules(getattr(x, f.name), f"{path}.{f.name}")
+    elif isinstance(x, tuple):
+        for i, element in enumerate(x):
+            yield from find_schedules(element, f"{path}.{i}")
