@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import jax
 import orbax.checkpoint as ocp
@@ -25,7 +24,7 @@ from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
-from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, is_sealed, seal
+from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, is_sealed, seal, set_aside
 from gen.runtime import hosts, signals
 
 __all__ = [
@@ -36,6 +35,7 @@ __all__ = [
     "damage",
     "digest",
     "newest",
+    "newest_with",
     "read_facts",
     "restore",
     "saver",
@@ -57,8 +57,10 @@ class Facts(NamedTuple):
     """{metric: value} if the step was evaluated. They decide which checkpoint is the best."""
     due: bool = True
     """Whether the config asks for this checkpoint. Otherwise it was saved because a signal stopped the run."""
-    faults: Sequence[Sequence[float]] = ()
+    faults: Sequence[Sequence[object]] = ()
     """The last entries of gen.runtime.faults.Record."""
+    healthy: bool = True
+    """Whether the losses and gradients before it were not far outside of the run's history."""
     merged: str | None = None
     """The base of a run that gen.runs.merge made, as JSON."""
 
@@ -141,11 +143,9 @@ def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover)
-    # Renamed, not removed: a person may want to look at them.
     for step in steps(folder):
         if step > start:
-            shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
-            os.replace(folder / str(step), folder / f"{step}.unsound")
+            set_aside(folder / str(step))
 
 
 def steps(folder: Path) -> list[int]:
@@ -166,8 +166,13 @@ def scheduled(folder: Path) -> int | None:
 
     Other steps depend on when a run was stopped, so a rollback to them would not be reproducible.
     """
-    due = [step for step in sorted(steps(folder), reverse=True) if _is_due(folder, step)]
-    return next((step for step in due if damage(folder, step) is None), None)
+    return newest_with(folder, "due")
+
+
+def newest_with(folder: Path, fact: Literal["due", "healthy"]) -> int | None:
+    """Returns the newest sound step that has this fact. None: there is none."""
+    found = [step for step in sorted(steps(folder), reverse=True) if _has(folder, step, fact)]
+    return next((step for step in found if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
@@ -179,7 +184,7 @@ def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
 def read_facts(folder: Path, step: int) -> Facts:
     """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
     found = files.read_json(folder / str(step) / "meta" / "metadata")
-    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool}
+    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool, "healthy": bool}
     if not isinstance(found, dict) or any(type(found[k]) is not kind for k, kind in kinds.items() if k in found):
         raise UserError(f"checkpoint {folder / str(step)} has no facts")
     return Facts(**{name: found[name] for name in Facts._fields if name in found})
@@ -235,19 +240,19 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _steps_to_keep(folder: Path, config: Save) -> set[int]:
-    """Returns the last sealed steps, the last scheduled one (a rollback needs it) and the best one.
+    """Returns the last sealed steps, the last scheduled one (a rollback needs it), the last healthy one and the best one.
 
     An unsealed step can go: it is saved again as soon as training reaches it.
     """
     sealed = [step for step in steps(folder) if is_sealed(folder / str(step))]
-    due = [step for step in sealed if _is_due(folder, step)]
+    due, good = ([step for step in sealed if _has(folder, step, fact)] for fact in ("due", "healthy"))
     ranked = sorted(sealed, key=lambda step: (_score(folder, step, config), step))
-    return {*sealed[-config.keep :], *due[-1:], *ranked[-1:]}
+    return {*sealed[-config.keep :], *due[-1:], *good[-1:], *ranked[-1:]}
 
 
-def _is_due(folder: Path, step: int) -> bool:
+def _has(folder: Path, step: int, fact: Literal["due", "healthy"]) -> bool:
     try:
-        return read_facts(folder, step).due
+        return getattr(read_facts(folder, step), fact)
     except (OSError, UserError):
         return False
 
