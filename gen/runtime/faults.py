@@ -52,6 +52,9 @@ class Verdict(NamedTuple):
     """Why the run must stop. None: it goes on."""
 
 
+NOTHING = Verdict()
+
+
 def guards(config: Faults) -> bool:
     """Returns whether the engine must discard bad steps as they happen."""
     return config.action != "stop" or config.spike is not None
@@ -59,7 +62,7 @@ def guards(config: Faults) -> bool:
 
 def is_gradient(name: str) -> bool:
     """Returns whether a metric is a gradient norm: "gradient", or "gradient/PLAYER"."""
-    return name.split("/")[0] == "gradient"
+    return name.startswith("gradient") and name.split("/")[0] == "gradient"
 
 
 def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
@@ -82,12 +85,10 @@ def after(
     """Returns the history with one more step. values: the metrics of the step; losses: the names of its losses."""
     if values.get("skipped"):
         return history._replace(bad=history.bad + 1)
+    loss = levels.after(history.loss, sum([values[name] for name in losses]), kind)
     norms = [value for name, value in values.items() if is_gradient(name)]
-    return History(
-        history.bad,
-        levels.after(history.loss, sum(values[name] for name in losses), kind),
-        levels.after(history.gradient, math.hypot(*norms), GRADIENT) if norms else history.gradient,
-    )
+    gradient = levels.after(history.gradient, math.hypot(*norms), GRADIENT) if norms else history.gradient
+    return History(history.bad, loss, gradient)
 
 
 class Record:
@@ -120,11 +121,16 @@ class Record:
         """
         old, self.now = self.now, after(self.now, values, self.losses, self.kind)
         if step in self.ends:
-            self.at = {end: history for end, history in self.at.items() if end in self.ends} | {step: self.now}
+            self.at[step] = self.now
+            if len(self.at) > len(self.ends):
+                del self.at[min(self.at)]
         if values.get("skipped"):
             self._check_patience(step, values)
             return Verdict(bad=True)
-        return Verdict(False, tuple(self._reports(step, old)), self._exploded())
+        loss, gradient = self.now.loss, self.now.gradient
+        if loss.above or loss.remarked == loss.count or gradient.above or gradient.remarked == gradient.count:
+            return Verdict(False, tuple(self._reports(step, old)), self._exploded())
+        return NOTHING
 
     def is_sound(self) -> bool:
         """Returns whether the last steps were not far outside of the run's history. Their state can be used again."""

@@ -15,7 +15,9 @@ START = 50
 MEMORY = 200
 """Number of values that the running means remember, roughly."""
 MAX_DEVIATIONS = 20.0
-"""A loss is far outside its history if it is this number of standard deviations above it, and more than a tenth of its size."""
+"""A loss is far outside its history if it is this number of standard deviations above it."""
+MIN_JUMP = 0.1
+"""A loss does not jump by less than this part of its mean."""
 MAX_START_RATIO = 10.0
 """Before `START` values are known, a value is far away if it is above this number of times the first one."""
 MAX_GRADIENT_RATIO = 100.0
@@ -76,52 +78,52 @@ def limit(level: Level, kind: Kind) -> float:
     """
     if not level.count:
         return math.inf
-    if level.count < START:
+    count, _, _, _, _, low, high, noise, _, _ = level
+    if count < START:
         # `low` is the first value.
-        return level.low + ((kind.ratio or MAX_START_RATIO) - 1) * max(abs(level.low), 1.0)
+        return low + ((kind.ratio or MAX_START_RATIO) - 1) * max(abs(low), 1.0)
     if kind.ratio is not None:
-        return kind.ratio * max(level.high, MIN_GRADIENT)
+        return kind.ratio * max(high, MIN_GRADIENT)
     # If the loss never fell, its noise is not known, and its own size replaces it.
-    least = 0.1 * abs(level.low) if level.noise else max(abs(level.low), 1.0)
-    width = level.high - level.low
-    away = max(MAX_DEVIATIONS * level.noise, least, 2 * width if kind.climbs else width)
-    return (level.high if kind.climbs else level.low) + away
+    least = 0.1 * abs(low) if noise else max(abs(low), 1.0)
+    if kind.climbs:
+        return high + max(MAX_DEVIATIONS * noise, least, 2 * (high - low))
+    return low + max(MAX_DEVIATIONS * noise, least, high - low)
 
 
 def jump(level: Level, kind: Kind) -> float:
     """Returns the value above which a single value is far outside its history. inf: nothing is known yet."""
     if level.count < START or kind.ratio is not None:
         return limit(level, kind)
-    away = MAX_DEVIATIONS * level.deviation, 0.25 * (level.high - level.low), 0.1 * abs(level.mean)
+    away = MAX_DEVIATIONS * level.deviation, 0.25 * (level.high - level.low), MIN_JUMP * abs(level.mean)
     return level.mean + max(away)
 
 
 def after(level: Level, value: float, kind: Kind) -> Level:
     """Returns the level after one more value, which must be finite."""
-    count, away = level.count + 1, limit(level, kind)
+    # This runs at each step of training, on the host, so it computes no more than it needs.
+    count, mean, variance, log_noise, last, low, high, noise, above, remarked = level
+    count += 1
     if count == 1:
-        return level._replace(count=1, mean=value, last=value, low=value, high=value)
+        return Level(1, value, 0.0, 0.0, value, value, value)
+    away = limit(level, kind)
+    if value > mean + MIN_JUMP * abs(mean) and value > jump(level, kind):
+        remarked = count
+    above = above + 1 if value > away and count > START else max(above - 1, 0)
     # An average over all values at first, then an exponential one. A value that is far away must not move it far: otherwise the
     # limit would follow an explosion.
     new = 1 / min(count, MEMORY)
     most = away if kind.ratio is None else 3 * away / kind.ratio
-    change = (value if value <= away else most) - level.mean
-    mean = level.mean + new * change
-    size = math.log(max(abs(value - level.last), 1e-6 * abs(value), 1e-30))
-    level = level._replace(
-        count=count,
-        mean=mean,
-        variance=(1 - new) * (level.variance + new * change**2),
-        log_noise=level.log_noise + (size - level.log_noise) / min(count - 1, MEMORY),
-        last=value,
-        above=level.above + 1 if value > away and count > START else max(level.above - 1, 0),
-        remarked=count if value > jump(level, kind) else level.remarked,
-    )
-    if count == START and mean < level.low:
-        # The level at the start. If the loss has not fallen yet, its first value is the level.
-        level = level._replace(high=mean)
-    if count >= START and mean < level.low:
-        level = level._replace(low=mean, noise=level.deviation)
-    if count >= START and kind.climbs:
-        level = level._replace(high=max(level.high, mean) if count > START else mean)
-    return level
+    change = (value if value <= away else most) - mean
+    mean += new * change
+    variance = (1 - new) * (variance + new * change**2)
+    size = math.log(max(abs(value - last), 1e-6 * abs(value), 1e-30))
+    log_noise += (size - log_noise) / min(count - 1, MEMORY)
+    if count == START and (kind.climbs or mean < low):
+        # The level at the start. If a loss has not fallen yet, its first value is the level.
+        high = mean
+    if count > START and kind.climbs and mean > high:
+        high = mean
+    if count >= START and mean < low:
+        low, noise = mean, math.exp(log_noise + LOG_RATIO)
+    return Level(count, mean, variance, log_noise, value, low, high, noise, above, remarked)
