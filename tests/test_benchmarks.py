@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -188,10 +189,10 @@ def test_a_sweep_tells_runs_that_train_from_runs_that_explode_with_and_without_a
 
 
 def test_a_sweep_multiplies_learning_rates_and_shortens_warm_ups():
-    config = sweep.with_rate(load("vae_mnist_best"), 3)
+    config: Any = sweep.with_rate(load("vae_mnist_best"), 3)
     assert config.model.optim.lr == WarmupCosine(3 * 3e-3, warmup=500)
     assert sweep.shorten(config.model, 100).optim.lr.warmup == 50
     assert sweep.shorten(config.model, 100).test_samples == 1
-    both = sweep.with_rate(load("gan_digits"), 10).model
+    both: Any = sweep.with_rate(load("gan_digits"), 10).model
     assert both.generator_optim.lr == both.discriminator_optim.lr == 5e-3
     assert sweep.multiply(Piecewise((5,), (1.0, 2.0)), 3) == Piecewise((5,), (3.0, 6.0))

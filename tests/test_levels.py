@@ -14,7 +14,7 @@ STEPS = np.arange(N)
 NOISE = RNG.normal(size=N)
 
 
-def watch(values: Sequence[float], kind: Kind) -> tuple[int | None, int]:
+def watch(values: Sequence[float] | np.ndarray, kind: Kind) -> tuple[int | None, int]:
     """Returns the first step that jumped or was the 20th above the limit, and the largest count above the limit."""
     level, first, most = Level(), None, 0
     for step, value in enumerate(values, start=1):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_skipped_steps_leave_the_weights_of_an_exploding_run_as_they_were(explod
 
 
 def test_advice_is_a_third_of_the_learning_rate_and_a_clip_near_the_usual_norm():
-    model = load("vae_mnist_best").model
+    model: Any = load("vae_mnist_best").model
     unclipped = replace(model, optim=replace(model.optim, clip=None))
     assert advice(unclipped, 12.0) == (
         '--model.optim.lr "WarmupCosine(peak=0.001, warmup=500, end=0.0)" --model.optim.clip 40'
@@ -86,7 +87,8 @@ def test_advice_is_a_third_of_the_learning_rate_and_a_clip_near_the_usual_norm()
 
 def test_a_learning_rate_that_never_reaches_its_peak_is_a_warning():
     config = load("vae_digits")
-    model = replace(config.model, optim=Optimizer(lr=WarmupCosine(1e-3, warmup=500)))
+    family: Any = config.model
+    model = replace(family, optim=Optimizer(lr=WarmupCosine(1e-3, warmup=500)))
     assert unreached(replace(config, model=model)) == []
     assert "WarmupCosine(peak=0.001, warmup=500, end=0.0)" in unreached(replace(config, model=model, steps=100))[0]
 
