@@ -18,7 +18,7 @@ config = Config(
         conditional=True,
         beta=1.5,
         ema=0.998,
-        optim=Optimizer(lr=1e-3, weight_decay=0.1),
+        optim=Optimizer(lr=1e-3, weight_decay=0.1, clip=50.0),
     ),
     data=Images(name="digits"),
     steps=1500,

@@ -18,7 +18,7 @@ config = Config(
         latents=(20,),
         network=Perceptron((400,), "relu"),
         ema=0.999,
-        optim=Optimizer(rule="muon", lr=WarmupCosine(1e-2, warmup=200)),
+        optim=Optimizer(rule="muon", lr=WarmupCosine(1e-2, warmup=200), clip=100.0),
     ),
     data=Images(name="mnist", train="train", validation="test", test="test", binarize="dynamic"),
     steps=4690,

@@ -19,7 +19,7 @@ config = Config(
         prior=GaussianMixture(500),
         beta=Warmup(1.0, warmup=3000),
         ema=0.9995,
-        optim=Optimizer(lr=WarmupCosine(3e-3, warmup=500)),
+        optim=Optimizer(lr=WarmupCosine(3e-3, warmup=500), clip=50.0),
     ),
     data=Images(name="mnist", binarize="dynamic", batch_size=512),
     steps=36000,

@@ -24,7 +24,7 @@ from gen.evaluation.measure import check_measured, measure, scalars_of, split_fa
 from gen.evaluation.request import parse_request
 from gen.media import find_medium
 from gen.runs import base as runs_base
-from gen.runs import checkpoint, directory, log
+from gen.runs import checkpoint, directory, log, trouble
 from gen.runs.run import Run, Start, open_start, write_evaluation, write_samples
 from gen.runs.trained import sample_command
 from gen.runtime import backend, faults, hosts, profile, signals
@@ -98,6 +98,8 @@ def _train_from(run: Run, start: Start, begun: float) -> None:
             logger.telemetry(start.step, event="restart", seconds=time.monotonic() - begun)
             logger.say(f"resuming {run.workdir} at step {start.step}")
         if start.step < config.steps:
+            for text in trouble.unreached(config):
+                logger.alarm(0, text)
             record = faults.Record(config.faults, start.step, start.facts.faults, model.losses)
             fit(run, state, logger, record)
         test(run, logger)
@@ -120,7 +122,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
         for call, batch, waited in prefetch(inputs, calls(config, start)):
             step = call[-1]
             trace(call)
-            state, metrics = engine.update(state, batch, notice(), record.limit(step))
+            state, metrics = engine.update(state, batch, notice(), record.limits(call))
             # This returns the metrics of the call before, so that the device works while the host reads. The call that
             # was just dispatched is read now only if something depends on it: an evaluation, a save or a stop.
             read = logger.step(call, metrics, waited)
@@ -129,9 +131,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
                 read += logger.settle()
             # The engine shares the notice of a signal among all hosts, so that they stop after the same step.
             stopping = _is_noticed(read)
-            # Not any(): each step must be recorded.
-            bad = [s for s, values in read if record.read(s, values)]
-            rolling_back = bool(bad) and config.faults.action == "rollback"
+            rolling_back = _heed(run, record, read, save, logger) and config.faults.action == "rollback"
             if rolling_back and stopping:
                 # Nothing is saved: the next start continues from the checkpoint to which this would roll back.
                 break
@@ -141,7 +141,8 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
             if evaluating or saving:
                 monitor.check_alarms(state, step, validation)
             if saving or stopping or save.is_best(validation):
-                facts = checkpoint.Facts(logger.length(), validation, saving, record.kept(step, saving))
+                kept, healthy = record.kept(saving), record.is_sound()
+                facts = checkpoint.Facts(logger.length(), validation, saving, kept, healthy)
                 _save(save, engine.whole(state), facts, logger)
             if stopping:
                 break
@@ -151,6 +152,24 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
     if stopping or notice():
         logger.telemetry(step, event="stopped")
         raise Requeue(f"stopped at step {step}, as asked; the same command continues from the last checkpoint")
+
+
+def _heed(
+    run: Run, record: faults.Record, read: list[log.StepMetrics], save: checkpoint.Saver, logger: log.RunLog
+) -> bool:
+    """Records the metrics of steps, and reports those outside of the run's history. Returns whether a change was discarded.
+
+    Raises: UserError if bad steps end the run.
+    """
+    bad = False
+    for step, values in read:
+        verdict = record.read(step, values)
+        bad |= verdict.bad
+        for text in verdict.reports:
+            logger.alarm(step, text)
+        if verdict.exploded:
+            trouble.stop_exploded(run, step, verdict.exploded, record.now.gradient.low, save)
+    return bad
 
 
 def _save(save: checkpoint.Saver, state: State, facts: checkpoint.Facts, logger: log.RunLog) -> None:
@@ -190,8 +209,8 @@ class Monitor:
     medium: Medium
     sample: Callable[[State], dict[str, jax.Array]]
     """(state) -> samples, compiled."""
-    watch: alarms.Watch | None
-    """None: no alarms."""
+    watch: alarms.Watch
+    """The alarms."""
 
     def evaluate(self, state: State, step: int) -> dict[str, float]:
         """Measures the validation split, logs it, and writes samples. Returns the scalars."""
@@ -219,12 +238,11 @@ class Monitor:
 
     def check_alarms(self, state: State, step: int, validation: Mapping[str, float]) -> None:
         """Logs the numbers that alarms watch, and prints the alarms. Raises: UserError if they are to stop the run."""
-        if self.watch is None:
-            return
         with self.logger.paused():
-            found = self.watch(state, {**self.logger.latest, **validation})
+            found = self.watch(state, step, self.logger.latest, validation)
             numbers, texts = hosts.broadcast(lambda: found)
-            self.logger.telemetry(step, **numbers)
+            if numbers:
+                self.logger.telemetry(step, **numbers)
             for text in texts:
                 self.logger.alarm(step, text)
             if texts and self.run.config.alarms.action == "stop":
@@ -254,7 +272,8 @@ def make_monitor(run: Run, logger: log.RunLog) -> Monitor:
 
     # Alarms that need a classifier train it now, before the first step.
     compiled = run.engine.compiled
-    watch = alarms.watch(config.alarms, data, model, compiled) if config.alarms.action != "off" else None
+    progress = alarms.Progress(config.save.best, log.read_split(run.workdir, "validation"))
+    watch = alarms.watch(config.alarms, data, model, compiled, progress)
     return Monitor(run, logger, find_medium(config.data, data.spec), compiled(sample), watch)
 
 
@@ -274,5 +293,7 @@ def test(run: Run, logger: log.RunLog) -> None:
         metrics = write_evaluation(run, step, metrics, split_facts(data, "test"))
         logger.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         logger.say(f"written to {run.workdir / 'evaluation.json'}; next: {sample_command(run.workdir, config)}")
+        for text in trouble.repeat_warnings(run.workdir / "telemetry.jsonl"):
+            logger.say(text)
     # Baselines such as n-grams take minutes on the first host, and the runtime would not wait so long at its end.
     hosts.barrier("tested")

@@ -1,6 +1,7 @@
 """Alarms: which numbers raise one, and what a run does then."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from gen.data.arrays import from_arrays
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.evaluation import alarms
-from gen.evaluation.alarms import Watch, build_alarms, check_limits
+from gen.evaluation.alarms import Progress, Watch, build_alarms, check_limits
 from gen.families.gan import GAN
 from gen.families.labels import GIVEN
 from gen.metrics import images as metrics_images
@@ -27,6 +28,7 @@ from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.images import to_float
 from gen.networks import discriminator, generator
 from gen.runs import checkpoint
+from gen.runs.log import read_split
 from gen.runtime import backend
 from gen.train import train
 
@@ -126,8 +128,8 @@ def watched(data: Dataset, images: Any, samples: int = 100) -> tuple[dict[str, f
     def generate(state: State, key: Key, given: Any, request: Any) -> dict[str, jax.Array]:
         return {"samples": jnp.asarray(images)[: request.n]}
 
-    watch: Watch = alarms.watch(Alarms(samples=samples), data, model._replace(generate=generate))
-    return watch(model.init(jax.random.key(0)), {"gradient/generator": 1.0})
+    watch: Watch = alarms.watch(Alarms("warn", samples=samples), data, model._replace(generate=generate))
+    return watch(model.init(jax.random.key(0)), 1, {"gradient/generator": 1.0}, {})
 
 
 def test_a_model_of_real_digits_raises_no_alarm(digits):
@@ -302,7 +304,7 @@ def test_data_without_images_have_alarms_of_metrics_alone(tiny):
     data = config.data.build()
     model = config.model.build(data.spec, 1)
     watch = alarms.watch(Alarms(extra=(HighLoss(),)), data, model)
-    found = watch(model.init(jax.random.key(0)), {"gradient": float("nan"), "loss/generator": 1.0})
+    found = watch(model.init(jax.random.key(0)), 1, {"gradient": float("nan"), "loss/generator": 1.0}, {})
     assert found == ({}, ["the gradient has a norm of nan, outside [1e-07, 10000]", "the generator's loss is 1"])
     with pytest.raises(UserError, match="the data have no images"):
         alarms.watch(Alarms(request=("temperature=2",)), data, model)
@@ -316,9 +318,56 @@ def test_a_request_changes_the_images_that_alarms_generate(digits):
         return {"samples": jnp.asarray(images)}
 
     model = TINY.build(digits.spec, 1)._replace(generate=generate)
-    config = Alarms(samples=32, request=("truncation=0.5",))
-    alarms.watch(config, digits, model)(model.init(jax.random.key(0)), {})
+    config = Alarms("warn", samples=32, request=("truncation=0.5",))
+    alarms.watch(config, digits, model)(model.init(jax.random.key(0)), 1, {}, {})
     assert requests == [model.request(n=32, truncation=0.5)]
     for wrong, message in {"truncatoin=1": "did you mean truncation", "n=4": "--alarms.samples 4"}.items():
         with pytest.raises(UserError, match=message):
             alarms.watch(replace(config, request=(wrong,)), digits, model)
+
+
+def test_by_default_the_metrics_are_watched_and_no_image_is_generated(digits):
+    model = TINY.build(digits.spec, 1)._replace(generate=lambda *_: pytest.fail("images are compared"))
+    watch = alarms.watch(Alarms(extra=(HighLoss(),)), digits, model)
+    metrics = {"gradient/generator": 1e5, "loss/generator": 2.0}
+    numbers, texts = watch(model.init(jax.random.key(0)), 1, metrics, {"saturation": 0.99})
+    assert numbers == {}
+    assert [text.split(" ")[1] for text in texts] == ["discriminator", "gradient", "generator's"]
+    assert alarms.watch(Alarms(), digits, model)(model.init(jax.random.key(0)), 1, {"gradient": 1.0}, {}) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "raised"),
+    [
+        ([105.0, 98.0, 90.0, 89.6, 89.7], False),
+        ([105.0, 98.0, 90.0, 89.6, 500.0], True),
+        ([105.0, 98.0, 90.0, 89.6, 120.0], False),
+        ([2.4, 1.9, 2.2, 2.6], False),
+        ([2.4, 1.9, 2.2, 3.5], True),
+        ([-1000.0, -2000.0, -1990.0], False),
+        ([-1500.0, -2000.0, 0.0], True),
+        ([0.3, 0.001, 0.2], False),
+        ([1.4, 2.2], True),
+        ([math.inf], False),
+        ([1.0], False),
+    ],
+)
+def test_a_validation_far_worse_than_the_best_is_an_alarm(values, raised):
+    for best, sign, name in ((None, 1, "neg_elbo"), (("accuracy", "max"), -1, "accuracy")):
+        progress = Progress(best, [(0, {name: sign * values[0]})])
+        found = [progress.check(step, {name: sign * value}) for step, value in enumerate(values[1:], start=1)]
+        assert [bool(texts) for texts in found] == [False] * (len(values) - 2) + [raised] * (len(values) > 1)
+        if raised:
+            assert f"validation {name} is {sign * values[-1]:.4g} at step {len(values) - 1}, and was" in found[-1][0]
+    assert Progress(None, []).check(1, {}) == []
+    assert Progress(None, []).check(1, {"score_real": 1.0}) == []
+
+
+def test_a_run_reads_its_earlier_evaluations(tmp_path):
+    lines = [
+        {"step": 1, "split": "train", "loss": 1.0},
+        {"step": 1, "split": "validation", "loss": 2.0},
+        {"step": 2, "split": "validation", "loss": 1.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_split(tmp_path, "validation") == [(1, {"loss": 2.0}), (2, {"loss": 1.5})]

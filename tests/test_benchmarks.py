@@ -2,15 +2,19 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import growth, improved_gan, modes, study, transformer
+from benchmarks import growth, improved_gan, modes, study, sweep, transformer
+from gen.config import load
 from gen.errors import UserError
+from gen.optim import Piecewise, WarmupCosine
 
 
 def stacks(labels: np.ndarray, split: str = "test") -> np.ndarray:
@@ -163,3 +167,33 @@ def test_a_panels_axes_begin_at_zero():
     high, low = bottom - rows.min() - radius, bottom - rows.max() + radius
     assert right == pytest.approx(2 * left, abs=3)
     assert high == pytest.approx(2 * low, abs=3)
+
+
+def curve(loss: np.ndarray, gradient: float = 1.0, players: int = 1, warned: Sequence[int] = (), error: str = ""):
+    return sweep.Curve(loss, np.full(len(loss), gradient), players, list(warned), error)
+
+
+def test_a_sweep_tells_runs_that_train_from_runs_that_explode_with_and_without_a_word():
+    falls = 90 + 400 * np.exp(-np.arange(500) / 60)
+    explodes = np.where(np.arange(500) < 300, falls, 5000.0)
+    assert sweep.judge(curve(falls))["verdict"] == "trained"
+    assert sweep.judge(curve(explodes))["verdict"] == "silent"
+    told = sweep.judge(curve(explodes, warned=[310], error="stopped at step 500"))
+    assert told["verdict"] == "told"
+    assert told["told"] == 310
+    assert told["exploded"] == pytest.approx(300, abs=11)
+    assert sweep.judge(curve(np.full(500, 1e4) + 1e3 * np.arange(500)))["verdict"] == "silent", "from the first step on"
+    assert sweep.judge(curve(falls, error="loss of train not finite"))["verdict"] == "told"
+    assert sweep.judge(curve(explodes, players=2))["verdict"] == "trained", "losses of players say nothing"
+    climbs = curve(falls, players=2)._replace(gradient=np.where(np.arange(500) < 300, 1.0, 1e4))
+    assert sweep.judge(climbs) | {"loss": 0} == {"verdict": "silent", "loss": 0, "exploded": 301, "told": None}
+
+
+def test_a_sweep_multiplies_learning_rates_and_shortens_warm_ups():
+    config: Any = sweep.with_rate(load("vae_mnist_best"), 3)
+    assert config.model.optim.lr == WarmupCosine(3 * 3e-3, warmup=500)
+    assert sweep.shorten(config.model, 100).optim.lr.warmup == 50
+    assert sweep.shorten(config.model, 100).test_samples == 1
+    both: Any = sweep.with_rate(load("gan_digits"), 10).model
+    assert both.generator_optim.lr == both.discriminator_optim.lr == 5e-3
+    assert sweep.multiply(Piecewise((5,), (1.0, 2.0)), 3) == Piecewise((5,), (3.0, 6.0))

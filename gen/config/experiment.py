@@ -51,7 +51,7 @@ class Config:
     alarms: Alarms = field(default=Alarms(), metadata=LAUNCH)
     """Limits to watch while training, and the action if one is violated."""
     faults: Faults = field(default=Faults(), metadata=LAUNCH)
-    """Handling of steps whose metrics are not finite, or whose loss jumps."""
+    """Handling of steps whose metrics are not finite or jump, and of runs that explode."""
     profile: str | None = field(default=None, metadata=LAUNCH)
     """STEP:COUNT traces COUNT steps, beginning with STEP, for TensorBoard and Perfetto. The trace is in the run
     directory. A compiled call is traced as a whole."""
@@ -65,11 +65,6 @@ class Config:
             raise UserError(f"{large[0]} is too large; integers of a config must be below 2**53")
         if self.finetune != "full" and self.init_from is None:
             raise UserError(f"finetune {self.finetune} adapts a trained run; the fix: --init-from RUN")
-        if self.steps_per_call > 1 and (self.faults.spike is not None or self.faults.action == "rollback"):
-            raise UserError(
-                f"faults.spike and faults.action rollback act before the next step, but steps_per_call makes "
-                f"{self.steps_per_call} steps at once; the fix: --steps-per-call 1"
-            )
         # Read now, so that a wrong text is an error before training.
         if self.profile is not None:
             launch.profile_steps(self.profile)

@@ -55,7 +55,8 @@ class Alarms:
     """Alarms while training: limits on the metrics and on a small set of generated images, checked at evaluations and saves."""
 
     action: Literal["off", "warn", "stop"] = "off"
-    """warn: print each alarm and go on. stop: end the run at an alarm without saving; earlier checkpoints are kept."""
+    """off: only the metrics are watched, and each alarm is printed. warn: generated images are watched, too. stop: the same, and an
+    alarm ends the run without saving; earlier checkpoints are kept."""
     samples: int = 256
     """Number of images to generate, and of real images to compare them with."""
     classes: float = 0.6
@@ -113,21 +114,26 @@ class Save:
 
 @dataclass(frozen=True)
 class Faults:
-    """Handling of bad steps: their metrics are not finite, or their loss jumps."""
+    """Handling of bad steps and of runs that explode. A step is bad if its metrics are not finite, or if its loss or gradient norm
+    is far above the run's history."""
 
     action: Literal["stop", "skip", "rollback"] = "stop"
-    """stop: end the run. skip: discard the step. rollback: return to the weights and the optimizer of the last regular
-    checkpoint, and continue with the batches after the bad step. `skip` and `rollback` hold a second copy of the state during
-    each step."""
+    """stop: end the run if metrics are not finite, and warn of other bad steps. skip: discard bad steps. rollback: return to the
+    weights and the optimizer of the last regular checkpoint, and continue with the batches after the bad step. `skip` and
+    `rollback` hold a second copy of the state during each step."""
     spike: float | None = None
-    """A loss has jumped if it is this number of standard deviations above its running mean. None: never."""
+    """A step is also bad if its loss is this number of standard deviations above its running mean; with action stop, it ends the
+    run. None: only if its loss is far above the best so far."""
     patience: int = 10
-    """Stop the run after this number of bad steps since the last regular checkpoint."""
+    """Stop the run after this number of discarded steps since the last regular checkpoint."""
+    explosion: int | None = 200
+    """Stop the run after this number of steps with a loss far above its best so far. None: only warn."""
 
     def __post_init__(self):
         check_positive(**{"faults.patience": self.patience})
-        if self.spike is not None:
-            check_positive(**{"faults.spike": self.spike})
+        for name in ("spike", "explosion"):
+            if (value := getattr(self, name)) is not None:
+                check_positive(**{f"faults.{name}": value})
 
 
 @dataclass(frozen=True)

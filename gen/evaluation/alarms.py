@@ -1,8 +1,10 @@
-"""Alarms while a run trains: a collapsed generator, a discriminator that has won, gradients that vanish or explode.
+"""Alarms while a run trains: a validation that gets far worse, gradients that vanish or explode, a discriminator that has won, a
+collapsed generator.
 
-At each evaluation and each save, generated images are compared with equally many real ones, and a conditional model generates
-the classes of those. The numbers go to telemetry.jsonl
-(gen.metrics.collapse defines them), and a warning is printed for each number that passes its limit.
+At each evaluation and each save, every run checks the numbers that it has. If its config asks for it, generated images are also
+compared with equally many real ones; a conditional model generates the classes of those. These numbers go to telemetry.jsonl
+(gen.metrics.collapse defines them). A warning is printed for each number that passes its limit. Each step is guarded by
+gen.runtime.faults.
 """
 
 from __future__ import annotations
@@ -30,6 +32,13 @@ MIN_IMAGES = 64
 """Minimum number of validation images to compare with. Below it training images are used: fewer say little."""
 MIN_DUPLICATES = 10
 """Minimum number of images with a duplicate for an alarm. Fewer may be chance."""
+
+LOSSES = ("loss", "neg_elbo")
+"""Validation metrics that measure progress in a run whose config names none. The first of them counts."""
+MAX_LOST = 3.0
+"""A validation is far worse than the best if it lost more than this number of times what the run has gained since its first one,"""
+MAX_WORSE = 0.5
+"""and more than this part of the best one."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,41 @@ class GradientNorm(Alarm):
         ]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """The evaluations of a run, and the alarm of one that is far worse than the best."""
+
+    best: tuple[str, str] | None
+    """Validation metric that chooses the best checkpoint, with "min" or "max". None: a loss, if the run measures one."""
+    seen: list[tuple[int, dict[str, float]]]
+    """(step, validation metrics) of each evaluation so far."""
+
+    def check(self, step: int, validation: Mapping[str, float]) -> list[str]:
+        """Adds an evaluation, if there is one. Returns a message if it is far worse than the best."""
+        if not validation:
+            return []
+        self.seen.append((step, dict(validation)))
+        loss = next((name for name in LOSSES if name in validation), None)
+        name, end = self.best or (loss, "min")
+        sign = -1 if end == "max" else 1
+        found = [(sign * numbers[name], step) for step, numbers in self.seen if name in numbers]
+        if not found or name not in validation:
+            return []
+        (best, at), (now, _), (first, _) = min(found), found[-1], found[0]
+        if now - best <= max(MAX_LOST * (first - best), MAX_WORSE * abs(best)):
+            return []
+        return [
+            f"validation {name} is {sign * now:.4g} at step {step}, and was {sign * best:.4g} at step {at}: the model overfits, or the "
+            "run has exploded"
+        ]
+
+
 def build_alarms(config: Alarms, n: int) -> tuple[Alarm, ...]:
-    """Returns the alarms of a config, for comparisons of n generated images."""
+    """Returns the alarms of a config, for comparisons of n generated images. n = 0: those that need no images."""
     # The config's own alarms come last, so that gen's messages are always in the same order.
     least, most = config.gradient
+    if not n:
+        return Saturation(config.saturation), GradientNorm(least, most), *config.extra
     return (
         FewClasses(config.classes),
         LowEntropy(config.entropy),
@@ -164,29 +204,44 @@ class Watch:
 
     alarms: tuple[Alarm, ...]
     comparison: Comparison | None
-    """None: there are no images to compare with, and only metrics are checked."""
+    """None: only metrics are checked."""
+    progress: Progress
 
-    def __call__(self, state: State, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
-        """Returns numbers for the telemetry, and a message for each alarm. metrics: the latest metrics of the run."""
+    def __call__(
+        self, state: State, step: int, metrics: Mapping[str, float], validation: Mapping[str, float]
+    ) -> tuple[dict[str, float], list[str]]:
+        """Returns numbers for the telemetry, and a message for each alarm.
+
+        metrics: of the last logged step. validation: of an evaluation at this step. {}: there was none.
+        """
         compared = {} if self.comparison is None else self.comparison.compare(state)
         # Telemetry is JSON, which has no infinity. `support` is infinite if there are no duplicates.
         finite = {name: value for name, value in compared.items() if np.isfinite(value)}
-        return finite, check_limits(self.alarms, {**metrics, **compared})
+        worse = self.progress.check(step, validation)
+        return finite, worse + check_limits(self.alarms, {**metrics, **validation, **compared})
 
 
-def watch(config: Alarms, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any] = jax.jit) -> Watch:
-    """Returns the check of a run. For data with labels it first trains a classifier, which is kept in the user's cache.
+def watch(
+    config: Alarms,
+    data: Dataset,
+    model: GenerativeModel,
+    compiled: Callable[..., Any] = jax.jit,
+    progress: Progress | None = None,
+) -> Watch:
+    """Returns the check of a run. If images are compared and have labels, it first trains a classifier, which is kept in the user's
+    cache.
 
-    compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does.
+    compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does. progress: the evaluations so far.
 
     Without two different real images, nothing can be compared: a warning says so, and only metrics are checked.
 
     Raises: UserError for a wrong `config.request`, or if the run is to stop at alarms and nothing can be compared.
     """
-    if "image" not in data.spec:
-        if config.request:
-            raise UserError("alarms.request changes generated images, and the data have no images; leave it out")
-        return Watch(build_alarms(config, config.samples), None)
+    progress = progress or Progress(None, [])
+    if "image" not in data.spec and config.request:
+        raise UserError("alarms.request changes generated images, and the data have no images; leave it out")
+    if "image" not in data.spec or config.action == "off":
+        return Watch(build_alarms(config, 0), None, progress)
     real = _read_real(config, data)
     request = parse_request(model.request, config.request, "--alarms.samples", data.spec)
     if reason := _incomparable(real.image):
@@ -195,9 +250,9 @@ def watch(config: Alarms, data: Dataset, model: GenerativeModel, compiled: Calla
                 f"alarms compare generated images with real ones, and {reason}; the fix: --alarms.action warn"
             )
         log.warning("no generated images are compared with real ones, since %s; alarms check the metrics alone", reason)
-        return Watch(build_alarms(config, len(real.image)), None)
+        return Watch(build_alarms(config, 0), None, progress)
     comparison = _build_comparison(real, model.request(n=len(real.image), **request), data, model, compiled)
-    return Watch(build_alarms(config, len(real.image)), comparison)
+    return Watch(build_alarms(config, len(real.image)), comparison, progress)
 
 
 def _read_real(config: Alarms, data: Dataset) -> ImageSet:

@@ -20,7 +20,12 @@ from gen.errors import UserError, check_positive
 from gen.networks.dtypes import Dtypes
 from gen.networks.gaussian import Gaussian
 from gen.networks.layers import Activation, Dense
+from gen.networks.limits import limit_size
 from gen.networks.vae_trunks import DenseDown, DenseUp, Hidden, ResidualDown, ResidualUp
+
+MAX_MEAN = 20.0
+"""Means of latents up to this size are exact, and larger ones stay below twice this size. Trained means are mostly below 5: a
+latent whose mean is 20 standard deviations of its prior away costs 200 nats."""
 
 
 class Encoder(nn.Module):
@@ -112,8 +117,8 @@ class Head(nn.Module):
         if self.hidden is not None:
             x = Hidden((self.hidden,), self.activation, self.dtypes)(x)
         mean, log_std = jnp.split(widen(Dense(2 * self.size, **self.dtypes)(x)), 2, axis=-1)
-        # Without bounds, one extreme output early in training makes the KL infinite.
-        return Gaussian(mean, jnp.clip(log_std, -8.0, 4.0))
+        # Without limits, one extreme output makes the KL dominate the batch, or infinite.
+        return Gaussian(limit_size(mean, MAX_MEAN), jnp.clip(log_std, -8.0, 4.0))
 
 
 def widen(x: Array) -> Array:

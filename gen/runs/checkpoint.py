@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,8 +24,19 @@ from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
-from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, seal
-from gen.runs.ranking import Facts, best, newest, read_facts, scheduled, score, steps, steps_to_keep, value_of
+from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, seal, set_aside
+from gen.runs.ranking import (
+    Facts,
+    best,
+    newest,
+    newest_with,
+    read_facts,
+    scheduled,
+    score,
+    steps,
+    steps_to_keep,
+    value_of,
+)
 from gen.runtime import hosts, signals
 
 __all__ = [
@@ -37,6 +47,7 @@ __all__ = [
     "damage",
     "digest",
     "newest",
+    "newest_with",
     "read_facts",
     "restore",
     "saver",
@@ -141,11 +152,9 @@ def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover)
-    # Renamed, not removed: a person may want to look at them.
     for step in steps(folder):
         if step > start:
-            shutil.rmtree(folder / f"{step}.unsound", ignore_errors=True)
-            os.replace(folder / str(step), folder / f"{step}.unsound")
+            set_aside(folder / str(step))
 
 
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:

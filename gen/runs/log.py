@@ -263,6 +263,14 @@ def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]
         )
 
 
+def read_split(workdir: Path, split: str) -> list[tuple[int, dict[str, float]]]:
+    """Returns (step, metrics) of each line of metrics.jsonl about a split. [] on hosts that don't write it."""
+    # Most lines are about training, and need not be parsed.
+    lines = (workdir / "metrics.jsonl").read_text().splitlines() if hosts.is_first() else []
+    found = [json.loads(line) for line in lines if f'"split": "{split}"' in line]
+    return [(line.pop("step"), line) for line in found if line.pop("split") == split]
+
+
 def memory() -> dict[str, int]:
     """Returns the peak bytes of this process, and of the busiest accelerator if it counts them."""
     # getrusage counts bytes on macOS, and kibibytes elsewhere.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from gen import files
@@ -79,3 +80,10 @@ def _sums(path: Path) -> dict[str, str]:
             with open(file, "rb") as content:
                 sums[file.relative_to(path).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
     return sums
+
+
+def set_aside(step: Path) -> None:
+    """Renames a checkpoint, so that nothing uses it. It is not removed: a person may want to look at it."""
+    unsound = step.with_name(f"{step.name}.unsound")
+    shutil.rmtree(unsound, ignore_errors=True)
+    os.replace(step, unsound)

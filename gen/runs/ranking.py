@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gen import files
 from gen.config import Save
@@ -23,8 +23,10 @@ class Facts(NamedTuple):
     due: bool = True
     """Whether `save.every` asks for this checkpoint. Otherwise it was saved because a signal stopped the run, or because its
     evaluation was the best so far."""
-    faults: Sequence[Sequence[float]] = ()
+    faults: Sequence[Sequence[object]] = ()
     """The last entries of gen.runtime.faults.Record."""
+    healthy: bool = True
+    """Whether the losses and gradients before it were not far outside of the run's history."""
     merged: str | None = None
     """The base of a run that gen.runs.merge made, as JSON."""
 
@@ -48,8 +50,13 @@ def scheduled(folder: Path) -> int | None:
     Other steps depend on when a run was stopped, or on `save.best`, which may change between launches. So a rollback to them
     would not be reproducible.
     """
-    due = [step for step in sorted(steps(folder), reverse=True) if _is_due(folder, step)]
-    return next((step for step in due if damage(folder, step) is None), None)
+    return newest_with(folder, "due")
+
+
+def newest_with(folder: Path, fact: Literal["due", "healthy"]) -> int | None:
+    """Returns the newest sound step that has this fact. None: there is none."""
+    found = [step for step in sorted(steps(folder), reverse=True) if _has(folder, step, fact)]
+    return next((step for step in found if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
@@ -61,26 +68,26 @@ def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
 def read_facts(folder: Path, step: int) -> Facts:
     """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
     found = files.read_json(folder / str(step) / "meta" / "metadata")
-    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool}
+    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool, "healthy": bool}
     if not isinstance(found, dict) or any(type(found[k]) is not kind for k, kind in kinds.items() if k in found):
         raise UserError(f"checkpoint {folder / str(step)} has no facts")
     return Facts(**{name: found[name] for name in Facts._fields if name in found})
 
 
 def steps_to_keep(folder: Path, config: Save) -> set[int]:
-    """Returns the last sealed steps, the last scheduled one (a rollback needs it) and the best one.
+    """Returns the last sealed steps, the last scheduled one (a rollback needs it), the last healthy one and the best one.
 
     An unsealed step can go: it is saved again as soon as training reaches it.
     """
     sealed = [step for step in steps(folder) if is_sealed(folder / str(step))]
-    due = [step for step in sealed if _is_due(folder, step)]
+    due, good = ([step for step in sealed if _has(folder, step, fact)] for fact in ("due", "healthy"))
     ranked = sorted(sealed, key=lambda step: (score(folder, step, config), step))
-    return {*sealed[-config.keep :], *due[-1:], *ranked[-1:]}
+    return {*sealed[-config.keep :], *due[-1:], *good[-1:], *ranked[-1:]}
 
 
-def _is_due(folder: Path, step: int) -> bool:
+def _has(folder: Path, step: int, fact: Literal["due", "healthy"]) -> bool:
     try:
-        return read_facts(folder, step).due
+        return getattr(read_facts(folder, step), fact)
     except (OSError, UserError):
         return False
 

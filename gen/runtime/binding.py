@@ -28,7 +28,7 @@ MIN_SHARDED = 2**12
 """Number of elements from which an array is sharded. Copying a smaller one is cheaper than gathering it."""
 
 Control = dict[str, Array]
-"""Input of a step besides the batch, one number per device: "notice" and "limit", float32 [devices]."""
+"""Input of a step besides the batch, one number per device: "notice" and the limits of bad steps, float32 [devices]."""
 Update = Callable[[State, Batch, Control], tuple[State, Metrics]]
 Evaluate = Callable[[State, Batch], Sums]
 Function = Callable[..., Any]

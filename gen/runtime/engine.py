@@ -5,7 +5,6 @@ Only these two files and gen/plan name pmap, mesh or sharding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -35,6 +34,7 @@ from gen.runtime.binding import (
     make_mesh,
     shard_state,
 )
+from gen.runtime.faults import Limits, is_gradient
 
 EVALUATION = np.uint32(2**32 - 1)
 """The "step" that evaluation folds into the key. Training never reaches it, so no step shares its noise."""
@@ -52,11 +52,11 @@ class Engine(NamedTuple):
     init: Callable[..., State]
     """() -> the placed state of step 0. (params) -> the same, starting from these parameters."""
     update: Callable[..., tuple[State, Metrics]]
-    """(state, batch, notice, limit) -> (state after the step, metrics). The given state is consumed.
+    """(state, batch, notice, limits) -> (state after the step, metrics). The given state is consumed.
 
     A model that takes several batches per update gets them stacked. So does an engine that makes `several` steps per call; its
     metrics are stacked, too. The metric "notice" is 1 if any host passed `notice`, otherwise 0. With a guard, a step whose
-    metrics are not finite, or whose losses sum to more than `limit`, changes only the step number, and its metric "skipped" is 1."""
+    metrics are not finite, or above the `limits`, changes only the step number, and its metric "skipped" is 1."""
     evaluate: Callable[[State, HostBatch], Sums]
     """(state, batch) -> sums of one batch, as `GenerativeModel.evaluate`."""
     test: Callable[[State, HostBatch], Sums]
@@ -143,8 +143,9 @@ class _Program:
         """Makes one step."""
         new, metrics = self.model.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), state.step))
         if self.guard:
-            # Metrics are the same on all devices. pmax makes the limit so, and with it the decision.
-            skipped = ~_is_sound(metrics, self.model.losses, jax.lax.pmax(control["limit"].max(), "data"))
+            # Metrics are the same on all devices. pmax makes the limits so, and with them the decision.
+            limits = Limits(*(jax.lax.pmax(control[f"limit/{name}"].max(), "data") for name in Limits._fields))
+            skipped = ~_is_sound(metrics, self.model.losses, limits)
             # A selection, not a branch: the state is donated, and both states exist anyway.
             kept = jax.tree.map(partial(jnp.where, skipped), state, new)
             new = replace(kept, step=new.step)
@@ -175,11 +176,11 @@ class _Program:
     # Functions that the training loop calls.
 
     def run(
-        self, step: Step, state: State, batch: HostBatch, notice: bool = False, limit: float = math.inf
+        self, step: Step, state: State, batch: HostBatch, notice: bool = False, limits: Limits = Limits()
     ) -> tuple[State, Metrics]:
         """Makes the steps of one call on this host's rows of the batch."""
         place = self.binding.place
-        state, metrics = step(state, place(batch, self.example_axis), place(self.control(notice, limit), 0))
+        state, metrics = step(state, place(batch, self.example_axis), place(self.control(notice, limits), 0))
         # One host knows its own notice; it need not pass through the compiled step.
         noticed = metrics if self.processes > 1 else {**metrics, "notice": float(notice)}
         return state, noticed  # pyright: ignore[reportReturnType]
@@ -193,13 +194,13 @@ class _Program:
         # Only shapes are placed, so the devices need not exist.
         place = self.binding.place
         batches = jax.eval_shape(partial(place, axis=self.example_axis), batch)
-        control = jax.eval_shape(partial(place, axis=0), self.control(False, 0))
+        control = jax.eval_shape(partial(place, axis=0), self.control(False, Limits()))
         return step.lower(self.abstract, batches, control)
 
-    def control(self, notice: bool, limit: float) -> HostBatch:
+    def control(self, notice: bool, limits: Limits) -> HostBatch:
         """Returns what this host tells the step: each number once per device, so that it is split like a batch."""
         given: dict[str, float] = {"notice": float(notice)} if self.processes > 1 else {}
-        given |= {"limit": limit} if self.guard else {}
+        given |= {f"limit/{name}": value for name, value in limits._asdict().items()} if self.guard else {}
         return {k: np.full(self.data // self.processes, v, np.float32) for k, v in given.items()}
 
     # Devices and shardings.
@@ -257,7 +258,9 @@ def _check_batch(batch_size: int, data: int, together: int) -> None:
         )
 
 
-def _is_sound(metrics: Metrics, losses: Sequence[str], limit: Array) -> Array:
-    """Returns whether all metrics are finite and the losses sum to at most `limit`. bool []."""
+def _is_sound(metrics: Metrics, losses: Sequence[str], limits: Limits) -> Array:
+    """Returns whether all metrics are finite, and the sum of losses and the gradient norm within the limits. bool []."""
     finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
-    return finite & (sum((metrics[name] for name in losses), jnp.zeros(())) <= limit)
+    loss = sum((metrics[name] for name in losses), jnp.zeros(()))
+    squares = sum((jnp.square(value) for name, value in metrics.items() if is_gradient(name)), jnp.zeros(()))
+    return finite & (loss <= limits.loss) & (jnp.sqrt(squares) <= limits.gradient)

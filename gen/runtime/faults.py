@@ -1,7 +1,9 @@
-"""Bad steps: their metrics are not finite, or their loss jumps.
+"""Bad steps and runs that explode: what is reported, what is left out, and when a run stops.
 
-The engine discards the change of a bad step (gen/runtime/engine.py). This file decides which loss is a jump, and when a run
-stops. The step number never decreases, so each batch is used once.
+Every run is guarded by the numbers that it reads anyway: a step is reported if its loss or its gradient norm is far outside of its
+history, and a run stops if its loss stays far above its best (gen/runtime/levels.py says when). If the config says so, the engine
+also discards the change of a bad step: one whose metrics are not finite, or above these limits (gen/runtime/engine.py). The step
+number never decreases, so each batch is used once.
 """
 
 from __future__ import annotations
@@ -12,24 +14,45 @@ from typing import NamedTuple
 
 from gen.config import Faults
 from gen.errors import UserError
+from gen.runtime import levels
+from gen.runtime.levels import GRADIENT, LOSS, PLAYERS, START, Kind, Level
 
-MIN_LOSSES = 50
-"""Number of losses that must be known before a loss can count as a jump."""
-MEMORY = 200
-"""Number of losses that the running moments remember, roughly."""
+REPORT_AFTER = 20
+"""A loss is reported after it was far above its best for this number of steps, even if no single step was a jump."""
 
 
 class History(NamedTuple):
     """Summary of the steps so far."""
 
-    count: int = 0
-    """Number of good steps."""
-    mean: float = 0.0
-    """Running mean of the sum of losses."""
-    variance: float = 0.0
-    """Its running variance."""
     bad: int = 0
     """Number of bad steps since the last checkpoint."""
+    loss: Level = Level()
+    """Level of the sum of losses."""
+    gradient: Level = Level()
+    """Level of the gradient norm over all players."""
+
+
+class Limits(NamedTuple):
+    """A step with larger numbers is bad."""
+
+    loss: float = math.inf
+    """Largest sum of losses."""
+    gradient: float = math.inf
+    """Largest gradient norm over all players."""
+
+
+class Verdict(NamedTuple):
+    """What is to be done about a step that was read."""
+
+    bad: bool = False
+    """Whether the engine discarded its change."""
+    reports: tuple[str, ...] = ()
+    """Warnings about its numbers."""
+    exploded: str | None = None
+    """Why the run must stop. None: it goes on."""
+
+
+NOTHING = Verdict()
 
 
 def guards(config: Faults) -> bool:
@@ -37,50 +60,96 @@ def guards(config: Faults) -> bool:
     return config.action != "stop" or config.spike is not None
 
 
-def limit(config: Faults, history: History) -> float:
-    """Returns the threshold of a jump: a step with a larger sum of losses is bad. inf: none."""
-    if config.spike is None or history.count < MIN_LOSSES:
-        return math.inf
-    return history.mean + config.spike * math.sqrt(history.variance)
+def is_gradient(name: str) -> bool:
+    """Returns whether a metric is a gradient norm: "gradient", or "gradient/PLAYER"."""
+    return name.startswith("gradient") and name.split("/")[0] == "gradient"
 
 
-def after(history: History, values: Mapping[str, float], losses: Sequence[str] = ("loss",)) -> History:
+def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
+    """Returns the numbers above which the engine discards a step. kind: how the sum of losses moves."""
+    if not guards(config):
+        return Limits()
+    loss, gradient = history.loss, history.gradient
+    far = levels.limit(loss, kind)
+    if kind.climbs:
+        # The level of players may climb quickly, so only a jump is bad.
+        far = max(far, levels.jump(loss, kind))
+    if config.spike is not None and loss.count >= START:
+        far = min(far, loss.mean + config.spike * math.sqrt(loss.variance))
+    return Limits(far, levels.limit(gradient, GRADIENT))
+
+
+def after(
+    history: History, values: Mapping[str, float], losses: Sequence[str] = ("loss",), kind: Kind = LOSS
+) -> History:
     """Returns the history with one more step. values: the metrics of the step; losses: the names of its losses."""
     if values.get("skipped"):
         return history._replace(bad=history.bad + 1)
-    loss = sum(values[name] for name in losses)
-    # An average over all steps at first, then an exponential one.
-    new = 1 / min(history.count + 1, MEMORY)
-    away = loss - history.mean
-    variance = (1 - new) * (history.variance + new * away**2)
-    return History(history.count + 1, history.mean + new * away, variance, history.bad)
+    loss = levels.after(history.loss, sum([values[name] for name in losses]), kind)
+    norms = [value for name, value in values.items() if is_gradient(name)]
+    gradient = levels.after(history.gradient, math.hypot(*norms), GRADIENT) if norms else history.gradient
+    return History(history.bad, loss, gradient)
 
 
 class Record:
-    """The histories of the last steps.
+    """The histories of a run: the latest one, and those at the ends of the last two calls of the update.
 
-    The limit of step s uses the history up to step s - 2. The loop has always read that step by then, whether or not it has
-    read step s - 1. So a resumed run applies the same limits.
+    The limits of a call use the history at the end of the call before the previous one. The loop has always read that call by then,
+    whether or not it has read the previous one. So a resumed run applies the same limits.
     """
 
-    def __init__(self, config: Faults, start: int, kept: Sequence[Sequence[float]], losses: Sequence[str] = ("loss",)):
+    def __init__(self, config: Faults, start: int, kept: Sequence[Sequence[object]], losses: Sequence[str] = ("loss",)):
         """start: the last step done. kept: `Record.kept` of that step's checkpoint, or () at step 0."""
         self.config, self.losses = config, losses
-        before, last = [History(*values) for values in kept] or [History(), History()]  # pyright: ignore[reportArgumentType]
-        self.of = {start - 1: before, start: last}
+        self.kind = LOSS if len(losses) == 1 else PLAYERS
+        before, last = [_read(values) for values in kept] or [History(), History()]
+        self.now = last
+        # The last steps of the calls that were made, and the histories of those that were read.
+        self.ends = [start - 1, start]
+        self.at = {start - 1: before, start: last}
 
-    def limit(self, step: int) -> float:
-        """Returns the threshold of a jump at this step: the step is bad if its sum of losses is larger."""
-        return limit(self.config, self.of[step - 2]) if step - 2 in self.of else math.inf
+    def limits(self, call: range) -> Limits:
+        """Returns the limits of a call. call: its steps. The loop asks before each call, in order."""
+        if call[-1] != self.ends[-1]:
+            self.ends = [*self.ends[-2:], call[-1]]
+        return limits(self.config, self.at[self.ends[-3]], self.kind)
 
-    def read(self, step: int, values: Mapping[str, float]) -> bool:
-        """Records the metrics of a step. Returns whether it was bad. Raises: UserError if that ends the run."""
-        self.of[step] = now = after(self.of[step - 1], values, self.losses)
-        self.of.pop(step - 3, None)
-        if not values.get("skipped"):
-            return False
-        if self.config.action == "stop" or now.bad >= self.config.patience:
-            why = f"{now.bad} bad steps since the last checkpoint" if now.bad > 1 else "a bad step"
+    def read(self, step: int, values: Mapping[str, float]) -> Verdict:
+        """Records the metrics of a step.
+
+        Raises: UserError if a bad step ends the run.
+        """
+        old, self.now = self.now, after(self.now, values, self.losses, self.kind)
+        if step in self.ends:
+            self.at[step] = self.now
+            if len(self.at) > len(self.ends):
+                del self.at[min(self.at)]
+        if values.get("skipped"):
+            self._check_patience(step, values)
+            return Verdict(bad=True)
+        loss, gradient = self.now.loss, self.now.gradient
+        if loss.above or loss.remarked == loss.count or gradient.above or gradient.remarked == gradient.count:
+            return Verdict(False, tuple(self._reports(step, old)), self._exploded())
+        return NOTHING
+
+    def is_sound(self) -> bool:
+        """Returns whether the last steps were not far outside of the run's history. Their state can be used again."""
+        return all(level.above == 0 and level.count - level.remarked >= START for level in self.now[1:])
+
+    def kept(self, due: bool) -> list[History]:
+        """Returns what a checkpoint at the end of the last call keeps for the next Record. due: whether it is a regular checkpoint.
+
+        A regular checkpoint resets the count of bad steps, in this record as well.
+        """
+        ends = self.ends[-2:]
+        self.at = {end: self.at[end]._replace(bad=0) if due else self.at[end] for end in ends}
+        self.now = self.at[ends[-1]]
+        return [self.at[end] for end in ends]
+
+    def _check_patience(self, step: int, values: Mapping[str, float]) -> None:
+        bad = self.now.bad
+        if self.config.action == "stop" or bad >= self.config.patience:
+            why = f"{bad} bad steps since the last checkpoint" if bad > 1 else "a bad step"
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in self.losses)
             # What has just failed is no advice.
             other = ", or --faults.action rollback" if self.config.action == "stop" else ""
@@ -88,13 +157,52 @@ class Record:
                 f"stopped at step {step} by {why} (not finite, or a jump: {shown}); the last checkpoint is kept. A lower "
                 f"learning rate or clipped gradients (optim.clip) may help{other}"
             )
-        return True
 
-    def kept(self, step: int, due: bool) -> list[History]:
-        """Returns what a checkpoint of the step keeps for the next Record. due: whether it is a regular checkpoint.
+    def _reports(self, step: int, old: History) -> list[str]:
+        loss, gradient = self.now.loss, self.now.gradient
+        reports = []
+        if _is_new(old.loss, loss):
+            reports.append(
+                f"the {self._loss} jumped to {loss.last:.4g} at step {step}, from a mean of {old.loss.mean:.4g}"
+            )
+        if old.loss.above < loss.above == REPORT_AFTER:
+            reports.append(
+                f"the {self._loss} is {loss.last:.4g} at step {step}, far above its best mean {loss.low:.4g}"
+            )
+        if _is_new(old.gradient, gradient):
+            reports.append(
+                f"the gradient's norm jumped to {gradient.last:.4g} at step {step}, from a mean of {old.gradient.mean:.4g}"
+            )
+        return reports
 
-        A regular checkpoint resets the count of bad steps, in this record as well.
-        """
-        kept = [self.of.get(s, History()) for s in (step - 1, step)]
-        self.of = dict(zip((step - 1, step), [h._replace(bad=0) for h in kept] if due else kept, strict=True))
-        return list(self.of.values())
+    def _exploded(self) -> str | None:
+        patience = self.config.explosion
+        if patience is None:
+            return None
+        loss, gradient = self.now.loss, self.now.gradient
+        if loss.above >= patience:
+            return f"the {self._loss} is {loss.last:.4g}, far above its best mean {loss.low:.4g} for {patience} steps"
+        # One player's loss says whether a run is lost. Losses of several players don't, so their gradients must.
+        if self.kind.climbs and gradient.above >= patience:
+            return f"the gradient's norm is {gradient.last:.4g}, far above its highest mean {gradient.high:.4g}"
+        return None
+
+    @property
+    def _loss(self) -> str:
+        return "loss" if len(self.losses) == 1 else "sum of the losses"
+
+
+def _is_new(old: Level, now: Level) -> bool:
+    """Returns whether the last value is far away, the first time for a while. So a long explosion is reported once."""
+    return now.remarked == now.count > old.count and now.count - old.remarked > levels.MEMORY
+
+
+def _read(values: Sequence[object]) -> History:
+    """Returns a history that was stored as JSON."""
+    if len(values) == len(History._fields):
+        bad, *numbers = values
+        return History(bad, *(Level(*level) for level in numbers))  # pyright: ignore
+    # Before version 0.3: the count, mean and variance of the loss, and the bad steps. Its levels begin now.
+    count, mean, variance, bad = values
+    known = Level(count, mean, variance, last=mean, low=mean, high=mean, noise=math.sqrt(variance))  # pyright: ignore
+    return History(bad, known._replace(log_noise=math.log(known.noise or 1.0)))  # pyright: ignore

@@ -16,7 +16,11 @@ from gen.errors import UserError, check_positive
 from gen.families.vae import losses
 from gen.networks import gaussian
 from gen.networks.gaussian import Gaussian as Normal
+from gen.networks.limits import limit_above
 
+MAX_LOG_SCALE = 5.0
+"""Log-scales of pixels up to this number are exact, and larger ones stay below twice this number. Pixels are in [-1, 1], so a scale
+of exp(5) is already the same as a uniform distribution."""
 PIXELS = (-3, -2, -1)
 """The axes of one image."""
 
@@ -126,7 +130,7 @@ class Gaussian(Likelihood):
             return Normal(outputs, jnp.full_like(outputs, math.log(self.std)))
         mean, log_std = jnp.split(outputs, 2, axis=-1)
         # A density grows without bound as its deviation goes to 0, on a pixel that is always the same.
-        return Normal(mean, jnp.maximum(log_std, -6.0))
+        return Normal(mean, jnp.maximum(limit_above(log_std, MAX_LOG_SCALE), -6.0))
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ class DiscretizedLogistic(Likelihood):
         log_pi = jax.nn.log_softmax(outputs[..., :m], axis=-1)
         mean, log_scale = jnp.split(outputs[..., m:].reshape(*outputs.shape[:-1], m, -1), 2, axis=-1)
         # Narrower scales have their whole mass in one level, and their gradients vanish.
-        return log_pi, mean, jnp.maximum(log_scale, -7.0)
+        return log_pi, mean, jnp.maximum(limit_above(log_scale, MAX_LOG_SCALE), -7.0)
 
 
 def log_cell(image: Feature) -> float:

@@ -14,7 +14,11 @@ from gen.core import Array, Feature, Key, Params
 from gen.errors import check_positive
 from gen.networks import gaussian
 from gen.networks.gaussian import Gaussian
+from gen.networks.limits import limit_size
 
+MAX_LOG_STD = 5.0
+"""Log-deviations of a learned mixture up to this size are exact, and larger ones stay below twice this size. A component with a
+deviation of exp(-5) would be narrower than any posterior that a decoder can use."""
 Encode = Callable[[Array], Gaussian]
 """Images [K, H, W, C] -> q(z | x), [K, D]."""
 
@@ -77,10 +81,14 @@ class GaussianMixture(Prior):
         }
 
     def log_prob(self, params: Params, encode: Encode, z: Array) -> Array:
-        return _mixture_log_prob(Gaussian(params["mean"], params["log_std"]), params["logits"], z)
+        return _mixture_log_prob(self._components(params), params["logits"], z)
 
     def sample(self, params: Params, encode: Encode, key: Key, latent: int, temperature: float) -> Array:
-        return _mixture_sample(Gaussian(params["mean"], params["log_std"]), params["logits"], key, temperature)
+        return _mixture_sample(self._components(params), params["logits"], key, temperature)
+
+    def _components(self, params: Params) -> Gaussian:
+        # A component that shrinks around a few latents would otherwise make the density of all others explode.
+        return Gaussian(params["mean"], limit_size(params["log_std"], MAX_LOG_STD))
 
     def tiny(self) -> Prior:
         return GaussianMixture(7)

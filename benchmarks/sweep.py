@@ -1,0 +1,227 @@
+"""Trains each config at higher learning rates, and says which are stable: python -m benchmarks.sweep [CONFIG ...]
+
+Each run takes a tenth of the config's steps. It is trained with 1, 3 and 10 times its learning rate. A run has exploded if its
+loss ends by having lost more than half of what it had gained, or its gradient by being 100 times as large as at first. The user of
+a run that exploded should have been told soon after. The rules here are other ones than those of gen.runtime.levels, so that they
+can judge them. Results are kept in a file, and an interrupted command continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.study import Numbers, Results, run_missing
+from gen import config as configs
+from gen.config import Config, Log, Save
+from gen.config.files import CONFIGS
+from gen.core import Family
+from gen.errors import UserError, run_command
+from gen.optim import Optimizer, Schedule
+from gen.train import train
+
+PLANNED = ("lm_1b", "lm_7b", "lm_gpt2_small", "sngan_cifar10")
+"""Configs that need accelerators."""
+RATES = (1.0, 3.0, 10.0)
+SHARE = 10
+"""A run is a tenth of the config's steps, and its end is a tenth of its own steps."""
+MAX_LOST = 0.5
+"""A loss has exploded if it lost more than this part of what it had gained,"""
+MAX_RATIO = 100.0
+"""and a gradient norm if it is more than this number of times the first ones."""
+WINDOW = 10
+"""Steps of the running means that say when a run exploded."""
+
+
+class Curve(NamedTuple):
+    """What a run has written."""
+
+    loss: np.ndarray
+    """Sum of the losses of each step."""
+    gradient: np.ndarray
+    """Gradient norm over all players."""
+    players: int
+    """Number of losses."""
+    warned: list[int]
+    """Steps with a warning."""
+    error: str
+    """Message with which the run ended. "": it was trained to its end."""
+
+
+def main(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    out: Path = Path("runs/sweep/results.json"),
+    steps: int | None = None,
+    data: tuple[str, ...] = (),
+    data_dir: str | None = None,
+    rates: tuple[float, ...] = RATES,
+) -> None:
+    """Prints a table: a row for each config, a column for each learning rate.
+
+    names: configs, or config files; default: all that need no accelerator. out: file of the results. Runs are trained in its folder.
+    steps: steps of each run; default: a tenth of the config's. data: CONFIG=NAME, other data for a config, such as
+    vae_folder=folder:pictures. data_dir: where prepared data sets are. rates: factors on the learning rate.
+    """
+    names = names or tuple(sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in PLANNED))
+    other = dict(pair.split("=", 1) for pair in data if "=" in pair)
+    if len(other) < len(data) or other.keys() - set(names):
+        raise UserError(f"data is {' '.join(data)}; it must be CONFIG=NAME for configs of this sweep")
+
+    runs: dict[str, Config] = {}
+    for name in names:
+        config = configs.load(name)
+        shown = {"name": other.get(name), "data_dir": data_dir}
+        # Data of a kind that gen does not have may have no such fields.
+        given = {k: v for k, v in shown.items() if v is not None and hasattr(config.data, k)}
+        config = replace(config, data=replace(config.data, **given), steps=steps or max(1, config.steps // SHARE))
+        config = replace(config, model=shorten(config.model, config.steps))
+        runs |= {title(name, rate): with_rate(config, rate) for rate in rates}
+
+    def run(method: str, seed: int) -> Numbers:
+        return judge(
+            read_run(replace(runs[method], seed=seed), out.parent / method.replace(" ", "_").replace("/", "_"))
+        )
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # The file may hold other configs and rates, but a run must have had the same length and data.
+    results = run_missing(out, {"steps": steps, "data": sorted(data)}, list(runs), 1, run)
+    print(table(names, rates, results))
+
+
+def title(name: str, rate: float) -> str:
+    """Returns the name of a run."""
+    return f"{name} x{rate:g}"
+
+
+def with_rate(config: Config, rate: float) -> Config:
+    """Returns the config with the learning rates of all its optimizers multiplied."""
+    model: Family = config.model
+    optimizers = {f.name: x for f in fields(model) if isinstance(x := getattr(model, f.name), Optimizer)}
+    changed: dict[str, Any] = {name: replace(x, lr=multiply(x.lr, rate)) for name, x in optimizers.items()}
+    return replace(config, model=replace(model, **changed))
+
+
+def multiply(lr: object, rate: float) -> Any:
+    """Returns a learning rate multiplied by a factor. Of a schedule, all numbers but steps are multiplied."""
+    if isinstance(lr, tuple):
+        return tuple(multiply(x, rate) for x in lr)
+    if isinstance(lr, Schedule) and is_dataclass(lr):
+        values = {f.name: multiply(getattr(lr, f.name), rate) for f in fields(lr) if "warmup" not in f.name}
+        values.pop("boundaries", None)
+        return replace(lr, **values)
+    return lr * rate if isinstance(lr, float | int) else lr
+
+
+def shorten(x: Any, steps: int) -> Any:
+    """Returns a config, or a part of one, with warm-ups of at most half of the run, and with the cheapest test that there is."""
+    if isinstance(x, tuple):
+        return tuple(shorten(element, steps) for element in x)
+    if isinstance(x, Schedule):
+        return replace(x, warmup=min(warmup, steps // 2)) if (warmup := getattr(x, "warmup", 0)) else x  # pyright: ignore
+    if not is_dataclass(x) or isinstance(x, type):
+        return x
+    changed: dict[str, Any] = {f.name: shorten(getattr(x, f.name), steps) for f in fields(x) if f.init}
+    changed |= {name: 1 for name in ("validation_samples", "test_samples") if name in changed}
+    return replace(x, **changed)
+
+
+def read_run(config: Config, workdir: Path) -> Curve:
+    """Trains a run, without output, and returns its curve. The run directory is removed.
+
+    Raises: UserError if the run cannot begin.
+    """
+    silent = replace(
+        config,
+        evaluate_every=0,
+        save=Save(every=max(1, config.steps // SHARE)),
+        log=Log(every=1, tensorboard=False),
+    )
+    error = ""
+    try:
+        with redirect_stdout(io.StringIO()):
+            train(silent, workdir)
+    except UserError as stop:
+        error = str(stop)
+    lines = read_lines(workdir / "metrics.jsonl")
+    curve = [line for line in lines if line["split"] == "train"]
+    if not curve:
+        raise UserError(f"no step was trained: {error}")
+    losses = [name for name in curve[0] if name == "loss" or name.startswith("loss/")]
+    norms = [name for name in curve[0] if name.split("/")[0] == "gradient"]
+    warned = [line["step"] for line in read_lines(workdir / "telemetry.jsonl") if "alarm" in line or "skipped" in line]
+    shutil.rmtree(workdir)
+    # Programs of finished runs would otherwise fill the memory.
+    jax.clear_caches()
+    return Curve(
+        np.array([sum(line[name] for name in losses) for line in curve]),
+        np.array([math.hypot(*(line[name] for name in norms)) for line in curve]),
+        len(losses),
+        sorted(warned),
+        error,
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def judge(curve: Curve) -> Numbers:
+    """Returns {"verdict": "trained", "told" or "silent", "loss": at the end, "exploded": step or None, "told": step or None}."""
+    end = max(1, len(curve.loss) // SHARE)
+    exploded = explosion(curve.loss) if curve.players == 1 else None
+    if curve.players > 1 and np.median(curve.gradient[-end:]) > MAX_RATIO * np.median(curve.gradient[:WINDOW]):
+        exploded = 1 + int(np.argmax(curve.gradient > MAX_RATIO * np.median(curve.gradient[:WINDOW])))
+    if curve.error and exploded is None:
+        # It was not finite, or the guard stopped a run that these rules would let go on.
+        exploded = len(curve.loss)
+    # The message of an error also tells.
+    told = min([*curve.warned, *([len(curve.loss)] if curve.error else [])], default=None)
+    verdict = "trained" if exploded is None else "silent" if told is None else "told"
+    return {"verdict": verdict, "loss": float(curve.loss[-end:].mean()), "exploded": exploded, "told": told}
+
+
+def explosion(loss: np.ndarray) -> int | None:
+    """Returns the step from which on a loss has lost half of what it had gained, until its end. None: it has not."""
+    window = min(WINDOW, len(loss))
+    means = np.convolve(loss, np.ones(window) / window, "valid")
+    low, first = float(means.min()), float(loss[0])
+    end = max(1, len(loss) // SHARE)
+    most = low + MAX_LOST * max(first - low, 0.0)
+    # A loss that was never below its first value has gained nothing; noise alone does not make it explode.
+    most = max(most, first + 0.5 * abs(first)) if low >= first else most
+    if loss[-end:].mean() <= most:
+        return None
+    below = np.flatnonzero(means <= most)
+    return int(below[-1]) + window + 1 if len(below) else 1
+
+
+def cell(numbers: Numbers) -> str:
+    """Returns the text of a cell of the table."""
+    loss, exploded, told = (numbers[name] for name in ("loss", "exploded", "told"))
+    if numbers["verdict"] == "trained":
+        return f"trained, {loss:.4g}" + ("" if told is None else f" (warned at {told})")
+    if numbers["verdict"] == "silent":
+        return f"EXPLODED SILENTLY at {exploded}, {loss:.4g}"
+    return f"told {max(0, told - exploded)} steps after it exploded at {exploded}"
+
+
+def table(names: Sequence[str], rates: Sequence[float], results: Results) -> str:
+    """Returns the table in Markdown. The numbers are the sums of losses at the end."""
+    rows = [["config", *(f"lr x{rate:g}" for rate in rates)], ["---"] * (1 + len(rates))]
+    rows += [[name, *(cell(results[title(name, rate)]["0"]) for rate in rates)] for name in names]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main))

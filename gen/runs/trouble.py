@@ -1,0 +1,125 @@
+"""What a run tells about its troubles: how it ends if it explodes, and the warnings that its end repeats."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gen.config import Config
+from gen.config.encoding import walk
+from gen.core import Family
+from gen.errors import UserError
+from gen.optim import Optimizer, Schedule
+from gen.runs import checkpoint
+from gen.runs.manifest import set_aside
+from gen.runs.run import Run
+from gen.runtime import hosts
+
+MAX_WARNINGS = 8
+"""Number of different warnings that the end of a run repeats."""
+NUMBER = re.compile(r"-?\d[\d.,]*(?:e[+-]?\d+)?")
+
+
+def stop_exploded(run: Run, step: int, reason: str, norm: float, save: checkpoint.Saver) -> None:
+    """Ends a run that has exploded. All hosts call it.
+
+    The checkpoints since the explosion are set aside, so that the run can only be resumed, sampled and scored from before.
+    norm: usual gradient norm of the run.
+
+    Raises: UserError, with the last good checkpoint and the fix.
+    """
+    save.wait()
+    kept = hosts.broadcast(partial(_keep_healthy, run.checkpoints))
+    fix = f"The fix, in another --workdir: {advice(run.config.model, norm)}"
+    if kept is None:
+        raise UserError(f"stopped at step {step}: {reason}; there is no checkpoint from before. {fix}")
+    raise UserError(
+        f"stopped at step {step}: {reason}; the last good checkpoint is {kept}. {fix}. "
+        "Or go on from that checkpoint, without such steps: the same command with --faults.action skip"
+    )
+
+
+def _keep_healthy(folder: Path) -> int | None:
+    good = checkpoint.newest_with(folder, "healthy")
+    for step in checkpoint.steps(folder):
+        if step > (good or 0):
+            set_aside(folder / str(step))
+    return good
+
+
+def advice(model: Family, norm: float) -> str:
+    """Returns options that make an exploding model more stable: a third of its learning rate, and clipped gradients.
+
+    norm: usual gradient norm of the run.
+    """
+    options: list[str] = []
+    for field in fields(model):
+        optim = getattr(model, field.name)
+        if not isinstance(optim, Optimizer):
+            continue
+        path = f"--model.{field.name.replace('_', '-')}"
+        if (lr := _third(optim.lr)) is not None:
+            options.append(f"{path}.lr {lr}")
+        if optim.clip is None:
+            options.append(f"{path}.clip {_round(3 * norm):g}")
+    return " ".join(options) or "a lower learning rate or clipped gradients"
+
+
+def _third(lr: object) -> str | None:
+    if isinstance(lr, Schedule):
+        # Other schedules have no peak.
+        peak: Any = getattr(lr, "peak", None)
+        return None if peak is None else f'"{replace(lr, peak=_round(peak / 3))}"'  # pyright: ignore[reportCallIssue]
+    return f"{_round(lr / 3):g}" if isinstance(lr, float | int) else None
+
+
+def _round(x: float) -> float:
+    """Returns x with one digit that is not 0."""
+    return float(f"{x:.1g}")
+
+
+def unreached(config: Config) -> list[str]:
+    """Returns a warning for each schedule whose warm-up is longer than the run."""
+    schedules = {x for x in walk(config.model) if isinstance(x, Schedule)}
+    # The schedules of a discriminator count its own steps.
+    steps = config.steps * getattr(config.model, "critic_steps", 1)
+    return [
+        f"{schedule} never reaches its value after the warm-up: the run has {config.steps} steps; the fix: a shorter warm-up"
+        for schedule in sorted(schedules, key=str)
+        if getattr(schedule, "warmup", 0) > steps
+    ]
+
+
+def repeat_warnings(telemetry: Path) -> list[str]:
+    """Returns a line for each kind of warning in telemetry.jsonl, with the steps at which it was given.
+
+    Warnings that differ only in their numbers are one kind. The line has the text of the last one.
+    """
+    kinds: dict[str, dict[int, str]] = {}
+    for step, text in sorted(_read_warnings(telemetry)):
+        kinds.setdefault(NUMBER.sub("#", text), {})[step] = text
+    lines = []
+    for found in kinds.values():
+        steps = list(found)
+        where = f"at step {steps[0]}" if len(steps) == 1 else f"at {len(steps)} steps from {steps[0]} to {steps[-1]}"
+        lines.append(f"warned {where}: {found[steps[-1]]}")
+    more = len(lines) - MAX_WARNINGS
+    return lines[:MAX_WARNINGS] + ([f"and {more} other warnings, in {telemetry}"] if more > 0 else [])
+
+
+def _read_warnings(telemetry: Path) -> Iterator[tuple[int, str]]:
+    if not telemetry.exists():
+        return
+    with open(telemetry) as file:
+        for line in file:
+            # Most lines are about speed, and need not be parsed.
+            if '"alarm"' in line:
+                record = json.loads(line)
+                yield record["step"], record["alarm"]
+            elif '"skipped"' in line:
+                yield json.loads(line)["step"], "steps were left out, because their numbers were not finite or jumped"
