@@ -104,9 +104,7 @@ class State:
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     """Returns {metric: total / weight} of a split's sums, in float64: floats, or arrays for sums that are vectors."""
-    value = {
-        name: np.asarray(total, np.float64) / np.asarray(weight, np.float64) for name, (total, weight) in sums.items()
-    }
+    value = {name: np.asarray(x, np.float64) / np.asarray(n, np.float64) for name, (x, n) in sums.items()}
     return {name: float(v) if v.ndim == 0 else v for name, v in value.items()}
 
 

@@ -21,6 +21,7 @@ from gen.data.preprocess import with_preprocess
 from gen.errors import Requeue, UserError
 from gen.evaluation import alarms
 from gen.evaluation.measure import check_measured, measure, scalars_of, split_facts
+from gen.evaluation.progress import Progress
 from gen.evaluation.request import parse_request
 from gen.media import find_medium
 from gen.runs import base as runs_base
@@ -272,7 +273,7 @@ def make_monitor(run: Run, logger: log.RunLog) -> Monitor:
 
     # Alarms that need a classifier train it now, before the first step.
     compiled = run.engine.compiled
-    progress = alarms.Progress(config.save.best, log.read_split(run.workdir, "validation"))
+    progress = Progress(config.save.best, log.read_split(run.workdir, "validation"))
     watch = alarms.watch(config.alarms, data, model, compiled, progress)
     return Monitor(run, logger, find_medium(config.data, data.spec), compiled(sample), watch)
 

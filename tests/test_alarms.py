@@ -20,7 +20,8 @@ from gen.data.arrays import from_arrays
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.evaluation import alarms
-from gen.evaluation.alarms import Progress, Watch, build_alarms, check_limits
+from gen.evaluation.alarms import Watch, build_alarms, check_limits
+from gen.evaluation.progress import Progress
 from gen.families.gan import GAN
 from gen.families.labels import GIVEN
 from gen.metrics import images as metrics_images

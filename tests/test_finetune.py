@@ -321,7 +321,7 @@ WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
     ),
     "a family without adapters": (on_a_gan, "gen.families.gan.family.GAN has no adapters"),
     "a path of nothing": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="nothing")}), "lora.path 'nothing' m"),
-    "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is no regular"),
+    "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is not a regular"),
     "no rank": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(rank=0)}), "rank is 0"),
     "no size": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(alpha=0.0)}), "alpha is 0"),
     "no prompt": (lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=0)}), "length is 0"),

@@ -20,6 +20,7 @@ import numpy as np
 from gen.config import Alarm, Alarms
 from gen.core import Array, Dataset, GenerativeModel, State
 from gen.errors import UserError
+from gen.evaluation.progress import Progress
 from gen.evaluation.request import parse_request
 from gen.families.labels import GIVEN
 from gen.metrics.classifier import OneClassError, classifier_features, untrainable
@@ -32,13 +33,6 @@ MIN_IMAGES = 64
 """Minimum number of validation images to compare with. Below it training images are used: fewer say little."""
 MIN_DUPLICATES = 10
 """Minimum number of images with a duplicate for an alarm. Fewer may be chance."""
-
-LOSSES = ("loss", "neg_elbo")
-"""Validation metrics that measure progress in a run whose config names none. The first of them counts."""
-MAX_LOST = 3.0
-"""A validation is far worse than the best if it lost more than this number of times what the run has gained since its first one,"""
-MAX_WORSE = 0.5
-"""and more than this part of the best one."""
 
 
 @dataclass(frozen=True)
@@ -124,35 +118,6 @@ class GradientNorm(Alarm):
             for name, norm in norms.items()
             # A nan is outside too: every comparison with it is false.
             if not self.least <= norm <= self.most
-        ]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The evaluations of a run, and the alarm of one that is far worse than the best."""
-
-    best: tuple[str, str] | None
-    """Validation metric that chooses the best checkpoint, with "min" or "max". None: a loss, if the run measures one."""
-    seen: list[tuple[int, dict[str, float]]]
-    """(step, validation metrics) of each evaluation so far."""
-
-    def check(self, step: int, validation: Mapping[str, float]) -> list[str]:
-        """Adds an evaluation, if there is one. Returns a message if it is far worse than the best."""
-        if not validation:
-            return []
-        self.seen.append((step, dict(validation)))
-        loss = next((name for name in LOSSES if name in validation), None)
-        name, end = self.best or (loss, "min")
-        sign = -1 if end == "max" else 1
-        found = [(sign * numbers[name], step) for step, numbers in self.seen if name in numbers]
-        if not found or name not in validation:
-            return []
-        (best, at), (now, _), (first, _) = min(found), found[-1], found[0]
-        if now - best <= max(MAX_LOST * (first - best), MAX_WORSE * abs(best)):
-            return []
-        return [
-            f"validation {name} is {sign * now:.4g} at step {step}, and was {sign * best:.4g} at step {at}: the model overfits, or the "
-            "run has exploded"
         ]
 
 
