@@ -110,10 +110,12 @@ def test_samples_without_a_pair_are_refused(samples):
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Gives these tests a cache folder, and keeps compiled programs out of it."""
+    """Gives these tests a cache folder, keeps compiled programs out of it, and trains a small classifier."""
+    quick = partial(classifier_features, recipe=Recipe((), (32,), 300, 64, 3e-3, 0.1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(backend, "start_backend", lambda config: None)
+        patch.setattr(alarms, "classifier_features", quick)
         yield
 
 
@@ -200,7 +202,7 @@ def test_a_conditional_model_generates_the_classes_of_the_real_images(monkeypatc
         return {"samples": to_float(image[order][: request.n])}
 
     model = TINY.build(data.spec, 1)._replace(generate=generate)
-    alarms.watch(Alarms(samples=80), data, model)(model.init(jax.random.key(0)), {})
+    alarms.watch(Alarms("warn", samples=80), data, model)(model.init(jax.random.key(0)), 1, {}, {})
     np.testing.assert_array_equal(given_labels[0], label[order][:80])
 
 
@@ -216,7 +218,7 @@ def test_real_images_that_can_not_be_compared_end_no_run_that_only_warns(image, 
     model = TINY.build(data.spec, 1)
     watch = alarms.watch(Alarms("warn"), data, model)
     assert reason in caplog.text and "alarms check the metrics alone" in caplog.text
-    numbers, texts = watch(model.init(jax.random.key(0)), {"gradient/generator": float("nan")})
+    numbers, texts = watch(model.init(jax.random.key(0)), 1, {"gradient/generator": float("nan")}, {})
     assert numbers == {} and len(texts) == 1
     with pytest.raises(UserError, match=rf"{reason}.*; the fix: --alarms\.action warn"):
         alarms.watch(Alarms("stop"), data, model)

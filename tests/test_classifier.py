@@ -141,7 +141,7 @@ def test_a_classifier_is_trained_once(digits, monkeypatch):
 
 
 def test_data_without_labels_have_no_classifier(digits):
-    with pytest.raises(UserError, match="no labels to train a classifier"):
+    with pytest.raises(UserError, match="the data have no labels; compare their pixels"):
         classifier_features(digits._replace(spec={"image": digits.spec["image"]}))
 
 

@@ -137,6 +137,7 @@ def test_importing_loads_no_heavy_package():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
+@pytest.mark.slow
 def test_channels_of_stacked_digits_are_digits():
     single, data = Images(train="train", validation="train"), Images(name="stacked_digits", train="train")
     known = {split: read_split(single.build(), split) for split in ("train", "test")}
@@ -155,6 +156,7 @@ def test_channels_of_stacked_digits_are_digits():
             assert label == channels[0] * 100 + channels[1] * 10 + channels[2]
 
 
+@pytest.mark.slow
 def test_stacked_digits_are_balanced_and_fixed():
     first, again = (Images(name="stacked_digits", train="train").build() for _ in range(2))
     assert first.digest == again.digest

@@ -134,6 +134,7 @@ def test_beyond_the_context_the_last_half_of_it_is_read_again(name, limit, refil
         assert refilled == refills
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_changes_no_sample(monkeypatch):
     """Through every size of the cache, with and without refills."""
 

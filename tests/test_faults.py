@@ -161,6 +161,7 @@ def test_the_record_of_an_older_checkpoint_is_read():
 
 
 @pytest.mark.parametrize("engine", [Parallel(devices=2), Parallel(engine="jit", devices=2)])
+@pytest.mark.slow
 def test_a_bad_step_changes_only_the_step_number(engine, tiny):
     config = tiny("vae_digits")
     data = config.data.build()
@@ -300,6 +301,7 @@ def noticing(at: int, workdir: Path):
     return noticed
 
 
+@pytest.mark.slow
 def test_a_bad_step_stops_the_run_and_the_next_start_may_leave_it_out(spiky, tmp_path):
     with pytest.raises(UserError, match="not finite at step 23"):
         train.train(spiky("stop"), tmp_path / "stopped")

@@ -168,6 +168,7 @@ def test_a_checkpoint_of_an_adapter_holds_the_adapter_alone(runs):
     assert size(trained) < size(weights(runs / "base")) / 10
 
 
+@pytest.mark.slow
 def test_an_adapter_continues_exactly_after_its_base_was_moved(copied, runs, tiny, capsys):
     """--base says where the base is now. The metrics, the state and the samples are the same bit for bit."""
     shutil.rmtree("lora/checkpoints/4")
@@ -200,6 +201,7 @@ def test_an_adapter_continues_exactly_after_its_base_was_moved(copied, runs, tin
     assert "byte for byte" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_merged_run_needs_no_base_and_writes_the_same(copied, capsys):
     before = greedy("lora")
     runs_merge.merge(Path("lora"), Path("merged"))
@@ -382,7 +384,9 @@ def first_of(model: core.GenerativeModel, scale: float = 0.4) -> Any:
     return jax.device_get(random_like(jax.eval_shape(model.init, KEY).params, scale))
 
 
-@pytest.mark.parametrize("name", ["lm_pydoc", "mlm_pydoc", "seq2seq_docstring"])
+@pytest.mark.parametrize(
+    "name", ["lm_pydoc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlm_pydoc", "seq2seq_docstring"))]
+)
 def test_an_adapted_model_equals_its_base_at_first_and_later_the_merged_model(name, tiny):
     """The first equality is exact, the second holds to 1e-5. No update changes the base."""
     config, adapter = tiny(name), LoRA(rank=2, path="(query|value)/kernel$")
@@ -407,6 +411,7 @@ def test_an_adapted_model_equals_its_base_at_first_and_later_the_merged_model(na
     assert_close(after, of_base(adapter.merge(state.params, base)), 1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapted_vae_equals_its_base_at_first_and_later_the_merged_model(tiny):
     config, adapter = tiny("vae_digits"), LoRA(rank=2)
     model: Any = replace(config.model, optim=replace(SGD, lr=1e-3))
@@ -430,6 +435,7 @@ def test_an_adapted_vae_equals_its_base_at_first_and_later_the_merged_model(tiny
     np.testing.assert_allclose(made(adapted, state), made(whole, State(state.step, merged, {})), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
     """Including FSDP, which shards the base too."""
     monkeypatch.setattr("gen.runtime.binding.MIN_SHARDED", 2)
@@ -593,6 +599,7 @@ def test_decoding_after_a_learned_prompt_equals_whole_passes(arch):
 
 
 @pytest.mark.parametrize("name", ["rotary", "relative"])
+@pytest.mark.slow
 def test_padding_does_not_change_the_distance_to_a_learned_prompt(name):
     """Even if a sliding window has moved past it."""
     model, base = prompted(ARCHS[name])

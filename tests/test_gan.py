@@ -211,9 +211,12 @@ PIECES = {
         "discriminator": discriminator.Residual((4,), 1, attention=(1,), spectral=True, dropout=0.2),
     },
 }
+LONG = ("residual", "ada", "packs")  # they compile longest
 
 
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in PIECES]
+)
 def test_pieces_train_evaluate_and_generate_together(name):
     config = replace(TINY, ema=0.9, **PIECES[name])
     with jax.enable_x64(name == "ada"):
@@ -239,6 +242,7 @@ def test_pieces_train_evaluate_and_generate_together(name):
         assert float(metrics["augment"]) == pytest.approx((3 + 4) / 2 * 8 / 1000)
 
 
+@pytest.mark.slow
 def test_losses_that_couple_the_batch_agree_on_any_number_of_devices_and_either_engine():
     model = GAN(
         latent=4,

@@ -127,6 +127,7 @@ def plain(tensors: Tensors, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return features, features @ tensors["fc.weight"].T
 
 
+@pytest.mark.slow
 def test_features_and_probabilities_agree_with_the_network_in_numpy(tensors, images, extracted):
     x = np.asarray(network_input(jnp.asarray(images, jnp.float32) / 127.5 - 1))
     features, logits = plain(tensors, x)

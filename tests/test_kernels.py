@@ -153,6 +153,7 @@ def test_normalization_of_examples_equals_flax(centered):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
+@pytest.mark.slow
 def test_normalization_of_channels_equals_flax_over_devices_and_in_derivatives_of_both_orders(in_float64):
     x, scale, weight = 2 + normal(0, 2, 90, 4, 4, 16), 1 + normal(1, 16), normal(2, 2, 90, 4, 4, 16)
     assert x.dtype == jnp.float64

@@ -227,6 +227,7 @@ config = Config(model=Constant(), data=Images(name="digits"), steps=10)
 '''
 
 
+@pytest.mark.slow
 def test_a_fork_runs_the_contract_on_its_own_config(tmp_path: Path):
     (tmp_path / "constant.py").write_text(FORK)
     options = ["-p", "no:cacheprovider", "--config", str(tmp_path / "constant.py"), "-k", "every or start_from"]

@@ -33,6 +33,7 @@ def test_the_slope_is_one_within_the_limit_and_positive_outside():
 
 @pytest.mark.parametrize("likelihood", [Gaussian(), DiscretizedLogistic(256)])
 @pytest.mark.parametrize("scale", [-1e4, 1e4])
+@pytest.mark.slow
 def test_extreme_scales_of_pixels_give_finite_losses_gradients_and_samples(likelihood, scale):
     x = jnp.array([-1.0, -1 + 200 / 255, 1.0]).reshape(1, 3, 1, 1)
 

@@ -183,6 +183,7 @@ def test_an_update_descends_the_mean_over_all_tokens_that_count(batch):
 
 
 @pytest.mark.parametrize("config", [TINY, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
+@pytest.mark.slow
 def test_accumulated_steps_are_weighted_by_their_tokens(config):
     """Two steps on the halves of a batch, which have few tokens and many, are a step on the whole and one on nothing."""
     batch, first_half = batch_of(), np.arange(8) < 4
@@ -203,6 +204,7 @@ def test_accumulated_steps_are_weighted_by_their_tokens(config):
 
 
 @pytest.mark.parametrize("config", [TINY, MASKED, SEQ2SEQ], ids=["lm", "mlm", "seq2seq"])
+@pytest.mark.slow
 def test_an_update_does_not_depend_on_which_device_has_which_row(config):
     """Dropout, masks and middles depend on the row alone, and the mean is over all devices, so the order of rows is irrelevant."""
     engine, batch = engine_of(config), batch_of()
@@ -352,6 +354,7 @@ def test_families_without_an_encoder_refuse_separate_sources():
             family.build(source, 10)
 
 
+@pytest.mark.slow
 def test_a_model_in_float64_generates():
     spec = {"tokens": Feature((9,), "int32", vocab=8, end=0)}
     with jax.enable_x64(True):

@@ -75,6 +75,7 @@ def unigram() -> tuple[GenerativeModel, State]:
     return reader(MLM(network=READER, rate=None, optim=SGD), np.log(P))
 
 
+@pytest.mark.slow
 def test_the_bound_for_independent_tokens_is_their_entropy_on_average(unigram):
     """In evaluation and in the loss of an update."""
     model, state = unigram

@@ -39,6 +39,7 @@ def test_neighbours_agree_with_a_full_search_across_chunks(data):
     assert found.distance[:2, 0].tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_samples_of_a_run_come_with_neighbours_and_other_data_are_refused(tiny, tmp_path, monkeypatch):
     config = tiny("vae_digits")
     config = replace(config, steps=2, evaluate_every=0, log=replace(config.log, tensorboard=False))

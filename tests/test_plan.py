@@ -278,6 +278,7 @@ def train(tmp_path_factory):
     return call
 
 
+@pytest.mark.slow
 def test_a_plan_for_devices_that_do_not_exist(train):
     done = train("vae_digits", "--dry-run", "--plan.devices", "16", "--plan.hosts", "4")
     assert done.returncode == 0, done.stderr

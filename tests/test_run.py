@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4"),
     *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.every", "1"),
-    *("--evaluate-every", "50", "--save.every", "25", "--steps", "1000"),
+    *("--evaluate-every", "50", "--save.every", "25", "--steps", "400"),
 ]
 
 
@@ -88,9 +88,9 @@ def test_training_starts_without_importing_pytorch(environment, tmp_path):
 
 def test_a_run_directory_has_its_files_and_their_content(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 1001))
+    assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 401))
     validation = [x for x in lines if x["split"] == "validation"]
-    assert [x["step"] for x in validation] == list(range(50, 1001, 50))
+    assert [x["step"] for x in validation] == list(range(50, 401, 50))
     assert {"neg_elbo", "reconstruction", "kl", "active_units", "nll_bound", "bits_per_dim"} <= validation[0].keys()
     assert validation[-1]["neg_elbo"] < validation[0]["neg_elbo"]
     assert not {"time", "steps_per_second"} & lines[0].keys()
@@ -108,16 +108,17 @@ def test_a_run_directory_has_its_files_and_their_content(trained):
     reference = directory.read_reference(trained)
     assert reference["image"].shape == (64, 8, 8, 1)
     assert reference["kl_per_latent"].shape == (3,)
-    assert (trained / "samples" / "step_0001000.png").exists()
+    assert (trained / "samples" / "step_0000400.png").exists()
     assert list(trained.glob("events*"))
     assert json.loads((trained / "spec.json").read_text())["image"]["levels"] == 17
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_trains_on_with_more_steps(trained, gen, tmp_path):
     workdir = copy_of(trained, tmp_path)
     again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
     assert again.returncode == 0
-    assert "is finished: 1000 steps" in again.stdout
+    assert "is finished: 400 steps" in again.stdout
     more = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", "1010")
     assert more.returncode == 0, more.stderr
     assert "resuming" in more.stdout
@@ -167,7 +168,10 @@ def test_a_run_killed_at_any_moment_ends_bit_identical(trained, gen, environment
         np.testing.assert_array_equal(a, b, err_msg=str(path))
 
 
-@pytest.mark.parametrize("mode", ["generate", "reconstruct", "interpolate", "traverse"])
+@pytest.mark.parametrize(
+    "mode",
+    ["generate", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("reconstruct", "interpolate", "traverse"))],
+)
 def test_a_copy_of_a_run_is_sampled_and_its_samples_are_verified(mode, trained, gen, tmp_path):
     workdir = copy_of(trained, tmp_path)
     made = gen("sample.py", workdir, "--mode", mode, "--n", 16, "--out", workdir / "out")
@@ -181,6 +185,7 @@ def test_a_copy_of_a_run_is_sampled_and_its_samples_are_verified(mode, trained, 
     assert "byte for byte" in verified.stdout
 
 
+@pytest.mark.slow
 def test_verification_names_the_differences(trained, gen, tmp_path):
     workdir = copy_of(trained, tmp_path)
     gen("sample.py", workdir, "--n", 4, "--out", workdir / "out")
@@ -196,6 +201,7 @@ def test_verification_names_the_differences(trained, gen, tmp_path):
     assert "visible_cores: 4096 then" in verified.stdout
 
 
+@pytest.mark.slow
 def test_a_damaged_manifest_gives_one_short_error(trained, gen, tmp_path):
     good = gen("sample.py", trained, "--n", 4, "--out", tmp_path / "out")
     assert good.returncode == 0, good.stderr
@@ -203,7 +209,7 @@ def test_a_damaged_manifest_gives_one_short_error(trained, gen, tmp_path):
     manifest = json.loads(path.read_text())
     for change, message in (
         ({"outputs": {}}, "names no outputs"),
-        ({"checkpoint": {"step": 1000}}, "checkpoint"),
+        ({"checkpoint": {"step": 400}}, "checkpoint"),
         ({"seed": 10**30}, "below 2**32"),
         ({"outputs": {"../../x": "0"}}, "leaves the manifest's folder"),
     ):
@@ -273,6 +279,7 @@ def test_a_directory_of_another_run_is_refused_with_the_difference(trained, gen)
     assert (trained / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_missing_files_are_made_again(trained, gen, tmp_path):
     workdir = copy_of(trained, tmp_path)
     (workdir / "reference.npz").unlink()
@@ -290,6 +297,7 @@ def test_a_second_process_on_a_run_is_refused(trained, gen):
     assert "in use by another process" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(gen, tmp_path):
     boom = ["--model.optim.lr", "Piecewise(boundaries=(60,), values=(1e-3, 1e30))"]
     done = gen("train.py", "vae_digits", "--workdir", tmp_path / "run", *SMALL, *boom)
@@ -315,6 +323,7 @@ def disk(tmp_path):
     subprocess.run(["umount", folder], check=False, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_one_short_error(disk, gen):
     done = gen("train.py", "vae_digits", "--workdir", disk("size=600k") / "run", *SMALL)
     assert done.returncode == 2, done.stderr
@@ -322,6 +331,7 @@ def test_a_full_disk_gives_one_short_error(disk, gen):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_read_only_directory_gives_one_short_error(disk, trained, gen):
     workdir = disk("size=50m") / "run"
     shutil.copytree(trained, workdir)
@@ -388,6 +398,7 @@ def test_a_tampered_config_runs_no_code(trained, gen, tmp_path, environment):
     assert not (tmp_path / "evil-was-here").exists()
 
 
+@pytest.mark.slow
 def test_wrong_input_to_sample_gives_one_short_error(trained, gen, tmp_path):
     workdir = copy_of(trained, tmp_path)
     shutil.rmtree(workdir / "checkpoints")
@@ -395,7 +406,7 @@ def test_wrong_input_to_sample_gives_one_short_error(trained, gen, tmp_path):
         "no config.json": [tmp_path],
         "no checkpoint yet": [workdir],
         "there is no such checkpoint": [trained, "--step", 3],
-        "labels 0 to 9": [trained, "--label", 10],
+        "the classes are 0, 1, 2": [trained, "--label", 10],
         "n is 0": [trained, "--n", 0],
         "seed is -1": [trained, "--seed", -1],
         "reference.npz has 64": [trained, "--n", 65, "--mode", "reconstruct"],
@@ -425,6 +436,7 @@ def test_a_profile_traces_the_given_steps(gen, tmp_path):
     assert "STEP:COUNT" in wrong.stderr + wrong.stdout
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_sizes_and_writes_nothing(gen, tmp_path):
     done = gen("train.py", "vae_digits", "--dry-run", "--workdir", tmp_path / "run")
     assert done.returncode == 0, done.stderr

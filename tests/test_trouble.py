@@ -57,6 +57,7 @@ def test_an_exploding_run_tells_within_50_steps_and_stops_with_its_last_good_che
     assert (tmp_path / "metrics.jsonl").read_bytes() == curve
 
 
+@pytest.mark.slow
 def test_a_run_that_may_explode_goes_on_keeps_a_good_checkpoint_and_repeats_its_warnings(exploding, tmp_path, capsys):
     train(replace(exploding, steps=400, faults=Faults(explosion=None)), tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints") == [100, 350, 400]

@@ -64,7 +64,7 @@ def find_class(asked: str, spec: Spec) -> int:
         return int(asked)
     if not names:
         raise UserError(f"label {asked!r} asked for, and the run has no names of classes; the fix: a number from 0 on")
-    near = difflib.get_close_matches(asked, names, 1)
+    near = [] if NUMBER.fullmatch(asked) else difflib.get_close_matches(asked, names, 1)
     known = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     raise UserError(
         f"there is no class {asked!r}; " + (f"did you mean {near[0]!r}?" if near else f"the classes are {known}")

@@ -16,9 +16,9 @@ from gen.networks import gaussian
 from gen.networks.gaussian import Gaussian
 from gen.networks.limits import limit_size
 
-MAX_LOG_STD = 5.0
-"""Log-deviations of a learned mixture up to this size are exact, and larger ones stay below twice this size. A component with a
-deviation of exp(-5) would be narrower than any posterior that a decoder can use."""
+MAX_LOG_STD = 8.0
+"""Log-deviations of a learned mixture up to this size are exact, and larger ones stay below twice this size. The smallest
+deviation of a posterior is exp(-8), too."""
 Encode = Callable[[Array], Gaussian]
 """Images [K, H, W, C] -> q(z | x), [K, D]."""
 
