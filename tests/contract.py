@@ -15,7 +15,7 @@ from _pytest.mark import ParameterSet
 
 from gen import config as configs
 from gen.config import Config, Parallel
-from gen.core import Dataset, GenerativeModel, HostBatch, State
+from gen.core import Dataset, Family, GenerativeModel, HostBatch, State
 from gen.data.preprocess import with_preprocess
 from gen.optim import Optimizer
 from gen.runtime.engine import Engine, compile_engine
@@ -52,9 +52,18 @@ def config_files() -> list[str]:
 
 def one_per_family(files: Iterable[str]) -> list[str]:
     """Returns one config file for each class of model, preferably one on built-in data."""
-    chosen: dict[type, str] = {}
+    return _one_per(files, lambda model: f"{type(model).__module__}.{type(model).__qualname__}")
+
+
+def one_per_folder(files: Iterable[str]) -> list[str]:
+    """Returns one config file for each folder of families, such as gen/families/language, preferably one on built-in data."""
+    return _one_per(files, lambda model: type(model).__module__.rpartition(".")[0])
+
+
+def _one_per(files: Iterable[str], key: Callable[[Family], str]) -> list[str]:
+    chosen: dict[str, str] = {}
     for file in sorted(files, key=lambda file: getattr(load(file).data, "name", "") not in BUILT_IN):
-        chosen.setdefault(type(load(file).model), file)
+        chosen.setdefault(key(load(file).model), file)
     return sorted(chosen.values(), key=lambda file: Path(file).stem)
 
 

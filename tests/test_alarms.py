@@ -258,6 +258,7 @@ BRIEF = Config(
 )
 
 
+@pytest.mark.slow
 def test_an_alarm_stops_a_run_before_it_saves_or_warns_and_the_run_continues(tmp_path, capsys):
     """After a few steps the generator makes the same image for all latents."""
     config = replace(BRIEF, alarms=Alarms("off", samples=32))

@@ -31,14 +31,15 @@ from gen.train import calls, stacked
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs tests of `config_file` on every config. Tests of `family_file` compile much: they run on one config per family.
 
-    The fast tests, too, run on one config per family.
+    The fast tests run on one config per folder of families.
     """
     given = metafunc.config.getoption("config")
-    families = given or contract.one_per_family(contract.config_files())
     if "config_file" in metafunc.fixturenames:
         files = given or contract.config_files()
-        metafunc.parametrize("config_file", contract.as_parameters(files, slow=set(files) - set(families)))
+        slow = set(files) - set(given or contract.one_per_folder(files))
+        metafunc.parametrize("config_file", contract.as_parameters(files, slow))
     if "family_file" in metafunc.fixturenames:
+        families = given or contract.one_per_family(contract.config_files())
         metafunc.parametrize("family_file", contract.as_parameters(families))
 
 
@@ -200,6 +201,7 @@ def test_a_state_of_four_devices_continues_on_other_devices_and_engines(family_f
             assert_close(expected, metrics, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_state_can_start_from_other_parameters(family_file, tiny):
     config = tiny(family_file)
     model = config.model.build(config.data.build().spec, config.steps)

@@ -103,6 +103,7 @@ def expected_logits(arch: Architecture, text: np.ndarray) -> np.ndarray:
         ("relative", GREEDY),
     ],
 )
+@pytest.mark.slow
 def test_log_probs_equal_one_whole_pass_and_samples_do_not_depend_on_the_batch(name, sampling):
     """Whatever the sampling."""
     run = decoder(ARCHS[name], sampling, N, CONTEXT)
@@ -120,6 +121,7 @@ def test_log_probs_equal_one_whole_pass_and_samples_do_not_depend_on_the_batch(n
 
 
 @pytest.mark.parametrize(("name", "limit", "refills"), [("learned", WIDTH, 5), ("relative", 8, 3)])
+@pytest.mark.slow
 def test_beyond_the_context_the_last_half_of_it_is_read_again(name, limit, refills):
     """Also if the prompt fills the context."""
     n = 17

@@ -28,6 +28,7 @@ def test_replicas_drift_without_the_mean_over_devices(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["pmap on 1", "pmap on 2", "jit on 4", "fsdp and tensor 2 on 8"])
+@pytest.mark.slow
 def test_one_compilation_serves_all_steps(engine, tiny, caplog):
     """The state after a step must be placed like the state before it, or the next step would compile again."""
     config = replace(tiny("vae_digits"), seed=len(engine))  # a config that no other test compiles
@@ -61,6 +62,7 @@ def test_fsdp_shards_the_state(tiny):
     assert any(x.addressable_shards[0].data.size == x.size // 4 for x in moment)
 
 
+@pytest.mark.slow
 def test_tensor_parallelism_divides_the_matrices(tiny):
     config = tiny("lm_pydoc")
     config = replace(config, model=replace(config.model, network=replace(config.model.network, hidden=32)))

@@ -232,6 +232,7 @@ def lines(workdir: Path, name: str, key: str) -> dict[int, dict]:
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.slow
 def test_bad_steps_are_left_out_and_reported(action, spiky, tmp_path):
     workdir = tmp_path / "run"
     train.train(spiky(action), workdir)

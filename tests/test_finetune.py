@@ -577,6 +577,7 @@ def test_only_the_learned_prompt_is_trained_and_every_document_sees_it():
 
 
 @pytest.mark.parametrize("arch", [SMALL, replace(ARCHS["rotary"], window=None)], ids=["learned", "rotary"])
+@pytest.mark.slow
 def test_decoding_after_a_learned_prompt_equals_whole_passes(arch):
     """Decoding has a cache. Beyond the context it reads the last half again."""
     prompts = PROMPTS

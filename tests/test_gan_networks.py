@@ -35,6 +35,7 @@ def seed():
 
 @pytest.mark.parametrize("size", GENERATORS)
 @pytest.mark.parametrize("conditioning", [None, "concatenation", "projection"])
+@pytest.mark.slow
 def test_every_network_fits_the_shape_of_its_images(size, conditioning):
     shape, label = (size, size, 1 if size < 32 else 3), None if conditioning is None else one_hot(0, 1)
     for arch in GENERATORS[size]:

@@ -50,6 +50,7 @@ def masks() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("heads", [N, 2])
 @pytest.mark.parametrize("mask", masks().values(), ids=masks())
+@pytest.mark.slow
 def test_attention_by_rows_equals_attention_at_once(mask, heads):
     query, key, value = normal(0, B, T, N, H), normal(1, B, T, heads, H), normal(2, B, T, heads, H)
     weight, seen = normal(3, B, T, N, H), jnp.asarray(mask)

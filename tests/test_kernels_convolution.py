@@ -73,6 +73,7 @@ def wide(name, dtype):
 
 @pytest.mark.parametrize("name", ORACLE)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.slow
 def test_values_and_derivatives_of_both_orders_equal_lax(name, shape):
     with jax.enable_x64(True):
         args = arguments(ORACLE[name], shape, jnp.float64)
@@ -108,6 +109,7 @@ def test_add_patches_is_the_adjoint_of_take_patches(stride):
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(np.float64, 1e-12), (np.float32, 5e-6)])
 @pytest.mark.parametrize("name", ORACLE)
+@pytest.mark.slow
 def test_a_wide_kernel_on_a_small_image_uses_the_fourier_form_and_stays_exact(name, dtype, rounding):
     with jax.enable_x64(True):
         args = wide(name, dtype)

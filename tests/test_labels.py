@@ -25,6 +25,8 @@ from gen.train import train
 
 COLOURS = ["blue", "green", "red"]
 
+pytestmark = pytest.mark.slow  # a model is trained until it has learned the labels
+
 
 @pytest.fixture(scope="module")
 def workdir(tiny, tmp_path_factory) -> Iterator[Path]:

@@ -68,6 +68,7 @@ def test_extreme_deviations_of_a_learned_mixture_give_a_finite_density(log_std):
     assert np.isfinite(prior.sample(params, lambda x: gaussian.Gaussian(x, x), jax.random.key(0), 2, 1.0)).all()
 
 
+@pytest.mark.slow
 def test_means_of_latents_are_bounded_in_every_group():
     model = VAE(latents=(2, 3), network=Perceptron((8,))).latent_model({"image": Feature((4, 4, 1), levels=2)})
     params = jax.tree.map(lambda x: 1e4 * (x + 1), model.init(jax.random.key(0), jnp.float32))

@@ -294,6 +294,7 @@ ALL_PARTS = Optimizer(
     [Optimizer(), Optimizer(rule="sgd"), Optimizer(rule="muon"), Optimizer(rule=Factored()), ALL_PARTS],
     ids=["adam", "sgd", "muon", "factored", "all parts"],
 )
+@pytest.mark.slow
 def test_the_moments_of_bfloat16_parameters_are_those_of_float32(config):
     """Gradients are the same numbers in both dtypes, so the moments must be the same too, and the parameters nearly."""
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), normal_tree(np.random.default_rng(3), MATRICES))

@@ -244,9 +244,12 @@ WRONG = {
     "a missing folder": (["vae_folder", "--data.name", "folder:/nowhere"], "/nowhere"),
     "a set that isn't prepared": (["vae_mnist", "--data.data-dir", "/nowhere"], "python -m gen.data.prepare mnist"),
 }
+QUICK = ("an unknown config", "an unknown field", "a folder as a class", "an unknown best metric")
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=() if what in QUICK else pytest.mark.slow) for what in WRONG]
+)
 def test_wrong_input_to_train_gives_one_short_error(what, gen, tmp_path):
     arguments, message = WRONG[what]
     done = gen("train.py", *arguments, "--workdir", tmp_path / "run")
@@ -257,6 +260,7 @@ def test_wrong_input_to_train_gives_one_short_error(what, gen, tmp_path):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.slow
 def test_a_platform_that_is_not_there_gives_one_line_with_the_fix(platform, environment, tmp_path):
     if platform == "cuda" and importlib.util.find_spec("jax_plugins"):
         pytest.skip("JAX's plugin for CUDA is installed")

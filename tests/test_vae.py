@@ -543,6 +543,7 @@ def test_an_impossible_object_is_refused(make, message):
     ("size", "widths"),
     [(8, (4,)), (8, (4, 6)), (28, (4, 6)), (28, (4, 6, 8)), (32, (4, 6, 8)), (64, (4,) * 4), (9, (4,))],
 )
+@pytest.mark.slow
 def test_a_residual_network_encodes_and_decodes_images_of_any_size(size, widths, channels):
     image, dtypes = Feature((size, size + (size == 9), channels), levels=256), {"param_dtype": "float32"}
     for likelihood, outputs in ((Bernoulli(), channels), (DiscretizedLogistic(256, components=2), 2 + 4 * channels)):
