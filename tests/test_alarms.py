@@ -292,6 +292,7 @@ def test_an_alarm_stops_a_run_before_it_saves_or_warns_and_the_run_continues(tmp
     assert not any("duplicates" in line for line in read_lines(tmp_path / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_an_alarm_from_outside_is_kept_in_the_config_and_raised(tmp_path):
     config = replace(BRIEF, evaluate_every=0, alarms=Alarms("warn", samples=32, extra=(HighLoss(), HighLoss(1e9))))
     assert configs.decode(Config, configs.encode(config)) == config

@@ -106,6 +106,7 @@ def check_samples(data: Dataset, model: GenerativeModel, state: State, batch: Ho
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_each_loss_falls_on_a_fixed_batch(family_file, tiny):
     """Trains the player of each loss alone. contract.hold_other_players says which optimizer belongs to a loss."""
     config = tiny(family_file)

@@ -558,7 +558,7 @@ def write_images(folder: Path, images: dict[str, bytes]) -> Path:
 def folder(scored, tmp_path) -> Path:
     """A folder of the images with which the run is scored, as sample.py --files would write them."""
     made = generate_images(open_images(scored, Options((scored,), n=N)), N)
-    return write_images(tmp_path, separate(made.image, made.label, None)) / "samples"
+    return write_images(tmp_path, separate(made.image, made.label, ())) / "samples"
 
 
 def test_a_folder_of_the_same_images_has_the_same_numbers(scored, folder, capsys):
@@ -658,4 +658,4 @@ def test_file_names_carry_the_names_of_classes():
     assert list(found) == [
         f"samples/{name}.png" for name in ("00000_label1_-dog-cow", "00001_label0_cat", "00002_label1_-dog-cow")
     ]
-    assert list(separate(images, None, None)) == ["samples/00000.png", "samples/00001.png", "samples/00002.png"]
+    assert list(separate(images, None, ())) == ["samples/00000.png", "samples/00001.png", "samples/00002.png"]

@@ -241,6 +241,7 @@ def built(model: Any, spec: Any) -> None:
 
 @fuzz(40)
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_config_json(data, some, folder):
     config = some[data.draw(st.sampled_from(NAMES))]
     facts = {"format": 1, "identity": "0", "data": "0", "config": configs.encode(config)}
@@ -316,6 +317,7 @@ def test_any_options(data, some, folder):
 
 @fuzz(15)
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_manifest(data, trained):
     manifest = json.loads((trained / "generated" / "manifest.json").read_text())
     content = dumped(data.draw(mutated(manifest)))

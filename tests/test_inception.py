@@ -135,6 +135,7 @@ def test_features_and_probabilities_agree_with_the_network_in_numpy(tensors, ima
     assert_close(extracted[1], log_softmax(logits, axis=-1), 1e-4)
 
 
+@pytest.mark.slow
 def test_features_and_probabilities_agree_with_torch_fidelity(tensors, images, extracted, monkeypatch):
     torch = pytest.importorskip("torch")
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")

@@ -129,7 +129,7 @@ def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ..
     if labels is not None:
         ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
         # The name of a class may be any text, and these go into the name of a file. Digits are named by their number.
-        known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names or ()) if name != str(i)}
+        known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names) if name != str(i)}
         ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
     stems = [number + end for number, end in zip(number_names(len(images)), ends, strict=True)]
     return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
