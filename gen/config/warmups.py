@@ -35,9 +35,9 @@ def find_schedules(x: object, path: str) -> Iterator[tuple[str, Schedule]]:
     """Yields ("path.to.field", schedule) for each schedule in a config."""
     if isinstance(x, Schedule):
         yield path, x
-    elif is_dataclass(x):
-        for f in fields(x):
-            yield from find_schedules(getattr(x, f.name), f"{path}.{f.name}")
-    elif isinstance(x, tuple):
-        for i, element in enumerate(x):
-            yield from find_schedules(element, f"{path}.{i}")
+        return
+    parts: dict[str, object] = {f.name: getattr(x, f.name) for f in fields(x)} if is_dataclass(x) else {}
+    if isinstance(x, tuple):
+        parts = {str(i): element for i, element in enumerate(x)}
+    for name, part in parts.items():
+        yield from find_schedules(part, f"{path}.{name}")

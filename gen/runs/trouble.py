@@ -115,11 +115,9 @@ def repeat_warnings(telemetry: Path) -> list[str]:
 def _read_warnings(telemetry: Path) -> Iterator[tuple[int, str]]:
     if not telemetry.exists():
         return
+    # Most lines are about speed, and need not be parsed.
     with open(telemetry) as file:
-        for line in file:
-            # Most lines are about speed, and need not be parsed.
-            if '"alarm"' in line:
-                record = json.loads(line)
-                yield record["step"], record["alarm"]
-            elif '"skipped"' in line:
-                yield json.loads(line)["step"], "steps were left out, because their numbers were not finite or jumped"
+        lines = [line for line in file if '"alarm"' in line or '"skipped"' in line]
+    for record in map(json.loads, lines):
+        skipped = "steps were left out, because their numbers were not finite or jumped"
+        yield record["step"], record.get("alarm", skipped)
