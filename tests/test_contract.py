@@ -10,7 +10,7 @@ size of 8, unless they are images or texts of gen: then small data replace them.
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import contract
@@ -26,6 +26,9 @@ from gen.families.gan import GAN
 from gen.runs import checkpoint
 from gen.runtime import engine as runtime_engine
 from gen.train import calls, stacked
+
+DOUBLE = "pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"
+"""Engines that are compared in double precision, where differences of rounding stay small for 100 steps."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -128,7 +131,10 @@ def test_replicas_are_bitwise_equal_under_pmap(family_file, tiny):
 @pytest.mark.slow
 def test_engines_and_devices_agree(family_file, tiny):
     """A family whose noise depends on the device fails here: draw it from (key, row), see gen.axis.example_keys."""
-    assert_engines_agree(tiny(family_file), 10, 1e-5)
+    config = tiny(family_file)
+    # What the test in double precision compares needs no second program in single precision.
+    tested = DOUBLE if {"dtype", "param_dtype"} <= {f.name for f in fields(config.model)} else ()
+    assert_engines_agree(config, 10, 1e-5, [name for name in ENGINES if name not in tested])
 
 
 @pytest.mark.slow
@@ -155,7 +161,7 @@ def test_several_steps_of_one_call_are_the_same_steps(family_file, engine, tiny)
 def test_engines_and_devices_agree_in_double_precision(family_file, tiny):
     config = contract.replace_model(tiny(family_file), dtype="float64", param_dtype="float64")
     with jax.enable_x64(True):
-        assert_engines_agree(config, 100, 1e-9, ("pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"))
+        assert_engines_agree(config, 100, 1e-9, DOUBLE)
 
 
 def without_batch_coupling(model: Family) -> Family:
@@ -175,10 +181,9 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(family_file, tiny):
     )
     with jax.enable_x64(True):
         state, metrics = run(whole, Parallel(devices=2), 5)
-        for engine in ("pmap on 2", "jit on 4"):
-            other, other_metrics = run(parts, ENGINES[engine], 5)
-            assert_close(state, other, 1e-9)
-            assert_close(metrics, other_metrics, 1e-9)
+        other, other_metrics = run(parts, ENGINES["jit on 4"], 5)
+    assert_close(state, other, 1e-9)
+    assert_close(metrics, other_metrics, 1e-9)
 
 
 @pytest.mark.slow
