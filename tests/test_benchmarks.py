@@ -16,11 +16,12 @@ import pytest
 from scipy import stats
 
 import benchmarks.__main__ as comparison
-from benchmarks import growth, improved_gan, machine, modes, program, study, sweep, transformer, turns, versions
+from benchmarks import growth, guard, improved_gan, machine, modes, program, study, sweep, transformer, turns, versions
 from benchmarks.machine import Busy, Load, Processor, Reading, Watch
 from gen.config import load
 from gen.errors import UserError
 from gen.optim import Piecewise, WarmupCosine
+from gen.runtime import faults
 
 
 def uncounted() -> Reading:
@@ -410,3 +411,27 @@ def test_versions_are_not_compared_on_a_busy_machine(measured, capsys):
     assert lines[0] == "Processor: AMD EPYC."
     assert lines[-2] == "| vae_mlp | 2000.00 ms | 2000.00 ms | 1.000 | 0.500 to 1.500 |"
     assert lines[-1].startswith(f"| vae_conv | {BUSY} |")
+
+
+def test_every_other_block_of_steps_is_guarded_and_its_history_goes_on():
+    config = load("vae_digits")
+    record = guard.AlternatingRecord(config, ("loss",), block=10)
+    whole = faults.Record(config.faults, 0, (), ("loss",))
+    values = [{"loss": 5.0 - 0.01 * i, "gradient": 1.0 + 0.1 * (i % 3)} for i in range(50)]
+    late: list[int] = []  # the loop reads the metrics of a step after it has asked for the limits of the next one
+    for step in [*range(1, 51), None]:
+        if step is not None:
+            record.limits(range(step, step + 1))
+        if late:
+            record.read(late[0], values[late[0] - 1])
+        late = [] if step is None else [step]
+    for step in [*range(1, 11), *range(21, 31), *range(41, 51)]:
+        whole.read(step, values[step - 1])
+    assert record.now == whole.now
+    assert len(record.begun) == 5
+    assert record.seen == values
+    assert len(record.kept(True)) == 2
+    cost = guard.Cost([0.00202, 0.0021], [0.002, 0.002], 2e-5)
+    assert guard.line("vae_mlp", cost) == (
+        "| vae_mlp | 20.0 µs | 1.00% | 2.060 ms | 2.000 ms | 1.030 | 1.010 to 1.050 |"
+    )
