@@ -136,7 +136,7 @@ def test_a_write_without_a_name_gets_it(tmp_path, monkeypatch):
 
 def test_tracebacks_of_a_closed_event_loop_are_left_out_and_others_are_not():
     shown = []
-    hook = checkpoint._leave_out_closed_loops(lambda *error: shown.append(error[1]))
+    hook = checkpoint._leave_out_closed_loops(lambda found: shown.append(found.exc_value))
     loop = asyncio.new_event_loop()
     loop.close()
 
@@ -148,12 +148,14 @@ def test_tracebacks_of_a_closed_event_loop_are_left_out_and_others_are_not():
         raise AssertionError
 
     error, trace = trace_of(lambda: loop.call_soon_threadsafe(print))
-    hook(RuntimeError, error, trace)  # code of gen has called it
+    hook(
+        types.SimpleNamespace(exc_type=RuntimeError, exc_value=error, exc_traceback=trace)
+    )  # code of gen has called it
     assert shown == [error]
     # Called by C++, the first frame is that of asyncio.
     while trace and trace.tb_frame.f_code.co_name != "call_soon_threadsafe":
         trace = trace.tb_next
-    hook(RuntimeError, error, trace)
+    hook(types.SimpleNamespace(exc_type=RuntimeError, exc_value=error, exc_traceback=trace))
     assert shown == [error]
 
 

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeGuard
 
 import jax
@@ -222,17 +221,19 @@ def _short_disk_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"saving in {folder} failed: {reason}; sound checkpoints: {sound}") from error
 
 
-def _leave_out_closed_loops(previous: Callable[..., object]) -> Callable[..., None]:
-    """Returns an excepthook that leaves out "Event loop is closed" where no code of Python has asked for the event loop.
+def _leave_out_closed_loops(previous: Callable[[sys.UnraisableHookArgs], object]) -> Callable[..., None]:
+    """Returns an unraisablehook that leaves out "Event loop is closed" where no code of Python has asked for the event loop.
 
     If a write fails, Orbax closes the event loop in which it waits for the writes. Each of the others then fails to tell it that it
     has ended, and tensorstore would print a traceback for it, before the one line with the reason.
     """
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        trace = found.exc_traceback
         called = trace.tb_frame.f_code.co_name if trace else ""
-        if kind is not RuntimeError or str(error) != "Event loop is closed" or called != "call_soon_threadsafe":
-            previous(kind, error, trace)
+        known = found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"
+        if not known or called != "call_soon_threadsafe":
+            previous(found)
 
     return hook
 
@@ -246,6 +247,6 @@ def _is_unexplained(record: logging.LogRecord) -> bool:
 # If several writes fail, asyncio reports those for which nobody has waited.
 logging.getLogger("asyncio").addFilter(_is_unexplained)
 # Threads of tensorstore may still call it after the last save.
-sys.excepthook = _leave_out_closed_loops(sys.excepthook)
+sys.unraisablehook = _leave_out_closed_loops(sys.unraisablehook)
 # Orbax reports each step of its work through absl, as a warning or an error. Real errors are raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL if not sys.flags.dev_mode else logging.INFO)
