@@ -9,14 +9,17 @@ import os
 import sys
 from pathlib import Path
 
-from gen import config as configs
 from gen.errors import run_command
-from gen.files import expand_user
-from gen.runtime.hosts import exit_process
+from gen.runtime.early import leave, prepare_process
 
 
 def main() -> None:
     """Runs the command line. The config comes first, because its fields are the options."""
+    prepare_process(sys.argv[1:])
+    # Imported late, so that a signal finds its handler, and that --help and mistakes are quick.
+    from gen import config as configs
+    from gen.files import expand_user
+
     # Modules of a fork may lie in the current folder, as with `python -m`.
     sys.path.append(os.getcwd())
     name, *options = sys.argv[1:] or ["vae_digits"]
@@ -24,7 +27,6 @@ def main() -> None:
         name, options = "vae_digits", [name, *options]
     launch = configs.override(configs.load(name), options, prog=f"train.py {name}")
 
-    # Imported late, so that --help and mistakes are quick.
     if launch.dry_run:
         from gen.plan.plan import dry_run
 
@@ -36,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, exit_process)
+    run_command(main, leave)

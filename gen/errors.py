@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from gen.system import explain, open_streams
 
 # Control characters but tab and newline, which could control the terminal, and surrogates, which cannot be encoded.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# Errors of the operating system that a user can fix: a full or read-only disk, a wrong path.
-USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-USER_ERRNOS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
-
 REQUEUE = 75
 """Exit status of a run that must be started again (EX_TEMPFAIL)."""
 
@@ -66,34 +67,80 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+class End(NamedTuple):
+    """How a process ends after a failure."""
+
+    status: int
+    """Its exit status."""
+    message: str | None
+    """One short message. None: nobody expected this error, so its traceback is printed."""
+
+
+def end_of(error: BaseException) -> End:
+    """Returns how a process ends after this error."""
+    if isinstance(error, UserError):
+        return End(2, f"error: {error}")
+    if isinstance(error, Requeue):
+        return End(REQUEUE, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return End(130, "interrupted; the same command continues from the last checkpoint, if there is one")
+    # The reader of a pipe, such as `| head`, has closed it. By convention nothing is said.
+    if isinstance(error, BrokenPipeError):
+        return End(141, "")
+    if (line := explain(error)) is not None:
+        return End(2, f"error: {line}")
+    return End(1, None)
+
+
 def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys.exit) -> None:
     """Runs the main function of a command, and ends the process with `leave(status)` if it fails.
 
     A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1). Characters that
     the terminal cannot show are printed as escapes, such as \\u4e16.
     """
+    open_streams()
     escape_unencodable()
     try:
-        main()
-    except UserError as error:
-        leave(_fail(f"error: {error}"))
-    except Requeue as stop:
-        _fail(str(stop))
-        leave(REQUEUE)
-    except BrokenPipeError:  # the reader of a pipe, such as `| head`, has closed it
-        # Python flushes stdout at its end, and would print a second error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        leave(141)
-    except MemoryError as error:
-        leave(_fail(f"error: out of memory: {error}"))
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues from the last checkpoint, if there is one")
-        leave(130)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in USER_ERRNOS:
-            leave(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
-        traceback.print_exc()
-        leave(1)
+        try:
+            main()
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        leave(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Prints how the process ends after this error, and returns its status."""
+    status, message = end_of(error)
+    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        # Another Ctrl-C while Python waits for its threads would print their tracebacks.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(status))
+    # Nobody may read stderr either.
+    with suppress(OSError):
+        if message:
+            print(printable(message), file=sys.stderr, flush=True)
+        elif message is None:
+            traceback.print_exception(error)
+    _flush(quietly=True)
+    return status
+
+
+def _flush(quietly: bool = False) -> None:
+    """Writes what is left for stdout. Raises: OSError if it can't be written, unless `quietly`."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python flushes stdout again at its end, and would print a second error.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not quietly:
+            raise
 
 
 def escape_unencodable() -> None:
@@ -102,11 +149,6 @@ def escape_unencodable() -> None:
         # A notebook and some launchers replace them by other objects.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _fail(message: str) -> int:
-    print(printable(message), file=sys.stderr, flush=True)
-    return 2
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from gen.errors import UserError
+from gen.system import name_file
 
 MAX_BYTES = 2**31
 """Bytes of a file that is read as a whole, and of an unpacked archive."""
@@ -191,10 +192,11 @@ def write_bytes(path: Path, content: bytes, wait: bool = True) -> None:
     wait: until it is on the disk. False: much faster for many files, which may be empty after a crash of the machine.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        if wait:
-            # The content must be on the disk before the rename is.
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with name_file(path):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            if wait:
+                # The content must be on the disk before the rename is.
+                os.fsync(file.fileno())
+        os.replace(temporary, path)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory, log, trouble
 from gen.runs.run import Run, Start, open_start, write_evaluation, write_samples
 from gen.runs.trained import sample_command
-from gen.runtime import backend, faults, hosts, profile, signals
+from gen.runtime import agreement, backend, failures, faults, hosts, profile, signals
 from gen.runtime import engine as runtime_engine
 from gen.runtime.engine import Engine
 from gen.runtime.feed import calls, feed, stacked
@@ -67,13 +66,14 @@ def train(config: Config, workdir: Path) -> None:
     # A run that was begun by an older version has to be finished with the schedules that it was begun with.
     if not (workdir / "config.json").exists():
         configs.check_warmups(config)
-    with signals.exit_on_signal(config.parallel.grace_seconds), ExitStack() as held:
+    with signals.exit_on_signal(config.parallel.grace_seconds), failures.tell_failure(), ExitStack() as held:
+        # First of all, so that each host hears of a failure of another one.
+        backend.meet_hosts(config.parallel)
         config = runs_base.resolve_config(config)
         data, model, engine = build(config)
         # From here on the hosts exchange messages, and any of them may be lost.
         held.enter_context(hosts.requeue_if_lost())
-        shared = replace(config, parallel=replace(config.parallel, host=None))
-        hosts.check_agree("configs or data", json.dumps([str(workdir), configs.encode(shared), data.digest]))
+        agreement.check_agree(config, workdir, data.digest)
         base = runs_base.choose_base(config, workdir)
         if base is not None:
             runs_base.check_base(base, engine.abstract)

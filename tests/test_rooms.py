@@ -5,6 +5,7 @@ from pathlib import Path
 
 GEN = Path(__file__).parent.parent / "gen"
 FLOORS = [  # from the ground up; a room imports from itself and from lower floors
+    ("system",),
     ("errors",),
     ("core",),
     ("files", "axis"),

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
@@ -38,6 +38,7 @@ from gen.runs.ranking import (
     value_of,
 )
 from gen.runtime import hosts, signals
+from gen.system import explain
 
 __all__ = [
     "MANIFEST",
@@ -57,7 +58,6 @@ __all__ = [
 
 ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
 """Fields of a state that a checkpoint holds."""
-DISK_ERRORS = ("no space left", "read-only file system", "permission denied", "disk quota exceeded")
 
 
 class Saver:
@@ -208,17 +208,45 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 @contextmanager
 def _short_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns Orbax's errors of a full or read-only disk into a UserError of one line."""
+    """Turns Orbax's errors of the system, such as a full disk, into a UserError of one line."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        text = f"{error} {error.__cause__ or ''}".lower()
-        sign = next((sign for sign in DISK_ERRORS if sign in text), None)
-        if sign is None:
+        reason = explain(error)
+        if reason is None:
             raise
         sound = ", ".join(str(s) for s in steps(folder) if damage(folder, s) is None) or "none"
-        raise UserError(f"saving in {folder} failed: {sign}; sound checkpoints: {sound}") from error
+        raise UserError(f"saving in {folder} failed: {reason}; sound checkpoints: {sound}") from error
 
 
+def _leave_out_closed_loops(previous: Callable[[sys.UnraisableHookArgs], object]) -> Callable[..., None]:
+    """Returns an unraisablehook that leaves out "Event loop is closed" where no code of Python has asked for the event loop.
+
+    If a write fails, Orbax closes the event loop in which it waits for the writes. Each of the others then fails to tell it that it
+    has ended, and tensorstore would print a traceback for it, before the one line with the reason.
+    """
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        trace = found.exc_traceback
+        called = trace.tb_frame.f_code.co_name if trace else ""
+        known = found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"
+        if not known or called != "call_soon_threadsafe":
+            previous(found)
+
+    return hook
+
+
+def _is_unexplained(record: logging.LogRecord) -> bool:
+    """Returns whether a record of asyncio is about another error than one of the system, which the save itself reports."""
+    error = record.exc_info and record.exc_info[1]
+    return not (error and explain(error))
+
+
+# If several writes fail, asyncio reports those for which nobody has waited.
+logging.getLogger("asyncio").addFilter(_is_unexplained)
+# Threads of tensorstore may still call it after the last save.
+sys.unraisablehook = _leave_out_closed_loops(sys.unraisablehook)
 # Orbax reports each step of its work through absl, as a warning or an error. Real errors are raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL if not sys.flags.dev_mode else logging.INFO)

@@ -11,10 +11,8 @@ A run is a folder that can be copied. Sampling needs nothing else, unless the ru
 
 from __future__ import annotations
 
-import fcntl
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +29,7 @@ from gen.core import MAX_SIZE, Dataset, Feature, Spec
 from gen.errors import UserError
 from gen.files import write_bytes, write_json
 from gen.media import find_axes
+from gen.runs.lock import hold_lock
 
 FORMAT = 1
 """Version of config.json."""
@@ -75,7 +74,8 @@ class Evaluation(NamedTuple):
 def lock_run(workdir: Path) -> Iterator[None]:
     """Locks a run directory for this process, and creates it if it does not exist.
 
-    Raises: UserError if another process holds it, if it can't be created, or if a link leads out of it.
+    Raises: UserError if another process holds it, if it can't be created, if a link leads out of it, or if an entry is a folder that
+    must be a file.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -84,13 +84,7 @@ def lock_run(workdir: Path) -> Iterator[None]:
     if (workdir / "config.json").exists():
         # The run may be a stranger's. A link must not redirect what is written from here on.
         files.check_contained(workdir)
-    with open(os.open(workdir / ".lock", os.O_CREAT | os.O_RDONLY)) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{workdir} is in use by another process; wait for it, or choose another --workdir"
-            ) from None
+    with hold_lock(workdir):
         yield
 
 

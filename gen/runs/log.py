@@ -29,6 +29,7 @@ from gen.core import Metrics
 from gen.errors import UserError
 from gen.runs.tensorboard import Events
 from gen.runtime import hosts
+from gen.system import name_file
 
 T = TypeVar("T")
 CONTROL_METRICS = ("notice", "skipped")
@@ -175,7 +176,8 @@ class RunLog:
     def say(self, text: str) -> None:
         """Writes a line to this host's file in logs/. The first host also prints it."""
         # A path in the text may have characters that are not UTF-8, and the locale may have another encoding.
-        with open(self.host_path, "a", encoding="utf-8", errors="backslashreplace") as file:
+        path = self.host_path
+        with name_file(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {text}\n")
         if self.writes:
             self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -203,7 +205,7 @@ class RunLog:
     def _append(self, path: Path, record: Mapping[str, object]) -> None:
         if not self.writes:
             return
-        with open(path, "a") as file:
+        with name_file(path), open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -234,8 +236,15 @@ def open_log(
         log.close()
 
 
+class _Console(Console):
+    """A console that raises an error if nobody reads its output. Rich would end the process by status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def _progress() -> Progress:
-    console = Console(file=sys.stdout)
+    console = _Console(file=sys.stdout)
     return Progress(
         BarColumn(bar_width=16),
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[loss]}  {task.fields[speed]}"),

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from gen.system import name_file
+
 
 @contextmanager
 def _hide_module(name: str) -> Iterator[None]:
@@ -37,7 +39,7 @@ class Events:
     """
 
     def __init__(self, workdir: Path, start: int):
-        resumed = any(workdir.glob("events.*"))
+        self.workdir, resumed = workdir, any(workdir.glob("events.*"))
         # The synchronous writer: SummaryWriter's thread dies when the disk is full, and its queue then blocks the run.
         self.writer = EventsWriter(str(workdir / "events"))
         if resumed:
@@ -46,9 +48,10 @@ class Events:
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes metrics of a step as "split/metric"."""
-        for name, value in values.items():
-            self._write(step, summary=summary.scalar(f"{split}/{name}", value))
-        self.writer.flush()
+        with name_file(self.workdir / "events"):
+            for name, value in values.items():
+                self._write(step, summary=summary.scalar(f"{split}/{name}", value))
+            self.writer.flush()
 
     def close(self) -> None:
         """Closes the file."""

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from gen.config import Parallel
 from gen.core import Array, Batch, GenerativeModel, HostBatch, Metrics, Params, State, Sums
 from gen.errors import UserError
-from gen.runtime import hosts
+from gen.runtime import agreement, hosts
 from gen.runtime.backend import Device
 from gen.runtime.binding import (
     Binding,
@@ -120,6 +120,10 @@ class _Program:
         step = binding.step(self.updates if self.several else self.update, self.example_axis)
         evaluate = binding.sums(self.with_evaluation_key(model.evaluate))
         test = binding.sums(self.with_evaluation_key(model.test or model.evaluate))
+        if self.processes > 1:
+            step = agreement.check_program("update", step)
+            evaluate = agreement.check_program("evaluation", evaluate)
+            test = agreement.check_program("test", test)
 
         return Engine(
             # Compiled, so that params and their averages do not share buffers: donating one would delete the other.

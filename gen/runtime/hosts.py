@@ -5,8 +5,6 @@ They share a file system. Only the first host writes the run directory; it tells
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -14,18 +12,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen.errors import REQUEUE, USER_ERRNOS, Requeue, UserError
+from gen.errors import REQUEUE, Requeue, UserError
+from gen.runtime import failures
+from gen.runtime.early import in_cluster
+from gen.system import explain
 
-GOOGLE = "0x1ae0"
-"""The vendor of TPUs on the PCI bus."""
 SHUTDOWN_SECONDS = 60
 """How long a host waits at its end for the others."""
 FAILURE_SECONDS = 2.0
@@ -42,7 +40,7 @@ def join(coordinator: str | None, hosts: int | None, host: int | None, startup: 
 
     Raises: UserError if the arguments do not name a host; Requeue if the others do not come.
     """
-    if coordinator is None and hosts is None and host is None and not in_cluster():
+    if not are_several(coordinator, hosts, host):
         return
     if host is None and coordinator is not None and "JOB_COMPLETION_INDEX" in os.environ:
         host = int(os.environ["JOB_COMPLETION_INDEX"])
@@ -52,7 +50,7 @@ def join(coordinator: str | None, hosts: int | None, host: int | None, startup: 
         f"the hosts did not meet within {startup} s (--parallel.startup-seconds; {here}); was each of them started, and can it "
         f"reach {coordinator or 'host 0'}?"
     )
-    with _exit_if_late(startup, late):
+    with _exit_if_late(startup, late), failures.catch_abort():
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -69,6 +67,12 @@ def join(coordinator: str | None, hosts: int | None, host: int | None, startup: 
             ) from None
         except RuntimeError as error:
             raise Requeue(f"{late} {_first_line(error)}") from error
+    failures.watch()
+
+
+def are_several(coordinator: str | None, hosts: int | None, host: int | None) -> bool:
+    """Returns whether the arguments of `join`, or the cluster, say that there are several hosts."""
+    return not (coordinator is None and hosts is None and host is None) or in_cluster()
 
 
 @contextmanager
@@ -87,20 +91,6 @@ def _exit_if_late(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def in_cluster() -> bool:
-    """Returns whether a launcher started this process as one of several."""
-    # srun sets the number of tasks of its step. The shell of a batch script has other variables, and is alone.
-    slurm = "SLURM_PROCID" in os.environ and _is_several("SLURM_STEP_NUM_TASKS")
-    vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
-    tpu = importlib.util.find_spec("libtpu") and GOOGLE in vendors
-    pods = "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
-    return slurm or _is_several("OMPI_COMM_WORLD_SIZE") or bool(pods) or bool(tpu)
-
-
-def _is_several(name: str) -> bool:
-    return int(os.environ.get(name) or 1) > 1
 
 
 def count() -> int:
@@ -149,20 +139,24 @@ def _call(make: Callable[[], object]) -> dict[str, object]:
     """Returns {"value": the result} or {"error": the message of a user's error}."""
     try:
         return {"value": make()}
-    except UserError as error:
-        return {"error": str(error)}
-    except OSError as error:
-        if error.errno not in USER_ERRNOS:
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else explain(error)
+        if message is None:
             raise
-        return {"error": f"{error.filename or 'writing'}: {error.strerror}"}
+        return {"error": message}
 
 
-def check_agree(what: str, value: str) -> None:
-    """Checks that all hosts have the same value. what: its name in the message. Raises: UserError on every host if not."""
-    # A gather needs arrays of one size, which digests are.
-    own = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
-    if count() > 1 and (np.asarray(multihost_utils.process_allgather(own)) != own[None]).any():
-        raise UserError(f"the hosts have different {what}; start all of them with the same")
+def gather(value: T) -> list[T]:
+    """Returns the values of all hosts, by host. A value must be JSON, without tuples. All hosts call it."""
+    if count() == 1:
+        return [value]
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # A gather needs arrays of one shape.
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(content)))).ravel()
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(content)] = content
+    found = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(bytes(row[:length])) for row, length in zip(found, lengths, strict=True)]
 
 
 @contextmanager
@@ -173,18 +167,17 @@ def requeue_if_lost() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError; Orbax wraps it in both kinds
         if count() == 1 or not re.search(LOST, str(error)):
             raise
-        raise Requeue(
-            f"another host has ended, or can't be reached ({_first_line(error)}); the same command on all hosts continues from "
-            "the last checkpoint"
-        ) from error
+        failure = failures.reason()
+        raise (failure.error() if failure else Requeue(failures.LOST)) from error
 
 
 def exit_process(status: int) -> None:
     """Ends this process after a failure. With several hosts it ends at once: a normal exit would wait for the others."""
     if not jax.distributed.is_initialized() or count() == 1:
         sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     # The others lose their connection as soon as the first host ends.
     if is_first():
         time.sleep(FAILURE_SECONDS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +13,20 @@ from types import FrameType
 from gen.errors import REQUEUE, Requeue
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SOON = 3.0
+"""Seconds after a signal in which a process ends that has nothing to save."""
+
+
+_saves = False
+"""Whether a signal is noticed, and the state is saved."""
 
 
 @contextmanager
 def exit_on_signal(grace: float) -> Iterator[None]:
     """Inside this context, a signal raises Requeue.
 
-    Python cannot raise while a compilation or an exchange with a lost host is running, and `notice_signals` holds the signal
-    back. So the process ends at most `grace` seconds after the signal in any case.
+    Python cannot raise while a compilation or an exchange with a lost host is running. So the process ends `SOON` seconds after the
+    signal in any case. `notice_signals` holds the signal back, to save the state. There it has `grace` seconds.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -34,6 +39,7 @@ def exit_on_signal(grace: float) -> Iterator[None]:
 @contextmanager
 def notice_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether a signal or a Ctrl-C has come. Only a second Ctrl-C ends the process."""
+    global _saves
     came = False
 
     def notice(number: int, frame: FrameType | None) -> None:
@@ -46,7 +52,11 @@ def notice_signals() -> Iterator[Callable[[], bool]]:
         came = True
 
     with _handle(notice, (*SIGNALS, signal.SIGINT)):
-        yield lambda: came
+        _saves = True
+        try:
+            yield lambda: came
+        finally:
+            _saves = False
 
 
 @contextmanager
@@ -98,9 +108,15 @@ def _exit_after(grace: float) -> Iterator[None]:
 
     def watch() -> None:
         while number := heard.recv(1):
-            if number[0] in SIGNALS and not ended.wait(grace):
-                message = f"the {grace:g} s of --parallel.grace-seconds are over, and the state is not saved"
-                print(f"{message}; the last checkpoint is kept", file=sys.stderr, flush=True)
+            name, seconds = signal.Signals(number[0]).name, grace if _saves else SOON
+            if number[0] in SIGNALS and not ended.wait(seconds):
+                over = (
+                    f"the {grace:g} s of --parallel.grace-seconds are over, and the state is not saved"
+                    if _saves
+                    else "stopped"
+                )
+                # Not print(): the main thread may hold the lock of stderr.
+                os.write(2, f"{name}: {over}; the same command continues from the last checkpoint\n".encode())
                 os._exit(REQUEUE)
 
     before = signal.set_wakeup_fd(sent.fileno())

@@ -1,0 +1,173 @@
+"""What all hosts must have in common: the config, the data, the program, and everything else that changes a number.
+
+Hosts that differ would train a mixture, or wait for each other for ever. So all of them end, with a line that names the hosts and
+the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import wraps
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from gen import config as configs
+from gen.config import Config
+from gen.errors import UserError
+from gen.runtime import hosts
+
+PACKAGES = ("gen", "jax", "jaxlib", "numpy")
+"""Packages on whose versions the numbers may depend. The program depends on more, and is compared itself."""
+SETTINGS = (
+    *("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable"),
+    *("jax_numpy_dtype_promotion", "jax_debug_nans", "jax_debug_infs", "jax_disable_jit"),
+    *("jax_disable_most_optimizations", "jax_cpu_collectives_implementation"),
+)
+"""Settings of JAX that change numbers or programs."""
+VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+"""Variables of the environment that change numbers or programs."""
+OWN_FLAGS = ("dump", "_dir", "_path", "device_count", "log")
+"""Parts of the names of XLA flags that may differ between hosts."""
+MAX_DIFFERENCES = 3
+"""Number of differences that a message names."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+Facts = dict[str, dict[str, str]]
+"""{kind: {name: value}}."""
+
+
+def check_agree(config: Config, workdir: Path, data: str) -> None:
+    """Checks that all hosts have the same config, data and environment. All hosts call it. data: the digest of the data set.
+
+    Raises: UserError on every host if not.
+    """
+    if hosts.count() > 1:
+        check_facts(hosts.gather(facts(config, workdir, data)))
+
+
+def facts(config: Config, workdir: Path, data: str) -> Facts:
+    """Returns what must be the same on all hosts, besides the program."""
+    # The number of a host is its own, and so may be the name by which it reaches the first one.
+    shared = replace(config, parallel=replace(config.parallel, host=None, coordinator=None))
+    return {
+        "configs": {"workdir": str(workdir), **_flat(configs.encode(shared))},
+        "data": {"digest of the data": data},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "settings": {name: str(getattr(jax.config, name, None)) for name in SETTINGS},
+        "environments": {name: _flags(os.environ.get(name, "")) for name in VARIABLES},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # gen itself, if it runs from a folder
+        return "not installed"
+
+
+def _flags(text: str) -> str:
+    """Returns the flags in a variable that must be the same on all hosts, in their order."""
+    return " ".join(flag for flag in text.split() if not any(part in flag.partition("=")[0] for part in OWN_FLAGS))
+
+
+def _flat(value: object, path: str = "") -> dict[str, str]:
+    """Returns {dotted path: value} of nested JSON objects."""
+    if not isinstance(value, Mapping):
+        return {path: json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{path}.{key}" if path else str(key))
+    return flat
+
+
+def check_facts(gathered: Sequence[Facts]) -> None:
+    """Raises: UserError with the first kind of facts in which a host differs from the first one. gathered: the facts by host."""
+    first = gathered[0]
+    for kind in first:
+        for host, theirs in enumerate(gathered):
+            if theirs.get(kind) != first[kind]:
+                changed = differences(first[kind], theirs.get(kind, {}), host)
+                raise UserError(f"the hosts have different {kind}: {changed}; start all of them with the same")
+
+
+def differences(first: Mapping[str, str], theirs: Mapping[str, str], host: int) -> str:
+    """Returns a text for the first differences between the values of host 0 and of another host."""
+    names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+    shown = [
+        f"{name} is {_shown(first.get(name))} on host 0 and {_shown(theirs.get(name))} on host {host}"
+        for name in names[:MAX_DIFFERENCES]
+    ]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")
+
+
+def _shown(value: str | None) -> str:
+    return "absent" if value is None else value[:80] or "empty"
+
+
+def check_devices(processes: Iterable[int]) -> None:
+    """Checks that each host has the same number of devices. processes: the number of the host of each device.
+
+    Raises: UserError on every host if not.
+    """
+    counts = Counter(processes)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{n} on host {host}" for host, n in sorted(counts.items()))
+        raise UserError(f"each host needs the same number of devices; there are {each}")
+
+
+def check_program(name: str, compiled: F) -> F:
+    """Returns a compiled function that checks in its first call that all hosts have the same program. All hosts call it.
+
+    It compares what JAX hands to the compiler, without the paths and lines of the source. JAX keeps it, so nothing is traced or
+    compiled twice. name: of the function, for the message.
+
+    Raises: UserError on every host if they differ.
+    """
+    checked = False
+
+    @wraps(compiled)
+    def run(*arguments: Any) -> Any:
+        nonlocal checked
+        if not checked:
+            check_same_program(name, compiled.lower(*arguments).as_text())  # pyright: ignore[reportFunctionMemberAccess]
+            checked = True
+        return compiled(*arguments)
+
+    run.lower = compiled.lower  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    return run  # pyright: ignore[reportReturnType]
+
+
+def check_same_program(name: str, text: str) -> None:
+    """Checks that all hosts have the same program. All hosts call it. Raises: UserError on every host if not."""
+    digests = hosts.gather(hashlib.sha256(text.encode()).hexdigest())
+    different = [host for host, digest in enumerate(digests) if digest != digests[0]]
+    if not different:
+        return
+    # All hosts get here, so all of them can exchange more.
+    sources = hosts.gather(source())
+    files = {**sources[0], **sources[different[0]]}
+    changed = [file for file in files if sources[0].get(file) != sources[different[0]].get(file)]
+    where = f" (these files of gen differ: {', '.join(changed[:MAX_DIFFERENCES])})" if changed else ""
+    which = ", ".join(map(str, different))
+    raise UserError(
+        f"the program of the {name} on host {which} is not that of host 0{where}; start all of them with the same code"
+    )
+
+
+def source() -> dict[str, str]:
+    """Returns {file: short digest} of the source of gen on this host."""
+    folder = Path(configs.__file__).parent.parent
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        for file in sorted(folder.rglob("*.py"))
+    }

@@ -1,0 +1,88 @@
+"""Settings of a training process before JAX is imported: limits of the system, signals, and what the runtime prints.
+
+Importing JAX takes seconds, and a minute on a network file system. So this module imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from gen.errors import REQUEUE, UserError
+from gen.runtime.signals import SIGNALS
+
+GOOGLE = "0x1ae0"
+"""The vendor of TPUs on the PCI bus."""
+MIN_FILES = 100
+"""Number of open files that a run needs: a small one has 60 at a time."""
+ENOUGH_FILES = 4096
+"""Number of open files that a run asks for, if the system lets it."""
+MIN_MEMORY = 2**32
+"""Bytes of address space that a run needs. JAX and its threads reserve most of it, and use little."""
+
+
+def prepare_process(arguments: Sequence[str]) -> None:
+    """Checks the limits of the system, and sets up signals and the runtime's messages. Call it before JAX is imported.
+
+    arguments: the command line.
+
+    Raises: UserError if a limit is too low to train.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+    check_limits()
+    if in_cluster() or any(each.startswith("--parallel.hosts") for each in arguments):
+        # If a host is lost, the runtime prints it in several lines on each other host. gen.runtime.failures says it in one.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process: nothing has been begun that must be finished."""
+    # Not an exception: it could be raised in the middle of an import, where other libraries catch anything.
+    os.write(
+        2, f"{signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n".encode()
+    )
+    os._exit(REQUEUE)
+
+
+def check_limits() -> None:
+    """Raises the limit of open files as far as the system allows. Raises: UserError if a limit is too low to train."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < ENOUGH_FILES:
+        files = ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, ENOUGH_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+        if files < MIN_FILES:
+            raise UserError(f"the limit of open files is {files}; the fix: ulimit -n 1024")
+    memory, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if memory != resource.RLIM_INFINITY and memory < MIN_MEMORY:
+        gib = MIN_MEMORY >> 30
+        raise UserError(
+            f"the limit of memory is {memory / 2**30:.1f} GiB; the fix: at least {gib} (ulimit -v {gib << 20})"
+        )
+
+
+def in_cluster() -> bool:
+    """Returns whether a launcher started this process as one of several."""
+    # srun sets the number of tasks of its step. The shell of a batch script has other variables, and is alone.
+    slurm = "SLURM_PROCID" in os.environ and _is_several("SLURM_STEP_NUM_TASKS")
+    vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
+    tpu = importlib.util.find_spec("libtpu") and GOOGLE in vendors
+    pods = "JOB_COMPLETION_INDEX" in os.environ and importlib.util.find_spec("kubernetes")
+    return slurm or _is_several("OMPI_COMM_WORLD_SIZE") or bool(pods) or bool(tpu)
+
+
+def _is_several(name: str) -> bool:
+    return int(os.environ.get(name) or 1) > 1
+
+
+def leave(status: int) -> None:
+    """Ends the process after a failure, as one of several hosts if it is one."""
+    # The failure may have come before this module, and with it JAX, was imported.
+    hosts = sys.modules.get("gen.runtime.hosts")
+    (hosts.exit_process if hosts else sys.exit)(status)

@@ -1,0 +1,215 @@
+"""How all hosts end if one of them fails: at once, with one line that gives the reason, and with the same status.
+
+A host that fails writes its reason into the key-value store of JAX's distributed runtime. A thread of each other host looks for it.
+If a host is silent instead, because it was killed, stalled, or cut off, JAX's runtime notices it, and would abort this process with
+the stacks of its C++ code. `catch_abort` ends it by status 75.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+from jax._src import distributed
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
+
+from gen.errors import REQUEUE, Requeue, UserError, end_of, printable
+
+KEY = "gen/failure"
+LOST = "another host has ended, or can't be reached; the same command on all hosts continues from the last checkpoint"
+WAIT_SECONDS = 1.0
+"""How long a host that has lost another one waits for the reason."""
+OWN_SECONDS = 10.0
+"""How long a host that knows of a failure may take to end by itself, since it may have the same reason, and files to close."""
+POLL_SECONDS = 0.5
+"""Seconds between two requests for the reason of a failure."""
+MAX_REQUESTS = 400
+"""Number of such requests per second, over all hosts."""
+
+
+class Failure(NamedTuple):
+    """The failure of another host."""
+
+    host: int
+    status: int
+    """2: a mistake to correct. Otherwise REQUEUE."""
+    message: str
+
+    def error(self) -> UserError | Requeue:
+        """Returns the error that ends this host for the same reason."""
+        return (Requeue if self.status == REQUEUE else UserError)(f"host {self.host}: {self.message}")
+
+
+class _Shared:
+    """What the threads of this process know about failures."""
+
+    def __init__(self):
+        self.failure: Failure | None = None
+        self.known = threading.Event()
+        # Whether this process has ended without a failure.
+        self.ended = threading.Event()
+        # The first thread that ends the process keeps it, so that one reason is printed.
+        self.ending = threading.Lock()
+
+
+_shared = _Shared()
+
+
+def reason() -> Failure | None:
+    """Returns the failure of another host that this one has lost, if that host could give its reason."""
+    _shared.known.wait(WAIT_SECONDS)
+    return _shared.failure
+
+
+@contextmanager
+def tell_failure() -> Iterator[None]:
+    """Tells the other hosts why this one fails, if an error leaves this context. With one host, it does nothing."""
+    try:
+        yield
+    except BaseException as error:
+        client = _client()
+        if client is None or isinstance(error, SystemExit):
+            raise
+        if not _shared.ending.acquire(blocking=False):
+            # Another thread has printed the reason, and ends the process.
+            time.sleep(OWN_SECONDS)
+        status, message = end_of(error)
+        if message is None:
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+        short = message.removeprefix("error: ") or "its output was closed"
+        _publish(client, Failure(_host(), REQUEUE if status == REQUEUE else 2, short))
+        raise
+
+
+def _publish(client: Any, failure: Failure) -> None:
+    """Writes the failure of this host where the others find it, unless one of them has failed before."""
+
+    def publish() -> None:
+        # A key is written once: the first failure is the reason of the others.
+        with suppress(Exception):
+            client.key_value_set(KEY, json.dumps(failure))
+
+    # If the first host is gone, the request would wait for it.
+    writer = threading.Thread(target=publish, daemon=True)
+    writer.start()
+    writer.join(WAIT_SECONDS)
+
+
+def _host() -> int:
+    """Returns the number of this host. Unlike jax.process_index(), it does not start JAX's backend."""
+    return distributed.global_state.process_id
+
+
+def watch() -> None:
+    """Starts the thread that looks for the failure of another host, and ends this process if it does not end by itself."""
+    thread = threading.Thread(target=_watch, name="failures", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        # JAX frees its client at the end of the process, which must not happen while a thread uses it.
+        _shared.ended.set()
+        thread.join()
+
+    atexit.register(stop)
+
+
+def _watch() -> None:
+    client = _client()
+    # The requests of many hosts meet at the first one.
+    pause = max(POLL_SECONDS, distributed.global_state.num_processes / MAX_REQUESTS)
+    while not _shared.ended.wait(pause):
+        # It fails if there is no such key, which is usual. Without a connection the runtime itself ends this process.
+        with suppress(Exception):
+            failure = Failure(*json.loads(client.key_value_try_get(KEY)))
+            break
+    else:
+        return
+    if failure.host == _host():
+        return
+    _shared.failure = failure
+    _shared.known.set()
+    if not _shared.ended.wait(OWN_SECONDS):
+        end = end_of(failure.error())
+        _end(end.status, end.message)
+
+
+def _end(status: int, message: str | None) -> NoReturn:
+    """Ends the process from another thread than the main one, unless another thread does so already."""
+    if not _shared.ending.acquire(blocking=False):
+        time.sleep(OWN_SECONDS)
+    with suppress(OSError):
+        os.write(2, f"{printable(message or '')}\n".encode(errors="backslashreplace"))
+    os._exit(status)
+
+
+def _client() -> Any:
+    """Returns the client of JAX's distributed runtime, None if there is one host."""
+    return distributed.global_state.client
+
+
+@contextmanager
+def catch_abort() -> Iterator[None]:
+    """Makes a runtime that is started inside end this process by status 75 if it loses another host.
+
+    JAX gives its client no callback, and a client without one aborts the process. No Python function can be its callback either:
+    the C++ type of its argument has no Python type, so calling it raises std::bad_cast in a thread of the runtime. Nothing catches
+    that, and C++ calls its terminate handler, which does here what the callback would do.
+    """
+    # A later version of JAX may have another name for it. Then the process is aborted, as without this context.
+    start: Callable[..., Any] | None = getattr(_jax, "get_distributed_runtime_client", None)
+    if start is None or not _handle_bad_cast():
+        yield
+        return
+    _jax.get_distributed_runtime_client = partial(start, missed_heartbeat_callback=_lost)
+    try:
+        yield
+    finally:
+        _jax.get_distributed_runtime_client = start
+
+
+def _lost(*status: object) -> None:
+    """Ends the process because the runtime has lost another host. It runs in a thread of the runtime."""
+    # If that host has failed by itself, or if the main thread has noticed it too, there is a better reason than this one.
+    failure = reason()
+    end = end_of(failure.error() if failure else Requeue(LOST))
+    _end(end.status, end.message)
+
+
+_Handler = ctypes.CFUNCTYPE(None)
+_kept: list[object] = []
+"""C++ keeps only the address of the handler."""
+
+
+def _handle_bad_cast() -> bool:
+    """Makes C++ call `_lost` for an uncaught std::bad_cast. Returns whether that is possible with this C++ library."""
+    library = "libc++abi.dylib" if sys.platform == "darwin" else "libstdc++.so.6"
+    try:
+        cpp = ctypes.CDLL(library)
+        set_terminate, type_of_exception = cpp["_ZSt13set_terminatePFvvE"], cpp["__cxa_current_exception_type"]
+    except (OSError, AttributeError):
+        return False
+    set_terminate.argtypes, set_terminate.restype = [_Handler], ctypes.c_void_p
+    type_of_exception.restype = ctypes.POINTER(ctypes.c_char_p)
+
+    def handle() -> None:
+        # A std::type_info has the pointer to its functions, then the pointer to its name.
+        found = type_of_exception()
+        if found and found[1] == b"St8bad_cast":
+            _lost()
+        before()
+
+    handler = _Handler(handle)
+    before = _Handler(set_terminate(handler))
+    _kept.append(handler)
+    # Python code can't run any more when the process has ended.
+    atexit.register(set_terminate, before)
+    return True

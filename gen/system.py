@@ -1,0 +1,110 @@
+"""Errors of the operating system that a user can fix, and the standard streams of a process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FIXES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or ask for a larger quota",
+    errno.EROFS: "make it writable, or choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n 1024)",
+    errno.ENFILE: "close other programs, since this machine has no more open files",
+    errno.ENOMEM: "use less memory, or raise its limit (ulimit -v)",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.ENOTDIR: "remove the file that has the name of a folder",
+    errno.EISDIR: "remove the folder that has the name of a file",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount the file system again",
+    errno.ENOLCK: "choose a place on a file system with locks",
+}
+"""Errors of the operating system that a user can fix, each with the fix."""
+# Orbax and tensorstore pass such an error on as a text: "... "/a/file" No space left on device [os_error_code='28']".
+NUMBER_IN_TEXT = re.compile(r"(?:\[OS error |\[Errno |os_error_code=')(\d+)")
+PATH_IN_TEXT = re.compile(r"[\"'](/[^\"'\n]+)[\"']")
+PHRASES = {
+    "can't start new thread": errno.EAGAIN,
+    "disk quota exceeded": errno.EDQUOT,
+    "cannot allocate memory": errno.ENOMEM,
+    "file too large": errno.EFBIG,
+    "no space left": errno.ENOSPC,
+    "permission denied": errno.EACCES,
+    "read-only file system": errno.EROFS,
+    "too many open files": errno.EMFILE,
+}
+"""Lower-case texts in the messages of other libraries, and the number of the error that they name."""
+
+
+@contextmanager
+def name_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names the file in an error of the operating system that is raised inside. A full disk is noticed in a write, without a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns a line for an error of the system that a user can fix: the file, what is wrong, the fix. None: another error.
+
+    The error may be of another library, which names an error of the system in its text or as its cause.
+    """
+    found = _find_system_error(error)
+    if found is not None:
+        number, file = found
+        return f"{f'{file}: ' if file else ''}{os.strerror(number)}; the fix: {FIXES[number]}"
+    # Messages of accelerators list each buffer in further lines.
+    text = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text):
+        return f"out of memory: {text}; the fix: a smaller batch or model, or more devices"
+    return None
+
+
+def _find_system_error(error: BaseException | None) -> tuple[int, object] | None:
+    """Returns the number and the file of an error of the system that a user can fix, in an error or its cause."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return (error.errno, error.filename) if error.errno in FIXES else None
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for other in (*inner, error.__cause__):
+        if (found := _find_system_error(other)) is not None:
+            return found
+    # A mistake in a program has one of these types; it may well quote such a text.
+    if isinstance(error, TypeError | AttributeError | KeyError | AssertionError):
+        return None
+    text = str(error)
+    match, path = NUMBER_IN_TEXT.search(text), PATH_IN_TEXT.search(text)
+    numbers = [int(match[1])] if match else [number for phrase, number in PHRASES.items() if phrase in text.lower()]
+    return next(((number, path and path[1]) for number in numbers if number in FIXES), None)
+
+
+def open_streams() -> None:
+    """Opens stdin, stdout and stderr on /dev/null where the process has none.
+
+    Otherwise the next file that is opened, such as a log, would get the number of stderr, and other libraries write there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        # It stays open until the process ends.
+        setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115
