@@ -1,17 +1,25 @@
-"""Errors that a user can cause, exit statuses, and how a command ends."""
+"""Errors that a user can cause, exit statuses, how a command ends, and everything that is printed.
+
+Names of files, classes, tensors and metrics may come from a stranger. So this module alone prints, and escapes every character that
+would control the terminal, reorder a line, or begin another one.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from typing import Any
 
-# Control characters but tab and newline, which could control the terminal, and surrogates, which cannot be encoded.
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters but tab and newline, which could control the terminal; separators of lines; marks that reverse the order of a
+# text, so that it reads as another one; and surrogates, which cannot be encoded.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Errors of the operating system that a user can fix: a full or read-only disk, a wrong path.
 USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 USER_ERRNOS += (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
@@ -21,7 +29,13 @@ REQUEUE = 75
 
 
 class UserError(Exception):
-    """A mistake that a user can fix. Its message is short: what is wrong, then the fix. The command exits with status 2."""
+    """A mistake that a user can fix. Its message is short: what is wrong, then the fix. The command exits with status 2.
+
+    Each argument is one line of the message. Names in it are escaped, so a name can't add another line.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(printable_line(str(line)) for line in self.args)
 
 
 class Requeue(BaseException):
@@ -72,11 +86,12 @@ def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys
     A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1). Characters that
     the terminal cannot show are printed as escapes, such as \\u4e16.
     """
-    escape_unencodable()
+    escape_output()
     try:
         main()
     except UserError as error:
-        leave(_fail(f"error: {error}"))
+        first, *others = str(error).split("\n")
+        leave(_fail(f"error: {first}", *others))
     except Requeue as stop:
         _fail(str(stop))
         leave(REQUEUE)
@@ -92,25 +107,70 @@ def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys
     except Exception as error:
         if isinstance(error, OSError) and error.errno in USER_ERRNOS:
             leave(_fail(f"error: {error.filename or 'writing'}: {error.strerror}"))
-        traceback.print_exc()
+        note(*traceback.format_exc().splitlines())
         leave(1)
 
 
-def escape_unencodable() -> None:
-    """Lets stdout and stderr print an escape for a character that their encoding does not have, instead of failing."""
+class _EscapedRecord(logging.LogRecord):
+    """A message that gen or a library logs, escaped for every handler."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        if self.exc_info and self.exc_info[0] is not None:
+            # Formatters print this text in the place of the traceback.
+            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+_format_warning = warnings.formatwarning
+
+
+def _format_escaped(*arguments: Any, **named: Any) -> str:
+    return printable(_format_warning(*arguments, **named))
+
+
+def escape_output() -> None:
+    """Lets stdout and stderr print an escape for a character that their encoding does not have, instead of failing.
+
+    Messages of libraries, as logs and warnings, are escaped as gen's own lines are.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A notebook and some launchers replace them by other objects.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.setLogRecordFactory(_EscapedRecord)
+    warnings.formatwarning = _format_escaped
 
 
-def _fail(message: str) -> int:
-    print(printable(message), file=sys.stderr, flush=True)
+def say(*lines: str) -> None:
+    """Prints lines to stdout, escaped by `printable_line`."""
+    print("\n".join(map(printable_line, lines)), flush=True)
+
+
+def note(*lines: str) -> None:
+    """Prints lines to stderr, escaped by `printable_line`, without mixing with the output of a command."""
+    print("\n".join(map(printable_line, lines)), file=sys.stderr, flush=True)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Prints a text of any number of lines to stdout, such as one that a model wrote, escaped by `printable`."""
+    print(printable(text), end=end, flush=True)
+
+
+def _fail(*lines: str) -> int:
+    note(*lines)
     return 2
 
 
+def printable_line(text: str) -> str:
+    """Returns the text as `printable` does, with newlines escaped too."""
+    return printable(text).replace("\n", "\\n")
+
+
 def printable(text: str) -> str:
-    """Returns the text with control characters (except newline and tab) and lone surrogates escaped."""
+    """Returns the text with control characters (except newline and tab), marks of direction and lone surrogates escaped."""
 
     def escape(match: re.Match[str]) -> str:
         return match[0].encode("unicode_escape").decode()

@@ -111,9 +111,9 @@ def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseReco
     # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     old, facts = read_config(workdir)
     if changed := configs.difference(old, config):
-        longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
-        lines = "\n  ".join(changed)
-        raise UserError(f"{workdir} is a run of another config:\n  {lines}\n{longer}choose another --workdir")
+        longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
+        lines = [f"  {line}" for line in changed]
+        raise UserError(f"{workdir} is a run of another config:", *lines, *longer, "choose another --workdir")
     if facts.data != data.digest:
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen.errors import REQUEUE, USER_ERRNOS, Requeue, UserError
+from gen.errors import REQUEUE, USER_ERRNOS, Requeue, UserError, note
 
 GOOGLE = "0x1ae0"
 """The vendor of TPUs on the PCI bus."""
@@ -76,7 +76,7 @@ def _exit_if_late(seconds: float, message: str) -> Iterator[None]:
     """Ends the process after `seconds` with a message, to be started again. The runtime's own time-out aborts with a stack."""
 
     def leave() -> None:
-        print(message, file=sys.stderr, flush=True)
+        note(message)
         os._exit(REQUEUE)
 
     # A thread, because the main thread is inside the runtime.
@@ -141,7 +141,7 @@ def broadcast(make: Callable[[], T]) -> T:
     padded[: len(content)] = np.frombuffer(content, np.uint8)[: len(padded)]
     message = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length]))
     if "error" in message:
-        raise UserError(message["error"])
+        raise UserError(*message["error"].split("\n"))
     return message["value"]
 
 
@@ -154,7 +154,7 @@ def _call(make: Callable[[], object]) -> dict[str, object]:
     except OSError as error:
         if error.errno not in USER_ERRNOS:
             raise
-        return {"error": f"{error.filename or 'writing'}: {error.strerror}"}
+        return {"error": str(UserError(f"{error.filename or 'writing'}: {error.strerror}"))}
 
 
 def check_agree(what: str, value: str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from gen.errors import REQUEUE, Requeue
+from gen.errors import REQUEUE, Requeue, note
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -100,7 +99,7 @@ def _exit_after(grace: float) -> Iterator[None]:
         while number := heard.recv(1):
             if number[0] in SIGNALS and not ended.wait(grace):
                 message = f"the {grace:g} s of --parallel.grace-seconds are over, and the state is not saved"
-                print(f"{message}; the last checkpoint is kept", file=sys.stderr, flush=True)
+                note(f"{message}; the last checkpoint is kept")
                 os._exit(REQUEUE)
 
     before = signal.set_wakeup_fd(sent.fileno())
