@@ -100,6 +100,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
     _check_no_others(folder, outputs)
+    files.check_targets(folder, [*outputs, "manifest.json"])
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
         (folder / file).parent.mkdir(exist_ok=True)
