@@ -59,3 +59,11 @@ def test_a_name_in_an_error_is_no_line_of_its_own():
     assert str(error).split("\n") == ["no file a\\nerror: b\\u202e\\x1b[2J", "choose another"]
     assert str(UserError(str(UserError("a\nb")))) == "a\\nb"
     assert not CONTROL.search(str(error))
+
+
+def test_each_line_of_an_error_is_an_argument():
+    for path in sorted((Path(__file__).parent.parent / "gen").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                assert not any(isinstance(text, str) and "\n" in text for text in texts), f"{path}:{node.lineno}"
