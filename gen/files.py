@@ -201,6 +201,14 @@ def expand_paths(options: T) -> T:
     return replace(options, **changed) if changed else options
 
 
+def remove(path: Path) -> None:
+    """Removes a file, a link (not its target), or a folder with everything in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def create_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder to write in. It is renamed to `folder` at the end, and removed if anything is raised.

@@ -66,4 +66,6 @@ def test_each_line_of_an_error_is_an_argument():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
                 texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
-                assert not any(isinstance(text, str) and "\n" in text for text in texts), f"{path}:{node.lineno}"
+                assert not any(isinstance(text, str) and "\n" in text.strip("\n") for text in texts), (
+                    f"{path}:{node.lineno}"
+                )

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
@@ -151,7 +152,7 @@ def _begin(folder: Path, config: Save, start: int) -> float:
 def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover)
+        files.remove(leftover)
     for step in steps(folder):
         if step > start:
             set_aside(folder / str(step))
