@@ -121,12 +121,11 @@ class Run:
 
     def metrics(self, split: str = "train") -> dict[str, list[float]]:
         """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation"."""
-        import json
+        from gen.runs.directory import read_split
 
-        text = self.trained.read_file("metrics.jsonl").decode()
-        rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == split]
+        rows = read_split(self.trained.read_file("metrics.jsonl"), self.trained.workdir / "metrics.jsonl", split)
         # A dict keeps the order of the file, and a set would not.
-        names = dict.fromkeys(name for row in rows for name in row if name != "split")
+        names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name, float("nan")) for row in rows] for name in names}
 
     def _split(self, settings: Mapping[str, object]) -> tuple[Dataclass, Dataclass]:

@@ -1,28 +1,41 @@
-"""Errors that a user can cause, exit statuses, and how a command ends."""
+"""Errors that a user can cause, exit statuses, how a command ends, and everything that is printed.
+
+Names of files, classes, tensors and metrics may come from a stranger. So this module alone prints, and escapes every character that
+would control the terminal, reorder a line, or begin another one.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gen.system import explain, open_streams
 
-# Control characters but tab and newline, which could control the terminal, and surrogates, which cannot be encoded.
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters but tab and newline, which could control the terminal; separators of lines; marks that reverse the order of a
+# text, so that it reads as another one; and surrogates, which cannot be encoded.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 REQUEUE = 75
 """Exit status of a run that must be started again (EX_TEMPFAIL)."""
 
 
 class UserError(Exception):
-    """A mistake that a user can fix. Its message is short: what is wrong, then the fix. The command exits with status 2."""
+    """A mistake that a user can fix. Its message is short: what is wrong, then the fix. The command exits with status 2.
+
+    Each argument is one line of the message. Names in it are escaped, so a name can't add another line.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(printable_line(str(line)) for line in self.args)
 
 
 class Requeue(BaseException):
@@ -99,7 +112,7 @@ def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys
     the terminal cannot show are printed as escapes, such as \\u4e16.
     """
     open_streams()
-    escape_unencodable()
+    escape_output()
     try:
         try:
             main()
@@ -122,9 +135,9 @@ def _report(error: BaseException) -> int:
     # Nobody may read stderr either.
     with suppress(OSError):
         if message:
-            print(printable(message), file=sys.stderr, flush=True)
+            note(*message.split("\n"))
         elif message is None:
-            traceback.print_exception(error)
+            note(*"".join(traceback.format_exception(error)).splitlines())
     _flush(quietly=True)
     return status
 
@@ -143,16 +156,61 @@ def _flush(quietly: bool = False) -> None:
             raise
 
 
-def escape_unencodable() -> None:
-    """Lets stdout and stderr print an escape for a character that their encoding does not have, instead of failing."""
+class _EscapedRecord(logging.LogRecord):
+    """A message that gen or a library logs, escaped for every handler."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        if self.exc_info and self.exc_info[0] is not None:
+            # Formatters print this text in the place of the traceback.
+            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+_format_warning = warnings.formatwarning
+
+
+def _format_escaped(*arguments: Any, **named: Any) -> str:
+    return printable(_format_warning(*arguments, **named))
+
+
+def escape_output() -> None:
+    """Lets stdout and stderr print an escape for a character that their encoding does not have, instead of failing.
+
+    Messages of libraries, as logs and warnings, are escaped as gen's own lines are.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A notebook and some launchers replace them by other objects.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.setLogRecordFactory(_EscapedRecord)
+    warnings.formatwarning = _format_escaped
+
+
+def say(*lines: str) -> None:
+    """Prints lines to stdout, escaped by `printable_line`."""
+    print("\n".join(map(printable_line, lines)), flush=True)
+
+
+def note(*lines: str) -> None:
+    """Prints lines to stderr, escaped by `printable_line`, without mixing with the output of a command."""
+    print("\n".join(map(printable_line, lines)), file=sys.stderr, flush=True)
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Prints a text of any number of lines to stdout, such as one that a model wrote, escaped by `printable`."""
+    print(printable(text), end=end, flush=True)
+
+
+def printable_line(text: str) -> str:
+    """Returns the text as `printable` does, with newlines escaped too."""
+    return printable(text).replace("\n", "\\n")
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters (except newline and tab) and lone surrogates escaped."""
+    """Returns the text with control characters (except newline and tab), marks of direction and lone surrogates escaped."""
 
     def escape(match: re.Match[str]) -> str:
         return match[0].encode("unicode_escape").decode()

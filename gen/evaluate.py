@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tyro
 
-from gen.errors import UserError, run_command
+from gen.errors import UserError, note, printable_line, run_command, show
 from gen.evaluation.plan import open_subjects, plan_scores
 from gen.evaluation.score import Options, Score
 from gen.files import expand_paths
@@ -31,7 +31,7 @@ DRAWN_ENTRIES = ("labels", "request")
 def main() -> None:
     arguments = list(rewrite_request(sys.argv[1:]))
     options = expand_paths(tyro.cli(Options, args=arguments, prog="python -m gen.evaluate"))
-    print(format_table(scores(options)))
+    show(format_table(scores(options)))
 
 
 def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
@@ -60,10 +60,10 @@ def scores(options: Options) -> dict[str, dict[str, float]]:
     plans: dict[str, list[Score]] = {}
     # All runs are opened first, so that a wrong path fails before a classifier is trained for the features.
     for subject in open_subjects(options):
-        report(f"{subject.workdir}: {subject.summary}")
+        note(f"{subject.workdir}: {subject.summary}")
         plan = plan_scores(subject)
         for line in plan.left_out:
-            report(f"{subject.workdir}: {line}")
+            note(f"{subject.workdir}: {line}")
         plans[str(subject.workdir)] = plan.scores
     check_comparable(plans)
     return {workdir: complete(Path(workdir), plan) for workdir, plan in plans.items()}
@@ -83,7 +83,7 @@ def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
         if all(name in known.metrics and known.protocol.get(name) == protocol for name in score.names):
             numbers |= {name: known.metrics[name] for name in score.names}
             continue
-        report(f"{workdir}: {', '.join(score.names)} ...")
+        note(f"{workdir}: {', '.join(score.names)} ...")
         new = {name: float(value) for name, value in zip(score.names, score.compute(), strict=True)}
         directory.write_evaluation(workdir, new, dict.fromkeys(new, protocol))
         numbers |= new
@@ -102,7 +102,8 @@ def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
         if name == other_name and (differ := _differences(ours, theirs)):
             raise UserError(
                 f"{name} of {workdir} and of {other} can't be compared, since their protocols differ; score the runs in "
-                f"separate commands\n  {'; '.join(differ)}"
+                f"separate commands",
+                f"  {'; '.join(differ)}",
             )
 
 
@@ -116,6 +117,7 @@ def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> li
 
 def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
     """Returns a table with a column for each run and a line for each number. A dash: the run does not have the number."""
+    numbers = {printable_line(workdir): column for workdir, column in numbers.items()}
     names = dict.fromkeys(name for column in numbers.values() for name in column)
     lines = [["", *numbers]]
     for name in names:
@@ -123,10 +125,6 @@ def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
     return "\n".join("  ".join(line) for line in padded)
-
-
-def report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

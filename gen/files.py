@@ -1,17 +1,18 @@
 """Files: reading files that a stranger may have made, writing files in one rename, and the user's cache folder.
 
 A file is read only if it is a regular file (a pipe would never end) of limited size. Nothing is unpickled. In a run directory,
-no link may lead out of the folder.
+no link may lead out of the folder, and nothing is written through a link.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -26,8 +27,10 @@ from gen.system import name_file
 
 MAX_BYTES = 2**31
 """Bytes of a file that is read as a whole, and of an unpacked archive."""
-MAX_JSON_BYTES = 2**28
+MAX_JSON_BYTES = 2**26
 """Bytes of a JSON file."""
+MAX_JSON_VALUES = 2**22
+"""Values in a JSON file, about: one of two bytes takes 70 bytes of memory."""
 
 T = TypeVar("T")
 
@@ -55,6 +58,32 @@ def check_contained(folder: Path) -> None:
 def is_inside(path: Path, folder: Path) -> bool:
     """Returns whether a path in the folder stays in it after following links."""
     return not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def check_targets(folder: Path, names: Iterable[str]) -> None:
+    """Checks that `write_bytes` to these names below a folder writes nowhere else.
+
+    Raises: UserError if a link, a pipe or a device is in the way. The folder itself may be a link.
+    """
+    for name in names:
+        path = folder / name
+        inner = [folder.joinpath(*Path(name).parts[: i + 1]) for i in range(len(Path(name).parts) - 1)]
+        for each in (*inner, temporary_path(path)):
+            if each.is_symlink() or (each.exists() and not (each.is_dir() if each in inner else each.is_file())):
+                raise UserError(f"{each} is in the way, and a link or of another kind; the fix: remove it")
+
+
+def no_follow(path: str, flags: int) -> int:
+    """Opens a file as the `opener` of `open`, but no link: it could have been put there since the folder was checked.
+
+    Raises: UserError if it is a link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a link, and nothing is written through a link; the fix: remove it") from None
 
 
 def _entries(folder: str) -> Iterator[_Entry]:
@@ -100,25 +129,39 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON in a file. Raises: FileNotFoundError; UserError if it cannot be read or is damaged."""
+    """Returns the JSON in a file. Raises: FileNotFoundError; UserError if it cannot be read, is too large, or is damaged."""
+    content = read_bytes(path, MAX_JSON_BYTES)
+    # Every value but the first comes after one of these.
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise UserError(f"{path} is damaged: it has more than {MAX_JSON_VALUES:,} values")
     try:
-        return json.loads(read_bytes(path, MAX_JSON_BYTES))
+        return json.loads(content, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. Raises: ValueError if a name is given twice, since readers differ in which of its values they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def read_arrays(path: Path, most: int = MAX_BYTES) -> dict[str, np.ndarray]:
     """Returns the arrays of numbers in an .npz file. The size that the archive claims is checked before it is unpacked.
+
+    most: bytes that the file may have, packed and unpacked.
 
     Raises: FileNotFoundError; UserError if it is damaged, too large, or holds anything but numbers.
     """
-    packed = read_bytes(path)
+    packed = read_bytes(path, most)
     try:
         with NpzFile(io.BytesIO(packed), allow_pickle=False) as archive:
             assert archive.zip is not None
             size = sum(entry.file_size for entry in archive.zip.infolist())
-            if size > MAX_BYTES:
-                raise ValueError(f"it unpacks to {size:,} bytes; the limit is {MAX_BYTES:,}")
+            if size > most:
+                raise ValueError(f"it unpacks to {size:,} bytes; the limit is {most:,}")
             found = {name: np.asarray(archive[name]) for name in archive}
     except Exception as error:  # numpy and zipfile raise nearly anything for a broken file
         raise UserError(f"{path} is damaged: {error}") from None
@@ -159,6 +202,14 @@ def expand_paths(options: T) -> T:
     return replace(options, **changed) if changed else options
 
 
+def remove(path: Path) -> None:
+    """Removes a file, a link (not its target), or a folder with everything in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def create_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder to write in. It is renamed to `folder` at the end, and removed if anything is raised.
@@ -181,6 +232,11 @@ def create_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def temporary_path(path: Path) -> Path:
+    """Returns the path at which a file is written before it is renamed."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file in one rename."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
@@ -191,9 +247,9 @@ def write_bytes(path: Path, content: bytes, wait: bool = True) -> None:
 
     wait: until it is on the disk. False: much faster for many files, which may be empty after a crash of the machine.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     with name_file(path):
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=no_follow) as file:
             file.write(content)
             file.flush()
             if wait:

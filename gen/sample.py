@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +15,7 @@ import tyro
 from gen import config as configs
 from gen import files
 from gen.core import Medium, Request
-from gen.errors import UserError, check_seed, printable
+from gen.errors import UserError, check_seed, note, say, show
 from gen.families.labels import with_class_number
 from gen.media import find_medium
 from gen.media.arrays import pack_arrays
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         return verify(files.expand_paths(tyro.cli(Verify, args=list(arguments), prog="sample.py")))
     if arguments and not arguments[0].startswith("-"):
         return _sample_command(arguments)
-    print(USAGE)
+    show(USAGE)
     return 0 if {"-h", "--help"} & set(arguments) else 2
 
 
@@ -101,6 +100,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
     _check_no_others(folder, outputs)
+    files.check_targets(folder, [*outputs, "manifest.json"])
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
         (folder / file).parent.mkdir(exist_ok=True)
@@ -121,11 +121,11 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     write_manifest(folder / "manifest.json", manifest)
     # Samples of an unfinished run are made again as long as this checkpoint is kept.
     if (done := max(checkpoint.steps(run.checkpoints))) < run.config.steps:
-        print(f"{run.workdir} is not finished: {done} of {run.config.steps} steps", file=sys.stderr)
+        note(f"{run.workdir} is not finished: {done} of {run.config.steps} steps")
     # An empty text still ends the line of a sample that was streamed.
     if (text := medium.describe(outputs, read)) is not None:
-        print(text)
-    print(f"{folder}: {', '.join([*_summarize(outputs), 'manifest.json'])}")
+        show(text)
+    say(f"{folder}: {', '.join([*_summarize(outputs), 'manifest.json'])}")
     return folder
 
 
@@ -187,8 +187,7 @@ def verify(options: Verify) -> int:
         lines.append("the same bytes are promised under the same conditions only")
     if not differences:
         lines.append(f"verified: {', '.join(_summarize(manifest.outputs))}, byte for byte")
-    for line in lines:
-        print(printable(line))
+    say(*lines)
     return 1 if differences else 0
 
 

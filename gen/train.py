@@ -17,7 +17,7 @@ from gen.config import Config
 from gen.core import Dataset, GenerativeModel, Medium, State
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import with_preprocess
-from gen.errors import Requeue, UserError
+from gen.errors import Requeue, UserError, say
 from gen.evaluation import alarms
 from gen.evaluation.measure import check_measured, measure, scalars_of, split_facts
 from gen.evaluation.progress import Progress
@@ -84,7 +84,7 @@ def train(config: Config, workdir: Path) -> None:
         elif hosts.is_first():
             # A schedule that reads the number of steps makes it a part of the run's identity.
             more = "" if "steps" in configs.identity(config) else ". To train for more: --steps N"
-            print(f"{workdir} is finished: {start.step} steps are done{more}")
+            say(f"{workdir} is finished: {start.step} steps are done{more}")
 
 
 def _train_from(run: Run, start: Start, begun: float) -> None:

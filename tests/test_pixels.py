@@ -141,3 +141,28 @@ def test_an_image_of_usual_shape_is_resized_as_a_whole(tmp_path):
     found = pixels.decode(write_image(tmp_path / "a.png", stored), 5, 3)
     whole = Image.fromarray(stored).resize((40, 5), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(found, np.asarray(whole)[:, 17:22])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "RGB"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_transparent_image_is_flattened_in_strips_as_in_one(mode, orientation, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    source = Image.fromarray(rng.integers(0, 256, (9, 5, 4), np.uint8)).convert(mode if mode != "P" else "RGB")
+    if mode == "P":
+        source = source.quantize(16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    transparent = {"P": bytes(range(0, 256, 16)), "L": 7, "RGB": (1, 2, 3)}
+    options = {"transparency": transparent[mode]} if mode in transparent else {}
+    source.save(tmp_path / "a.png", exif=exif, **options)
+    background = (10, 200, 30)
+    for channels in (1, 3):
+        monkeypatch.setattr(pixels, "STRIP_PIXELS", 2**20)
+        whole = pixels.decode(tmp_path / "a.png", None, channels, background)
+        monkeypatch.setattr(pixels, "STRIP_PIXELS", 10)
+        assert np.array_equal(whole, pixels.decode(tmp_path / "a.png", None, channels, background))
+        with Image.open(tmp_path / "a.png") as image:
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+        behind = Image.new("RGBA", upright.size, (*background, 255))
+        expected = np.asarray(Image.alpha_composite(behind, upright).convert("L" if channels == 1 else "RGB"))
+        assert np.array_equal(whole.squeeze(), expected.squeeze())

@@ -464,11 +464,11 @@ def test_a_terminal_that_cannot_print_a_character_gets_an_escape(encoding, shown
 
 def test_an_error_does_not_control_the_terminal(capsys):
     def fails() -> None:
-        raise UserError("no \x1b[2J\x9b\rfile \ud800 é\n\tat all")
+        raise UserError("no \x1b[2J\x9b\rfile \ud800 é\n\tat all", "the fix")
 
     with pytest.raises(SystemExit):
         errors.run_command(fails)
-    assert capsys.readouterr().err == "error: no \\x1b[2J\\x9b\\rfile \\ud800 é\n\tat all\n"
+    assert capsys.readouterr().err == "error: no \\x1b[2J\\x9b\\rfile \\ud800 é\\n\tat all\nthe fix\n"
 
 
 def test_out_of_memory_is_a_short_error(capsys):

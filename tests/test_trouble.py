@@ -66,6 +66,24 @@ def test_a_run_that_may_explode_goes_on_keeps_a_good_checkpoint_and_repeats_its_
     assert any(line.startswith("warned at step 12") and "the loss jumped to" in line for line in last)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lm_pydoc", "mlm_pydoc", "seq2seq_docstring"])
+def test_a_text_model_that_explodes_tells_at_once_and_stops(name, tiny, tmp_path, capsys):
+    config = tiny(name)
+    model = replace(config.model, optim=replace(config.model.optim, lr=Piecewise((120,), (1e-3, 30.0)), clip=None))
+    quick: dict[str, Any] = {"parallel": Parallel(devices=1), "log": Log(every=1, tensorboard=False)}
+    config = replace(
+        config, model=model, steps=400, steps_per_call=10, evaluate_every=100, save=Save(every=50), **quick
+    )
+    with pytest.raises(
+        UserError, match=r"stopped at step \d+: the loss .* good checkpoint is 100|not finite at step 1\d\d;"
+    ):
+        train(config, tmp_path)
+    told = [line["step"] for line in read_lines(tmp_path / "telemetry.jsonl") if "alarm" in line]
+    assert 120 < told[0] <= 150
+    assert "warning: the " in capsys.readouterr().out
+
+
 def test_skipped_steps_leave_the_weights_of_an_exploding_run_as_they_were(exploding, tmp_path):
     """The engine discards steps far above the best, also within a call of several steps."""
     with pytest.raises(UserError, match="bad steps since the last checkpoint"):

@@ -24,7 +24,7 @@ import tyro
 from PIL import Image
 
 from gen.data import tfds_sets
-from gen.errors import UserError, run_command
+from gen.errors import UserError, run_command, say
 from gen.files import expand_paths
 
 STOCK = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -71,7 +71,7 @@ def prepare(name: str, source: Path | None = None, data_dir: str | None = None) 
     """
     path = tfds_sets.find(name, data_dir)
     if path is not None:
-        print(f"{name} is already prepared in {path}")
+        say(f"{name} is already prepared in {path}")
     elif source is not None:
         prepare_idx(name, source, data_dir)
     else:
@@ -112,7 +112,7 @@ def prepare_idx(name: str, source: Path, data_dir: str | None) -> None:
     # TFDS announces a download and makes a folder for it, although there is none.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
-    print(f"{name} is prepared in {builder.data_dir}")
+    say(f"{name} is prepared in {builder.data_dir}")
 
 
 def download(name: str, data_dir: str | None) -> None:
@@ -128,7 +128,7 @@ def download(name: str, data_dir: str | None) -> None:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise UserError(f"TFDS has no set {name!r}: {str(error).splitlines()[0]}") from error
     builder.download_and_prepare()
-    print(f"{name} is prepared in {builder.data_dir}")
+    say(f"{name} is prepared in {builder.data_dir}")
 
 
 def read_split(source: Path, prefix: str) -> Split:

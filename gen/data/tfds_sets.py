@@ -76,8 +76,8 @@ def open_set(path: Path) -> PreparedSet:
         raise UserError(f"{path} cannot be opened as a TFDS set: {f'{error}.'.splitlines()[0]}") from error
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise UserError(
-            f"{path} is not prepared as array_record, so its examples cannot be read in random order.\n"
-            f"Prepare it elsewhere, python -m gen.data.prepare {builder.name} --data-dir DIR, and pass --data.data-dir DIR"
+            f"{path} is not prepared as array_record, so its examples cannot be read in random order.",
+            f"Prepare it elsewhere, python -m gen.data.prepare {builder.name} --data-dir DIR, and pass --data.data-dir DIR",
         )
     # TFDS cannot slice splits without examples.
     splits = {split: list(info.shard_lengths) for split, info in builder.info.splits.items() if info.num_examples}
@@ -116,7 +116,7 @@ def not_prepared_error(name: str, data_dir: str | None) -> UserError:
     infos = folder.glob(f"{re.split('[/:]', name)[0]}/**/dataset_info.json")
     near = sorted(info.parent.relative_to(folder).as_posix() for info in infos)
     return UserError(
-        f"{name} is not prepared in {folder}{', where there is ' + ', '.join(near) if near else ''}.\n"
+        f"{name} is not prepared in {folder}{', where there is ' + ', '.join(near) if near else ''}.",
         f"{prepare_command(name, folder)} prepares it from the files in DIR."
-        " After pip install 'gen[tensorflow]', the same command without --source downloads them"
+        " After pip install 'gen[tensorflow]', the same command without --source downloads them",
     )

@@ -18,6 +18,7 @@ from gen.errors import UserError
 from gen.evaluation.image_subject import MAX_DEFAULT_IMAGES, ImageSubject
 from gen.evaluation.labels import LabelRule
 from gen.families.labels import class_names
+from gen.files import check_targets
 from gen.metrics.images import ImageSet
 
 # sample.py --files writes the label of an image into its name.
@@ -56,6 +57,7 @@ class FolderSubject(ImageSubject):
             raise UserError(
                 f"{self.folder} can't be written to, and its numbers are kept in its evaluation.json; the fix: copy the folder"
             )
+        check_targets(self.folder, ["evaluation.json"])
         # An image of another size must be found before a classifier is trained for the features.
         _ = self.generated
 

@@ -114,10 +114,11 @@ def choose_metrics(subject: Subject) -> Choice:
         fitting = [metric for metric in METRICS if isinstance(subject, metric.subject)]
         unsuited = {metric.name: reason for metric in fitting if (reason := metric.unsuited(subject))}
         if len(unsuited) == len(fitting):
-            reasons = "".join(f"\n  {name}: {reason}" for name, reason in unsuited.items())
+            reasons = [f"  {name}: {reason}" for name, reason in unsuited.items()]
             raise UserError(
                 f"no metric of gen can be computed for {subject.workdir}, which generates {subject.medium}; another one: "
-                f"--metrics package.module:Metric --trust package{reasons}"
+                "--metrics package.module:Metric --trust package",
+                *reasons,
             )
         return Choice([metric for metric in fitting if metric.name not in unsuited], unsuited)
     # In the order of METRICS and not of the options, so that all tables are in the same order.

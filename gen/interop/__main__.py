@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from gen.errors import run_command
+from gen.errors import run_command, say
 from gen.files import expand_paths
 from gen.interop.convert import export_run, import_run
 
@@ -53,7 +53,7 @@ Command = Annotated[Export, tyro.conf.subcommand("export")] | Annotated[Import, 
 def main() -> None:
     """Runs the command line."""
     command: Export | Import = tyro.cli(Command, prog="python -m gen.interop")  # pyright: ignore
-    print(expand_paths(command).execute())
+    say(expand_paths(command).execute())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 
 from gen.data.text import tokenizers
 from gen.data.text.tokenizers import Tokenizer
-from gen.errors import printable
+from gen.errors import show
 from gen.networks.positions import PADDING
 
 # Tokens at the end of a sample in which stop strings are searched, at least.
@@ -51,7 +51,7 @@ class Listener:
         text = cut_at_stop(whole, self.stops)
         if text == whole and not ended:
             text = stable_part(text, self.stops)
-        print(printable(text[self.printed :]), end="", flush=True)
+        show(text[self.printed :], end="")
         self.printed = max(self.printed, len(text))
 
 

@@ -16,7 +16,7 @@ from gen.core import LAUNCH, Given, Medium, RunView, Shown
 from gen.data.text import tokenizers
 from gen.data.text.documents import decode
 from gen.data.text.tokenizers import Tokenizer
-from gen.errors import UserError, printable
+from gen.errors import UserError
 from gen.media.arrays import FILES, number_names
 from gen.media.stream import Listener, cut_at_stop
 from gen.networks.positions import PADDING
@@ -98,7 +98,7 @@ class Texts(Medium):
     def describe(self, files: Mapping[str, bytes], options: TextOptions) -> str:
         """Returns all texts, without the first if it was streamed already."""
         first, rule, others = files["samples.txt"].decode().removesuffix("\n").partition(RULE)
-        return printable(("" if options.stream else first) + rule + others)
+        return ("" if options.stream else first) + rule + others
 
 
 TEXT = Texts()

@@ -86,6 +86,7 @@ def explain_out_of_memory(n: int) -> Iterator[None]:
             raise
         reason = str(error).removeprefix("RESOURCE_EXHAUSTED: ").split("\n")[0].strip()
         raise UserError(
-            f"the step does not fit on {n} devices: {reason}\nthese may help: more --plan.devices, a smaller "
-            "--data.batch-size, --parallel.engine jit --parallel.fsdp, or a transformer's --model.network.remat"
+            f"the step does not fit on {n} devices: {reason}",
+            "these may help: more --plan.devices, a smaller "
+            "--data.batch-size, --parallel.engine jit --parallel.fsdp, or a transformer's --model.network.remat",
         ) from None

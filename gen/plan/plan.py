@@ -19,6 +19,7 @@ from gen import config as configs
 from gen.config import Config, Parallel
 from gen.core import Params, State
 from gen.data.preprocess import with_preprocess
+from gen.errors import say, show
 from gen.plan import hlo
 from gen.plan.count import bytes_per_device, count_step
 from gen.plan.devices import TOPOLOGIES, Platform, assign_hosts, explain_out_of_memory, find_devices
@@ -37,9 +38,9 @@ def dry_run(launch: configs.Launch) -> None:
     configs.check_warmups(launch.config)
     config, target = base.resolve_config(launch.config), launch.plan
     if target.devices is None:
-        print(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
+        show(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))
     made, note = plan(config, target.devices, target.hosts, target.platform)
-    print("\n".join(report(made, note)))
+    say(*report(made, note))
 
 
 def plan(

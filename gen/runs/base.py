@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from gen import files
 from gen.config import Config
 from gen.core import Dataset, Feature, Params, Spec, State
 from gen.data.text import tokenizers
-from gen.errors import UserError
+from gen.errors import UserError, note
 from gen.runs import checkpoint, directory
 from gen.runs.directory import BaseRecord, RunFacts
 
@@ -64,7 +63,7 @@ def open_base(path: Path, step: int | None = None) -> Base:
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    note(f"warning: {text}")
 
 
 def resolve_config(config: Config) -> Config:
@@ -148,7 +147,7 @@ def base_of_run(workdir: Path, facts: RunFacts, moved: str | None = None) -> Bas
         raise UserError(f"{workdir} needs its base {path}, which does not exist; if it was moved: --base DIR")
     if moved is None:
         # The path comes from the run, which may be a stranger's, so the user should see what is read.
-        print(f"{workdir} has the base {os.path.realpath(path)}", file=sys.stderr)
+        note(f"{workdir} has the base {os.path.realpath(path)}")
     # Nothing else in that folder is read before its digest: a stranger's run can't make gen read other private files.
     sealed = (path / "checkpoints" / str(step) / checkpoint.MANIFEST).is_file()
     if sealed and checkpoint.digest(path / "checkpoints", step) != facts.base.sha256:

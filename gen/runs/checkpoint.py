@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,6 +24,7 @@ from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
+from gen.runs import stored
 from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, seal, set_aside
 from gen.runs.ranking import (
     Facts,
@@ -151,7 +152,7 @@ def _begin(folder: Path, config: Save, start: int) -> float:
 def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
     for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover)
+        files.remove(leftover)
     for step in steps(folder):
         if step > start:
             set_aside(folder / str(step))
@@ -170,7 +171,8 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
         for k, v in wanted.items()
     }
     # Checked before Orbax opens anything.
-    _check_chunks([folder / str(step) / k for k in wanted], max(x.size for x in jax.tree.leaves(wanted)))
+    sizes = {k: max(x.size for x in jax.tree.leaves(v)) for k, v in wanted.items()}
+    stored.check_format(folder / str(step), sizes)
     with ocp.Checkpointer(_handler()) as orbax:
         try:
             with hosts.requeue_if_lost(), signals.delay_signals():
@@ -182,22 +184,6 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
     # An item without arrays is not saved at all, so it comes back empty too.
     empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
     return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
-
-
-def _check_chunks(items: list[Path], max_size: int) -> None:
-    """Raises: UserError for a chunk of an array that would unpack to more than `max_size` numbers.
-
-    Zarr allocates a whole chunk before it reads the file, so a stranger's .zarray could ask for all memory.
-    """
-    for file in (file for item in items for file in item.rglob(".zarray")):
-        facts = files.read_json(file)
-        chunks = facts.get("chunks") if isinstance(facts, dict) else None
-        if not (_is_shape(chunks) and math.prod(chunks) <= max_size):
-            raise UserError(f"{file} is damaged: its chunks are {str(chunks)[:80]}")
-
-
-def _is_shape(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

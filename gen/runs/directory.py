@@ -12,6 +12,7 @@ A run is a folder that can be copied. Sampling needs nothing else, unless the ru
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from gen.runs.lock import hold_lock
 FORMAT = 1
 """Version of config.json."""
 REFERENCE_EXAMPLES = 64
+MAX_REFERENCE_BYTES = 2**26
+"""Bytes of the arrays in reference.npz that are not examples."""
 
 
 class BaseRecord(NamedTuple):
@@ -81,9 +84,8 @@ def lock_run(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} can't be a run directory: {error.strerror}") from None
-    if (workdir / "config.json").exists():
-        # The run may be a stranger's. A link must not redirect what is written from here on.
-        files.check_contained(workdir)
+    # The folder may be a stranger's, also if it is no run yet. A link must not redirect what is written from here on.
+    files.check_contained(workdir)
     with hold_lock(workdir):
         yield
 
@@ -105,9 +107,9 @@ def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseReco
     # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     old, facts = read_config(workdir)
     if changed := configs.difference(old, config):
-        longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
-        lines = "\n  ".join(changed)
-        raise UserError(f"{workdir} is a run of another config:\n  {lines}\n{longer}choose another --workdir")
+        longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
+        lines = [f"  {line}" for line in changed]
+        raise UserError(f"{workdir} is a run of another config:", *lines, *longer, "choose another --workdir")
     if facts.data != data.digest:
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))
@@ -195,15 +197,36 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
     Raises: UserError if the file is damaged, or if its arrays don't have the shapes of the spec.
     """
     path = workdir / "reference.npz"
-    try:
-        found = files.read_arrays(path)
-    except FileNotFoundError:
+    if not path.exists():
         return {}
     spec = read_spec(workdir) if spec is None else spec
+    # A small file could unpack to gigabytes. A number of an example has at most 8 bytes.
+    examples = REFERENCE_EXAMPLES * 8 * sum(math.prod(feature.shape) for feature in spec.values())
+    found = files.read_arrays(path, min(files.MAX_BYTES, MAX_REFERENCE_BYTES + examples))
     shapes = {name: feature.shape for name, feature in spec.items()}
     for name, array in found.items():
         if not array.ndim or array.shape[1:] != shapes.get(name, array.shape[1:]):
             raise UserError(f"{path} is damaged: {name[:80]!r} has the shape {array.shape}, unlike spec.json")
+    return found
+
+
+def read_split(content: bytes, path: Path, split: str) -> list[dict[str, float]]:
+    """Returns {"step": ..., metric: ...} of each line of metrics.jsonl about a split. path: of the file, for errors.
+
+    Raises: UserError if such a line is damaged.
+    """
+    found = []
+    # Most lines are about another split, and need not be parsed.
+    wanted = f'"split": "{split}"'.encode()
+    for number, line in enumerate(content.splitlines(), 1):
+        if wanted not in line:
+            continue
+        try:
+            row = json.loads(line)
+            if row.pop("split") == split:
+                found.append({"step": int(row.pop("step")), **{name: float(value) for name, value in row.items()}})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            raise UserError(f"{path}:{number} is damaged; restore the file, or start in another --workdir") from None
     return found
 
 

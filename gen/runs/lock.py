@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gen.errors import UserError
+from gen.files import no_follow
 
 LOCK = ".lock"
 FILES = (LOCK, "config.json", "spec.json", "tokenizer.json", "reference.npz", "evaluation.json")
@@ -42,10 +43,10 @@ def hold_lock(workdir: Path) -> Iterator[None]:
 def _open_file(path: Path) -> int:
     try:
         # A network file system locks a file only if it was opened for writing.
-        return os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        return no_follow(str(path), os.O_CREAT | os.O_RDWR)
     except PermissionError:
         # It may belong to another user, who has shared the run.
-        return os.open(path, os.O_RDONLY)
+        return no_follow(str(path), os.O_RDONLY)
 
 
 def _lock(descriptor: int, workdir: Path) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -26,7 +26,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gen.config import Log
 from gen.core import Metrics
-from gen.errors import UserError
+from gen.errors import UserError, printable, printable_line
+from gen.files import no_follow
+from gen.runs import directory
 from gen.runs.tensorboard import Events
 from gen.runtime import hosts
 from gen.system import name_file
@@ -175,12 +177,11 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Writes a line to this host's file in logs/. The first host also prints it."""
-        # A path in the text may have characters that are not UTF-8, and the locale may have another encoding.
-        path = self.host_path
-        with name_file(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {text}\n")
+        line = printable_line(text)
+        with name_file(self.host_path), _open_text(self.host_path) as file:
+            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')}  {line}\n")
         if self.writes:
-            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def track(self, items: Iterable[T], what: str) -> Iterator[T]:
         """Yields the items, and counts them in the progress bar."""
@@ -205,7 +206,7 @@ class RunLog:
     def _append(self, path: Path, record: Mapping[str, object]) -> None:
         if not self.writes:
             return
-        with name_file(path), open(path, "a") as file:
+        with name_file(path), _open_text(path) as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -228,8 +229,8 @@ def open_log(
             yield log
         except BaseException as error:
             # On a full disk these writes fail too. The first error is the one to report.
-            with suppress(OSError), open(log.host_path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                traceback.print_exception(error, file=file)
+            with suppress(OSError, UserError), _open_text(log.host_path) as file:
+                file.write(printable("".join(traceback.format_exception(error))))
             with suppress(OSError):
                 log.close()
             raise
@@ -256,10 +257,18 @@ def _progress() -> Progress:
 
 
 def _truncate(metrics: Path, start: int, length: int) -> None:
-    metrics.touch()
-    if metrics.stat().st_size < length:
-        raise UserError(f"{metrics} is shorter than when checkpoint {start} was saved; restore it to continue this run")
-    os.truncate(metrics, length)
+    with open(metrics, "ab", opener=no_follow) as file:
+        if file.tell() < length:
+            raise UserError(
+                f"{metrics} is shorter than when checkpoint {start} was saved; restore it to continue this run"
+            )
+        file.truncate(length)
+
+
+def _open_text(path: Path) -> IO[str]:
+    """Opens a file of the log to add text."""
+    # A path in the text may have characters that are not UTF-8, and the locale may have another encoding.
+    return open(path, "a", encoding="utf-8", errors="backslashreplace", opener=no_follow)
 
 
 def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]) -> None:
@@ -274,10 +283,9 @@ def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]
 
 def read_split(workdir: Path, split: str) -> list[tuple[int, dict[str, float]]]:
     """Returns (step, metrics) of each line of metrics.jsonl about a split. [] on hosts that don't write it."""
-    # Most lines are about training, and need not be parsed.
-    lines = (workdir / "metrics.jsonl").read_text().splitlines() if hosts.is_first() else []
-    found = [json.loads(line) for line in lines if f'"split": "{split}"' in line]
-    return [(line.pop("step"), line) for line in found if line.pop("split") == split]
+    path = workdir / "metrics.jsonl"
+    rows = directory.read_split(path.read_bytes(), path, split) if hosts.is_first() else []
+    return [(int(row.pop("step")), row) for row in rows]
 
 
 def memory() -> dict[str, int]:

@@ -16,7 +16,7 @@ from gen import files
 from gen.config import Config
 from gen.core import State
 from gen.data.text import tokenizers
-from gen.errors import UserError, run_command
+from gen.errors import UserError, run_command, say
 from gen.optim.descend import begin_average
 from gen.runs import checkpoint, directory
 from gen.runs.base import Base, read_weights
@@ -55,7 +55,7 @@ def merge(workdir: Path, out: Path, moved: str | None = None, trust: tuple[str, 
     # The folder gets its name in the end, so a failure leaves nothing behind.
     with files.create_folder(out) as aside:
         _write(run, base, aside)
-    print(f"{out}: {base.path} with the changes of {workdir}; next: {sample_command(out, run.config)}")
+    say(f"{out}: {base.path} with the changes of {workdir}; next: {sample_command(out, run.config)}")
 
 
 def _write(run: TrainedRun, base: Base, folder: Path) -> None:

@@ -17,7 +17,7 @@ from gen import files
 from gen.config import Config, Parallel, walk
 from gen.core import Dataset, GenerativeModel, Request, RunView, Spec, State
 from gen.data.text import tokenizers
-from gen.errors import UserError
+from gen.errors import UserError, say
 from gen.families.labels import with_class_number
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory
@@ -182,4 +182,4 @@ def sample_command(workdir: Path, config: Config) -> str:
 
 
 def _warn(text: str) -> None:
-    print(f"warning: {text}")
+    say(f"warning: {text}")

@@ -22,6 +22,7 @@ from gen.runtime import hosts
 
 MAX_WARNINGS = 8
 """Number of different warnings that the end of a run repeats."""
+SKIPPED = "steps were left out, because their numbers were not finite or jumped"
 NUMBER = re.compile(r"-?\d[\d.,]*(?:e[+-]?\d+)?")
 
 
@@ -116,8 +117,13 @@ def _read_warnings(telemetry: Path) -> Iterator[tuple[int, str]]:
     if not telemetry.exists():
         return
     # Most lines are about speed, and need not be parsed.
-    with open(telemetry) as file:
+    with open(telemetry, encoding="utf-8", errors="replace") as file:
         lines = [line for line in file if '"alarm"' in line or '"skipped"' in line]
-    for record in map(json.loads, lines):
-        skipped = "steps were left out, because their numbers were not finite or jumped"
-        yield record["step"], record.get("alarm", skipped)
+    for line in lines:
+        # A line may have been cut off by a crash.
+        try:
+            record = json.loads(line)
+            step, text = int(record["step"]), str(record.get("alarm", SKIPPED))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            continue
+        yield step, text

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gen.errors import REQUEUE, Requeue, UserError
+from gen.errors import REQUEUE, Requeue, UserError, note
 from gen.runtime import failures
 from gen.runtime.early import in_cluster
 from gen.system import explain
@@ -80,7 +80,7 @@ def _exit_if_late(seconds: float, message: str) -> Iterator[None]:
     """Ends the process after `seconds` with a message, to be started again. The runtime's own time-out aborts with a stack."""
 
     def leave() -> None:
-        print(message, file=sys.stderr, flush=True)
+        note(message)
         os._exit(REQUEUE)
 
     # A thread, because the main thread is inside the runtime.
@@ -131,7 +131,7 @@ def broadcast(make: Callable[[], T]) -> T:
     padded[: len(content)] = np.frombuffer(content, np.uint8)[: len(padded)]
     message = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length]))
     if "error" in message:
-        raise UserError(message["error"])
+        raise UserError(*message["error"].split("\n"))
     return message["value"]
 
 

@@ -15,7 +15,6 @@ from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
 from gen.data.images import folder, pixels, sources, tfds
-from gen.data.images.describe import print_line
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
@@ -118,7 +117,7 @@ def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
     """Prints how many held-out examples are trained on, if any are."""
     for split in ("validation", "test"):
         if shared := len(np.intersect1d(splits[split], splits["train"])):
-            print_line(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
+            errors.note(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
 
 
 def open_source(config: Images, slices: Mapping[str, str]) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 from gen.data.images.layout import Layout
 from gen.data.images.listing import shorten
 from gen.data.images.slices import command, kind_of, suggest
-from gen.errors import printable
+from gen.errors import note
 
 
 class Facts(NamedTuple):
@@ -35,13 +34,7 @@ def print_lines(name: str, facts: Facts, left_out: str, background: str) -> None
 
     left_out: what was left out, in words. background: name of the colour behind transparent pixels.
     """
-    for line in describe(facts, left_out, background):
-        print_line(f"{name}: {line}")
-
-
-def print_line(line: str) -> None:
-    """Prints a line for the user, without mixing with the output of a command."""
-    print(printable(line), file=sys.stderr, flush=True)
+    note(*(f"{name}: {line}" for line in describe(facts, left_out, background)))
 
 
 def describe(facts: Facts, left_out: str, background: str) -> Iterator[str]:

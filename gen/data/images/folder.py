@@ -17,7 +17,7 @@ from gen.data.images import describe, pixels
 from gen.data.images.layout import Layout, count_splits, lay_out
 from gen.data.images.listing import ENDINGS, ImageFile, Listing, describe_left_out, list_images
 from gen.data.images.sources import Record, Source
-from gen.errors import UserError, printable
+from gen.errors import UserError, printable_line
 from gen.files import expand_user
 
 BAD, GREY, COLOR = 0, 1, 2  # kinds of images in a survey
@@ -106,7 +106,7 @@ def list_found(root: Path, name: str) -> Listing:
         others = describe_left_out(listing.left_out)
         raise UserError(
             f"--data.name {name!r}: there are no images in it (endings: {' '.join(sorted(ENDINGS))})"
-            + (f"; it has {printable(others)}" if others else "")
+            + (f"; it has {others}" if others else "")
         )
     return listing
 
@@ -129,7 +129,7 @@ class FolderImages:
 
 def unreadable(path: Path, reason: str) -> UserError:
     """Returns the error for a file that cannot be decoded."""
-    return UserError(f"{path} {reason}.\nRemove it, or pass --data.skip-bad to skip such images and count them")
+    return UserError(f"{path} {reason}.", "Remove it, or pass --data.skip-bad to skip such images and count them")
 
 
 class Stamp(NamedTuple):
@@ -188,7 +188,7 @@ def readable(name: str, paths: list[Path], kind: np.ndarray, skip_bad: bool) -> 
         if not skip_bad:
             raise unreadable(first, find_reason(first))
         # A file name may hold bytes that are not UTF-8, which a handler of the log could not encode.
-        example = printable(str(first))
+        example = printable_line(str(first))
         log.warning("%s: skipped %d of %d images that cannot be read, such as %s", name, len(bad), len(paths), example)
     if not len(good):
         raise UserError(
@@ -217,6 +217,6 @@ def common_size(paths: list[Path], sizes: np.ndarray, size: int | None) -> tuple
     other = np.flatnonzero((sizes != sizes[0]).any(1))
     if len(other) and size is None:
         a, b = ("{} is {}x{}".format(paths[i], *sizes[i]) for i in (0, int(other[0])))
-        raise UserError(f"images differ in size (height x width): {a}, {b}.\nGive them one, such as --data.size 64")
+        raise UserError(f"images differ in size (height x width): {a}, {b}.", "Give them one, such as --data.size 64")
     height, width = sizes[0].tolist()
     return (0, 0) if len(other) else (height, width)

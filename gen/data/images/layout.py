@@ -134,8 +134,8 @@ def are_splits(parts: Sequence[Parts], top: Level, options: Iterable[str], name:
     like = [split for split in top.names if kind_of(split)]
     other = next(split for split in top.names if not kind_of(split))
     raise UserError(
-        f"{name}: the sub-folders {' and '.join(like)} look like splits, and {other} does not.\n"
-        f"If they are splits, name them: {command(suggest(in_order(count(parts, top))))}. If they are classes, rename them"
+        f"{name}: the sub-folders {' and '.join(like)} look like splits, and {other} does not.",
+        f"If they are splits, name them: {command(suggest(in_order(count(parts, top))))}. If they are classes, rename them",
     )
 
 

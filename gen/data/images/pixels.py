@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 WHITE: Color = (255, 255, 255)
 MAX_ASPECT = 8
 """Images that are longer than this number of widths are cropped before they are resized, not only afterwards."""
+LARGE_PIXELS = 2**24
+"""Images with more pixels are decoded one at a time."""
+STRIP_PIXELS = 2**20
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,6 +39,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """Orientation in the EXIF data -> the turn that shows the image upright. 1, or any other number: none. EXIF 2.32, 4.6.4."""
+
+
+_large = threading.Lock()
 
 
 class Header(NamedTuple):
@@ -61,15 +68,25 @@ def decode(
 
     Raises: ValueError with the reason if the image cannot be read.
     """
-    with open_image(encoded) as image:
+    with open_image(encoded) as image, _alone(image):
         # Pillow turns TIFF files here, and a PNG file may hold its orientation after its pixels.
         image.load()
         turn = UPRIGHT.get(orientation(image))
-        upright = image if turn is None else image.transpose(turn)
-        upright = flatten(upright, channels, background)
+        upright = flatten(image, channels, background)
+        upright = upright if turn is None else upright.transpose(turn)
         if size is not None:
             upright = crop_centre(upright, size)
         return np.asarray(upright).reshape(upright.height, upright.width, channels)
+
+
+@contextmanager
+def _alone(image: Image.Image) -> Iterator[None]:
+    """Waits until no other thread decodes a large image, if this one is large: a small file may unpack to 400 MB."""
+    if image.width * image.height <= LARGE_PIXELS:
+        yield
+        return
+    with _large:
+        yield
 
 
 def parse_color(text: str) -> Color:
@@ -94,11 +111,18 @@ def orientation(image: Image.Image) -> int:
 
 def flatten(image: Image.Image, channels: int, background: Color) -> Image.Image:
     """Converts an image to 1, 3 or 4 channels. With 1 or 3, transparent pixels show the background."""
-    # A transparent pixel still has a colour, but it is arbitrary: no viewer shows it.
-    if image.has_transparency_data and channels != 4:
-        behind = Image.new("RGBA", image.size, (*background, 255))
-        image = Image.alpha_composite(behind, image.convert("RGBA"))
-    return image.convert(MODES[channels])
+    if not (image.has_transparency_data and channels != 4):
+        return image.convert(MODES[channels])
+    flat = Image.new(MODES[channels], image.size)
+    # In strips: three more copies of a whole image could take more than a gigabyte.
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        # A transparent pixel still has a colour, but it is arbitrary: no viewer shows it.
+        part = image.crop(box).convert("RGBA")
+        behind = Image.new("RGBA", part.size, (*background, 255))
+        flat.paste(Image.alpha_composite(behind, part).convert(MODES[channels]), box)
+    return flat
 
 
 def crop_centre(image: Image.Image, size: int) -> Image.Image:
@@ -133,7 +157,8 @@ def read_header(path: Path, thorough: bool) -> Header:
         # Orientations from 5 on exchange rows and columns.
         width, height = image.size if turn < 5 else image.size[::-1]
         if thorough:
-            image.load()
+            with _alone(image):
+                image.load()
         return Header(height, width, grey, turn != 1, alpha)
 
 

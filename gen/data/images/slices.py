@@ -122,7 +122,7 @@ def split_error(field: str, option: str, splits: Splits, name: str, reason: str)
     advice = suggest(splits)
     few = " (too few images to hold any out)" if advice.train == advice.test else ""
     return UserError(
-        f"--data.{field} {option!r}: {reason}\n{name} has the splits {known}; for instance {command(advice)}{few}"
+        f"--data.{field} {option!r}: {reason}", f"{name} has the splits {known}; for instance {command(advice)}{few}"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,7 +78,7 @@ class Text(core.Data):
         found = build_corpus(source, self.recipe())
         # Which key is the source and which the target may be a guess, so it is said.
         unit = f'pairs of "{source.pair.source}" and "{source.pair.target}"' if source.pair else "documents"
-        print_line(cleaning.describe(self.name, found.counts, unit))
+        errors.note(cleaning.describe(self.name, found.counts, unit))
         layout = lay_out_pairs(self, found) if source.pair else lay_out_windows(self, found)
         # The vocabulary of a trained bpe may be smaller than the config asks for.
         vocab, end = tokenizers.size(found.tokenizer), tokenizers.end(found.tokenizer)
@@ -182,7 +181,7 @@ def lay_out_pairs(config: Text, found: Corpus) -> Layout:
     cut, dropped = sum(each.cut for each in lost.values()), sum(each.dropped for each in lost.values())
     # A long prompt is cut at its beginning, since its end is closest to the target. A long target cannot be cut.
     if cut or dropped:
-        print_line(f"{config.name}: {cut:,} prompts lost their beginning; dropped {dropped:,} pairs with long targets")
+        errors.note(f"{config.name}: {cut:,} prompts lost their beginning; dropped {dropped:,} pairs with long targets")
     lengths, after = {"tokens": config.length + 1}, ""
     if separate:
         lengths, after = lengths | {"source": separate}, f" after {separate}"
@@ -217,8 +216,3 @@ def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
     # Counting takes minutes on a large text. The number in the key is raised when the baselines change.
     kept = load_or_make(digest.sha256("baselines 2", found.digest, str((MAX_COUNTED, counted_by_token))), make)
     return {name: float(number) for name, number in kept.items()}
-
-
-def print_line(line: str) -> None:
-    """Prints a line for the user, without mixing with the output of a command."""
-    print(errors.printable(line), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from gen.errors import UserError, run_command
+from gen.errors import UserError, run_command, say
 from gen.files import expand_paths
 
 EXCLUDED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -76,7 +76,7 @@ def write(options: Options) -> None:
     if not lines:
         raise UserError(f"{folder} has no functions with docstrings")
     options.out.write_text("".join(lines), encoding="utf-8")
-    print(f"{options.out}: {len(lines):,} functions of {folder}")
+    say(f"{options.out}: {len(lines):,} functions of {folder}")
 
 
 def main() -> None:

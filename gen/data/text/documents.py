@@ -13,7 +13,7 @@ from typing import NamedTuple
 from gen import files as gen_files
 from gen.data.digest import sha256
 from gen.data.text import kinds
-from gen.errors import UserError, printable
+from gen.errors import UserError, note
 from gen.files import expand_user
 
 HEADING = re.compile(r"^(\S.*)\n([*=~-])\2+$", re.MULTILINE)  # of reStructuredText: a line and its underline
@@ -115,7 +115,7 @@ def find_files(path: Path, ending: str) -> list[Path]:
     facts = [f"{outside:,} of {len(found):,} files are links to files outside of it"] if outside else []
     facts += [f"left out {left_out}"] if left_out else []
     if facts:
-        print(printable(f"{path}: {'; '.join(facts)}"), file=sys.stderr, flush=True)
+        note(f"{path}: {'; '.join(facts)}")
     return sorted(found)
 
 

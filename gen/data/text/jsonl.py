@@ -21,10 +21,12 @@ from gen.data.text.documents import (
     join_names,
 )
 from gen.errors import UserError
-from gen.files import MAX_JSON_BYTES, read_bytes
+from gen.files import read_bytes
 
 SCALARS = (str, int, float)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
+MAX_ARRAY_BYTES = 2**28  # of a file that is one JSON array
+MAX_ARRAY_VALUES = 2**23  # objects and arrays in it: empty ones take 24 times their bytes of memory
 BLANK = "\ufeff \t\r\n"
 START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
 PAIRS = (("source", "target"), ("text", "label"), ("text", "target"), ("source", "label"))
@@ -172,12 +174,15 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 def read_array(file: Path) -> Iterator[Line]:
     """Yields the JSON objects of a file that is one array. Raises: UserError if it is damaged, large, or no array of objects."""
-    if file.stat().st_size > MAX_JSON_BYTES:
+    if file.stat().st_size > MAX_ARRAY_BYTES:
         raise UserError(
-            f"{file} is a JSON array of more than {MAX_JSON_BYTES:,} bytes; write one object a line, for instance with"
+            f"{file} is a JSON array of more than {MAX_ARRAY_BYTES:,} bytes; write one object a line, for instance with"
             " jq -c '.[]' OLD > NEW"
         )
-    found = parse_json(decode(read_bytes(file), str(file)).strip(BLANK), str(file))
+    content = read_bytes(file, MAX_ARRAY_BYTES)
+    if content.count(b"[") + content.count(b"{") > MAX_ARRAY_VALUES:
+        raise UserError(f"{file} is a JSON array of more than {MAX_ARRAY_VALUES:,} values; write one object a line")
+    found = parse_json(decode(content, str(file)).strip(BLANK), str(file))
     assert isinstance(found, list)  # it begins with a bracket
     for number, value in enumerate(found, 1):
         where = f"{file}: object {number}"

@@ -37,8 +37,9 @@ def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None) ->
     if path is None:
         folder = tfds_sets.root(data_dir)
         raise UserError(
-            f"{name} is not prepared in {folder}.\nAfter pip install 'gen[tensorflow]', python -m gen.data.prepare {name}"
-            f" --data-dir {folder} prepares it; your own files are --data.name text:PATH"
+            f"{name} is not prepared in {folder}.",
+            f"After pip install 'gen[tensorflow]', python -m gen.data.prepare {name}"
+            f" --data-dir {folder} prepares it; your own files are --data.name text:PATH",
         )
 
     import tensorflow_datasets as tfds

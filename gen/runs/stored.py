@@ -1,0 +1,144 @@
+"""The array format of checkpoints. Only the format that gen writes is read: zarr 2, packed by Zstandard, in Orbax's folders.
+
+Orbax itself reads other formats (zarr 3, OCDBT), and other compressors and filters, whatever the config says. Some of them unpack a
+file of a few megabytes to gigabytes. So the format of each file is checked before Orbax opens any.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from gen import files
+from gen.errors import UserError
+
+ARRAY = ".zarray"
+"""File in the folder of an array that says how it is stored."""
+CHUNK = re.compile(r"\d+(\.\d+)*")
+"""Names of the files with the numbers of an array."""
+FACTS = ("_METADATA", "_sharding", "commit_success.txt")
+"""Files of Orbax in the folder of an item."""
+WRITERS = "array_metadatas"
+"""Folder of Orbax in the folder of an item: a file for each host that wrote arrays."""
+SIZES = {"|b1": 1, "|i1": 1, "|u1": 1, "<i2": 2, "<u2": 2, "<f2": 2, "bfloat16": 2, "<i4": 4, "<u4": 4, "<f4": 4}
+SIZES |= {"<i8": 8, "<u8": 8, "<f8": 8}
+"""{dtype: bytes of a number}."""
+FIXED = {"zarr_format": 2, "order": "C", "dimension_separator": ".", "fill_value": None, "filters": None}
+"""Entries of .zarray that are always the same."""
+VARYING = {"shape", "chunks", "dtype", "compressor"}
+MAGIC = b"\x28\xb5\x2f\xfd"
+"""First bytes of a frame of Zstandard."""
+HEADER_BYTES = 18
+"""Longest header of a frame."""
+
+
+def check_format(step: Path, sizes: Mapping[str, int]) -> None:
+    """Checks the files of a checkpoint that hold its items, before they are read.
+
+    sizes: {item: most numbers that one of its arrays may have}.
+
+    Raises: UserError that names the first file that is not as gen writes it, or would unpack to more numbers.
+    """
+    _check_json(step / "_CHECKPOINT_METADATA")
+    for item, most in sizes.items():
+        for folder, names in _folders(step / item):
+            if folder.parent == step / item and folder.name == WRITERS:
+                _check_writers(folder, names)
+            else:
+                _check_folder(folder, names, most, FACTS if folder == step / item else ())
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yields each folder of an item with the names of its files."""
+    for path, _, names in os.walk(folder):
+        yield Path(path), sorted(names)
+
+
+def _check_writers(folder: Path, names: list[str]) -> None:
+    for name in names:
+        if not re.fullmatch(r"process_\d+", name):
+            raise _unknown(folder / name)
+        _check_json(folder / name)
+
+
+def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, ...]) -> None:
+    """Raises: UserError unless the files are those of one array, or `facts`, or both."""
+    is_array = ARRAY in names
+    unpacked = _check_array(folder / ARRAY, most) if is_array else 0
+    for name in names:
+        path = folder / name
+        if name in facts:
+            if name.startswith("_"):
+                _check_json(path)
+        elif is_array and CHUNK.fullmatch(name):
+            _check_chunk(path, unpacked)
+        elif name != ARRAY:
+            raise _unknown(path)
+
+
+def _check_array(path: Path, most: int) -> int:
+    """Returns the bytes of an unpacked chunk. Raises: UserError for another format, or for more than `most` numbers."""
+    found = _check_json(path)
+    shape, chunks, dtype, compressor = (found.get(name) for name in ("shape", "chunks", "dtype", "compressor"))
+    same = found.keys() == FIXED.keys() | VARYING and all(found[name] == value for name, value in FIXED.items())
+    packed = isinstance(compressor, dict) and compressor.get("id") == "zstd" and compressor.keys() <= {"id", "level"}
+    if not (same and packed and isinstance(dtype, str) and dtype in SIZES):
+        raise UserError(
+            f"{path} is damaged: it is not an array as gen writes it (zarr 2, packed by zstd, without filters)"
+        )
+    if not (_is_shape(shape, 0) and _is_shape(chunks, 1) and len(shape) == len(chunks) and math.prod(shape) <= most):
+        raise UserError(f"{path} is damaged: its shape is {str(shape)[:80]}")
+    # zarr allocates a whole chunk before it reads the file.
+    if math.prod(chunks) > most:
+        raise UserError(f"{path} is damaged: its chunks are {str(chunks)[:80]}")
+    return SIZES[dtype] * math.prod(chunks)
+
+
+def _is_shape(value: object, least: int) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(n) is int and n >= least for n in value)
+
+
+def _check_chunk(path: Path, unpacked: int) -> None:
+    """Raises: UserError if a file does not say that it unpacks to exactly this number of bytes."""
+    with open(path, "rb") as file:
+        said = content_size(file.read(HEADER_BYTES))
+    if said != unpacked:
+        raise UserError(
+            f"{path} is damaged: it unpacks to {'?' if said is None else f'{said:,}'} bytes, not {unpacked:,}"
+        )
+
+
+def content_size(header: bytes) -> int | None:
+    """Returns the number of bytes to which a frame of Zstandard unpacks, as its header says. None: it does not say it.
+
+    Source: RFC 8878, 3.1.1.1.
+    """
+    if len(header) < 6 or not header.startswith(MAGIC):
+        return None
+    single, kind = header[4] >> 5 & 1, header[4] >> 6
+    width = (single, 2, 4, 8)[kind]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[header[4] & 3]
+    content = header[start : start + width]
+    if not width or len(content) < width:
+        return None
+    # Two bytes count from 256 on.
+    return int.from_bytes(content, "little") + 256 * (width == 2)
+
+
+def _check_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises: UserError if it is missing, large, nested too deeply, or something else."""
+    try:
+        found = files.read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it is not a JSON object")
+    return found
+
+
+def _unknown(path: Path) -> UserError:
+    return UserError(f"{path} is not a file that gen writes into a checkpoint; only gen's own format is read (zarr 2)")
