@@ -30,7 +30,7 @@ from gen.data import limit
 from gen.data.chunks import SUM_BYTES, FileFacts, chunk_sums, count_chunks, draw_chunks, facts_of, find_wrong
 from gen.data.limit import SEEN, SUMS, WRITING
 from gen.errors import UserError, printable
-from gen.files import cache_folder, sync_folder, sync_tree, write_json
+from gen.files import cache_folder, sync_folder, sync_tree, write_bytes, write_json
 
 Arrays = dict[str, np.ndarray]
 
@@ -199,7 +199,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
 
     Raises: OSError.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    limit.make_folder(folder.parent, say)
     temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     try:
         for name, array in arrays.items():
@@ -207,7 +207,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
         paths = {name: temporary / f"{name}.npy" for name in arrays}
         sums = {name: (path.stat().st_size, chunk_sums(path).hex()) for name, path in paths.items()}
         content: dict[str, Any] = {"format": FORMAT, "what": what, "arrays": sums}
-        write_json(temporary / SUMS, json.loads(json.dumps(content)) | {"sha256": seal(content)})
+        write_bytes(temporary / SUMS, json.dumps(content | {"sha256": seal(content)}).encode())
         sync_tree(temporary)
         write_json(temporary / SEEN, {name: facts_of(path.stat()) for name, path in paths.items()})
         # A damaged entry would block the rename.
@@ -219,6 +219,27 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     limit.trim(cache_folder(), keep=folder)
+
+
+def keep_file(path: Path, content: bytes) -> None:
+    """Writes a file of the cache, unless it has this content already. A line says if it had another one.
+
+    Raises: UserError if it can't be written.
+    """
+    try:
+        if files.read_bytes(path) == content:
+            return
+        say(f"{path} has another content than it should have; it is made again")
+    except FileNotFoundError:
+        pass
+    except UserError as damage:
+        say(f"{damage}; it is made again")
+        limit.clear_away(path, say)
+    try:
+        limit.make_folder(path.parent, say)
+        files.write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"the cache {path} can't be written: {reason_of(error)}") from None
 
 
 def is_sound(folder: Path) -> bool:

@@ -170,6 +170,19 @@ def remove(item: Item) -> bool:
     return not os.path.lexists(item.path)
 
 
+def make_folder(folder: Path, say: Callable[[str], None]) -> None:
+    """Makes a folder of the cache. A file or pipe at its place, or at that of a folder above it, is cleared away.
+
+    A link at the place of the whole cache stays, since its disk may only be missing now. Raises: OSError.
+    """
+    cache = files.cache_folder()
+    for path in reversed([folder, *folder.parents]):
+        inside = path.is_relative_to(cache) and not (path == cache and path.is_symlink())
+        if inside and os.path.lexists(path) and not path.is_dir():
+            clear_away(path, say)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def clear_away(path: Path, say: Callable[[str], None] | None = None) -> None:
     """Removes an entry of the cache, whatever is at its place. What gen did not write is renamed instead, and a line says so.
 

@@ -50,9 +50,7 @@ class Programs:
     def put(self, key: str, value: bytes) -> None:
         """Keeps a program. Nothing happens if the cache can't be written: it is compiled again at the next start."""
         with contextlib.suppress(OSError):
-            if not self._path.is_dir():
-                limit.clear_away(self._path, say)
-            self._path.mkdir(parents=True, exist_ok=True)
+            limit.make_folder(self._path, say)
             files.write_bytes(self._path / f"{key}-cache", hashlib.sha256(value).digest() + value)
             if not self._is_trimmed:
                 # Once in a process: listing the cache takes longer than writing a small program.
