@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -81,7 +81,7 @@ def make_full_folder(path: Path) -> None:
     (path / "mine.txt").write_text("not written by gen")
 
 
-FILE_DAMAGES: dict[str, Callable[[Path], None]] = {
+FILE_DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "missing": lambda path: path.unlink(),
     "cut in half": lambda path: rewrite(path, lambda content: content[: len(content) // 2]),
@@ -100,7 +100,7 @@ FILE_DAMAGES: dict[str, Callable[[Path], None]] = {
     "a broken link": lambda path: replace(path, lambda place: place.symlink_to("nothing")),
     "unreadable": lambda path: replace(path, lambda place: place.symlink_to(place.name)),
 }
-FOLDER_DAMAGES: dict[str, Callable[[Path], None]] = {
+FOLDER_DAMAGES: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: shutil.rmtree(path),
     "empty": lambda path: replace(path, Path.mkdir),
     "a file": lambda path: replace(path, lambda place: place.write_bytes(b"not written by gen")),
@@ -173,8 +173,15 @@ KINDS: dict[str, Callable[[Path], Found]] = {
 
 
 def build_tfds(folder: Path, data_dir: Path) -> Found:
-    splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "test[:10]"}
-    return of_dataset(Images(name="mnist", data_dir=str(data_dir), batch_size=8, **splits).build())
+    data = Images(
+        name="mnist",
+        data_dir=str(data_dir),
+        batch_size=8,
+        train="train[:40]",
+        validation="train[40:50]",
+        test="test[:10]",
+    )
+    return of_dataset(data.build())
 
 
 class Damage(NamedTuple):
@@ -190,6 +197,8 @@ class Bench:
 
     folder: Path
     kinds: dict[str, Callable[[Path], Found]]
+    expected: dict[str, Found] = field(default_factory=dict)
+    """{kind: what a sound cache gives}. `damages` fills it."""
 
     def sound(self, kind: str) -> Path:
         return self.folder / "sound" / kind
@@ -204,7 +213,7 @@ class Bench:
         """Yields every operation on every file and folder of every kind of cache."""
         for kind in self.kinds:
             if not self.sound(kind).exists():
-                self.build(kind, self.sound(kind))
+                self.expected[kind], _ = self.build(kind, self.sound(kind))
             for path in sorted(self.sound(kind).rglob("*")):
                 place = str(path.relative_to(self.sound(kind)))
                 for how in FOLDER_DAMAGES if path.is_dir() else FILE_DAMAGES:
@@ -217,7 +226,7 @@ class Bench:
         home = self.folder / "home"
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(self.sound(damage.kind), home, symlinks=True)
-        expected, _ = self.build(damage.kind, home)
+        expected = self.expected[damage.kind]
         path = home / damage.place
         is_folder = path.is_dir()
         (FOLDER_DAMAGES if is_folder else FILE_DAMAGES)[damage.how](path)

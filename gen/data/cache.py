@@ -66,9 +66,11 @@ def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", who
     kept = load_or_say(folder, what, whole)
     if kept is not None:
         return kept
+    # Another sample might not find the damage again, so the entry is replaced whatever `save` thinks of it.
+    is_damaged = os.path.lexists(folder)
     arrays = make()
     try:
-        save(folder, arrays, what)
+        save(folder, arrays, what, replace=is_damaged)
         return load(folder) or arrays
     except (OSError, Damaged) as error:
         # A full disk or a read-only home only costs time: the arrays are made again by the next process.
