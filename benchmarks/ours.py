@@ -22,6 +22,7 @@ from benchmarks import turns
 from benchmarks.turns import Side
 from gen import axis, core, files, train
 from gen.config import Config, Parallel
+from gen.data import cache
 from gen.data.images import Images
 from gen.data.text import Text
 from gen.data.text.documents import pydoc
@@ -51,11 +52,9 @@ def pictures(batch: int) -> Images:
 def text(length: int, batch: int) -> Text:
     """Returns Python's documentation as one document, reduced to the characters of Tiny Shakespeare."""
     path = files.cache_folder() / "benchmarks" / "pydoc.txt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            re.sub(r"[^\n !$&',\-.3:;?A-Za-z]", "", "\n".join(document.fields["text"] for document in pydoc().read()))
-        )
+    joined = "\n".join(document.fields["text"] for document in pydoc().read())
+    content = re.sub(r"[^\n !$&',\-.3:;?A-Za-z]", "", joined).encode()
+    cache.keep_file(path, content)
     return Text(name=f"text:{path}", split="tail:0.1", tokenizer="character", length=length, batch_size=batch)
 
 

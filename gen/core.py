@@ -1,7 +1,6 @@
 """The types that every room shares: features, batches, states, models and data sets. Nothing else lives here.
 
-A run is these types put together: a `Data` builds a `Dataset`, a `Family` builds a `GenerativeModel` for its `Spec`, and an
-engine folds `GenerativeModel.update` over `Dataset.batch` to move a `State` from step to step.
+A `Data` builds a `Dataset`, a `Family` builds a `GenerativeModel`, and an engine folds `update` over `batch` to move a `State`.
 """
 
 from __future__ import annotations
@@ -203,8 +202,7 @@ class Dataset(NamedTuple):
     batch: Callable[[int, int, range], HostBatch]
     """(seed, step, rows) -> these rows of a training batch: uint8 and integers, with "row" and "index"."""
     evaluation: Callable[..., Iterator[HostBatch]]
-    """(split, batch size) -> the split in order, in batches. The last one is padded, with "weight" 0 on padding.
-    (split, batch size, rows) -> these rows of each batch."""
+    """(split, batch size[, rows]) -> the split in order, in batches (these rows of each). The last has padding of "weight" 0."""
     preprocess: Callable[[Batch, Key, bool], Batch]
     """(batch, key, training) -> what the model sees. Runs in the compiled step. Its noise is drawn from (key, row)."""
     files: Mapping[str, bytes] = {}
@@ -213,6 +211,8 @@ class Dataset(NamedTuple):
     """How the held-out splits are read, stored next to each number."""
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
+    older: tuple[str, ...] = ()
+    """Digests of the same examples that older versions gave, without the content of large sets. They are accepted with a warning."""
 
 
 class RunView(NamedTuple):

@@ -109,17 +109,32 @@ def check_memory(needed: int, what: str) -> None:
         raise UserError(f"{what} needs {needed / 2**30:,.0f} GiB of memory, but this machine has {memory / 2**30:,.0f}")
 
 
+def check_regular(path: Path) -> int:
+    """Returns the number of bytes of a file. Call it before a file is opened: a pipe would make the reader wait for ever.
+
+    Raises: FileNotFoundError and other OSErrors; UserError if it is a pipe, a device, a socket or a folder.
+    """
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise UserError(f"{path} is {name_kind(facts.st_mode)}, and not a regular file; give a file")
+    return facts.st_size
+
+
+def name_kind(mode: int) -> str:
+    """Returns what an entry of a folder is, by the st_mode of its stat: "a pipe"."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """Returns the content of a file of at most `most` bytes.
 
     Raises: FileNotFoundError; UserError if it is not a regular file, cannot be read, or is too large.
     """
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise UserError(f"{path} is not a regular file")
-        if facts.st_size > most:
-            raise UserError(f"{path} has {facts.st_size:,} bytes; the limit is {most:,}")
+        size = check_regular(path)
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes; the limit is {most:,}")
         return path.read_bytes()
     # Many callers have a message of their own for a missing file.
     except (FileNotFoundError, NotADirectoryError):
@@ -227,7 +242,9 @@ def create_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} can't be made: {error.strerror}") from None
     try:
         yield temporary
+        sync_tree(temporary)
         os.replace(temporary, folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -235,6 +252,26 @@ def create_folder(folder: Path) -> Iterator[Path]:
 def temporary_path(path: Path) -> Path:
     """Returns the path at which a file is written before it is renamed."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until all files below a folder, and the folder itself, are on the disk. Do it before the folder is renamed."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    for path in (*(each for each in folder.rglob("*") if each.is_dir() and not each.is_symlink()), folder):
+        sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, if its file system can do so."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -256,3 +293,5 @@ def write_bytes(path: Path, content: bytes, wait: bool = True) -> None:
                 # The content must be on the disk before the rename is.
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    if wait:
+        sync_folder(path.parent)

@@ -20,7 +20,7 @@ FLOORS = [  # from the ground up; a room imports from itself and from lower floo
     ("runs",),
     ("evaluation",),
     ("plan", "interop"),
-    ("train", "sample", "evaluate"),
+    ("train", "sample", "evaluate", "cache"),
     ("__init__",),
 ]
 

@@ -193,6 +193,12 @@ def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
         raise UserError(
             f"each example of {name!r} has {math.prod(feature.shape)} numbers; at most {MAX_SIZE} are allowed"
         )
+    # Models index tables by labels, where one that is out of range would silently be another class.
+    if name == "label" and (feature.shape or parts[0].dtype != np.int32):
+        raise UserError(
+            f"'label' is {parts[0].dtype} of shape [N, {', '.join(map(str, feature.shape))}]; it must be integers [N], the number of"
+            " the class of each example"
+        )
     if name == "image" and len(feature.shape) != 3:
         raise UserError(f"'image' has the shape [N, {feature.shape}]; it must be [N, height, width, channels]")
     low, high = min(x.min() for x in parts), max(x.max() for x in parts)

@@ -1,62 +1,257 @@
-"""A cache of arrays that are slow to make and can always be made again. It lies in the user's cache folder."""
+"""A cache of arrays that are slow to make and can always be made again. It lies in the user's cache folder.
+
+    KEY/NAME.npy     an array
+    KEY/sums.json    the sums of all arrays. Its time is that of the last use, and a process that maps the arrays locks it
+    KEY/seen.json    facts of the files when they were last compared as a whole
+
+An entry that is lost or damaged in any way is made again, and a line says so. It is noticed because the content is compared
+with the sums at each use: whole if the size, the times or the inode of a file have changed, otherwise SAMPLE_CHUNKS chunks of
+1 MiB, drawn anew each time (all of an entry of up to 128 MiB). `--data.check all` compares every byte.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
 import shutil
+import sys
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gen.files import cache_folder
+from gen import files
+from gen.data import limit
+from gen.data.chunks import SUM_BYTES, FileFacts, chunk_sums, count_chunks, draw_chunks, facts_of, find_wrong
+from gen.data.limit import SEEN, SUMS, WRITING
+from gen.errors import UserError, printable
+from gen.files import cache_folder, sync_folder, sync_tree, write_bytes, write_json
 
 Arrays = dict[str, np.ndarray]
 
+FORMAT = 1
+"""Version of sums.json."""
+MIN_MAPPED = 2**20
+"""Bytes of a file from which on it is mapped instead of read. A map takes a file descriptor."""
 
-def load_or_make(key: str, make: Callable[[], Arrays]) -> Arrays:
+
+class Damaged(Exception):
+    """An entry of the cache can't be used. Its message is the reason."""
+
+
+class ArraySums(NamedTuple):
+    """The content that an array's file must have."""
+
+    size: int
+    """Bytes."""
+    chunks: bytes
+    """Sums of its chunks, SUM_BYTES each."""
+
+
+def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", whole: bool = False) -> Arrays:
     """Returns the arrays that the cache holds under this key, or makes and saves them.
 
-    The arrays are read-only memory maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default ~/.cache/gen). If the cache cannot
-    be written, the result of `make` is returned as it is.
+    The arrays are read-only: memory maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default ~/.cache/gen), if they are large. If the
+    cache cannot be written, the result of `make` is returned as it is.
+
+    what: names the arrays, for messages and for `python -m gen.cache`. whole: compare every byte with its sum.
     """
     folder = cache_folder() / key
     # No lock is needed: folders appear whole, by a rename.
-    kept = load(folder)
+    kept = load_or_say(folder, what, whole)
     if kept is not None:
         return kept
+    # Another sample might not find the damage again, so the entry is replaced whatever `save` thinks of it.
+    is_damaged = os.path.lexists(folder)
     arrays = make()
     try:
-        save(folder, arrays)
-    except OSError:
+        save(folder, arrays, what, replace=is_damaged)
+        return load(folder) or arrays
+    except (OSError, Damaged) as error:
         # A full disk or a read-only home only costs time: the arrays are made again by the next process.
+        say(f"{what}: the cache {folder} can't be written ({reason_of(error)}), so they are made again at each start")
         return arrays
-    return load(folder) or arrays
 
 
-def load(folder: Path) -> Arrays | None:
-    """Returns the arrays in a folder as {file name without .npy: array}. None: the folder has none, or one is damaged."""
+def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
+    """Returns the arrays in a folder. None: there are none, or they are damaged, which a line says."""
     try:
-        return {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in sorted(folder.glob("*.npy"))} or None
-    except (OSError, ValueError):  # a file was removed, or cut short by a crash
+        return load(folder, whole)
+    except Damaged as damage:
+        say(f"{what}: the cache is damaged ({damage}); it is made again")
         return None
 
 
-def save(folder: Path, arrays: Arrays) -> None:
-    """Writes the arrays to a temporary folder and renames it, so that a reader sees all of them or none.
+def load(folder: Path, whole: bool = False) -> Arrays | None:
+    """Returns the arrays in a folder as {name: array}. None: there is no such folder.
 
-    If two processes write at the same time, one of them wins. Both write the same content.
+    whole: compare every byte with its sum.
+
+    Raises: Damaged with the reason.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    lock = None
+    try:
+        if not os.path.lexists(folder):
+            return None
+        sums = read_sums(folder)
+        lock = limit.lock_shared(folder / SUMS)
+        check_content(folder, sums, whole)
+        arrays = {name: map_array(folder / f"{name}.npy", lock) for name in sums}
+        with contextlib.suppress(OSError):  # a read-only cache can be used too
+            os.utime(folder / SUMS)
+        return arrays
+    except (OSError, UserError, ValueError, EOFError) as error:
+        if not os.path.lexists(folder):  # another process has removed it meanwhile
+            return None
+        raise Damaged(reason_of(error)) from None
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def reason_of(error: Exception) -> str:
+    """Returns a short reason, with the path if the error has one."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def read_sums(folder: Path) -> dict[str, ArraySums]:
+    """Returns the sums of an entry. Raises: OSError, UserError or ValueError if they are missing or damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is {files.name_kind(folder.lstat().st_mode)}, and not a folder")
+    path = folder / SUMS
+    try:
+        content = files.read_json(path)
+    except FileNotFoundError:
+        old = any(folder.glob("*.npy"))
+        raise UserError(f"{path} is missing" + (", or an older version has made the entry" if old else "")) from None
+    try:
+        sealed = content.pop("sha256")
+        found = {name: ArraySums(size, bytes.fromhex(chunks)) for name, (size, chunks) in content["arrays"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is damaged") from None
+    if sealed != seal(content) or content["format"] != FORMAT or not found:
+        raise UserError(f"{path} is damaged")
+    return found
+
+
+def seal(content: object) -> str:
+    """Returns the sum of the other entries of a sums.json."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None:
+    """Compares the files of an entry with their sums: all chunks of those whose facts have changed, and a sample of the others.
+
+    Raises: UserError that names a wrong file; OSError.
+    """
+    seen, found = read_seen(folder), {}
+    for name, (size, chunks) in sums.items():
+        path = folder / f"{name}.npy"
+        if (actual := files.check_regular(path)) != size or len(chunks) != count_chunks(size) * SUM_BYTES:
+            raise UserError(f"{path} is empty" if not actual else f"{path} has {actual:,} bytes instead of {size:,}")
+        found[name] = facts_of(path.stat())
+    names = list(sums)
+    counts = np.array([count_chunks(sums[name].size) for name in names], np.int64)
+    sample = draw_chunks(counts)
+    new = [whole or seen.get(name) != found[name] for name in names]
+    for i, name in enumerate(names):
+        chosen = range(int(counts[i])) if new[i] else sample.get(i, [])
+        wrong = find_wrong(folder / f"{name}.npy", sums[name].chunks, chosen)
+        if wrong is not None:
+            raise UserError(f"{folder / name}.npy has another content than its sum says, in MiB {wrong}")
+    if any(new):
+        with contextlib.suppress(OSError):
+            write_json(folder / SEEN, found)
+
+
+def read_seen(folder: Path) -> dict[str, FileFacts]:
+    """Returns the facts of the files of an entry when they were compared as a whole. {}: unknown."""
+    try:
+        return {name: FileFacts(*facts) for name, facts in files.read_json(folder / SEEN).items()}
+    except (OSError, UserError, TypeError, AttributeError):
+        return {}
+
+
+def map_array(path: Path, lock: int) -> np.ndarray:
+    """Returns the array in a file, read-only. lock: a descriptor that stays open as long as a map does."""
+    if files.check_regular(path) < MIN_MAPPED:
+        array = np.load(path)
+        array.flags.writeable = False
+        return array
+    mapped = np.load(path, mmap_mode="r")
+    # A map of a file that is removed keeps working on a local disk, but not on every network file system.
+    weakref.finalize(mapped, os.close, os.dup(lock))
+    return np.asarray(mapped)
+
+
+def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None:
+    """Writes the arrays to a temporary folder, syncs it, and renames it, so that a reader sees all of them or none.
+
+    If two processes write at the same time, one of them wins. Both write the same content. Entries that were not used for the
+    longest time are removed if the cache has become too large.
+
+    replace: replace a sound entry too.
+
+    Raises: OSError.
+    """
+    limit.make_folder(folder.parent, say)
+    temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     try:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
-        # A folder that cannot be loaded is damaged. It would block the rename.
-        if load(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another process has written the folder first
+        paths = {name: temporary / f"{name}.npy" for name in arrays}
+        sums = {name: (path.stat().st_size, chunk_sums(path).hex()) for name, path in paths.items()}
+        content: dict[str, Any] = {"format": FORMAT, "what": what, "arrays": sums}
+        write_bytes(temporary / SUMS, json.dumps(content | {"sha256": seal(content)}).encode())
+        sync_tree(temporary)
+        write_json(temporary / SEEN, {name: facts_of(path.stat()) for name, path in paths.items()})
+        # A damaged entry would block the rename.
+        if replace or not is_sound(folder):
+            limit.clear_away(folder, say)
+        with contextlib.suppress(FileExistsError, OSError):  # another process has written the folder first
             temporary.rename(folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    limit.trim(cache_folder(), keep=folder)
+
+
+def keep_file(path: Path, content: bytes) -> None:
+    """Writes a file of the cache, unless it has this content already. A line says if it had another one.
+
+    Raises: UserError if it can't be written.
+    """
+    try:
+        if files.read_bytes(path) == content:
+            return
+        say(f"{path} has another content than it should have; it is made again")
+    except FileNotFoundError:
+        pass
+    except UserError as damage:
+        say(f"{damage}; it is made again")
+        limit.clear_away(path, say)
+    try:
+        limit.make_folder(path.parent, say)
+        files.write_bytes(path, content)
+    except OSError as error:
+        raise UserError(f"the cache {path} can't be written: {reason_of(error)}") from None
+
+
+def is_sound(folder: Path) -> bool:
+    """Returns whether a folder is an entry that can be used."""
+    try:
+        return load(folder) is not None
+    except Damaged:
+        return False
+
+
+def say(line: str) -> None:
+    """Prints a line for the user, without mixing with the output of a command."""
+    print(printable(line), file=sys.stderr, flush=True)

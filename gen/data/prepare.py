@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tyro
@@ -25,7 +25,7 @@ from PIL import Image
 
 from gen.data import tfds_sets
 from gen.errors import UserError, run_command, say
-from gen.files import expand_paths
+from gen.files import MAX_BYTES, check_regular, expand_paths
 
 STOCK = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST"}
 """TFDS name -> class of its builder in tensorflow_datasets.image_classification.mnist."""
@@ -33,6 +33,8 @@ PREFIX = {"train": "train", "test": "t10k"}
 """TFDS split -> first part of the names of its IDX files."""
 SIDE = 28  # pixels
 CLASSES = 10
+READ_BYTES = 2**20  # bytes of an IDX file that are read at once
+MAX_RATIO = 1032  # deflate can't pack more bytes into one
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,45 @@ def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
     Raises: UserError if the file is missing or damaged.
     """
     names = [f"{stem}{dot}idx{rank}-ubyte{gz}" for dot in "-." for gz in ("", ".gz")]
-    path = next((source / each for each in names if (source / each).is_file()), None)
+    path = next((source / each for each in names if (source / each).exists()), None)
     if path is None:
         raise UserError(f"{source}: there is none of {', '.join(names)}")
+    stored = check_regular(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            # The header: 4 bytes, and 4 bytes for each size.
+            head = file.read(4 + 4 * rank)
+            if head[:4] != bytes([0, 0, 8, rank]) or len(head) < 4 + 4 * rank:
+                raise UserError(f"{path}: is not an IDX file of bytes with {rank} dimensions")
+            shape = tuple(int(size) for size in np.frombuffer(head[4:], ">u4"))
+            content = read_claimed(file, path, math.prod(shape), stored - len(head))
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: cannot be unpacked ({error}); download it again") from error
-    # The header: 4 bytes, and 4 bytes for each size.
-    start = 4 + 4 * rank
-    if data[:4] != bytes([0, 0, 8, rank]) or len(data) < start:
-        raise UserError(f"{path}: is not an IDX file of bytes with {rank} dimensions")
-    shape = tuple(int(size) for size in np.frombuffer(data[4:start], ">u4"))
-    expected = math.prod(shape)
-    if len(data) - start != expected:
-        raise UserError(f"{path}: holds {len(data) - start} bytes instead of {expected}; download it again")
-    return path, np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return path, np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def read_claimed(file: gzip.GzipFile | BinaryIO, path: Path, claimed: int, left: int) -> bytes:
+    """Returns the rest of an IDX file, which must have the number of bytes that its header claims.
+
+    left: bytes of the stored file without those of a header. A packed file unpacks to at most MAX_RATIO times its bytes.
+
+    Raises: UserError before anything is read if the claim is impossible; while reading if it is wrong. OSError, EOFError.
+    """
+    packed = path.suffix == ".gz"
+    if claimed > MAX_BYTES:
+        raise UserError(f"{path}: its header claims {claimed:,} bytes; the limit is {MAX_BYTES:,}")
+    if (packed and claimed > MAX_RATIO * path.stat().st_size) or (not packed and left != claimed):
+        held = f"{left} {'packed ' * packed}bytes"
+        raise UserError(f"{path}: holds {held} instead of {claimed}; download it again")
+    # In parts: a claim that the content does not fulfil takes no memory. One byte more shows whether the content goes on.
+    parts, wanted = [], claimed + 1
+    while wanted and (part := file.read(min(wanted, READ_BYTES))):
+        parts.append(part)
+        wanted -= len(part)
+    if wanted != 1:
+        held = f"{claimed + 1 - wanted} bytes" if wanted else "more bytes"
+        raise UserError(f"{path}: holds {held} instead of {claimed}; download it again")
+    return b"".join(parts)
 
 
 def png(image: np.ndarray) -> io.BytesIO:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen import files as gen_files
+from gen.data.chunks import facts_of
+from gen.data.contents import content_sums
 from gen.errors import UserError
 from gen.files import expand_user
 
@@ -82,11 +84,35 @@ def open_set(path: Path) -> PreparedSet:
     # TFDS cannot slice splits without examples.
     splits = {split: list(info.shard_lengths) for split, info in builder.info.splits.items() if info.num_examples}
     files = [Path(file) for split in splits for file in builder.info.splits[split].filepaths]
-    if missing := [file for file in files if not file.exists()]:
+    if missing := [file for file in files if not file.is_file()]:
         raise UserError(
-            f"{missing[0]} is missing: delete {path} and prepare it again, python -m gen.data.prepare {builder.name}"
+            f"{missing[0]} is missing or not a file: delete {path} and prepare it again, python -m gen.data.prepare {builder.name}"
         )
     return PreparedSet(builder, splits, files)
+
+
+class Contents(NamedTuple):
+    """What identifies the files of a prepared set."""
+
+    names: list[str]
+    """Name and size of each file of examples."""
+    sums: list[str]
+    """The same, and the SHA-256 of its content."""
+    info: list[str]
+    """The SHA-256 of the files that say how the examples are stored."""
+
+
+def describe_files(path: Path, files: list[Path], whole: bool) -> Contents:
+    """Returns what identifies the files of a prepared set. The content of a new or changed file is read.
+
+    path: the folder of the set. whole: compare every byte with the sums of the first reading, not only a sample.
+    """
+    info = [path / "dataset_info.json", *(each for each in [path / FEATURES] if each.exists())]
+    paths = [*files, *info]
+    facts = [facts_of(file.stat()) for file in paths]
+    sums = content_sums(path.resolve(), [str(file.absolute()) for file in paths], facts, whole=whole)
+    names = [f"{file.name} {each.size}" for file, each in zip(files, facts, strict=False)]
+    return Contents(names, [f"{name} {sum_}" for name, sum_ in zip(names, sums, strict=False)], sums[len(files) :])
 
 
 def feature_classes(path: Path) -> Iterator[str]:

@@ -168,6 +168,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocab.exists() and merges.exists()):
         raise UserError(f"{folder} has no tokenizer: neither {tokenizers.FILE}, nor {vocab.name} and {merges.name}")
+    for path in (vocab, merges):
+        files.check_regular(path)
     try:
         tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the library raises nothing more precise
@@ -180,6 +182,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 @contextmanager
 def _open_safetensors(file: Path) -> Iterator[Any]:
     try:
+        files.check_regular(file)
         with safe_open(file, framework="numpy") as tensors:
             yield tensors
     except (SafetensorError, OSError) as error:

@@ -17,6 +17,7 @@ from gen.data.text import tokenizers
 from gen.data.text.documents import decode
 from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError
+from gen.files import read_bytes
 from gen.media.arrays import FILES, number_names
 from gen.media.stream import Listener, cut_at_stop
 from gen.networks.positions import PADDING
@@ -121,7 +122,9 @@ def read_prompt_file(options: TextOptions) -> TextOptions:
         return options
     piped = str(options.prompt_file) == "-"
     try:
-        content = sys.stdin.buffer.read() if piped else options.prompt_file.read_bytes()
+        content = sys.stdin.buffer.read() if piped else read_bytes(options.prompt_file)
+    except FileNotFoundError:
+        raise UserError(f"--prompt-file {options.prompt_file}: there is no such file") from None
     except OSError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
     text = decode(content, f"--prompt-file {options.prompt_file}")

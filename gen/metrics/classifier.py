@@ -126,9 +126,8 @@ def classifier_features(data: Dataset, recipe: Recipe = CONVOLUTIONAL) -> Featur
         return {"accuracy": np.array(score), **jax.device_get(flatten_dict(params, sep="."))}
 
     # The key has everything that the weights depend on.
-    arrays = load_or_make(
-        sha256(f"classifier {FORMAT}", data.digest, repr(sorted(data.spec.items())), repr(recipe)), make
-    )
+    key = sha256(f"classifier {FORMAT}", data.digest, repr(sorted(data.spec.items())), repr(recipe))
+    arrays = load_or_make(key, make, "a classifier of images")
     weights = {name: array for name, array in sorted(arrays.items()) if name != "accuracy"}
     # Put on the device once. Otherwise each call of `extract` would transfer the weights.
     params = jax.device_put(unflatten_dict(weights, sep="."))

@@ -114,8 +114,9 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if path.suffix not in (".safetensors", ".npz"):
         raise UserError(f"{path}: must be a .safetensors or .npz file; to make one: {CONVERSION}")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: there is no such file; to make it: {CONVERSION}")
+    files.check_regular(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

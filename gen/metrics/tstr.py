@@ -71,5 +71,5 @@ def baselines(data: Dataset, n: int, split: str, recipe: Recipe) -> Baselines:
 
     spec = repr(sorted(data.spec.items()))
     key = sha256(f"tstr {FORMAT}", data.digest, spec, f"{n} {split} {SEEDS}", repr(recipe))
-    scores = load_or_make(key, make)
+    scores = load_or_make(key, make, "baselines of TSTR")
     return Baselines(float(scores["trtr"]), float(scores["tstr_gaussian"]))

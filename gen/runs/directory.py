@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -110,11 +111,22 @@ def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseReco
         longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
         lines = [f"  {line}" for line in changed]
         raise UserError(f"{workdir} is a run of another config:", *lines, *longer, "choose another --workdir")
-    if facts.data != data.digest:
+    if not is_same_data(facts.data, data, workdir):
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))
     if ours != theirs:
         raise UserError(f"the base is not the one that {workdir} was begun with; choose another --workdir")
+
+
+def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
+    """Returns whether data have the digest that a run stores. Prints a warning if it is of an older form, without the content."""
+    if then in data.older:
+        print(
+            f"warning: {workdir} was begun by a version of gen that noted the names and sizes of its data files, not their content:"
+            " whether the content has changed since can't be checked",
+            file=sys.stderr,
+        )
+    return then in (data.digest, *data.older)
 
 
 def write_config(workdir: Path, config: Config, data: str, base: BaseRecord | None = None) -> None:

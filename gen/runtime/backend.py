@@ -15,9 +15,11 @@ from typing import Any
 import jax
 
 from gen.config import Parallel
+from gen.data.limit import PROGRAMS
 from gen.errors import UserError
 from gen.files import cache_folder
 from gen.runtime import agreement, hosts
+from gen.runtime.programs import keep_programs
 
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
 """XLA flag for the operations that it gives to YNNPACK on a CPU. Set to none: a VAE's step takes 3.6 ms without, 5.2 ms with."""
@@ -44,7 +46,9 @@ def start_backend(config: Parallel) -> None:
         # Several hosts have met already, which starts the backend.
         return
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"compiled-{_instructions()}"))
+        folder = cache_folder() / f"{PROGRAMS}{_instructions()}"
+        keep_programs(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if jax.__version_info__ < (0, 12) and YNN not in (flags := os.environ.get("XLA_FLAGS", "")):
         os.environ["XLA_FLAGS"] = f"{flags} {YNN}="

@@ -58,6 +58,9 @@ class Images(core.Data):
     in_memory: int = 2**31
     """Hold the set in memory if it has at most this number of decoded bytes. Larger sets are decoded when needed, and
     are shuffled in a different order."""
+    check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
+    """Each file is read once for the digest of the data. At later starts a random sample is compared with it, 128 chunks of
+    1 MiB; all: every byte, of the cache too."""
 
     def resolve(self) -> Images:
         """Returns the settings with slices for each of --data.train, ... that is None. Raises: UserError as `build`."""
@@ -92,6 +95,7 @@ class Images(core.Data):
             spec=spec,
             sizes=examples.sizes,
             digest=digest.sha256(reader.content, *splits.values()),
+            older=tuple(digest.sha256(content, *splits.values()) for content in reader.older_content),
             batch=examples.batch,
             evaluation=examples.evaluation,
             preprocess=partial(
@@ -125,13 +129,15 @@ def open_source(config: Images, slices: Mapping[str, str]) -> Source:
 
     slices: {field: value} of --data.train, --data.validation and --data.test.
     """
+    whole = config.check == "all"
     if config.name == "digits":
         return sources.digits()
     if config.name == "stacked_digits":
         return sources.stacked_digits()
     if config.name.startswith("folder:"):
-        return folder.open_folder(FolderOptions(config.name, slices, config.size, config.background, config.skip_bad))
-    return tfds.open_images(config.name, config.data_dir, config.size)
+        options = FolderOptions(config.name, slices, config.size, config.background, config.skip_bad, whole)
+        return folder.open_folder(options)
+    return tfds.open_images(config.name, config.data_dir, config.size, whole)
 
 
 def check_shape(config: Images, source: Source) -> Shape:
@@ -156,6 +162,8 @@ class Reader(NamedTuple):
     """Digest of the images that can be read."""
     shuffle: Shuffle
     """Order of the training images."""
+    older_content: tuple[str, ...] = ()
+    """Other digests, of names and sizes alone, that older versions gave the same images."""
 
 
 def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray], shape: Shape) -> Reader:
@@ -165,11 +173,12 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
     n = len(splits["train"])
     decoding = Decoding(config.size, shape, pixels.parse_color(config.background))
     if len(used) * math.prod(shape) <= config.in_memory:
-        held = hold_in_memory(source, used, decoding)
+        held = hold_in_memory(source, used, decoding, config.check == "all")
         return Reader(held.read, held.content, permute(n))
     read = partial(decode_images, source, decoding)
     # The pixels are not hashed here: that would decode the whole set before the first step.
-    return Reader(read, source.content + digest.sha256(str(shape)), permute_by_grain(n))
+    older = (source.older_content + digest.sha256(str(shape)),) if source.older_content else ()
+    return Reader(read, source.content + digest.sha256(str(shape)), permute_by_grain(n), older)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gen.data.cache import Arrays, load_or_make
+from gen.data.contents import content_sums
 from gen.data.digest import sha256
 from gen.data.images import describe, pixels
 from gen.data.images.layout import Layout, count_splits, lay_out
-from gen.data.images.listing import ENDINGS, ImageFile, Listing, describe_left_out, list_images
+from gen.data.images.listing import ENDINGS, Listing, describe_left_out, list_images
 from gen.data.images.sources import Record, Source
 from gen.errors import UserError, printable_line
 from gen.files import expand_user
@@ -38,6 +39,8 @@ class FolderOptions(NamedTuple):
     """Name of the colour behind transparent pixels."""
     skip_bad: bool
     """Skip images that cannot be read, and count them in a warning."""
+    whole: bool = False
+    """Compare every byte of the files with the sums of their first reading, not only a sample."""
 
 
 def open_folder(options: FolderOptions) -> Source:
@@ -52,11 +55,12 @@ def open_folder(options: FolderOptions) -> Source:
     root = find_root(name)
     listing = list_found(root, name)
     layout = lay_out([file.path for file in listing.files], options.splits, name)
-    files = [listing.files[i] for positions in layout.splits.values() for i in positions]
-    stamp = stamp_files(root, files, layout, options.skip_bad)
-    paths = [root / file.path for file in files]
+    used = [i for positions in layout.splits.values() for i in positions]
+    stamp = stamp_files(root, listing, used, layout, options)
+    paths = [root / listing.files[i].path for i in used]
     # Reading every header takes minutes for a large folder, so the result is cached.
-    found = load_or_make(sha256("survey 2", stamp.fingerprint), lambda: survey(paths, thorough=options.skip_bad))
+    key, what = sha256("survey 3", stamp.fingerprint), f"sizes and colours of the images of {name}"
+    found = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
     good = readable(name, paths, found["kind"], options.skip_bad)
 
     images = FolderImages([paths[i] for i in good], [layout.labels[i] for i in good])
@@ -82,6 +86,7 @@ def open_folder(options: FolderOptions) -> Source:
         # Without times and root: a copy of the folder has the same digest.
         content=sha256(*(stamp.content[i] + mark for i, mark in zip(good, marks, strict=True))),
         fingerprint=stamp.fingerprint,
+        older_content=sha256(*(stamp.names[i] + mark for i, mark in zip(good, marks, strict=True))),
     )
 
 
@@ -133,20 +138,30 @@ def unreadable(path: Path, reason: str) -> UserError:
 
 
 class Stamp(NamedTuple):
-    """Facts of the files of a folder that are known without reading them."""
+    """What identifies the files of a folder."""
 
-    content: list[str]
+    names: list[str]
     """Relative path and size of each file."""
+    content: list[str]
+    """The same, and the SHA-256 of its content."""
     fingerprint: str
     """Digest that changes when a file does, or the meaning of a sub-folder."""
 
 
-def stamp_files(root: Path, files: Sequence[ImageFile], layout: Layout, skip_bad: bool) -> Stamp:
-    """Returns the stamp of these files."""
-    content = [f"{file.path} {file.size}" for file in files]
-    times = [str(file.changed) for file in files]
+def stamp_files(root: Path, listing: Listing, used: Sequence[int], layout: Layout, options: FolderOptions) -> Stamp:
+    """Returns the stamp of the files at these positions of the listing. The content of a new or changed file is read."""
+    wanted = np.zeros(len(listing.files), bool)
+    wanted[used] = True
+    paths, facts = [file.path for file in listing.files], [file.facts for file in listing.files]
+    sums = dict(
+        zip(np.flatnonzero(wanted).tolist(), content_sums(root, paths, facts, wanted, options.whole), strict=True)
+    )
+    names = [f"{paths[i]} {facts[i].size}" for i in used]
+    content = [f"{name} {sums[i]}" for name, i in zip(names, used, strict=True)]
     meaning = str(({split: len(found) for split, found in layout.splits.items()}, layout.classes))
-    return Stamp(content, sha256(str(root), *content, *times, meaning, np.array(layout.labels), str(skip_bad)))
+    # Without times and root: a copy of the folder has the same decoded images.
+    fingerprint = sha256(*content, meaning, np.array(layout.labels), str(options.skip_bad))
+    return Stamp(names, content, fingerprint)
 
 
 def survey(paths: list[Path], thorough: bool) -> Arrays:

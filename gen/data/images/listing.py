@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from gen.data.chunks import FileFacts, facts_of
 from gen.data.images.pixels import AVIF
 
 JPEG_ENDINGS = {".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi"}
@@ -26,10 +27,8 @@ class ImageFile(NamedTuple):
 
     path: str
     """Relative to the listed folder, with slashes."""
-    size: int
-    """Bytes."""
-    changed: int
-    """Time of the last change, in nanoseconds."""
+    facts: FileFacts
+    """Its size, times and inode: of the file that a link leads to."""
 
 
 class Listing(NamedTuple):
@@ -87,7 +86,7 @@ def _visit(
     elif not stat.S_ISREG(facts.st_mode):  # reading a pipe would never end
         left_out["pipes or devices"] += 1
     elif ending in ENDINGS:
-        files.append(ImageFile(path, facts.st_size, facts.st_mtime_ns))
+        files.append(ImageFile(path, facts_of(facts)))
     else:
         left_out[ending if 1 < len(ending) <= MAX_ENDING else "files without an ending"] += 1
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError, features
 
 from gen.errors import UserError
+from gen.files import check_regular
 
 Color = tuple[int, int, int]
 """Red, green and blue in [0, 255]."""
@@ -169,6 +170,8 @@ def open_image(encoded: bytes | Path | np.ndarray) -> Iterator[Image.Image]:
         if isinstance(encoded, np.ndarray):
             yield Image.fromarray(encoded)
             return
+        if isinstance(encoded, Path):
+            check_regular(encoded)  # another program may have put a pipe in the place of a listed file
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
             # Pillow itself only warns for images of up to twice its limit.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:

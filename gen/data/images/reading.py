@@ -54,8 +54,11 @@ class HeldImages:
         return {"image": self.image[at], "label": self.label[at]}
 
 
-def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding) -> HeldImages:
-    """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before."""
+def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: bool = False) -> HeldImages:
+    """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before.
+
+    whole: compare every byte of the cache with its sum, not only a sample.
+    """
 
     def make() -> Arrays:
         arrays = decode_images(source, decoding, used)
@@ -63,7 +66,8 @@ def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding) -> Held
 
     # Another version of Pillow may decode or resize to other pixels, and so may another `pixels.decode`: count that up.
     key = digest.sha256(str(source.fingerprint), str(tuple(decoding)), used, f"pillow {PIL.__version__}, decode 2")
-    arrays = load_or_make(key, make) if source.fingerprint else make()
+    what = f"decoded images of {source.name}"
+    arrays = load_or_make(key, make, what, whole) if source.fingerprint else make()
     return HeldImages(used, arrays["image"], arrays["label"], str(arrays["digest"]))
 
 

@@ -39,7 +39,9 @@ class Source(NamedTuple):
     content: str
     """Digest of the examples. It is the same on every machine."""
     fingerprint: str | None
-    """Digest that changes when the files on this machine change. None: there are no files."""
+    """Digest of everything that decides the decoded images and their labels. None: there are no files."""
+    older_content: str | None = None
+    """Digest that older versions gave the same examples: of names and sizes of files, not of their content. None: the same."""
 
 
 @dataclass(frozen=True)

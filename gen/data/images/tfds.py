@@ -15,12 +15,13 @@ from gen.data.images.sources import Record, Source
 from gen.errors import UserError
 
 
-def open_images(name: str, data_dir: str | None, size: int | None) -> Source:
+def open_images(name: str, data_dir: str | None, size: int | None, whole: bool = False) -> Source:
     """Opens a prepared TFDS set. Reads its features "image" and "label".
 
     If no image feature is named "image", the first one in alphabetical order is read. Likewise for a class label.
 
-    size: the --data.size of the config. Without it, all images must have one size.
+    size: the --data.size of the config. Without it, all images must have one size. whole: compare every byte of the files with the
+    sums of their first reading, not only a sample.
 
     Raises: UserError if the set is not prepared, has no random access, or has no 8-bit images.
     """
@@ -48,10 +49,10 @@ def open_images(name: str, data_dir: str | None, size: int | None) -> Source:
     records: Any = builder.as_data_source("+".join(splits), deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     wanted: Any = tfds.features.FeaturesDict({key: features[key] for key in (image, label) if key})
     skip: Any = tfds.decode.SkipDecoding
-    images = TfdsImages(name, records, wanted, {image: skip()}, image, label)
-    # The digest covers names and sizes. The fingerprint also covers times and place, to notice a set that is prepared again.
-    stats = [(file, file.stat()) for file in [path / "dataset_info.json", *files]]
-    content = [f"{file.name} {stat.st_size}" for file, stat in stats]
+    classes = features[label].num_classes if label else 0
+    images = TfdsImages(name, records, wanted, {image: skip()}, image, label, classes)
+    contents = tfds_sets.describe_files(path, files, whole)
+    whose = builder.info.full_name, *(f"{split} {lengths}" for split, lengths in splits.items())
     return Source(
         name=name,
         splits=splits,
@@ -60,10 +61,9 @@ def open_images(name: str, data_dir: str | None, size: int | None) -> Source:
         classes=tuple(features[label].names) if label else None,
         read=images.read,
         unreadable=images.unreadable,
-        content=sha256(
-            builder.info.full_name, *(f"{split} {lengths}" for split, lengths in splits.items()), *content[1:]
-        ),
-        fingerprint=sha256(str(path.resolve()), *content, *(str(stat.st_mtime_ns) for _, stat in stats)),
+        content=sha256(*whose, *contents.sums),
+        fingerprint=sha256(*whose, *contents.sums, *contents.info),
+        older_content=sha256(*whose, *contents.names),
     )
 
 
@@ -82,9 +82,11 @@ class TfdsImages:
     """Name of the image feature."""
     label: str | None
     """Name of the class label, if the set has one."""
+    classes: int
+    """Number of classes. 0: there is no label."""
 
     def read(self, positions: Sequence[int]) -> list[Record]:
-        """Returns the encoded images and their labels. Raises: UserError if an example has no label."""
+        """Returns the encoded images and their labels. Raises: UserError if an example has no label, or one out of range."""
         # One call for all positions: array_record is ten times slower if each is read alone.
         serialized = self.records.__getitems__(positions)
         examples = [self.features.deserialize_example_np(each, decoders=self.decoders) for each in serialized]
@@ -92,7 +94,14 @@ class TfdsImages:
             raise UserError(
                 f"{self.name}: some examples have no label (-1), as in the test split of a contest; choose other splits"
             )
-        return [(example[self.image], int(example[self.label]) if self.label else 0) for example in examples]
+        found = [(example[self.image], int(example[self.label]) if self.label else 0) for example in examples]
+        for position, (_, label) in zip(positions, found, strict=True):
+            if self.label and label >= self.classes:
+                raise UserError(
+                    f"{self.name}: example {position} has the label {label}, which is not in [0, {self.classes}); prepare"
+                    " the set again"
+                )
+        return found
 
     def unreadable(self, position: int, reason: str) -> UserError:
         """Returns the error for an image that cannot be decoded."""

@@ -72,8 +72,10 @@ class Recipe:
         return data_digest.sha256(VERSION, source.fingerprint, *parts, sha256(tokenizer).hexdigest())
 
 
-def build_corpus(source: Source, recipe: Recipe) -> Corpus:
+def build_corpus(source: Source, recipe: Recipe, whole: bool = False) -> Corpus:
     """Returns the corpus of a source, from the cache if it was built before.
+
+    whole: compare every byte of the cache with its sum, not only a sample.
 
     Raises: UserError for documents that cannot be read, an unknown field in the template, or a split without documents.
     """
@@ -84,7 +86,7 @@ def build_corpus(source: Source, recipe: Recipe) -> Corpus:
     split = splits.parse(recipe.split)
     content = b"" if recipe.tokenizer in tokenizers.TRAINED else tokenizers.read(Path(recipe.tokenizer))
     builder = Builder(source, recipe, split, content, Writing(source.pair, recipe.template))
-    arrays = load_or_make(recipe.key(source, content), builder.make)
+    arrays = load_or_make(recipe.key(source, content), builder.make, f"tokens of {recipe.name}", whole)
     facts = json.loads(arrays["facts"].tobytes())
     return Corpus(
         tokens={part: arrays.get(part, arrays["validation"]) for part in ("train", "validation", "test")},

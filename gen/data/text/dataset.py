@@ -65,6 +65,9 @@ class Text(core.Data):
     """joined: the prompt is in front of the target. separate: it is a feature "source" for an encoder."""
     source_length: int | None = None
     """Number of tokens of a separate source. None: the same as `length`."""
+    check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
+    """Each file is read once for a sum of its content. At later starts a random sample is compared with it, 128 chunks of 1 MiB;
+    all: every byte, of the cache too."""
 
     def build(self) -> core.Dataset:
         """Reads, cleans and tokenizes the documents, or finds the result in the cache. Prints how much text there is.
@@ -72,10 +75,11 @@ class Text(core.Data):
         Raises: UserError for a wrong option, or documents that cannot be used.
         """
         check(self)
-        source = open_source(self.name, self.data_dir, splits.parse(self.split).slices, self.keys)
+        whole = self.check == "all"
+        source = open_source(self.name, self.data_dir, splits.parse(self.split).slices, self.keys, whole)
         if source.pair and self.stride:
             raise UserError(f"--data.stride {self.stride} is for windows, and {self.name} has pairs: leave it out")
-        found = build_corpus(source, self.recipe())
+        found = build_corpus(source, self.recipe(), whole)
         # Which key is the source and which the target may be a guess, so it is said.
         unit = f'pairs of "{source.pair.source}" and "{source.pair.target}"' if source.pair else "documents"
         errors.note(cleaning.describe(self.name, found.counts, unit))
@@ -214,5 +218,6 @@ def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
         return {name: np.array(number) for name, number in numbers.items()}
 
     # Counting takes minutes on a large text. The number in the key is raised when the baselines change.
-    kept = load_or_make(digest.sha256("baselines 2", found.digest, str((MAX_COUNTED, counted_by_token))), make)
+    key = digest.sha256("baselines 2", found.digest, str((MAX_COUNTED, counted_by_token)))
+    kept = load_or_make(key, make, "scores of n-grams and xz")
     return {name: float(number) for name, number in kept.items()}

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gen import files as gen_files
+from gen.data.chunks import facts_of
+from gen.data.contents import content_sums
 from gen.data.digest import sha256
 from gen.data.text import kinds
 from gen.errors import UserError, note
@@ -71,15 +73,19 @@ def pydoc() -> Source:
     return Source(read, frozenset({"text"}), sha256("pydoc", *topics.values()), facts={"python": version})
 
 
-def text(path: Path) -> Source:
-    """Returns a text file, or all files below a folder, each as one document. Raises: UserError if there are none."""
+def text(path: Path, whole: bool = False) -> Source:
+    """Returns a text file, or all files below a folder, each as one document. Raises: UserError if there are none.
+
+    whole: compare every byte of the files with the sums of their first reading, not only a sample.
+    """
     files = find_files(path, "")
 
     def read() -> Iterator[Document]:
         for file in files:
+            gen_files.check_regular(file)
             yield Document({"text": decode(file.read_bytes(), str(file))})
 
-    return Source(read, frozenset({"text"}), fingerprint(files))
+    return Source(read, frozenset({"text"}), fingerprint(path, files, whole))
 
 
 def find_files(path: Path, ending: str) -> list[Path]:
@@ -92,10 +98,11 @@ def find_files(path: Path, ending: str) -> list[Path]:
     Raises: UserError if there are none.
     """
     path = expand_user(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
+    if not path.is_dir():
+        gen_files.check_regular(path)
+        return [path]
     found, outside, others, counts = [], 0, Counter[str](), Counter[str]()
     for entry in _entries(path):
         if entry.is_dir():
@@ -134,15 +141,17 @@ def _join_counts(endings: Counter[str]) -> str:
     return ", ".join(f"{count:,} with {ending}" for ending, count in endings.most_common(3))
 
 
-def fingerprint(files: list[Path]) -> str:
-    """Returns a digest that changes when one of the files does."""
+def fingerprint(root: Path, files: list[Path], whole: bool) -> str:
+    """Returns a digest of the content of the files, which are read if they are new or have changed.
 
-    def describe(file: str) -> str:
-        # Only a link needs its target resolved, which takes a system call for each folder of its path.
-        place, stat = os.path.realpath(file) if os.path.islink(file) else os.path.abspath(file), os.stat(file)
-        return f"{place} {stat.st_size} {stat.st_mtime_ns}"
-
-    return sha256(*(describe(str(file)) for file in files))
+    root: the file or folder that the user named. whole: compare every byte with the sums of the first reading, not only a sample.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    return sha256(
+        *content_sums(
+            Path(os.path.abspath(expand_user(root))), paths, [facts_of(os.stat(path)) for path in paths], whole=whole
+        )
+    )
 
 
 def decode(content: bytes, where: str, offset: int = 0) -> str:

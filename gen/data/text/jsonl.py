@@ -21,7 +21,7 @@ from gen.data.text.documents import (
     join_names,
 )
 from gen.errors import UserError
-from gen.files import read_bytes
+from gen.files import check_regular, read_bytes
 
 SCALARS = (str, int, float)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -41,7 +41,7 @@ class Line(NamedTuple):
     value: Mapping[str, object]
 
 
-def jsonl(path: Path, keys: Sequence[str] = ()) -> Source:
+def jsonl(path: Path, keys: Sequence[str] = (), whole: bool = False) -> Source:
     """Returns the lines of a file, or of all .jsonl files below a folder. All lines have the keys of the first.
 
     A file may also be one JSON array of objects.
@@ -50,6 +50,7 @@ def jsonl(path: Path, keys: Sequence[str] = ()) -> Source:
     "source", the label belongs to the text, because "source" then says where the text is from.
 
     keys: NAME=KEY for fields that have other keys. If they are given, they alone decide which fields are read.
+    whole: compare every byte of the files with the sums of their first reading, not only a sample.
 
     Raises: UserError if there are no lines, the first one cannot be used, or `keys` are wrong.
     """
@@ -67,7 +68,7 @@ def jsonl(path: Path, keys: Sequence[str] = ()) -> Source:
                 yield Document(form.read_fields(line))
 
     # The same files are other documents in another form.
-    digest = sha256(fingerprint(files), repr(sorted(form.keys.items())), repr(form.pair))
+    digest = sha256(fingerprint(path, files, whole), repr(sorted(form.keys.items())), repr(form.pair))
     return Source(read, frozenset(form.keys), digest, form.pair)
 
 
@@ -156,6 +157,7 @@ def guess_fields(where: str, names: Set[str]) -> tuple[str, ...]:
 
 def read_lines(file: Path) -> Iterator[Line]:
     """Yields the JSON objects of a file, without blank lines. Raises: UserError with the place of a wrong line."""
+    check_regular(file)
     with open(file, "rb") as lines:
         start = lines.read(START_BYTES)
         check_kind(start, str(file))

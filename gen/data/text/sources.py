@@ -10,11 +10,14 @@ from gen.data.text.documents import Source
 from gen.errors import UserError
 
 
-def open_source(name: str, data_dir: str | None, slices: Sequence[str] | None, keys: Sequence[str] = ()) -> Source:
+def open_source(
+    name: str, data_dir: str | None, slices: Sequence[str] | None, keys: Sequence[str] = (), whole: bool = False
+) -> Source:
     """Returns the documents of pydoc, text:PATH, jsonl:PATH or a prepared TFDS set.
 
     slices: for a TFDS set, its training, validation and test documents in the slicing syntax of TFDS.
     keys: for JSON, NAME=KEY for each field that is read under another key than its name.
+    whole: compare every byte of the files with the sums of their first reading, not only a sample.
 
     Raises: UserError if there is nothing with this name, or it has no slices or no keys.
     """
@@ -33,5 +36,5 @@ def open_source(name: str, data_dir: str | None, slices: Sequence[str] | None, k
     if local:
         if not path:
             raise UserError(f"--data.name {name} has no path; the fix: --data.name {kind}:PATH")
-        return documents.text(Path(path)) if kind == "text" else jsonl.jsonl(Path(path), keys)
-    return tfds.open_texts(name, data_dir, slices)
+        return documents.text(Path(path), whole) if kind == "text" else jsonl.jsonl(Path(path), keys, whole)
+    return tfds.open_texts(name, data_dir, slices, whole)

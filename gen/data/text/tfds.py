@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gen.data import tfds_sets
-from gen.data.text.documents import Document, Source, decode, fingerprint, join_names
+from gen.data.digest import sha256
+from gen.data.text.documents import Document, Source, decode, join_names
 from gen.errors import UserError
 
 READ_RECORDS = 1024  # examples that are read at once
@@ -22,10 +23,11 @@ class Slice(NamedTuple):
     """The part, in the slicing syntax of TFDS."""
 
 
-def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None) -> Source:
+def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None, whole: bool = False) -> Source:
     """Opens a prepared TFDS set: its feature "text", or its only feature that is a text.
 
     slices: the training, validation and test documents. The last two may be the same. None: all documents.
+    whole: compare every byte of the files with the sums of their first reading, not only a sample.
 
     Raises: UserError if the set is not prepared, has no text, or has no such slices.
     """
@@ -63,7 +65,9 @@ def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None) ->
         for part in parts:
             yield from part.read()
 
-    return Source(read, frozenset({"text"}), fingerprint([path / "dataset_info.json", *opened.files]))
+    contents = tfds_sets.describe_files(path, opened.files, whole)
+    # The same files are other documents under another key.
+    return Source(read, frozenset({"text"}), sha256(name, key, *contents.sums, *contents.info))
 
 
 def list_slices(opened: tfds_sets.PreparedSet, slices: Sequence[str] | None) -> list[Slice]:

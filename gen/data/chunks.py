@@ -1,0 +1,81 @@
+"""SHA-256 sums of the chunks of a file. They let a few chunks of a large file be compared without reading all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gen.files import check_regular
+
+CHUNK_BYTES = 2**20
+SUM_BYTES = 32
+SAMPLE_CHUNKS = 128
+"""Chunks of a cached entry, or of a set of files, that are compared at each start. They are drawn anew each time."""
+
+
+class FileFacts(NamedTuple):
+    """Facts of a file that a system call gives. If they are unchanged, the content very probably is."""
+
+    size: int
+    changed: int
+    """Time of the last change of the content (mtime), in nanoseconds. Programs that copy files can set it."""
+    touched: int
+    """Time of the last change of the content or of these facts (ctime), in nanoseconds. No program can set it."""
+    number: int
+    """Inode number."""
+
+
+def facts_of(stat: os.stat_result) -> FileFacts:
+    """Returns the facts that a stat holds."""
+    return FileFacts(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def count_chunks(size: int) -> int:
+    """Returns the number of chunks of a file. The last one may be shorter than the others."""
+    return -(-size // CHUNK_BYTES)
+
+
+def chunk_sums(path: Path) -> bytes:
+    """Returns the sums of all chunks of a file, SUM_BYTES each. Raises: OSError; UserError if it is not a regular file."""
+    check_regular(path)
+    sums = []
+    with open(path, "rb", buffering=0) as file:
+        while content := file.read(CHUNK_BYTES):
+            sums.append(hashlib.sha256(content).digest())
+    return b"".join(sums)
+
+
+def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
+    """Returns the first of the chosen chunks whose sum is not the given one. None: all of them are right.
+
+    Raises: OSError; UserError if it is not a regular file.
+    """
+    check_regular(path)
+    with open(path, "rb", buffering=0) as file:
+        for chunk in chosen:
+            file.seek(chunk * CHUNK_BYTES)
+            sum_ = hashlib.sha256(file.read(CHUNK_BYTES)).digest()
+            if sum_ != sums[chunk * SUM_BYTES : (chunk + 1) * SUM_BYTES]:
+                return chunk
+    return None
+
+
+def draw_chunks(counts: np.ndarray) -> dict[int, list[int]]:
+    """Returns {position of a file: its chunks to compare}: SAMPLE_CHUNKS of all chunks, or all if there are fewer.
+
+    counts: the number of chunks of each file, int64 [N]. The draw is another one at each call, whatever the seed of a run.
+    """
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    drawn = np.arange(total)
+    if total > SAMPLE_CHUNKS:
+        drawn = np.sort(np.random.default_rng().choice(total, SAMPLE_CHUNKS, replace=False))
+    found: dict[int, list[int]] = {}
+    for chunk, file in zip(drawn.tolist(), np.searchsorted(ends, drawn, side="right").tolist(), strict=True):
+        found.setdefault(file, []).append(chunk - int(ends[file] - counts[file]))
+    return found

@@ -1,0 +1,158 @@
+"""Sums of the files of a data set. Each file is read once; later starts compare facts of the files, and a sample of their content.
+
+The sums are kept in the cache. They count as long as the size, the times (mtime and ctime) and the inode of a file stay the same.
+At each start SAMPLE_CHUNKS chunks of 1 MiB of the unchanged files, drawn anew each time, are compared with the sums, and with
+`--data.check all` every byte. If one differs, all files are read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gen.data import cache
+from gen.data.chunks import SUM_BYTES, FileFacts, chunk_sums, count_chunks, draw_chunks, find_wrong
+from gen.data.digest import sha256
+from gen.errors import UserError
+from gen.files import cache_folder
+
+MIN_SAID = 2**30
+"""Bytes to read from which on a line says so."""
+UNREADABLE = "unreadable"
+"""The sum of a file that can't be read. The reader of the data reports it."""
+MISSING = -1
+"""The facts of a file whose sums are not known."""
+
+
+class Table(NamedTuple):
+    """Known sums of files."""
+
+    paths: list[str]
+    facts: np.ndarray
+    """FileFacts of each file when it was read, int64 [N, 4]. MISSING: it was not read."""
+    sums: list[bytes]
+    """The sums of the chunks of each file."""
+
+
+def content_sums(
+    root: Path, paths: Sequence[str], facts: Sequence[FileFacts], wanted: np.ndarray | None = None, whole: bool = False
+) -> list[str]:
+    """Returns the SHA-256 of the content of each file, in hexadecimal, from the table of sums of this root if it is known.
+
+    A file that can't be read has UNREADABLE.
+
+    root: names the table. paths: relative to root, or absolute. facts: of each file now. wanted: bool [N], the files whose sums
+    are returned; the others keep their place in the table. None: all. whole: compare every byte, not only a sample.
+    """
+    wanted = np.ones(len(paths), bool) if wanted is None else wanted
+    now = np.array(facts, np.int64).reshape(-1, len(FileFacts._fields))
+    folder = cache_folder() / sha256("contents 1", str(root))
+    table = align(read_table(folder, root), list(paths))
+    fresh = (table.facts == now).all(1)
+    changed = check_sample(root, table, fresh & wanted, whole)
+    if changed:
+        fresh = np.zeros_like(fresh)
+    stale = np.flatnonzero(~fresh & wanted)
+    if len(stale):
+        table = read_stale(root, table, now, stale)
+        keep_table(folder, root, table)
+    elif list(paths) != table.paths:
+        keep_table(folder, root, table)
+    return [summarize(table, i) for i in np.flatnonzero(wanted).tolist()]
+
+
+def summarize(table: Table, i: int) -> str:
+    """Returns the sum of a file: the SHA-256 of the sums of its chunks."""
+    return hashlib.sha256(table.sums[i]).hexdigest() if table.facts[i, 0] != MISSING else UNREADABLE
+
+
+def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bool:
+    """Compares a sample of the files whose facts are unchanged, or all of them, with their sums. Returns whether one differs."""
+    rows = np.flatnonzero(fresh)
+    counts = np.array([len(table.sums[i]) // SUM_BYTES for i in rows.tolist()], np.int64)
+    chosen = {i: list(range(n)) for i, n in enumerate(counts.tolist())} if whole else draw_chunks(counts)
+
+    def differs(item: tuple[int, list[int]]) -> str | None:
+        path, sums = root / table.paths[rows[item[0]]], table.sums[rows[item[0]]]
+        try:
+            return None if find_wrong(path, sums, item[1]) is None else str(path)
+        except (OSError, UserError):
+            return str(path)
+
+    with ThreadPoolExecutor() as pool:
+        wrong = [path for path in pool.map(differs, chosen.items()) if path is not None]
+    if wrong:
+        more = f" and {len(wrong) - 1:,} more files have" if len(wrong) > 1 else " has"
+        cache.say(f"{wrong[0]}{more} changed without a change of size or time; all files of {root} are read again")
+    return bool(wrong)
+
+
+def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> Table:
+    """Returns the table with new sums of these files, read in threads."""
+    size = int(now[stale, 0].sum())
+    if size > MIN_SAID:
+        cache.say(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, for sums of their content")
+
+    def read(i: int) -> bytes | None:
+        try:
+            sums = chunk_sums(root / table.paths[i])
+        except (OSError, UserError):
+            return None
+        # A file that is written just now is read again at the next start.
+        return sums if len(sums) == count_chunks(int(now[i, 0])) * SUM_BYTES else None
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(read, stale.tolist()))
+    facts, sums = table.facts.copy(), list(table.sums)
+    for i, each in zip(stale.tolist(), found, strict=True):
+        facts[i], sums[i] = (MISSING, b"") if each is None else (now[i], each)
+    return Table(table.paths, facts, sums)
+
+
+def align(table: Table, paths: list[str]) -> Table:
+    """Returns the rows of the table for these paths, in their order. New files have no sums."""
+    if table.paths == paths:
+        return table
+    row = {path: i for i, path in enumerate(table.paths)}
+    at = np.array([row.get(path, -1) for path in paths], np.int64)
+    # The row after the last one stands for files that the table does not have.
+    facts = np.concatenate([table.facts, np.full((1, len(FileFacts._fields)), MISSING)])[at]
+    return Table(paths, facts, [table.sums[i] if i >= 0 else b"" for i in at.tolist()])
+
+
+def read_table(folder: Path, root: Path) -> Table:
+    """Returns the table in the cache. It is empty if there is none."""
+    arrays = cache.load_or_say(folder, describe(root), whole=True)
+    if arrays is None:
+        return Table([], np.empty((0, len(FileFacts._fields)), np.int64), [])
+    # A path may hold bytes that are not UTF-8, but no zero byte.
+    paths = [os.fsdecode(path) for path in arrays["paths"].tobytes().split(b"\0")]
+    content, ends = arrays["sums"].tobytes(), np.cumsum(arrays["lengths"]).tolist()
+    sums = [content[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return Table(paths, np.array(arrays["facts"]), sums)
+
+
+def keep_table(folder: Path, root: Path, table: Table) -> None:
+    """Writes the table to the cache. If that fails, the files are read again at the next start, which a line says."""
+    arrays = {
+        "paths": np.frombuffer(b"\0".join(map(os.fsencode, table.paths)), np.uint8),
+        "facts": table.facts,
+        "lengths": np.array([len(each) for each in table.sums], np.int64),
+        "sums": np.frombuffer(b"".join(table.sums), np.uint8),
+    }
+    try:
+        cache.save(folder, arrays, describe(root), replace=True)
+    except OSError as error:
+        reason = cache.reason_of(error)
+        cache.say(f"{describe(root)} can't be kept ({reason}), so all files are read at each start")
+
+
+def describe(root: Path) -> str:
+    """Returns what the table holds, for messages."""
+    return f"sums of the files of {root}"

@@ -1,0 +1,77 @@
+"""The cache of compiled programs. JAX reads and writes it through this class, which keeps a sum with each program.
+
+JAX's own writes files in place and without sums: one that was cut short by a kill is never made again, one with a flipped byte
+may be run, and a pipe is waited for. Here a program is written in one rename, and compared with its sum when it is read. One that
+is lost or damaged is compiled again, and a line says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from gen import files
+from gen.data import limit
+from gen.data.cache import reason_of, say
+from gen.errors import UserError
+
+SUM_BYTES = 32
+
+
+class Programs:
+    """A folder of compiled programs, KEY-cache, each with its SHA-256 in front. It has the methods that JAX calls."""
+
+    def __init__(self, folder: Path):
+        self._path = folder  # the name that JAX declares
+        self._is_trimmed = False
+
+    def get(self, key: str) -> bytes | None:
+        """Returns a program. None: there is none, or it is damaged, which a line says; then it is removed."""
+        path = self._path / f"{key}-cache"
+        try:
+            content = files.read_bytes(path)
+            sum_, program = content[:SUM_BYTES], content[SUM_BYTES:]
+            if hashlib.sha256(program).digest() != sum_:
+                raise UserError(f"{path} has another content than its sum says" if content else f"{path} is empty")
+        except FileNotFoundError:
+            return None
+        except (OSError, UserError) as error:
+            say(f"the cache of compiled programs is damaged ({reason_of(error)}); the program is compiled again")
+            with contextlib.suppress(OSError):
+                limit.clear_away(path, say)
+            return None
+        with contextlib.suppress(OSError):  # its time is that of the last use
+            os.utime(path)
+        return program
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps a program. Nothing happens if the cache can't be written: it is compiled again at the next start."""
+        with contextlib.suppress(OSError):
+            limit.make_folder(self._path, say)
+            files.write_bytes(self._path / f"{key}-cache", hashlib.sha256(value).digest() + value)
+            if not self._is_trimmed:
+                # Once in a process: listing the cache takes longer than writing a small program.
+                self._is_trimmed = True
+                limit.trim(self._path.parent)
+
+
+def keep_programs(folder: Path) -> None:
+    """Lets JAX keep compiled programs in this folder through `Programs`, if it is the folder of its cache.
+
+    With a version of JAX that has no such function, JAX's own cache is used, without sums.
+    """
+    try:
+        # A private module, but the only place where JAX makes its cache.
+        from jax._src import compilation_cache
+
+        original = compilation_cache.get_file_cache
+    except (ImportError, AttributeError):
+        return
+
+    def get_file_cache(path: str) -> Any:
+        return (Programs(folder), path) if path == str(folder) else original(path)
+
+    compilation_cache.get_file_cache = get_file_cache
