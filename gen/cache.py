@@ -12,7 +12,7 @@ import tyro
 
 from gen.data import limit
 from gen.data.limit import Item
-from gen.errors import UserError, printable, run_command
+from gen.errors import UserError, run_command, say
 from gen.files import cache_folder, write_json
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?", re.IGNORECASE)
@@ -55,7 +55,7 @@ def show(exists: bool) -> None:
     cache = cache_folder()
     items = limit.list_items(cache) if exists else []
     bound = f" of at most {write_size(limit.read_limit(cache))} (--limit SIZE)" if exists else ""
-    print(f"{printable(str(cache))}: {write_size(sum(item.size for item in items))}{bound}")
+    say(f"{cache}: {write_size(sum(item.size for item in items))}{bound}")
     groups = defaultdict[str, list[Item]](list)
     for item in items:
         one = item.what == "a compiled program"
@@ -63,12 +63,12 @@ def show(exists: bool) -> None:
     for members in sorted(groups.values(), key=lambda members: -members[0].used):
         first, size = members[0], sum(item.size for item in members)
         what = first.what if len(members) == 1 else f"{len(members)} compiled programs"
-        print(f"{write_size(size):>9}  {write_age(first.used):>12}  {printable(what)}")
+        say(f"{write_size(size):>9}  {write_age(first.used):>12}  {what}")
 
 
 def report(verb: str, items: list[Item]) -> None:
     """Prints how many items were removed or kept, and their size."""
-    print(f"{verb} {len(items)} entries, {write_size(sum(item.size for item in items))}")
+    say(f"{verb} {len(items)} entries, {write_size(sum(item.size for item in items))}")
 
 
 def parse_size(text: str) -> int:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from gen import files
 from gen.data import limit
 from gen.data.chunks import SUM_BYTES, FileFacts, chunk_sums, count_chunks, draw_chunks, facts_of, find_wrong
 from gen.data.limit import SEEN, SUMS, WRITING
-from gen.errors import UserError, printable
+from gen.errors import UserError, note
 from gen.files import cache_folder, sync_folder, sync_tree, write_bytes, write_json
 
 Arrays = dict[str, np.ndarray]
@@ -74,7 +73,7 @@ def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", who
         return load(folder) or arrays
     except (OSError, Damaged) as error:
         # A full disk or a read-only home only costs time: the arrays are made again by the next process.
-        say(f"{what}: the cache {folder} can't be written ({reason_of(error)}), so they are made again at each start")
+        note(f"{what}: the cache {folder} can't be written ({reason_of(error)}), so they are made again at each start")
         return arrays
 
 
@@ -83,7 +82,7 @@ def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
     try:
         return load(folder, whole)
     except Damaged as damage:
-        say(f"{what}: the cache is damaged ({damage}); it is made again")
+        note(f"{what}: the cache is damaged ({damage}); it is made again")
         return None
 
 
@@ -201,7 +200,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
 
     Raises: OSError.
     """
-    limit.make_folder(folder.parent, say)
+    limit.make_folder(folder.parent, note)
     temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     try:
         for name, array in arrays.items():
@@ -214,7 +213,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
         write_json(temporary / SEEN, {name: facts_of(path.stat()) for name, path in paths.items()})
         # A damaged entry would block the rename.
         if replace or not is_sound(folder):
-            limit.clear_away(folder, say)
+            limit.clear_away(folder, note)
         with contextlib.suppress(FileExistsError, OSError):  # another process has written the folder first
             temporary.rename(folder)
         sync_folder(folder.parent)
@@ -231,14 +230,14 @@ def keep_file(path: Path, content: bytes) -> None:
     try:
         if files.read_bytes(path) == content:
             return
-        say(f"{path} has another content than it should have; it is made again")
+        note(f"{path} has another content than it should have; it is made again")
     except FileNotFoundError:
         pass
     except UserError as damage:
-        say(f"{damage}; it is made again")
-        limit.clear_away(path, say)
+        note(f"{damage}; it is made again")
+        limit.clear_away(path, note)
     try:
-        limit.make_folder(path.parent, say)
+        limit.make_folder(path.parent, note)
         files.write_bytes(path, content)
     except OSError as error:
         raise UserError(f"the cache {path} can't be written: {reason_of(error)}") from None
@@ -250,8 +249,3 @@ def is_sound(folder: Path) -> bool:
         return load(folder) is not None
     except Damaged:
         return False
-
-
-def say(line: str) -> None:
-    """Prints a line for the user, without mixing with the output of a command."""
-    print(printable(line), file=sys.stderr, flush=True)

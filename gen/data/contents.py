@@ -19,7 +19,7 @@ import numpy as np
 from gen.data import cache
 from gen.data.chunks import SUM_BYTES, FileFacts, chunk_sums, count_chunks, draw_chunks, find_wrong
 from gen.data.digest import sha256
-from gen.errors import UserError
+from gen.errors import UserError, note
 from gen.files import cache_folder
 
 MIN_SAID = 2**30
@@ -89,7 +89,7 @@ def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bo
         wrong = [path for path in pool.map(differs, chosen.items()) if path is not None]
     if wrong:
         more = f" and {len(wrong) - 1:,} more files have" if len(wrong) > 1 else " has"
-        cache.say(f"{wrong[0]}{more} changed without a change of size or time; all files of {root} are read again")
+        note(f"{wrong[0]}{more} changed without a change of size or time; all files of {root} are read again")
     return bool(wrong)
 
 
@@ -97,7 +97,7 @@ def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> 
     """Returns the table with new sums of these files, read in threads."""
     size = int(now[stale, 0].sum())
     if size > MIN_SAID:
-        cache.say(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, for sums of their content")
+        note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, for sums of their content")
 
     def read(i: int) -> bytes | None:
         try:
@@ -150,7 +150,7 @@ def keep_table(folder: Path, root: Path, table: Table) -> None:
         cache.save(folder, arrays, describe(root), replace=True)
     except OSError as error:
         reason = cache.reason_of(error)
-        cache.say(f"{describe(root)} can't be kept ({reason}), so all files are read at each start")
+        note(f"{describe(root)} can't be kept ({reason}), so all files are read at each start")
 
 
 def describe(root: Path) -> str:

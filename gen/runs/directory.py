@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from gen import config as configs
 from gen import files
 from gen.config import Config
 from gen.core import MAX_SIZE, Dataset, Feature, Spec
-from gen.errors import UserError
+from gen.errors import UserError, note
 from gen.files import write_bytes, write_json
 from gen.media import find_axes
 from gen.runs.lock import hold_lock
@@ -121,10 +120,9 @@ def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseReco
 def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
     """Returns whether data have the digest that a run stores. Prints a warning if it is of an older form, without the content."""
     if then in data.older:
-        print(
+        note(
             f"warning: {workdir} was begun by a version of gen that noted the names and sizes of its data files, not their content:"
-            " whether the content has changed since can't be checked",
-            file=sys.stderr,
+            " whether the content has changed since can't be checked"
         )
     return then in (data.digest, *data.older)
 

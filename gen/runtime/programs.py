@@ -15,8 +15,8 @@ from typing import Any
 
 from gen import files
 from gen.data import limit
-from gen.data.cache import reason_of, say
-from gen.errors import UserError
+from gen.data.cache import reason_of
+from gen.errors import UserError, note
 
 SUM_BYTES = 32
 
@@ -39,9 +39,9 @@ class Programs:
         except FileNotFoundError:
             return None
         except (OSError, UserError) as error:
-            say(f"the cache of compiled programs is damaged ({reason_of(error)}); the program is compiled again")
+            note(f"the cache of compiled programs is damaged ({reason_of(error)}); the program is compiled again")
             with contextlib.suppress(OSError):
-                limit.clear_away(path, say)
+                limit.clear_away(path, note)
             return None
         with contextlib.suppress(OSError):  # its time is that of the last use
             os.utime(path)
@@ -50,7 +50,7 @@ class Programs:
     def put(self, key: str, value: bytes) -> None:
         """Keeps a program. Nothing happens if the cache can't be written: it is compiled again at the next start."""
         with contextlib.suppress(OSError):
-            limit.make_folder(self._path, say)
+            limit.make_folder(self._path, note)
             files.write_bytes(self._path / f"{key}-cache", hashlib.sha256(value).digest() + value)
             if not self._is_trimmed:
                 # Once in a process: listing the cache takes longer than writing a small program.
