@@ -84,10 +84,8 @@ def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
             killed = time.monotonic()
             running[1 - victim].wait(30)
             print(f"host {victim} killed; the other ended {time.monotonic() - killed:.1f} s later")
-        assert running[1 - victim].returncode in (75, -signal.SIGABRT)
-        assert re.search("another host has ended|coordinat|heartbeat", said(tmp_path, 1 - victim)), said(
-            tmp_path, 1 - victim
-        )
+        assert running[1 - victim].returncode == 75, said(tmp_path, 1 - victim)
+        assert "another host has ended" in said(tmp_path, 1 - victim), said(tmp_path, 1 - victim)
 
     # One host with two devices and another engine, until it is told to stop. Then to the end under pmap again.
     switched = step_of(workdir)
@@ -125,7 +123,7 @@ def test_hosts_with_different_configs_are_refused(env, tmp_path):
     with hosts(2, [*RUN, "--workdir", tmp_path / "run"], env, tmp_path, each=each) as running:
         assert statuses(running, 120) == [2, 2], said(tmp_path)
     for host in range(2):
-        assert "the hosts have different configs" in said(tmp_path, host)
+        assert "the hosts have different configs: seed is 0 on host 0 and 1 on host 1" in said(tmp_path, host)
     assert not (tmp_path / "run").exists()
 
 

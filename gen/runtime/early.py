@@ -23,7 +23,7 @@ MIN_FILES = 100
 """Number of open files that a run needs: a small one has 60 at a time."""
 ENOUGH_FILES = 4096
 """Number of open files that a run asks for, if the system lets it."""
-MIN_MEMORY = 2**32
+MIN_MEMORY = 3 * 2**30
 """Bytes of address space that a run needs. JAX and its threads reserve most of it, and use little."""
 
 

@@ -86,7 +86,7 @@ def tell_failure() -> Iterator[None]:
         if message is None:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
         short = message.removeprefix("error: ") or "its output was closed"
-        _publish(client, Failure(_host(), REQUEUE if status == REQUEUE else 2, short))
+        _publish(client, Failure(place()[0], REQUEUE if status == REQUEUE else 2, short))
         raise
 
 
@@ -104,9 +104,9 @@ def _publish(client: Any, failure: Failure) -> None:
     writer.join(WAIT_SECONDS)
 
 
-def _host() -> int:
-    """Returns the number of this host. Unlike jax.process_index(), it does not start JAX's backend."""
-    return distributed.global_state.process_id
+def place() -> tuple[int, int]:
+    """Returns the number of this host, and of hosts. Unlike jax.process_index(), it does not start JAX's backend."""
+    return distributed.global_state.process_id, distributed.global_state.num_processes
 
 
 def watch() -> None:
@@ -125,7 +125,7 @@ def watch() -> None:
 def _watch() -> None:
     client = _client()
     # The requests of many hosts meet at the first one.
-    pause = max(POLL_SECONDS, distributed.global_state.num_processes / MAX_REQUESTS)
+    pause = max(POLL_SECONDS, place()[1] / MAX_REQUESTS)
     while not _shared.ended.wait(pause):
         # It fails if there is no such key, which is usual. Without a connection the runtime itself ends this process.
         with suppress(Exception):
@@ -133,7 +133,7 @@ def _watch() -> None:
             break
     else:
         return
-    if failure.host == _host():
+    if failure.host == place()[0]:
         return
     _shared.failure = failure
     _shared.known.set()

@@ -173,13 +173,14 @@ def requeue_if_lost() -> Iterator[None]:
 
 def exit_process(status: int) -> None:
     """Ends this process after a failure. With several hosts it ends at once: a normal exit would wait for the others."""
-    if not jax.distributed.is_initialized() or count() == 1:
+    host, number = failures.place()
+    if number == 1:
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
     # The others lose their connection as soon as the first host ends.
-    if is_first():
+    if host == 0:
         time.sleep(FAILURE_SECONDS)
     os._exit(status)
 
