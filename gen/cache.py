@@ -57,6 +57,7 @@ def show(exists: bool) -> None:
     bound = f" of at most {write_size(limit.read_limit(cache))} (--limit SIZE)" if exists else ""
     say(f"{cache}: {write_size(sum(item.size for item in items))}{bound}")
     groups = defaultdict[str, list[Item]](list)
+    # A run compiles dozens of programs, which would hide the other entries.
     for item in items:
         one = item.what == "a compiled program"
         groups["compiled programs" if one else str(item.path)].append(item)

@@ -17,7 +17,7 @@ from tests.damages import KINDS, Bench, Damage, build_tfds, prepared_mnist
 
 LARGE = np.arange(2**19, dtype=np.int64)  # 4 MiB, so it is mapped
 FAST = ("images", "large images", "programs", "file")
-SAMPLE = 53  # one of so many damages is tried in the fast tests
+SAMPLE = 67  # one of so many damages is tried in the fast tests
 
 
 @pytest.fixture(autouse=True)

@@ -125,7 +125,7 @@ LABELS = {
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_labels_out_of_range_are_an_error_in_arrays(how, split):
     sound = {"image": np.zeros((3, 4, 4, 1), np.uint8), "label": np.arange(3)}
-    splits = dict.fromkeys(("train", "validation", "test"), sound)
+    splits: dict[str, Arrays] = dict.fromkeys(("train", "validation", "test"), sound)
     splits[split] = sound | {"label": np.array(LABELS[how])}
     with pytest.raises(UserError, match="'label'"):
         from_arrays(splits, features={"label": Feature((), "int32", classes=3)})

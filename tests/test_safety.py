@@ -165,7 +165,7 @@ def test_a_run_may_be_a_link_and_hold_links_into_itself(foreigners, tmp_path):
 def test_a_run_with_a_pipe_is_refused_without_waiting(place, foreigners):
     (foreigners / place).unlink(missing_ok=True)
     os.mkfifo(foreigners / place)
-    with pytest.raises(UserError, match=r"is not a regular file|neither a file nor a folder"):
+    with pytest.raises(UserError, match=r"is a pipe|neither a file nor a folder"):
         sampled(foreigners)
 
 

@@ -98,6 +98,7 @@ def load(folder: Path, whole: bool = False) -> Arrays | None:
         if not os.path.lexists(folder):
             return None
         sums = read_sums(folder)
+        # Before the files are compared, so that no process removes them in between.
         lock = limit.lock_shared(folder / SUMS)
         check_content(folder, sums, whole)
         arrays = {name: map_array(folder / f"{name}.npy", lock) for name in sums}
@@ -128,9 +129,11 @@ def read_sums(folder: Path) -> dict[str, ArraySums]:
     try:
         content = files.read_json(path)
     except FileNotFoundError:
+        # Older versions wrote no sums. Their entries can't be told from damaged ones.
         old = any(folder.glob("*.npy"))
         raise UserError(f"{path} is missing" + (", or an older version has made the entry" if old else "")) from None
     try:
+        # A flip in the sums themselves must not condemn sound arrays in the words of another fault.
         sealed = content.pop("sha256")
         found = {name: ArraySums(size, bytes.fromhex(chunks)) for name, (size, chunks) in content["arrays"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -156,6 +159,7 @@ def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None
         if (actual := files.check_regular(path)) != size or len(chunks) != count_chunks(size) * SUM_BYTES:
             raise UserError(f"{path} is empty" if not actual else f"{path} has {actual:,} bytes instead of {size:,}")
         found[name] = facts_of(path.stat())
+    # One sample over all files: an entry of many files costs no more than one of a single file.
     names = list(sums)
     counts = np.array([count_chunks(sums[name].size) for name in names], np.int64)
     sample = draw_chunks(counts)
@@ -165,6 +169,7 @@ def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None
         wrong = find_wrong(folder / f"{name}.npy", sums[name].chunks, chosen)
         if wrong is not None:
             raise UserError(f"{folder / name}.npy has another content than its sum says, in MiB {wrong}")
+    # Only now: a process that is killed while it compares must not leave facts of files that were not compared.
     if any(new):
         with contextlib.suppress(OSError):
             write_json(folder / SEEN, found)
@@ -181,6 +186,7 @@ def read_seen(folder: Path) -> dict[str, FileFacts]:
 def map_array(path: Path, lock: int) -> np.ndarray:
     """Returns the array in a file, read-only. lock: a descriptor that stays open as long as a map does."""
     if files.check_regular(path) < MIN_MAPPED:
+        # In memory, so that nothing that happens to the file later changes it.
         array = np.load(path)
         array.flags.writeable = False
         return array
@@ -205,6 +211,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
     try:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
+        # Read back from the files. They are in memory still, so this costs the time of hashing alone.
         paths = {name: temporary / f"{name}.npy" for name in arrays}
         sums = {name: (path.stat().st_size, chunk_sums(path).hex()) for name, path in paths.items()}
         content: dict[str, Any] = {"format": FORMAT, "what": what, "arrays": sums}

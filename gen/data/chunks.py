@@ -44,6 +44,7 @@ def chunk_sums(path: Path) -> bytes:
     """Returns the sums of all chunks of a file, SUM_BYTES each. Raises: OSError; UserError if it is not a regular file."""
     check_regular(path)
     sums = []
+    # Without a buffer: each read is a whole chunk already.
     with open(path, "rb", buffering=0) as file:
         while content := file.read(CHUNK_BYTES):
             sums.append(hashlib.sha256(content).digest())
@@ -72,9 +73,11 @@ def draw_chunks(counts: np.ndarray) -> dict[int, list[int]]:
     """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
+    # Sorted, so that each file is opened once and read forwards.
     drawn = np.arange(total)
     if total > SAMPLE_CHUNKS:
         drawn = np.sort(np.random.default_rng().choice(total, SAMPLE_CHUNKS, replace=False))
+    # Empty files have no chunks: "right" skips them.
     found: dict[int, list[int]] = {}
     for chunk, file in zip(drawn.tolist(), np.searchsorted(ends, drawn, side="right").tolist(), strict=True):
         found.setdefault(file, []).append(chunk - int(ends[file] - counts[file]))

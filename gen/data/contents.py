@@ -56,6 +56,7 @@ def content_sums(
     table = align(read_table(folder, root), list(paths))
     fresh = (table.facts == now).all(1)
     changed = check_sample(root, table, fresh & wanted, whole)
+    # A file system whose facts were wrong once is not believed for the other files either.
     if changed:
         fresh = np.zeros_like(fresh)
     stale = np.flatnonzero(~fresh & wanted)
@@ -85,6 +86,7 @@ def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bo
         except (OSError, UserError):
             return str(path)
 
+    # Hashing releases the interpreter's lock.
     with ThreadPoolExecutor() as pool:
         wrong = [path for path in pool.map(differs, chosen.items()) if path is not None]
     if wrong:
@@ -128,6 +130,7 @@ def align(table: Table, paths: list[str]) -> Table:
 
 def read_table(folder: Path, root: Path) -> Table:
     """Returns the table in the cache. It is empty if there is none."""
+    # The table is small, and a wrong one would make sound data look changed.
     arrays = cache.load_or_say(folder, describe(root), whole=True)
     if arrays is None:
         return Table([], np.empty((0, len(FileFacts._fields)), np.int64), [])
@@ -146,6 +149,7 @@ def keep_table(folder: Path, root: Path, table: Table) -> None:
         "lengths": np.array([len(each) for each in table.sums], np.int64),
         "sums": np.frombuffer(b"".join(table.sums), np.uint8),
     }
+    # Another process may keep its own table of the same files. One of them wins, and both are right.
     try:
         cache.save(folder, arrays, describe(root), replace=True)
     except OSError as error:

@@ -47,6 +47,7 @@ class Item(NamedTuple):
 def read_limit(cache: Path) -> int:
     """Returns the bound on the size of the cache, in bytes."""
     with suppress(FileNotFoundError, UserError):
+        # A file instead of an option: all commands and runs of a user share the cache.
         value = files.read_json(cache / LIMIT)
         if isinstance(value, int) and value >= 0:
             return value
@@ -108,6 +109,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 def is_ours(entry: os.DirEntry[str]) -> bool:
     """Returns whether gen wrote a file in the folder of an entry or of programs, or whether it has no content that can be lost."""
     mode = entry.stat(follow_symlinks=False).st_mode
+    # A folder is only removed if it is empty.
     if stat.S_ISDIR(mode):
         return not _scan(Path(entry.path))
     ours = entry.name.endswith((".npy", "-cache", "-atime", ".tmp")) or entry.name in (SUMS, SEEN)
@@ -116,6 +118,7 @@ def is_ours(entry: os.DirEntry[str]) -> bool:
 
 def lock_shared(path: Path) -> int:
     """Returns a descriptor of a sums.json, which is locked against removal until the descriptor is closed. Raises: OSError."""
+    # Non-blocking: another program may have put a pipe there since the sums were read.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -125,6 +128,7 @@ def lock_shared(path: Path) -> int:
 def is_used(item: Item) -> bool:
     """Returns whether a running process has mapped an entry."""
     try:
+        # To be written to: network file systems grant no other exclusive locks.
         with open(item.path / SUMS, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
