@@ -120,11 +120,13 @@ class Run:
         return scores(_make(Options, fields))[str(workdir)]
 
     def metrics(self, split: str = "train") -> dict[str, list[float]]:
-        """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation"."""
-        import json
+        """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation".
 
-        text = self.trained.read_file("metrics.jsonl").decode()
-        rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == split]
+        Raises: UserError if the file is missing, or has changed since the newest checkpoint was saved.
+        """
+        from gen.runs.curve import read_curve
+
+        rows = read_curve(self.trained.workdir, split)
         # A dict keeps the order of the file, and a set would not.
         names = dict.fromkeys(name for row in rows for name in row if name != "split")
         return {name: [row.get(name, float("nan")) for row in rows] for name in names}

@@ -1,6 +1,6 @@
 """The run directory: its files, who may write there, and how it is read back.
 
-    config.json     the resolved config, and the digests of the run's identity and of its data
+    config.json     the resolved config, and the digests of the run's identity, of its data, and of the next two files
     spec.json       the features of the data, as the model sees them
     tokenizer.json  the tokenizer, for texts
     reference.npz   the first 64 validation examples, and arrays of the last evaluation (such as the KL of each latent)
@@ -12,6 +12,7 @@ A run is a folder that can be copied. Sampling needs nothing else, unless the ru
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import math
 import os
@@ -31,6 +32,8 @@ from gen.core import MAX_SIZE, Dataset, Feature, Spec
 from gen.errors import UserError
 from gen.files import write_bytes, write_json
 from gen.media import find_axes
+from gen.runs import owner
+from gen.runs.ranking import check_owner, steps
 
 FORMAT = 1
 """Version of config.json."""
@@ -60,6 +63,8 @@ class RunFacts(NamedTuple):
     """Digest of the run's identity, by the version of gen that wrote it."""
     config: Mapping[str, Any]
     """The config as it was written: a version of gen with more fields decodes it with their defaults."""
+    earlier: Sequence[str] = ()
+    """Digests of the run's identity by the older versions of gen that began or continued it."""
 
 
 class Evaluation(NamedTuple):
@@ -97,36 +102,74 @@ def lock_run(workdir: Path) -> Iterator[None]:
 def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> None:
     """Writes config.json, spec.json and the files of the data, or checks that an existing run is the same run.
 
-    Raises: UserError with the difference if the directory holds another config, other data or another base.
+    Raises: UserError as `check_same_run`.
     """
-    if (workdir / "config.json").exists():
-        _check_same_run(workdir, config, data, base)
-    write_config(workdir, config, data.digest, base)
-    for name, content in data.files.items():
-        write_bytes(workdir / name, content)
-    write_json(workdir / "spec.json", {name: asdict(feature) for name, feature in data.spec.items()})
+    write_run(workdir, config, data, base, check_same_run(workdir, config, data, base))
 
 
-def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None) -> None:
+def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> list[str]:
+    """Checks that a directory has no run yet, or holds the run of this config and of these data.
+
+    Returns the digests of the run's identity by the versions of gen that have written its config.json.
+
+    Raises: UserError with the difference if it holds another config, other data or another base; if config.json, spec.json or
+    tokenizer.json were lost or changed since a checkpoint was saved.
+    """
+    if not (workdir / "config.json").exists():
+        # With other settings, its checkpoints would be continued as another run.
+        if steps(workdir / "checkpoints"):
+            raise UserError(
+                f"{workdir} has checkpoints, but its config.json is lost; the fix: restore it from a copy of the run, or "
+                "choose another --workdir"
+            )
+        return []
     # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     old, facts = read_config(workdir)
     if changed := configs.difference(old, config):
         longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
         lines = "\n  ".join(changed)
         raise UserError(f"{workdir} is a run of another config:\n  {lines}\n{longer}choose another --workdir")
+    check_owner(workdir, owner.warn)
     if facts.data != data.digest:
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))
     if ours != theirs:
         raise UserError(f"the base is not the one that {workdir} was begun with; choose another --workdir")
+    return [*facts.earlier, facts.identity]
 
 
-def write_config(workdir: Path, config: Config, data: str, base: BaseRecord | None = None) -> None:
-    """Writes config.json. data: the digest of the data set."""
-    content = {"format": FORMAT, "identity": configs.digest(config), "data": data, "config": configs.encode(config)}
+def write_run(
+    workdir: Path, config: Config, data: Dataset, base: BaseRecord | None, identities: Sequence[str] = ()
+) -> None:
+    """Writes config.json, spec.json and the files of the data. identities: as `check_same_run` returns them."""
+    spec = {name: asdict(feature) for name, feature in data.spec.items()}
+    content = {**data.files, "spec.json": files.encode_json(spec)}
+    write_config(workdir, config, data.digest, base, content, identities)
+    for name, text in content.items():
+        write_bytes(workdir / name, text)
+
+
+def write_config(
+    workdir: Path,
+    config: Config,
+    data: str,
+    base: BaseRecord | None = None,
+    kept: Mapping[str, bytes] = {},
+    identities: Sequence[str] = (),
+) -> None:
+    """Writes config.json.
+
+    data: the digest of the data set. kept: {name: content} of the run's files that never change. identities: digests of the run's
+    identity by older versions of gen, which its checkpoints may hold.
+    """
+    identity = configs.digest(config)
+    content = {"format": FORMAT, "identity": identity, "data": data, "config": configs.encode(config)}
+    content["files"] = {name: hashlib.sha256(text).hexdigest() for name, text in kept.items()}
     if base is not None:
         content["base"] = base._asdict()
-    write_json(workdir / "config.json", content)
+    if earlier := [digest for digest in identities if digest != identity]:
+        content["earlier"] = earlier
+    write_json(workdir / "config.json", {**content, "sha256": owner.sum_of_json(content)})
 
 
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
@@ -149,7 +192,8 @@ def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFa
     files.check_contained(workdir)
     config = configs.decode(Config, content["config"], trust)
     facts = RunFacts(content["data"], base, content["format"], content["identity"], content["config"])
-    return config, facts
+    owner.check_config(workdir, content, config)
+    return config, facts._replace(earlier=owner.texts(content.get("earlier")))
 
 
 def _decode_base(value: object, workdir: Path) -> BaseRecord:
@@ -213,10 +257,22 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
     return found
 
 
+def read_examples(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns the validation examples in reference.npz. {} if there are none, or if it or spec.json can't be read."""
+    try:
+        spec = read_spec(workdir)
+        return {name: array for name, array in read_reference(workdir, spec).items() if name in spec}
+    except UserError:
+        return {}
+
+
 def read_evaluation(workdir: Path) -> Evaluation | None:
     """Returns the content of evaluation.json. None if the file is missing or damaged, since it can be computed again."""
     try:
         value = files.read_json(workdir / "evaluation.json")
+        # Older versions of gen wrote no sum.
+        if "sha256" in value and value["sha256"] != owner.sum_of_json(value):
+            return None
         metrics, protocol = ({**value[part]} for part in Evaluation._fields)
         return Evaluation({name: float(number) for name, number in metrics.items()}, protocol)
     except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, OverflowError):
@@ -227,7 +283,8 @@ def write_evaluation(workdir: Path, metrics: Mapping[str, float], protocol: Mapp
     """Adds metrics and their protocols to evaluation.json, or replaces those with the same names."""
     old = read_evaluation(workdir) or Evaluation()
     new = Evaluation({**old.metrics, **metrics}, {**old.protocol, **protocol})
-    write_json(workdir / "evaluation.json", new._asdict())
+    content = new._asdict()
+    write_json(workdir / "evaluation.json", {**content, "sha256": owner.sum_of_json(content)})
 
 
 def _read_required(path: Path, absent: str) -> Any:

@@ -8,7 +8,6 @@ Each host has a file in logs/.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -27,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from gen.config import Log
 from gen.core import Metrics
 from gen.errors import UserError
+from gen.runs import curve
 from gen.runs.tensorboard import Events
 from gen.runtime import hosts
 
@@ -61,7 +61,7 @@ class RunLog:
     ):
         self.writes = hosts.is_first()
         self.host_path = workdir / "logs" / f"host-{hosts.index():03d}.log"
-        self.path = workdir / "metrics.jsonl"
+        self.curve = curve.Curve(workdir / curve.METRICS) if self.writes else None
         self.telemetry_path = workdir / "telemetry.jsonl"
         self.config, self.batch_size, self.steps, self.losses = config, batch_size, steps, losses
         self.events = Events(workdir, start) if config.tensorboard and self.writes else None
@@ -123,7 +123,8 @@ class RunLog:
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl, and the same scalars to TensorBoard."""
-        self._append(self.path, {"step": step, "split": split, **values})
+        if self.curve:
+            self.curve.append({"step": step, "split": split, **values})
         if self.events:
             self.events.scalars(step, split, values)
         if split != "train":
@@ -186,14 +187,9 @@ class RunLog:
             self.bar.update(self.task, loss=f"{what} batch {i + 1}", speed="")
             yield item
 
-    def length(self) -> int:
-        """Returns the bytes of metrics.jsonl, after they are safe on the disk. A checkpoint holds this number."""
-        if not self.writes:
-            return 0
-        with open(self.path, "rb") as file:
-            # Otherwise a crash of the machine could lose lines that the checkpoint counts on.
-            os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
+    def end(self) -> curve.Mark:
+        """Returns the end of metrics.jsonl, after it is safe on the disk. A checkpoint holds it."""
+        return self.curve.mark() if self.curve else curve.Mark()
 
     def close(self) -> None:
         """Closes the TensorBoard events."""
@@ -215,10 +211,8 @@ def open_log(
 
     length: bytes of metrics.jsonl at that step; later lines are cut off. batch_size: examples per step. losses: names of the
     metrics for the progress bar.
-
-    Raises: UserError if metrics.jsonl is shorter than `length`.
     """
-    hosts.broadcast(lambda: _truncate(workdir / "metrics.jsonl", start, length))
+    hosts.broadcast(lambda: curve.truncate(workdir / curve.METRICS, length))
     (workdir / "logs").mkdir(exist_ok=True)
     with _progress() as bar:
         log = RunLog(workdir, config, start, steps, batch_size, bar, losses)
@@ -246,13 +240,6 @@ def _progress() -> Progress:
     )
 
 
-def _truncate(metrics: Path, start: int, length: int) -> None:
-    metrics.touch()
-    if metrics.stat().st_size < length:
-        raise UserError(f"{metrics} is shorter than when checkpoint {start} was saved; restore it to continue this run")
-    os.truncate(metrics, length)
-
-
 def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]) -> None:
     """Raises: UserError that names the step and the metrics that are NaN or infinite."""
     bad = [name for name, value in values.items() if not np.all(np.isfinite(value))]
@@ -265,10 +252,8 @@ def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]
 
 def read_split(workdir: Path, split: str) -> list[tuple[int, dict[str, float]]]:
     """Returns (step, metrics) of each line of metrics.jsonl about a split. [] on hosts that don't write it."""
-    # Most lines are about training, and need not be parsed.
-    lines = (workdir / "metrics.jsonl").read_text().splitlines() if hosts.is_first() else []
-    found = [json.loads(line) for line in lines if f'"split": "{split}"' in line]
-    return [(line.pop("step"), line) for line in found if line.pop("split") == split]
+    found = curve.read_split(workdir / curve.METRICS, split) if hosts.is_first() else []
+    return [(line["step"], {k: v for k, v in line.items() if k not in ("step", "split")}) for line in found]
 
 
 def memory() -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -116,8 +117,11 @@ def _read_warnings(telemetry: Path) -> Iterator[tuple[int, str]]:
     if not telemetry.exists():
         return
     # Most lines are about speed, and need not be parsed.
-    with open(telemetry) as file:
+    with open(telemetry, errors="replace") as file:
         lines = [line for line in file if '"alarm"' in line or '"skipped"' in line]
-    for record in map(json.loads, lines):
-        skipped = "steps were left out, because their numbers were not finite or jumped"
-        yield record["step"], record.get("alarm", skipped)
+    for line in lines:
+        # No number depends on this file, so a damaged line is left out.
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            record = json.loads(line)
+            skipped = "steps were left out, because their numbers were not finite or jumped"
+            yield int(record["step"]), str(record.get("alarm", skipped))
