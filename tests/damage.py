@@ -128,7 +128,7 @@ def make_configs(folder: Path) -> dict[str, Config]:
     }
     vae, lm = configs.load("vae_digits"), configs.load("lm_pydoc")
     model: Any = lm.model.tiny()
-    words = replace(lm.data, name=f"text:{text}", tokenizer="byte", length=16, batch_size=8)  # pyright: ignore
+    words = replace(lm.data, name=f"text:{text}", split="tail:0.1", tokenizer="byte", length=16, batch_size=8)  # pyright: ignore
     return {
         "vae": replace(vae, model=vae.model.tiny(), data=replace(vae.data, batch_size=8), steps_per_call=1, **quick),
         "lm": replace(lm, model=replace(model, optim=Optimizer(lr=1e-3)), data=words, **quick),

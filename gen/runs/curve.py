@@ -42,7 +42,7 @@ class Curve:
         self.length += len(line)
         self.sum.update(line)
 
-    def mark(self) -> Mark:
+    def end(self) -> Mark:
         """Returns the end of the file, after its content is safe on the disk."""
         with open(self.path, "rb") as file:
             # Otherwise a crash of the machine could lose lines that the checkpoint counts on.

@@ -189,7 +189,7 @@ class RunLog:
 
     def end(self) -> curve.Mark:
         """Returns the end of metrics.jsonl, after it is safe on the disk. A checkpoint holds it."""
-        return self.curve.mark() if self.curve else curve.Mark()
+        return self.curve.end() if self.curve else curve.Mark()
 
     def close(self) -> None:
         """Closes the TensorBoard events."""

@@ -78,10 +78,8 @@ def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
         # A damaged checkpoint says nothing either.
         if broken(folder / str(step)) is None:
             file = workdir / str(changed[step])
-            verb = "has changed since" if file.exists() else "is missing, and was there"
-            raise UserError(
-                f"{file} {verb} when checkpoint {step} was saved; the fix: restore it from a copy of the run"
-            )
+            wrong = "has changed since" if file.exists() else "is missing, and was there when"
+            raise UserError(f"{file} {wrong} checkpoint {step} was saved; the fix: restore it from a copy of the run")
     if not known and any(is_sealed(folder / str(step)) for step in steps(folder)):
         warn(
             f"{workdir} was saved by an older version of gen, so changes of its config and its data's files go unnoticed"
