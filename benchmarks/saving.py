@@ -1,14 +1,16 @@
 """Measures the cost of saving: python -m benchmarks.saving [--every 60] [--saves 3]
 
 Trains a transformer with 100 million parameters and Adam on this machine, and saves it once a minute, as gen/train.py does. The
-loop is blocked while the state is copied from the devices, and continues while the files are written. Then the same state is
-saved in Orbax's two formats while nothing else runs, to measure the CPU time of each format.
+loop is blocked while the state is copied from the devices, and continues while the files are written. A checkpoint that is written
+and not sealed yet is lost if the run is killed, so the length of this window is printed too. Then the same state is saved in
+Orbax's two formats while nothing else runs, to measure the CPU time of each format.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,11 +57,36 @@ def measure(costs: list[Cost]) -> Iterator[None]:
     costs.append(Cost(time.perf_counter() - wall, time.process_time() - cpu))
 
 
-def train_and_save(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], list[Cost], list[Cost]]:
+@contextmanager
+def watch_seals(folder: Path) -> Iterator[list[float]]:
+    """Yields a list to which the seconds between the last write of each checkpoint and its name are appended."""
+    windows: list[float] = []
+    ended = threading.Event()
+
+    def work() -> None:
+        begun: dict[str, float] = {}
+        while not ended.wait(0.002):
+            for path in folder.glob(f"*{checkpoint.UNSEALED}"):
+                begun.setdefault(path.name, time.perf_counter())
+            for name in [name for name in begun if (folder / name.removesuffix(checkpoint.UNSEALED)).exists()]:
+                windows.append(time.perf_counter() - begun.pop(name))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield windows
+    finally:
+        ended.set()
+        thread.join()
+
+
+def train_and_save(
+    every: float, saves: int, folder: Path
+) -> tuple[State, list[Cost], list[Cost], list[Cost], list[float]]:
     """Trains and saves. every: seconds between saves.
 
-    Returns the last state, the cost of a step without a save, the costs of a step during each save, and the cost of each call
-    that starts a save.
+    Returns the last state, the cost of a step without a save, the costs of a step during each save, the cost of each call that
+    starts a save, and the seconds that each checkpoint is written and not sealed.
     """
     backend.start_backend(CONFIG.parallel)
     data = CONFIG.data.build()
@@ -81,12 +108,15 @@ def train_and_save(every: float, saves: int, folder: Path) -> tuple[State, list[
 
     train([], 1)
     train(alone, every)
-    with checkpoint.saver(folder / "checkpoints", Save(), 0) as save:
+    with (
+        watch_seals(folder / "checkpoints") as windows,
+        checkpoint.saver(folder / "checkpoints", Save(), 0) as save,
+    ):
         for _ in range(saves):
             with measure(blocked):
                 save(engine.whole(state))
             train(during, every)
-    return state, alone, during, blocked
+    return state, alone, during, blocked, windows
 
 
 def formats(state: State, folder: Path) -> dict[str, Cost]:
@@ -112,14 +142,16 @@ def main(every: float = 60.0, saves: int = 3) -> None:
     """Trains, saves, and prints the costs. every: seconds between saves. saves: number of saves."""
     folder = Path(tempfile.mkdtemp(prefix="saving-"))
     try:
-        state, alone, during, blocked = train_and_save(every, saves, folder)
+        state, alone, during, blocked, windows = train_and_save(every, saves, folder)
         numbers = sum(x.size for x in jax.tree.leaves(state.params))
         size = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+        print(f"processor: {backend.cpu_name()}")
         print(
             f"{numbers / 1e6:.0f} million parameters, {size / 2**30:.2f} GiB with Adam's moments, a save every {every:g} s"
         )
         share = sum(c.wall for c in blocked) / sum(every + c.wall for c in blocked)
         print(f"training was blocked for {', '.join(f'{c.wall:.2f} s' for c in blocked)}: {share:.2%} of the time")
+        print(f"a checkpoint was written and not sealed for {', '.join(f'{window:.2f} s' for window in windows)}")
         slower = sum(c.wall for c in during) / len(during) / alone[0].wall - 1
         print(f"a step takes {alone[0].wall:.2f} s, and {slower:+.1%} in the periods with a save")
         for name, cost in formats(state, folder).items():

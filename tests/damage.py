@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -271,13 +272,13 @@ def main(count: int = 200, seed: int = 0, run: str | None = None, file: str = ""
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     bench = Bench(folder, ("vae", "lm") if run is None else (run,))
     damages = bench.damages(count, seed) if run is None else [Damage(run, file, operation)]
-    good, kinds = 0, dict.fromkeys(("same", "named", "refused"), 0)
+    good, kinds = 0, Counter[str]()
     for damage in damages:
         ends = bench.check(damage, seed)
         wrong = {use: end for use, end in ends.items() if end.startswith("wrong")}
         good += not wrong
         for end in ends.values():
-            kinds[end] = kinds.get(end, 0) + 1
+            kinds[end] += 1
         if wrong or run is not None:
             print(f"{damage}: {ends}", flush=True)
         if wrong:

@@ -205,10 +205,17 @@ def test_an_edited_launch_field_is_a_warning(run, config, capsys):
 
 
 def test_a_run_of_an_older_version_goes_on_with_a_warning(run, config, capsys):
-    curves = (run / "metrics.jsonl").read_bytes()
     make_old(run)
     assert open_run(run).choose_step() == 4
     assert "older version of gen" in capsys.readouterr().err
+    train(config, run)
+    assert "finished: 4 steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_trains_on(run, config):
+    curves = (run / "metrics.jsonl").read_bytes()
+    make_old(run)
     train(replace(config, steps=6), run)
     assert (run / "metrics.jsonl").read_bytes().startswith(curves)
     assert checkpoint.read_facts(run / "checkpoints", 6).step == 6
