@@ -1,15 +1,17 @@
 """Measures the cost of saving: python -m benchmarks.saving [--every 60] [--saves 3]
 
 Trains a transformer with 100 million parameters and Adam on this machine, and saves it once a minute, as gen/train.py does. The
-loop is blocked while the state is copied from the devices, and continues while the files are written. Then the same state is
-saved in Orbax's two formats while nothing else runs, to measure the CPU time of each format. Times during which other programs
-used the machine are measured again, and the command ends if it stays busy.
+loop is blocked while the state is copied from the devices, and continues while the files are written. A checkpoint that is written
+and not sealed yet is lost if the run is killed, so the length of this window is printed too. Then the same state is saved in
+Orbax's two formats while nothing else runs, to measure the CPU time of each format. Times during which other programs used the
+machine are measured again, and the command ends if it stays busy.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,11 +61,36 @@ def measure(costs: list[Cost]) -> Iterator[None]:
     costs.append(Cost(time.perf_counter() - wall, time.process_time() - cpu))
 
 
-def train_and_save(every: float, saves: int, folder: Path, watch: Watch) -> tuple[State, Cost, list[Cost], list[Cost]]:
+@contextmanager
+def watch_seals(folder: Path) -> Iterator[list[float]]:
+    """Yields a list to which the seconds between the last write of each checkpoint and its name are appended."""
+    windows: list[float] = []
+    ended = threading.Event()
+
+    def work() -> None:
+        begun: dict[str, float] = {}
+        while not ended.wait(0.002):
+            for path in folder.glob(f"*{checkpoint.UNSEALED}"):
+                begun.setdefault(path.name, time.perf_counter())
+            for name in [name for name in begun if (folder / name.removesuffix(checkpoint.UNSEALED)).exists()]:
+                windows.append(time.perf_counter() - begun.pop(name))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield windows
+    finally:
+        ended.set()
+        thread.join()
+
+
+def train_and_save(
+    every: float, saves: int, folder: Path, watch: Watch
+) -> tuple[State, Cost, list[Cost], list[Cost], list[float]]:
     """Trains and saves. every: seconds between saves.
 
-    Returns the last state, the cost of a step without a save, the costs of a step during each save, and the cost of each call
-    that starts a save.
+    Returns the last state, the cost of a step without a save, the costs of a step during each save, the cost of each call that
+    starts a save, and the seconds that each checkpoint is written and not sealed.
 
     Raises: Busy if the machine stays busy.
     """
@@ -87,7 +114,10 @@ def train_and_save(every: float, saves: int, folder: Path, watch: Watch) -> tupl
 
     train(1)
     alone = watch.measure(partial(train, every))
-    with checkpoint.saver(folder / "checkpoints", Save(), 0) as save:
+    with (
+        watch_seals(folder / "checkpoints") as windows,
+        checkpoint.saver(folder / "checkpoints", Save(), 0) as save,
+    ):
 
         def save_and_train() -> tuple[Cost, Cost]:
             """Returns the cost of starting a save, and of a step while it is written."""
@@ -97,7 +127,7 @@ def train_and_save(every: float, saves: int, folder: Path, watch: Watch) -> tupl
             return costs[0], train(every)
 
         rounds = [watch.measure(save_and_train) for _ in range(saves)]
-    return state, alone, [during for _, during in rounds], [blocked for blocked, _ in rounds]
+    return state, alone, [during for _, during in rounds], [blocked for blocked, _ in rounds], windows
 
 
 def formats(state: State, folder: Path, watch: Watch) -> dict[str, Cost]:
@@ -129,7 +159,7 @@ def main(every: float = 60.0, saves: int = 3) -> None:
     print(machine.begin(), flush=True)
     watch, folder = Watch(), Path(tempfile.mkdtemp(prefix="saving-"))
     try:
-        state, alone, during, blocked = train_and_save(every, saves, folder, watch)
+        state, alone, during, blocked, windows = train_and_save(every, saves, folder, watch)
         numbers = sum(x.size for x in jax.tree.leaves(state.params))
         size = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
         print(
@@ -137,6 +167,7 @@ def main(every: float = 60.0, saves: int = 3) -> None:
         )
         share = sum(c.wall for c in blocked) / sum(every + c.wall for c in blocked)
         print(f"training was blocked for {', '.join(f'{c.wall:.2f} s' for c in blocked)}: {share:.2%} of the time")
+        print(f"a checkpoint was written and not sealed for {', '.join(f'{window:.2f} s' for window in windows)}")
         slower = sum(c.wall for c in during) / len(during) / alone.wall - 1
         print(f"a step takes {alone.wall:.2f} s, and {slower:+.1%} in the periods with a save")
         for name, cost in formats(state, folder, watch).items():

@@ -120,10 +120,13 @@ class Run:
         return scores(_make(Options, fields))[str(workdir)]
 
     def metrics(self, split: str = "train") -> dict[str, list[float]]:
-        """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation"."""
-        from gen.runs.directory import read_split
+        """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation".
 
-        rows = read_split(self.trained.read_file("metrics.jsonl"), self.trained.workdir / "metrics.jsonl", split)
+        Raises: UserError if the file is missing, or has changed since the newest checkpoint was saved.
+        """
+        from gen.runs.curve import read_curve
+
+        rows = read_curve(self.trained.workdir, split)
         # A dict keeps the order of the file, and a set would not.
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name, float("nan")) for row in rows] for name in names}

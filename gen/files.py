@@ -276,7 +276,12 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file in one rename."""
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_bytes(path, encode_json(value))
+
+
+def encode_json(value: object) -> bytes:
+    """Returns the content of the file that `write_json` writes."""
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def write_bytes(path: Path, content: bytes, wait: bool = True) -> None:

@@ -17,7 +17,7 @@ from gen.config import Config
 from gen.core import Dataset, GenerativeModel, Medium, State
 from gen.data.prefetch import prefetch
 from gen.data.preprocess import with_preprocess
-from gen.errors import Requeue, UserError, say
+from gen.errors import Requeue, UserError
 from gen.evaluation import alarms
 from gen.evaluation.measure import check_measured, measure, scalars_of, split_facts
 from gen.evaluation.progress import Progress
@@ -25,7 +25,7 @@ from gen.evaluation.request import parse_request
 from gen.media import find_medium
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory, log, trouble
-from gen.runs.run import Run, Start, open_start, write_evaluation, write_samples
+from gen.runs.run import Run, Start, open_start, report_finished, write_evaluation, write_samples
 from gen.runs.trained import sample_command
 from gen.runtime import agreement, backend, failures, faults, hosts, profile, signals
 from gen.runtime import engine as runtime_engine
@@ -82,9 +82,7 @@ def train(config: Config, workdir: Path) -> None:
         if not start.finished:
             _train_from(run, start, begun)
         elif hosts.is_first():
-            # A schedule that reads the number of steps makes it a part of the run's identity.
-            more = "" if "steps" in configs.identity(config) else ". To train for more: --steps N"
-            say(f"{workdir} is finished: {start.step} steps are done{more}")
+            report_finished(run, start)
 
 
 def _train_from(run: Run, start: Start, begun: float) -> None:
@@ -143,7 +141,8 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
                 monitor.check_alarms(state, step, validation)
             if saving or stopping or save.is_best(validation):
                 kept, healthy = record.kept(saving), record.is_sound()
-                facts = checkpoint.Facts(logger.length(), validation, saving, kept, healthy)
+                length, sha256 = logger.end()
+                facts = checkpoint.Facts(length, validation, saving, kept, healthy, metrics_sha256=sha256)
                 _save(save, engine.whole(state), facts, logger)
             if stopping:
                 break

@@ -139,15 +139,20 @@ def test_no_sound_checkpoint_is_an_error_and_an_empty_folder_gives_none(folder, 
     assert checkpoint.newest(tmp_path / "nothing", NEVER) is None
 
 
-def test_a_saver_sets_later_steps_aside_and_removes_leftovers_of_a_kill(folder):
+def test_a_saver_sets_later_steps_aside_until_a_later_one_is_sealed_and_removes_leftovers_of_a_kill(folder):
     flip_a_bit(folder)
-    (folder / "7.orbax-checkpoint-tmp").mkdir()
-    with checkpoint.saver(folder, Save(), 2) as save:
-        assert checkpoint.steps(folder) == [1, 2]
-        save(state(3))
+    leftovers = [folder / "7.unsealed.orbax-checkpoint-tmp", folder / "6.unsealed"]
+    for leftover in leftovers:
+        leftover.mkdir()
+    with checkpoint.saver(folder, Save(), 1) as save:
+        assert checkpoint.steps(folder) == [1]
+        save(state(2)).result()
+        assert (folder / "3.unsound").is_dir()
+        assert not (folder / "2.unsound").exists()
+        save(state(3)).result()
+        assert not (folder / "3.unsound").exists()
     assert checkpoint.newest(folder, NEVER) == 3
-    assert (folder / "3.unsound").is_dir()
-    assert not (folder / "7.orbax-checkpoint-tmp").exists()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_a_checkpoint_of_another_model_gives_a_short_error(folder):

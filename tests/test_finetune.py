@@ -344,7 +344,7 @@ def test_runs_that_are_no_lora_adapters_are_not_merged(copied, capsys):
     config, known = directory.read_config(Path("lora"))
     prompted = replace(config, finetune="prompt", model=config.model.with_adapter(config.prompt))
     shutil.copytree("lora", "prompted")
-    directory.write_config(Path("prompted"), prompted, known.data, known.base)
+    directory.write_config(Path("prompted"), prompted, known.data, known.base, identities=[known.identity])
     Path("occupied").mkdir()
     Path("occupied/file").touch()
     for workdir, out, message in (

@@ -130,8 +130,7 @@ def inside_a_save(workdir: Path) -> bool:
 
 
 def before_the_manifest(workdir: Path) -> bool:
-    folder = workdir / "checkpoints"
-    return any(not (folder / str(step) / "manifest.json").exists() for step in checkpoint.steps(folder))
+    return any((workdir / "checkpoints").glob("*.unsealed"))
 
 
 def between_saves(workdir: Path) -> bool:

@@ -289,7 +289,11 @@ def test_nothing_larger_than_memory_is_allocated(foreigners, monkeypatch):
     with pytest.raises(UserError, match="generating these samples needs 0 GiB"):
         sample.verify(sample.Verify(manifest))
     monkeypatch.undo()
-    edited(foreigners / "config.json", lambda facts: facts["config"]["model"]["network"].update(hidden=[10**7, 10**7]))
+    config, facts = directory.read_config(foreigners)
+    assert isinstance(config.model, VAE)
+    huge = replace(config, model=replace(config.model, network=replace(config.model.network, hidden=(10**7, 10**7))))  # pyright: ignore
+    # A stranger's digests fit the config.
+    directory.write_config(foreigners, huge, facts.data, identities=[facts.identity])
     with pytest.raises(UserError, match=r"the model of .* needs [\d,]+ GiB of memory"):
         sampled(foreigners)
 

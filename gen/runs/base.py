@@ -16,7 +16,7 @@ from gen.config import Config
 from gen.core import Dataset, Feature, Params, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, note
-from gen.runs import checkpoint, directory
+from gen.runs import checkpoint, directory, owner
 from gen.runs.directory import BaseRecord, RunFacts
 
 
@@ -52,18 +52,15 @@ def open_base(path: Path, step: int | None = None) -> Base:
     Raises: UserError if there is no such checkpoint, or if one of its files has changed.
     """
     config, _ = directory.read_config(path)
+    checkpoint.check_owner(path, owner.warn)
     checkpoints = path / "checkpoints"
     if step is None:
-        step = checkpoint.best(checkpoints, config.save, warn=_warn)
+        step = checkpoint.best(checkpoints, config.save, warn=owner.warn)
         if step is None:
             raise UserError(f"{path} has no checkpoint to start from")
     elif reason := checkpoint.damage(checkpoints, step):
         raise UserError(f"the base's checkpoint {checkpoints / str(step)}: {reason}")
     return Base(path, config, directory.read_spec(path), step, checkpoint.digest(checkpoints, step))
-
-
-def _warn(text: str) -> None:
-    note(f"warning: {text}")
 
 
 def resolve_config(config: Config) -> Config:

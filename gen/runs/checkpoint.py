@@ -1,14 +1,14 @@
 """Checkpoints: saved in the background, sealed by a manifest, and verified when they are read.
 
-A step is a folder with one Orbax item per field of the state, so that sampling can restore the parameters alone. Orbax commits
-the folder by renaming it. Then gen.runs.manifest seals it. This is the only file that imports Orbax.
+A step is a folder with one Orbax item per field of the state, so that sampling can restore the parameters alone. Orbax writes it
+under another name. gen.runs.manifest seals it, and then it is renamed to its step. This is the only file that imports Orbax.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,11 +24,21 @@ from gen import files
 from gen.config import Save
 from gen.core import State
 from gen.errors import Requeue, UserError
-from gen.runs import stored
-from gen.runs.manifest import FORMAT, MANIFEST, damage, digest, seal, set_aside
+from gen.runs import directory, owner, stored
+from gen.runs.manifest import (
+    FORMAT,
+    MANIFEST,
+    damage,
+    digest,
+    hash_ahead,
+    remove_aside,
+    seal,
+    set_aside,
+)
 from gen.runs.ranking import (
     Facts,
     best,
+    check_owner,
     newest,
     newest_with,
     read_facts,
@@ -46,6 +56,7 @@ __all__ = [
     "Facts",
     "Saver",
     "best",
+    "check_owner",
     "damage",
     "digest",
     "newest",
@@ -59,6 +70,8 @@ __all__ = [
 
 ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
 """Fields of a state that a checkpoint holds."""
+UNSEALED = ".unsealed"
+"""Ending of the name under which a checkpoint is written. Without it, a step is complete and sealed."""
 
 
 class Saver:
@@ -67,9 +80,11 @@ class Saver:
     A failed save is raised by the next call or by `close`. On several hosts, all call the same methods.
     """
 
-    def __init__(self, folder: Path, config: Save, best_score: float = -math.inf):
-        """best_score: the best validation metric so far, negated if lower is better."""
-        self.folder, self.config, self.best_score = folder, config, best_score
+    def __init__(
+        self, folder: Path, config: Save, best_score: float = -math.inf, of: Mapping[str, object] | None = None
+    ):
+        """best_score: the best validation metric so far, negated if lower is better. of: the owner of the checkpoints, as JSON."""
+        self.folder, self.config, self.best_score, self.owner = folder, config, best_score, of
         self.orbax = ocp.AsyncCheckpointer(_handler())
         self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.last: Future[None] | None = None
@@ -79,12 +94,14 @@ class Saver:
         with _short_disk_errors(self.folder):
             # One save at a time: a second one would need memory for another copy of the state.
             self.wait()
-            path = self.folder.absolute() / str(int(state.step))
+            step = int(state.step)
+            path = self.folder.absolute() / str(step)
             # Orbax refuses an item without arrays.
             items = {k: ocp.args.PyTreeSave(v) for k in ITEMS if jax.tree.leaves(v := getattr(state, k))}
-            content = {k: v for k, v in facts._asdict().items() if v is not None}
+            known = facts._replace(step=step, owner=self.owner)
+            content = {k: v for k, v in known._asdict().items() if v is not None}
             meta = ocp.args.JsonSave({"format": FORMAT, **content})
-            self.orbax.save(path, args=ocp.args.Composite(meta=meta, **items))
+            self.orbax.save(_unsealed(path), args=ocp.args.Composite(meta=meta, **items))
             self.last = self.background.submit(self._finish, path)
             self.best_score = max(self.best_score, value_of(facts.validation, self.config))
             return self.last
@@ -112,22 +129,36 @@ class Saver:
         self.background.shutdown(wait=False)
 
     def _finish(self, path: Path) -> None:
-        """Seals a checkpoint as soon as Orbax has committed it, and removes those that are no longer kept."""
-        # This runs in the background thread. Orbax writes and renames the folder in threads of its own.
-        self.orbax.wait_until_finished()
-        if hosts.is_first():
-            seal(path)
-            for step in sorted(set(steps(self.folder)) - steps_to_keep(self.folder, self.config)):
-                shutil.rmtree(self.folder / str(step))
+        """Seals a checkpoint as soon as it is written, gives it its name, and removes those that are no longer kept."""
+        # This runs in the background thread. Orbax writes the folder in threads of its own.
+        if not hosts.is_first():
+            return self.orbax.wait_until_finished()
+        written = _unsealed(path)
+        with hash_ahead(self.folder, f"{written.name}*"):
+            self.orbax.wait_until_finished()
+        seal(written)
+        # A kill before this line leaves nothing that a later start would take for a checkpoint.
+        os.replace(written, path)
+        # Nothing is removed before the new checkpoint would also survive a crash of the machine.
+        files.sync_folder(self.folder)
+        for step in sorted(set(steps(self.folder)) - steps_to_keep(self.folder, self.config)):
+            files.remove(self.folder / str(step))
+        remove_aside(self.folder, int(path.name))
+
+
+def _unsealed(path: Path) -> Path:
+    return path.with_name(f"{path.name}{UNSEALED}")
 
 
 @contextmanager
 def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
     """Yields a Saver, and waits for its last save in the end.
 
-    Steps after `start`, where training continues, are set aside as unsound. What killed saves left is removed.
+    The folder is in a run directory, whose files the checkpoints will remember. Steps after `start`, where training continues, are
+    set aside as unsound. They are removed as soon as a later step is sealed. What killed saves left is removed.
     """
-    save = Saver(folder, config, hosts.broadcast(lambda: _begin(folder, config, start)))
+    best_score, of = hosts.broadcast(lambda: _begin(folder, config, start))
+    save = Saver(folder, config, best_score, of)
     try:
         yield save
     except Requeue:
@@ -140,18 +171,17 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
     save.close()
 
 
-def _begin(folder: Path, config: Save, start: int) -> float:
-    """Tidies the folder, and returns the score of the best sound checkpoint in it. -inf: there is none, or no score."""
+def _begin(folder: Path, config: Save, start: int) -> list[Any]:
+    """Tidies the folder. Returns the score of the best sound checkpoint in it (-inf: there is none, or no score), and the owner."""
     _tidy(folder, start)
-    if config.best is None:
-        return -math.inf
-    step = best(folder, config, warn=lambda text: None)
-    return -math.inf if step is None else score(folder, step, config)
+    of = owner.describe(folder.parent, directory.read_examples(folder.parent))
+    step = None if config.best is None else best(folder, config, warn=lambda text: None)
+    return [-math.inf if step is None else score(folder, step, config), of and of._asdict()]
 
 
 def _tidy(folder: Path, start: int) -> None:
     folder.mkdir(exist_ok=True)
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+    for leftover in (*folder.glob("*.orbax-checkpoint-tmp*"), *folder.glob(f"*{UNSEALED}")):
         files.remove(leftover)
     for step in steps(folder):
         if step > start:

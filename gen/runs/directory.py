@@ -1,6 +1,6 @@
 """The run directory: its files, who may write there, and how it is read back.
 
-    config.json     the resolved config, and the digests of the run's identity and of its data
+    config.json     the resolved config, and the digests of the run's identity, of its data, and of the next two files
     spec.json       the features of the data, as the model sees them
     tokenizer.json  the tokenizer, for texts
     reference.npz   the first 64 validation examples, and arrays of the last evaluation (such as the KL of each latent)
@@ -11,8 +11,8 @@ A run is a folder that can be copied. Sampling needs nothing else, unless the ru
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,9 @@ from gen.core import MAX_SIZE, Dataset, Feature, Spec
 from gen.errors import UserError, note
 from gen.files import write_bytes, write_json
 from gen.media import find_axes
+from gen.runs import owner
 from gen.runs.lock import hold_lock
+from gen.runs.ranking import check_owner, steps
 
 FORMAT = 1
 """Version of config.json."""
@@ -62,6 +64,8 @@ class RunFacts(NamedTuple):
     """Digest of the run's identity, by the version of gen that wrote it."""
     config: Mapping[str, Any]
     """The config as it was written: a version of gen with more fields decodes it with their defaults."""
+    earlier: Sequence[str] = ()
+    """Digests of the run's identity by the older versions of gen that began or continued it."""
 
 
 class Evaluation(NamedTuple):
@@ -93,28 +97,40 @@ def lock_run(workdir: Path) -> Iterator[None]:
 def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> None:
     """Writes config.json, spec.json and the files of the data, or checks that an existing run is the same run.
 
-    Raises: UserError with the difference if the directory holds another config, other data or another base.
+    Raises: UserError as `check_same_run`.
     """
-    if (workdir / "config.json").exists():
-        _check_same_run(workdir, config, data, base)
-    write_config(workdir, config, data.digest, base)
-    for name, content in data.files.items():
-        write_bytes(workdir / name, content)
-    write_json(workdir / "spec.json", {name: asdict(feature) for name, feature in data.spec.items()})
+    write_run(workdir, config, data, base, check_same_run(workdir, config, data, base))
 
 
-def _check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None) -> None:
+def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> list[str]:
+    """Checks that a directory has no run yet, or holds the run of this config and of these data.
+
+    Returns the digests of the run's identity by the versions of gen that have written its config.json.
+
+    Raises: UserError with the difference if it holds another config, other data or another base; if config.json, spec.json or
+    tokenizer.json were lost or changed since a checkpoint was saved.
+    """
+    if not (workdir / "config.json").exists():
+        # With other settings, its checkpoints would be continued as another run.
+        if steps(workdir / "checkpoints"):
+            raise UserError(
+                f"{workdir} has checkpoints, but its config.json is lost; the fix: restore it from a copy of the run, or "
+                "choose another --workdir"
+            )
+        return []
     # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     old, facts = read_config(workdir)
     if changed := configs.difference(old, config):
         longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
         lines = [f"  {line}" for line in changed]
         raise UserError(f"{workdir} is a run of another config:", *lines, *longer, "choose another --workdir")
+    check_owner(workdir, owner.warn)
     if not is_same_data(facts.data, data, workdir):
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))
     if ours != theirs:
         raise UserError(f"the base is not the one that {workdir} was begun with; choose another --workdir")
+    return [*facts.earlier, facts.identity]
 
 
 def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
@@ -127,12 +143,38 @@ def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
     return then in (data.digest, *data.older)
 
 
-def write_config(workdir: Path, config: Config, data: str, base: BaseRecord | None = None) -> None:
-    """Writes config.json. data: the digest of the data set."""
-    content = {"format": FORMAT, "identity": configs.digest(config), "data": data, "config": configs.encode(config)}
+def write_run(
+    workdir: Path, config: Config, data: Dataset, base: BaseRecord | None, identities: Sequence[str] = ()
+) -> None:
+    """Writes config.json, spec.json and the files of the data. identities: as `check_same_run` returns them."""
+    spec = {name: asdict(feature) for name, feature in data.spec.items()}
+    content = {**data.files, "spec.json": files.encode_json(spec)}
+    write_config(workdir, config, data.digest, base, content, identities)
+    for name, text in content.items():
+        write_bytes(workdir / name, text)
+
+
+def write_config(
+    workdir: Path,
+    config: Config,
+    data: str,
+    base: BaseRecord | None = None,
+    kept: Mapping[str, bytes] = {},
+    identities: Sequence[str] = (),
+) -> None:
+    """Writes config.json.
+
+    data: the digest of the data set. kept: {name: content} of the run's files that never change. identities: digests of the run's
+    identity by older versions of gen, which its checkpoints may hold.
+    """
+    identity = configs.digest(config)
+    content = {"format": FORMAT, "identity": identity, "data": data, "config": configs.encode(config)}
+    content["files"] = {name: hashlib.sha256(text).hexdigest() for name, text in kept.items()}
     if base is not None:
         content["base"] = base._asdict()
-    write_json(workdir / "config.json", content)
+    if earlier := [digest for digest in identities if digest != identity]:
+        content["earlier"] = earlier
+    write_json(workdir / "config.json", {**content, "sha256": owner.sum_of_json(content)})
 
 
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
@@ -155,7 +197,8 @@ def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFa
     files.check_contained(workdir)
     config = configs.decode(Config, content["config"], trust)
     facts = RunFacts(content["data"], base, content["format"], content["identity"], content["config"])
-    return config, facts
+    owner.check_config(workdir, content, config)
+    return config, facts._replace(earlier=owner.texts(content.get("earlier")))
 
 
 def _decode_base(value: object, workdir: Path) -> BaseRecord:
@@ -220,30 +263,22 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
     return found
 
 
-def read_split(content: bytes, path: Path, split: str) -> list[dict[str, float]]:
-    """Returns {"step": ..., metric: ...} of each line of metrics.jsonl about a split. path: of the file, for errors.
-
-    Raises: UserError if such a line is damaged.
-    """
-    found = []
-    # Most lines are about another split, and need not be parsed.
-    wanted = f'"split": "{split}"'.encode()
-    for number, line in enumerate(content.splitlines(), 1):
-        if wanted not in line:
-            continue
-        try:
-            row = json.loads(line)
-            if row.pop("split") == split:
-                found.append({"step": int(row.pop("step")), **{name: float(value) for name, value in row.items()}})
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            raise UserError(f"{path}:{number} is damaged; restore the file, or start in another --workdir") from None
-    return found
+def read_examples(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns the validation examples in reference.npz. {} if there are none, or if it or spec.json can't be read."""
+    try:
+        spec = read_spec(workdir)
+        return {name: array for name, array in read_reference(workdir, spec).items() if name in spec}
+    except UserError:
+        return {}
 
 
 def read_evaluation(workdir: Path) -> Evaluation | None:
     """Returns the content of evaluation.json. None if the file is missing or damaged, since it can be computed again."""
     try:
         value = files.read_json(workdir / "evaluation.json")
+        # Older versions of gen wrote no sum.
+        if "sha256" in value and value["sha256"] != owner.sum_of_json(value):
+            return None
         metrics, protocol = ({**value[part]} for part in Evaluation._fields)
         return Evaluation({name: float(number) for name, number in metrics.items()}, protocol)
     except (FileNotFoundError, UserError, KeyError, TypeError, ValueError, OverflowError):
@@ -254,7 +289,8 @@ def write_evaluation(workdir: Path, metrics: Mapping[str, float], protocol: Mapp
     """Adds metrics and their protocols to evaluation.json, or replaces those with the same names."""
     old = read_evaluation(workdir) or Evaluation()
     new = Evaluation({**old.metrics, **metrics}, {**old.protocol, **protocol})
-    write_json(workdir / "evaluation.json", new._asdict())
+    content = new._asdict()
+    write_json(workdir / "evaluation.json", {**content, "sha256": owner.sum_of_json(content)})
 
 
 def _read_required(path: Path, absent: str) -> Any:

@@ -8,7 +8,6 @@ Each host has a file in logs/.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -28,7 +27,7 @@ from gen.config import Log
 from gen.core import Metrics
 from gen.errors import UserError, printable, printable_line
 from gen.files import no_follow
-from gen.runs import directory
+from gen.runs import curve
 from gen.runs.tensorboard import Events
 from gen.runtime import hosts
 from gen.system import name_file
@@ -64,7 +63,7 @@ class RunLog:
     ):
         self.writes = hosts.is_first()
         self.host_path = workdir / "logs" / f"host-{hosts.index():03d}.log"
-        self.path = workdir / "metrics.jsonl"
+        self.curve = curve.Curve(workdir / curve.METRICS) if self.writes else None
         self.telemetry_path = workdir / "telemetry.jsonl"
         self.config, self.batch_size, self.steps, self.losses = config, batch_size, steps, losses
         self.events = Events(workdir, start) if config.tensorboard and self.writes else None
@@ -126,7 +125,8 @@ class RunLog:
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes one line of metrics.jsonl, and the same scalars to TensorBoard."""
-        self._append(self.path, {"step": step, "split": split, **values})
+        if self.curve:
+            self.curve.append({"step": step, "split": split, **values})
         if self.events:
             self.events.scalars(step, split, values)
         if split != "train":
@@ -189,14 +189,9 @@ class RunLog:
             self.bar.update(self.task, loss=f"{what} batch {i + 1}", speed="")
             yield item
 
-    def length(self) -> int:
-        """Returns the bytes of metrics.jsonl, after they are safe on the disk. A checkpoint holds this number."""
-        if not self.writes:
-            return 0
-        with open(self.path, "rb") as file:
-            # Otherwise a crash of the machine could lose lines that the checkpoint counts on.
-            os.fsync(file.fileno())
-            return file.seek(0, os.SEEK_END)
+    def end(self) -> curve.Mark:
+        """Returns the end of metrics.jsonl, after it is safe on the disk. A checkpoint holds it."""
+        return self.curve.end() if self.curve else curve.Mark()
 
     def close(self) -> None:
         """Closes the TensorBoard events."""
@@ -218,10 +213,8 @@ def open_log(
 
     length: bytes of metrics.jsonl at that step; later lines are cut off. batch_size: examples per step. losses: names of the
     metrics for the progress bar.
-
-    Raises: UserError if metrics.jsonl is shorter than `length`.
     """
-    hosts.broadcast(lambda: _truncate(workdir / "metrics.jsonl", start, length))
+    hosts.broadcast(lambda: curve.truncate(workdir / curve.METRICS, length))
     (workdir / "logs").mkdir(exist_ok=True)
     with _progress() as bar:
         log = RunLog(workdir, config, start, steps, batch_size, bar, losses)
@@ -256,15 +249,6 @@ def _progress() -> Progress:
     )
 
 
-def _truncate(metrics: Path, start: int, length: int) -> None:
-    with open(metrics, "ab", opener=no_follow) as file:
-        if file.tell() < length:
-            raise UserError(
-                f"{metrics} is shorter than when checkpoint {start} was saved; restore it to continue this run"
-            )
-        file.truncate(length)
-
-
 def _open_text(path: Path) -> IO[str]:
     """Opens a file of the log to add text."""
     # A path in the text may have characters that are not UTF-8, and the locale may have another encoding.
@@ -283,9 +267,8 @@ def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]
 
 def read_split(workdir: Path, split: str) -> list[tuple[int, dict[str, float]]]:
     """Returns (step, metrics) of each line of metrics.jsonl about a split. [] on hosts that don't write it."""
-    path = workdir / "metrics.jsonl"
-    rows = directory.read_split(path.read_bytes(), path, split) if hosts.is_first() else []
-    return [(int(row.pop("step")), row) for row in rows]
+    rows = curve.read_split(workdir / curve.METRICS, split) if hosts.is_first() else []
+    return [(row.pop("step"), row) for row in rows]
 
 
 def memory() -> dict[str, int]:

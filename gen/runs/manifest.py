@@ -1,7 +1,8 @@
 """Manifests: SHA-256 sums that tell whether each file of a checkpoint is as it was written.
 
-A step without a manifest was not saved completely. One that disagrees with its manifest is damaged. Neither is ever used: Orbax
-itself would restore an array with a flipped bit silently.
+A checkpoint is written in a folder with another name, sealed by a manifest, and then renamed to its step. A step that disagrees
+with its manifest, or was saved at another step or by another run, is unsound. It is never used: Orbax itself would restore an
+array with a flipped bit silently.
 """
 
 from __future__ import annotations
@@ -9,31 +10,114 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+from threading import Event, Thread
+from typing import NamedTuple
 
 from gen import files
 from gen.errors import UserError
+from gen.runs import owner
 
 FORMAT = 1
 """Version of manifest.json and of the checkpoint that it seals."""
 MANIFEST = "manifest.json"
+UNSOUND = ".unsound"
+"""Ending of the name of a checkpoint that was set aside."""
+POLL_SECONDS = 0.1
+
+
+class _Version(NamedTuple):
+    """A file that was not written to since it was hashed. A rename of its folder keeps all of these."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+    """Time of the last change of its content, in nanoseconds."""
+
+
+_hashed: ContextVar[Mapping[_Version, str] | None] = ContextVar(
+    "hashed", default=None
+)  # what `hash_ahead` has computed
 
 
 def seal(path: Path) -> None:
-    """Writes the manifest of a checkpoint whose files are all on the disk."""
-    text = json.dumps({"format": FORMAT, "sha256": _sums(path)}, indent=1)
+    """Writes the manifest of a checkpoint whose files are all written. In the end all of it is on the disk.
+
+    Files that `hash_ahead` has hashed, and that have not changed since, are not read again.
+    """
+    text = json.dumps({"format": FORMAT, "sha256": _sums(path, _sum_once)}, indent=1)
     # In one rename, after the content is safe on the disk: a manifest is complete or missing.
-    with open(path / f"{MANIFEST}.tmp", "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path / f"{MANIFEST}.tmp", path / MANIFEST)
+    files.write_bytes(path / MANIFEST, text.encode())
+    files.sync_folder(path)
+
+
+@contextmanager
+def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
+    """Hashes the files of a checkpoint while they are written, for the next `seal` in this thread.
+
+    pattern: names of the folders, in `folder`, in which it may be written meanwhile.
+    """
+    hashed: dict[_Version, str] = {}
+    _hashed.set(hashed)
+    written = Event()
+
+    def work() -> None:
+        while not written.wait(POLL_SECONDS):
+            # The folder may be renamed at any time.
+            with suppress(OSError):
+                for path in folder.glob(pattern):
+                    _hash_new(path, hashed, written)
+
+    thread = Thread(target=work, name="hash-ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        written.set()
+        thread.join()
+
+
+def _hash_new(path: Path, hashed: dict[_Version, str], written: Event) -> None:
+    """Adds the sums of files that are not in `hashed` yet, until everything is written."""
+    for file in _files(path):
+        if written.is_set():
+            return
+        before = _version(file)
+        if before in hashed:
+            continue
+        found = _sum(file)
+        # A file that is still being written is hashed again later.
+        if _version(file) == before:
+            hashed[before] = found
+
+
+def _version(file: Path) -> _Version:
+    facts = file.stat()
+    return _Version(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+def _sum_once(file: Path) -> str:
+    """Returns the SHA-256 of a file, which may be known already. The file is on the disk then."""
+    with open(file, "rb") as content:
+        os.fsync(content.fileno())
+    return (_hashed.get() or {}).get(_version(file)) or _sum(file)
 
 
 def is_sealed(path: Path) -> bool:
     """Returns whether a checkpoint has a manifest. Its files are not read."""
     return (path / MANIFEST).exists()
+
+
+def was_sealed(path: Path) -> bool:
+    """Returns whether a checkpoint has, or once had, a manifest.
+
+    Older versions of gen wrote the manifest after the rename, so a kill between the two left a step without one.
+    """
+    return os.path.lexists(path / MANIFEST) or owner.read_step(path) is not None
 
 
 def digest(folder: Path, step: int) -> str:
@@ -42,23 +126,37 @@ def digest(folder: Path, step: int) -> str:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """Returns what is wrong with a step, or None if each file is as it was written."""
+    """Returns what is wrong with a step, or None if it is as it was written, at this step and for this run."""
     path = folder / str(step)
+    if reason := broken(path):
+        return reason
+    if (saved := owner.read_step(path)) not in (None, step):
+        return f"it is a copy of step {saved}"
+    theirs = owner.read_owner(path)
+    changed = theirs and owner.changed_file(theirs, folder.parent)
+    return f"it was saved with another {changed}" if changed else None
+
+
+def broken(path: Path) -> str | None:
+    """Returns what is wrong with the files of a checkpoint, or None if each is as it was written."""
     if not path.is_dir():
         return "there is no such checkpoint"
     try:
         manifest = files.read_json(path / MANIFEST)
         sums, version = manifest["sha256"], manifest["format"]
     except FileNotFoundError:
-        return "it has no manifest (the save was interrupted)"
+        return "it has no manifest (the save was interrupted, or the file was lost)"
     except (UserError, KeyError, TypeError):
         return "its manifest is damaged"
-    if not (isinstance(sums, dict) and isinstance(version, int)):
+    if not (isinstance(sums, dict) and type(version) is int and version > 0):
         return "its manifest is damaged"
     # A later version of gen may have other sums, so this comes before they are compared.
     if version > FORMAT:
         return f"it has format {version}, and this version of gen reads up to {FORMAT}"
-    return _difference(sums, _sums(path))
+    try:
+        return _difference(sums, _sums(path, _sum))
+    except OSError as error:
+        return f"{error.filename or 'a file'} can't be read: {error.strerror}"
 
 
 def _difference(sums: dict[str, object], found: dict[str, str]) -> str | None:
@@ -72,18 +170,33 @@ def _difference(sums: dict[str, object], found: dict[str, str]) -> str | None:
     return None
 
 
-def _sums(path: Path) -> dict[str, str]:
-    """Returns {file: SHA-256} of all files below a checkpoint, without the manifest itself."""
-    sums = {}
+def _files(path: Path) -> Iterator[Path]:
+    """Yields the files of a checkpoint without the manifest itself, in order of their names."""
     for file in sorted(path.rglob("*")):
-        if file.is_file() and not file.name.startswith(MANIFEST):
-            with open(file, "rb") as content:
-                sums[file.relative_to(path).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
-    return sums
+        if file.is_file() and not (file.parent == path and MANIFEST in file.name):
+            yield file
+
+
+def _sums(path: Path, read: Callable[[Path], str]) -> dict[str, str]:
+    """Returns {file: SHA-256} of all files below a checkpoint, without the manifest itself."""
+    return {file.relative_to(path).as_posix(): read(file) for file in _files(path)}
+
+
+def _sum(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def set_aside(step: Path) -> None:
-    """Renames a checkpoint, so that nothing uses it. It is not removed: a person may want to look at it."""
-    unsound = step.with_name(f"{step.name}.unsound")
-    shutil.rmtree(unsound, ignore_errors=True)
+    """Renames a checkpoint, so that nothing uses it. A person may want to look at it, so it stays until a later step is sealed."""
+    unsound = step.with_name(f"{step.name}{UNSOUND}")
+    files.remove(unsound)
     os.replace(step, unsound)
+
+
+def remove_aside(folder: Path, step: int) -> None:
+    """Removes the checkpoints that were set aside at a step or before it. Each is as large as a checkpoint."""
+    for path in folder.glob(f"*{UNSOUND}"):
+        name = path.name.removesuffix(UNSOUND)
+        if name.isdecimal() and int(name) <= step:
+            files.remove(path)

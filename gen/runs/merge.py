@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,11 +63,13 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     state = checkpoint.restore(run.checkpoints, step, run.abstract, items=("params", "ema"))
     weights = read_weights(base, run.abstract.frozen)
     merged = run.config.lora.merge(state.ema or state.params, weights)
-    for name in KEPT_FILES:
-        if (run.workdir / name).exists():
-            shutil.copy(run.workdir / name, folder / name)
+    kept = {name: run.read_file(name) for name in KEPT_FILES if (run.workdir / name).exists()}
+    for name, content in kept.items():
+        files.write_bytes(folder / name, content)
     config = _whole_config(run, base)
-    directory.write_config(folder, config, run.facts.data)
+    # Evaluations replace arrays of reference.npz.
+    constant = {name: content for name, content in kept.items() if name != "reference.npz"}
+    directory.write_config(folder, config, run.facts.data, kept=constant)
     with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
         whole = State(
             jax.numpy.int32(step), params=merged, opt_state={}, ema=begin_average(merged) if state.ema else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Literal, NamedTuple
 from gen import files
 from gen.config import Save
 from gen.errors import UserError
-from gen.runs.manifest import damage, is_sealed
+from gen.runs import owner
+from gen.runs.manifest import broken, damage, is_sealed, was_sealed
+from gen.runtime.faults import check_kept
 
 
 class Facts(NamedTuple):
@@ -29,19 +32,58 @@ class Facts(NamedTuple):
     """Whether the losses and gradients before it were not far outside of the run's history."""
     merged: str | None = None
     """The base of a run that gen.runs.merge made, as JSON."""
+    metrics_sha256: str | None = None
+    """SHA-256 of metrics.jsonl at this step. None: an older version of gen did not compute it."""
+    step: int | None = None
+    """The step. A checkpoint that was copied to another number has another one. None: as above."""
+    owner: Mapping[str, object] | None = None
+    """The run of the checkpoint: gen.runs.owner.Owner as JSON. None: as above."""
 
 
 def steps(folder: Path) -> list[int]:
     """Returns the committed steps in ascending order, sound or not."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    # "007" is not how gen names a step.
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.name == str(int(p.name)))
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
-    """Returns the newest sound step. None: there is no checkpoint. warn: receives a line for each damaged step.
+    """Returns the newest sound step. None: there is no checkpoint, or none was ever sealed. warn: receives a line for each damaged
+    step.
 
-    Raises: UserError if there are checkpoints and none is sound.
+    Raises: UserError if checkpoints were sealed and none is sound.
     """
-    return _first_sound(folder, sorted(steps(folder), reverse=True), warn)
+    found = steps(folder)
+    if found and not any(was_sealed(folder / str(step)) for step in found):
+        warn(f"no checkpoint in {folder} was ever sealed (the first save was interrupted); training begins at step 0")
+        return None
+    return _first_sound(folder, found[::-1], warn)
+
+
+def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
+    """Checks that config.json, spec.json and tokenizer.json are those that the run's checkpoints were saved with.
+
+    warn: receives a line if no checkpoint says so, because an older version of gen saved them.
+
+    Raises: UserError that names the file which has changed or is missing.
+    """
+    folder = workdir / "checkpoints"
+    known = {step: theirs for step in steps(folder) if (theirs := owner.read_owner(folder / str(step)))}
+    changed = {step: owner.changed_file(theirs, workdir) for step, theirs in known.items()}
+    # A checkpoint of another run is named when it is read. It says nothing about this run.
+    if None in changed.values():
+        return
+    for step in sorted(changed, reverse=True):
+        # A damaged checkpoint says nothing either.
+        if broken(folder / str(step)) is None:
+            file = workdir / str(changed[step])
+            wrong = "has changed since" if file.exists() else "is missing, and was there when"
+            raise UserError(f"{file} {wrong} checkpoint {step} was saved; the fix: restore it from a copy of the run")
+    if not known and any(is_sealed(folder / str(step)) for step in steps(folder)):
+        warn(
+            f"{workdir} was saved by an older version of gen, so changes of its config and its data's files go unnoticed"
+        )
 
 
 def scheduled(folder: Path) -> int | None:
@@ -67,11 +109,51 @@ def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
 
 def read_facts(folder: Path, step: int) -> Facts:
     """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
-    found = files.read_json(folder / str(step) / "meta" / "metadata")
-    kinds = {"validation": dict, "metrics_bytes": int, "faults": list, "due": bool, "healthy": bool}
-    if not isinstance(found, dict) or any(type(found[k]) is not kind for k, kind in kinds.items() if k in found):
-        raise UserError(f"checkpoint {folder / str(step)} has no facts")
+    path = folder / str(step)
+    found = files.read_json(path / "meta" / "metadata")
+    if not isinstance(found, dict):
+        raise UserError(f"checkpoint {path} has no facts; the fix: remove it, and an earlier checkpoint is used")
+    for name, fits in FACTS.items():
+        if name in found and not fits(found[name]):
+            shown = json.dumps(found[name])[:80]
+            raise UserError(
+                f"checkpoint {path} has damaged facts: {name} is {shown}; the fix: remove it, and an earlier one is used"
+            )
     return Facts(**{name: found[name] for name in Facts._fields if name in found})
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_flag(value: object) -> bool:
+    return type(value) is bool
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(type(number) in (int, float) for number in value.values())
+
+
+def _is_owner(value: object) -> bool:
+    return owner.parse(value) is not None
+
+
+FACTS: dict[str, Callable[[object], bool]] = {
+    "metrics_bytes": _is_count,
+    "validation": _are_numbers,
+    "due": _is_flag,
+    "faults": check_kept,
+    "healthy": _is_flag,
+    "merged": _is_text,
+    "metrics_sha256": _is_text,
+    "step": _is_count,
+    "owner": _is_owner,
+}
+"""{fact: whether a value is possible}. A fact that is missing has its default."""
 
 
 def steps_to_keep(folder: Path, config: Save) -> set[int]:
@@ -119,5 +201,7 @@ def _first_sound(folder: Path, order: list[int], warn: Callable[[str], None]) ->
             return step
         warn(f"checkpoint {folder / str(step)} is unsound and not used: {reason}")
     if order:
-        raise UserError(f"no sound checkpoint in {folder}; start again in another --workdir, or restore the folder")
+        raise UserError(
+            f"no sound checkpoint in {folder}; the fix: restore the folder, or start again in another --workdir"
+        )
     return None

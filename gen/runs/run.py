@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
+from gen import config as configs
 from gen import files
 from gen.config import Config
 from gen.core import Dataset, GenerativeModel, RunView, State
-from gen.errors import UserError
+from gen.errors import UserError, say
 from gen.runs import base as runs_base
-from gen.runs import checkpoint, directory
+from gen.runs import checkpoint, curve, directory, owner
 from gen.runtime import hosts
 from gen.runtime.engine import Engine
 
@@ -41,7 +42,14 @@ class Run:
         """Returns the state of a checkpoint, placed on the devices. Step 0: the initial state, with the base's weights if any."""
         abstract = self.engine.abstract
         if step:
-            return runs_base.with_base(checkpoint.restore(self.checkpoints, step, abstract), abstract, self.base)
+            state = checkpoint.restore(self.checkpoints, step, abstract)
+            # Older versions of gen kept the step in the state alone.
+            if int(state.step) != step:
+                raise UserError(
+                    f"{self.checkpoints / str(step)} is a copy of step {int(state.step)}; the fix: remove it, and an earlier "
+                    "checkpoint is used"
+                )
+            return runs_base.with_base(state, abstract, self.base)
         if self.base is None:
             return self.engine.init()
         # An adapter keeps the base's weights in `frozen`. Other runs continue to train them as `params`.
@@ -103,19 +111,43 @@ def open_start(run: Run, held: ExitStack) -> Start:
 def _find_start(run: Run, held: ExitStack) -> Start:
     config, workdir, data = run.config, run.workdir, run.data
     held.enter_context(directory.lock_run(workdir))
-    directory.begin_run(workdir, config, data, run.base and run.base.record(workdir))
+    base = run.base and run.base.record(workdir)
+    # Everything is checked before the first file is written.
+    identities = directory.check_same_run(workdir, config, data, base)
     # The log is not open yet, so warnings are collected for it.
     damaged: list[str] = []
     step = checkpoint.newest(run.checkpoints, warn=damaged.append) or 0
+    facts = checkpoint.read_facts(run.checkpoints, step) if step else checkpoint.Facts()
+    curve.check_unchanged(workdir, step, facts)
+    directory.write_run(workdir, config, data, base, identities)
     finished = step >= config.steps and _is_tested(run)
-    if not finished and not data.spec.keys() <= directory.read_reference(workdir, data.spec).keys():
-        directory.write_reference(workdir, reference_examples(data))
+    damaged += _restore_reference(run, facts)
     if step < config.steps:
         # It is about an earlier checkpoint: this run is made longer.
         (workdir / "evaluation.json").unlink(missing_ok=True)
     if step:
-        return Start("resume", step, checkpoint.read_facts(run.checkpoints, step), damaged, finished)
-    return Start("scratch" if run.base is None else "base", 0, checkpoint.Facts(), damaged, finished)
+        return Start("resume", step, facts, damaged, finished)
+    return Start("scratch" if run.base is None else "base", 0, facts, damaged, finished)
+
+
+def _restore_reference(run: Run, facts: checkpoint.Facts) -> list[str]:
+    """Writes the examples of reference.npz if they are missing or have changed. Returns a line if there were some before."""
+    path, spec = run.workdir / "reference.npz", run.data.spec
+    try:
+        found = directory.read_reference(run.workdir, spec)
+    except UserError:
+        found = None
+    if found is not None and spec.keys() <= found.keys():
+        known = owner.parse(facts.owner)
+        examples = owner.sums_of({name: found[name] for name in spec})
+        if known is None or known.reference == examples:
+            return []
+    lost = facts.step is not None or path.exists()
+    if path.is_file():
+        # Its other arrays are of an evaluation, perhaps of another run. The next evaluation writes them again.
+        path.unlink()
+    directory.write_reference(run.workdir, reference_examples(run.data))
+    return [f"{path} was lost or damaged; its examples are written again"] if lost else []
 
 
 def _is_tested(run: Run) -> bool:
@@ -123,6 +155,15 @@ def _is_tested(run: Run) -> bool:
     evaluation = directory.read_evaluation(run.workdir) or directory.Evaluation()
     by_checkpoint = {name for name, entry in evaluation.protocol.items() if "checkpoint" in entry}
     return bool(evaluation.metrics.keys() & (run.model.protocol.keys() or by_checkpoint))
+
+
+def report_finished(run: Run, start: Start) -> None:
+    """Prints that nothing is left to do, and how to train for more steps."""
+    for text in start.damaged:
+        say(f"warning: {text}")
+    # A schedule that reads the number of steps makes it a part of the run's identity.
+    more = "" if "steps" in configs.identity(run.config) else ". To train for more: --steps N"
+    say(f"{run.workdir} is finished: {start.step} steps are done{more}")
 
 
 def reference_examples(data: Dataset) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from gen.data.text import tokenizers
 from gen.errors import UserError, say
 from gen.families.labels import with_class_number
 from gen.runs import base as runs_base
-from gen.runs import checkpoint, directory
+from gen.runs import checkpoint, directory, owner
 from gen.runs.directory import RunFacts
 from gen.runtime import backend, engine
 
@@ -96,8 +96,24 @@ class TrainedRun:
         return replace(state, step=jax.numpy.int32(step))
 
     def reference(self) -> dict[str, np.ndarray]:
-        """Returns the arrays of reference.npz: validation examples, as the model sees them. {} if there are none."""
-        return directory.read_reference(self.workdir, self.spec)
+        """Returns the arrays of reference.npz: validation examples, as the model sees them. {} if there are none.
+
+        Raises: UserError if they are damaged, or are not those that the run was trained with.
+        """
+        found = directory.read_reference(self.workdir, self.spec)
+        examples = owner.sums_of({name: array for name, array in found.items() if name in self.spec})
+        folder = self.checkpoints
+        known = [
+            theirs.reference for step in checkpoint.steps(folder) if (theirs := owner.read_owner(folder / str(step)))
+        ]
+        if known and examples not in known:
+            if not found:
+                raise UserError(f"{self.workdir} has no reference.npz; training the run again makes one")
+            raise UserError(
+                f"{self.workdir}/reference.npz has changed since the run's checkpoints were saved; the fix: restore it, or start "
+                "the training again, which makes it"
+            )
+        return found
 
     def read_file(self, name: str) -> bytes:
         """Returns a file that the data set left in the run, such as tokenizer.json. Raises: UserError if it is missing."""
@@ -165,12 +181,14 @@ class TrainedRun:
 def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
     """Returns the run in a directory. trust: modules outside gen that its config may name; they are imported.
 
-    Raises: UserError if there is no run, or if its config.json or spec.json is damaged.
+    Raises: UserError if there is no run, or if its config.json, spec.json or tokenizer.json is damaged, or has changed since its
+    checkpoints were saved.
     """
     # Before the first array is made, since the settings are fixed then.
     backend.start_backend(Parallel())
     config, facts = directory.read_config(workdir, trust)
     spec = directory.read_spec(workdir)
+    checkpoint.check_owner(workdir, owner.warn)
     return TrainedRun(workdir, config, facts, spec, config.model.build(spec, config.steps))
 
 

@@ -9,6 +9,7 @@ number never decreases, so each batch is used once.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from gen.runtime.levels import GRADIENT, LOSS, PLAYERS, START, Kind, Level
 
 REPORT_AFTER = 20
 """A loss is reported after it was far above its best for this number of steps, even if no single step was a jump."""
+MAX_LOG = 709.0
+"""The exponential of a larger number overflows."""
 
 
 class History(NamedTuple):
@@ -195,6 +198,32 @@ class Record:
 def _is_new(old: Level, now: Level) -> bool:
     """Returns whether the last value is far away, the first time for a while. So a long explosion is reported once."""
     return now.remarked == now.count > old.count and now.count - old.remarked > levels.MEMORY
+
+
+def check_kept(value: object) -> bool:
+    """Returns whether JSON values can be `Record.kept` of a checkpoint: two histories, or none at step 0."""
+    return isinstance(value, list) and len(value) in (0, 2) and all(_is_history(each) for each in value)
+
+
+def _is_history(values: object) -> bool:
+    if not isinstance(values, list):
+        return False
+    if len(values) == len(History._fields):
+        return _is_number(values[0]) and all(_is_level(level) for level in values[1:])
+    # As version 0.2 wrote it.
+    return len(values) == 4 and all(map(_is_number, values)) and values[2] >= 0
+
+
+def _is_level(values: object) -> bool:
+    if not (isinstance(values, list) and len(values) == len(Level._fields) and all(map(_is_number, values))):
+        return False
+    level = Level(*values)
+    # Larger logarithms than of the largest float overflow, and a negative variance has no root.
+    return level.count >= 0 and level.variance >= 0 and level.noise >= 0 and level.log_noise < MAX_LOG
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # pyright: ignore
 
 
 def _read(values: Sequence[object]) -> History:
