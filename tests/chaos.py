@@ -228,8 +228,8 @@ def run_plans(chaos: Chaos, plans: Iterable[Plan], kills: int, say: Callable[[st
             failed.append(str(error).splitlines()[0])
             say(f"FAILED {error}\nrepeat: python -m tests.chaos --replay {str(plan)!r}")
         done = chaos.kills.total()
-        if done // 25 > told or done >= kills:
-            told = done // 25
+        if done // 10 > told or done >= kills:
+            told = done // 10
             say(
                 f"{done} kills, {len(failed)} failures, {time.monotonic() - begun:.0f} s, {cpu_seconds():.0f} s of CPU time"
             )
