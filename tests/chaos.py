@@ -35,7 +35,7 @@ from tests import same
 from tests.places import BEFORE_IMPORTS, PLACES, SIGNALS, Counts, Kill, install
 from tests.starts import CHEAP, ENGINES, SCENARIOS, End, Folders, fork, make_data, start, wait
 
-MAX_STARTS = 8
+MAX_STARTS = 12
 """Kills of one run, at most."""
 ONLY_LATER = ("restore", "set aside", "removal", "unlink")
 """Places that a run may pass only after it was killed."""
@@ -188,7 +188,7 @@ def draw_plan(draw: random.Random, scenario: str, census: Counts) -> Plan:
     usual = draw.choice((engines[0], *engines))
     mixed = draw.random() < 0.5
     starts = [
-        draw_start(draw, draw.choice(engines) if mixed else usual, census) for _ in range(draw.randint(2, MAX_STARTS))
+        draw_start(draw, draw.choice(engines) if mixed else usual, census) for _ in range(draw.randint(4, MAX_STARTS))
     ]
     return Plan(scenario, (*starts, Start(draw.choice(engines) if mixed else usual)))
 
@@ -203,9 +203,9 @@ def draw_start(draw: random.Random, engine: str, census: Counts) -> Start:
         return Start(engine, Kill(name, draw.choice(("before", "after")), "import", draw.randint(1, 1500)))
     known = [place for place in PLACES if place not in BEFORE_IMPORTS and (census.of(place) or place in ONLY_LATER)]
     place = draw.choice(known)
-    # Early passages are passed by more starts than late ones.
+    # A start that continues a run passes a place less often, and a start that does not come to its passage ends the plan.
     most = max(2, census.of(place) // hosts)
-    passage = draw.randint(1, draw.choice((min(3, most), most)))
+    passage = draw.randint(1, min(3, most) if draw.random() < 0.75 else most)
     name = draw.choice(("KILL", "KILL", "KILL", "TERM", "USR1", "INT", f"TERM+{draw.randint(1, 20)}"))
     return Start(engine, Kill(name, draw.choice(("before", "after")), place, passage), host)
 
