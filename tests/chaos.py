@@ -1,167 +1,300 @@
-"""Kills a training again and again, and checks its end: python -m tests.chaos --family vae --kills 50 --seed 0
+"""Kills runs at named places, and checks their ends: python -m tests.chaos --kills 1000 --seed 0
 
-A run is killed at random moments, at least a third of them inside a save, or told to stop (SIGTERM), and started again each
-time. In the end its last checkpoint, metrics.jsonl and evaluation.json must equal, bit for bit, the files of a run that was not
-interrupted.
+A plan starts a small run again and again. Each start ends itself with a signal, at the n-th passage of a named place of the code
+(tests/places.py). Starts may have other engines, devices and steps per call. In the end, the run must equal one that was left alone:
+bit for bit if all starts had the same engine, and up to 1e-5 otherwise.
 """
 
 from __future__ import annotations
 
-import json
+import gc
+import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-import numpy as np
+if __name__ == "__main__":
+    # Read when JAX is imported. The tests' own cache of programs is used if there is one.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
 import tyro
 
-from tests.processes import QUICK, environment, hosts, statuses, until
+from tests import same
+from tests.places import BEFORE_IMPORTS, PLACES, SIGNALS, Counts, Kill, install
+from tests.starts import CHEAP, ENGINES, SCENARIOS, End, Folders, fork, make_data, start, wait
 
-FAMILIES = {
-    "vae": ["vae_digits", *QUICK],
-    "gan": [
-        *("gan_digits", "--model.generator.widths", "16", "16", "--model.discriminator.widths", "16", "16"),
-        *("--data.batch-size", "16", "--alarms.action", "off", "--log.no-tensorboard"),
-    ],
-    "lm": [
-        *("lm_pydoc", "--model.network.layers", "2", "--model.network.width", "16", "--model.network.heads", "2"),
-        *("--model.network.unroll", "1", "--data.tokenizer", "byte", "--data.length", "32"),
-        *("--data.batch-size", "8", "--log.no-tensorboard"),
-    ],
-}
-# Steps between saves.
-EVERY = 60
-# Steps after which a process is killed, at most.
-LIFE = 3 * EVERY
+MAX_STARTS = 12
+"""Kills of one run, at most."""
+ONLY_LATER = ("restore", "set aside", "removal", "unlink")
+"""Places that a run may pass only after it was killed."""
+
+SAMPLE = (
+    "rollback, pmap1:0:KILL:after:lock:1, pmap1:0:TERM:before:rename:2, pmap1:0:KILL:after:rollback:1, "
+    "pmap1:0:KILL:before:seal:1, pmap1:0:INT:after:set aside:1, pmap1:0:USR1:before:final test:1, pmap1",
+    "lm, pmap1:0:KILL:before:import:700, pmap1:0:KILL:after:cache:2, jit1:0:TERM+3:after:flush:1, pmap1",
+)
+"""Plans that come to every place in a minute."""
 
 
-def chaos(family: str, kills: int, seed: int, folder: Path, n: int = 1, say: Callable[[str], None] = print) -> int:
-    """Trains with kills in `folder`, on n hosts of which one is killed at a time. Returns the number of kills inside a save.
+@dataclass(frozen=True)
+class Start:
+    """One start of a run."""
 
-    Raises: AssertionError with the difference to a run that was not interrupted.
-    """
-    draw, env = random.Random(seed), environment(folder / "cache")
-    steps = (kills + 1) * LIFE
-    common = [
-        *FAMILIES[family],
-        "--steps",
-        steps,
-        "--save.every",
-        EVERY,
-        "--evaluate-every",
-        EVERY // 2,
-        "--log.every",
-        1,
+    engine: str
+    kill: Kill | None = None
+    host: int = 0
+    """The host that is killed."""
+
+    def __str__(self) -> str:
+        return f"{self.engine}:{self.host}:{self.kill}" if self.kill else self.engine
+
+    @classmethod
+    def parse(cls, text: str) -> Start:
+        engine, _, rest = text.partition(":")
+        host, _, kill = rest.partition(":")
+        return cls(engine, Kill.parse(kill), int(host)) if rest else cls(engine)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scenario and its starts, of which the last one is left alone."""
+
+    scenario: str
+    starts: tuple[Start, ...]
+
+    def __str__(self) -> str:
+        return ", ".join([self.scenario, *map(str, self.starts)])
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Returns the plan of a text that `str` made."""
+        scenario, *starts = text.split(", ")
+        return cls(scenario, tuple(map(Start.parse, starts)))
+
+
+class Failure(Exception):
+    """A plan whose run did not end as it must."""
+
+
+class Chaos:
+    """Runs plans in a folder, and counts the kills and the passages of each place."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.kills: Counter[tuple[str, str]] = Counter()
+        """{(place, signal): number}."""
+        self.passages: Counter[str] = Counter()
+        self.compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "compiled"))
+        make_data(folder)
+
+    def whole(self, scenario: str, engine: str) -> Path:
+        """Returns a run of this scenario and engine that was left alone. Raises: Failure if it fails."""
+        at = self.folder / "whole" / f"{scenario}-{engine}"
+        if not at.exists():
+            if base := SCENARIOS[scenario].lora:
+                self.whole(base, "pmap1")
+            at.mkdir(parents=True)
+            self._end(scenario, Start(engine), Folders(self.folder, at, at / "cache", self.compiled, at))
+        return at
+
+    def census(self, scenario: str) -> Counts:
+        """Returns how often a run of a scenario passes each place if it is left alone."""
+        return Counts(self.whole(scenario, SCENARIOS[scenario].engines[0]) / "counts")
+
+    def run(self, plan: Plan) -> None:
+        """Runs a plan. Raises: Failure with the reason."""
+        at = self.folder / "hurt"
+        shutil.rmtree(at, ignore_errors=True)
+        at.mkdir()
+        # Programs are compiled again, and killed meanwhile, only if the plan says so.
+        cold = any(each.kill and each.kill.place == "compile" for each in plan.starts)
+        folders = Folders(self.folder, at / "run", at / "cache", at / "compiled" if cold else self.compiled, at)
+        for number, begun in enumerate(plan.starts):
+            used = {each.engine for each in plan.starts[: number + 1]}
+            if self._end(plan.scenario, begun, folders) == 0:
+                self._compare(plan.scenario, used, folders)
+                return
+        raise Failure("the last start of a plan must be left alone")
+
+    def _end(self, scenario: str, begun: Start, at: Folders) -> int:
+        """Makes a start, and checks how it ends. Returns the status of the host that was to be killed."""
+        (at.output / "counts").unlink(missing_ok=True)
+        counts = Counts(at.output / "counts")
+        try:
+            end = start(scenario, begun.engine, begun.kill, counts, at, begun.host)
+        except AssertionError as error:
+            raise Failure(f"{begun}: {error}") from None
+        self.passages.update({place: counts.of(place) for place in PLACES})
+        if begun.kill and counts.fired:
+            self.kills[begun.kill.place, begun.kill.signal.split("+")[0]] += 1
+        if problem := judge(begun, end, counts.fired):
+            raise Failure(f"{begun}: {problem}\n{end.output[-3000:]}")
+        return end.statuses[begun.host]
+
+    def _compare(self, scenario: str, engines: set[str], at: Folders) -> None:
+        steps, engine = SCENARIOS[scenario].steps, next(iter(engines))
+        if len(engines) == 1:
+            compare = partial(same.compare_bits, self.whole(scenario, engine), at.run, steps)
+        else:
+            compare = partial(same.compare_close, self.whole(scenario, SCENARIOS[scenario].engines[0]), at.run, steps)
+        output = at.output / "compared.txt"
+        if wait([fork(compare, output)]) != [0]:
+            raise Failure(output.read_text().strip().splitlines()[-1])
+
+
+def judge(begun: Start, end: End, fired: bool) -> str | None:
+    """Returns what is wrong with the end of a start. None: nothing."""
+    status, others = end.statuses[begun.host], [s for i, s in enumerate(end.statuses) if i != begun.host]
+    if not fired:
+        return None if {status, *others} == {0} else f"status {status} {others} of a start that was left alone"
+    assert begun.kill is not None
+    if status not in expected(begun.kill):
+        return f"status {status}"
+    if "Traceback" in end.output and len(end.statuses) == 1:
+        return "a traceback"
+    # The other hosts leave by themselves, or are aborted by the runtime. At the very end they may be finished.
+    if not all(other in (0, 75, -signal.SIGABRT) for other in others):
+        return f"status {others} of the other host"
+    return None
+
+
+def expected(kill: Kill) -> tuple[int, ...]:
+    """Returns the statuses with which a process may end after its signal."""
+    name, _, later = kill.signal.partition("+")
+    if name == "KILL":
+        return (-signal.SIGKILL,)
+    # Until its modules are imported, a process has the system's own handlers.
+    early = (-SIGNALS[name],) if kill.place in BEFORE_IMPORTS else ()
+    second = (-signal.SIGKILL,) if later else ()
+    # A Ctrl-C is an interruption, except during the steps, where it saves first.
+    return (75, *early, *second, *((130,) if name == "INT" else ()))
+
+
+def draw_plan(draw: random.Random, scenario: str, census: Counts) -> Plan:
+    """Returns a random plan. Half of the plans have the same engine in all starts."""
+    engines = SCENARIOS[scenario].engines
+    usual = draw.choice((engines[0], *engines))
+    mixed = draw.random() < 0.5
+    starts = [
+        draw_start(draw, draw.choice(engines) if mixed else usual, census) for _ in range(draw.randint(4, MAX_STARTS))
     ]
-    start = lambda workdir: hosts(n, [*common, "--workdir", workdir], env, folder / "logs")
-    said = lambda: (folder / "logs" / "host-0.txt").read_text()[-2000:]
-    whole, hurt = folder / "whole", folder / "hurt"
-    with start(whole) as running:
-        assert statuses(running, 3600) == [0] * n, said()
-
-    inside = 0
-    for kill in range(kills):
-        in_save = partial(saving, hurt, lives(hurt), time.time())
-        a_third = inside * 3 < kill + 1  # of all so far are to be inside a save
-        due, number = (in_save, signal.SIGKILL) if a_third else moment(draw, hurt)
-        with start(hurt) as running:
-            assert until(due, running), f"kill {kill + 1}: not reached\n{said()}"
-            victim = draw.choice(running)
-            victim.send_signal(number)
-            victim.wait(120)
-            caught = number == signal.SIGKILL and in_save()
-            # Others leave by themselves, to be started again, or are aborted by the runtime.
-            left = [p.wait(60) for p in running if p is not victim or number == signal.SIGTERM]
-            assert all(status in (75, -signal.SIGABRT) for status in left), (left, said())
-        inside += caught
-        say(f"{number.name} {kill + 1} of {kills}{' inside a save' * caught}, after {lines(hurt)} lines")
-    with start(hurt) as running:
-        assert statuses(running, 3600) == [0] * n, said()
-    compare(whole, hurt, steps)
-    return inside
+    return Plan(scenario, (*starts, Start(draw.choice(engines) if mixed else usual)))
 
 
-def moment(draw: random.Random, workdir: Path) -> tuple[Callable[[], bool], signal.Signals]:
-    """Returns a random moment to end a process, and the signal: SIGTERM, at which the run saves, in a third of the cases."""
-    number = signal.SIGTERM if draw.random() < 1 / 3 else signal.SIGKILL
-    if draw.random() < 0.15:  # while it starts
-        end = time.monotonic() + draw.uniform(0.5, 3)
-        return lambda: time.monotonic() > end, signal.SIGKILL
-    least = lines(workdir) + draw.randint(1, LIFE - 1)
-    return lambda: lines(workdir) >= least, number
+def draw_start(draw: random.Random, engine: str, census: Counts) -> Start:
+    """Returns a start that ends itself at a random place."""
+    hosts = ENGINES[engine].hosts
+    host = draw.randrange(hosts)
+    if hosts == 1 and draw.random() < 0.01:
+        # The modules of JAX and of gen.
+        name = draw.choice(("KILL", "TERM"))
+        return Start(engine, Kill(name, draw.choice(("before", "after")), "import", draw.randint(1, 1500)))
+    known = [place for place in PLACES if place not in BEFORE_IMPORTS and (census.of(place) or place in ONLY_LATER)]
+    place = draw.choice(known)
+    # A start that continues a run passes a place less often, and a start that does not come to its passage ends the plan.
+    most = max(2, census.of(place) // hosts)
+    passage = draw.randint(1, min(3, most) if draw.random() < 0.75 else most)
+    name = draw.choice(("KILL", "KILL", "KILL", "TERM", "USR1", "INT", f"TERM+{draw.randint(1, 20)}"))
+    return Start(engine, Kill(name, draw.choice(("before", "after")), place, passage), host)
 
 
-def lines(workdir: Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def draw_plans(seed: int, scenarios: Sequence[str], chaos: Chaos) -> Iterator[Plan]:
+    """Yields plans without end, of each scenario in turn."""
+    draw = random.Random(seed)
+    while True:
+        for scenario in scenarios:
+            yield draw_plan(draw, scenario, chaos.census(scenario))
 
 
-def lives(workdir: Path) -> int:
-    """Returns the number of processes that have trained there."""
-    log = workdir / "logs" / "host-000.log"
-    return log.read_text().count("compiled in") if log.exists() else 0
+def run_plans(chaos: Chaos, plans: Iterable[Plan], kills: int, say: Callable[[str], None]) -> list[str]:
+    """Runs plans until enough kills are made. Returns a line for each plan that failed."""
+    begun, failed, told = time.monotonic(), [], 0
+    for plan in plans:
+        try:
+            chaos.run(plan)
+        except Failure as error:
+            failed.append(str(error).splitlines()[0])
+            say(f"FAILED {error}\nrepeat: python -m tests.chaos --replay {str(plan)!r}")
+        done = chaos.kills.total()
+        if done // 10 > told or done >= kills:
+            told = done // 10
+            say(
+                f"{done} kills, {len(failed)} failures, {time.monotonic() - begun:.0f} s, {cpu_seconds():.0f} s of CPU time"
+            )
+        if done >= kills:
+            break
+    return failed
 
 
-def saving(workdir: Path, before: int, since: float) -> bool:
-    """Returns whether process number `before` + 1 is inside a save: a checkpoint is half written, or not sealed yet.
-
-    Leftovers of earlier processes, older than `since`, don't count. They are removed before the first step.
-    """
-    if lives(workdir) == before:
-        return False
-    folder = workdir / "checkpoints"
-    open_ = [p for p in folder.glob("[0-9]*") if p.name.isdecimal() and not (p / "manifest.json").exists()]
-    return any(modified(p) > since for p in [*folder.glob("*.orbax-checkpoint-tmp*"), *open_])
+def cpu_seconds() -> float:
+    """Returns the CPU time of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # renamed just now
-        return 0.0
+def summarize(chaos: Chaos) -> str:
+    """Returns a table of the kills by place and signal."""
+    lines = [f"{'place':12} {'passages':>9} " + " ".join(f"{name:>5}" for name in SIGNALS)]
+    for place in PLACES:
+        numbers = " ".join(f"{chaos.kills[place, name]:5}" for name in SIGNALS)
+        lines.append(f"{place:12} {chaos.passages[place]:9} {numbers}")
+    return "\n".join(lines)
 
 
-def compare(whole: Path, hurt: Path, steps: int) -> None:
-    """Raises: AssertionError for the first thing that differs."""
-    one, other = (path / "checkpoints" / str(steps) for path in (whole, hurt))
-    sums = [json.loads((path / "manifest.json").read_text())["sha256"] for path in (one, other)]
-    arrays = [{k: v for k, v in found.items() if not k.startswith(("meta", "_"))} for found in sums]
-    parts = {k.split("/")[0] for k in arrays[0]}
-    assert {"params", "opt_state"} <= parts, parts
-    timed = ("_METADATA", "_sharding", "array_metadatas", "commit_success")  # of when and where it was written
-    content = [{k: v for k, v in found.items() if not any(t in k for t in timed)} for found in arrays]
-    different = [k for k in content[0].keys() | content[1].keys() if content[0].get(k) != content[1].get(k)]
-    assert not different, f"the checkpoints differ in {different[:5]}"
-    for name in ("metrics.jsonl", "evaluation.json"):
-        assert (whole / name).read_bytes() == (hurt / name).read_bytes(), f"{name} differs"
-    found = [json.loads(line) for line in (hurt / "metrics.jsonl").read_text().splitlines()]
-    trained = [line["step"] for line in found if line["split"] == "train"]
-    assert trained == list(range(1, steps + 1)), "metrics.jsonl has a gap or a repeated step"
-    with np.load(whole / "reference.npz") as a, np.load(hurt / "reference.npz") as b:
-        assert all(np.array_equal(a[name], b[name]) for name in a), "reference.npz differs"
+class Options(NamedTuple):
+    """Kill runs at named places, and compare their ends with runs left alone."""
+
+    kills: int = 100
+    """Number of kills and signals."""
+    seed: int = 0
+    scenario: str | None = None
+    """Only this scenario."""
+    replay: str | None = None
+    """Run this plan alone."""
+    sample: bool = False
+    """Run the fixed sample of tests/test_chaos.py, and fail if a place is never passed."""
 
 
-def main(family: Literal["vae", "gan", "lm"] = "vae", kills: int = 50, seed: int = 0, hosts: int = 1) -> None:
-    """Kill a family's training, and print how it ended."""
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    begun = time.monotonic()
-    inside = chaos(family, kills, seed, folder, hosts, say=lambda text: print(text, flush=True))
-    minutes = (time.monotonic() - begun) / 60
-    print(
-        f"{family}: {kills} of {kills} kills survived, {inside} SIGKILLs inside a save; bit-identical; {minutes:.0f} minutes"
-    )
-    shutil.rmtree(folder)
+def main(options: Options) -> int:
+    """Runs the command. Returns its exit status."""
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
+    install([place for place in PLACES if place not in BEFORE_IMPORTS])
+    # The collector would go through all modules again and again, in every child.
+    gc.freeze()
+    begun, say = time.monotonic(), partial(print, flush=True)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        chaos = Chaos(Path(folder))
+        failed = run_plans(chaos, *choose_plans(options, chaos), say)
+    never = [place for place in PLACES if not chaos.passages[place]] if options.sample else []
+    say(summarize(chaos))
+    if never:
+        say(f"never passed: {', '.join(never)}")
+    spent = f"{time.monotonic() - begun:.0f} s, {cpu_seconds():.0f} s of CPU time"
+    say(f"{chaos.kills.total()} kills, {len(failed)} failures, {spent}")
+    return 1 if failed or never else 0
+
+
+def choose_plans(options: Options, chaos: Chaos) -> tuple[Iterable[Plan], int]:
+    """Returns the plans that the options ask for, and the number of kills after which to stop."""
+    if options.replay:
+        return [Plan.parse(options.replay)], sys.maxsize
+    if options.sample:
+        return map(Plan.parse, SAMPLE), sys.maxsize
+    scenarios = [options.scenario] if options.scenario else list(SCENARIOS)
+    return draw_plans(options.seed, scenarios, chaos), options.kills
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except AssertionError as error:
-        sys.exit(f"failed: {error}")
+    sys.exit(main(tyro.cli(Options)))
