@@ -33,7 +33,7 @@ from gen.interop.convert import export_run, import_run
 from gen.interop.gpt2 import GPT2, describe, to_gpt2
 from gen.networks.transformer import Architecture
 from gen.runs import base as runs_base
-from gen.runs import checkpoint, directory, manifest, merge, trouble
+from gen.runs import checkpoint, curve, directory, manifest, merge, trouble
 from tests.hostile import EVIL, Case, World
 
 ESCAPED = EVIL.replace("/", "_")
@@ -815,10 +815,10 @@ def records() -> Iterator[Case]:
         def read(world: World, folder: Path, content: bytes = content) -> None:
             lines = [b'{"step": 1, "split": "train", "loss": 1.0}', b'"split": "validation" "alarm"' + content]
             for name in ("metrics.jsonl", "telemetry.jsonl"):
-                (folder / name).write_bytes(b"\n".join(lines))
+                (folder / name).write_bytes(b"\n".join([*lines, b""]))
             trouble.repeat_warnings(folder / "telemetry.jsonl")
-            directory.read_split((folder / "metrics.jsonl").read_bytes(), folder / "metrics.jsonl", "train")
-            directory.read_split((folder / "metrics.jsonl").read_bytes(), folder / "metrics.jsonl", "validation")
+            for split in ("train", "validation"):
+                curve.read_split(folder / "metrics.jsonl", split)
 
         def scores(world: World, folder: Path, content: bytes = content) -> None:
             (folder / "evaluation.json").write_bytes(content)
@@ -1256,8 +1256,8 @@ def sample_manifests() -> Iterator[Case]:
         "a medium with escapes": {"medium": {EVIL: 1}},
     }
     for name, change in changes.items():
-        act = partial(_verify_changed, change)
-        yield Case("samples", name, act, refused=None if "zeros" in name else True)
+        verify = partial(_verify_changed, change)
+        yield Case("samples", name, verify, refused=None if "zeros" in name else True)
 
 
 def _verify_changed(change: dict[str, Any], world: World, folder: Path) -> None:

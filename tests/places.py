@@ -39,7 +39,7 @@ PLACES = {
     "step": ("gen.runs.log:RunLog.step",),
     "line": ("gen.runs.log:RunLog.metrics",),
     "telemetry": ("gen.runs.log:RunLog.telemetry",),
-    "flush": ("gen.runs.log:RunLog.length",),
+    "flush": ("gen.runs.log:RunLog.end",),
     "evaluation": ("gen.train:Monitor.evaluate",),
     "samples": ("gen.runs.run:write_samples",),
     "alarms": ("gen.train:Monitor.check_alarms",),

@@ -14,9 +14,9 @@ from PIL import Image
 from gen import files
 from gen.core import Feature
 from gen.data import from_arrays, prepare
+from gen.data.arrays import Arrays
 from gen.data.images import pixels
 from gen.data.images.tfds import TfdsImages
-from gen.data.arrays import Arrays
 from gen.data.text import docstrings, documents, jsonl, tokenizers
 from gen.errors import UserError
 from gen.interop import convert
