@@ -124,7 +124,7 @@ def read_prompt_file(options: TextOptions) -> TextOptions:
     try:
         content = sys.stdin.buffer.read() if piped else read_bytes(options.prompt_file)
     except FileNotFoundError:
-        raise UserError(f"--prompt-file {options.prompt_file}: there is no such file") from None
+        raise UserError(f"--prompt-file {options.prompt_file}: No such file or directory") from None
     except OSError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
     text = decode(content, f"--prompt-file {options.prompt_file}")
