@@ -123,13 +123,13 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
                 "choose another --workdir"
             )
         return []
-    # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     old, facts = read_config(workdir)
+    check_owner(workdir, owner.warn)
+    # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     if changed := configs.difference(old, config):
         longer = "(a schedule of this config reads steps)\n" if any(c.startswith("steps:") for c in changed) else ""
         lines = "\n  ".join(changed)
         raise UserError(f"{workdir} is a run of another config:\n  {lines}\n{longer}choose another --workdir")
-    check_owner(workdir, owner.warn)
     if facts.data != data.digest:
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))
