@@ -85,9 +85,7 @@ def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
     def work() -> None:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="hash-ahead") as pool:
             while not written.wait(POLL_SECONDS):
-                with suppress(OSError):
-                    for path in folder.glob(pattern):
-                        list(pool.map(hash_one, _files(path)))
+                list(pool.map(hash_one, _files_so_far(folder, pattern)))
 
     thread = Thread(target=work, name="hash-ahead", daemon=True)
     thread.start()
@@ -96,6 +94,14 @@ def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
     finally:
         written.set()
         thread.join()
+
+
+def _files_so_far(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files in folders of a pattern. []: such a folder is being renamed."""
+    try:
+        return [file for path in folder.glob(pattern) for file in _files(path)]
+    except OSError:
+        return []
 
 
 def _version(file: Path) -> _Version:
