@@ -118,13 +118,13 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
                 "choose another --workdir"
             )
         return []
-    # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     old, facts = read_config(workdir)
+    check_owner(workdir, owner.warn)
+    # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
     if changed := configs.difference(old, config):
         longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
         lines = [f"  {line}" for line in changed]
         raise UserError(f"{workdir} is a run of another config:", *lines, *longer, "choose another --workdir")
-    check_owner(workdir, owner.warn)
     if not is_same_data(facts.data, data, workdir):
         raise UserError(f"the data have changed since {workdir} was begun; choose another --workdir")
     ours, theirs = (record.sha256 if record else None for record in (base, facts.base))

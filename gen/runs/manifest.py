@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
@@ -27,6 +29,9 @@ MANIFEST = "manifest.json"
 UNSOUND = ".unsound"
 """Ending of the name of a checkpoint that was set aside."""
 POLL_SECONDS = 0.1
+"""Seconds between two searches for files that have been written."""
+THREADS = 4
+"""Files that are hashed at a time. Some of the threads wait for the disk."""
 
 
 class _Version(NamedTuple):
@@ -49,7 +54,8 @@ def seal(path: Path) -> None:
 
     Files that `hash_ahead` has hashed, and that have not changed since, are not read again.
     """
-    text = json.dumps({"format": FORMAT, "sha256": _sums(path, _sum_once)}, indent=1)
+    sums = _sums(path, partial(_sum_once, _hashed.get() or {}))
+    text = json.dumps({"format": FORMAT, "sha256": sums}, indent=1)
     # In one rename, after the content is safe on the disk: a manifest is complete or missing.
     files.write_bytes(path / MANIFEST, text.encode())
     files.sync_folder(path)
@@ -65,12 +71,20 @@ def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
     _hashed.set(hashed)
     written = Event()
 
+    def hash_one(file: Path) -> None:
+        # The file, or its folder, may be renamed at any time.
+        with suppress(OSError):
+            before = _version(file)
+            if not written.is_set() and before not in hashed:
+                found = _sync_and_sum(file)
+                # A file that is still being written is hashed again later.
+                if _version(file) == before:
+                    hashed[before] = found
+
     def work() -> None:
-        while not written.wait(POLL_SECONDS):
-            # The folder may be renamed at any time.
-            with suppress(OSError):
-                for path in folder.glob(pattern):
-                    _hash_new(path, hashed, written)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="hash-ahead") as pool:
+            while not written.wait(POLL_SECONDS):
+                list(pool.map(hash_one, _files_so_far(folder, pattern)))
 
     thread = Thread(target=work, name="hash-ahead", daemon=True)
     thread.start()
@@ -81,18 +95,12 @@ def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
         thread.join()
 
 
-def _hash_new(path: Path, hashed: dict[_Version, str], written: Event) -> None:
-    """Adds the sums of files that are not in `hashed` yet, until everything is written."""
-    for file in _files(path):
-        if written.is_set():
-            return
-        before = _version(file)
-        if before in hashed:
-            continue
-        found = _sum(file)
-        # A file that is still being written is hashed again later.
-        if _version(file) == before:
-            hashed[before] = found
+def _files_so_far(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files in folders of a pattern. []: such a folder is being renamed."""
+    try:
+        return [file for path in folder.glob(pattern) for file in _files(path)]
+    except OSError:
+        return []
 
 
 def _version(file: Path) -> _Version:
@@ -100,11 +108,16 @@ def _version(file: Path) -> _Version:
     return _Version(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
-def _sum_once(file: Path) -> str:
-    """Returns the SHA-256 of a file, which may be known already. The file is on the disk then."""
+def _sum_once(known: Mapping[_Version, str], file: Path) -> str:
+    """Returns the SHA-256 of a file, which is on the disk then. known: sums of files that are."""
+    return known.get(_version(file)) or _sync_and_sum(file)
+
+
+def _sync_and_sum(file: Path) -> str:
     with open(file, "rb") as content:
+        # Orbax leaves some of its files to the system's cache, and a manifest promises that they survive a crash.
         os.fsync(content.fileno())
-    return (_hashed.get() or {}).get(_version(file)) or _sum(file)
+    return _sum(file)
 
 
 def is_sealed(path: Path) -> bool:
@@ -179,7 +192,9 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _sums(path: Path, read: Callable[[Path], str]) -> dict[str, str]:
     """Returns {file: SHA-256} of all files below a checkpoint, without the manifest itself."""
-    return {file.relative_to(path).as_posix(): read(file) for file in _files(path)}
+    found = list(_files(path))
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="hash") as pool:
+        return dict(zip([file.relative_to(path).as_posix() for file in found], pool.map(read, found), strict=True))
 
 
 def _sum(file: Path) -> str:
