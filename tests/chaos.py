@@ -103,8 +103,6 @@ class Chaos:
         """Returns a run of this scenario and engine that was left alone. Raises: Failure if it fails."""
         at = self.folder / "whole" / f"{scenario}-{engine}"
         if not at.exists():
-            if base := SCENARIOS[scenario].lora:
-                self.whole(base, "pmap1")
             at.mkdir(parents=True)
             self._end(scenario, Start(engine), Folders(self.folder, at, at / "cache", self.compiled, at))
         return at
@@ -130,6 +128,8 @@ class Chaos:
 
     def _end(self, scenario: str, begun: Start, at: Folders) -> int:
         """Makes a start, and checks how it ends. Returns the status of the host that was to be killed."""
+        if base := SCENARIOS[scenario].lora:
+            self.whole(base, "pmap1")
         (at.output / "counts").unlink(missing_ok=True)
         counts = Counts(at.output / "counts")
         try:
