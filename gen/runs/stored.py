@@ -45,6 +45,8 @@ def check_format(step: Path, sizes: Mapping[str, int]) -> None:
     """
     _check_json(step / "_CHECKPOINT_METADATA")
     for item, most in sizes.items():
+        if (step / item).is_dir():
+            _check_json(step / item / "_METADATA")
         for folder, names in _folders(step / item):
             if folder.parent == step / item and folder.name == WRITERS:
                 _check_writers(folder, names)
