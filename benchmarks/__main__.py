@@ -2,7 +2,8 @@
 
 Each job first checks that both sides compute the same. From the same weights and batches, three training steps in float64 must
 give the same losses and weights. Decoding must give the same text with the same probability. Then the two sides take turns, each
-in a process with all cores or the GPU. PyTorch runs with its fastest setting: eager or compiled, with or without channels_last,
+in a process with all cores or the GPU. Turns during which other programs used the machine are repeated, and a job is refused if
+the machine stays busy. PyTorch runs with its fastest setting: eager or compiled, with or without channels_last,
 fused Adam and a static cache. PyTorch is in an extra: pip install -e '.[benchmark]'
 """
 
@@ -14,13 +15,15 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from benchmarks import program
-from benchmarks.turns import process, take_turns
+from benchmarks import machine, program
+from benchmarks.machine import Busy, Watch
+from benchmarks.turns import Ask, process, take_turns
 from gen.errors import UserError, run_command
 from gen.files import write_json
 
@@ -56,49 +59,108 @@ def main(
     tried: float = 2.0,
     json: Path | None = None,
 ) -> None:
-    """Prints one line for each job.
+    """Prints the processor and its speed, and one line for each job.
 
     jobs: the jobs to run; default: all. dtype: of activations and matrix products; a GPU computes float32 products in TF32.
     turns: number of turns of each side. seconds: length of a turn. tried: seconds to try each setting of PyTorch.
-    json: file to write {job: {"ratio": ..., ...}} to.
+    json: file to write {job: {"ratio": ..., ...}} to, and {"machine": ...} with facts about the processor.
     """
     if importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is not installed; the fix: pip install -e '.[benchmark]'")
-    found: dict[str, Any] = {}
+    begun = machine.begin()
+    peaks = measure_peaks(dtype, Watch())
+    print(f"{begun}\n{peaks_line(dtype, peaks)}\n")
     print("| " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * (len(COLUMNS) - 2) + "---|", flush=True)
-    for job in jobs or (*JOBS, *program.JOBS):
-        if job in program.JOBS:
-            found[job] = program.JOBS[job](turns)
-        else:
-            found[job] = compare(job, dtype, turns, seconds, tried)
+    found: dict[str, Any] = {
+        "machine": {"processor": machine.read_processor()._asdict(), "dtype": dtype, "peaks": peaks}
+    }
+    asked = jobs or (*JOBS, *program.JOBS)
+    for job in asked:
+        watch = Watch()
+        try:
+            watch.wait_until_quiet()
+            if job in program.JOBS:
+                result = program.JOBS[job](turns, watch)
+            else:
+                result = compare(job, dtype, turns, seconds, tried, max(peak["rate"] for peak in peaks.values()), watch)
+            found[job] = result | {"load": watch.facts()}
+        except Busy as error:
+            found[job] = {"refused": str(error.load)}
         print(line(job, found[job]), flush=True)
         if json is not None:
             write_json(json, found)
+    check_refused(sum("refused" in found[job] for job in asked), len(asked))
 
 
-def compare(job: str, dtype: str, turns: int, seconds: float, tried: float) -> dict[str, Any]:
-    """Returns the seconds per step of both sides, the ratio of their medians, and facts about both processes."""
+def check_refused(refused: int, asked: int) -> None:
+    """Raises: UserError if the machine was busy during some of the jobs."""
+    if refused:
+        raise UserError(
+            f"{refused} of {asked} jobs have no times, because the machine was busy; the fix: run them when nothing else runs"
+        )
+
+
+def measure_peaks(dtype: str, watch: Watch) -> dict[str, dict[str, Any]]:
+    """Returns facts about both sides: the device, the version, and "rate", the operations per second of a matrix product.
+
+    Raises: Busy if the machine stays busy.
+    """
+    watch.wait_until_quiet()
+    with ExitStack() as held:
+        sides = {
+            "ours": held.enter_context(process("benchmarks.ours", "peak", dtype, env=OURS)),
+            "peer": held.enter_context(process("benchmarks.peers", "peak", dtype, "eager")),
+        }
+        return {name: watch.measure(partial(ask, "facts")) for name, ask in sides.items()}
+
+
+def peaks_line(dtype: str, peaks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the lines that name the devices, if they are GPUs, and the speed of matrix products of both sides."""
+    rates = {side: f"{peak['rate'] / 1e9:,.0f} GFLOP/s" for side, peak in peaks.items()}
+    device = (
+        ""
+        if peaks["ours"]["platform"] == "cpu"
+        else f"{peaks['ours']['platform'].upper()}: {peaks['ours']['device']}.\n"
+    )
+    ours, peer = (f"{peaks[side]['version']}: {rate}" for side, rate in rates.items())
+    return f"{device}Matrix products in {dtype}: {ours}; {peer}."
+
+
+def compare(
+    job: str, dtype: str, turns: int, seconds: float, tried: float, rate: float, watch: Watch
+) -> dict[str, Any]:
+    """Returns the seconds per step of both sides, the ratio of their medians, and facts about both processes.
+
+    rate: operations per second of a matrix product on the faster side.
+
+    Raises: Busy if the machine stays busy.
+    """
     check(job)
     _, settings = JOBS[job]
-    setting = fastest(job, dtype, settings, tried)
+    setting = fastest(job, dtype, settings, tried, watch)
     with ExitStack() as held:
         ours = held.enter_context(process("benchmarks.ours", job, dtype, env=OURS))
         peer = held.enter_context(process("benchmarks.peers", job, dtype, setting))
         sides = {"ours": ours, "peer": peer}
-        first = {name: ask("first") for name, ask in sides.items()}
-        measured = take_turns(sides, turns, seconds)
+        first = {name: time_first(ask, watch) for name, ask in sides.items()}
+        measured = take_turns(sides, turns, seconds, watch)
         facts = {name: ask("facts") for name, ask in sides.items()}
-    rate = max(side["rate"].get(dtype, 0.0) for side in facts.values())
-    operations = facts["peer"]["operations"]
+    operations = facts["peer"].pop("operations")
     result: dict[str, Any] = {}
     for name, times in measured.items():
         median = statistics.median(times)
         share = operations / median / rate if operations else None
         numbers = {"median": median, "minimum": min(times), "first": first[name], "share_of_peak": share}
-        result[name] = numbers | {"times": times} | {k: v for k, v in facts[name].items() if k != "operations"}
+        result[name] = numbers | {"times": times} | facts[name]
     result["peer"]["setting"] = setting
     ratio = result["ours"]["median"] / result["peer"]["median"]
     return {"ratio": ratio, **result, "dtype": dtype, "operations": operations}
+
+
+def time_first(ask: Ask, watch: Watch) -> float | None:
+    """Returns the seconds until a side has made its first step. None: the machine was busy; a side has only one first step."""
+    seconds, load = watch.observe(lambda: ask("first"))
+    return None if load is not None and load.is_busy else seconds
 
 
 OURS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # PyTorch's process uses the same GPU
@@ -114,19 +176,25 @@ def check(job: str) -> None:
             ask("check", path)
 
 
-def fastest(job: str, dtype: str, settings: Sequence[str], seconds: float) -> str:
-    """Returns the setting with which PyTorch is fastest. Skips settings that do not work on this machine."""
+def fastest(job: str, dtype: str, settings: Sequence[str], seconds: float, watch: Watch) -> str:
+    """Returns the setting with which PyTorch is fastest. Skips settings that do not work on this machine.
+
+    Raises: Busy if the machine stays busy.
+    """
     times = {}
     for setting in settings:
         with process("benchmarks.peers", job, dtype, setting) as ask:
             try:
-                times[setting] = min(take_turns({"": ask}, 3, seconds / 3)[""])
+                times[setting] = min(take_turns({"": ask}, 3, seconds / 3, watch)[""])
             except RuntimeError:  # for example, without a C++ compiler
                 continue
     return min(times, key=lambda setting: times[setting])
 
 
 def line(job: str, result: dict[str, Any]) -> str:
+    """Returns the row of a job."""
+    if "refused" in result:
+        return f"| {job} | refused: {result['refused']} |" + " |" * (len(COLUMNS) - 2)
     if "peer" not in result:
         return f"| {job}: {result['what']} | {result['ours']} | {result['against']} | {result['ratio']:.3f} | | | | |"
     both = lambda form, key, scale=1.0: " / ".join(

@@ -1,7 +1,8 @@
 """Measures how costs grow: python -m benchmarks.growth --out docs/growth.png
 
 Three curves: the time of a step against the batch size, the time of a token against its position in the text, and memory against
-the number of steps. Each should be a straight line, the first through the origin and the others flat.
+the number of steps. Each should be a straight line, the first through the origin and the others flat. Times during which the machine
+was busy are measured again, and the command ends if it stays busy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 import tyro
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks import ours
+from benchmarks import machine, ours
+from benchmarks.machine import Watch
 from benchmarks.turns import time_call
 from gen import core
 from gen.config import Parallel
@@ -38,6 +40,7 @@ def main(out: Path | None = None, repeats: int = 9) -> None:
 
     out: the picture's file. repeats: measurements of each point; the median counts.
     """
+    print(machine.begin(), flush=True)
     backend.start_backend(Parallel(cpu_devices=1))
     panels = {
         ("ms a step", "examples a step"): {job: by_batch(job, repeats) for job in ("vae_conv", "dcgan_64")},
@@ -85,10 +88,17 @@ def medians(runs: Sequence[Callable[[int], None]], n: int, repeats: int) -> list
     """Returns the median seconds per step of each run, from calls of n steps.
 
     The runs take turns, because the speed of a shared machine changes from minute to minute.
+
+    Raises: Busy if the machine stays busy.
     """
     for run in runs:
         run(1)
-    times = [[time_call(run, n) for run in runs] for _ in range(repeats)]
+
+    def time_each() -> list[float]:
+        return [time_call(run, n) for run in runs]
+
+    watch = Watch()
+    times = [watch.measure(time_each) for _ in range(repeats)]
     return [statistics.median(each) for each in zip(*times, strict=True)]
 
 

@@ -217,22 +217,35 @@ def flat(params: Any) -> dict[str, np.ndarray]:
 
 
 def facts() -> dict[str, Any]:
-    """Returns the device, the peak memory in bytes, and the speed of matrix products in operations per second."""
+    """Returns the peak memory in bytes."""
     device = jax.devices()[0]
-    cpu = device.platform == "cpu"
-    memory = turns.peak_memory() if cpu else (device.memory_stats() or {})["peak_bytes_in_use"]
-    known = {"device": backend.cpu_name() if cpu else device.device_kind, "jax": jax.__version__, "memory": memory}
-    side = 2048 if cpu else 8192
-    product = jax.jit(jnp.matmul)
-    rates = {}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        a = jax.random.normal(jax.random.key(0), (side, side), dtype)
-        run = lambda n, a=a: jax.block_until_ready([product(a, a) for _ in range(n)]) and None
+    on_cpu = device.platform == "cpu"
+    return {"memory": turns.peak_memory() if on_cpu else (device.memory_stats() or {})["peak_bytes_in_use"]}
+
+
+def peak(dtype: Dtype) -> Side:
+    """Returns a side without steps, whose facts are the device and the speed of matrix products in operations per second."""
+    backend.start_backend(Parallel())
+
+    def facts() -> dict[str, Any]:
+        device = jax.devices()[0]
+        size, repeats = turns.product_size(device.platform == "cpu", dtype)
+        a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        product = jax.jit(jnp.matmul)
+
+        def run(n: int) -> None:
+            jax.block_until_ready([product(a, a) for _ in range(n)])
+
         run(2)
-        rates[jnp.dtype(dtype).name] = (
-            2 * side**3 / min(turns.time_call(run, 2) for _ in range(10 if not cpu or dtype == jnp.float32 else 1))
-        )
-    return known | {"rate": rates}
+        rate = 2 * size**3 / min(turns.time_call(run, 2) for _ in range(repeats))
+        name = backend.cpu_name() if device.platform == "cpu" else device.device_kind
+        return {"platform": device.platform, "device": name, "version": f"jax {jax.__version__}", "rate": rate}
+
+    return Side(_nothing, _nothing, facts)
+
+
+def _nothing(argument: object) -> None:
+    """Does nothing."""
 
 
 def side(job: str, dtype: Dtype) -> Side:
@@ -240,6 +253,8 @@ def side(job: str, dtype: Dtype) -> Side:
         return training(TRAINED[job](), dtype)
     if job == "fid_statistics":
         return statistics()
+    if job == "peak":
+        return peak(dtype)
     return decoding(int(job.removeprefix("decode_")), dtype)
 
 

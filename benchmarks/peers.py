@@ -509,24 +509,36 @@ def finish() -> None:
 
 
 def facts(step: Callable[[], None]) -> dict[str, Any]:
-    """Returns the peak memory in bytes, the operations of a step, and the speed of matrix products in operations per second."""
+    """Returns the peak memory in bytes, the number of threads, and the operations of a step."""
     memory = torch.cuda.max_memory_allocated() if CUDA else turns.peak_memory()
-    side = 8192 if CUDA else 2048
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16) if CUDA else (torch.float32,):
-        a = torch.randn(side, side, device=DEVICE, dtype=dtype)
+    torch._dynamo.config.disable = True
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return {"memory": memory, "threads": torch.get_num_threads(), "operations": counter.get_total_flops()}
 
-        def run(n: int, a: Tensor = a) -> None:
+
+def peak(dtype: str) -> Side:
+    """Returns a side without steps, whose facts are the device and the speed of matrix products in operations per second."""
+
+    def facts() -> dict[str, Any]:
+        size, repeats = turns.product_size(not CUDA, dtype)
+        a = torch.randn(size, size, device=DEVICE, dtype=getattr(torch, dtype))
+
+        def run(n: int) -> None:
             for _ in range(n):
                 torch.mm(a, a)
             finish()
 
         run(2)
-        rates[str(dtype).removeprefix("torch.")] = 2 * side**3 / min(turns.time_call(run, 2) for _ in range(10))
-    torch._dynamo.config.disable = True
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return {"torch": torch.__version__, "memory": memory, "rate": rates, "operations": counter.get_total_flops()}
+        rate = 2 * size**3 / min(turns.time_call(run, 2) for _ in range(repeats))
+        name = torch.cuda.get_device_name() if CUDA else ""
+        return {"device": name, "version": f"PyTorch {torch.__version__}", "rate": rate}
+
+    return Side(_nothing, _nothing, facts)
+
+
+def _nothing(argument: object) -> None:
+    """Does nothing."""
 
 
 def side(job: str, dtype: str, setting: str) -> Side:
@@ -537,6 +549,8 @@ def side(job: str, dtype: str, setting: str) -> Side:
         return training(job, dtype, on)
     if job == "fid_statistics":
         return statistics(on)
+    if job == "peak":
+        return peak(dtype)
     return decoding(int(job.removeprefix("decode_")), dtype, on)
 
 

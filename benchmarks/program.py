@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import Watch
 from benchmarks.turns import process
 
 ROOT = Path(__file__).parent.parent
@@ -23,10 +25,10 @@ FIRST = "compiled in"  # train.py prints this after the first step
 COMMON = ("--parallel.cpu-devices", "1", "--alarms.action", "off", "--evaluate-every", "0")
 
 
-def end_to_end(turns: int) -> dict[str, Any]:
+def end_to_end(turns: int, watch: Watch) -> dict[str, Any]:
     """Returns the time per step of train.py relative to a compiled update alone.
 
-    The steps of train.py include reading data, logging, and a checkpoint every five epochs. Their time is the difference of a
+    The steps of train.py include reading data, logging, the guard against explosions, and a checkpoint every five epochs. Their time is the difference of a
     long and a short run, so that start and end of a run do not count. The compiled update is measured before and after the runs,
     because a CPU is faster in the first seconds after a pause.
     """
@@ -34,9 +36,9 @@ def end_to_end(turns: int) -> dict[str, Any]:
         ask("run", EPOCH)
         bare, whole = [], []
         for _ in range(max(1, turns // 5)):
-            bare.append(ask("run", LONG - SHORT))
-            whole.append(step_of_runs(ROOT))
-            bare.append(ask("run", LONG - SHORT))
+            bare.append(watch.measure(lambda: ask("run", LONG - SHORT)))
+            whole.append(step_of_runs(ROOT, watch))
+            bare.append(watch.measure(lambda: ask("run", LONG - SHORT)))
     ours, against = statistics.median(whole), statistics.median(bare)
     return {
         "ratio": ours / against,
@@ -48,9 +50,9 @@ def end_to_end(turns: int) -> dict[str, Any]:
     }
 
 
-def step_of_runs(root: Path) -> float:
+def step_of_runs(root: Path, watch: Watch) -> float:
     """Returns the seconds per step of train.py in a checkout, from a short and a long run."""
-    short, long = (time_run(root, steps) for steps in (SHORT, LONG))
+    short, long = (watch.measure(partial(time_run, root, steps)) for steps in (SHORT, LONG))
     return (long - short) / (LONG - SHORT)
 
 
@@ -64,9 +66,10 @@ def time_run(root: Path, steps: int) -> float:
         return time.perf_counter() - begun
 
 
-def start_up(turns: int) -> dict[str, Any]:
+def start_up(turns: int, watch: Watch) -> dict[str, Any]:
     """Returns the seconds from `python train.py` to the end of the first step. An earlier run has filled the cache."""
-    times = [first_step(ROOT) for _ in range(1 + max(3, turns // 3))][1:]
+    first_step(ROOT)
+    times = [watch.measure(lambda: first_step(ROOT)) for _ in range(max(3, turns // 3))]
     return {
         "ratio": statistics.median(times) / LIMIT,
         "what": f"seconds from the start of train.py (DCGAN) to its first step, over {LIMIT:.0f} s",

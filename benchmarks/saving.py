@@ -2,7 +2,8 @@
 
 Trains a transformer with 100 million parameters and Adam on this machine, and saves it once a minute, as gen/train.py does. The
 loop is blocked while the state is copied from the devices, and continues while the files are written. Then the same state is
-saved in Orbax's two formats while nothing else runs, to measure the CPU time of each format.
+saved in Orbax's two formats while nothing else runs, to measure the CPU time of each format. Times during which other programs
+used the machine are measured again, and the command ends if it stays busy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ import jax
 import orbax.checkpoint as ocp
 import tyro
 
+from benchmarks import machine
+from benchmarks.machine import Watch
 from gen.config import Config, Save
 from gen.core import State
 from gen.data.preprocess import with_preprocess
@@ -55,64 +59,77 @@ def measure(costs: list[Cost]) -> Iterator[None]:
     costs.append(Cost(time.perf_counter() - wall, time.process_time() - cpu))
 
 
-def train_and_save(every: float, saves: int, folder: Path) -> tuple[State, list[Cost], list[Cost], list[Cost]]:
+def train_and_save(every: float, saves: int, folder: Path, watch: Watch) -> tuple[State, Cost, list[Cost], list[Cost]]:
     """Trains and saves. every: seconds between saves.
 
     Returns the last state, the cost of a step without a save, the costs of a step during each save, and the cost of each call
     that starts a save.
+
+    Raises: Busy if the machine stays busy.
     """
     backend.start_backend(CONFIG.parallel)
     data = CONFIG.data.build()
     model = with_preprocess(CONFIG.model.build(data.spec, CONFIG.steps), data.preprocess)
     engine = runtime_engine.compile_engine(model, CONFIG.parallel, CONFIG.seed, CONFIG.data.batch_size)
     batch = feed(data, model, CONFIG, engine.rows)
-    state, alone, during, blocked = engine.init(), [], [], []
+    state = engine.init()
 
-    def train(costs: list[Cost], seconds: float) -> None:
-        """Trains for this many seconds, and appends the cost of one step to `costs`."""
+    def train(seconds: float) -> Cost:
+        """Trains for this many seconds, and returns the cost of one step."""
         nonlocal state
-        steps, end, both = 0, time.monotonic() + seconds, []
-        with measure(both):
+        steps, end, costs = 0, time.monotonic() + seconds, []
+        with measure(costs):
             while time.monotonic() < end:
                 state, metrics = engine.update(state, batch(steps))
                 float(metrics["loss"])
                 steps += 1
-        costs.append(Cost(*(x / steps for x in both[0])))
+        return Cost(*(x / steps for x in costs[0]))
 
-    train([], 1)
-    train(alone, every)
+    train(1)
+    alone = watch.measure(partial(train, every))
     with checkpoint.saver(folder / "checkpoints", Save(), 0) as save:
-        for _ in range(saves):
-            with measure(blocked):
+
+        def save_and_train() -> tuple[Cost, Cost]:
+            """Returns the cost of starting a save, and of a step while it is written."""
+            costs: list[Cost] = []
+            with measure(costs):
                 save(engine.whole(state))
-            train(during, every)
-    return state, alone, during, blocked
+            return costs[0], train(every)
+
+        rounds = [watch.measure(save_and_train) for _ in range(saves)]
+    return state, alone, [during for _, during in rounds], [blocked for blocked, _ in rounds]
 
 
-def formats(state: State, folder: Path) -> dict[str, Cost]:
-    """Returns the cost of saving in each format while nothing else runs. The first save of a format is a warm-up."""
+def formats(state: State, folder: Path, watch: Watch) -> dict[str, Cost]:
+    """Returns the cost of saving in each format while nothing else runs. The first save of a format is a warm-up.
+
+    Raises: Busy if the machine stays busy.
+    """
     tree: Any = {"params": state.params, "opt_state": state.opt_state}
     found = {}
     for name, how in {"plain": {"use_ocdbt": False, "use_zarr3": False}, "OCDBT": {}}.items():
-        costs: list[Cost] = []
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**how)) as orbax:
-            for i in range(2):
-                save_once(orbax, folder / f"{name}-{i}", tree, costs)
-        found[name] = costs[-1]
+            save_once(orbax, folder / f"{name}-warm", tree)
+            # A repeated save writes the folder again.
+            found[name] = watch.measure(partial(save_once, orbax, folder / name, tree))
     return found
 
 
-def save_once(orbax: ocp.Checkpointer, folder: Path, tree: Any, costs: list[Cost]) -> None:
-    """Saves a tree, and appends the cost to `costs`."""
+def save_once(orbax: ocp.Checkpointer, folder: Path, tree: Any) -> Cost:
+    """Saves a tree, and returns the cost."""
+    costs: list[Cost] = []
+    shutil.rmtree(folder, ignore_errors=True)
     with measure(costs):
         orbax.save(folder, args=ocp.args.PyTreeSave(tree))
+    return costs[0]
 
 
 def main(every: float = 60.0, saves: int = 3) -> None:
     """Trains, saves, and prints the costs. every: seconds between saves. saves: number of saves."""
-    folder = Path(tempfile.mkdtemp(prefix="saving-"))
+    print(machine.begin(), flush=True)
+    watch, folder = Watch(), Path(tempfile.mkdtemp(prefix="saving-"))
     try:
-        state, alone, during, blocked = train_and_save(every, saves, folder)
+        state, alone, during, blocked = train_and_save(every, saves, folder, watch)
         numbers = sum(x.size for x in jax.tree.leaves(state.params))
         size = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
         print(
@@ -120,9 +137,9 @@ def main(every: float = 60.0, saves: int = 3) -> None:
         )
         share = sum(c.wall for c in blocked) / sum(every + c.wall for c in blocked)
         print(f"training was blocked for {', '.join(f'{c.wall:.2f} s' for c in blocked)}: {share:.2%} of the time")
-        slower = sum(c.wall for c in during) / len(during) / alone[0].wall - 1
-        print(f"a step takes {alone[0].wall:.2f} s, and {slower:+.1%} in the periods with a save")
-        for name, cost in formats(state, folder).items():
+        slower = sum(c.wall for c in during) / len(during) / alone.wall - 1
+        print(f"a step takes {alone.wall:.2f} s, and {slower:+.1%} in the periods with a save")
+        for name, cost in formats(state, folder, watch).items():
             print(f"{name}: {cost.cpu:.1f} s of CPU time, {cost.wall:.1f} s elapsed, while nothing else runs")
     finally:
         shutil.rmtree(folder)

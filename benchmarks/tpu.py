@@ -1,7 +1,8 @@
 """Compiles each family's step for TPUs, without a TPU: python -m benchmarks.tpu [--chips 4 256]
 
 It uses the TPU compiler (pip install 'gen[tpu-plan]') with both engines. Each row has the compile time and the memory of a chip.
-The batch is the config's, or one example for each chip if that is larger.
+The batch is the config's, or one example for each chip if that is larger. A compile time is left out if other programs used the
+machine meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks import machine
+from benchmarks.machine import Watch
 from gen import config as configs
 from gen.config import Config, Parallel
 from gen.errors import UserError, run_command
@@ -26,6 +29,7 @@ ENGINES = {"pmap": Parallel(), "jit with FSDP": Parallel(engine="jit", fsdp=True
 
 def main(families: Sequence[str] = FAMILIES, chips: Sequence[int] = (4, 256)) -> None:
     """Prints a row for each config, number of chips and engine. families: names of configs. chips: numbers of TPU chips."""
+    print(machine.begin())
     numbers = ("seconds", "state", "given", "peak", "sent")
     print(f"{'config':20s}{'chips':>6s}  {'engine':14s}" + "".join(f"{name:>11s}" for name in numbers), flush=True)
     for name in families:
@@ -39,12 +43,14 @@ def row(config: Config, chips: int, parallel: Parallel) -> str:
     data = replace(config.data, batch_size=max(config.data.batch_size, chips))
     try:
         with redirect_stderr(io.StringIO()):  # messages about reading the data
-            made, _ = plan.plan(replace(config, data=data, parallel=parallel), chips, platform="tpu")
+            planned = replace(config, data=data, parallel=parallel)
+            (made, _), load = Watch().observe(lambda: plan.plan(planned, chips, platform="tpu"))
     except UserError as error:
         return f"  {str(error).splitlines()[0]}"
     sent = sum(bytes_ for _, bytes_, _ in made.sent.values())
     bytes_ = (sum(made.held.values()), made.arguments, made.peak, sent)
-    return f"{made.seconds:>11.1f}" + "".join(f"{report.binary(b):>11s}" for b in bytes_)
+    seconds = "busy" if load is not None and load.is_busy else f"{made.seconds:.1f}"
+    return f"{seconds:>11s}" + "".join(f"{report.binary(b):>11s}" for b in bytes_)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@ python -m benchmarks.transformer [--steps 512] [--batches 1 16]
 
 For each kind of positions, a network with random weights generates greedily. All logits from the cache are compared with one
 forward pass over the text. The tokens are compared with the most likely tokens of that pass, except if the logits of the two
-most likely tokens differ by less than TOLERANCE.
+most likely tokens differ by less than TOLERANCE. Times during which other programs used the machine are measured again, and the
+command ends if it stays busy.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks import machine
+from benchmarks.machine import Watch
 from gen.config import Parallel
 from gen.core import Array, Feature
 from gen.data.text import Text
@@ -39,8 +43,11 @@ KINDS = {
 DEPTHS = (2, 48)
 
 
-def compare(arch: Architecture, batch: int, steps: int) -> tuple[float, int, int, float]:
-    """Returns (largest difference of a logit, number of different tokens, number of tokens, tokens per second)."""
+def compare(arch: Architecture, batch: int, steps: int, watch: Watch) -> tuple[float, int, int, float]:
+    """Returns (largest difference of a logit, number of different tokens, number of tokens, tokens per second).
+
+    Raises: Busy if the machine stays busy.
+    """
     context = PROMPT + steps
     dtypes = {"dtype": jnp.dtype("float32"), "param_dtype": jnp.dtype("float32")}
     network: Any = Transformer(arch, VOCAB, context, causal=True, dtypes=dtypes)
@@ -75,10 +82,13 @@ def compare(arch: Architecture, batch: int, steps: int) -> tuple[float, int, int
 
         return jax.lax.scan(step, start, jnp.arange(context))[1].swapaxes(0, 1)
 
+    def seconds_to_write() -> float:
+        begun = time.monotonic()
+        jax.block_until_ready(write())
+        return time.monotonic() - begun
+
     written = jax.block_until_ready(write())
-    begun = time.monotonic()
-    jax.block_until_ready(write())
-    rate = batch * steps / (time.monotonic() - begun)
+    rate = batch * steps / watch.measure(seconds_to_write)
     text = jnp.concatenate([prompt, written], axis=1)
     whole = np.asarray(jax.jit(lambda text: network.apply(params, text, *locate_tokens(text, None))[0])(text))
     difference = np.abs(np.asarray(one_by_one(text)) - whole).max()
@@ -112,15 +122,18 @@ def compile_seconds(layers: int) -> float:
 
 def main(steps: int = 512, batches: tuple[int, ...] = (1, 16)) -> None:
     """Prints the comparison as a table, and the compile times. steps: tokens to generate. batches: numbers of samples."""
+    print(machine.begin() + "\n")
     print("| positions | batch | largest difference of a logit | different tokens | tokens per second |")
     print("|---|---:|---:|---:|---:|")
     for name, arch in KINDS.items():
         for batch in batches:
-            difference, other, n, rate = compare(arch, batch, steps)
+            difference, other, n, rate = compare(arch, batch, steps, Watch())
             print(f"| {name} | {batch} | {difference:.1e} | {other} of {n:,} | {rate:,.0f} |", flush=True)
     jax.config.update("jax_enable_compilation_cache", False)
     compile_seconds(DEPTHS[0])  # a warm-up, for all that happens only once
-    print(f"\ncompile time of an update: {', '.join(f'{compile_seconds(n):.1f} s for {n} layers' for n in DEPTHS)}")
+    watch = Watch()
+    seconds = {n: watch.measure(partial(compile_seconds, n)) for n in DEPTHS}
+    print(f"\ncompile time of an update: {', '.join(f'{s:.1f} s for {n} layers' for n, s in seconds.items())}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.machine import Watch
+
 PAUSE = 0.3  # seconds between turns; OpenMP's threads keep a core busy for 0.2 seconds after their work
 
 
@@ -101,22 +103,42 @@ def time_call(run: Callable[[int], None], n: int) -> float:
     return (time.perf_counter() - begun) / n
 
 
-def take_turns(sides: Mapping[str, Ask], turns: int, seconds: float) -> dict[str, list[float]]:
+def take_turns(sides: Mapping[str, Ask], turns: int, seconds: float, watch: Watch) -> dict[str, list[float]]:
     """Returns {side: seconds per step in each of its turns}. seconds: approximate length of a turn.
 
-    Each turn begins with a pause, so that the other side's threads go to sleep, and with a few steps that do not count.
+    A turn of each side makes a round. A round during which the machine was busy is repeated as a whole, so that the turns of both
+    sides have the same conditions.
+
+    Raises: Busy if the machine stays busy.
     """
     steps = {}
     for name, ask in sides.items():
         ask("run", 2)
         steps[name] = max(1, round(seconds / ask("run", 2)))
-    measured: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(turns):
-        for name, ask in sides.items():
-            time.sleep(PAUSE)
-            ask("run", -(-steps[name] // 5))
-            measured[name].append(ask("run", steps[name]))
-    return measured
+
+    def round_of_turns() -> dict[str, float]:
+        return {name: take_turn(ask, steps[name]) for name, ask in sides.items()}
+
+    rounds = [watch.measure(round_of_turns) for _ in range(turns)]
+    return {name: [times[name] for times in rounds] for name in sides}
+
+
+def take_turn(ask: Ask, steps: int) -> float:
+    """Returns the seconds per step of a turn.
+
+    It begins with a pause, so that the other side's threads go to sleep, and with a few steps that do not count.
+    """
+    time.sleep(PAUSE)
+    ask("run", -(-steps // 5))
+    return ask("run", steps)
+
+
+def product_size(on_cpu: bool, dtype: str) -> tuple[int, int]:
+    """Returns the size of the square matrices that measure the peak, and how often their product is timed."""
+    if not on_cpu:
+        return 8192, 10
+    # Without instructions for bfloat16, such a product takes seconds.
+    return (2048, 10) if dtype == "float32" else (1024, 2)
 
 
 def peak_memory() -> int:

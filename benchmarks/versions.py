@@ -1,12 +1,14 @@
 """Compares the speed of this checkout with another one: python -m benchmarks.versions OTHER_CHECKOUT [JOB ...] [--turns N]
 
 Both checkouts run the jobs of `python -m benchmarks` in turns, each in its own process, with the Python of this command. It
-shows what a change costs; PyTorch is not needed. The other checkout must have benchmarks/ours.py.
+shows what a change costs; PyTorch is not needed. The other checkout must have benchmarks/ours.py. Times during which the machine
+was busy are measured again, and a job is refused if it stays busy.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks import program
-from benchmarks.__main__ import JOBS, Job
+from benchmarks import machine, program
+from benchmarks.__main__ import JOBS, Job, check_refused
+from benchmarks.machine import Busy, Watch
 from benchmarks.turns import process, take_turns
 from gen.errors import UserError, run_command
 
@@ -35,35 +38,54 @@ def main(
     other = other.resolve()
     if not (other / "benchmarks" / "ours.py").is_file():
         raise UserError(f"{other} is not a checkout of gen with benchmarks/ours.py")
+    print(machine.begin() + "\n")
     print("| job | here | there | ratio of medians | ratios from turn to turn |\n|---|---:|---:|---:|---:|", flush=True)
-    for job in jobs or (*JOBS, *program.JOBS):
-        here, there = measure(job, other, turns, seconds)
-        # Turns that follow each other have the same conditions, so their ratios vary less than the times do.
-        ratios = sorted(a / b for a, b in zip(here, there, strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        medians = statistics.median(here), statistics.median(there)
-        print(
-            f"| {job} | {1e3 * medians[0]:.2f} ms | {1e3 * medians[1]:.2f} ms | {medians[0] / medians[1]:.3f} "
-            f"| {low:.3f} to {high:.3f} |",
-            flush=True,
-        )
+    asked, refused = jobs or (*JOBS, *program.JOBS), 0
+    for job in asked:
+        try:
+            print(line(job, *measure(job, other, turns, seconds, Watch())), flush=True)
+        except Busy as error:
+            print(f"| {job} | refused: {error.load} | | | |", flush=True)
+            refused += 1
+    check_refused(refused, len(asked))
 
 
-def measure(job: str, other: Path, turns: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Returns the seconds per step (of start_up: per start) in each turn, of this checkout and of the other one."""
+def line(job: str, here: Sequence[float], there: Sequence[float]) -> str:
+    """Returns the row of a job. here, there: seconds of each turn."""
+    # Turns that follow each other have the same conditions, so their ratios vary less than the times do.
+    ratios = sorted(a / b for a, b in zip(here, there, strict=True))
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    medians = statistics.median(here), statistics.median(there)
+    return (
+        f"| {job} | {1e3 * medians[0]:.2f} ms | {1e3 * medians[1]:.2f} ms | {medians[0] / medians[1]:.3f} "
+        f"| {low:.3f} to {high:.3f} |"
+    )
+
+
+def measure(job: str, other: Path, turns: int, seconds: float, watch: Watch) -> tuple[list[float], list[float]]:
+    """Returns the seconds per step (of start_up: per start) in each turn, of this checkout and of the other one.
+
+    Raises: Busy if the machine stays busy.
+    """
+    watch.wait_until_quiet()
+    roots = {"here": ROOT, "there": other}
     if job == "start_up":
-        # The first start of each fills its cache.
-        pairs = [(program.first_step(ROOT), program.first_step(other)) for _ in range(1 + max(3, turns // 3))][1:]
+        for root in roots.values():  # the first start of each fills its cache
+            program.first_step(root)
+
+        def start_each() -> list[float]:
+            return [program.first_step(root) for root in roots.values()]
+
+        pairs = [watch.measure(start_each) for _ in range(max(3, turns // 3))]
     elif job == "end_to_end":
-        pairs = [(program.step_of_runs(ROOT), program.step_of_runs(other)) for _ in range(max(3, turns // 5))]
+        pairs = [[program.step_of_runs(root, watch) for root in roots.values()] for _ in range(max(3, turns // 5))]
     else:
         with ExitStack() as held:
-            roots = {"here": ROOT, "there": other}
             sides = {
                 name: held.enter_context(process("benchmarks.ours", job, "float32", root=r))
                 for name, r in roots.items()
             }
-            times = take_turns(sides, turns, seconds)
+            times = take_turns(sides, turns, seconds, watch)
         return times["here"], times["there"]
     here, there = zip(*pairs, strict=True)
     return list(here), list(there)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,16 +46,26 @@ def test_the_check_fails_if_the_sides_differ(monkeypatch: pytest.MonkeyPatch):
 
 
 @TORCH
-def test_a_benchmark_prints_and_writes_its_measurements(tmp_path: Path):
-    done = benchmark(
-        "vae_mlp", "--turns", "2", "--seconds", "0.02", "--tried", "0.1", "--json", str(tmp_path / "out.json")
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())["vae_mlp"]
+def test_a_benchmark_prints_and_writes_its_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import benchmarks.__main__ as main
+    from benchmarks.machine import Reading, Watch
+
+    # Other tests may use the machine at the same time, so its load is not read.
+    monkeypatch.setattr("benchmarks.machine.WATCHED", 0.0)
+    monkeypatch.setattr(main, "Watch", lambda: Watch(lambda: Reading(time.monotonic(), 2)))
+    monkeypatch.setattr(main.machine, "begin", lambda: "Processor: any.")
+    main.main(("vae_mlp",), turns=2, seconds=0.02, tried=0.1, json=tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    found = written["vae_mlp"]
     assert found["ratio"] == pytest.approx(found["ours"]["median"] / found["peer"]["median"])
     assert len(found["ours"]["times"]) == len(found["peer"]["times"]) == 2
     assert found["operations"] == pytest.approx(6 * 128 * (784 * 400 + 400 * 40 + 20 * 400 + 400 * 784), rel=0.3)
-    assert "vae_mlp" in done.stdout.splitlines()[-1]
+    assert all(side["rate"] > 1e8 for side in written["machine"]["peaks"].values())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Processor: any."
+    assert "vae_mlp" in lines[-1]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="the extra [benchmark] is installed")

@@ -1,9 +1,13 @@
-"""benchmarks: how modes are counted, how runs are kept, and the intervals of the tables."""
+"""benchmarks: how modes are counted, how runs are kept, the intervals of the tables, and times on a busy machine."""
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +15,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import growth, improved_gan, modes, study, sweep, transformer
+import benchmarks.__main__ as comparison
+from benchmarks import growth, guard, improved_gan, machine, modes, program, study, sweep, transformer, turns, versions
+from benchmarks.machine import Busy, Load, Processor, Reading, Watch
 from gen.config import load
 from gen.errors import UserError
 from gen.optim import Piecewise, WarmupCosine
+from gen.runtime import faults
+
+
+def uncounted() -> Reading:
+    """The counters of a system that counts nothing."""
+    return Reading(time.monotonic(), 2)
 
 
 def stacks(labels: np.ndarray, split: str = "test") -> np.ndarray:
@@ -149,12 +161,12 @@ def test_each_switch_of_the_ablation_changes_only_itself_and_all_have_every_one(
 @pytest.mark.parametrize("name", transformer.KINDS)
 def test_decoding_is_compared_with_whole_passes(name, monkeypatch):
     arch = replace(transformer.KINDS[name], layers=1, width=32)
-    difference, other, n, _ = transformer.compare(arch, 2, 9)
+    difference, other, n, _ = transformer.compare(arch, 2, 9, Watch(uncounted))
     assert difference < 1e-5
     assert (other, n) == (0, 18)
     write = transformer.empty_cache
     monkeypatch.setattr(transformer, "empty_cache", lambda *args: write(*args)._replace(length=jax.numpy.int32(3)))
-    assert transformer.compare(arch, 2, 9)[0] > 1e-3, "what is written elsewhere is not found"
+    assert transformer.compare(arch, 2, 9, Watch(uncounted))[0] > 1e-3, "what is written elsewhere is not found"
 
 
 def test_a_panels_axes_begin_at_zero():
@@ -197,3 +209,229 @@ def test_a_sweep_multiplies_learning_rates_and_shortens_warm_ups():
     both: Any = sweep.with_rate(load("gan_digits"), 10).model
     assert both.generator_optim.lr == both.discriminator_optim.lr == 5e-3
     assert sweep.multiply(Piecewise((5,), (1.0, 2.0)), 3) == Piecewise((5,), (3.0, 6.0))
+
+
+def reading(seconds: float, idle: float = 0.0, own: float = 0.0, stolen: float = 0.0, **others: float) -> Reading:
+    """The counters of two cores after some seconds. others: CPU seconds of other programs."""
+    seen = {i: (name, used) for i, (name, used) in enumerate(others.items())}
+    return Reading(seconds, 2, 2 * seconds, idle, stolen, own, seen)
+
+
+def readings(*loads: float) -> Callable[[], Reading]:
+    """Two readings for each measurement, a second apart, between which another program used this number of cores."""
+    pairs = [(reading(0), reading(1, idle=0.5 - used, own=1.5, yes=used)) for used in loads]
+    return itertools.chain.from_iterable(pairs).__next__
+
+
+def test_time_that_is_neither_idle_nor_used_by_the_benchmark_is_used_by_others():
+    before = reading(10, idle=5, own=3, stolen=1, python=4, idler=2)
+    found = machine.load_between(before, reading(14, idle=6, own=6, stolen=1.5, python=7, idler=2, new=0.3))
+    assert found is not None
+    # 8 s of both cores: 1 s idle, 0.5 s stolen, 3 s of the benchmark.
+    assert found[:3] == (2, pytest.approx(3.5 / 4), pytest.approx(0.5 / 4))
+    assert found.programs == (("python", 0.75), ("new", pytest.approx(0.075)))
+    assert str(found) == (
+        "the machine is busy: other processes (python 0.8, new 0.1) used 0.9 of 2 cores, and "
+        "other virtual machines used 0.1 of 2 cores"
+    )
+
+
+def test_an_idle_machine_and_one_that_the_benchmark_uses_alone_are_not_busy():
+    idle = machine.load_between(reading(0), reading(10, idle=19.9))
+    full = machine.load_between(reading(0), reading(10, idle=0.1, own=19.8))
+    rounded = machine.load_between(reading(0), reading(1, idle=0, own=2.02))
+    for found in (idle, full, rounded):
+        assert found is not None
+        assert not found.is_busy
+        assert found.others >= 0
+
+
+@pytest.mark.parametrize("used", [Load(2, 0.9, 0), Load(2, 0.11, 0), Load(2, 0, 0.2), Load(64, 2, 1.3)])
+def test_other_processes_and_other_virtual_machines_make_it_busy(used):
+    assert used.is_busy
+
+
+def test_a_container_whose_counters_stand_still_has_no_known_load():
+    still = Reading(0, 2, counted=7), Reading(1, 2, counted=7)
+    assert machine.load_between(*still) is None
+    assert machine.load_between(uncounted(), uncounted()) is None
+
+
+def test_a_busy_measurement_is_repeated_and_only_the_quiet_one_counts():
+    watch, made = Watch(readings(0, 0.9, 0.5, 0.01), wait=0), itertools.count()
+    assert watch.measure(made.__next__) == 0
+    assert watch.measure(made.__next__) == 3
+    assert watch.facts() == {"others": pytest.approx(0.01), "stolen": 0, "repeated": 2}
+
+
+def test_a_machine_that_stays_busy_is_refused_with_what_ran():
+    watch, made = Watch(readings(*[0.4] * 9), wait=0, repeats=3), itertools.count()
+    with pytest.raises(Busy, match=r"other processes \(yes 0\.4\) used 0\.4 of 2 cores; the fix: .* nothing else runs"):
+        watch.measure(made.__next__)
+    assert next(made) == 4
+
+
+def test_a_round_of_turns_is_repeated_as_a_whole(monkeypatch):
+    monkeypatch.setattr(turns, "PAUSE", 0)
+    numbers = itertools.count()
+    ask = lambda name: lambda do, n: (name, n, next(numbers)) if n == 5 else 0.1
+    found: Any = turns.take_turns({"a": ask("a"), "b": ask("b")}, 2, 0.5, Watch(readings(0, 0.9, 0), wait=0))
+    # The second round, with the numbers 2 and 3, was busy.
+    assert found == {"a": [("a", 5, 0), ("a", 5, 4)], "b": [("b", 5, 1), ("b", 5, 5)]}
+
+
+def test_only_the_load_average_is_known_without_proc(monkeypatch):
+    monkeypatch.setattr(machine, "usable_cores", lambda: {0, 1})
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 9.0))
+    assert "only known before the start: an average of 0.4" in machine.begin(uncounted)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.2, 0.0, 0.0))
+    with pytest.raises(Busy, match=r"its load average is 1\.2 with 2 cores; the fix"):
+        machine.begin(uncounted)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="not Linux")
+def test_the_counters_of_this_machine_move_and_know_its_own_work():
+    before, used = machine.read_machine(), time.process_time()
+    while time.process_time() < used + 0.3:
+        pass
+    after = machine.read_machine()
+    assert after.time > before.time
+    assert after.counted >= before.counted
+    assert after.own - before.own == pytest.approx(0.3, abs=0.1)
+    assert os.getpid() not in after.others
+
+
+def test_processes_below_the_benchmark_are_its_own():
+    process = machine._Process
+    known = {1: process("init", 0, 5, 9), 7: process("python", 1, 100, 20), 8: process("python", 7, 40, 0)}
+    known |= {9: process("worker (1)", 8, 30, 10), 10: process("yes", 1, 50, 0)}
+    assert machine._split(known, 7, 100) == (2.0, {1: ("init", 0.05), 10: ("yes", 0.5)})
+
+
+ZEN = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC 9R14
+flags\t\t: fpu sse2 avx2 fma avx512f avx512_bf16
+
+processor\t: 1
+model\t\t: 18
+flags\t\t: amx_tile
+"""
+ARM = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "instructions"),
+    [
+        (ZEN, "family 25 model 17", ("AVX2", "AVX-512", "AVX-512 BF16")),
+        (ARM, "implementer 0x41 part 0xd40", ("NEON", "SVE")),
+        ("", "", ()),
+    ],
+)
+def test_the_version_and_the_instruction_sets_of_a_processor_are_read(text, version, instructions):
+    assert machine.parse_cpuinfo(text) == (version, instructions)
+
+
+def test_a_processor_is_named_with_all_that_is_known():
+    found = Processor("AMD EPYC", "family 25 model 17", ("AVX2", "AVX-512"), 64, 2.5)
+    assert str(found) == "AMD EPYC; family 25 model 17; AVX2, AVX-512; 64 cores; CPU time limited to 2.5 cores"
+    assert str(Processor("arm64", "", (), 8, None)) == "arm64; 8 cores"
+    assert machine.read_processor().cores == len(machine.usable_cores())
+
+
+PEAKS = {
+    "ours": {"platform": "cpu", "device": "AMD EPYC", "version": "jax 0.10.2", "rate": 61.2e9},
+    "peer": {"device": "", "version": "PyTorch 2.13.0", "rate": 58.4e9},
+}
+
+
+def test_the_peaks_of_both_sides_are_named_and_a_gpu_too():
+    products = "Matrix products in float32: jax 0.10.2: 61 GFLOP/s; PyTorch 2.13.0: 58 GFLOP/s."
+    assert comparison.peaks_line("float32", PEAKS) == products
+    gpu: Any = PEAKS | {"ours": PEAKS["ours"] | {"platform": "gpu", "device": "NVIDIA H100"}}
+    assert comparison.peaks_line("float32", gpu) == f"GPU: NVIDIA H100.\n{products}"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The command without PyTorch, processes and times. Its jobs vae_conv and start_up find the machine busy."""
+
+    class Fake(Watch):
+        def wait_until_quiet(self):
+            pass
+
+    def fail(job: str) -> None:
+        if job in ("vae_conv", "start_up"):
+            raise Busy(Load(2, 0.9, 0, (("yes", 0.9),)))
+
+    def compare(job, *_):
+        fail(job)
+        side = {"median": 0.01, "minimum": 0.009, "share_of_peak": 0.5, "memory": 2**20, "setting": "eager"}
+        return {"ratio": 0.5, "ours": side | {"first": 1.0}, "peer": side | {"median": 0.02, "first": None}}
+
+    def measure(job, *_):
+        fail(job)
+        return [1.0, 2.0, 3.0], [2.0, 2.0, 2.0]
+
+    monkeypatch.setattr(comparison.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(comparison, "measure_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(comparison, "compare", compare)
+    monkeypatch.setattr(comparison, "Watch", Fake)
+    monkeypatch.setattr(versions, "measure", measure)
+    monkeypatch.setattr(machine, "begin", lambda: "Processor: AMD EPYC.")
+    monkeypatch.setitem(program.JOBS, "start_up", lambda *_: fail("start_up"))
+
+
+BUSY = "refused: the machine is busy: other processes (yes 0.9) used 0.9 of 2 cores"
+
+
+def test_the_table_begins_with_the_processor_and_a_busy_machine_prints_no_ratio(measured, capsys, tmp_path):
+    with pytest.raises(UserError, match="2 of 3 jobs have no times, because the machine was busy; the fix"):
+        comparison.main(("vae_mlp", "vae_conv", "start_up"), json=tmp_path / "out.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Processor: AMD EPYC.", comparison.peaks_line("float32", PEAKS)]
+    first, second, third = lines[-3:]
+    assert "| 10.0 (minimum 9.0) | 20.0 (minimum 9.0) | **0.500** | 50% / 50% | 1.0 /  | 1 / 1 | eager |" in first
+    assert second.startswith(f"| vae_conv | {BUSY} |")
+    assert third.startswith(f"| start_up | {BUSY} |")
+    assert all(line.count("|") == len(comparison.COLUMNS) + 1 for line in lines[-5:])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["machine"]["peaks"] == PEAKS
+    assert found["machine"]["processor"].keys() == {"name", "version", "instructions", "cores", "quota"}
+    assert found["vae_mlp"]["load"] == {"others": None, "stolen": None, "repeated": 0}
+    assert f"refused: {found['vae_conv']['refused']}" == BUSY
+
+
+def test_versions_are_not_compared_on_a_busy_machine(measured, capsys):
+    with pytest.raises(UserError, match="1 of 2 jobs have no times"):
+        versions.main(Path(__file__).parent.parent, ("vae_mlp", "vae_conv"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Processor: AMD EPYC."
+    assert lines[-2] == "| vae_mlp | 2000.00 ms | 2000.00 ms | 1.000 | 0.500 to 1.500 |"
+    assert lines[-1].startswith(f"| vae_conv | {BUSY} |")
+
+
+def test_every_other_block_of_steps_is_guarded_and_its_history_goes_on():
+    config = load("vae_digits")
+    record = guard.AlternatingRecord(config, ("loss",), block=10)
+    whole = faults.Record(config.faults, 0, (), ("loss",))
+    values = [{"loss": 5.0 - 0.01 * i, "gradient": 1.0 + 0.1 * (i % 3)} for i in range(50)]
+    late: list[int] = []  # the loop reads the metrics of a step after it has asked for the limits of the next one
+    for step in [*range(1, 51), None]:
+        if step is not None:
+            record.limits(range(step, step + 1))
+        if late:
+            record.read(late[0], values[late[0] - 1])
+        late = [] if step is None else [step]
+    for step in [*range(1, 11), *range(21, 31), *range(41, 51)]:
+        whole.read(step, values[step - 1])
+    assert record.now == whole.now
+    assert len(record.begun) == 5
+    assert record.seen == values
+    assert len(record.kept(True)) == 2
+    cost = guard.Cost([0.00202, 0.0021], [0.002, 0.002], 2e-5)
+    assert guard.line("vae_mlp", cost) == (
+        "| vae_mlp | 20.0 µs | 1.00% | 2.060 ms | 2.000 ms | 1.030 | 1.010 to 1.050 |"
+    )
