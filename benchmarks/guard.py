@@ -24,6 +24,7 @@ import tyro
 from benchmarks import machine, ours
 from benchmarks.__main__ import check_refused
 from benchmarks.machine import Busy, Watch
+from benchmarks.turns import ratios
 from gen import train
 from gen.config import Config, Log, Parallel, Save
 from gen.errors import run_command
@@ -130,12 +131,10 @@ def time_guard(config: Config, losses: Sequence[str], seen: Sequence[Mapping[str
 def line(job: str, cost: Cost) -> str:
     """Returns the row of a job."""
     guarded, bare = statistics.median(cost.guarded), statistics.median(cost.bare)
-    # Turns that follow each other have the same conditions, so their ratios vary less than the times do.
-    ratios = sorted(a / b for a, b in zip(cost.guarded, cost.bare, strict=True))
-    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    ratio, low, high = ratios(cost.guarded, cost.bare)
     return (
         f"| {job} | {1e6 * cost.guard:.1f} µs | {cost.guard / bare:.2%} | {1e3 * guarded:.3f} ms | {1e3 * bare:.3f} ms "
-        f"| {guarded / bare:.3f} | {low:.3f} to {high:.3f} |"
+        f"| {ratio:.3f} | {low:.3f} to {high:.3f} |"
     )
 
 

@@ -257,9 +257,9 @@ class Watch:
 
     def facts(self) -> dict[str, Any]:
         """Returns the largest load during the measurements that count, in cores, and the number of repeated measurements."""
-        largest: Any = lambda of: round(max(map(of, self.kept)), 3) if self.kept else None
-        used = {"others": largest(lambda load: load.others), "stolen": largest(lambda load: load.stolen)}
-        return used | {"repeated": self.repeated}
+        others = max((load.others for load in self.kept), default=None)
+        stolen = max((load.stolen for load in self.kept), default=None)
+        return {"others": others, "stolen": stolen, "repeated": self.repeated}
 
 
 def begin(read: Callable[[], Reading] = read_machine) -> str:

@@ -28,9 +28,9 @@ COMMON = ("--parallel.cpu-devices", "1", "--alarms.action", "off", "--evaluate-e
 def end_to_end(turns: int, watch: Watch) -> dict[str, Any]:
     """Returns the time per step of train.py relative to a compiled update alone.
 
-    The steps of train.py include reading data, logging, the guard against explosions, and a checkpoint every five epochs. Their time is the difference of a
-    long and a short run, so that start and end of a run do not count. The compiled update is measured before and after the runs,
-    because a CPU is faster in the first seconds after a pause.
+    The steps of train.py include reading data, logging, the guard against explosions, and a checkpoint every five epochs. Their
+    time is the difference of a long and a short run, so that start and end of a run do not count. The compiled update is measured
+    before and after the runs, because a CPU is faster in the first seconds after a pause.
     """
     with process("benchmarks.ours", "dcgan_64", "float32") as ask:
         ask("run", EPOCH)

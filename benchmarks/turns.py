@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +132,16 @@ def take_turn(ask: Ask, steps: int) -> float:
     time.sleep(PAUSE)
     ask("run", -(-steps // 5))
     return ask("run", steps)
+
+
+def ratios(here: Sequence[float], there: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the ratio of the medians of two sides, and the quartiles of the ratios from turn to turn.
+
+    Turns that follow each other have the same conditions, so their ratios vary less than the times do.
+    """
+    each = sorted(a / b for a, b in zip(here, there, strict=True))
+    quarter = len(each) // 4
+    return statistics.median(here) / statistics.median(there), each[quarter], each[-1 - quarter]
 
 
 def product_size(on_cpu: bool, dtype: str) -> tuple[int, int]:

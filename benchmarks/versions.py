@@ -19,7 +19,7 @@ import tyro
 from benchmarks import machine, program
 from benchmarks.__main__ import JOBS, Job, check_refused
 from benchmarks.machine import Busy, Watch
-from benchmarks.turns import process, take_turns
+from benchmarks.turns import process, ratios, take_turns
 from gen.errors import UserError, run_command
 
 ROOT = Path(__file__).parent.parent
@@ -52,14 +52,9 @@ def main(
 
 def line(job: str, here: Sequence[float], there: Sequence[float]) -> str:
     """Returns the row of a job. here, there: seconds of each turn."""
-    # Turns that follow each other have the same conditions, so their ratios vary less than the times do.
-    ratios = sorted(a / b for a, b in zip(here, there, strict=True))
-    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    medians = statistics.median(here), statistics.median(there)
-    return (
-        f"| {job} | {1e3 * medians[0]:.2f} ms | {1e3 * medians[1]:.2f} ms | {medians[0] / medians[1]:.3f} "
-        f"| {low:.3f} to {high:.3f} |"
-    )
+    ratio, low, high = ratios(here, there)
+    milliseconds = (f"{1e3 * statistics.median(times):.2f} ms" for times in (here, there))
+    return f"| {job} | {' | '.join(milliseconds)} | {ratio:.3f} | {low:.3f} to {high:.3f} |"
 
 
 def measure(job: str, other: Path, turns: int, seconds: float, watch: Watch) -> tuple[list[float], list[float]]:
