@@ -68,7 +68,7 @@ def check_targets(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         path = folder / name
         inner = [folder.joinpath(*Path(name).parts[: i + 1]) for i in range(len(Path(name).parts) - 1)]
-        for each in (*inner, temporary_path(path)):
+        for each in (*inner, path.with_name(f".{path.name}.tmp")):
             if each.is_symlink() or (each.exists() and not (each.is_dir() if each in inner else each.is_file())):
                 raise UserError(f"{each} is in the way, and a link or of another kind; the fix: remove it")
 
@@ -249,11 +249,6 @@ def create_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def temporary_path(path: Path) -> Path:
-    """Returns the path at which a file is written before it is renamed."""
-    return path.with_name(f".{path.name}.tmp")
-
-
 def sync_tree(folder: Path) -> None:
     """Waits until all files below a folder, and the folder itself, are on the disk. Do it before the folder is renamed."""
     for path in folder.rglob("*"):
@@ -289,7 +284,7 @@ def write_bytes(path: Path, content: bytes, wait: bool = True) -> None:
 
     wait: until it is on the disk. False: much faster for many files, which may be empty after a crash of the machine.
     """
-    temporary = temporary_path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
     with name_file(path):
         with open(temporary, "wb", opener=no_follow) as file:
             file.write(content)

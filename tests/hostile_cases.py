@@ -691,6 +691,8 @@ ARRAYS: dict[str, Callable[[Path], object]] = {
     "a bomb without a size": _chunk(lambda n: frame(None, zeros(4 * 2**30))),
     "a bomb after the chunk": _chunk(lambda n: frame(n, zeros(n)) + frame(4 * 2**30, zeros(4 * 2**30))),
     "a bomb in a skippable frame": _chunk(lambda n: b"\x50\x2a\x4d\x18\xff\xff\xff\xff" + bytes(20)),
+    "a bomb of empty blocks": _chunk(lambda n: frame(n, bytes(3) * 2**20 + zeros(n))),
+    "a chunk that is damaged inside": _chunk(lambda n: frame(n, b"\x45\0\0" + bytes(8))),
     "a chunk of half the size": _chunk(lambda n: frame(n // 2, zeros(n // 2))),
     "a chunk that is cut off": _chunk(lambda n: frame(n, zeros(n))[:-5]),
     "a chunk that is empty": _chunk(lambda n: b""),
@@ -1084,7 +1086,7 @@ LINES: dict[str, tuple[tuple[str | bytes, ...], bool | None]] = {
     "no UTF-8": ((b'{"text": "\xff"}',), True),
     "a link as a value": ((json.dumps({"text": {"$ref": "/etc/passwd"}}),), True),
     "a template in a pair": (
-        tuple(json.dumps({"source": "{0.__class__}", "target": f"{{target}} {i}"}) for i in range(20)),
+        tuple(json.dumps({"source": "{0.__class__}", "target": f"{{a}}{i}"}) for i in range(20)),
         False,
     ),
 }

@@ -6,10 +6,12 @@ under another name. gen.runs.manifest seals it, and then it is renamed to its st
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -210,10 +212,23 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
         except Exception as error:
             # Orbax raises nearly anything if its own files were edited.
             reason = f"{error}.".splitlines()[0]
-            raise UserError(f"checkpoint {folder / str(step)} is sound, but not of this model: {reason}") from error
+            _forget(error)
+            raise UserError(f"checkpoint {folder / str(step)} is sound, but not of this model: {reason}") from None
     # An item without arrays is not saved at all, so it comes back empty too.
     empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
     return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
+
+
+def _forget(error: BaseException) -> None:
+    """Ends the reads that were still running when one failed. Python would print a traceback for each of them, before the error."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+        gc.collect()
+    finally:
+        sys.unraisablehook = before
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

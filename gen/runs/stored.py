@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from gen import files
 from gen.errors import UserError
@@ -105,30 +105,60 @@ def _is_shape(value: object, least: int) -> TypeGuard[list[int]]:
 
 
 def _check_chunk(path: Path, unpacked: int) -> None:
-    """Raises: UserError if a file does not say that it unpacks to exactly this number of bytes."""
+    """Raises: UserError unless a file is one whole frame of Zstandard that says that it unpacks to this number of bytes."""
     with open(path, "rb") as file:
-        said = content_size(file.read(HEADER_BYTES))
-    if said != unpacked:
-        raise UserError(
-            f"{path} is damaged: it unpacks to {'?' if said is None else f'{said:,}'} bytes, not {unpacked:,}"
-        )
+        frame = read_header(file.read(HEADER_BYTES))
+        if frame is None or frame.unpacked != unpacked or _find_end(file, frame) != os.fstat(file.fileno()).st_size:
+            raise UserError(f"{path} is damaged: it is not {unpacked:,} bytes of an array, packed by zstd")
 
 
-def content_size(header: bytes) -> int | None:
-    """Returns the number of bytes to which a frame of Zstandard unpacks, as its header says. None: it does not say it.
+class Frame(NamedTuple):
+    """The header of a frame of Zstandard."""
+
+    unpacked: int
+    """Bytes to which it unpacks."""
+    length: int
+    """Bytes of the header."""
+    checksum: bool
+    """Whether 4 bytes with a checksum follow the blocks."""
+
+
+def read_header(content: bytes) -> Frame | None:
+    """Returns the header of a frame of Zstandard, of which `content` is the beginning. None: it is none, or names no size.
 
     Source: RFC 8878, 3.1.1.1.
     """
-    if len(header) < 6 or not header.startswith(MAGIC):
+    if len(content) < 6 or not content.startswith(MAGIC):
         return None
-    single, kind = header[4] >> 5 & 1, header[4] >> 6
-    width = (single, 2, 4, 8)[kind]
-    start = 5 + (1 - single) + (0, 1, 2, 4)[header[4] & 3]
-    content = header[start : start + width]
-    if not width or len(content) < width:
+    flags = content[4]
+    single, width = flags >> 5 & 1, (flags >> 5 & 1, 2, 4, 8)[flags >> 6]
+    start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
+    size = content[start : start + width]
+    if not width or len(size) < width:
         return None
     # Two bytes count from 256 on.
-    return int.from_bytes(content, "little") + 256 * (width == 2)
+    return Frame(int.from_bytes(size, "little") + 256 * (width == 2), start + width, bool(flags & 4))
+
+
+def _find_end(file: BinaryIO, frame: Frame) -> int | None:
+    """Returns the position after a frame. None: a block is cut off, or blocks unpack to more than the header says.
+
+    Source: RFC 8878, 3.1.1.2.
+    """
+    at, unpacked = frame.length, 0
+    while True:
+        file.seek(at)
+        head = file.read(3)
+        value = int.from_bytes(head, "little")
+        last, kind, size = value & 1, value >> 1 & 3, value >> 3
+        # Of a block that is compressed (2), only the packed size is known here. The kind 3 is reserved.
+        unpacked += size if kind != 2 else 0
+        if len(head) < 3 or kind == 3 or unpacked > frame.unpacked or (not last and size == 0):
+            return None
+        # A block of one repeated byte (1) holds this byte alone.
+        at += 3 + (1 if kind == 1 else size)
+        if last:
+            return at + 4 * frame.checksum
 
 
 def _check_json(path: Path) -> dict[str, Any]:
