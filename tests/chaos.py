@@ -37,13 +37,17 @@ from tests.starts import CHEAP, ENGINES, SCENARIOS, End, Folders, fork, make_dat
 
 MAX_STARTS = 12
 """Kills of one run, at most."""
-ONLY_LATER = ("restore", "set aside", "removal", "unlink")
+ONLY_LATER = ("restore", "removal", "unlink")
 """Places that a run may pass only after it was killed."""
+
+BEFORE_HANDLERS = 30
+"""Modules of the project and of Python that a command imports, at most, before it handles signals."""
 
 SAMPLE = (
     "rollback, pmap1:0:KILL:after:lock:1, pmap1:0:TERM:before:rename:2, pmap1:0:KILL:after:rollback:1, "
-    "pmap1:0:KILL:before:seal:1, pmap1:0:INT:after:set aside:1, pmap1:0:USR1:before:final test:1, pmap1",
+    "pmap1:0:KILL:before:seal:1, pmap1:0:INT:after:commit:1, pmap1:0:USR1:before:final test:1, pmap1",
     "lm, pmap1:0:KILL:before:import:700, pmap1:0:KILL:after:cache:2, jit1:0:TERM+3:after:flush:1, pmap1",
+    "vae, pmap1:0:KILL:after:commit:2, pmap1",
 )
 """Plans that come to every place in a minute."""
 
@@ -175,8 +179,8 @@ def expected(kill: Kill) -> tuple[int, ...]:
     name, _, later = kill.signal.partition("+")
     if name == "KILL":
         return (-signal.SIGKILL,)
-    # Until its modules are imported, a process has the system's own handlers.
-    early = (-SIGNALS[name],) if kill.place in BEFORE_IMPORTS else ()
+    # A process has the system's own handlers while it imports the few modules that set others.
+    early = (-SIGNALS[name],) if kill.place in BEFORE_IMPORTS and kill.passage <= BEFORE_HANDLERS else ()
     second = (-signal.SIGKILL,) if later else ()
     # A Ctrl-C is an interruption, except during the steps, where it saves first.
     return (75, *early, *second, *((130,) if name == "INT" else ()))

@@ -50,7 +50,6 @@ PLACES = {
     "seal": ("gen.runs.manifest:seal",),
     "retention": ("gen.runs.ranking:steps_to_keep",),
     "removal": ("shutil:rmtree",),
-    "set aside": ("gen.runs.manifest:set_aside",),
     "finish save": ("gen.runs.checkpoint:Saver.close",),
     # The end of a run.
     "final test": ("gen.train:test",),

@@ -57,6 +57,8 @@ def test_random_plans_come_to_every_place_and_signal(census):
         ("TERM:after:step:2", 75, "Traceback (most recent call last)", "a traceback"),
         ("INT:after:lock:1", 130, "", None),
         ("TERM:before:import:9", -15, "", None),
+        ("TERM:before:import:90", -15, "", "status -15"),
+        ("TERM:before:import:90", 75, "", None),
         ("TERM+3:before:save:1", -9, "", None),
     ],
 )

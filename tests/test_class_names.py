@@ -23,6 +23,7 @@ from gen.families import gan, labels
 from gen.families.vae.sampling import Request as VAERequest
 from gen.runs import checkpoint, directory
 from tests.datasets import images_of, write_image
+from tests.old_runs import edit, make_old
 
 
 def label_of(*names: str) -> dict[str, Feature]:
@@ -155,10 +156,8 @@ def test_python_takes_the_name_of_a_class(run):
 
 def test_a_run_without_names_takes_numbers(run, tmp_path):
     old = Path(shutil.copytree(run, tmp_path / "old"))
-    content = json.loads((old / "spec.json").read_text())
-    for feature in content.values():
-        del feature["names"]
-    files.write_json(old / "spec.json", content)
+    make_old(old)
+    edit(old / "spec.json", lambda spec: [feature.pop("names") for feature in spec.values()])
     assert gen.open(old).generate(n=1, label="1")["labels"].tolist() == [1]
     assert sample.main([str(old), "--label", "1", "--n", "1", "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] is None

@@ -34,9 +34,10 @@ from gen.media.image import separate
 from gen.metrics import images as metrics_images
 from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.tstr import baselines, tstr
-from gen.runs import checkpoint, directory
+from gen.runs import checkpoint, directory, owner
 from gen.runs import trained as runs_trained
 from gen.train import build, train
+from tests.old_runs import edit, make_old
 
 N = 200
 PERCEPTRON = Recipe((), (16,), steps=100, batch_size=64, learning_rate=3e-3, weight_decay=0.1)
@@ -186,7 +187,7 @@ def test_a_number_of_the_same_protocol_is_not_computed_again(scored, tmp_path, m
     evaluation = json.loads(before)
     evaluation["metrics"] |= {"precision": -1, "kid": -1, "coverage": -1}
     evaluation["protocol"]["coverage"]["k"] = 6
-    files.write_json(workdir / "evaluation.json", evaluation)
+    files.write_json(workdir / "evaluation.json", evaluation | {"sha256": owner.sum_of_json(evaluation)})
     again = scores(Options((workdir,), n=N))[str(workdir)]
     assert again["kid"] == -1
     assert again["precision"] == found[str(workdir)]["precision"], "it is computed together with coverage"
@@ -307,8 +308,8 @@ def test_an_unconditional_model_has_no_tstr(runs):
 
 
 def test_other_data_than_in_training_are_refused(workdir):
-    facts = json.loads((workdir / "config.json").read_text())
-    files.write_json(workdir / "config.json", facts | {"data": "0" * 64})
+    make_old(workdir)
+    edit(workdir / "config.json", lambda found: found.update(data="0" * 64))
     with pytest.raises(UserError, match="the data are not those"):
         scores(Options((workdir,), n=N))
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import gen
-from gen import axis, files, sample
+from gen import axis, sample
 from gen import config as configs
 from gen.config import Config, Log, Parallel, Save
 from gen.core import (
@@ -42,6 +42,7 @@ from gen.media import MEDIA, find_axes, find_medium
 from gen.media.arrays import ARRAYS, plot
 from gen.media.image import IMAGE
 from gen.media.text import TEXT
+from gen.runs import directory
 from gen.train import train
 
 COUNT = 40  # points in each split
@@ -157,16 +158,13 @@ def test_data_of_no_medium_train_and_are_sampled_as_arrays(workdir, capsys):
     assert "verified: samples.png, samples.npz, byte for byte" in capsys.readouterr().out
 
 
-def test_a_command_reads_the_config_and_the_spec_once(workdir, monkeypatch):
-    read, names = files.read_json, []
-
-    def count(path: Path) -> Any:
-        names.append(path.name)
-        return read(path)
-
-    monkeypatch.setattr(files, "read_json", count)
+def test_a_command_opens_its_run_once(workdir, monkeypatch):
+    opened = []
+    for name in ("read_config", "read_spec"):
+        read = getattr(directory, name)
+        monkeypatch.setattr(directory, name, lambda *args, name=name, read=read: [opened.append(name), read(*args)][1])
     sample.main([str(workdir), "--n", "2", "--out", str(workdir / "out")])
-    assert names.count("config.json") == names.count("spec.json") == 1
+    assert opened == ["read_config", "read_spec"]
 
 
 def test_training_names_the_command_that_samples_the_run(workdir, capsys):

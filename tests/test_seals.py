@@ -20,19 +20,7 @@ from gen.runs import base as runs_base
 from gen.runs import checkpoint, curve, directory, manifest, owner
 from gen.runs.trained import open_run
 from gen.train import train
-
-
-def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def reseal(path: Path, **facts: object) -> None:
-    """Changes facts of a checkpoint, and seals it again. A fact that becomes None is removed."""
-    edit(path / "meta" / "metadata", lambda found: found.update(facts))
-    edit(path / "meta" / "metadata", lambda found: [found.pop(k) for k, v in facts.items() if v is None])
-    manifest.seal(path)
+from tests.old_runs import edit, make_old, reseal
 
 
 def disown(run: Path, step: int) -> None:
@@ -62,13 +50,6 @@ def run(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def make_old(workdir: Path) -> None:
-    """Removes what older versions of gen did not write."""
-    edit(workdir / "config.json", lambda found: [found.pop(name) for name in ("sha256", "files")])
-    for step in checkpoint.steps(workdir / "checkpoints"):
-        reseal(workdir / "checkpoints" / str(step), metrics_sha256=None, step=None, owner=None)
-
-
 # The first seal
 
 
@@ -79,7 +60,7 @@ def test_a_save_that_ends_before_its_seal_leaves_no_step(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "seal", full)
-        with pytest.raises(UserError, match="no space left; sound checkpoints: none"):
+        with pytest.raises(UserError, match=r"No space left on device.*sound checkpoints: none"):
             saved(folder, Save(), {1: 0.0})
     assert [path.name for path in folder.iterdir()] == ["1.unsealed"]
     assert checkpoint.newest(folder, NEVER) is None
