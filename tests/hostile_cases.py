@@ -35,6 +35,7 @@ from gen.networks.transformer import Architecture
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, curve, directory, manifest, merge, trouble
 from tests.hostile import EVIL, Case, World
+from tests.old_runs import make_old
 
 ESCAPED = EVIL.replace("/", "_")
 """EVIL as the name of a file."""
@@ -343,6 +344,8 @@ def _written(world: World, folder: Path) -> None:
     letters = dict(enumerate(f"\x1b\u202e\x07{chr(i)}" for i in range(0x100, 0x400)))
     vocabulary = {letters[i] if i > 1 else word: i for word, i in tokenizer["model"]["vocab"].items()}
     tokenizer["model"]["vocab"], tokenizer["decoder"] = vocabulary, {"type": "Fuse"}
+    # A run of an older version, whose checkpoints don't know its tokenizer.
+    make_old(run)
     (run / "tokenizer.json").write_text(json.dumps(tokenizer))
     sample.main([str(run), "--n", "2", "--out", str(folder / "out"), "--tokens", "4", "--stream"])
 
@@ -834,7 +837,7 @@ def records() -> Iterator[Case]:
 def _curves(world: World, folder: Path) -> None:
     run = _copy(world.run, folder)
     with open(run / "metrics.jsonl", "a") as file:
-        file.write('{"split": "train", "step": [')
+        file.write('{"split": "train", "step": [\n')
     gen.open(run).metrics()
 
 

@@ -1,4 +1,4 @@
-"""A fixed sample of the hostile inputs of tests/hostile_cases.py in the fast tests, and all of them in the slow ones."""
+"""Fixed samples of the hostile inputs of tests/hostile_cases.py. `python -m tests.hostile` tries all of them."""
 
 import ast
 import re
@@ -17,6 +17,7 @@ CASES = all_cases()
 KINDS = list(dict.fromkeys(case.kind for case in CASES))
 SLOW = re.compile("large|six|million|scored|model writes|1 GiB|bpe|gzip|config.json with|score")
 """Names of cases that take seconds."""
+LARGE_SAMPLE = CASES[::5]
 SAMPLE = [case for kind in KINDS for case in [c for c in CASES if c.kind == kind and not SLOW.search(c.name)][::9]]
 
 
@@ -34,12 +35,13 @@ def test_a_hostile_input_is_refused_or_handled(case, world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_hostile_inputs_are_refused_or_handled(kind, world, tmp_path):
+def test_more_hostile_inputs_are_refused_or_handled(kind, world, tmp_path):
     reasons = {}
-    for number, case in enumerate(case for case in CASES if case.kind == kind):
+    for number, case in enumerate(case for case in LARGE_SAMPLE if case.kind == kind):
         folder = tmp_path / str(number)
         folder.mkdir()
         reasons[case.name] = failure(case, world, folder)
+    assert reasons
     assert not {name: reason for name, reason in reasons.items() if reason}
 
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gen import files, sample
+from gen import sample
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.media import image
 from gen.metrics.images import READ_CHUNK
 from gen.metrics.neighbours import NEIGHBOURS, neighbours
-from gen.runs import directory, trained
+from gen.runs import trained
 from gen.train import train
+from tests.old_runs import edit, make_old
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_samples_of_a_run_come_with_neighbours_and_other_data_are_refused(tiny, 
     assert (tmp_path / "out" / "neighbours.png").stat().st_size > 0
     assert sample.verify(sample.Verify(tmp_path / "out" / "manifest.json")) == 0
 
-    facts = directory._read_required(tmp_path / "config.json", "")
-    files.write_json(tmp_path / "config.json", facts | {"data": "0" * 64})
+    make_old(tmp_path)
+    edit(tmp_path / "config.json", lambda found: found.update(data="0" * 64))
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
         sample.sample(options, trained.open_run(tmp_path), image.IMAGE)

@@ -316,5 +316,5 @@ def test_damage_to_any_file_of_a_run_is_healed_named_or_refused(tmp_path, monkey
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bench = damage.Bench(tmp_path)
-    ends = {each: bench.check(each, 0) for each in bench.damages(12, seed=1)}
+    ends = {each: bench.check(each, 0) for each in bench.damages(5, seed=1)}
     assert [(each, end) for each, end in ends.items() if any(e.startswith("wrong") for e in end.values())] == []

@@ -17,6 +17,8 @@ from types import FrameType
 from gen.errors import REQUEUE, UserError
 from gen.runtime.signals import SIGNALS
 
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+"""Variable with the least severity of the messages that the runtime prints: 0 (all) to 3 (fatal ones)."""
 GOOGLE = "0x1ae0"
 """The vendor of TPUs on the PCI bus."""
 MIN_FILES = 100
@@ -37,9 +39,11 @@ def prepare_process(arguments: Sequence[str]) -> None:
     for number in SIGNALS:
         signal.signal(number, _leave)
     check_limits()
-    if in_cluster() or any(each.startswith("--parallel.hosts") for each in arguments):
+    several = in_cluster() or any(each.startswith("--parallel.hosts") for each in arguments)
+    # JAX sets 1 when it is imported, also for the processes that its own process starts.
+    if several and os.environ.get(LOG_LEVEL, "1") == "1":
         # If a host is lost, the runtime prints it in several lines on each other host. gen.runtime.failures says it in one.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ[LOG_LEVEL] = "3"
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
