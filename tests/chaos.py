@@ -274,6 +274,8 @@ class Options(NamedTuple):
 def main(options: Options) -> int:
     """Runs the command. Returns its exit status."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
+    # A shell may have started this command in the background, where SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     install([place for place in PLACES if place not in BEFORE_IMPORTS])
     # The collector would go through all modules again and again, in every child.
     gc.freeze()
