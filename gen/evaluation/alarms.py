@@ -19,6 +19,7 @@ import numpy as np
 
 from gen.config import Alarm, Alarms
 from gen.core import Array, Dataset, GenerativeModel, State
+from gen.data.images.patches import show_samples
 from gen.errors import UserError
 from gen.evaluation.progress import Progress
 from gen.evaluation.request import parse_request
@@ -248,7 +249,7 @@ def _build_comparison(
 
     # The same key at each check, so that changes come from the model alone.
     def generate(state: State) -> Array:
-        return model.generate(state, jax.random.key(0), given, request)["samples"]
+        return show_samples(model.generate(state, jax.random.key(0), given, request), data.spec)["samples"]
 
     # Without classes there is no classifier, and only pixels are compared.
     if untrainable(data):

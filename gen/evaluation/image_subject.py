@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
 
 from gen.core import Array, Dataset, Key, State
+from gen.data.images.patches import show_samples
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.evaluation.labels import LabelRule, draw_labels
@@ -119,9 +121,13 @@ class ImageSubject(Subject):
 
     @cached_property
     def generated_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the arrays that the model generates for n = 1. Nothing is computed."""
+        """Shapes of the arrays that the model generates for n = 1, as images. Nothing is computed."""
         model, key = self.run.model, jax.random.key(0)
-        generate = partial(model.generate, request=model.request(n=1, **self.request))
+
+        def generate(*inputs: Any) -> dict[str, Array]:
+            made = model.generate(*inputs, request=model.request(n=1, **self.request))
+            return show_samples(made, self.data.spec)
+
         return jax.eval_shape(generate, jax.eval_shape(model.init, key), key, self.run.reference())
 
     @cached_property
@@ -228,7 +234,7 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     @jax.jit
     def generate(state: State, key: Key, chosen: dict[str, np.ndarray]) -> dict[str, Array]:
         # Other arrays, such as latents, would only take memory.
-        made = model.generate(state, key, {**given, **chosen}, request)
+        made = show_samples(model.generate(state, key, {**given, **chosen}, request), subject.data.spec)
         return {name: made[name] for name in ("samples", "labels") if name in made}
 
     # The last chunk is a full one too: one shape compiles once, and an image does not depend on the number of images.

@@ -20,7 +20,9 @@ def find_medium(data: Data, spec: Spec) -> Medium:
     if named is not None:
         return named
     # Tokens of a grid are no text. What they mean is up to the data.
-    fitting = (medium for medium in MEDIA if next(iter(medium.features)) in spec and not (medium is TEXT and is_grid(spec)))
+    fitting = (
+        medium for medium in MEDIA if next(iter(medium.features)) in spec and not (medium is TEXT and is_grid(spec))
+    )
     return next(fitting, ARRAYS)
 
 
