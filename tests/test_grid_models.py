@@ -52,7 +52,9 @@ def parts_of(config: GridModel, shape: tuple[int, ...], vocab: int = VOCAB) -> t
     return parts, params
 
 
-def made_by(config: GridModel, shape: tuple[int, ...], request: Any, given: Mapping[str, Any] = {}) -> dict[str, np.ndarray]:
+def made_by(
+    config: GridModel, shape: tuple[int, ...], request: Any, given: Mapping[str, Any] = {}
+) -> dict[str, np.ndarray]:
     """Returns what a model generates."""
     parts, params = parts_of(config, shape)
     sample = quickly(lambda params, keys, given: parts.sample(params, keys, given, request))
@@ -125,14 +127,16 @@ def test_cached_decoding_draws_from_the_guided_logits_of_whole_passes(config, sh
     np.testing.assert_array_equal(made["labels"], [0, 1, 2, 0])
     assert made["samples"].shape == made["log_probs"].shape == (4, *shape) and made["samples"].dtype == np.int32
 
-    def logits(label: np.ndarray) -> np.ndarray:
+    @quickly
+    def logits(samples: jax.Array, label: jax.Array) -> jax.Array:
         """[4, T, J, V] of the samples, in one pass."""
-        cells = parts.network.grid.split(jnp.asarray(made["samples"]))
-        read = jnp.concatenate([parts.network.grid.front(4, jnp.asarray(label)), cells[:, :-1]], axis=1)
+        cells = parts.network.grid.split(samples)
+        read = jnp.concatenate([parts.network.grid.front(4, label), cells[:, :-1]], axis=1)
         output, _ = parts.network.read(params, read, parts.network.positions[:-1])
-        return np.asarray(parts.network.logits(params, output, cells))
+        return parts.network.logits(params, output, cells)
 
-    c, u = logits(made["labels"]), logits(np.full(4, CLASSES, np.int32))
+    labels = made["labels"], np.full(4, CLASSES, np.int32)
+    c, u = (np.asarray(logits(made["samples"], label)) for label in labels)
     tokens = made["samples"].reshape(c.shape[:-1])
     np.testing.assert_array_equal(tokens, (u + guidance * (c - u)).argmax(-1))
     expected = np.take_along_axis(log_softmax(c, axis=-1), tokens[..., None], axis=-1)[..., 0]
@@ -142,10 +146,10 @@ def test_cached_decoding_draws_from_the_guided_logits_of_whole_passes(config, sh
 
 
 def test_a_sample_depends_only_on_its_key_and_its_label():
-    few, many = (made_by(INNER, (2, 2, 3), GridRequest(n=n, guidance=1.5)) for n in (2, 4))
+    few, many = (made_by(GUIDED, (2, 3), GridRequest(n=n, guidance=1.5)) for n in (2, 4))
     np.testing.assert_array_equal(few["samples"], many["samples"][:2])
     assert (many["samples"][0] != many["samples"][3]).any()
-    one = made_by(INNER, (2, 2, 3), GridRequest(n=2, label=2))
+    one = made_by(GUIDED, (2, 3), GridRequest(n=2, label=2))
     np.testing.assert_array_equal(one["labels"], [2, 2])
 
 
@@ -171,10 +175,12 @@ def test_a_turn_writes_each_cell_given_the_cells_of_earlier_turns(order):
     parts, params = parts_of(MASKED, (1, 3))
     front = parts.network.grid.front(1, jnp.array([1]))
 
-    def log_p(tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
-        output = parts.output(params, front, jnp.asarray(tokens)[None, :, None], jnp.asarray(masked)[None], None)
-        logits = np.asarray(parts.network.logits(params, output, jnp.asarray(tokens)[None, :, None]))[0, :, 0]
-        return log_softmax(logits, axis=-1)[range(3), tokens]
+    @quickly
+    def log_p(tokens: jax.Array, masked: jax.Array) -> jax.Array:
+        """log p of the three tokens given those that are not masked, [3]."""
+        output = parts.output(params, front, tokens[None, :, None], masked[None], None)
+        logits = parts.network.logits(params, output, tokens[None, :, None])[0, :, 0]
+        return jax.nn.log_softmax(logits)[jnp.arange(3), tokens]
 
     counts = []
     for sample, found in zip(made["samples"][:, 0], made["log_probs"][:, 0], strict=True):
