@@ -15,6 +15,7 @@ from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation.score import Options
 from gen.families.grid.grid import GridRequest
+from gen.optim import Optimizer
 from gen.runs import directory
 from gen.runs.trained import open_run
 from gen.train import train
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 def workdir(tiny, tmp_path_factory) -> Path:
     """Twenty steps of a conditional model of binarized digits."""
     config = tiny("pixels_mnist")
-    model = replace(config.model, conditional=True, label_dropout=0.2)
+    model = replace(config.model, conditional=True, label_dropout=0.2, optim=Optimizer(lr=1e-3))
     data = Images(name="digits", binarize="dynamic", patch=(4, 2), batch_size=16)
     config = replace(config, model=model, data=data, steps=20, save=Save(), parallel=Parallel(devices=1))
     train(config, workdir := tmp_path_factory.mktemp("runs") / "pixels")

@@ -47,14 +47,14 @@ class CausalGrids:
 
     def nats(
         self, params: dict[str, Params], batch: Batch, label: Array | None, keys: Key | None = None
-    ) -> list[Array]:
+    ) -> tuple[Array, Array]:
         """Returns -log p(token | label, tokens before it) and log Z, in nats, [B, T, J] each. keys: dropout keys [B]."""
         cells = self.network.grid.split(batch["tokens"])
         front = self.network.grid.front(len(cells), label)
         # Step t reads cell t - 1, or the token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
         output, _ = self.network.read(params, inputs, self.network.positions[:-1], keys)
-        return list(losses.cross_entropy(self.network.logits(params, output, cells), cells))
+        return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
         """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
