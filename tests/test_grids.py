@@ -35,5 +35,5 @@ def test_axes_that_are_not_those_of_the_shape_are_refused(tmp_path, axes):
     content = json.loads(json.dumps(encode_spec(GRID)))
     content["tokens"]["axes"] = axes
     files.write_json(tmp_path / "spec.json", content)
-    with pytest.raises(UserError, match="spec.json is damaged: tokens has the shape"):
+    with pytest.raises(UserError, match=r"spec\.json is damaged: tokens has the shape"):
         read_spec(tmp_path)

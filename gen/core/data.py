@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from gen.core.features import Spec
-from gen.core.state import Batch, HostBatch, Key
+from gen.core.state import Array, Batch, HostBatch, Key
 
 
 class Dataset(NamedTuple):
@@ -33,6 +33,8 @@ class Dataset(NamedTuple):
     """How the held-out splits are read, stored next to each number."""
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
+    images: Dataset | None = None
+    """The data set of images, if the examples stand for images, as codes do. Samples are compared with these images."""
     older: tuple[str, ...] = ()
     """Digests of the same examples that older versions gave, without the content of large sets. They are accepted with a warning."""
 
@@ -96,6 +98,13 @@ class Medium:
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
         """Returns the samples, arrays from `generate`, as files, which training and sample.py write. options: None: the defaults."""
         raise NotImplementedError
+
+    def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
+        """Returns samples that stand for images, as codes do, with "samples" as images float32 [n, H, W, C] in [-1, 1].
+
+        Other samples are returned as they are. It may run inside of a compiled function.
+        """
+        return samples
 
     def describe(self, files: Mapping[str, bytes], options: Any) -> str | None:
         """Returns the text that sample.py prints for the files of `show`. None: nothing."""

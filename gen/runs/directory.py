@@ -3,6 +3,7 @@
     config.json     the resolved config, and the digests of the run's identity, of its data, and of the next two files
     spec.json       the features of the data, as the model sees them
     tokenizer.json  the tokenizer, for texts
+    codec.json      the tokenizer of images, for codes, and codec.npz, its weights
     reference.npz   the first 64 validation examples, and arrays of the last evaluation (such as the KL of each latent)
     checkpoints/    metrics.jsonl  telemetry.jsonl  events*  samples/  evaluation.json
 
