@@ -56,7 +56,7 @@ class Images(Medium):
 
         Raises: UserError for an animation of samples that are not in rows.
         """
-        samples = {name: np.asarray(x) for name, x in self.to_images(samples, run).items()}
+        samples = {name: np.asarray(x) for name, x in show_samples(samples, run.spec).items()}
         files, names = {"samples.png": picture(samples)}, class_names(run.spec)
         arrays: dict[str, np.ndarray] = {}
         if names and "labels" in samples:

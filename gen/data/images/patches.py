@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from gen.core import Array, Batch, Feature, Key, Spec
 from gen.data.preprocess import Transform, scale_levels
 from gen.errors import UserError
 
+A = TypeVar("A", Array, np.ndarray)
 MAX_VOCAB = 2**16
 """Upper bound on the number of tokens. A larger vocabulary would have more rows than training pictures have patches."""
 
@@ -67,7 +70,7 @@ def to_pictures(tokens: Array, spec: Spec) -> Array:
     return scale_levels(v.reshape(-1, height, width, channels).astype(jnp.float32), levels - 1)
 
 
-def show_samples(arrays: Mapping[str, Array], spec: Spec) -> dict[str, Array]:
+def show_samples(arrays: Mapping[str, A], spec: Spec) -> dict[str, A | Array]:
     """Returns the arrays of a model's `generate` with "samples" as images, if they are tokens of patches of pixels."""
     tokens, samples = spec.get("tokens"), arrays["samples"]
     if tokens is None or tokens.levels is None or not jnp.issubdtype(samples.dtype, jnp.integer):

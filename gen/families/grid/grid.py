@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from gen import core
 from gen.core import Array, Batch, Feature, Key, Metrics, Spec
-from gen.errors import UserError, check_fraction, check_positive
-from gen.families.labels import drop_labels, num_classes
+from gen.errors import UserError, check_fraction
+from gen.families.labels import LabelRequest, drop_labels, num_classes
 from gen.families.language.language import LanguageModel
 from gen.families.language.sampling import Filters
 from gen.networks.positions import PADDING
@@ -179,19 +179,15 @@ def measure_grids(grid: Grid, nats: Array, name: str) -> tuple[Array, Metrics]:
 
 
 @dataclass(frozen=True)
-class GridRequest(Filters):
+class GridRequest(LabelRequest, Filters):
     """Which grids to generate."""
 
-    n: int = 64
-    """Number of samples."""
-    label: str | int | None = None
-    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
     guidance: float = 1.0
     """Weight w of the label: tokens are drawn from the logits u + w (c - u), where c has the label and u does not (Ho and Salimans
     2022). Above 1, samples are more typical of their class and less varied. 0: the label has no effect."""
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(n=self.n)
+        Filters.__post_init__(self)
         if not 0 <= self.guidance < float("inf"):
             raise UserError(f"guidance is {self.guidance}; it must be at least 0")

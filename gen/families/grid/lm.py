@@ -16,6 +16,9 @@ from gen.families.labels import labels_to_generate
 from gen.families.language import losses
 from gen.networks.transformer import RULES, Cache
 
+Carry = tuple[Array, Cache | None]
+"""The network's output at the newest cell, and the cache with all cells so far."""
+
 
 @dataclass(frozen=True)
 class GridLM(GridModel):
@@ -84,7 +87,7 @@ class CausalGrids:
         params, cache = network.begin_cache(params, len(front))
         output, cache = network.read(params, front, network.positions[:1], cache=cache)
 
-        def step(carry: tuple[Array, Cache], t: Array) -> tuple[tuple[Array, Cache], tuple[Array, Array]]:
+        def step(carry: Carry, t: Array) -> tuple[Carry, tuple[Array, Array]]:
             """Draws cell t, then reads it."""
             output, cache = carry
             tokens, log_probs = network.draw(
