@@ -16,14 +16,14 @@ from gen.optim import Optimizer, WarmupCosine
 config = Config(
     model=GridLM(
         network=Architecture(
-            layers=4, width=192, heads=6, norm="rms", activation="swiglu", bias=False, qk_norm=True, unroll=4
+            layers=6, width=128, heads=4, norm="rms", activation="swiglu", bias=False, qk_norm=True, unroll=6
         ),
         inner_layers=1,
         ema=0.999,
         optim=Optimizer("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
     ),
-    data=Images(name="mnist", binarize="dynamic", patch=(4, 2), batch_size=64),
-    steps=5000,
-    evaluate_every=1000,
+    data=Images(name="mnist", binarize="dynamic", patch=(4, 2), batch_size=32),
+    steps=8000,
+    evaluate_every=2000,
     save=Save(best=("nll", "min")),
 )

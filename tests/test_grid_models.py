@@ -157,7 +157,7 @@ def test_a_sample_depends_only_on_its_key_and_its_label():
     "config", [GUIDED, MASKED, replace(MASKED, network=ROTARY, inner_layers=1)], ids=lambda c: type(c).__name__
 )
 def test_known_tokens_are_kept_and_the_others_are_written(config):
-    tokens = np.random.default_rng(3).integers(0, VOCAB, (1, 3, 2))
+    tokens = np.random.default_rng(3).integers(0, VOCAB, (1, 3, 2), np.uint16)
     known = np.array([[[1, 1], [1, 0], [0, 0]]], bool)
     request = GridRequest(n=3) if isinstance(config, GridLM) else mlm.Request(n=3, turns=2, guidance=1.5)
     made = made_by(config, (3, 2), request, {"tokens": tokens, "known": known})

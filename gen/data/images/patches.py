@@ -53,6 +53,7 @@ def tokenize(batch: Batch, key: Key, training: bool, *, preprocess: Transform, s
 def to_tokens(images: Array, spec: Spec) -> Array:
     """Returns the tokens, int32 [B, *grid], of images, float [B, H, W, C] in [-1, 1]. spec: has "image" and "tokens"."""
     levels, (rows, columns, a, p) = spec["tokens"].levels or 2, _divide(spec)
+    # Rounded, because dividing by levels - 1 was not exact.
     v = jnp.round((images + 1) / 2 * (levels - 1)).astype(jnp.int32)
     # A square has a x a patches of p x p pixels.
     v = v.reshape(len(v), rows, a, p, columns, a, p, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)

@@ -77,7 +77,9 @@ class Grid:
         """
         if "known" not in given:
             return jnp.full((n, self.length, self.count), PADDING, jnp.int32)
-        found = self.split(jnp.where(given["known"] > 0, given["tokens"], PADDING).astype(jnp.int32))
+        # Tokens may be unsigned, and PADDING is negative.
+        tokens = jnp.asarray(given["tokens"], jnp.int32)
+        found = self.split(jnp.where(jnp.asarray(given["known"], bool), tokens, PADDING))
         return jnp.broadcast_to(found, (n, *found.shape[1:]))
 
 
@@ -130,6 +132,7 @@ class GridModel(LanguageModel):
                 f"inner_layers predict the last axis of a grid inside each step, and the only axis is {feature.axes[0]}; the fix: "
                 "--model.inner-layers 0"
             )
+        # The inner axis needs no positions: the head predicts all of it inside of a step.
         cells = feature.shape[:-1] if self.inner_layers else feature.shape
         head = self.network.width // self.network.heads
         if self.network.positions == "rotary" and head // 2 < len(cells):

@@ -93,11 +93,13 @@ class CausalGrids:
             tokens, log_probs = network.draw(
                 params, output, jnp.take(known, t, axis=1)[:, None], fold_in(keys, t), request
             )
+            # If guided, both halves go on with the same tokens.
             cells = jnp.tile(tokens, (len(front) // request.n, 1, 1))
             at = jax.lax.dynamic_slice_in_dim(network.positions, t + 1, 1)
             output, cache = network.read(params, cells, at, cache=cache, begins=False)
             return (output, cache), (tokens[:, 0], log_probs[:, 0])
 
+        # A grid has no end, so all samples take the same number of steps.
         _, (tokens, log_probs) = jax.lax.scan(step, (output, cache), jnp.arange(grid.length))
         made = {"samples": grid.join(tokens.swapaxes(0, 1)), "log_probs": grid.join(log_probs.swapaxes(0, 1))}
         return made if label is None else made | {"labels": label}

@@ -132,6 +132,7 @@ class MaskedGrids:
         cells = grid.split(batch["tokens"])
         output = self.output(params, grid.front(len(cells), label), cells, masks.chosen, keys)
         nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
+        # Cells that are shown cost nothing: the bound is a sum over the masked ones.
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
@@ -159,6 +160,7 @@ class MaskedGrids:
         label = labels_to_generate(request.n, request.label, grid.classes or None, given)
         front = self.network.fronts(request.n, label, request.guidance)
         tokens = grid.known(given, request.n)
+        # A cell of which only some tokens are known is written too, and keeps them.
         draft = Draft(tokens, jnp.zeros(tokens.shape, jnp.float32), (tokens < 0).any(-1))
         to_write = draft.unknown.sum(1)
 
@@ -225,6 +227,8 @@ def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, n
         return jax.random.gumbel(key, unknown.shape[1:])
 
     confidence = jnp.where(unknown, log_probs + noise * jax.vmap(draw)(keys), jnp.inf)
+    # Sorting twice gives ranks, and cells that are not unknown have the last ones.
     rank = jnp.argsort(jnp.argsort(confidence, axis=1), axis=1)
+    # At least one cell, so that no turn is wasted.
     left = jnp.clip(left, 0, jnp.maximum(unknown.sum(1) - 1, 0))
     return unknown & (rank >= left[:, None])

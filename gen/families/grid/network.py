@@ -66,6 +66,7 @@ class GridNetwork:
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
         segment = jnp.zeros(cells.shape[:2], jnp.int32)
         position = jnp.broadcast_to(positions[None], (len(cells), *positions.shape))
+        # Keys without dropout would only be carried along.
         if not self.transformer.arch.dropout:
             keys = None
         variables = {"params": params["transformer"]}
@@ -93,6 +94,7 @@ class GridNetwork:
             conditional, logits = guide(self.logits(params, output, before, j)[:, :, 0], len(tokens), request.guidance)
             drawn = choose(keep_likely(logits, request), fold_in(keys, j), request.temperature)
             token = jnp.where(given[..., j] < 0, drawn, given[..., j])
+            # The model's own probability: neither guidance nor temperature change what is reported.
             log_prob = jnp.take_along_axis(jax.nn.log_softmax(conditional), token[..., None], axis=-1)[..., 0]
             tokens = tokens.at[..., j].set(token)
             log_probs.append(jnp.where(given[..., j] < 0, log_prob, 0).astype(jnp.float32))

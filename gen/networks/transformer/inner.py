@@ -41,9 +41,12 @@ class InnerHead(nn.Module):
         position = nn.Embed(self.count, width, embedding_init=normal(INIT_STD), name="position", **dtypes)
         shape = (self.count, width, self.vocab)
         readout = self.param("head", normal(INIT_STD), shape, dtypes["param_dtype"]).astype(dtypes["dtype"])
+        # Tokens of different places are different things, such as the codes of two codebooks, so each place has its own rows.
         e_BTJD = table(tokens_BTJ + self.vocab * place_J[None, None])
+        # The sum without a token's own vector holds only the tokens before it.
         z_BTJD = state_BTD[:, :, None] + position(place_J)[None, None] + jnp.cumsum(e_BTJD, axis=2) - e_BTJD
         if only is not None:
+            # Decoding needs one place at a time.
             z_BTJD, readout = z_BTJD[:, :, only : only + 1], readout[only : only + 1]
         for i in range(self.layers):
             y = norm(self.arch, dtypes, f"norm_{i}")(z_BTJD)
