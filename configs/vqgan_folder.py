@@ -25,7 +25,7 @@ config = Config(
         ),
         discriminator_optim=Optimizer(lr=5e-4, b1=0.0, b2=0.99),
         ema=0.999,
-        optim=Optimizer(lr=WarmupCosine(5e-4, warmup=500), clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=100), clip=1.0),
     ),
     data=Images(
         name="folder:images",
