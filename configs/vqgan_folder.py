@@ -23,9 +23,9 @@ config = Config(
             weight=Piecewise(boundaries=(2000,), values=(0.0, 0.02)),
             r1=0.1,
         ),
-        discriminator_optim=Optimizer(lr=2e-4, b1=0.0, b2=0.99),
+        discriminator_optim=Optimizer(lr=5e-4, b1=0.0, b2=0.99),
         ema=0.999,
-        optim=Optimizer(lr=WarmupCosine(5e-4, warmup=500), clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=100), clip=1.0),
     ),
     data=Images(
         name="folder:images",

@@ -90,8 +90,8 @@ def generator(coded, tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "generator", config)
 
 
-def codes_of(run: Path, x: np.ndarray) -> np.ndarray:
-    """Returns the codes of uint8 images by the tokenizer of a run, without gen.runs.codec."""
+def codes_of(run: Path, x: jax.Array) -> np.ndarray:
+    """Returns the codes of images by the tokenizer of a run, without gen.runs.codec."""
     trained = gen.open(run).trained
     state = trained.restore(5)
     coder = trained.config.model.coder(trained.spec)  # pyright: ignore
@@ -178,10 +178,10 @@ def test_samples_are_decoded_by_the_tokenizer(generator, coded):
     run = gen.open(generator)
     samples = run.generate(n=3)
     shown = CODE_IMAGES.show(samples, run.trained.view())
-    whole = codec.open_codec(coded)
-    np.testing.assert_allclose(shown.arrays["images"], whole.show(samples["samples"]), atol=1e-6)
+    codes = jnp.asarray(samples["samples"])
+    np.testing.assert_allclose(shown.arrays["images"], codec.open_codec(coded).show(codes), atol=1e-6)
     assert shown.arrays["images"].shape == (3, 8, 8, 1)
-    made = run.trained.to_images(samples)
+    made = run.trained.to_images({"samples": codes})
     np.testing.assert_allclose(made["samples"], shown.arrays["images"], atol=1e-6)
     np.testing.assert_array_equal(made["codes"], samples["samples"])
 

@@ -14,12 +14,15 @@ from gen.families.tokenizer.bottlenecks import BatchFacts, Stats
 from gen.families.tokenizer.quantizers import Quantizer
 from gen.networks.kernels.sums import as_row
 
+REVIVAL_NOISE = 0.01
+"""Standard deviation of the noise on the vector of a revived code, as a fraction of the root mean square of all vectors."""
+
 
 @dataclass(frozen=True)
 class VQ(Quantizer):
     """Vector quantization by a codebook of moving averages. van den Oord et al. 2017, section 3.2 and appendix A.1.
 
-    A code that is hardly used gets the vector of a random example (Dhariwal et al. 2020, appendix B.1), so that the codebook does not
+    A code that is hardly used gets the vector of a random example, and a little noise (Dhariwal et al. 2020, appendix B.1), so that the codebook does not
     collapse. At step 0 no code is in use, so the first batch fills the codebook.
     """
 
@@ -66,7 +69,8 @@ class VQ(Quantizer):
         return self.commitment * jnp.square(x - jax.lax.stop_gradient(embedded)).mean(range(1, x.ndim))
 
     def observe(self, x: Array, codes: Array, batch: BatchFacts) -> Stats:
-        """Returns the uses of each code [codes] and the sum of its vectors [codes, size], both per example, and `candidates`.
+        """Returns the uses of each code [codes] and the sum of its vectors [codes, size], both per example, the mean "square" of a
+        vector's numbers, and `candidates` to revive codes.
 
         The candidate of a code is the vector at a random place of a random example of the global batch, divided by the size of that
         batch. Other devices give 0 for it, so that the mean over all examples is the same on each device.
@@ -82,7 +86,8 @@ class VQ(Quantizer):
         place = jax.random.randint(place_key, (self.codes,), 0, flat.shape[1])
         here = row[:, None] == batch.row[None]
         candidates = jnp.where(here.any(1)[:, None], flat[here.argmax(1), place], 0)
-        return {"uses": chosen.sum(0) / b, "sums": sums / b, "candidates": candidates / b}
+        square = jnp.square(flat).mean()
+        return {"uses": chosen.sum(0) / b, "sums": sums / b, "square": square, "candidates": candidates / b}
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
         """Returns the codebook with each code as the moving average of its vectors, and dead codes revived.
@@ -96,8 +101,12 @@ class VQ(Quantizer):
         # A code that was revived begins with the mean use. So it has many steps to find vectors before it is dead again.
         mean_use = seen["uses"].mean()
         dead = uses < self.revive * mean_use
+        # Many places of a batch may be equal, such as those of a background. Without noise, codes that are revived there would be equal
+        # too, and rounding would choose among them, differently on each number of devices.
+        noise = jax.random.normal(jax.random.fold_in(batch.key, 1), e.shape, e.dtype)
+        revived = seen["candidates"] * batch.size + REVIVAL_NOISE * jnp.sqrt(seen["square"]) * noise
         return {
-            "codebook": jnp.where(dead[:, None], seen["candidates"] * batch.size, moved),
+            "codebook": jnp.where(dead[:, None], revived, moved),
             "uses": jnp.where(dead, mean_use, uses),
         }
 

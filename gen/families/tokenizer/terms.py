@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gen.core import Array
 from gen.errors import UserError, check_not_negative, check_positive
-from gen.families.gan.losses import Hinge, Objective
+from gen.families.gan.losses import NonSaturating, Objective
 from gen.networks import discriminator
 from gen.optim import Scalar
 from gen.optim.schedules import check_scalars
@@ -20,7 +20,7 @@ class Adversary:
 
     discriminator: discriminator.Architecture = discriminator.DCGAN()
     """Its network."""
-    objective: Objective = Hinge()
+    objective: Objective = NonSaturating()
     """Losses of both players."""
     weight: Scalar = 0.02
     """Weight of the decoder's loss against it. A schedule such as Piecewise((1000,), (0.0, 0.02)) lets reconstructions get sharp first."""
