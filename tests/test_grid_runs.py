@@ -9,10 +9,11 @@ from PIL import Image
 
 import gen
 from gen import sample
-from gen.config import Parallel, Save
+from gen.config import Alarms, Parallel, Save
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.evaluate import scores
+from gen.evaluation import alarms
 from gen.evaluation.score import Options
 from gen.families.grid.grid import GridRequest
 from gen.optim import Optimizer
@@ -29,8 +30,14 @@ def workdir(tiny, tmp_path_factory) -> Path:
     config = tiny("pixels_mnist")
     model = replace(config.model, conditional=True, label_dropout=0.2, optim=Optimizer(lr=1e-3))
     data = Images(name="digits", binarize="dynamic", patch=(4, 2), batch_size=16)
-    config = replace(config, model=model, data=data, steps=20, save=Save(), parallel=Parallel(devices=1))
-    train(config, workdir := tmp_path_factory.mktemp("runs") / "pixels")
+    watched = Alarms("warn", samples=8)
+    config = replace(
+        config, model=model, data=data, steps=20, save=Save(), parallel=Parallel(devices=1), alarms=watched
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Generated images are compared by their pixels alone: no classifier is trained.
+        patch.setattr(alarms, "untrainable", lambda data: "not in this test")
+        train(config, workdir := tmp_path_factory.mktemp("runs") / "pixels")
     return workdir
 
 
@@ -41,6 +48,10 @@ def test_the_test_split_has_an_exact_likelihood_in_nats_per_image(workdir):
     assert metrics["nll"] == pytest.approx(16 * metrics["loss"], rel=1e-5)
     assert metrics["bits_per_dim"] == pytest.approx(metrics["nll"] / (64 * np.log(2)), rel=1e-5)
     assert protocol["unit"] == "nats" and protocol["split"] == "test" and protocol["n"] > 300
+
+
+def test_its_samples_are_watched_as_images(workdir):
+    assert '"spread": ' in (workdir / "telemetry.jsonl").read_text()
 
 
 def test_samples_are_written_as_a_picture_tokens_and_log_probabilities(workdir, tmp_path):
