@@ -92,15 +92,16 @@ def test_every_config(config_file, tiny):
 
 def check_samples(data: Dataset, model: GenerativeModel, state: State, batch: HostBatch) -> None:
     """Asserts that samples have the declared shape, dtype and range, and differ by key."""
-    is_text = "tokens" in data.spec
+    tokens = data.spec.get("tokens")
+    is_text = tokens is not None and tokens.axes is None
     request = replace(model.request(), n=5, **{"tokens": 6} if is_text else {})
     given = {"source": batch["source"][:1]} if "source" in data.spec else {}
     generate = jax.jit(lambda state, key: model.generate(state, key, given, request))
     one, other = (np.asarray(generate(state, jax.random.key(k))["samples"]) for k in (0, 1))
-    if is_text:
-        assert one.shape == (5, 6)
+    if tokens is not None:
+        assert one.shape == ((5, 6) if is_text else (5, *tokens.shape))
         assert one.dtype == np.int32
-        assert one.max() < (data.spec["tokens"].vocab or 0)
+        assert one.max() < (tokens.vocab or 0)
     elif "image" in data.spec:
         assert one.shape == (5, *data.spec["image"].shape)
         assert one.dtype == np.float32
