@@ -1,0 +1,20 @@
+"""Flow matching on scikit-learn's 8x8 digits, which need no download (Lipman et al. 2023). Not scored yet.
+
+The pixels have 17 levels and are dequantized, so that bits_per_dim compares with that of vae_digits.
+"""
+
+from gen.config import Config
+from gen.data.images import Images
+from gen.families.flow import Flow, UNet
+from gen.optim import Optimizer, WarmupCosine
+
+config = Config(
+    model=Flow(
+        network=UNet(widths=(32, 64), attention=(2,)),
+        conditional=True,
+        ema=0.999,
+        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=100), clip=1.0),
+    ),
+    data=Images(name="digits", dequantize=True),
+    steps=3000,
+)
