@@ -5,13 +5,15 @@ The pixels have 17 levels and are dequantized, so that bits_per_dim compares wit
 
 from gen.config import Config
 from gen.data.images import Images
-from gen.families.flow import Flow, UNet
+from gen.families.flow import Flow, FlowMatching, UNet
 from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=Flow(
-        network=UNet(widths=(32, 64), attention=(2,)),
+        network=UNet(widths=(32, 64), attention=(2,), fourier=(3, 4)),
+        objective=FlowMatching(mean=-0.5, std=1.5),
         conditional=True,
+        likelihood_steps=64,
         ema=0.999,
         optim=Optimizer(lr=WarmupCosine(2e-3, warmup=100), clip=1.0),
     ),

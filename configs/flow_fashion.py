@@ -11,11 +11,12 @@ from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=Flow(
-        network=UNet(widths=(64, 96), attention=(2,), patch=2),
+        network=UNet(widths=(48, 96), attention=(2,), patch=2),
         conditional=True,
+        likelihood_steps=24,
         ema=0.999,
         optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
     ),
     data=Images(name="fashion_mnist", dequantize=True),
-    steps=6000,
+    steps=4000,
 )

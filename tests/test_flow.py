@@ -22,7 +22,7 @@ from gen.optim import Optimizer
 
 LABEL = Feature((), "int32", classes=3)
 SPEC = {"image": Feature((5, 4, 1), levels=17, dequantized=True), "label": LABEL}
-TINY = Flow(network=UNet((4, 4), attention=(2,), heads=2), conditional=True, likelihood_steps=2)
+TINY = Flow(network=UNet((4,)), conditional=True, likelihood_steps=2)
 KEYS = jax.random.split(jax.random.key(3), 4000)
 
 
@@ -105,22 +105,44 @@ def gaussian_log_density(x: Array) -> np.ndarray:
     return -(quadratic + np.linalg.slogdet(2 * np.pi * COVARIANCE)[1]) / 2
 
 
+@partial(jax.jit, static_argnums=(0, 2))
+def exact_log_density(velocity: Velocity, x: Array, steps: int) -> Array:
+    """Returns log p(x) [B] with the exact trace: with unit vectors as probes, the terms v^T J v are the Jacobian's diagonal."""
+    n = x[0].size
+    basis = jnp.broadcast_to(jnp.eye(n, dtype=x.dtype).reshape(n, 1, *x.shape[1:]), (n, *x.shape))
+    terms = log_density(velocity, x, steps, lambda i: basis)
+    # A probe of zeros leaves log N(x_1; 0, I), which each row has once, next to one term of the trace.
+    log_normal = log_density(velocity, x, steps, lambda i: jnp.zeros_like(basis[:1]))
+    return (terms - log_normal).sum(0) + log_normal[0]
+
+
 def test_the_log_density_with_the_exact_trace(double: None):
-    x, times = draw_gaussian(5), jnp.linspace(0, 1, 65)
-    # With unit vectors as probes, the terms v^T J v are the diagonal of the Jacobian.
-    basis = jnp.broadcast_to(jnp.eye(3)[:, None], (3, 5, 3))
-    terms = np.asarray(log_density(gaussian_velocity, x, times, lambda i: basis))
-    noise = np.asarray(invert(gaussian_velocity, x, Request(steps=64, sampler="heun")))
-    log_normal = -(noise**2 + np.log(2 * np.pi)).sum(1) / 2
-    # Each row has log N once, and one term of the trace.
-    found = (terms - log_normal[None]).sum(0) + log_normal
-    np.testing.assert_allclose(found, gaussian_log_density(x), atol=2e-3)
+    x = draw_gaussian(5)
+
+    def error(steps: int) -> float:
+        return float(np.abs(exact_log_density(gaussian_velocity, x, steps) - gaussian_log_density(x)).max())
+
+    assert error(64) < 0.05
+    assert np.log2(error(64) / error(128)) == pytest.approx(2, abs=0.4)
+
+
+def test_a_density_as_narrow_as_the_cell_of_a_byte(double: None):
+    std = 2 / 256 / np.sqrt(12)
+
+    def velocity(x: Array, t: Array, s: Array) -> Array:
+        """E[e - x_0 | x_t] for x_0 ~ N(-1, std^2)."""
+        centred, variance = x + 1 - t, (1 - t) ** 2 * std**2 + t**2
+        return (t - (1 - t) * std**2) / variance * centred + 1
+
+    x = -1 + std * jnp.asarray([[-1.0], [0.5]])
+    expected = -np.array([[1.0], [0.25]]) / 2 - np.log(std * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(exact_log_density(velocity, x, 32), expected[:, 0], atol=0.02)
 
 
 def test_hutchinsons_estimates_spread_around_the_log_density_as_their_error_says(double: None):
     x, n = jnp.tile(draw_gaussian(1), (500, 1)), 500
     probes = partial(draw_probes, KEYS[:n], 2, x)
-    estimates = np.asarray(log_density(gaussian_velocity, x, jnp.linspace(0, 1, 33), probes))
+    estimates = np.asarray(log_density(gaussian_velocity, x, 64, probes))
     error = np.sqrt((estimates.var(0, ddof=1) / 2).mean() / n)
     assert estimates.mean() == pytest.approx(gaussian_log_density(x[:1])[0], abs=4 * error + 5e-3)
     # The standard error itself, against the spread of the means of many examples.
@@ -225,53 +247,53 @@ def test_a_fraction_of_mean_flows_pairs_is_equal():
 @pytest.fixture(scope="module")
 def params() -> dict[str, Params]:
     """Parameters of TINY, away from their small initial values."""
-    params = TINY.flow_model(SPEC).init(jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
+    def init(key: Array) -> dict[str, Params]:
+        params = TINY.flow_model(SPEC).init(key)
+        return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
-def at(model: Flow, params: dict[str, Params], request: Request) -> tuple[Velocity, Array]:
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 4, 1)), jnp.float32)
-    return model.flow_model(SPEC).velocity(params, jnp.arange(3), request), x
+    return jax.jit(init)(jax.random.key(0))
 
 
 def test_guidance_extrapolates_from_no_label_inside_its_interval(params):
-    guided, x = at(TINY, params, Request(guidance=3.0, guidance_from=0.2, guidance_to=0.5))
-    plain, _ = at(TINY, params, Request())
-    without = TINY.flow_model(SPEC).velocity(params, jnp.full(3, 3))
+    flow, request = TINY.flow_model(SPEC), Request(guidance=3.0, guidance_from=0.2, guidance_to=0.5)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 4, 1)), jnp.float32)
+
+    @jax.jit
+    def velocities(t: Array) -> list[Array]:
+        """Returns the guided velocity, that of the labels, and that of no label."""
+        classes = jnp.arange(3), jnp.full(3, 3)
+        plain = [flow.velocity(params, label)(x, t, t) for label in classes]
+        return [flow.velocity(params, classes[0], request)(x, t, t), *plain]
+
     for time, w in ((0.1, 1), (0.3, 3), (0.6, 1)):
-        t = jnp.float32(time)
-        base, v = without(x, t, t), plain(x, t, t)
+        guided, v, base = velocities(jnp.float32(time))
         assert jnp.abs(v - base).max() > 1e-2
-        np.testing.assert_allclose(guided(x, t, t), base + w * (v - base), atol=1e-5)
+        np.testing.assert_allclose(guided, base + w * (v - base), atol=1e-5)
 
 
 def test_a_sample_depends_on_its_key_alone(params, monkeypatch):
     model = TINY.flow_model(SPEC)
     monkeypatch.setattr("gen.families.flow.model.GENERATE_CHUNK", 4)
-    many = model.sample(params, KEYS[:10], {}, Request(n=10, steps=2))
-    few = model.sample(params, KEYS[:2], {}, Request(n=2, steps=2))
+    many, few = (
+        jax.jit(lambda params, n=n: model.sample(params, KEYS[:n], {}, Request(n=n, steps=2)))(params) for n in (10, 2)
+    )
     assert many["samples"].shape == (10, 5, 4, 1)
     np.testing.assert_array_equal(many["labels"], np.arange(10) % 3)
     np.testing.assert_allclose(many["samples"][:2], few["samples"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bits_per_dimension_of_the_test(params):
     model = TINY.build(SPEC, 10)
     state = State(jnp.int32(0), params, {}, {})
     x = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, size=(4, 5, 4, 1)), jnp.float32)
     batch = {"image": x, "label": jnp.arange(4) % 3, "row": jnp.arange(4), "weight": jnp.asarray([1.0, 1, 1, 0])}
     assert model.test is not None
-    run = jax.vmap(model.test, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1)
+    run = jax.jit(jax.vmap(model.test, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1))
     found = model.summarize(run(state, jax.tree.map(lambda x: x[None], batch), jax.random.key(0)))
-    # The same with the exact trace, without the padding, from the velocity itself.
-    flow = TINY.flow_model(SPEC)
-    velocity = flow.velocity(params, batch["label"])
-    basis = jnp.broadcast_to(jnp.eye(20).reshape(20, 1, 5, 4, 1), (20, 4, 5, 4, 1))
-    times = jnp.asarray([0, 0.25, 1.0])
-    terms = log_density(velocity, x, times, lambda i: basis)
-    noise = SAMPLERS["heun"](velocity, x, times)
-    log_normal = -(jnp.square(noise) + jnp.log(2 * jnp.pi)).sum((1, 2, 3)) / 2
-    exact = (terms - log_normal[None]).sum(0) + log_normal
+    # The same with the exact trace, and without the padding.
+    exact = exact_log_density(TINY.flow_model(SPEC).velocity(params, batch["label"]), x, 2)
     bits = -(exact[:3].mean() / 20 + np.log(2 / 17)) / np.log(2)
     assert found["bits_per_dim"] == pytest.approx(float(bits), abs=4 * found["bits_per_dim_error"])
     assert 0 < found["bits_per_dim_error"] < 1
@@ -287,15 +309,14 @@ def test_discrete_pixels_have_no_density():
 def test_latents_of_any_number_of_axes_are_modelled():
     spec = {"latent": Feature((5, 3))}
     flow = Flow(network=DiT(1, 8, 2, (2,))).flow_model(spec)
-    params = flow.init(jax.random.key(0))
-    out = flow.sample(params, KEYS[:2], {}, Request(n=2, steps=1))
+    out = jax.jit(lambda key: flow.sample(flow.init(key), KEYS[:2], {}, Request(n=2, steps=1)))(jax.random.key(0))
     assert out["samples"].shape == (2, 5, 3)
     assert jnp.abs(out["samples"]).max() > 1, "latents are not limited to [-1, 1]"
     assert out.keys() == {"samples"}
 
 
 def test_mean_flow_starts_from_a_flow():
-    base = replace(TINY, network=UNet((4,)))
+    base = replace(TINY, network=DiT(1, 8, 2))
     mean = replace(TINY, objective=MeanFlow()).inherit(base, SPEC)
     assert mean.network == base.network
     assert mean.objective == MeanFlow()

@@ -38,6 +38,9 @@ class UNet(Architecture):
     """Heads of the self-attention. They share the channels, so these must be a multiple."""
     patch: int = 1
     """Side of the square of pixels that is one position of the first stage. 2 takes a quarter of the time of 1."""
+    fourier: tuple[int, ...] = ()
+    """Exponents n of the inputs sin(2^n pi x) and cos(2^n pi x), which show differences of one grey level. 7 and 8 suit bytes, and
+    lower bits_per_dim (Kingma et al. 2021, appendix C)."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "blocks": self.blocks})
@@ -88,7 +91,9 @@ class Trunk(nn.Module):
         """Returns [B, *shape] for images x [B, height, width, C] and conditions [B, D]."""
         config, last = self.config, len(self.config.widths) - 1
         height, width, channels = self.shape
-        x = Conv(config.widths[0], 3, name="begin", **self.dtypes)(space_to_depth(x, config.patch))
+        waves = [wave(2**n * jnp.pi * x) for n in config.fourier for wave in (jnp.sin, jnp.cos)]
+        x = space_to_depth(jnp.concatenate([x, *waves], axis=-1), config.patch)
+        x = Conv(config.widths[0], 3, name="begin", **self.dtypes)(x)
         skips: list[Array] = []
         for i, features in enumerate(config.widths):
             if i:

@@ -38,7 +38,7 @@ class Flow(learner.LearnedFamily):
     label_dropout: float = 0.1
     """Probability that a training example's label is left out, so that samples can be guided."""
     likelihood_steps: int = 32
-    """Steps of the differential equation for bits_per_dim in the final test. Each takes two evaluations of the network."""
+    """Steps of the differential equation for bits_per_dim in the final test."""
     likelihood_probes: int = 2
     """Random vectors for each divergence in bits_per_dim."""
 
