@@ -15,8 +15,8 @@ config = Config(
         conditional=True,
         likelihood_steps=64,
         ema=0.999,
-        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=100), clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=50), clip=1.0),
     ),
     data=Images(name="digits", dequantize=True),
-    steps=3000,
+    steps=1500,
 )

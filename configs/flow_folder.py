@@ -24,7 +24,6 @@ config = Config(
         size=64,
         colors=3,
         flip=True,
-        dequantize=True,
         batch_size=64,
     ),
     steps=20_000,
