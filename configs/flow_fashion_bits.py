@@ -7,14 +7,14 @@ t, where these are decided. The final test solves a differential equation for ea
 from dataclasses import replace
 
 from gen.config import load
-from gen.families.flow import FlowMatching
+from gen.families.flow import FlowMatching, UNet
 
 flow = load("flow_fashion")
 config = replace(
     flow,
     model=replace(
         flow.model,
-        network=replace(flow.model.network, fourier=(7, 8)),
+        network=UNet(widths=(48, 96), attention=(2,), patch=2, fourier=(7, 8)),
         objective=FlowMatching(mean=-1.0, std=2.0),
     ),
     data=replace(flow.data, dequantize=True),

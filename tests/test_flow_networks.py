@@ -19,7 +19,7 @@ from gen.networks.velocity import Velocity
 
 NETWORKS = {
     "unet 7x5": (UNet((4, 4, 4), attention=(3,), heads=2), (7, 5, 1)),
-    "unet in patches": (UNet((4, 8), patch=2), (7, 6, 3)),
+    "unet in patches": (UNet((4, 8), patch=2, fourier=(1, 2)), (7, 6, 3)),
     "dit of sound": (DiT(1, 8, 2, (4,)), (10, 1)),
     "dit of images": (DiT(1, 8, 2, (2,)), (5, 4, 2)),
     "dit of video": (DiT(1, 12, 2, (1, 2, 2)), (2, 3, 4, 1)),
