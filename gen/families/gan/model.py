@@ -11,10 +11,11 @@ import optax
 
 from gen import axis
 from gen.core import Array, Batch, Key, Metrics, Params, State, Sums
+from gen.families.chunks import map_chunks
 from gen.families.gan.critic import Critic
 from gen.families.gan.losses import Objective, feature_matching
 from gen.families.gan.players import Examples, Players, Stats
-from gen.families.gan.sampling import ROW_LENGTH, Draw, Request, draw_inputs, map_chunks
+from gen.families.gan.sampling import GENERATE_CHUNK, ROW_LENGTH, Draw, Request, draw_inputs
 from gen.optim import descend
 
 MAX_SATURATED_LOSS = 0.01
@@ -169,7 +170,7 @@ class GANModel:
             return x.astype(jnp.float32), scores.astype(jnp.float32)
 
         draw = draw_inputs(players, key, given, request)
-        x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)))
+        x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)), GENERATE_CHUNK)
         if request.mode == "interpolate":
             x = x.reshape(request.rows, ROW_LENGTH, *players.shape)
         out = {"samples": x, "latents": draw.latents}
