@@ -117,8 +117,16 @@ def test_rotary_positions_rotate_a_part_of_the_head_for_each_axis():
         np.testing.assert_allclose(found[0, i, 0], np.concatenate([z.real, z.imag]), atol=1e-5)
 
 
-@pytest.mark.parametrize(("config", "shape"), [(GUIDED, (2, 3)), (INNER, (2, 2, 3))], ids=["learned", "inner axis"])
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("config", "shape", "guidance"),
+    [
+        (GUIDED, (2, 3), 0.0),
+        (GUIDED, (2, 3), 1.0),
+        (INNER, (2, 2, 3), 2.5),
+        pytest.param(GUIDED, (2, 3), 2.5, marks=pytest.mark.slow),
+        pytest.param(INNER, (2, 2, 3), 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_cached_decoding_draws_from_the_guided_logits_of_whole_passes(config, shape, guidance):
     """Guidance 1 is the model with the label, and 0 the model without."""
     request = GridRequest(n=4, temperature=0, guidance=guidance)
