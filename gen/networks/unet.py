@@ -91,9 +91,11 @@ class Trunk(nn.Module):
         """Returns [B, *shape] for images x [B, height, width, C] and conditions [B, D]."""
         config, last = self.config, len(self.config.widths) - 1
         height, width, channels = self.shape
+        # Neighbouring grey levels differ too little for a convolution to tell them apart. The waves make the difference large.
         waves = [wave(2**n * jnp.pi * x) for n in config.fourier for wave in (jnp.sin, jnp.cos)]
         x = space_to_depth(jnp.concatenate([x, *waves], axis=-1), config.patch)
         x = Conv(config.widths[0], 3, name="begin", **self.dtypes)(x)
+        # A block on the way up also reads the output of the block that it mirrors.
         skips: list[Array] = []
         for i, features in enumerate(config.widths):
             if i:
@@ -104,11 +106,13 @@ class Trunk(nn.Module):
         for i, features in reversed(list(enumerate(config.widths))):
             if i < last:
                 x = Conv(features, 2, 2, transposed=True, name=f"double_{i}", **self.dtypes)(x)
+                # An odd side was rounded up when it was halved.
                 x = x[:, : skips[-1].shape[1], : skips[-1].shape[2]]
             for j in range(config.blocks):
                 x = self.block(jnp.concatenate([x, skips.pop()], axis=-1), condition, i, f"up_{i}_{j}")
         x = nn.silu(norm(x, self.dtypes, "end_norm"))
         x = Conv(channels * config.patch**2, 3, kernel_init=NEAR_ZERO, name="end", **self.dtypes)(x)
+        # Sides that are no multiples of the patch were padded.
         return depth_to_space(x, config.patch)[:, :height, :width]
 
     def block(self, x: Array, condition: Array, stage: int, name: str) -> Array:

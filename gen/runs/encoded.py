@@ -68,6 +68,7 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
+        # The scale of tokens is 1.
         scale = float(arrays["scale"])
         labels = {"label": images.spec["label"]} if "label" in images.spec else {}
         return Dataset(
@@ -111,6 +112,7 @@ def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
 
     Tokens are uint16, and latents float16.
     """
+    # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
     errors.note(f"encoding {total:,} images; the codes are kept in the cache")
     # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.

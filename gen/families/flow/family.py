@@ -77,6 +77,7 @@ class Flow(learner.LearnedFamily):
             rules=self.network.rules,
             protocol=likelihood.protocol(),
         )
+        # A likelihood takes many evaluations per example, so it is left to the final test.
         if likelihood.mismatch is not None:
             return parts
 

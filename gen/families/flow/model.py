@@ -86,6 +86,7 @@ class FlowModel:
             times = jnp.full(len(x), jnp.minimum(s, t)), jnp.full(len(x), t)
             if request.guidance == 1:
                 return plain(x, *times)
+            # Guidance takes a second evaluation, so the program branches instead of choosing between two results.
             inside = (request.guidance_from <= t) & (t <= request.guidance_to)
             return jax.lax.cond(inside, guided, plain, x, *times)
 
@@ -122,6 +123,7 @@ class FlowModel:
 
         samples = map_chunks(follow, (noise, label), GENERATE_CHUNK).astype(jnp.float32)
         if self.name == "image":
+            # Solvers end near the data, and may leave the range of pixels.
             samples = samples.clip(-1, 1)
         return {"samples": samples} if label is None else {"samples": samples, "labels": label}
 

@@ -54,6 +54,7 @@ class OneStepRequest(Request):
 
 def generate(velocity: Velocity, noise: Array, request: Request) -> Array:
     """Follows the velocity from noise [B, ...] at t = 1 to examples at t = 0."""
+    # Time runs backwards: it is 1 at the noise.
     return SAMPLERS[request.sampler](velocity, noise, _times(request, noise)[::-1])
 
 

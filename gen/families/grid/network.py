@@ -89,6 +89,7 @@ class GridNetwork:
         given: int32 [B, S, J], the tokens that are known, and PADDING elsewhere. keys: [B].
         """
         tokens, log_probs = jnp.maximum(given, 0), []
+        # The tokens of a cell depend on each other, so they are drawn in turn. There are few of them: the loop is unrolled.
         for j in range(self.grid.count):
             before = tokens if len(output) == len(tokens) else jnp.concatenate([tokens, tokens])
             conditional, logits = guide(self.logits(params, output, before, j)[:, :, 0], len(tokens), request.guidance)
@@ -137,6 +138,7 @@ def guide(logits: Array, n: int, guidance: float) -> tuple[Array, Array]:
     """
     if len(logits) == n:
         return logits, logits
+    # c has the labels, u does not.
     c, u = logits[:n], logits[n:]
     return c, u + guidance * (c - u)
 

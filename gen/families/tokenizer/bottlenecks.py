@@ -129,6 +129,7 @@ class KL(Bottleneck):
 
     def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
         mean, log_std = jnp.split(h, 2, axis=-1)
+        # An encoder may ask for any deviation, and exp must stay finite.
         q = Gaussian(mean, jnp.clip(log_std, -MAX_LOG_STD, MAX_LOG_STD))
         kl = gaussian_kl(q, Gaussian(jnp.zeros_like(mean), jnp.zeros_like(mean)))
         # Held-out images are encoded to the mean, so that their codes are the same at each time.
