@@ -99,8 +99,8 @@ def end_of(error: BaseException) -> End:
         return End(REQUEUE, str(error))
     if isinstance(error, KeyboardInterrupt):
         # It has a text of its own if another host was interrupted.
-        known = "interrupted; the same command continues from the last checkpoint, if there is one"
-        return End(INTERRUPTED, str(error) or known)
+        usual = "interrupted; the same command continues from the last checkpoint, if there is one"
+        return End(INTERRUPTED, str(error) or usual)
     # The reader of a pipe, such as `| head`, has closed it. By convention nothing is said.
     if isinstance(error, BrokenPipeError):
         return End(141, "")
