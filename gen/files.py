@@ -143,9 +143,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         raise UserError(f"{path} can't be read: {getattr(error, 'strerror', error)}") from None
 
 
-def read_json(path: Path) -> Any:
-    """Returns the JSON in a file. Raises: FileNotFoundError; UserError if it cannot be read, is too large, or is damaged."""
-    content = read_bytes(path, MAX_JSON_BYTES)
+def read_json(path: Path, content: bytes | None = None) -> Any:
+    """Returns the JSON in a file. content: of the file, if it was read already.
+
+    Raises: FileNotFoundError; UserError if it cannot be read, is too large, or is damaged.
+    """
+    content = read_bytes(path, MAX_JSON_BYTES) if content is None else content
     # Every value but the first comes after one of these.
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise UserError(f"{path} is damaged: it has more than {MAX_JSON_VALUES:,} values")
@@ -163,14 +166,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_arrays(path: Path, most: int = MAX_BYTES) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, most: int = MAX_BYTES, packed: bytes | None = None) -> dict[str, np.ndarray]:
     """Returns the arrays of numbers in an .npz file. The size that the archive claims is checked before it is unpacked.
 
-    most: bytes that the file may have, packed and unpacked.
+    most: bytes that the file may have, packed and unpacked. packed: its content, if it was read already.
 
     Raises: FileNotFoundError; UserError if it is damaged, too large, or holds anything but numbers.
     """
-    packed = read_bytes(path, most)
+    packed = read_bytes(path, most) if packed is None else packed
     try:
         with NpzFile(io.BytesIO(packed), allow_pickle=False) as archive:
             assert archive.zip is not None

@@ -122,13 +122,27 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(pictures: Path, texts: Path):
+def tiny(pictures: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
     """Returns a function (name or file) -> that config with the smallest model, on data that always exist.
 
     A name is that of a file in configs/. Data of a kind that gen does not have stay as they are, with a batch size of 8.
     """
 
-    from contract import load  # it imports the training loop, which most tests do without
+    # These import the training loop, which most tests do without.
+    from contract import load
+    from untrained import make_run
+
+    from gen.runs.encoded import Encoded
+
+    folder = tmp_path_factory.mktemp("tokenizers")
+
+    def encode(data: Encoded) -> Encoded:
+        """Returns the data with the smallest tokenizer, whose run has the name of its config, on that config's small images."""
+        name = Path(data.tokenizer).name
+        config = shrink(name)
+        if not (folder / name).exists():
+            make_run(folder / name, config)
+        return replace(data, data=config.data, tokenizer=str(folder / name))
 
     def shrink(name: str) -> Config:
         config = load(name if name.endswith(".py") else str(CONFIGS / f"{name}.py"))
@@ -145,6 +159,8 @@ def tiny(pictures: Path, texts: Path):
                 stride=None,
                 source_length=source_length,
             )
+        elif isinstance(data, Encoded):
+            data = encode(data)
         elif isinstance(data, Images) and data.name != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             data = replace(data, name=f"folder:{pictures}", **splits)

@@ -69,6 +69,8 @@ class Alarms:
     """Minimum mean distance between two generated images, as a fraction of the distance between two real images."""
     saturation: float = 0.95
     """Maximum fraction of held-out examples on which the discriminator has nothing left to learn."""
+    codes: float = 0.5
+    """Minimum fraction of a tokenizer's codes that the validation split uses."""
     gradient: tuple[float, float] = (1e-7, 1e4)
     """Minimum and maximum norm of each player's gradient."""
     request: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ class Alarms:
             raise UserError(
                 f"alarms.samples is {self.samples}; it must be at least 2, since images are compared in pairs"
             )
-        fractions = ("classes", "entropy", "duplicates", "saturation")
+        fractions = ("classes", "entropy", "duplicates", "saturation", "codes")
         check_fraction(**{f"alarms.{name}": getattr(self, name) for name in fractions})
         check_not_negative(**{"alarms.spread": self.spread})
         least, most = self.gradient

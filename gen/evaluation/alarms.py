@@ -1,5 +1,5 @@
 """Alarms while a run trains: a validation that gets far worse, gradients that vanish or explode, a discriminator that has won, a
-collapsed generator.
+collapsed generator or codebook.
 
 At each evaluation and each save, every run checks the numbers that it has. If its config asks for it, generated images are also
 compared with equally many real ones; a conditional model generates the classes of those. These numbers go to telemetry.jsonl
@@ -19,6 +19,7 @@ import numpy as np
 
 from gen.config import Alarm, Alarms
 from gen.core import Array, Dataset, GenerativeModel, State
+from gen.data.images.patches import show_samples
 from gen.errors import UserError
 from gen.evaluation.progress import Progress
 from gen.evaluation.request import parse_request
@@ -105,6 +106,17 @@ class Saturation(Alarm):
 
 
 @dataclass(frozen=True)
+class UnusedCodes(Alarm):
+    """A tokenizer's codebook has collapsed: the validation split uses too few of its codes."""
+
+    least: float
+
+    def check(self, numbers: Mapping[str, float]) -> list[str]:
+        used = numbers.get("codes_used", 1.0)
+        return [f"collapse: the validation split uses {used:.0%} of the codes"] if used < self.least else []
+
+
+@dataclass(frozen=True)
 class GradientNorm(Alarm):
     """A gradient vanishes, explodes or is not finite. These are the metrics "gradient" and "gradient/PLAYER"."""
 
@@ -126,13 +138,14 @@ def build_alarms(config: Alarms, n: int) -> tuple[Alarm, ...]:
     # The config's own alarms come last, so that gen's messages are always in the same order.
     least, most = config.gradient
     if not n:
-        return Saturation(config.saturation), GradientNorm(least, most), *config.extra
+        return Saturation(config.saturation), UnusedCodes(config.codes), GradientNorm(least, most), *config.extra
     return (
         FewClasses(config.classes),
         LowEntropy(config.entropy),
         NearDuplicates(max(config.duplicates, MIN_DUPLICATES / n)),
         LowSpread(config.spread),
         Saturation(config.saturation),
+        UnusedCodes(config.codes),
         GradientNorm(least, most),
         *config.extra,
     )
@@ -248,7 +261,7 @@ def _build_comparison(
 
     # The same key at each check, so that changes come from the model alone.
     def generate(state: State) -> Array:
-        return model.generate(state, jax.random.key(0), given, request)["samples"]
+        return show_samples(model.generate(state, jax.random.key(0), given, request), data.spec)["samples"]
 
     # Without classes there is no classifier, and only pixels are compared.
     if untrainable(data):

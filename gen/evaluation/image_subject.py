@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import jax
 import numpy as np
@@ -118,11 +118,14 @@ class ImageSubject(Subject):
         return jax.eval_shape(self.features.extract, image)
 
     @cached_property
-    def generated_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def generated_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes of the arrays that the model generates for n = 1. Nothing is computed."""
         model, key = self.run.model, jax.random.key(0)
-        generate = partial(model.generate, request=model.request(n=1, **self.request))
-        return jax.eval_shape(generate, jax.eval_shape(model.init, key), key, self.run.reference())
+
+        def generate(state: State, given: dict[str, np.ndarray]) -> Mapping[str, Array]:
+            return self.run.to_images(model.generate(state, key, given, model.request(n=1, **self.request)))
+
+        return jax.eval_shape(generate, jax.eval_shape(model.init, key), self.run.reference())
 
     @cached_property
     def generated(self) -> ImageSet:
@@ -228,7 +231,7 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     @jax.jit
     def generate(state: State, key: Key, chosen: dict[str, np.ndarray]) -> dict[str, Array]:
         # Other arrays, such as latents, would only take memory.
-        made = model.generate(state, key, {**given, **chosen}, request)
+        made = subject.run.to_images(model.generate(state, key, {**given, **chosen}, request))
         return {name: made[name] for name in ("samples", "labels") if name in made}
 
     # The last chunk is a full one too: one shape compiles once, and an image does not depend on the number of images.

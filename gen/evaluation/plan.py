@@ -14,8 +14,10 @@ from gen.errors import UserError
 from gen.evaluation import images, texts
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
+from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
 from gen.evaluation.texts import TextSubject
+from gen.families.tokenizer import Tokenizer
 from gen.runs.trained import TrainedRun, open_run
 
 SUBJECTS: dict[str, type[Subject]] = {"image": ImageSubject, "tokens": TextSubject}
@@ -95,13 +97,17 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     step = run.choose_step(options.step)
     data = build_data(run, options)
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
+    # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
+    if isinstance(run.config.model, Tokenizer):
+        kind = ReconstructionSubject
     return kind(run, step, data, options)
 
 
 def build_data(run: TrainedRun, options: Options) -> Dataset:
-    """Returns the data of a run. Raises: UserError if they have changed."""
+    """Returns the data of a run, or the images that they stand for. Raises: UserError if they have changed."""
     moved = {} if options.data_name is None else {"name": options.data_name}
-    return run.build_data(options.data_dir, **moved)
+    data = run.build_data(options.data_dir, **moved)
+    return data.images or data
 
 
 def choose_metrics(subject: Subject) -> Choice:

@@ -19,7 +19,16 @@ def find_medium(data: Data, spec: Spec) -> Medium:
     named = data.medium()
     if named is not None:
         return named
-    return next((medium for medium in MEDIA if next(iter(medium.features)) in spec), ARRAYS)
+    # Tokens of a grid are no text. What they mean is up to the data.
+    fitting = (
+        medium for medium in MEDIA if next(iter(medium.features)) in spec and not (medium is TEXT and is_grid(spec))
+    )
+    return next(fitting, ARRAYS)
+
+
+def is_grid(spec: Spec) -> bool:
+    """Returns whether the data have grids of tokens."""
+    return "tokens" in spec and spec["tokens"].axes is not None
 
 
 def find_axes(feature: str) -> int | None:

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from gen.core import LAUNCH, Medium, RunView, Shown
+from gen.core import LAUNCH, Array, Medium, RunView, Shown
+from gen.data.images.patches import show_samples
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.families.labels import class_names
@@ -43,7 +44,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class Images(Medium):
-    """Images float32 [n, height, width, channels] in [-1, 1]."""
+    """Images float32 [n, height, width, channels] in [-1, 1], or tokens of patches of their pixels."""
 
     features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0}
     options: ClassVar[type] = ImageOptions
@@ -55,6 +56,7 @@ class Images(Medium):
 
         Raises: UserError for an animation of samples that are not in rows.
         """
+        samples = {name: np.asarray(x) for name, x in show_samples(samples, run.spec).items()}
         files, names = {"samples.png": picture(samples)}, class_names(run.spec)
         arrays: dict[str, np.ndarray] = {}
         if names and "labels" in samples:
@@ -76,6 +78,10 @@ class Images(Medium):
             files["neighbours.png"] = png(to_bytes(np.concatenate([images[:, None], near.image], axis=1)))
             arrays |= {"neighbour_index": near.index, "neighbour_distance": near.distance}
         return Shown(files, arrays)
+
+    def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
+        """Returns samples that are tokens of patches of pixels as images, and other samples as they are."""
+        return show_samples(samples, run.spec)
 
 
 IMAGE = Images()

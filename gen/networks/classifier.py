@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import field
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array
+from gen.networks.dtypes import Dtypes
 
 
 class Classifier(nn.Module):
@@ -16,17 +19,18 @@ class Classifier(nn.Module):
     hidden: tuple[int, ...]
     """Widths of the dense layers, at least one. The outputs of the last are the features."""
     classes: int
+    dtypes: Dtypes = field(default_factory=dict)
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """Returns logits [B, classes] and features [B, D], which are at least 0, for x [B, H, W, C] in [-1, 1]."""
         for channels in self.convolutions:
             # A convolution as a matrix product: on a CPU, XLA's convolution is 40 times slower inside a scan.
-            x = nn.relu(nn.Dense(channels)(patches(x, size=4, stride=2)))
+            x = nn.relu(nn.Dense(channels, **self.dtypes)(patches(x, size=4, stride=2)))
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.classes)(x), x
+            x = nn.relu(nn.Dense(width, **self.dtypes)(x))
+        return nn.Dense(self.classes, **self.dtypes)(x), x
 
 
 def patches(x: Array, size: int, stride: int) -> Array:

@@ -59,7 +59,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution, or a transposed one, with padding SAME."""
+    """A convolution, or a transposed one, with padding SAME. Over images, and over grids of any other number of axes."""
 
     features: int
     side: int
@@ -77,9 +77,14 @@ class Conv(nn.Module):
 
         Transposed: [B, H stride, W stride, features].
         """
-        shape = (self.side, self.side, x.shape[-1], self.features)
+        axes = x.ndim - 2
+        shape = (*(self.side,) * axes, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
-        convolve = convolution.conv_transpose if self.transposed else convolution.conv
+        conv, transpose = convolution.conv, convolution.conv_transpose
+        # Only images have forms that are fast on a CPU.
+        if axes != 2:
+            conv, transpose = convolution.conv_axes, convolution.conv_axes_transpose
+        convolve = transpose if self.transposed else conv
         y: Array = convolve(x.astype(self.dtype), kernel, self.stride)  # pyright: ignore[reportAssignmentType]
         return add_bias(self, y) if self.use_bias else y
 

@@ -1,8 +1,9 @@
-"""How a transformer knows where a token is: documents in a row, rotary positions, and a bias by distance."""
+"""How a transformer knows where a token is: documents in a row, cells of a grid, rotary positions, and a bias by distance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -44,6 +45,17 @@ def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
     return Location(jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT)
 
 
+def locate_cells(shape: Sequence[int]) -> Array:
+    """Returns the position of each step of a row that reads a grid: int32 [1 + T, A], with one part for each of the A axes.
+
+    A row has one token in front of the grid, at 0 on every axis. The T cells follow in raster order, counted from 1 on each axis.
+
+    shape: number of cells on each axis. T is their product.
+    """
+    cells_TA = jnp.indices(tuple(shape), jnp.int32).reshape(len(shape), -1).T
+    return jnp.pad(cells_TA + 1, ((1, 0), (0, 0)))
+
+
 class RelativeBias(nn.Module):
     """A learned bias for each head and bucket of distances. Raffel et al. 2020, section 2.1.
 
@@ -77,6 +89,18 @@ def rotations(position_BT: Array, width: int, dtype: DTypeLike) -> Array:
     frequency = ROTARY_BASE ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
     angle = position_BT.astype(dtype)[..., None, None] * frequency[None, None, None]
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
+def grid_rotations(position_BTA: Array, width: int, dtype: DTypeLike) -> Array:
+    """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2], of positions with a part for each axis, int32 [B, T, A].
+
+    The pairs of channels are divided among the axes, the first of which get one more if they can't be equal. Each axis has the
+    frequencies of a head of that many pairs. So the product of a query and a key depends on their distance on each axis.
+    """
+    axes, pairs = position_BTA.shape[-1], width // 2
+    counts = [pairs // axes + (axis < pairs % axes) for axis in range(axes)]
+    parts = [rotations(position_BTA[..., axis], 2 * n, dtype) for axis, n in enumerate(counts)]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def rotate(x_BTNH: Array, rotation: Array) -> Array:

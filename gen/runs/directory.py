@@ -3,6 +3,7 @@
     config.json     the resolved config, and the digests of the run's identity, of its data, and of the next two files
     spec.json       the features of the data, as the model sees them
     tokenizer.json  the tokenizer, for texts
+    codec.json      the tokenizer of images, for codes, and codec.npz, its weights
     reference.npz   the first 64 validation examples, and arrays of the last evaluation (such as the KL of each latent)
     checkpoints/    metrics.jsonl  telemetry.jsonl  events*  samples/  evaluation.json
 
@@ -16,7 +17,6 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,11 @@ from numpy.typing import ArrayLike
 from gen import config as configs
 from gen import files
 from gen.config import Config
-from gen.core import MAX_SIZE, Dataset, Feature, Spec
+from gen.core import Dataset, Spec
 from gen.errors import UserError, note
 from gen.files import write_bytes, write_json
-from gen.media import find_axes
 from gen.runs import owner
+from gen.runs.features import decode_spec, encode_spec
 from gen.runs.lock import hold_lock
 from gen.runs.ranking import check_owner, steps
 
@@ -147,8 +147,7 @@ def write_run(
     workdir: Path, config: Config, data: Dataset, base: BaseRecord | None, identities: Sequence[str] = ()
 ) -> None:
     """Writes config.json, spec.json and the files of the data. identities: as `check_same_run` returns them."""
-    spec = {name: asdict(feature) for name, feature in data.spec.items()}
-    content = {**data.files, "spec.json": files.encode_json(spec)}
+    content = {**data.files, "spec.json": files.encode_json(encode_spec(data.spec))}
     write_config(workdir, config, data.digest, base, content, identities)
     for name, text in content.items():
         write_bytes(workdir / name, text)
@@ -212,27 +211,7 @@ def _decode_base(value: object, workdir: Path) -> BaseRecord:
 def read_spec(workdir: Path) -> Spec:
     """Returns the features that the model sees. Raises: UserError if spec.json is missing or damaged."""
     value = _read_required(workdir / "spec.json", f"{workdir} has no spec.json")
-    if not isinstance(value, dict) or not all(isinstance(feature, dict) for feature in value.values()):
-        raise UserError(f"{workdir}/spec.json is damaged: it does not map names to features")
-    kind = {"type": f"{Feature.__module__}.{Feature.__name__}"}
-    spec = {
-        name: configs.decode(Feature, {**x, **kind}, at=f"{workdir}/spec.json: {name}") for name, x in value.items()
-    }
-    for name, feature in spec.items():
-        _check_feature(name, feature, f"{workdir}/spec.json is damaged: {name}")
-    return spec
-
-
-def _check_feature(name: str, feature: Feature, damaged: str) -> None:
-    if find_axes(name) not in (None, len(feature.shape)):
-        raise UserError(f"{damaged} has the shape {feature.shape}")
-    sizes = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
-    if feature.names is not None and len(feature.names) != feature.classes:
-        raise UserError(f"{damaged} has {len(feature.names)} names of {feature.classes} classes")
-    # A model is built for these sizes, so a damaged file could ask for any amount of memory.
-    plausible = math.prod(feature.shape) <= MAX_SIZE and all(x is None or 0 < x <= MAX_SIZE for x in sizes)
-    if not plausible or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):
-        raise UserError(f"{damaged} has sizes that are not possible")
+    return decode_spec(value, f"{workdir}/spec.json")
 
 
 def write_reference(workdir: Path, arrays: Mapping[str, ArrayLike]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import numpy as np
 from gen import config as configs
 from gen import files
 from gen.config import Config, Parallel, walk
-from gen.core import Dataset, GenerativeModel, Request, RunView, Spec, State
+from gen.core import Array, Data, Dataset, GenerativeModel, Request, RunView, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, say
 from gen.families.labels import with_class_number
+from gen.media import find_medium
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory, owner
 from gen.runs.directory import RunFacts
+from gen.runs.encoded import Encoded
 from gen.runtime import backend, engine
 
 MAX_FILE_BYTES = 2**28
@@ -135,16 +137,21 @@ class TrainedRun:
         Raises: UserError if the data are not the same any more (their digests differ).
         """
         data = self.config.data
-        if data_dir is not None and hasattr(data, "data_dir"):
+        if data_dir is not None and any(hasattr(each, "data_dir") for each in (data, getattr(data, "data", None))):
             changes["data_dir"] = data_dir
         # A tokenizer that was trained on the data is trained again. Any other is read from the run: its file may be gone.
         was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
-        if (self.workdir / tokenizers.FILE).exists() and not was_trained:
+        # A stranger's config must not make gen read another run, so codes are always made by the copy.
+        if isinstance(data, Encoded) or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
             changes["tokenizer"] = str(self.workdir)
-        found = replace(data, **changes).build()
+        found = _with_changes(data, changes).build()
         if not directory.is_same_data(self.facts.data, found, self.workdir):
             raise UserError(f"the data are not those that {self.workdir} was trained on (their digests differ)")
         return found
+
+    def to_images(self, samples: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Returns samples of the model as images, if they stand for images, as codes do. Otherwise as they are."""
+        return find_medium(self.config.data, self.spec).to_images(samples, self.view())
 
     def generate(
         self,
@@ -190,6 +197,16 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
     spec = directory.read_spec(workdir)
     checkpoint.check_owner(workdir, owner.warn)
     return TrainedRun(workdir, config, facts, spec, config.model.build(spec, config.steps))
+
+
+def _with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
+    """Returns the data with these fields changed. Fields that it lacks are those of the data that it wraps."""
+    inner = getattr(data, "data", None)
+    if not isinstance(inner, Data):
+        return replace(data, **changes)
+    own = {f.name for f in fields(data)}
+    rest = {name: value for name, value in changes.items() if name not in own}
+    return replace(data, data=_with_changes(inner, rest), **{k: v for k, v in changes.items() if k in own})
 
 
 def sample_command(workdir: Path, config: Config) -> str:

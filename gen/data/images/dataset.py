@@ -14,7 +14,7 @@ from gen import core, errors, files
 from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
-from gen.data.images import folder, pixels, sources, tfds
+from gen.data.images import folder, patches, pixels, sources, tfds
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
@@ -53,6 +53,10 @@ class Images(core.Data):
     again each time the example is seen."""
     dequantize: bool = False
     """Add uniform noise as wide as one level. A density of the pixels then bounds the probability of the levels."""
+    patch: tuple[int, ...] = ()
+    """Also give each square patch of pixels of this side as one token of a grid: 2x2 binary pixels are a vocabulary of 16. Two
+    numbers: each square of the first side is a cell of the grid, and its patches of the second side are the cell's tokens, on a
+    last axis. Empty: no tokens."""
     skip_bad: bool = False
     """Skip images of a folder that cannot be read, and print how many."""
     in_memory: int = 2**31
@@ -91,6 +95,12 @@ class Images(core.Data):
         spec = {"image": core.Feature(shape, levels=2 if self.binarize else source.levels, dequantized=self.dequantize)}
         if source.classes is not None:
             spec["label"] = core.Feature((), "int32", classes=len(source.classes), names=source.classes)
+        transform = partial(
+            preprocess, levels=source.levels, flip=self.flip, dequantize=self.dequantize, binarize=self.binarize
+        )
+        if self.patch:
+            spec["tokens"] = patches.patch_tokens(spec["image"], self.patch, self.name)
+            transform = partial(patches.tokenize, preprocess=transform, spec=spec)
         return core.Dataset(
             spec=spec,
             sizes=examples.sizes,
@@ -98,9 +108,7 @@ class Images(core.Data):
             older=tuple(digest.sha256(content, *splits.values()) for content in reader.older_content),
             batch=examples.batch,
             evaluation=examples.evaluation,
-            preprocess=partial(
-                preprocess, levels=source.levels, flip=self.flip, dequantize=self.dequantize, binarize=self.binarize
-            ),
+            preprocess=transform,
         )
 
 
@@ -114,6 +122,8 @@ def check(config: Images) -> None:
         raise UserError("--data.name folder: has no path; the fix: --data.name folder:PATH")
     if config.binarize and config.dequantize:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
+    if config.patch and config.dequantize:
+        raise UserError("--data.patch needs levels, and --data.dequantize adds noise to them: choose one")
     pixels.parse_color(config.background)
 
 

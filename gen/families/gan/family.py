@@ -12,6 +12,7 @@ from gen.core import LAUNCH, GenerativeModel, Spec
 from gen.errors import UserError, check_decay, check_not_negative, check_positive
 from gen.families.gan.ada import ADA
 from gen.families.gan.augment import Augmentation
+from gen.families.gan.critic import Critic
 from gen.families.gan.losses import NonSaturating, Objective
 from gen.families.gan.model import GANModel
 from gen.families.gan.penalties import Penalties
@@ -162,13 +163,14 @@ class GAN(core.Family):
         )
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        players = self.players(spec)
+        d_optimizer = self.discriminator_optim.build(self.count_steps("discriminator_optim", steps))
         model = GANModel(
-            players=self.players(spec),
+            players=players,
             objective=self.objective,
-            penalties=self.penalties(steps),
+            critic=Critic(players, self.objective, self.penalties(steps), d_optimizer, self.microbatches),
             feature_matching=self.feature_matching,
             g_optimizer=self.generator_optim.build(steps),
-            d_optimizer=self.discriminator_optim.build(self.count_steps("discriminator_optim", steps)),
             critic_steps=self.critic_steps,
             ema=self.ema,
             microbatches=self.microbatches,

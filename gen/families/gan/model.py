@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,41 +11,15 @@ import optax
 
 from gen import axis
 from gen.core import Array, Batch, Key, Metrics, Params, State, Sums
+from gen.families.chunks import map_chunks
+from gen.families.gan.critic import Critic
 from gen.families.gan.losses import Objective, feature_matching
-from gen.families.gan.penalties import Penalties
-from gen.families.gan.players import Players, Stats
-from gen.families.gan.sampling import ROW_LENGTH, Draw, Request, draw_inputs, map_chunks
+from gen.families.gan.players import Examples, Players, Stats
+from gen.families.gan.sampling import GENERATE_CHUNK, ROW_LENGTH, Draw, Request, draw_inputs
 from gen.optim import descend
 
 MAX_SATURATED_LOSS = 0.01
 """D has nothing left to learn from an example if its loss is below this fraction of its loss at scores of 0."""
-
-
-class Examples(NamedTuple):
-    """A batch as the players take it."""
-
-    image: Array
-    """[B, H, W, C] in [-1, 1]."""
-    label: Array | None
-    """[B, classes] one-hot. None: the model is unconditional."""
-    row: Array
-    """int32 [B]. Positions in the global batch."""
-
-
-class CriticBatch(NamedTuple):
-    """Inputs of D's loss that have one entry per example, so that microbatches can divide them."""
-
-    real: Examples
-    fake: Array
-    """Generated images [B, H, W, C], one for each real one, with the same labels and rows."""
-
-
-class CriticAux(NamedTuple):
-    """Outputs of D's loss besides its value."""
-
-    metrics: Metrics
-    stats: Stats
-    """The statistics after this batch."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +28,10 @@ class GANModel:
 
     players: Players
     objective: Objective
-    penalties: Penalties
+    critic: Critic
     feature_matching: float
     """Weight of feature matching in G's loss. 0: none."""
     g_optimizer: optax.GradientTransformation
-    d_optimizer: optax.GradientTransformation
     critic_steps: int
     """Steps of D for each step of G."""
     ema: float
@@ -75,7 +47,7 @@ class GANModel:
         return State(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state={"generator": self.g_optimizer.init(g), "discriminator": self.d_optimizer.init(d)},
+            opt_state={"generator": self.g_optimizer.init(g), "discriminator": self.critic.optimizer.init(d)},
             ema={"generator": descend.begin_average(g)} if self.ema else {},
             stats=stats,
         )
@@ -109,27 +81,7 @@ class GANModel:
         z = self.players.latents(z_key, real.row)
         # The images are inputs of the loss, so D's gradient does not run through G.
         fake, _ = self.players.make(state.params["generator"], state.stats, z, real.label)
-
-        def loss(d: Params, batch: CriticBatch) -> tuple[Array, CriticAux]:
-            return self.critic_loss(d, state.stats, batch, loss_key, state.step)
-
-        d, opt_state = state.params["discriminator"], state.opt_state["discriminator"]
-        d, opt_state, _, (metrics, stats), gradients = descend.descend(
-            loss, d, opt_state, self.d_optimizer, CriticBatch(real, fake), self.microbatches
-        )
-        metrics = axis.mean(metrics)
-        # After the mean over devices, so that every device takes the same new strength.
-        if self.players.augment:
-            examples = axis.total(real.image.shape[0])
-            strength = self.players.augment.adapt(stats["augment"], metrics["score/sign"], examples)
-            stats, metrics = stats | {"augment": strength}, metrics | {"augment": strength}
-        state = replace(
-            state,
-            params=state.params | {"discriminator": d},
-            opt_state=state.opt_state | {"discriminator": opt_state},
-            stats=stats,
-        )
-        return state, metrics | {"gradient/discriminator": descend.norm(gradients)}
+        return self.critic.step(state, real, fake, loss_key)
 
     def generator_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
         """Makes one optimizer step of G, and updates its moving average. `state.step` does not change."""
@@ -152,34 +104,6 @@ class GANModel:
             stats=stats,
         )
         return state, {"loss/generator": axis.mean(value), "gradient/generator": descend.norm(gradients)}
-
-    def critic_loss(
-        self, d: Params, stats: Stats, batch: CriticBatch, key: Key, step: Array
-    ) -> tuple[Array, CriticAux]:
-        """Returns D's loss on real and generated images plus its penalties, averaged over the examples."""
-        (x, label, row), x_fake = batch
-        real_key, fake_key, penalty_key = jax.random.split(key, 3)
-        real = self.players.judge(d, stats, x, label, real_key, row)
-        fake = self.players.judge(d, real.stats, x_fake, label, fake_key, row)
-        stats = fake.stats
-
-        # The penalties see D with the noise and the statistics with which it scored these images.
-        def on_real(x: Array) -> Array:
-            return self.players.judge(d, stats, x, label, real_key, row).scores
-
-        def on_fake(x: Array) -> Array:
-            return self.players.judge(d, stats, x, label, fake_key, row).scores
-
-        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row, step)
-        loss = self.objective.discriminator(real.scores, fake.scores).mean()
-        metrics = {
-            "loss/discriminator": loss,
-            "penalty": penalty,
-            "score/real": real.scores.mean(),
-            "score/fake": fake.scores.mean(),
-            "score/sign": jnp.sign(real.scores).mean(),
-        }
-        return loss + penalty, CriticAux(metrics, stats)
 
     def generator_loss(self, g: Params, d: Params, stats: Stats, examples: Examples, key: Key) -> tuple[Array, Stats]:
         """Returns G's loss against D, averaged over the examples, and the statistics with G's new ones."""
@@ -246,7 +170,7 @@ class GANModel:
             return x.astype(jnp.float32), scores.astype(jnp.float32)
 
         draw = draw_inputs(players, key, given, request)
-        x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)))
+        x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)), GENERATE_CHUNK)
         if request.mode == "interpolate":
             x = x.reshape(request.rows, ROW_LENGTH, *players.shape)
         out = {"samples": x, "latents": draw.latents}

@@ -37,16 +37,24 @@ class Judgement(NamedTuple):
     """The statistics after this batch."""
 
 
-@dataclass(frozen=True)
-class Players:
-    """G and D. Their parameters are {"generator": ..., "discriminator": ...}; their statistics are `Stats`."""
+class Examples(NamedTuple):
+    """A batch as the players take it."""
 
-    generator: nn.Module
+    image: Array
+    """[B, H, W, C] in [-1, 1]."""
+    label: Array | None
+    """[B, classes] one-hot. None: the model is unconditional."""
+    row: Array
+    """int32 [B]. Positions in the global batch."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """D alone, for models that make their images in another way than a GAN."""
+
     discriminator: Discriminator
     shape: tuple[int, ...]
     """Shape of an image: height, width, channels."""
-    latent: int
-    """Dimensions of z."""
     classes: int | None
     """Number of classes if the model is conditional. None: unconditional."""
     pack: int
@@ -56,49 +64,22 @@ class Players:
     dtype: DTypeLike
     """Dtype of latents, images and scores."""
 
-    def init(self, key: Key) -> tuple[dict[str, Params], Stats]:
-        """Returns the parameters and the statistics of step 0."""
-        g_key, d_key = jax.random.split(key)
-        z, label = jnp.zeros((1, self.latent)), None if self.classes is None else jnp.zeros((1, self.classes))
+    def init_discriminator(self, key: Key) -> tuple[Params, Stats]:
+        """Returns D's parameters and statistics of step 0."""
+        label = None if self.classes is None else jnp.zeros((1, self.classes))
         height, width, channels = self.shape
         x = jnp.zeros((1, height, width, channels * self.pack))
-        variables = {
-            "generator": self.generator.init(g_key, z, label, False),
-            "discriminator": self.discriminator.init(d_key, x, label, None, False),
-        }
-        stats: Stats = {name: v["batch_stats"] for name, v in variables.items() if "batch_stats" in v}
+        variables = self.discriminator.init(key, x, label, None, False)
+        stats: Stats = {"discriminator": variables["batch_stats"]} if "batch_stats" in variables else {}
         if self.augment:
             stats["augment"] = self.augment.start()
-        return {name: v["params"] for name, v in variables.items()}, stats
+        return variables["params"], stats
 
     def one_hot(self, label: Array | None) -> Array | None:
         """Returns labels int [B] as [B, classes], or None if the model is unconditional."""
         if label is None or self.classes is None:
             return None
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
-
-    def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
-        """Draws z ~ N(0, I), [B, latent], or from the part of N(0, I) within `truncation` of 0 in each dimension.
-
-        row: int32 [B]. The noise belongs to (key, row).
-        """
-
-        # From the key and the row alone, so that sample i does not depend on the number of samples or devices.
-        def draw(key: Key) -> Array:
-            if truncation is None:
-                return jax.random.normal(key, (self.latent,), self.dtype)
-            return jax.random.truncated_normal(key, -truncation, truncation, (self.latent,), self.dtype)
-
-        return axis.per_example(draw, key, row)
-
-    def make(self, g: Params, stats: Stats, z: Array, label: Array | None, train: bool = True) -> tuple[Array, Stats]:
-        """Returns G(z), images [B, H, W, C] in [-1, 1], and the statistics after this batch.
-
-        label: [B, classes] one-hot or None. train: normalize by the moments of this batch. False: by running averages.
-        """
-        variables = {"params": g, "batch_stats": stats.get("generator", {})}
-        images, new = self.generator.apply(variables, z, label, train, mutable=["batch_stats"])
-        return images.astype(self.dtype), _with_new(stats, "generator", new)
 
     def judge(self, d: Params, stats: Stats, x: Array, label: Array | None, key: Key | None, row: Array) -> Judgement:
         """Returns D(T(x)), where T is the augmentation.
@@ -123,6 +104,48 @@ class Players:
     def scores_alone(self) -> bool:
         """Returns whether D scores each image by itself once it is trained."""
         return self.pack == 1 and not self.discriminator.arch.minibatch
+
+
+@dataclass(frozen=True)
+class Players(Judge):
+    """G and D. Their parameters are {"generator": ..., "discriminator": ...}; their statistics are `Stats`."""
+
+    generator: nn.Module
+    latent: int
+    """Dimensions of z."""
+
+    def init(self, key: Key) -> tuple[dict[str, Params], Stats]:
+        """Returns the parameters and the statistics of step 0."""
+        g_key, d_key = jax.random.split(key)
+        z, label = jnp.zeros((1, self.latent)), None if self.classes is None else jnp.zeros((1, self.classes))
+        g = self.generator.init(g_key, z, label, False)
+        d, stats = self.init_discriminator(d_key)
+        if "batch_stats" in g:
+            stats["generator"] = g["batch_stats"]
+        return {"generator": g["params"], "discriminator": d}, stats
+
+    def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
+        """Draws z ~ N(0, I), [B, latent], or from the part of N(0, I) within `truncation` of 0 in each dimension.
+
+        row: int32 [B]. The noise belongs to (key, row).
+        """
+
+        # From the key and the row alone, so that sample i does not depend on the number of samples or devices.
+        def draw(key: Key) -> Array:
+            if truncation is None:
+                return jax.random.normal(key, (self.latent,), self.dtype)
+            return jax.random.truncated_normal(key, -truncation, truncation, (self.latent,), self.dtype)
+
+        return axis.per_example(draw, key, row)
+
+    def make(self, g: Params, stats: Stats, z: Array, label: Array | None, train: bool = True) -> tuple[Array, Stats]:
+        """Returns G(z), images [B, H, W, C] in [-1, 1], and the statistics after this batch.
+
+        label: [B, classes] one-hot or None. train: normalize by the moments of this batch. False: by running averages.
+        """
+        variables = {"params": g, "batch_stats": stats.get("generator", {})}
+        images, new = self.generator.apply(variables, z, label, train, mutable=["batch_stats"])
+        return images.astype(self.dtype), _with_new(stats, "generator", new)
 
     def standing_statistics(self, g: Params, stats: Stats) -> Stats:
         """Returns the statistics with the moments of G's batch normalizations estimated from one large batch of samples.

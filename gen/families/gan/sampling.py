@@ -1,10 +1,10 @@
-"""How a trained generator is sampled: the request, interpolations between latents, and chunks that bound the memory."""
+"""How a trained generator is sampled: the request, and interpolations between latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,6 @@ GENERATE_CHUNK = 1024
 """Number of images that are generated at once. It bounds the memory of a large request."""
 MAX_IMAGES = 100_000
 """Largest number of images in one request."""
-
-Inputs = TypeVar("Inputs")
-Outputs = TypeVar("Outputs")
 
 
 @dataclass(frozen=True)
@@ -100,23 +97,3 @@ def slerp(a: Array, b: Array, t: Array) -> Array:
     omega = jnp.arccos(jnp.clip((u * v).sum(-1, keepdims=True), -1 + 1e-7, 1 - 1e-7))
     direction = (jnp.sin((1 - t) * omega) * u + jnp.sin(t * omega) * v) / jnp.sin(omega)
     return ((1 - t) * length(a) + t * length(b)) * direction
-
-
-def map_chunks(function: Callable[[Inputs], Outputs], inputs: Inputs, size: int = GENERATE_CHUNK) -> Outputs:
-    """Returns `function(inputs)`, computed `size` examples at a time.
-
-    inputs, outputs: pytrees of arrays [N, ...]. Examples must not depend on each other.
-    """
-    n = jax.tree.leaves(inputs)[0].shape[0]
-    if n <= size:
-        return function(inputs)
-
-    def split(x: Array) -> Array:
-        """Pads [N, ...] with zeros to whole chunks: [chunks, size, ...]."""
-        padding = ((0, -n % size), *((0, 0),) * (x.ndim - 1))
-        return jnp.pad(x, padding).reshape(-1, size, *x.shape[1:])
-
-    def join(x: Array) -> Array:
-        return x.reshape(-1, *x.shape[2:])[:n]
-
-    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, inputs)))

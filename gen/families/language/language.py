@@ -71,6 +71,11 @@ def tokens(spec: Spec) -> Tokens:
             f"a language model needs tokens, and the data have {', '.join(spec)}; "
             "choose a config whose data is gen.data.text.Text"
         )
+    if feature.axes is not None:
+        raise UserError(
+            f"the data are grids of tokens, with the axes {', '.join(feature.axes)}, and this family reads texts; choose a config "
+            "of gen.families.grid"
+        )
     return Tokens(feature.shape[0] - 1, feature.vocab, feature.end)
 
 

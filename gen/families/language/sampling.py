@@ -19,8 +19,8 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn from the model's distribution."""
+class Filters:
+    """How a token is drawn from the model's distribution."""
 
     temperature: float = 1.0
     """Divides the logits. 0: always take the most likely token (greedy)."""
@@ -30,11 +30,8 @@ class Sampling:
     """Draw from the smallest set of tokens that together have this probability (Holtzman et al. 2020). 1: from all tokens."""
     min_p: float | None = None
     """Draw from tokens that have at least this fraction of the most likely token's probability (Nguyen et al. 2024)."""
-    repetition_penalty: float = 1.0
-    """Factor by which the logits of tokens that already occur in the text get worse (Keskar et al. 2019). 1: no penalty."""
 
     def __post_init__(self):
-        check_positive(repetition_penalty=self.repetition_penalty)
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature is {self.temperature}; it must be at least 0")
         if self.top_k is not None:
@@ -44,16 +41,34 @@ class Sampling:
                 raise UserError(f"{name} is {value}; it must be above 0 and at most 1")
 
 
-def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
-    """Returns the logits [B, V] to draw the next token from: -inf for tokens that `sampling` excludes.
+@dataclass(frozen=True)
+class Sampling(Filters):
+    """How the next token of a text is drawn from the model's distribution."""
 
-    Of equally likely tokens at the edge of top_p, the first are kept. top_k and min_p keep all of them.
+    repetition_penalty: float = 1.0
+    """Factor by which the logits of tokens that already occur in the text get worse (Keskar et al. 2019). 1: no penalty."""
+
+    def __post_init__(self):
+        check_positive(repetition_penalty=self.repetition_penalty)
+        super().__post_init__()
+
+
+def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
+    """Returns the logits [B, V] to draw the next token of a text from: -inf for tokens that `sampling` excludes.
 
     seen: bool [B, V], tokens that already occur in the text.
     """
     if sampling.repetition_penalty != 1:
         worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = jnp.where(seen, worse, logits)
+    return keep_likely(logits, sampling)
+
+
+def keep_likely(logits: Array, sampling: Filters) -> Array:
+    """Returns the logits [..., V] over the temperature, with -inf for tokens that `sampling` excludes.
+
+    Of equally likely tokens at the edge of top_p, the first are kept. top_k and min_p keep all of them.
+    """
     if sampling.temperature == 0:
         return logits
     logits /= sampling.temperature
@@ -70,7 +85,7 @@ def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
 
 
 def _keep_nucleus(logits: Array, top_p: float) -> Array:
-    """Returns logits [B, V], with -inf for all tokens but the smallest set of tokens with probability `top_p`."""
+    """Returns logits [..., V], with -inf for all tokens but the smallest set of tokens with probability `top_p`."""
     order = jnp.argsort(logits, axis=-1, descending=True)
     p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
     # The least likely tokens that have 1 - top_p together are left out. The sum begins with the smallest, for precision.

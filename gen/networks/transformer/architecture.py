@@ -84,8 +84,8 @@ class Architecture:
             unroll=1,
         )
 
-    def inherit(self, base: Architecture, context: int) -> Architecture:
-        """Returns the architecture of `base`, which was trained on windows of `context` targets.
+    def inherit(self, base: Architecture, context: int | None) -> Architecture:
+        """Returns the architecture of `base`, which was trained on windows of `context` targets. None: on grids.
 
         Only dropout, remat and unroll are kept: no parameter's shape depends on them.
         """

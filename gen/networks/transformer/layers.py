@@ -110,3 +110,10 @@ def norm(arch: Architecture, dtypes: Dtypes, name: str) -> Norm:
     """Returns the norm of this architecture, as a submodule of this name."""
     layer = arch.norm == "layer"
     return Norm(layer, layer and arch.bias, dtypes, name=name)
+
+
+def cap_logits(logits: Array, arch: Architecture) -> Array:
+    """Returns cap tanh(logits / cap), or the logits themselves if the architecture has no cap."""
+    if arch.logit_cap is None:
+        return logits
+    return arch.logit_cap * jnp.tanh(logits / arch.logit_cap)

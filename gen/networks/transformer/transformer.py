@@ -13,11 +13,11 @@ from gen.core import Array, Params
 from gen.networks.dtypes import Dtypes
 from gen.networks.kernels.attention import store_mask
 from gen.networks.layers import dropout
-from gen.networks.positions import MAX_DISTANCE, PADDING, PREFIX, RelativeBias, rotations
+from gen.networks.positions import MAX_DISTANCE, PADDING, PREFIX, RelativeBias, grid_rotations, rotations
 from gen.networks.transformer.architecture import Architecture
 from gen.networks.transformer.blocks import Block, Shared, Visibility
 from gen.networks.transformer.cache import Cache, KeyValue
-from gen.networks.transformer.layers import INIT_STD, norm, normal
+from gen.networks.transformer.layers import INIT_STD, cap_logits, norm, normal
 
 
 def unstack_layers(params: Params) -> Params:
@@ -36,6 +36,7 @@ class Embedded(NamedTuple):
     x_BTD: Array
     segment_BT: Array
     position_BT: Array
+    """[B, T], or on a grid [B, T, A]."""
 
 
 class Transformer(nn.Module):
@@ -52,6 +53,9 @@ class Transformer(nn.Module):
     """Whether each block also attends to the output of an encoder."""
     readout: bool = True
     """Whether the output is logits, or (of an encoder) the normalized activations before them."""
+    axes: tuple[int, ...] | None = None
+    """For a grid: the number of positions on each axis. `tokens` are then int32 [B, T, J], the J tokens of each position, which
+    are embedded as a sum, and `position` is int32 [B, T, A], see `gen.networks.positions.locate_cells`. None: a text."""
 
     @nn.compact
     def __call__(
@@ -78,7 +82,8 @@ class Transformer(nn.Module):
         x = self.embed(embedding, tokens_BT, position_BT, keys_B)
         # Present only if an adapter added it (gen.optim.adapters.Prompt), so `init` does not create it.
         prefix: Array = self.get_variable("params", "prefix", jnp.zeros((0, self.arch.width))).astype(x.dtype)
-        tokens = Embedded(x, segment_BT, position_BT + len(prefix))
+        # A prefix comes before the first position of a text. A grid has its own positions, and the prefix is at their origin.
+        tokens = Embedded(x, segment_BT, position_BT + (len(prefix) if self.axes is None else 0))
         if begins and len(prefix):
             tokens = prepend(prefix, tokens)
         # S is what may be attended to: the tokens themselves, or all places of the cache with the tokens written into it.
@@ -101,12 +106,23 @@ class Transformer(nn.Module):
     def embed(self, embedding: nn.Embed, tokens_BT: Array, position_BT: Array, keys_B: Array | None) -> Array:
         """Returns the input of the first block, [B, T, D]."""
         x = embedding(tokens_BT)
+        if self.axes is not None:
+            x = x.sum(2)
         if self.arch.positions == "learned":
-            init = normal(INIT_STD)
-            x += nn.Embed(self.context, self.arch.width, embedding_init=init, name="position", **self.dtypes)(
-                position_BT
-            )
+            x += self.embed_positions(position_BT)
         return dropout(x, keys_B, 0, self.arch.dropout)
+
+    def embed_positions(self, position_BT: Array) -> Array:
+        """Returns the learned vector of each position, [B, T, D]. On a grid it is a sum over the axes."""
+
+        def look_up(name: str, length: int, position: Array) -> Array:
+            init = normal(INIT_STD)
+            return nn.Embed(length, self.arch.width, embedding_init=init, name=name, **self.dtypes)(position)
+
+        if self.axes is None:
+            return look_up("position", self.context, position_BT)
+        parts = [look_up(f"position_{i}", n, position_BT[..., i]) for i, n in enumerate(self.axes)]
+        return sum(parts[1:], parts[0])
 
     def visibility(self, tokens: Embedded, segment_BS: Array, cache: Cache | None, prefix: int) -> Visibility:
         """Returns the mask [B, 1, T, S] of the self-attention, and its bias or rotation if positions are not learned.
@@ -138,7 +154,8 @@ class Transformer(nn.Module):
             distance_TS = jnp.where((index_S < prefix)[None], MAX_DISTANCE, distance_TS)
             bias = RelativeBias(arch.heads, self.causal, self.dtypes, name="relative")(distance_TS)[None]
         if arch.positions == "rotary":
-            rotation = rotations(position_BT, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
+            rotate = rotations if self.axes is None else grid_rotations
+            rotation = rotate(position_BT, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
         return Visibility(mask, bias, rotation)
 
     def run_layers(
@@ -203,16 +220,20 @@ class Transformer(nn.Module):
                 **self.dtypes,
             )
             logits = head(x)
-        if self.arch.logit_cap is not None:
-            logits = self.arch.logit_cap * jnp.tanh(logits / self.arch.logit_cap)
-        return logits
+        return cap_logits(logits, self.arch)
 
 
 def prepend(prefix_PD: Array, tokens: Embedded) -> Embedded:
-    """Returns the tokens [B, P + T] after a prefix, which has the positions 0 to P - 1 and a segment that all others see."""
+    """Returns the tokens [B, P + T] after a prefix, which has a segment that all others see.
+
+    Its positions are 0 to P - 1, or on a grid 0 on each axis.
+    """
     (x, segment_BT, position_BT), p = tokens, len(prefix_PD)
     x = jnp.concatenate([jnp.broadcast_to(prefix_PD[None], (len(x), *prefix_PD.shape)), x], axis=1)
-    before = jnp.arange(p, dtype=jnp.int32)[None]
-    position_BT = jnp.concatenate([jnp.broadcast_to(before, (len(x), p)), position_BT], axis=1)
+    if position_BT.ndim == 2:
+        before = jnp.broadcast_to(jnp.arange(p, dtype=jnp.int32)[None], (len(x), p))
+    else:
+        before = jnp.zeros((len(x), p, position_BT.shape[-1]), jnp.int32)
+    position_BT = jnp.concatenate([before, position_BT], axis=1)
     segment_BT = jnp.pad(segment_BT, ((0, 0), (p, 0)), constant_values=PREFIX)
     return Embedded(x, segment_BT, position_BT)

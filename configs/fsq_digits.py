@@ -1,0 +1,25 @@
+"""A tokenizer of scikit-learn's 8x8 digits, which need no download: 4x4 codes of 64, by finite scalar quantization (Mentzer et al.
+2023). Not scored yet.
+
+A generator of the codes is trained with `data=Encoded(data=Images(name="digits"), tokenizer="runs/fsq_digits")`.
+"""
+
+from gen.config import Config, Save
+from gen.data.images import Images
+from gen.families.tokenizer import FSQ, Tokenizer
+from gen.networks.tokenizer import Residual
+from gen.optim import Optimizer, WarmupCosine
+
+config = Config(
+    model=Tokenizer(
+        network=Residual(widths=(64,), strides=(2,)),
+        bottleneck=FSQ((4, 4, 4)),
+        ema=0.998,
+        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=50), clip=1.0),
+    ),
+    data=Images(name="digits"),
+    steps=1500,
+    steps_per_call=10,
+    evaluate_every=250,
+    save=Save(every=250, best=("psnr", "max")),
+)

@@ -1,0 +1,38 @@
+"""A causal transformer over the 7x7 codes of Fashion-MNIST by a trained tokenizer, with the label in front: not scored yet.
+
+Every training image is a grid of 49 tokens of a vocabulary of 1,024. The label is left out for a tenth of them, so samples can be
+guided. The scores of the tokenizer's reconstructions are the ceiling (python -m gen.evaluate runs/fsq_fashion).
+
+python train.py fsq_fashion && python train.py tokens_fashion && python -m gen.evaluate runs/tokens_fashion --n 54000
+"""
+
+from gen.config import Config, Save
+from gen.data.images import Images
+from gen.families.grid import GridLM
+from gen.networks.transformer import Architecture
+from gen.optim import Optimizer, WarmupCosine
+from gen.runs.encoded import Encoded
+
+config = Config(
+    model=GridLM(
+        network=Architecture(
+            layers=4,
+            width=192,
+            heads=6,
+            norm="rms",
+            activation="swiglu",
+            bias=False,
+            qk_norm=True,
+            dropout=0.1,
+            unroll=4,
+        ),
+        conditional=True,
+        label_dropout=0.1,
+        ema=0.999,
+        optim=Optimizer("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
+    ),
+    data=Encoded(data=Images(name="fashion_mnist"), tokenizer="runs/fsq_fashion", batch_size=64),
+    steps=6000,
+    evaluate_every=1000,
+    save=Save(best=("nll", "min")),
+)

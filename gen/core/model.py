@@ -1,0 +1,118 @@
+"""Models: a family builds a `GenerativeModel`, and an engine folds its `update` over batches to move a `State`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gen.core.features import Spec
+from gen.core.state import Array, Batch, Key, Metrics, Params, Rules, State, Sums
+from gen.errors import UserError, check_positive
+
+LAUNCH = {"launch": True}
+"""Metadata of a config field that may change between launches of one run: it is not part of the run's identity."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A way to fine-tune a base: a few new parameters are trained and the base's weights stay fixed. Subclass it to add one."""
+
+    def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
+        """Returns the new parameters at step 0. With them the networks do what the base does, or nearly."""
+        raise NotImplementedError
+
+    def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
+        """Returns the parameters that the networks take."""
+        raise NotImplementedError
+
+
+def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Returns {metric: total / weight} of a split's sums, in float64: floats, or arrays for sums that are vectors."""
+    value = {name: np.asarray(x, np.float64) / np.asarray(n, np.float64) for name, (x, n) in sums.items()}
+    return {name: float(v) if v.ndim == 0 else v for name, v in value.items()}
+
+
+class GenerativeModel(NamedTuple):
+    """A generative model as pure functions, as an optax optimizer pairs init with update.
+
+    The training loop folds `update` over batches. The engine runs `update`, `evaluate` and `test` under a mapped axis named
+    "data" (the devices, or an axis of size one), each on its part of the batch. gen.axis has the sums over that axis.
+
+    The log writes each metric of `update` and `summarize`. A step is bad if one of its metrics is not finite, or if the sum of
+    its `losses` jumps (gen.runtime.faults). Alarms read "gradient" and "gradient/..." as gradient norms, and "saturation" as the
+    share of examples on which a discriminator has nothing left to learn (gen.evaluation.alarms).
+    """
+
+    init: Callable[..., State]
+    """(key) -> the state of step 0. (key, params) -> the same, starting from these parameters, or adapting them."""
+    update: Callable[[State, Batch, Key], tuple[State, Metrics]]
+    """(state, batch, key) -> (state after one step, metrics). Metrics are scalars, already averaged over "data"."""
+    evaluate: Callable[[State, Batch, Key], Sums]
+    """(state, batch, key) -> sums of a held-out batch over "data", exact under padding and any sharding. Runs during training."""
+    generate: Callable[..., dict[str, Array]]
+    """(state, key, given, request) -> {"samples": array, ...}. `given` holds input arrays such as prompts or images to change."""
+    request: type
+    """The frozen dataclass of `request`. sample.py and gen.evaluate turn its fields into options."""
+    losses: tuple[str, ...] = ("loss",)
+    """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch. If a family
+    has several players, the loss "loss/NAME" belongs to the optimizer in its field NAME_optim. The contract tests rely on it."""
+    test: Callable[[State, Batch, Key], Sums] | None = None
+    """As `evaluate`, but as thorough as published numbers are. Runs once, on the best checkpoint. None: `evaluate` is used."""
+    summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]] = means
+    """Sums of a split -> metrics. Scalars are logged; arrays are kept in the run's reference.npz."""
+    protocol: Mapping[str, Mapping[str, Any]] = {}
+    """{metric: how it is estimated}, stored next to each number."""
+    batches: int | None = None
+    """Batches per update, stacked on a leading axis [n, B, ...]. None: one batch, without that axis."""
+    together: int = 1
+    """Number of examples that must share a device. The batch on each device is a multiple of it."""
+    rules: Rules = ()
+    """Tensor parallelism: which axis of which parameters is divided among devices (--parallel.tensor)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models and its hyper-parameters: the `model` of a config. Subclass it to add a family."""
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        """Returns the model for data of this spec, trained for `steps` updates (schedules read it)."""
+        raise NotImplementedError
+
+    def count_steps(self, field: str, steps: int) -> int:
+        """Returns how many steps the schedules in one of its fields count in a run of `steps` updates."""
+        return steps
+
+    def tiny(self) -> Family:
+        """Returns the same family with the smallest sizes that still exercise it. The contract tests train it."""
+        raise NotImplementedError
+
+    def inherit(self, base: Family, spec: Spec) -> Family:
+        """Returns this family with every field that decides a parameter's shape copied from `base`, for fine-tuning.
+
+        spec: the spec that the base was trained on. Raises: UserError if the base is of another family.
+        """
+        # Not isinstance: a subclass may have other parameters.
+        if type(self) is not type(base):
+            theirs, ours = (f"{type(family).__module__}.{type(family).__name__}" for family in (base, self))
+            raise UserError(
+                f"the base is a {theirs}, and this config trains a {ours}; choose a config of the base's family"
+            )
+        return self
+
+    def with_adapter(self, adapter: Adapter | None) -> Family:
+        """Returns this family with its parameters as a fixed base and the adapter, if any, trained. Raises: UserError if it can't."""
+        raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. A family adds its own fields in a subclass."""
+
+    n: int = 64
+    """Number of samples."""
+
+    def __post_init__(self):
+        check_positive(n=self.n)

@@ -1,0 +1,49 @@
+"""Arrays that move through training: batches, metrics, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed key of jax.random."""
+Params = Any
+"""A pytree of arrays."""
+Batch = dict[str, Array]
+"""{feature name: array [B, ...]}, plus "row" int32 [B] (position in the global batch) and "weight" [B] (0 for padding)."""
+HostBatch = dict[str, np.ndarray]
+"""A Batch in host memory, before it is put on devices."""
+Metrics = dict[str, Array]
+"""{metric: scalar}."""
+Sums = dict[str, tuple[Array, Array]]
+"""{metric: (total, weight)}. The metric of a split is the sum of its totals over the sum of its weights."""
+Rules = tuple[tuple[str, int | None], ...]
+"""(regular expression, axis) pairs for tensor parallelism. The first expression found in a parameter's path decides which
+of its axes is divided among devices; None: no axis."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Everything that training changes and that a checkpoint holds. Arrays only.
+
+    It has no random key: the key of a step is fold_in(key(seed), step), made inside the compiled step.
+    """
+
+    step: Array
+    """int32 []. Number of updates done. It never decreases."""
+    params: dict[str, Params]
+    """Trained parameters, by player or part."""
+    opt_state: dict[str, optax.OptState]
+    """Optimizer states, by optimizer. Moments are at least float32, whatever the dtype of params."""
+    ema: dict[str, Params] = field(default_factory=dict)
+    """Moving averages of params, at least float32, used for evaluation and sampling. {}: params are used instead."""
+    stats: dict[str, Any] = field(default_factory=dict)
+    """Values that are estimated and not trained by gradients, such as batch statistics."""
+    frozen: dict[str, Params] = field(default_factory=dict)
+    """Weights that are read but never changed or saved, such as the base of an adapter."""

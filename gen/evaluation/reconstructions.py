@@ -1,0 +1,85 @@
+"""The reconstructions of a tokenizer, scored as a run is: the ceiling of every model of its codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import numpy as np
+
+from gen.core import Array, State
+from gen.data.images.pixels import to_bytes
+from gen.errors import UserError
+from gen.evaluation.image_subject import GENERATE_CHUNK, ImageSubject
+from gen.evaluation.labels import LabelRule
+from gen.metrics.images import ImageSet, to_float
+
+
+@dataclass(frozen=True, eq=False)
+class ReconstructionSubject(ImageSubject):
+    """Reconstructions of n training images, with the labels of these images.
+
+    They are compared with held-out images, as samples are. A model of the codes that generates exactly the codes of the training images
+    would have these scores.
+    """
+
+    @property
+    def summary(self) -> str:
+        return f"reconstructions of {self.n:,} training images by checkpoint {self.step}{self._features_note}"
+
+    def check(self) -> None:
+        """Raises: UserError if there are fewer training images than --n, or for options that change samples."""
+        if reason := self.too_few_training_images:
+            raise UserError(reason)
+        if self.options.labels != "training" or self.options.request:
+            raise UserError(
+                f"--labels and --request change samples, and {self.workdir} is a tokenizer, whose reconstructions are scored; leave "
+                "them out"
+            )
+
+    @property
+    def labelled(self) -> bool:
+        return "label" in self.data.spec
+
+    @property
+    def unlabelled_reason(self) -> str:
+        return f"the data of {self.workdir} have no labels"
+
+    @property
+    def label_rule(self) -> LabelRule | None:
+        return None
+
+    @property
+    def request(self) -> dict[str, object]:
+        """Nothing: the images that are reconstructed are those of the data."""
+        return {}
+
+    @cached_property
+    def generated(self) -> ImageSet:
+        """Reconstructions of n training images, and the labels of these. Raises: UserError if one is not finite."""
+        model, key = self.run.model, jax.random.key(0)
+
+        @jax.jit
+        def reconstruct(state: State, images: Array) -> Array:
+            pairs = model.generate(state, key, {"image": images}, model.request(n=GENERATE_CHUNK))["samples"]
+            # Every second row has the reconstructions of the row before it.
+            return pairs[1::2].reshape(images.shape)
+
+        made: list[np.ndarray] = []
+        for start in range(0, self.n, GENERATE_CHUNK):
+            # The last image fills up the last chunk, so that every chunk has one shape and compiles once.
+            rows = np.minimum(np.arange(start, start + GENERATE_CHUNK), self.n - 1)
+            chunk = np.asarray(reconstruct(self.state, to_float(self.training.image[rows])))
+            if not np.isfinite(chunk).all():
+                raise UserError(
+                    f"reconstructions of checkpoint {self.step} of {self.workdir} are not finite; choose --step"
+                )
+            made.append(to_bytes(chunk))
+        return ImageSet(np.concatenate(made)[: self.n], self.training.label)
+
+    @cached_property
+    def generated_protocol(self) -> dict[str, object]:
+        """Protocol of a number that depends on the reconstructions alone."""
+        facts = {"n_fake": self.n, "seed": self.options.seed, "checkpoint": self.step, "reconstructions": "train"}
+        return self._data_protocol | facts | {"run": self.run.digest(self.step)}

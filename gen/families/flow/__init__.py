@@ -1,0 +1,9 @@
+"""Flows from noise to data along straight lines: the family, its networks and its objectives, as a config or a fork names them."""
+
+from gen.families.flow.family import Flow
+from gen.families.flow.objectives import FlowMatching, MeanFlow, Objective
+from gen.families.flow.sampling import OneStepRequest, Request
+from gen.networks.dit import DiT
+from gen.networks.unet import UNet
+
+__all__ = ["DiT", "Flow", "FlowMatching", "MeanFlow", "Objective", "OneStepRequest", "Request", "UNet"]

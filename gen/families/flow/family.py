@@ -1,0 +1,95 @@
+"""Flow matching (Lipman et al. 2023; Liu et al. 2023) and MeanFlow (Geng et al. 2025), on images or latents.
+
+family      the hyper-parameters, and the model that they build
+objectives  training losses, from the line between an example and noise
+model       the velocity network on a batch, guidance, and samples
+samplers    solvers of the differential equation
+sampling    the request, and the ways from noise to examples and back
+likelihood  bits per dimension of held-out examples
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from gen import core
+from gen.core import Batch, GenerativeModel, Key, Spec, State, Sums
+from gen.errors import UserError, check_fraction, check_positive
+from gen.families import learner
+from gen.families.flow.likelihood import Likelihood
+from gen.families.flow.model import FlowModel, find_feature
+from gen.families.flow.objectives import FlowMatching, Objective
+from gen.families.labels import num_classes
+from gen.networks.unet import UNet
+from gen.networks.velocity import Architecture, Velocity
+
+
+@dataclass(frozen=True)
+class Flow(learner.LearnedFamily):
+    """A flow along straight lines from noise to images or latents."""
+
+    network: Architecture = UNet()
+    """Layers of the velocity network."""
+    objective: Objective = FlowMatching()
+    """Training loss."""
+    conditional: bool = False
+    """Condition the velocity on the label."""
+    label_dropout: float = 0.1
+    """Probability that a training example's label is left out, so that samples can be guided."""
+    likelihood_steps: int = 32
+    """Steps of the differential equation for bits_per_dim in the final test."""
+    likelihood_probes: int = 2
+    """Random vectors for each divergence in bits_per_dim."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fraction(label_dropout=self.label_dropout)
+        check_positive(likelihood_steps=self.likelihood_steps)
+        if self.likelihood_probes < 2:
+            raise UserError(
+                f"likelihood_probes is {self.likelihood_probes}; their spread is the error, so use at least 2"
+            )
+
+    def tiny(self) -> Flow:
+        return replace(self, network=self.network.tiny(), likelihood_steps=2)
+
+    def inherit(self, base: core.Family, spec: Spec) -> Flow:
+        super().inherit(base, spec)
+        assert isinstance(base, Flow)
+        return replace(self, network=base.network, conditional=base.conditional)
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        """Returns the model for images or latents of this spec.
+
+        Raises: UserError if the data have neither, have no labels for a conditional model, or do not suit the network.
+        """
+        model, (_, feature) = self.flow_model(spec), find_feature(spec)
+        weights = learner.make_learner(self, steps, "model", model.init).weights
+        likelihood = Likelihood(model, feature, weights, self.likelihood_steps, self.likelihood_probes)
+        parts = learner.family(
+            self,
+            steps,
+            init=model.init,
+            loss=partial(model.loss, self.objective),
+            sample=model.sample,
+            request=self.objective.request,
+            rules=self.network.rules,
+            protocol=likelihood.protocol(),
+        )
+        # A likelihood takes many evaluations per example, so it is left to the final test.
+        if likelihood.mismatch is not None:
+            return parts
+
+        def test(state: State, batch: Batch, key: Key) -> Sums:
+            return parts.evaluate(state, batch, key) | likelihood.evaluate(state, batch, key)
+
+        return parts._replace(test=test, summarize=likelihood.summarize)
+
+    def flow_model(self, spec: Spec) -> FlowModel:
+        """Returns the velocity network on images or latents of this spec. Raises: as `build`."""
+        name, feature = find_feature(spec)
+        classes = num_classes(spec) if self.conditional else None
+        trunk = self.network.trunk(feature.shape, self.dtypes())
+        network = Velocity(trunk, self.network.condition, classes, self.dtypes())
+        return FlowModel(network, name, feature.shape, self.label_dropout, self.real_dtype())

@@ -1,0 +1,62 @@
+"""Solvers of the flow's differential equation dx/dt = v(x, t), as pure functions.
+
+A sampler follows a velocity through `times`, [steps + 1]: down from 1 to 0 it makes samples of noise, and up from 0 to 1 noise of
+examples. All of them are scans, so the program's size does not depend on the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array
+
+Velocity = Callable[[Array, Array, Array], Array]
+"""(x [B, ...], t [], s []) -> dx/dt at the time t. A model of mean velocities returns the mean from t to s, if s < t."""
+Sampler = Callable[[Velocity, Array, Array], Array]
+"""(velocity, x at times[0], times) -> x at times[-1]."""
+
+
+def euler(velocity: Velocity, x: Array, times: Array) -> Array:
+    """Follows the velocity at the beginning of each step. Order 1; one evaluation per step. It is exact for mean velocities."""
+
+    def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
+        t, s = ends
+        return x + (s - t) * velocity(x, t, s), None
+
+    return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+
+
+def heun(velocity: Velocity, x: Array, times: Array) -> Array:
+    """Follows the mean of the velocities at both ends of each step. Order 2; two evaluations per step. Karras et al. 2022."""
+
+    def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
+        t, s = ends
+        v = velocity(x, t, t)
+        w = velocity(x + (s - t) * v, s, s)
+        return x + (s - t) * (v + w) / 2, None
+
+    return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+
+
+def multistep(velocity: Velocity, x: Array, times: Array) -> Array:
+    """Follows a line through the velocities of this step and the last one (Adams and Bashforth).
+
+    Order 2; one evaluation per step. Steps may have different lengths. The first step is one of `euler`.
+    """
+
+    def step(carry: tuple[Array, Array, Array], ends: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], None]:
+        x, last_v, last_h = carry
+        t, s = ends
+        v, h = velocity(x, t, t), s - t
+        # The integral over the step of v + (v - last_v) (time since t) / last_h.
+        return (x + h * (v + h / (2 * last_h) * (v - last_v)), v, h), None
+
+    # An infinite step before the first one makes the slope 0.
+    start = x, jnp.zeros_like(x), jnp.full((), jnp.inf, times.dtype)
+    return jax.lax.scan(step, start, (times[:-1], times[1:]))[0][0]
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "multistep": multistep}

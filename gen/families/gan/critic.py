@@ -1,0 +1,95 @@
+"""Training of a discriminator on real and generated images, wherever these come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen import axis
+from gen.core import Array, Key, Metrics, Params, State
+from gen.families.gan.losses import Objective
+from gen.families.gan.penalties import Penalties
+from gen.families.gan.players import Examples, Judge, Stats
+from gen.optim import descend
+
+
+class CriticBatch(NamedTuple):
+    """Inputs of D's loss that have one entry per example, so that microbatches can divide them."""
+
+    real: Examples
+    fake: Array
+    """Generated images [B, H, W, C], one for each real one, with the same labels and rows."""
+
+
+class CriticAux(NamedTuple):
+    """Outputs of D's loss besides its value."""
+
+    metrics: Metrics
+    stats: Stats
+    """The statistics after this batch."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """D and how it is trained. D's parameters and its optimizer's state have the name "discriminator" in a State."""
+
+    player: Judge
+    objective: Objective
+    penalties: Penalties
+    optimizer: optax.GradientTransformation
+    microbatches: int
+    """Number of parts of the batch whose gradients are computed one after the other and averaged."""
+
+    def step(self, state: State, real: Examples, fake: Array, key: Key) -> tuple[State, Metrics]:
+        """Makes one optimizer step of D. `state.step` does not change. fake: one image for each real one, [B, H, W, C]."""
+
+        def loss(d: Params, batch: CriticBatch) -> tuple[Array, CriticAux]:
+            return self.loss(d, state.stats, batch, key, state.step)
+
+        d, opt_state = state.params["discriminator"], state.opt_state["discriminator"]
+        d, opt_state, _, (metrics, stats), gradients = descend.descend(
+            loss, d, opt_state, self.optimizer, CriticBatch(real, fake), self.microbatches
+        )
+        metrics = axis.mean(metrics)
+        # After the mean over devices, so that every device takes the same new strength.
+        if self.player.augment:
+            examples = axis.total(real.image.shape[0])
+            strength = self.player.augment.adapt(stats["augment"], metrics["score/sign"], examples)
+            stats, metrics = stats | {"augment": strength}, metrics | {"augment": strength}
+        state = replace(
+            state,
+            params=state.params | {"discriminator": d},
+            opt_state=state.opt_state | {"discriminator": opt_state},
+            stats=stats,
+        )
+        return state, metrics | {"gradient/discriminator": descend.norm(gradients)}
+
+    def loss(self, d: Params, stats: Stats, batch: CriticBatch, key: Key, step: Array) -> tuple[Array, CriticAux]:
+        """Returns D's loss on real and generated images plus its penalties, averaged over the examples."""
+        (x, label, row), x_fake = batch
+        real_key, fake_key, penalty_key = jax.random.split(key, 3)
+        real = self.player.judge(d, stats, x, label, real_key, row)
+        fake = self.player.judge(d, real.stats, x_fake, label, fake_key, row)
+        stats = fake.stats
+
+        # The penalties see D with the noise and the statistics with which it scored these images.
+        def on_real(x: Array) -> Array:
+            return self.player.judge(d, stats, x, label, real_key, row).scores
+
+        def on_fake(x: Array) -> Array:
+            return self.player.judge(d, stats, x, label, fake_key, row).scores
+
+        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row, step)
+        loss = self.objective.discriminator(real.scores, fake.scores).mean()
+        metrics = {
+            "loss/discriminator": loss,
+            "penalty": penalty,
+            "score/real": real.scores.mean(),
+            "score/fake": fake.scores.mean(),
+            "score/sign": jnp.sign(real.scores).mean(),
+        }
+        return loss + penalty, CriticAux(metrics, stats)

@@ -1,0 +1,196 @@
+"""Parts that every model of grids shares: the facts about a grid, the settings, and the request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import jax.numpy as jnp
+
+from gen import core
+from gen.core import Array, Batch, Feature, Key, Metrics, Spec
+from gen.errors import UserError, check_fraction
+from gen.families.labels import LabelRequest, drop_labels, num_classes
+from gen.families.language.language import LanguageModel
+from gen.families.language.sampling import Filters
+from gen.networks.positions import PADDING
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
+
+    A network also knows tokens that are not in the data, from V on: the labels, "no label", and the mask.
+    """
+
+    shape: tuple[int, ...]
+    """Shape of a grid."""
+    cells: tuple[int, ...]
+    """Number of cells on each axis: the shape, without its last axis if that is the inner one."""
+    vocab: int
+    """V, the size of the vocabulary."""
+    classes: int
+    """Number of labels. 0: the model has none."""
+    pixels: int | None
+    """Number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+
+    @property
+    def length(self) -> int:
+        """T, the number of cells."""
+        return math.prod(self.cells)
+
+    @property
+    def count(self) -> int:
+        """J, the number of tokens in a cell."""
+        return math.prod(self.shape) // self.length
+
+    @property
+    def mask(self) -> int:
+        """The token that marks an unknown one."""
+        return self.vocab + self.classes + 1
+
+    @property
+    def rows(self) -> int:
+        """Number of tokens that a network knows."""
+        return self.mask + 1
+
+    def split(self, tokens: Array) -> Array:
+        """Returns grids [B, *shape] as cells, int32 [B, T, J]."""
+        return tokens.reshape(len(tokens), self.length, self.count).astype(jnp.int32)
+
+    def join(self, cells: Array) -> Array:
+        """Returns cells [B, T, J] as grids, [B, *shape]."""
+        return cells.reshape(len(cells), *self.shape)
+
+    def front(self, n: int, label: Array | None) -> Array:
+        """Returns what n rows begin with, int32 [n, 1, J]. label: int32 [n], where `classes` is "no label". None: all of them."""
+        if label is None:
+            label = jnp.full(n, self.classes, jnp.int32)
+        return jnp.broadcast_to(self.vocab + label[:, None, None], (n, 1, self.count))
+
+    def known(self, given: Mapping[str, Array], n: int) -> Array:
+        """Returns the cells that `given` prescribes, int32 [n, T, J], with PADDING at unknown tokens.
+
+        given: "tokens" [1, *shape] or [n, *shape], and "known" bool of the same shape. Without "known", nothing is known.
+        """
+        if "known" not in given:
+            return jnp.full((n, self.length, self.count), PADDING, jnp.int32)
+        # Tokens may be unsigned, and PADDING is negative.
+        tokens = jnp.asarray(given["tokens"], jnp.int32)
+        found = self.split(jnp.where(jnp.asarray(given["known"], bool), tokens, PADDING))
+        return jnp.broadcast_to(found, (n, *found.shape[1:]))
+
+
+@dataclass(frozen=True)
+class GridModel(LanguageModel):
+    """Hyper-parameters of every model of grids."""
+
+    inner_layers: int = 0
+    """Feed-forward layers of the head that predicts the tokens of the last axis one after the other, inside of one step of the
+    transformer (Lee et al. 2022). 0: every token is a step of the transformer."""
+    conditional: bool = False
+    """Condition on the label, which is a token in front of the grid."""
+    label_dropout: float = 0.0
+    """Probability that a training example's label is left out, so that samples can be guided."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fraction(label_dropout=self.label_dropout)
+        if self.inner_layers < 0:
+            raise UserError(f"inner_layers is {self.inner_layers}; it must be at least 0")
+        if self.label_dropout and not self.conditional:
+            raise UserError("label_dropout leaves labels out, and the model reads none; the fix: --model.conditional")
+        if self.network.positions == "relative":
+            raise UserError(
+                "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
+            )
+        if self.network.context is not None:
+            raise UserError("network.context is for texts, and the data decide the size of a grid; leave it out")
+
+    def tiny(self) -> Self:
+        return replace(super().tiny(), inner_layers=min(1, self.inner_layers))
+
+    def inherit(self, base: core.Family, spec: Spec) -> Self:
+        # As LanguageModel.inherit, but the size of a grid is no field of the config.
+        core.Family.inherit(self, base, spec)
+        assert isinstance(base, GridModel)
+        network = self.network.inherit(base.network, None)
+        return replace(self, network=network, inner_layers=base.inner_layers, conditional=base.conditional)
+
+    def grid(self, spec: Spec) -> Grid:
+        """Returns the facts about the grids of this spec. Raises: UserError if the data don't fit this config."""
+        feature = spec.get("tokens")
+        if feature is None or feature.vocab is None or feature.axes is None:
+            raise UserError(
+                f"the model needs grids of tokens, and the data have {', '.join(spec)}; the fix: images with --data.patch, or "
+                "images through a trained tokenizer"
+            )
+        if self.inner_layers and len(feature.shape) < 2:
+            raise UserError(
+                f"inner_layers predict the last axis of a grid inside each step, and the only axis is {feature.axes[0]}; the fix: "
+                "--model.inner-layers 0"
+            )
+        # The inner axis needs no positions: the head predicts all of it inside of a step.
+        cells = feature.shape[:-1] if self.inner_layers else feature.shape
+        head = self.network.width // self.network.heads
+        if self.network.positions == "rotary" and head // 2 < len(cells):
+            raise UserError(
+                f"a head of {head} channels has too few pairs to rotate for {len(cells)} axes; use fewer --model.network.heads"
+            )
+        classes = num_classes(spec) if self.conditional else 0
+        return Grid(feature.shape, cells, feature.vocab, classes, count_pixels(feature))
+
+    def check_guidance(self, guidance: float) -> None:
+        """Raises: UserError for guidance that the model was not trained for."""
+        if guidance != 1 and not self.label_dropout:
+            raise UserError(
+                f"guidance is {guidance:g}, and the model was trained without label dropout; the fix: --guidance 1, or train with "
+                "--model.conditional --model.label-dropout 0.1"
+            )
+
+    def drop(self, grid: Grid, batch: Batch, keys: Key) -> Array | None:
+        """Returns the labels of training examples, int32 [B], some of them left out. None: the model has none. keys: [B]."""
+        if not self.conditional:
+            return None
+        return drop_labels(batch["label"].astype(jnp.int32), keys, self.label_dropout, grid.classes)
+
+    def keep(self, batch: Batch) -> Array | None:
+        """Returns the labels of held-out examples, int32 [B]. None: the model has none."""
+        return batch["label"].astype(jnp.int32) if self.conditional else None
+
+
+def count_pixels(tokens: Feature) -> int | None:
+    """Returns the number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+    if tokens.levels is None or tokens.vocab is None:
+        return None
+    # A token is a number with one digit for each pixel, so V = levels^(pixels of a patch).
+    return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
+
+
+def measure_grids(grid: Grid, nats: Array, name: str) -> tuple[Array, Metrics]:
+    """Returns each grid's nats per token [B], and {name: its nats [B], "bits_per_dim": the same per pixel if it has pixels}.
+
+    nats: [B, T, J].
+    """
+    total = nats.sum((1, 2))
+    metrics = {name: total}
+    if grid.pixels is not None:
+        metrics["bits_per_dim"] = total / (math.log(2) * grid.pixels)
+    return nats.mean((1, 2)), metrics
+
+
+@dataclass(frozen=True)
+class GridRequest(LabelRequest, Filters):
+    """Which grids to generate."""
+
+    guidance: float = 1.0
+    """Weight w of the label: tokens are drawn from the logits u + w (c - u), where c has the label and u does not (Ho and Salimans
+    2022). Above 1, samples are more typical of their class and less varied. 0: the label has no effect."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        Filters.__post_init__(self)
+        if not 0 <= self.guidance < float("inf"):
+            raise UserError(f"guidance is {self.guidance}; it must be at least 0")

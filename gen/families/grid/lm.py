@@ -1,0 +1,105 @@
+"""The causal model of grids: predicts each token from the tokens before it in raster order (van den Oord et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from gen.axis import split_keys
+from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
+from gen.families import learner
+from gen.families.grid.grid import GridModel, GridRequest, measure_grids
+from gen.families.grid.network import GridNetwork, fold_in, make_network
+from gen.families.labels import labels_to_generate
+from gen.families.language import losses
+from gen.networks.transformer import RULES, Cache
+
+Carry = tuple[Array, Cache | None]
+"""The network's output at the newest cell, and the cache with all cells so far."""
+
+
+@dataclass(frozen=True)
+class GridLM(GridModel):
+    """A causal model of grids. Its likelihood is exact."""
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
+        model = CausalGrids(self, make_network(self, self.grid(spec), causal=True))
+        exact = {"tokens": "each given the tokens before it", "conditional": self.conditional}
+        return learner.family(
+            self,
+            steps,
+            init=model.network.init,
+            loss=model.loss,
+            evaluate=model.evaluate,
+            sample=model.sample,
+            request=GridRequest,
+            rules=RULES,
+            protocol={"loss": exact, "nll": exact | {"unit": "nats"}, "bits_per_dim": exact | {"of": "nll"}},
+        )
+
+
+@dataclass(frozen=True)
+class CausalGrids:
+    """p(grid | label) = prod_t p(token_t | label, tokens before t). params: see GridNetwork."""
+
+    config: GridLM
+    network: GridNetwork
+
+    def nats(
+        self, params: dict[str, Params], batch: Batch, label: Array | None, keys: Key | None = None
+    ) -> tuple[Array, Array]:
+        """Returns -log p(token | label, tokens before it) and log Z, in nats, [B, T, J] each. keys: dropout keys [B]."""
+        cells = self.network.grid.split(batch["tokens"])
+        front = self.network.grid.front(len(cells), label)
+        # Step t reads cell t - 1, or the token in front, and predicts cell t.
+        inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
+        output, _ = self.network.read(params, inputs, self.network.positions[:-1], keys)
+        return losses.cross_entropy(self.network.logits(params, output, cells), cells)
+
+    def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
+        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
+        label_keys, dropout_keys = split_keys(keys, 2)
+        label = self.config.drop(self.network.grid, batch, label_keys)
+        nats, log_z = self.nats(params, batch, label, dropout_keys)
+        return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
+
+    def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
+        """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""
+        nats, _ = self.nats(params, batch, self.config.keep(batch))
+        return measure_grids(self.network.grid, nats, "nll")
+
+    def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
+        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if conditional}.
+
+        given: may hold "tokens" and "known" (see Grid.known). Known tokens are kept. Each of the others is drawn given those before
+        it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
+
+        Raises: UserError for a label that the model does not have, or for guidance without label dropout.
+        """
+        self.config.check_guidance(request.guidance)
+        network, grid = self.network, self.network.grid
+        label = labels_to_generate(request.n, request.label, grid.classes or None, given)
+        known = grid.known(given, request.n)
+        front = network.fronts(request.n, label, request.guidance)
+        params, cache = network.begin_cache(params, len(front))
+        output, cache = network.read(params, front, network.positions[:1], cache=cache)
+
+        def step(carry: Carry, t: Array) -> tuple[Carry, tuple[Array, Array]]:
+            """Draws cell t, then reads it."""
+            output, cache = carry
+            tokens, log_probs = network.draw(
+                params, output, jnp.take(known, t, axis=1)[:, None], fold_in(keys, t), request
+            )
+            # If guided, both halves go on with the same tokens.
+            cells = jnp.tile(tokens, (len(front) // request.n, 1, 1))
+            at = jax.lax.dynamic_slice_in_dim(network.positions, t + 1, 1)
+            output, cache = network.read(params, cells, at, cache=cache, begins=False)
+            return (output, cache), (tokens[:, 0], log_probs[:, 0])
+
+        # A grid has no end, so all samples take the same number of steps.
+        _, (tokens, log_probs) = jax.lax.scan(step, (output, cache), jnp.arange(grid.length))
+        made = {"samples": grid.join(tokens.swapaxes(0, 1)), "log_probs": grid.join(log_probs.swapaxes(0, 1))}
+        return made if label is None else made | {"labels": label}

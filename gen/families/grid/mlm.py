@@ -1,0 +1,234 @@
+"""The masked model of grids: predicts masked cells from all others (Chang et al. 2022; Austin et al. 2021).
+
+The fraction of masked cells is drawn from [0, 1] for each example, so the loss bounds the likelihood of a grid (Sahoo et al. 2024).
+A grid is written in a few turns, each of which writes many cells at once, anywhere: so any gap can be filled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen.axis import split_keys
+from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
+from gen.errors import check_not_negative, check_positive
+from gen.families import learner
+from gen.families.grid.grid import GridModel, GridRequest, measure_grids
+from gen.families.grid.network import GridNetwork, fold_in, make_network
+from gen.families.labels import labels_to_generate
+from gen.families.language import losses
+from gen.networks.transformer import RULES
+
+
+@dataclass(frozen=True)
+class GridMLM(GridModel):
+    """A masked model of grids. The tokens of a cell are masked together."""
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
+        model = MaskedGrids(self, make_network(self, self.grid(spec), causal=False))
+        how = "a fraction of the cells drawn from [0, 1] masked, one draw per grid"
+        bound = {"tokens": how, "conditional": self.conditional}
+        return learner.family(
+            self,
+            steps,
+            init=model.network.init,
+            loss=model.loss,
+            evaluate=model.evaluate,
+            sample=model.sample,
+            request=Request,
+            rules=RULES,
+            protocol={
+                "loss": bound,
+                "nll_bound": bound | {"unit": "nats"},
+                "bits_per_dim": bound | {"of": "nll_bound"},
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Request(GridRequest):
+    """Which grids to generate."""
+
+    turns: int = 12
+    """Number of passes over the grid. Each pass writes some of the unknown cells."""
+    order: Literal["confidence", "random"] = "confidence"
+    """confidence: a turn keeps the cells that the model is most sure of, few at first (Chang et al. 2022). random: any cells,
+    equally many in each turn."""
+    noise: float = 4.5
+    """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(turns=self.turns)
+        check_not_negative(noise=self.noise)
+
+
+class Masks(NamedTuple):
+    """Which cells of a batch are masked."""
+
+    chosen: Array
+    """bool [B, T]."""
+    scale: Array
+    """[B, 1]. Weight of the nats of a masked cell."""
+
+
+class Draft(NamedTuple):
+    """Grids while they are being written."""
+
+    tokens: Array
+    """int32 [B, T, J]. PADDING where a token is unknown."""
+    log_probs: Array
+    """float32 [B, T, J]."""
+    unknown: Array
+    """bool [B, T]. Cells that are still to be written."""
+
+
+@dataclass(frozen=True)
+class MaskedGrids:
+    """p(masked cells | other cells, label) as an independent distribution for each masked cell. params: see GridNetwork."""
+
+    config: GridMLM
+    network: GridNetwork
+
+    def draw_masks(self, keys: Key) -> Masks:
+        """Masks a random fraction t ~ U[0, 1] of the cells of each example. keys: [B].
+
+        The nats of the masked cells, weighted with 1 / t, are on average an upper bound on -log p(grid).
+        """
+        length, dtype = self.network.grid.length, self.config.real_dtype()
+
+        def draw(key: Key) -> tuple[Array, Array]:
+            rate_key, choice_key = jax.random.split(key)
+            # At least one cell is masked on average. This bounds the weight.
+            t = jnp.maximum(jax.random.uniform(rate_key, (), dtype), 1 / length)
+            return jax.random.uniform(choice_key, (length,), dtype) < t, 1 / t
+
+        chosen, scale = jax.vmap(draw)(keys)
+        return Masks(chosen, scale[:, None])
+
+    def output(self, params: dict[str, Params], front: Array, cells: Array, masked: Array, keys: Key | None) -> Array:
+        """Returns the network's output [B, T, ...] at each cell of a grid, for GridNetwork.logits.
+
+        front: int32 [B, 1, J]. cells: int32 [B, T, J]. masked: bool [B, T]. keys: dropout keys [B].
+        """
+        shown = jnp.where(masked[..., None], self.network.grid.mask, cells)
+        read = jnp.concatenate([front, shown], axis=1)
+        output, _ = self.network.read(params, read, self.network.positions, keys)
+        return output[:, 1:]
+
+    def nats(
+        self, params: dict[str, Params], batch: Batch, label: Array | None, mask_keys: Key, keys: Key | None = None
+    ) -> tuple[Array, Array]:
+        """Returns -log p(token | cells shown, label) / t of masked tokens, 0 elsewhere, and log Z of all, [B, T, J] each.
+
+        mask_keys, keys (of dropout): [B].
+        """
+        grid, masks = self.network.grid, self.draw_masks(mask_keys)
+        cells = grid.split(batch["tokens"])
+        output = self.output(params, grid.front(len(cells), label), cells, masks.chosen, keys)
+        nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
+        # Cells that are shown cost nothing: the bound is a sum over the masked ones.
+        return nats * (masks.chosen * masks.scale)[..., None], log_z
+
+    def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
+        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
+        mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
+        label = self.config.drop(self.network.grid, batch, label_keys)
+        nats, log_z = self.nats(params, batch, label, mask_keys, dropout_keys)
+        return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
+
+    def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
+        """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
+        nats, _ = self.nats(params, batch, self.config.keep(batch), keys)
+        return measure_grids(self.network.grid, nats, "nll_bound")
+
+    def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
+        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if conditional}.
+
+        given: may hold "tokens" and "known" (see Grid.known). Known tokens are kept, and the others are written to fit them.
+        log_probs: of each token given the cells that its turn has seen.
+
+        Raises: UserError for a label that the model does not have, or for guidance without label dropout.
+        """
+        self.config.check_guidance(request.guidance)
+        grid = self.network.grid
+        label = labels_to_generate(request.n, request.label, grid.classes or None, given)
+        front = self.network.fronts(request.n, label, request.guidance)
+        tokens = grid.known(given, request.n)
+        # A cell of which only some tokens are known is written too, and keeps them.
+        draft = Draft(tokens, jnp.zeros(tokens.shape, jnp.float32), (tokens < 0).any(-1))
+        to_write = draft.unknown.sum(1)
+
+        def turn(i: Array, draft: Draft) -> Draft:
+            return self.write(params, front, draft, to_write, fold_in(keys, i), i, request)
+
+        draft = jax.lax.fori_loop(0, request.turns, turn, draft)
+        made = {"samples": grid.join(draft.tokens), "log_probs": grid.join(draft.log_probs)}
+        return made if label is None else made | {"labels": label}
+
+    def write(
+        self,
+        params: dict[str, Params],
+        front: Array,
+        draft: Draft,
+        to_write: Array,
+        keys: Key,
+        i: Array,
+        request: Request,
+    ) -> Draft:
+        """Writes some of the unknown cells: turn i of request.turns, i from 0. keys: [n]. to_write: int [n], at the beginning."""
+        times = len(front) // request.n
+        cells, masked = jnp.tile(jnp.maximum(draft.tokens, 0), (times, 1, 1)), jnp.tile(draft.unknown, (times, 1))
+        output = self.output(params, front, cells, masked, None)
+        # All cells of a turn are drawn independently, given the cells of earlier turns.
+        drawn = self.network.draw(params, output, draft.tokens, keys, request)
+        order_keys = fold_in(keys, self.network.grid.count)
+        if request.order == "random":
+            now = choose_any(draft.unknown, order_keys, request.turns - i)
+        else:
+            # Chang et al. 2022, section 3.2: after turn i a fraction cos(pi / 2 (i + 1) / turns) of the cells is unknown.
+            done = (i + 1) / request.turns
+            left = jnp.floor(to_write * jnp.cos(math.pi / 2 * done)).astype(jnp.int32)
+            noise = request.noise * (1 - done)
+            now = choose_confident(draft.unknown, drawn.log_probs.sum(-1), left, order_keys, noise)
+        return Draft(
+            jnp.where(now[..., None], drawn.tokens, draft.tokens),
+            jnp.where(now[..., None], drawn.log_probs, draft.log_probs),
+            draft.unknown & ~now,
+        )
+
+
+def choose_any(unknown: Array, keys: Key, turns: Array) -> Array:
+    """Chooses each unknown cell with probability 1 / turns, so that all are written in `turns` turns. Sahoo et al. 2024, section 3.2.
+
+    unknown: bool [B, T]. keys: [B]. turns: [], the number of turns that are left, this one included. Returns bool [B, T].
+    """
+
+    def draw(key: Key) -> Array:
+        return jax.random.uniform(key, unknown.shape[1:]) * turns < 1
+
+    return unknown & jax.vmap(draw)(keys)
+
+
+def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, noise: Array) -> Array:
+    """Chooses all unknown cells but the `left` ones with the least confidence, and at least one. Chang et al. 2022, section 3.2.
+
+    The confidence is the log-probability of the drawn tokens plus Gumbel noise, so that not only the easiest cells come first.
+
+    unknown: bool [B, T]. log_probs: [B, T]. left: int32 [B]. keys: [B]. noise: [], its temperature. Returns bool [B, T].
+    """
+
+    def draw(key: Key) -> Array:
+        return jax.random.gumbel(key, unknown.shape[1:])
+
+    confidence = jnp.where(unknown, log_probs + noise * jax.vmap(draw)(keys), jnp.inf)
+    # Sorting twice gives ranks, and cells that are not unknown have the last ones.
+    rank = jnp.argsort(jnp.argsort(confidence, axis=1), axis=1)
+    # At least one cell, so that no turn is wasted.
+    left = jnp.clip(left, 0, jnp.maximum(unknown.sum(1) - 1, 0))
+    return unknown & (rank >= left[:, None])

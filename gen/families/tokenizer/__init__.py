@@ -1,0 +1,27 @@
+"""Tokenizers: the family, its bottlenecks and its losses.
+
+A config chooses one bottleneck and one reconstruction loss. New ones are subclasses of `Bottleneck`, `Quantizer` and `Reconstruction`.
+"""
+
+from gen.families.tokenizer.bottlenecks import KL, Bottleneck
+from gen.families.tokenizer.codebook import VQ
+from gen.families.tokenizer.family import Tokenizer
+from gen.families.tokenizer.quantizers import FSQ, Quantizer, Residual
+from gen.families.tokenizer.reconstruction import L1, L2, Likelihood, Reconstruction
+from gen.families.tokenizer.terms import Adversary, Perceptual
+
+__all__ = [
+    "FSQ",
+    "KL",
+    "L1",
+    "L2",
+    "VQ",
+    "Adversary",
+    "Bottleneck",
+    "Likelihood",
+    "Perceptual",
+    "Quantizer",
+    "Reconstruction",
+    "Residual",
+    "Tokenizer",
+]

@@ -1,0 +1,149 @@
+"""Bottlenecks: what passes from the encoder to the decoder of a tokenizer. A config names one: `bottleneck=FSQ((8, 5, 5, 5))`.
+
+A bottleneck takes the encoder's outputs h [B, *grid, inputs]. It gives codes, which are stored and modelled, and vectors z
+[B, *grid, channels], which the decoder reads. `Quantizer` (gen/families/tokenizer/quantizers.py) is the base of those whose codes are
+tokens.
+
+A bottleneck has no trained parameters. Its `Stats`, such as a codebook of moving averages, belong to State.stats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gen.core import Array, Feature, Key
+from gen.errors import check_not_negative, check_positive
+from gen.networks.gaussian import Gaussian, gaussian_kl
+
+Stats = Mapping[str, Array]
+"""{name: array} of a bottleneck, estimated from the batches. {}: it has none."""
+
+
+class Coded(NamedTuple):
+    """Output of a bottleneck for B examples."""
+
+    z: Array
+    """[B, *grid, channels]. Vectors for the decoder. Gradients pass through them to the encoder."""
+    codes: Array
+    """Tokens int32 [B, *grid] or [B, *grid, books], or latents [B, *grid, channels]. `decode` makes z of them."""
+    loss: Array
+    """[B]. Loss term of each example."""
+    seen: Stats
+    """Means over the examples of this device, from which `learn` updates the statistics."""
+
+
+class BatchFacts(NamedTuple):
+    """Facts of a global batch that do not depend on the device. `learn` and `encode` get them in training."""
+
+    key: Key
+    """Of the step."""
+    row: Array
+    """int32 [B]. Positions of this device's examples in the global batch."""
+    size: int
+    """Examples in the global batch."""
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """What passes from the encoder to the decoder. Subclass it to add one."""
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that the encoder gives for each place of the grid."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Numbers that the decoder reads for each place of the grid."""
+        raise NotImplementedError
+
+    def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
+        """Returns the feature of the codes of one example. axes: the name of each axis of the grid."""
+        raise NotImplementedError
+
+    def begin(self, key: Key, dtype: DTypeLike) -> Stats:
+        """Returns the statistics of step 0."""
+        return {}
+
+    def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
+        """Returns the codes of h [B, *grid, inputs].
+
+        keys: [B], for the noise of training. None: no noise. batch: given in training, where `Coded.seen` is needed.
+        """
+        raise NotImplementedError
+
+    def decode(self, stats: Stats, codes: Array) -> Array:
+        """Returns z [B, *grid, channels] of codes."""
+        raise NotImplementedError
+
+    def draw(self, grid: tuple[int, ...], key: Key) -> Array:
+        """Draws the codes of one example at random, without a model of them: [*grid, ...]."""
+        raise NotImplementedError
+
+    def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
+        """Returns the statistics after a training step. seen: means of `Coded.seen` over the global batch."""
+        return stats
+
+    def tiny(self) -> Bottleneck:
+        """Returns the same kind with the smallest sizes, for tests."""
+        raise NotImplementedError
+
+
+MAX_LOG_STD = 10.0
+"""Bound on the log of the standard deviation of a latent, whose exp must not overflow."""
+
+
+@dataclass(frozen=True)
+class KL(Bottleneck):
+    """Continuous latents: a Gaussian with a small penalty. Rombach et al. 2022, section 3.1 and appendix G.
+
+    The codes are the means.
+    """
+
+    size: int = 4
+    """Numbers in the latent of each place."""
+    weight: float = 1e-3
+    """Weight of the KL to N(0, 1), in nats per number of the latent. It only keeps latents near 0: a tokenizer needs no prior."""
+
+    def __post_init__(self):
+        check_positive(size=self.size)
+        check_not_negative(weight=self.weight)
+
+    @property
+    def inputs(self) -> int:
+        return 2 * self.size
+
+    @property
+    def channels(self) -> int:
+        return self.size
+
+    def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
+        return Feature((*grid, self.size), axes=(*axes, "channel"))
+
+    def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
+        mean, log_std = jnp.split(h, 2, axis=-1)
+        # An encoder may ask for any deviation, and exp must stay finite.
+        q = Gaussian(mean, jnp.clip(log_std, -MAX_LOG_STD, MAX_LOG_STD))
+        kl = gaussian_kl(q, Gaussian(jnp.zeros_like(mean), jnp.zeros_like(mean)))
+        # Held-out images are encoded to the mean, so that their codes are the same at each time.
+        z = mean
+        if keys is not None:
+            noise = jax.vmap(partial(jax.random.normal, shape=mean.shape[1:], dtype=mean.dtype))(keys)
+            z = q.sample(noise)
+        return Coded(z, mean, self.weight * kl.mean(range(1, kl.ndim)), {})
+
+    def decode(self, stats: Stats, codes: Array) -> Array:
+        return codes
+
+    def draw(self, grid: tuple[int, ...], key: Key) -> Array:
+        return jax.random.normal(key, (*grid, self.size))
+
+    def tiny(self) -> KL:
+        return KL(2, self.weight)

@@ -1,0 +1,75 @@
+"""An encoder, a bottleneck and a decoder as pure functions of their parameters and statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from gen.core import Array, Feature, Key, Params
+from gen.families.tokenizer.bottlenecks import BatchFacts, Bottleneck, Coded, Stats
+from gen.families.tokenizer.reconstruction import Reconstruction
+
+CODER = ("encoder", "decoder")
+"""Names of the coder's parameters in State.params."""
+BOTTLENECK = "bottleneck"
+"""Name of the bottleneck's statistics in State.stats."""
+
+
+@dataclass(frozen=True)
+class Coder:
+    """Images to codes and back. Its parameters are {"encoder": ..., "decoder": ...}; `stats` are those of the bottleneck."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    bottleneck: Bottleneck
+    reconstruction: Reconstruction
+    image: Feature
+    grid: tuple[int, ...]
+    """Shape of the grid of codes."""
+    codes: Feature
+    """The codes of one image."""
+    dtype: DTypeLike
+    """Dtype of images, vectors and losses."""
+
+    def init(self, key: Key, param_dtype: DTypeLike) -> dict[str, Params]:
+        """Returns the parameters at step 0. The networks have the dtypes that they were built with."""
+        encoder_key, decoder_key = jax.random.split(key)
+        # Shapes are enough: Flax draws the parameters from the keys.
+        x, z = jnp.zeros((1, *self.image.shape)), jnp.zeros((1, *self.grid, self.bottleneck.channels))
+        return {
+            "encoder": self.encoder.init(encoder_key, x)["params"],
+            "decoder": self.decoder.init(decoder_key, z)["params"],
+        }
+
+    def encode(
+        self, params: Params, stats: Stats, x: Array, keys: Key | None = None, batch: BatchFacts | None = None
+    ) -> Coded:
+        """Encodes images x [B, *axes, C] in [-1, 1]. keys, batch: in training, as `Bottleneck.encode` takes them."""
+        h = _apply(self.encoder, params["encoder"], x.astype(self.dtype))
+        return self.bottleneck.encode(stats, h, keys, batch)
+
+    def decode(self, params: Params, z: Array) -> Array:
+        """Decodes vectors [B, *grid, channels] to the outputs that `reconstruction` takes, [B, *axes, outputs]."""
+        return _apply(self.decoder, params["decoder"], z.astype(self.dtype))
+
+    def reconstruct(self, params: Params, stats: Stats, x: Array) -> tuple[Array, Array]:
+        """Returns the reconstructions of images, float32 [B, *axes, C] in [-1, 1], and their codes."""
+        codes = self.encode(params, stats, x).codes
+        return self.show(params, stats, codes), codes
+
+    def show(self, params: Params, stats: Stats, codes: Array) -> Array:
+        """Returns the images that codes stand for, float32 [B, *axes, C] in [-1, 1]."""
+        return self.show_outputs(self.decode(params, self.bottleneck.decode(stats, codes)))
+
+    def show_outputs(self, outputs: Array) -> Array:
+        """Returns the decoder's outputs as images, float32 [B, *axes, C] in [-1, 1]."""
+        return self.reconstruction.show(outputs).clip(-1, 1).astype(jnp.float32)
+
+
+def _apply(network: nn.Module, params: Params, x: Array) -> Array:
+    return cast("Any", network.apply({"params": params}, x))

@@ -1,0 +1,149 @@
+"""Tokenizers: images, or anything on a grid, as codes and back (van den Oord et al. 2017; Esser et al. 2021).
+
+family          the hyper-parameters, and the model that they build
+coder           encoder, bottleneck and decoder as one object
+bottlenecks     what passes between them: continuous latents (KL), and the base class
+quantizers      bottlenecks whose codes are tokens: FSQ, Residual, and the base class
+codebook        VQ
+reconstruction  the loss of a reconstruction
+terms           loss terms that have a network: an adversary, and the features of a classifier
+model           training, evaluation, reconstructions
+quality         PSNR and SSIM
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from gen import core
+from gen.core import GenerativeModel, Spec
+from gen.errors import UserError
+from gen.families.gan.critic import Critic
+from gen.families.gan.penalties import Penalties
+from gen.families.gan.players import Judge
+from gen.families.labels import num_classes
+from gen.families.learner import LearnedFamily, make_learner
+from gen.families.tokenizer.bottlenecks import Bottleneck
+from gen.families.tokenizer.coder import Coder
+from gen.families.tokenizer.model import PROTOCOL, FeatureNetwork, Opponent, Request, TokenizerModel, summarize
+from gen.families.tokenizer.quantizers import FSQ
+from gen.families.tokenizer.reconstruction import L2, Reconstruction
+from gen.families.tokenizer.terms import Adversary, Perceptual
+from gen.networks.classifier import Classifier
+from gen.networks.discriminator import Discriminator
+from gen.networks.tokenizer import Architecture, Residual
+from gen.optim import Optimizer, schedule
+
+AXES = {1: ("time",), 2: ("row", "column"), 3: ("frame", "row", "column")}
+"""{number of axes: their names}."""
+
+
+@dataclass(frozen=True)
+class Tokenizer(LearnedFamily):
+    """A tokenizer: an encoder and a decoder with a bottleneck between them."""
+
+    network: Architecture = Residual()
+    """Layers of the encoder and the decoder."""
+    bottleneck: Bottleneck = FSQ()
+    """What passes from the encoder to the decoder: FSQ, VQ, Residual or KL."""
+    reconstruction: Reconstruction = L2()
+    """Loss of a reconstruction: L1, L2 or Likelihood."""
+    adversary: Adversary | None = None
+    """A discriminator that reconstructions must deceive. None: none."""
+    discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
+    """Optimizer of the adversary."""
+    perceptual: Perceptual | None = None
+    """A classifier whose features of an image and of its reconstruction must be alike. Needs labels. None: none."""
+    classifier_optim: Optimizer = Optimizer(lr=1e-3, weight_decay=0.1)
+    """Optimizer of the classifier."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.adversary and self.microbatches > 1 and (cause := self.adversary.coupling()):
+            raise UserError(
+                f"with {cause} the loss of an example depends on the whole batch, which microbatches divide; "
+                "the fix: --model.microbatches 1"
+            )
+
+    def tiny(self) -> Tokenizer:
+        return replace(
+            self,
+            network=self.network.tiny(),
+            bottleneck=self.bottleneck.tiny(),
+            adversary=self.adversary and self.adversary.tiny(),
+            perceptual=self.perceptual and self.perceptual.tiny(),
+        )
+
+    def inherit(self, base: core.Family, spec: Spec) -> Tokenizer:
+        super().inherit(base, spec)
+        assert isinstance(base, Tokenizer)
+        # The fields that decide the shapes of parameters, and the loss that gives the outputs their meaning.
+        shaped = ("network", "bottleneck", "reconstruction", "adversary", "perceptual")
+        return replace(self, **{name: getattr(base, name) for name in shaped})
+
+    def build(self, spec: Spec, steps: int) -> GenerativeModel:
+        """Returns the model for images of this spec.
+
+        Raises: UserError if the data have no images, or no labels for `perceptual`, or do not suit the loss or the network.
+        """
+        coder = self.coder(spec)
+        model = TokenizerModel(
+            coder=coder,
+            learner=make_learner(self, steps, "tokenizer", partial(coder.init, param_dtype=self.param_dtype)),
+            opponent=self._opponent(spec, steps),
+            features=self._features(spec, steps),
+            microbatches=self.microbatches,
+        )
+        losses = {"loss": True, "loss/discriminator": self.adversary, "loss/classifier": self.perceptual}
+        return GenerativeModel(
+            init=model.init,
+            update=model.update,
+            evaluate=model.evaluate,
+            summarize=summarize,
+            generate=model.generate,
+            request=Request,
+            losses=tuple(name for name, has_it in losses.items() if has_it),
+            together=self.microbatches,
+            protocol={name: PROTOCOL[name] for name in PROTOCOL if coder.codes.vocab or "code" not in name},
+        )
+
+    def coder(self, spec: Spec) -> Coder:
+        """Returns the encoder, bottleneck and decoder for images of this spec. Raises: as `build`."""
+        if "image" not in spec:
+            raise UserError(f"a tokenizer encodes images, and the data have {', '.join(spec)}; choose data with images")
+        image = spec["image"]
+        self.reconstruction.check(image)
+        # The networks take any number of axes. The data of gen have images.
+        *axes, channels = image.shape
+        grid = self.network.grid(tuple(axes))
+        return Coder(
+            encoder=self.network.encoder(self.bottleneck.inputs, self.dtypes()),
+            decoder=self.network.decoder((*axes, self.reconstruction.outputs(channels)), self.dtypes()),
+            bottleneck=self.bottleneck,
+            reconstruction=self.reconstruction,
+            image=image,
+            grid=grid,
+            codes=self.bottleneck.feature(grid, AXES[len(axes)]),
+            dtype=self.real_dtype(),
+        )
+
+    def _opponent(self, spec: Spec, steps: int) -> Opponent | None:
+        if self.adversary is None:
+            return None
+        adversary, image = self.adversary, spec["image"]
+        # If one number added to all scores changes no loss, the bias of the last layer has no gradient.
+        network = Discriminator(adversary.discriminator, None, not adversary.objective.shift_invariant, self.dtypes())
+        player = Judge(network, image.shape, classes=None, pack=1, augment=None, dtype=self.real_dtype())
+        r1 = schedule(adversary.r1, steps) if adversary.r1 != 0.0 else None
+        penalties = Penalties(gradient=0.0, one_sided=False, r1=r1, r2=None)
+        # Reconstructions are scored one by one, without labels: a decoder that must look real needs no class.
+        optimizer = self.discriminator_optim.build(steps)
+        critic = Critic(player, adversary.objective, penalties, optimizer, self.microbatches)
+        return Opponent(critic, schedule(adversary.weight, steps))
+
+    def _features(self, spec: Spec, steps: int) -> FeatureNetwork | None:
+        if self.perceptual is None:
+            return None
+        network = Classifier(self.perceptual.convolutions, self.perceptual.hidden, num_classes(spec), self.dtypes())
+        return FeatureNetwork(network, self.classifier_optim.build(steps), schedule(self.perceptual.weight, steps))

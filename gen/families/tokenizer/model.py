@@ -1,0 +1,275 @@
+"""Training, evaluation and sampling of a tokenizer as pure functions of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gen import axis, core
+from gen.core import Array, Batch, Key, Metrics, Params, State, Sums, means
+from gen.families.gan.critic import Critic
+from gen.families.gan.players import Examples
+from gen.families.learner import Learner
+from gen.families.tokenizer.bottlenecks import BatchFacts, Stats
+from gen.families.tokenizer.coder import BOTTLENECK, CODER, Coder
+from gen.families.tokenizer.quality import psnr, ssim
+from gen.families.tokenizer.terms import feature_distance
+from gen.networks.classifier import Classifier
+from gen.optim import descend
+
+COLUMNS = 8
+"""Images in each row of a picture of reconstructions."""
+USES = "code_uses"
+"""Name of the sums of how often each code is used, [books, codes]."""
+
+
+@dataclass(frozen=True)
+class Request(core.Request):
+    """A request to a tokenizer: reconstructions of held-out images."""
+
+    n: int = 64
+    """Number of images, at most as many as the run keeps. Each row of images is followed by the row of their reconstructions."""
+
+
+class Part(NamedTuple):
+    """Inputs of the loss that have one entry per example, so that microbatches can divide them."""
+
+    image: Array
+    """[B, H, W, C]."""
+    row: Array
+    """int32 [B]. Positions in the global batch."""
+    keys: Key
+    """[B]. For the noise of the bottleneck."""
+
+
+class Opponent(NamedTuple):
+    """The adversary."""
+
+    critic: Critic
+    weight: optax.Schedule
+    """Step -> weight of the decoder's loss against it."""
+
+
+class FeatureNetwork(NamedTuple):
+    """The classifier by whose features images are compared."""
+
+    network: Classifier
+    optimizer: optax.GradientTransformation
+    weight: optax.Schedule
+    """Step -> weight of the distance of features."""
+
+
+@dataclass(frozen=True)
+class TokenizerModel:
+    """A coder, and the networks that its loss may read. Its methods are the functions of a GenerativeModel."""
+
+    coder: Coder
+    learner: Learner
+    """Trains the coder."""
+    opponent: Opponent | None
+    features: FeatureNetwork | None
+    microbatches: int
+    """Number of parts of the batch whose gradients are computed one after the other and averaged."""
+
+    def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
+        """Returns the state of step 0. params: start from these parameters instead of random ones."""
+        coder_key, stats_key, critic_key, classifier_key = jax.random.split(key, 4)
+        state = self.learner.init(coder_key, params and coder_parameters(params))
+        stats: dict[str, Any] = {}
+        if own := self.coder.bottleneck.begin(stats_key, self.coder.dtype):
+            stats[BOTTLENECK] = own
+        others: dict[str, Params] = {}
+        opt_state = dict(state.opt_state)
+        if self.opponent:
+            d, d_stats = self.opponent.critic.player.init_discriminator(critic_key)
+            others["discriminator"] = d = params["discriminator"] if params else d
+            opt_state["discriminator"] = self.opponent.critic.optimizer.init(d)
+            stats |= d_stats
+        if self.features:
+            c = self.features.network.init(classifier_key, jnp.zeros((1, *self.coder.image.shape)))["params"]
+            others["classifier"] = c = params["classifier"] if params else c
+            opt_state["classifier"] = self.features.optimizer.init(c)
+        return replace(state, params=state.params | others, opt_state=opt_state, stats=stats)
+
+    # --- training ---
+
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        """Makes one step of the adversary and of the classifier, if there are any, then one step of the coder against them."""
+        noise_key, codes_key, opponent_key = jax.random.split(key, 3)
+        x, row, metrics = batch["image"].astype(self.coder.dtype), batch["row"], {}
+        if self.opponent:
+            fake_key, critic_key = jax.random.split(opponent_key)
+            coded = self.coder.encode(state.params, self.stats(state), x, axis.example_keys(fake_key, row))
+            # The reconstructions are inputs of the loss, so D's gradient does not run through the coder.
+            fake = self.coder.reconstruction.show(self.coder.decode(state.params, coded.z))
+            state, metrics = self.opponent.critic.step(state, Examples(x, None, row), fake, critic_key)
+        if self.features:
+            state, more = self.classifier_step(state, self.features, x, batch["label"])
+            metrics |= more
+        facts = BatchFacts(codes_key, row, axis.total(len(row)))
+        state, more = self.coder_step(state, Part(x, row, axis.example_keys(noise_key, row)), facts, opponent_key)
+        return state, metrics | more
+
+    def coder_step(self, state: State, examples: Part, facts: BatchFacts, key: Key) -> tuple[State, Metrics]:
+        """Makes one optimizer step of the encoder and the decoder, and updates the bottleneck's statistics."""
+
+        def loss(params: Params, part: Part) -> tuple[Array, tuple[Metrics, Stats]]:
+            return self.loss(params, state, part, facts._replace(row=part.row), key)
+
+        # The learner's optimizer has no moments of the other networks, so it must not see them.
+        own, (metrics, seen), gradient = self.learner.step(
+            replace(state, params=coder_parameters(state.params)), loss, examples
+        )
+        stats = state.stats
+        if BOTTLENECK in stats:
+            new = self.coder.bottleneck.learn(stats[BOTTLENECK], axis.mean(seen), facts)
+            stats = stats | {BOTTLENECK: new}
+        state = replace(own, params=state.params | own.params, opt_state=state.opt_state | own.opt_state, stats=stats)
+        return state, axis.mean(metrics) | {"gradient": gradient}
+
+    def loss(
+        self, params: Params, state: State, part: Part, facts: BatchFacts, key: Key
+    ) -> tuple[Array, tuple[Metrics, Stats]]:
+        """Returns the loss of the coder: reconstruction + bottleneck + weight * adversary + weight * distance of features.
+
+        Esser et al. 2021, equations 4 to 6. Means over the examples. Also returns the terms, and what the bottleneck has seen.
+        """
+        x, coder = part.image, self.coder
+        coded = coder.encode(params, self.stats(state), x, part.keys, facts)
+        outputs = coder.decode(params, coded.z)
+        terms = {"reconstruction": coder.reconstruction.loss(outputs, x).mean(), "bottleneck": coded.loss.mean()}
+        total, y = terms["reconstruction"] + terms["bottleneck"], coder.reconstruction.show(outputs)
+        if self.opponent:
+            terms["adversary"] = self.adversarial_loss(self.opponent, state, x, y, part.row, key)
+            total += self.opponent.weight(state.step) * terms["adversary"]
+        # Neither D nor the classifier is trained by this loss: the gradient is taken by the coder's parameters alone.
+        if self.features:
+            real, fake = (_classify(self.features, state.params["classifier"], image)[1] for image in (x, y))
+            terms["features"] = feature_distance(jax.lax.stop_gradient(real), fake).mean()
+            total += self.features.weight(state.step) * terms["features"]
+        return total, ({"loss": total, **terms}, coded.seen)
+
+    def adversarial_loss(self, opponent: Opponent, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
+        """Returns the decoder's loss against D, averaged over images x and reconstructions y."""
+        real_key, fake_key = jax.random.split(key)
+        critic, d = opponent.critic, state.params["discriminator"]
+        # D's new statistics are dropped: they follow the steps of D alone.
+        fake = critic.player.judge(d, state.stats, y, None, fake_key, row)
+        real = critic.player.judge(d, state.stats, x, None, real_key, row)
+        return critic.objective.generator(real.scores, fake.scores).mean()
+
+    def classifier_step(self, state: State, features: FeatureNetwork, x: Array, label: Array) -> tuple[State, Metrics]:
+        """Makes one optimizer step of the classifier on images and their labels. `state.step` does not change."""
+
+        def loss(params: Params, examples: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
+            logits, _ = _classify(features, params, examples[0])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, examples[1]).mean(), ()
+
+        before, opt_state = state.params["classifier"], state.opt_state["classifier"]
+        new = descend.descend(loss, before, opt_state, features.optimizer, (x, label), self.microbatches)
+        state = replace(
+            state,
+            params=state.params | {"classifier": new.params},
+            opt_state=state.opt_state | {"classifier": new.opt_state},
+        )
+        return state, {"loss/classifier": axis.mean(new.loss), "gradient/classifier": descend.norm(new.grads)}
+
+    # --- evaluation and samples ---
+
+    def stats(self, state: State) -> Stats:
+        """Returns the statistics of the bottleneck."""
+        return state.stats.get(BOTTLENECK, {})
+
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
+        """Returns sums of a held-out batch: the loss without adversary and features, PSNR, SSIM, and the uses of each code."""
+        params, x = self.learner.weights(state), batch["image"].astype(self.coder.dtype)
+        # Without keys: held-out images are encoded without noise.
+        coded = self.coder.encode(params, self.stats(state), x)
+        outputs = self.coder.decode(params, coded.z)
+        y = self.coder.show_outputs(outputs).astype(x.dtype)
+        reconstruction = self.coder.reconstruction.loss(outputs, x)
+        values = {
+            "loss": reconstruction + coded.loss,
+            "reconstruction": reconstruction,
+            "bottleneck": coded.loss,
+            "psnr": psnr(x, y),
+            "ssim": ssim(x, y),
+        }
+        sums = axis.mean_sums(batch, values)
+        if self.coder.codes.vocab is None:
+            return sums
+        return sums | {USES: axis.total((self.count_codes(coded.codes, batch["weight"]), batch["weight"].sum()))}
+
+    def count_codes(self, codes: Array, weight: Array) -> Array:
+        """Returns how often each code is used, [books, codes]. codes: int32 [B, *grid] or [B, *grid, books]; weight: [B]."""
+        books = codes.shape[-1] if codes.ndim > 1 + len(self.coder.grid) else 1
+        codes = codes.reshape(len(codes), -1, books)
+        book = jnp.broadcast_to(jnp.arange(books)[None, None], codes.shape)
+        # Sums of whole numbers are exact in any order.
+        uses = jnp.zeros((books, self.coder.codes.vocab or 0), weight.dtype)
+        return uses.at[book, codes].add(jnp.broadcast_to(weight[:, None, None], codes.shape))
+
+    def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
+        """Reconstructs given images. Without any, decodes codes that are drawn at random.
+
+        given: may hold "image" [M, H, W, C].
+
+        Returns "samples", float32 in [-1, 1]: rows of images above their reconstructions, [2 rows, columns, H, W, C], or [n, H, W, C]
+        of random codes; and "codes", [n, *grid, ...].
+        """
+        params, stats, coder = self.learner.weights(state), self.stats(state), self.coder
+        if "image" not in given:
+
+            def draw(key: Key) -> Array:
+                return coder.bottleneck.draw(coder.grid, key)
+
+            codes = axis.per_example(draw, key, jnp.arange(request.n))
+            return {"samples": coder.show(params, stats, codes), "codes": codes}
+        x = given["image"][: request.n].astype(jnp.float32)
+        y, codes = coder.reconstruct(params, stats, x)
+        # Rows of eight make a compact picture, if they are full.
+        columns = COLUMNS if len(x) % COLUMNS == 0 else len(x)
+        pairs = jnp.stack([image.reshape(-1, columns, *image.shape[1:]) for image in (x, y)], 1)
+        return {"samples": pairs.reshape(-1, *pairs.shape[2:]), "codes": codes}
+
+
+def coder_parameters(params: Mapping[str, Params]) -> dict[str, Params]:
+    """Returns the parameters of the encoder and the decoder."""
+    return {name: params[name] for name in CODER}
+
+
+def _classify(features: FeatureNetwork, params: Params, x: Array) -> tuple[Array, Array]:
+    """Returns logits [B, classes] and features [B, D]."""
+    return cast("tuple[Array, Array]", features.network.apply({"params": params}, x))
+
+
+def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """Returns the metrics of a split: means, the fraction of codes that it uses, and their perplexity.
+
+    With several books both are means over the books. The perplexity is exp of the entropy of the codes: the number of codes, if all
+    are used equally often.
+    """
+    metrics = means({name: pair for name, pair in sums.items() if name != USES})
+    if USES not in sums:
+        return metrics
+    uses = np.asarray(sums[USES][0], np.float64)
+    # A split without examples has no uses at all.
+    p = uses / np.maximum(uses.sum(-1, keepdims=True), 1)
+    entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+    used = float((uses > 0).mean())
+    return metrics | {"codes_used": used, "code_perplexity": float(np.exp(entropy).mean())}
+
+
+PROTOCOL = {
+    "psnr": {"range": "[-1, 1]", "mean": "over images"},
+    "ssim": {"window": "11x11 Gaussian of deviation 1.5, inside of the image", "range": "[-1, 1]"},
+    "codes_used": {"codes": "fraction that the split uses at least once"},
+    "code_perplexity": {"codes": "exp of the entropy over the split"},
+}
+"""How the metrics of a held-out split are estimated."""

@@ -1,0 +1,59 @@
+"""Quality of reconstructions: PSNR, and structural similarity (SSIM). Examples are [B, *axes, C] in [-1, 1]."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from gen.core import Array
+
+RANGE = 2.0
+"""Difference of the largest and the smallest value of a pixel."""
+MIN_ERROR = 1e-10
+"""Lower bound on the mean squared error: equal images have a PSNR of 106 dB, not infinity."""
+WINDOW, DEVIATION = 11, 1.5
+"""Side of SSIM's Gaussian window, and its standard deviation, in pixels."""
+K1, K2 = 0.01, 0.03
+"""Constants that keep SSIM finite where an image is black or flat."""
+
+
+def psnr(x: Array, y: Array) -> Array:
+    """Returns the peak signal-to-noise ratio of each example in dB, [B]: 10 log10(range^2 / mean squared error)."""
+    error = jnp.square(x - y).mean(range(1, x.ndim))
+    return 10 * jnp.log10(RANGE**2 / jnp.maximum(error, MIN_ERROR))
+
+
+def ssim(x: Array, y: Array) -> Array:
+    """Returns the mean structural similarity of each example, [B]: 1 for equal examples.
+
+    Means are over channels and over the places where the window lies inside of the example. The window is smaller for examples of
+    fewer than 11 pixels. Wang et al. 2004, equation 13, with the constants and the window of section 3.C.
+    """
+    mean_x, mean_y = blur(x), blur(y)
+    # Rounding must not make a variance negative.
+    variance_x = jnp.maximum(blur(x * x) - mean_x**2, 0)
+    variance_y = jnp.maximum(blur(y * y) - mean_y**2, 0)
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    denominator = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    return (numerator / denominator).mean(range(1, x.ndim))
+
+
+def blur(x: Array) -> Array:
+    """Returns the Gaussian average of each window that lies inside of x [B, *axes, C], [B, *(axis - side + 1), C]."""
+    # One axis after the other, each as a product with a matrix: the window is a product of its sides, and products are fast.
+    for axis in range(1, x.ndim - 1):
+        windows = jnp.asarray(window_matrix(x.shape[axis]), x.dtype)
+        x = jnp.moveaxis(jnp.tensordot(windows, x, ((1,), (axis,)), precision="highest"), 0, axis)
+    return x
+
+
+def window_matrix(size: int) -> np.ndarray:
+    """Returns the Gaussian windows on an axis, float64 [size - side + 1, size]. The side is the largest odd one up to WINDOW."""
+    side = min(WINDOW, size - (size + 1) % 2)
+    weights = np.exp(-np.square(np.arange(side) - side // 2) / (2 * DEVIATION**2))
+    starts = np.arange(size - side + 1)
+    matrix = np.zeros((len(starts), size))
+    matrix[starts[:, None], starts[:, None] + np.arange(side)] = weights / weights.sum()
+    return matrix

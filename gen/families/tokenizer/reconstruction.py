@@ -1,0 +1,68 @@
+"""Losses of a reconstruction: distances of pixels, or the likelihood of a VAE's decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from gen.core import Array, Feature
+from gen.families.vae.likelihoods import Bernoulli
+from gen.families.vae.likelihoods import Likelihood as PixelLikelihood
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The loss of a reconstruction, and how the decoder's outputs become one. Subclass it to add one."""
+
+    def outputs(self, channels: int) -> int:
+        """Returns how many decoder outputs each pixel of this many channels needs."""
+        return channels
+
+    def loss(self, outputs: Array, x: Array) -> Array:
+        """Returns the loss of each example, [B], a mean over its numbers. outputs: [B, *axes, outputs]; x: [B, *axes, C]."""
+        raise NotImplementedError
+
+    def show(self, outputs: Array) -> Array:
+        """Returns the reconstructions [B, *axes, C]."""
+        return outputs
+
+    def check(self, feature: Feature) -> None:
+        """Raises: UserError if `loss` can't be computed on examples like this."""
+
+
+@dataclass(frozen=True)
+class L1(Reconstruction):
+    """The mean absolute difference."""
+
+    def loss(self, outputs: Array, x: Array) -> Array:
+        return jnp.abs(outputs - x).mean(range(1, x.ndim))
+
+
+@dataclass(frozen=True)
+class L2(Reconstruction):
+    """The mean squared difference. Without other terms it gives the best PSNR."""
+
+    def loss(self, outputs: Array, x: Array) -> Array:
+        return jnp.square(outputs - x).mean(range(1, x.ndim))
+
+
+@dataclass(frozen=True)
+class Likelihood(Reconstruction):
+    """-log p(x | z) in nats per number of the image, by a likelihood of gen.families.vae."""
+
+    p: PixelLikelihood = Bernoulli()
+    """p(x | z)."""
+
+    def outputs(self, channels: int) -> int:
+        return self.p.outputs(channels)
+
+    def loss(self, outputs: Array, x: Array) -> Array:
+        return -self.p.log_prob(outputs, x) / math.prod(x.shape[1:])
+
+    def show(self, outputs: Array) -> Array:
+        return self.p.mean(outputs)
+
+    def check(self, feature: Feature) -> None:
+        self.p.check(feature)

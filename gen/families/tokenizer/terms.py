@@ -1,0 +1,78 @@
+"""Loss terms besides the reconstruction, each with a network of its own: an adversary, and the features of a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+
+from gen.core import Array
+from gen.errors import UserError, check_not_negative, check_positive
+from gen.families.gan.losses import NonSaturating, Objective
+from gen.networks import discriminator
+from gen.optim import Scalar
+from gen.optim.schedules import check_scalars
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A discriminator that tells reconstructions from images, as in a VQ-GAN (Esser et al. 2021), trained as in gen.families.gan."""
+
+    discriminator: discriminator.Architecture = discriminator.DCGAN()
+    """Its network."""
+    objective: Objective = NonSaturating()
+    """Losses of both players."""
+    weight: Scalar = 0.02
+    """Weight of the decoder's loss against it. A schedule such as Piecewise((1000,), (0.0, 0.02)) lets reconstructions get sharp first."""
+    r1: Scalar = 0.0
+    """Gamma of R1: its loss gets gamma / 2 |grad D|^2 at images. 0: none."""
+
+    def __post_init__(self):
+        check_scalars(check_not_negative, weight=self.weight, r1=self.r1)
+        if self.r1 != 0.0 and (cause := self.discriminator.coupling()):
+            raise UserError(
+                f"r1 penalizes the gradient of each score with respect to its own image, but with {cause} a score depends on the "
+                "whole batch; leave one of the two out"
+            )
+
+    def coupling(self) -> str | None:
+        """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
+        name = type(self.objective).__name__
+        return self.discriminator.coupling() or (f"the objective {name}" if self.objective.couples else None)
+
+    def tiny(self) -> Adversary:
+        return replace(self, discriminator=self.discriminator.tiny())
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """The distance of images in the features of a classifier. Johnson et al. 2016, equation 2; Zhang et al. 2018.
+
+    The classifier is trained next to the tokenizer, on the labels of its images. It is not the one by whose features gen.evaluate
+    compares images: a tokenizer that is trained on those would look better than it is.
+    """
+
+    weight: Scalar = 0.1
+    """Weight of the distance."""
+    convolutions: tuple[int, ...] = (16, 32)
+    """Channels of the classifier's convolutions, which are 4x4 with stride 2."""
+    hidden: tuple[int, ...] = (128,)
+    """Widths of its dense layers. The outputs of the last are the features."""
+
+    def __post_init__(self):
+        check_scalars(check_not_negative, weight=self.weight)
+        check_positive(**{"the smallest width of convolutions": min(self.convolutions, default=1)})
+        check_positive(**{"the smallest width of hidden": min(self.hidden, default=0)})
+
+    def tiny(self) -> Perceptual:
+        return replace(self, convolutions=(4,) * len(self.convolutions), hidden=(8,) * len(self.hidden))
+
+
+def feature_distance(x: Array, y: Array) -> Array:
+    """Returns 1 - the cosine of feature vectors [B, D], [B]. The length of features changes while their network is trained."""
+
+    def unit(v: Array) -> Array:
+        # The constant keeps the gradient finite where all features are 0.
+        return v / jnp.sqrt(jnp.square(v).sum(-1, keepdims=True) + 1e-6)
+
+    return 1 - (unit(x) * unit(y)).sum(-1)

@@ -1,0 +1,138 @@
+"""Encoders and decoders of tokenizers: from examples [B, *axes, C] to vectors on a coarser grid, and back.
+
+An example has one axis (sound), two (images) or three (video). A config chooses the layers with an `Architecture`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gen.core import Array
+from gen.errors import UserError, check_positive
+from gen.networks.dtypes import Dtypes
+from gen.networks.layers import ACTIVATIONS, Activation, Conv
+from gen.networks.vae_trunks import Block
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The layers of an encoder and a decoder. Subclass it to add one."""
+
+    def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of the grid for examples with these axes. Raises: UserError if the grid has no more than one place."""
+        raise NotImplementedError
+
+    def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
+        """Returns the module x [B, *axes, C] -> h [B, *grid, outputs], at least float32."""
+        raise NotImplementedError
+
+    def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
+        """Returns the module z [B, *grid, D] -> outputs [B, *shape], at least float32. shape: (*axes, outputs)."""
+        raise NotImplementedError
+
+    def tiny(self) -> Architecture:
+        """Returns the same architecture with the smallest sizes, for tests."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Residual(Architecture):
+    """Convolutions in stages, with residual blocks (He et al. 2016). Esser et al. 2021, appendix A, without attention and norms."""
+
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of each stage of the encoder. The decoder has them in reverse order."""
+    strides: tuple[int, ...] = (2, 2)
+    """Factor by which each stage makes every axis shorter. Images of 28x28 become 7x7 by (2, 2), and images of 64x64 become 8x8 by
+    (2, 2, 2)."""
+    blocks: int = 1
+    """Residual blocks in each stage."""
+    activation: Activation = "silu"
+    """Activation before each convolution of a block."""
+
+    def __post_init__(self):
+        check_positive(**{"the smallest of widths": min(self.widths, default=0), "blocks": self.blocks})
+        check_positive(**{"the smallest of strides": min(self.strides, default=0)})
+        if len(self.strides) != len(self.widths):
+            raise UserError(
+                f"strides has {len(self.strides)} numbers, and widths has {len(self.widths)}; give one of each for a stage"
+            )
+
+    def sizes(self, axes: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Returns the axes of an example, then those after each stage of the encoder."""
+        found = [axes]
+        for stride in self.strides:
+            found.append(tuple(-(-n // stride) for n in found[-1]))
+        return found
+
+    def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        grid = self.sizes(axes)[-1]
+        if max(grid) < 2:
+            size = "x".join(map(str, axes))
+            raise UserError(f"strides {self.strides} make one place of {size}; the fix: fewer or smaller strides")
+        return grid
+
+    def encoder(self, outputs: int, dtypes: Dtypes) -> Encoder:
+        return Encoder(self, outputs, dtypes)
+
+    def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> Decoder:
+        return Decoder(self, shape, dtypes)
+
+    def tiny(self) -> Residual:
+        return replace(self, widths=(4,) * len(self.widths), blocks=1)
+
+
+class Encoder(nn.Module):
+    """The encoder of a `Residual`."""
+
+    arch: Residual
+    outputs: int
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps x [B, *axes, C] to [B, *grid, outputs]."""
+        for width, stride in zip(self.arch.widths, self.arch.strides, strict=True):
+            # No activation here: the blocks begin with one, and there is at least one block.
+            x = Conv(width, side(stride), stride, **self.dtypes)(x)
+            for _ in range(self.arch.blocks):
+                x = Block(self.arch.activation, self.dtypes)(x)
+        return widen(Conv(self.outputs, 1, **self.dtypes)(ACTIVATIONS[self.arch.activation](x)))
+
+
+class Decoder(nn.Module):
+    """The decoder of a `Residual`."""
+
+    arch: Residual
+    shape: tuple[int, ...]
+    """(*axes, outputs)."""
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Maps z [B, *grid, D] to [B, *shape]."""
+        arch, (*axes, outputs) = self.arch, self.shape
+        sizes = arch.sizes(tuple(axes))[-2::-1]
+        widths = (*arch.widths[-2::-1], outputs)
+        # The first convolution mixes the codes of neighbours, each of which is only a few numbers.
+        x = Conv(arch.widths[-1], 3, **self.dtypes)(z)
+        for size, width, stride in zip(sizes, widths, arch.strides[::-1], strict=True):
+            for _ in range(arch.blocks):
+                x = Block(arch.activation, self.dtypes)(x)
+            x = ACTIVATIONS[arch.activation](x)
+            x = Conv(width, side(stride), stride, transposed=True, **self.dtypes)(x)
+            # A transposed convolution makes a multiple of the stride: 4 -> 8, where the encoder had 7.
+            x = x[(slice(None), *map(slice, size))]
+        return widen(x)
+
+
+def side(stride: int) -> int:
+    """Returns the side of a kernel with this stride, so that each place is read by at least two neighbours."""
+    return max(3, 2 * stride)
+
+
+def widen(x: Array) -> Array:
+    """Returns x as float32, or float64 if it is. Codes are rounded, and losses are sums, which bfloat16 can't hold."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,57 @@
+"""The inner axis of a grid: a step's tokens, which a small network predicts one after the other from the step's state."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gen.core import Array
+from gen.networks.dtypes import Dtypes
+from gen.networks.transformer.architecture import Architecture
+from gen.networks.transformer.layers import INIT_STD, FeedForward, cap_logits, norm, normal
+
+
+class InnerHead(nn.Module):
+    """p(token j | state, tokens before j) for each of the J tokens of a step. Lee et al. 2022 (RQ-Transformer), section 3.2.2.
+
+    The paper's depth transformer reads z_j = state + position_j + sum_{i < j} E_i(token_i). That sum already has all tokens before
+    j, each with a table of its own, so feed-forward layers take the place of the paper's attention: no cache, and a fraction of
+    the time.
+    """
+
+    arch: Architecture
+    vocab: int
+    """V, the number of tokens at each place of the inner axis."""
+    count: int
+    """J."""
+    layers: int
+    """Number of feed-forward layers."""
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, state_BTD: Array, tokens_BTJ: Array, only: int | None = None) -> Array:
+        """Returns logits [B, T, J, V] in at least float32. Those of token j depend on the tokens before j alone.
+
+        state: [B, T, D], the transformer's output without readout. tokens: int32 [B, T, J].
+        only: the one place j to compute, which gives [B, T, 1, V]. None: all.
+        """
+        width, dtypes = self.arch.width, self.dtypes
+        place_J = jnp.arange(self.count, dtype=jnp.int32)
+        table = nn.Embed(self.count * self.vocab, width, embedding_init=normal(INIT_STD), name="embedding", **dtypes)
+        position = nn.Embed(self.count, width, embedding_init=normal(INIT_STD), name="position", **dtypes)
+        shape = (self.count, width, self.vocab)
+        readout = self.param("head", normal(INIT_STD), shape, dtypes["param_dtype"]).astype(dtypes["dtype"])
+        # Tokens of different places are different things, such as the codes of two codebooks, so each place has its own rows.
+        e_BTJD = table(tokens_BTJ + self.vocab * place_J[None, None])
+        # The sum without a token's own vector holds only the tokens before it.
+        z_BTJD = state_BTD[:, :, None] + position(place_J)[None, None] + jnp.cumsum(e_BTJD, axis=2) - e_BTJD
+        if only is not None:
+            # Decoding needs one place at a time.
+            z_BTJD, readout = z_BTJD[:, :, only : only + 1], readout[only : only + 1]
+        for i in range(self.layers):
+            y = norm(self.arch, dtypes, f"norm_{i}")(z_BTJD)
+            z_BTJD += FeedForward(self.arch, dtypes, name=f"feed_forward_{i}")(y)
+        z_BTJD = norm(self.arch, dtypes, "norm")(z_BTJD)
+        real = jnp.promote_types(z_BTJD.dtype, jnp.float32)
+        logits = jnp.einsum("btjd,jdv->btjv", z_BTJD, readout, preferred_element_type=real)
+        return cap_logits(logits, self.arch)

@@ -1,0 +1,90 @@
+"""Networks for the velocity of a flow: an array, two times and a label in, an array of the same axes out.
+
+A config chooses the layers with an `Architecture`: `UNet` for images, or `DiT` for arrays with any number of axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gen.core import Array, Rules
+from gen.networks.dtypes import Dtypes
+from gen.networks.embedding import sinusoidal
+from gen.networks.layers import Dense
+
+TIME_FEATURES = 64
+"""Sines and cosines of a time."""
+TIME_FREQUENCY = 64.0
+"""Largest angular frequency of a time in [0, 1]. MeanFlow differentiates the network by the time, and frequencies of 1000, which
+are usual otherwise, make this derivative large and its training unstable."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The layers of a velocity network. Subclass it to add one."""
+
+    @property
+    def condition(self) -> int:
+        """Size of the condition vector."""
+        raise NotImplementedError
+
+    @property
+    def rules(self) -> Rules:
+        """Which axis of which parameters tensor parallelism divides."""
+        return ()
+
+    def trunk(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
+        """Returns the module that maps x [B, *axes, any channels] and conditions [B, self.condition] to an array [B, *shape].
+
+        shape: (*axes, channels) of one example. Raises: UserError if the layers do not suit it.
+        """
+        raise NotImplementedError
+
+    def tiny(self) -> Architecture:
+        """Returns the same architecture with the smallest sizes, for tests."""
+        raise NotImplementedError
+
+
+class Velocity(nn.Module):
+    """u(x, r, t | label): the mean velocity of the path through x, from the time r to the time t. For r = t it is the velocity."""
+
+    trunk: nn.Module
+    """(x, condition vectors) -> velocity."""
+    width: int
+    """Size of the condition vector."""
+    classes: int | None
+    """Number of classes. The label `classes` stands for no label. None: unconditional."""
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, x: Array, r: Array, t: Array, label: Array | None) -> Array:
+        """Returns the velocity, shaped as an example, [B, *axes, C], and at least float32.
+
+        x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None if unconditional.
+        """
+        # The interval t - r says more than r (Geng et al. 2025, table 1c).
+        times = jnp.concatenate([embed_time(t), embed_time(t - r)], axis=-1)
+        condition = Dense(self.width, **self.dtypes)(nn.silu(Dense(self.width, **self.dtypes)(times)))
+        if self.classes is not None:
+            condition += nn.Embed(self.classes + 1, self.width, **self.dtypes)(label)
+        v = self.trunk(x, nn.silu(condition))
+        return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def embed_time(t: Array) -> Array:
+    """Returns sines and cosines of times [B] in [0, 1], [B, TIME_FEATURES]."""
+    # The period of the lowest frequency, 1/2, is longer than all times.
+    return sinusoidal(TIME_FREQUENCY * t, TIME_FEATURES, max_period=2 * TIME_FREQUENCY)
+
+
+def modulate(x: Array, scale: Array, shift: Array) -> Array:
+    """Returns x (1 + scale) + shift, for x [B, ..., D] and the scale and the shift of each example, [B, D]."""
+    return x * (1 + along(scale, x)) + along(shift, x)
+
+
+def along(y: Array, x: Array) -> Array:
+    """Returns y [B, D] with axes of size 1 in the middle, so that it broadcasts to x [B, ..., D]."""
+    return y.reshape(len(y), *(1,) * (x.ndim - 2), -1)

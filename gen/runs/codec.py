@@ -1,0 +1,170 @@
+"""The encoder and the decoder of a trained tokenizer, as two files that a run on its codes keeps.
+
+    codec.json   the tokenizer's config, the features of its data, and the checkpoint that the weights come from
+    codec.npz    the weights, as plain arrays
+
+The sums of both are in config.json and in each checkpoint of the run that keeps them, so a changed copy is refused.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gen import config as configs
+from gen import files
+from gen.core import Array, Params
+from gen.data.digest import sha256
+from gen.errors import UserError
+from gen.families.tokenizer import Tokenizer
+from gen.families.tokenizer.coder import BOTTLENECK, CODER, Coder
+from gen.runs import base, checkpoint, directory
+from gen.runs.features import decode_spec, encode_spec
+
+FILE, WEIGHTS = "codec.json", "codec.npz"
+FORMAT = 1
+"""Version of codec.json."""
+MAX_WEIGHT_BYTES = 2**28
+"""Bytes of the weights, as many as a file that a data set leaves in a run may have."""
+SCALE = "scale"
+"""Name of the number by which latents are divided."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A trained tokenizer without what only its training needs. Arrays are in host memory."""
+
+    facts: Mapping[str, Any]
+    """Content of codec.json."""
+    model: Tokenizer
+    coder: Coder
+    arrays: Mapping[str, np.ndarray]
+    """{"params/encoder/...": array, "stats/...": array, "scale": []}."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tokenizer, without the scale of its latents, which follows from the data."""
+        weights = [part for name, x in sorted(self.arrays.items()) if name != SCALE for part in (name, x)]
+        return sha256(str(files.encode_json(dict(self.facts))), *weights)
+
+    @cached_property
+    def weights(self) -> tuple[Params, Params]:
+        """Parameters of the coder, and statistics of its bottleneck, on the device."""
+        tree = unflatten_dict({name: x for name, x in self.arrays.items() if name != SCALE}, sep="/")
+        # It may be read first while a function is traced, and must not become a part of that trace.
+        with jax.ensure_compile_time_eval():
+            return jax.device_put((tree["params"], tree.get("stats", {})))
+
+    @property
+    def scale(self) -> float:
+        """The number by which latents are divided. 1 for tokens."""
+        return float(self.arrays.get(SCALE, 1.0))
+
+    def encode(self, x: Array) -> Array:
+        """Returns the codes of images float32 [B, H, W, C] in [-1, 1]: int32 [B, *grid, ...], or latents that are not scaled."""
+        return self.coder.encode(*self.weights, x).codes
+
+    def show(self, codes: Array) -> Array:
+        """Returns the images float32 [B, H, W, C] in [-1, 1] of tokens, or of scaled latents."""
+        return self.coder.show(*self.weights, codes if self.coder.codes.vocab else codes * self.scale)
+
+    def with_scale(self, scale: float) -> Codec:
+        """Returns the codec whose latents are divided by this number."""
+        return Codec(self.facts, self.model, self.coder, {**self.arrays, SCALE: np.array(scale, np.float32)})
+
+    def files(self) -> dict[str, bytes]:
+        """Returns {file name: content} for a run."""
+        content = io.BytesIO()
+        named: dict[str, Any] = dict(sorted(self.arrays.items()))
+        # savez has a fixed date, so equal arrays give equal bytes.
+        np.savez(content, **named)
+        return {FILE: files.encode_json(dict(self.facts)), WEIGHTS: content.getvalue()}
+
+
+def open_codec(path: Path) -> Codec:
+    """Returns the codec of a tokenizer's run, at its best checkpoint, or the copy in a run that keeps one.
+
+    Raises: UserError if there is no such run, if it is not the run of a tokenizer, is unfinished, or has changed.
+    """
+    if (path / FILE).exists():
+        checkpoint.check_owner(path, base.owner.warn)
+        return read_codec(files.read_bytes(path / FILE), _read_weights(path), str(path))
+    config, _ = directory.read_config(path)
+    if not isinstance(config.model, Tokenizer):
+        raise UserError(f"{path} is a run of {type(config.model).__name__}, and the run of a Tokenizer is needed")
+    if config.finetune != "full":
+        raise UserError(f"{path} is an adapter; merge it with its base first: python -m gen.runs.merge {path} DIR")
+    steps = max(checkpoint.steps(path / "checkpoints"), default=0)
+    if steps < config.steps:
+        raise UserError(
+            f"the tokenizer {path} is not finished: {steps} of {config.steps} steps; train it to its end first"
+        )
+    run = base.open_base(path)
+    state = checkpoint.restore(run.checkpoints, run.step, run.abstract, items=("params", "ema", "stats"))
+    # The averages replace the parameters of the same name, as they do when the tokenizer is sampled.
+    params = {name: {**state.params, **state.ema}[name] for name in CODER}
+    tree = {"params": params, "stats": state.stats.get(BOTTLENECK, {})}
+    flat: Any = flatten_dict(jax.tree.map(_to_plain, jax.device_get(tree)), sep="/")
+    model = {"model": configs.encode(config.model), "spec": encode_spec({"image": run.spec["image"]})}
+    # Labels and their names are no part of it: a codec may encode other images of the same shape.
+    facts = {"format": FORMAT, "step": run.step, "checkpoint": run.sha256, **model}
+    return _make_codec(facts, flat, str(path))
+
+
+@lru_cache(maxsize=2)
+def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
+    """Returns the codec in the content of codec.json and codec.npz. No code of a stranger runs.
+
+    where: the run, for errors.
+
+    Raises: UserError if they are damaged, or don't fit each other.
+    """
+    facts = files.read_json(Path(where) / FILE, content)
+    arrays = files.read_arrays(Path(where) / WEIGHTS, MAX_WEIGHT_BYTES, weights)
+    return _make_codec(facts, arrays, where)
+
+
+def _make_codec(facts: Any, arrays: Mapping[str, np.ndarray], where: str) -> Codec:
+    at = f"{where}/{FILE}"
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT or not {"model", "spec"} <= facts.keys():
+        raise UserError(f"{at} is not a codec of format {FORMAT}; the fix: restore it from a copy of the run")
+    # Only classes of gen, or of modules that this process has imported, are used: decoding runs no code of a stranger.
+    model = configs.decode(Tokenizer, facts["model"], at=at)
+    coder = model.coder(decode_spec(facts["spec"], at))
+    _check_arrays(coder, arrays, where)
+    return Codec(facts, model, coder, arrays)
+
+
+def _check_arrays(coder: Coder, arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raises: UserError unless the arrays are the parameters and the statistics of the coder, by name and shape."""
+
+    def begin(key: Array) -> dict[str, Params]:
+        return {"params": coder.init(key, jnp.float32), "stats": coder.bottleneck.begin(key, jnp.float32)}
+
+    wanted: Any = flatten_dict(jax.eval_shape(begin, jax.random.key(0)), sep="/")
+    shapes = {name: x.shape for name, x in wanted.items()} | {SCALE: ()}
+    found = {name: x.shape for name, x in arrays.items()} | {SCALE: ()}
+    if found != shapes:
+        wrong = min(name for name in {**found, **shapes} if found.get(name) != shapes.get(name))
+        raise UserError(f"{where}/{WEIGHTS} does not fit {FILE}: {wrong[:80]} is {found.get(wrong, 'missing')}")
+
+
+def _read_weights(path: Path) -> bytes:
+    try:
+        return files.read_bytes(path / WEIGHTS, MAX_WEIGHT_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{path} has no {WEIGHTS}; copy it from the original run") from None
+
+
+def _to_plain(x: np.ndarray) -> np.ndarray:
+    """Returns an array that an .npz file can hold. bfloat16 is no dtype of numpy."""
+    return np.asarray(x, np.float32) if x.dtype.kind == "V" or x.dtype == jnp.bfloat16 else np.asarray(x)

@@ -1,0 +1,190 @@
+"""Data through a trained tokenizer: images as codes, which are made once and kept in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen import core, errors, files
+from gen.core import Array, Batch, Dataset, Feature, HostBatch, Key
+from gen.data.cache import Arrays, load_or_make
+from gen.data.digest import sha256
+from gen.data.examples import Examples
+from gen.data.images import Images
+from gen.data.order import Shuffle, permute
+from gen.errors import UserError, check_positive
+from gen.runs.code_images import CODE_IMAGES
+from gen.runs.codec import Codec, open_codec
+
+FORMAT = 1
+"""Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
+ENCODE_CHUNK = 250
+"""Images that are encoded at a time."""
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(core.Data):
+    """The codes of images by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL.
+
+    Latents are divided by the standard deviation of the training split (Rombach et al. 2022, appendix G).
+    """
+
+    data: core.Data = Images()
+    """The images. Its batch_size is not used."""
+    tokenizer: str = field(metadata=core.LAUNCH)
+    """Run directory of the tokenizer, or of a run on its codes. The digest of the data says whether it is the same tokenizer."""
+    variants: int = 1
+    """Encoded forms of each training image. 1: the image as it is. More: the images are augmented as `data` says, with other noise
+    for each form, and an epoch takes the next form of each image."""
+
+    def __post_init__(self):
+        check_positive(batch_size=self.batch_size, variants=self.variants)
+
+    def resolve(self) -> Encoded:
+        return replace(self, data=self.data.resolve())
+
+    def medium(self) -> core.Medium:
+        return CODE_IMAGES
+
+    def build(self) -> Dataset:
+        """Encodes the images, or finds their codes in the cache.
+
+        Raises: UserError for images or a tokenizer that can't be used, or that don't fit each other.
+        """
+        codec, images = open_codec(files.expand_user(self.tokenizer)), self.data.build()
+        _check_shape(codec, images, self.tokenizer)
+        name, feature = code_feature(codec)
+        digest = sha256(f"encoded {FORMAT}", images.digest, codec.digest, str(self.variants))
+        arrays = load_or_make(digest, partial(encode_all, codec, images, self.variants), f"codes by {self.tokenizer}")
+        n = images.sizes["train"]
+        examples = Examples(
+            sizes=images.sizes,
+            read=CodeReader(arrays, name, n).read,
+            shuffle=take_forms_in_turn(n, self.variants),
+            batch_size=self.batch_size,
+        )
+        # The scale of tokens is 1.
+        scale = float(arrays["scale"])
+        labels = {"label": images.spec["label"]} if "label" in images.spec else {}
+        return Dataset(
+            spec={name: feature, **labels},
+            sizes=images.sizes,
+            digest=digest,
+            batch=examples.batch,
+            evaluation=examples.evaluation,
+            preprocess=partial(convert, name=name, scale=scale),
+            files=codec.with_scale(scale).files(),
+            protocol={**images.protocol, "tokenizer": codec.digest, "variants": self.variants},
+            images=images,
+        )
+
+
+def code_feature(codec: Codec) -> tuple[str, Feature]:
+    """Returns the name and the feature of the codes."""
+    return ("tokens" if codec.coder.codes.vocab else "latent"), codec.coder.codes
+
+
+def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
+    """Raises: UserError if the tokenizer encodes other images than these."""
+    if "image" not in images.spec:
+        raise UserError(
+            f"a tokenizer encodes images, and the data have {', '.join(images.spec)}; choose data with images"
+        )
+    known, image = codec.coder.image, images.spec["image"]
+    if known.shape != image.shape:
+        sizes = ["x".join(map(str, feature.shape)) for feature in (known, image)]
+        raise UserError(
+            f"the tokenizer {tokenizer} encodes images of {sizes[0]}, and the data have images of {sizes[1]}; give both the same "
+            "size and colors"
+        )
+    if (known.levels == 2) != (image.levels == 2):
+        kinds = ["binary" if feature.levels == 2 else "grey or coloured" for feature in (known, image)]
+        raise UserError(f"the tokenizer {tokenizer} encodes {kinds[0]} pixels, and the data have {kinds[1]} ones")
+
+
+def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
+    """Returns the codes of all splits, "train" with all forms one after the other, their labels, and the "scale" of latents.
+
+    Tokens are uint16, and latents float16.
+    """
+    # Every form of a training image is encoded.
+    total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
+    errors.note(f"encoding {total:,} images; the codes are kept in the cache")
+    # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.
+    passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
+    passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
+    arrays: Arrays = {}
+    for split, forms in passes.items():
+        arrays[split] = np.concatenate([codes for codes, _ in forms])
+        # The label of an image is the same in all of its forms.
+        if forms[0][1] is not None:
+            arrays[f"{split}_label"] = forms[0][1]
+    is_latent = arrays["train"].dtype.kind == "f"
+    scale = arrays["train"].std(dtype=np.float64) if is_latent else 1.0
+    return {**arrays, "scale": np.array(scale, np.float32)}
+
+
+def split_codes(
+    codec: Codec, images: Dataset, split: str, form: int, augmented: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the codes of a split in order, and its labels or None.
+
+    form: number of the form, whose noise of the data's preprocessing is its own. augmented: with the augmentations of training.
+    """
+    # A fixed key: the codes are a part of the data, whatever the seed of a run is.
+    key = jax.random.fold_in(jax.random.key(0), form)
+    stored = np.uint16 if codec.coder.codes.vocab else np.float16
+
+    @jax.jit
+    def encode(batch: Batch) -> Array:
+        return codec.encode(images.preprocess(batch, key, augmented)["image"])
+
+    codes: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for batch in images.evaluation(split, min(ENCODE_CHUNK, images.sizes[split])):
+        # Padding has weight 0.
+        real = batch["weight"] > 0
+        codes.append(np.asarray(encode(jax.device_put(batch))).astype(stored)[real])
+        if "label" in images.spec:
+            labels.append(batch["label"][real])
+    return np.concatenate(codes), np.concatenate(labels) if labels else None
+
+
+@dataclass(frozen=True)
+class CodeReader:
+    """Reads codes and labels by their positions in a split. In the training split, forms of an image are `n` positions apart."""
+
+    arrays: Arrays
+    name: str
+    """Name of the codes' feature."""
+    n: int
+    """Number of training images."""
+
+    def read(self, split: str, index: np.ndarray) -> HostBatch:
+        """Returns {"tokens": uint16 [n, *grid]} or {"latent": float16 [n, *grid, channels]}, and "label" int32 [n] if there are any."""
+        codes = {self.name: self.arrays[split][index]}
+        labels = self.arrays.get(f"{split}_label")
+        return codes if labels is None else {**codes, "label": labels[index % self.n if split == "train" else index]}
+
+
+def take_forms_in_turn(n: int, variants: int) -> Shuffle:
+    """Returns the order of n training images with several forms each: each epoch takes the next form of every image."""
+    shuffle = permute(n)
+
+    def take(seed: int, places: range) -> np.ndarray:
+        epoch = np.asarray(places, np.int64) // n
+        return shuffle(seed, places) + n * (epoch % variants)
+
+    return take
+
+
+def convert(batch: Batch, key: Key, training: bool, *, name: str, scale: float) -> Batch:
+    """Returns the batch with its tokens as int32, or with its latents as float32, divided by the scale."""
+    codes = batch[name]
+    is_latent = jnp.issubdtype(codes.dtype, jnp.floating)
+    return {**batch, name: codes.astype(jnp.float32) / scale if is_latent else codes.astype(jnp.int32)}

@@ -1,0 +1,24 @@
+"""Runs that look finished without any training: their only checkpoint has the weights of step 0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from gen.config import Config, Save
+from gen.runs import checkpoint, directory
+from gen.runs.run import reference_examples
+from gen.train import build
+
+
+def make_run(workdir: Path, config: Config, step: int | None = None) -> Path:
+    """Writes a run whose checkpoint says that it was saved at this step. None: at the last one. Returns the directory."""
+    data, _, engine = build(config)
+    with directory.lock_run(workdir):
+        directory.begin_run(workdir, config, data)
+        directory.write_reference(workdir, reference_examples(data))
+    with checkpoint.saver(workdir / "checkpoints", Save(), 0) as save:
+        save(replace(engine.init(), step=jnp.int32(config.steps if step is None else step)))
+    return workdir
