@@ -12,12 +12,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from gen.core import LAUNCH, Array, Medium, RunView, Shown
+from gen.core import LAUNCH, Array, Given, Medium, Request, RunView, Shown
 from gen.data.images.patches import show_samples
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.families.labels import class_names
 from gen.media.arrays import FILES, number_names
+from gen.media.pictures import check_pictures, embed_pictures, read_pictures
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
@@ -29,8 +30,12 @@ FRAME_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """More files than the picture of all samples."""
+    """The pictures to change, and more files than the picture of all samples."""
 
+    image: str | None = None
+    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode."""
+    mask: str | None = None
+    """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
     files: bool = False
     """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
     animation: Literal["gif", "webp"] | None = None
@@ -48,6 +53,18 @@ class Images(Medium):
 
     features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0}
     options: ClassVar[type] = ImageOptions
+
+    def read_options(self, options: ImageOptions) -> ImageOptions:
+        """Returns the options with the given pictures themselves. Raises: UserError if one can't be read."""
+        return embed_pictures(options)
+
+    def check(self, options: ImageOptions, request: Request) -> None:
+        """Raises: UserError if the request's mode takes other pictures than those that are given."""
+        check_pictures(request, options.image, options.mask)
+
+    def give(self, options: ImageOptions, run: RunView) -> Given:
+        """Returns the given pictures, or validation examples if none are given. Raises: UserError for a mask with colours."""
+        return Given(read_pictures(options.image, options.mask) or run.reference())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
         """Returns samples.png, a grid, and the files that the options ask for.

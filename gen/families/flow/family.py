@@ -2,7 +2,9 @@
 
 family      the hyper-parameters, and the model that they build
 objectives  training losses, from the line between an example and noise
+masks       what the network is given of an example, so that it completes the rest
 model       the velocity network on a batch, guidance, and samples
+editing     the pictures that a request gives
 samplers    solvers of the differential equation
 sampling    the request, and the ways from noise to examples and back
 likelihood  bits per dimension of held-out examples
@@ -13,12 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import jax
+
 from gen import core
 from gen.core import Batch, GenerativeModel, Key, Spec, State, Sums
 from gen.errors import UserError, check_fraction, check_positive
 from gen.families import learner
 from gen.families.flow.likelihood import Likelihood
-from gen.families.flow.model import FlowModel, find_feature
+from gen.families.flow.masks import Mask
+from gen.families.flow.model import FlowModel, find_feature, find_source
 from gen.families.flow.objectives import FlowMatching, Objective
 from gen.families.labels import num_classes
 from gen.networks.unet import UNet
@@ -37,6 +42,9 @@ class Flow(learner.LearnedFamily):
     """Condition the velocity on the label."""
     label_dropout: float = 0.1
     """Probability that a training example's label is left out, so that samples can be guided."""
+    given: Mask | None = None
+    """Mask of what the network is given of each training example, such as AnyOf(). The model then completes pictures. None:
+    nothing is given."""
     likelihood_steps: int = 32
     """Steps of the differential equation for bits_per_dim in the final test."""
     likelihood_probes: int = 2
@@ -57,7 +65,7 @@ class Flow(learner.LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> Flow:
         super().inherit(base, spec)
         assert isinstance(base, Flow)
-        return replace(self, network=base.network, conditional=base.conditional)
+        return replace(self, network=base.network, conditional=base.conditional, given=base.given)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or latents of this spec.
@@ -89,7 +97,13 @@ class Flow(learner.LearnedFamily):
     def flow_model(self, spec: Spec) -> FlowModel:
         """Returns the velocity network on images or latents of this spec. Raises: as `build`."""
         name, feature = find_feature(spec)
+        if self.given is not None:
+            # A mask that does not suit the examples is refused here, before a run is begun.
+            jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, self.real_dtype()))
         classes = num_classes(spec) if self.conditional else None
         trunk = self.network.trunk(feature.shape, self.dtypes())
         network = Velocity(trunk, self.network.condition, classes, self.dtypes())
-        return FlowModel(network, name, feature.shape, self.label_dropout, self.real_dtype())
+        shape = feature.shape
+        return FlowModel(
+            network, name, shape, self.label_dropout, self.real_dtype(), self.given, find_source(spec, shape)
+        )

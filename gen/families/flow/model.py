@@ -14,7 +14,9 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, Feature, Key, Params, Spec
 from gen.errors import UserError
 from gen.families.chunks import map_chunks
-from gen.families.flow.objectives import Objective, draw_normal
+from gen.families.flow.editing import read_edited, read_known, take
+from gen.families.flow.masks import Known, Mask, draw_known, nothing
+from gen.families.flow.objectives import Objective, draw_normal, interpolate
 from gen.families.flow.samplers import Velocity
 from gen.families.flow.sampling import Request, generate
 from gen.families.labels import drop_labels, labels_to_generate
@@ -38,6 +40,10 @@ class FlowModel:
     label_dropout: float
     dtype: DTypeLike
     """Dtype of examples, noise, times and losses."""
+    mask: Mask | None = None
+    """What the network is given of training examples. None: nothing."""
+    source: tuple[int, ...] | None = None
+    """(*axes, channels) of the source of each example, which the network reads. None: the data have none."""
 
     @property
     def classes(self) -> int | None:
@@ -48,13 +54,31 @@ class FlowModel:
         """Returns the parameters at step 0."""
         time = jnp.zeros(1, self.dtype)
         label = None if self.classes is None else jnp.zeros(1, jnp.int32)
-        return {
-            "velocity": self.network.init(key, jnp.zeros((1, *self.shape), self.dtype), time, time, label)["params"]
-        }
+        x = jnp.zeros((1, *self.shape), self.dtype)
+        source = {} if self.source is None else {"source": jnp.zeros((1, *self.source), self.dtype)}
+        read = add_channels(x, self.context(x, source))
+        return {"velocity": self.network.init(key, read, time, time, label)["params"]}
 
-    def apply(self, params: Params, label: Array | None, x: Array, r: Array, t: Array) -> Array:
-        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...]. label: int32 [B], or None."""
-        return self.network.apply({"params": params["velocity"]}, x, r, t, label).astype(self.dtype)  # pyright: ignore
+    def apply(
+        self, params: Params, label: Array | None, x: Array, r: Array, t: Array, context: Array | None = None
+    ) -> Array:
+        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...].
+
+        label: int32 [B], or None. context: see `context`.
+        """
+        read = add_channels(x, context)
+        return self.network.apply({"params": params["velocity"]}, read, r, t, label).astype(self.dtype)  # pyright: ignore
+
+    def context(self, x: Array, batch: Mapping[str, Array], known: Known | None = None) -> Array | None:
+        """Returns what the network reads next to x_t: [known values, mask, source], [B, *axes, any channels]. None: nothing.
+
+        x: [B, *axes, C], for its shape and dtype alone. batch: has "source" [B, ...] if the data do. known: of the examples.
+        None: nothing is given.
+        """
+        read = [] if self.mask is None else list(known or nothing(x))
+        if self.source is not None:
+            read.append(batch["source"].astype(x.dtype))
+        return jnp.concatenate(read, axis=-1) if read else None
 
     def inputs(self, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """Returns the examples [B, ...] of a batch and their labels int32 [B], or None if unconditional."""
@@ -64,22 +88,32 @@ class FlowModel:
         """Returns the objective of each example, [B], with some labels left out. keys: [B]."""
         noise_keys, label_keys = split_keys(keys, 2)
         x, label = self.inputs(batch)
+        known = None
+        if self.mask is not None:
+            # Models without masks keep the noise that they always had.
+            label_keys, mask_keys = split_keys(label_keys, 2)
+            known = draw_known(self.mask, mask_keys, x)
+        context = self.context(x, batch, known)
         if label is not None and self.classes is not None:
             label = drop_labels(label, label_keys, self.label_dropout, self.classes)
 
         def u(params: Params, x: Array, r: Array, t: Array) -> Array:
-            return self.apply(params, label, x, r, t)
+            return self.apply(params, label, x, r, t, context)
 
         return objective.loss(u, params, x, noise_keys)
 
-    def velocity(self, params: Params, label: Array | None, request: Request = Request()) -> Velocity:
+    def velocity(
+        self, params: Params, label: Array | None, request: Request = Request(), context: Array | None = None
+    ) -> Velocity:
         """Returns the velocity that samplers follow, with the request's guidance.
 
-        label: int32 [B], or None. Raises: UserError for guidance of a model that can't have it.
+        label: int32 [B], or None. context: see `context`; needed by a model with masks or sources.
+
+        Raises: UserError for guidance of a model that can't have it.
         """
         self.check_guidance(request)
-        plain = partial(self.apply, params, label)
-        guided = plain if label is None else partial(self.apply_guided, request.guidance, params, label)
+        plain = partial(self.apply, params, label, context=context)
+        guided = plain if label is None else partial(self.apply_guided, request.guidance, params, label, context)
 
         def at(x: Array, t: Array, s: Array) -> Array:
             # Mean velocities are known from earlier times to x alone, so on the way to noise it is the velocity at x.
@@ -92,12 +126,16 @@ class FlowModel:
 
         return at
 
-    def apply_guided(self, guidance: float, params: Params, label: Array, x: Array, r: Array, t: Array) -> Array:
+    def apply_guided(
+        self, guidance: float, params: Params, label: Array, context: Array | None, x: Array, r: Array, t: Array
+    ) -> Array:
         """Returns velocities as `apply`, guided by the label. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
         assert self.classes is not None
         # One call of the network for both, on a batch of twice the size.
         labels = jnp.concatenate([label, jnp.full_like(label, self.classes)])
-        v, base = jnp.split(self.apply(params, labels, *(jnp.concatenate([a, a]) for a in (x, r, t))), 2)
+        x, r, t = (jnp.concatenate([a, a]) for a in (x, r, t))
+        context = None if context is None else jnp.concatenate([context, context])
+        v, base = jnp.split(self.apply(params, labels, x, r, t, context), 2)
         return base + guidance * (v - base)
 
     def check_guidance(self, request: Request) -> None:
@@ -109,23 +147,60 @@ class FlowModel:
         if not self.label_dropout:
             raise UserError("guidance needs a model that was trained with label_dropout above 0; leave --guidance out")
 
+    def check_mode(self, request: Request) -> None:
+        """Raises: UserError if the model can't answer the request's mode."""
+        if request.mode == "generate":
+            return
+        if self.name != "image":
+            raise UserError(
+                f"mode {request.mode} changes pictures, and the flow makes latents; the fix: a flow of images"
+            )
+        if request.mode != "edit" and self.mask is None:
+            raise UserError(
+                f"mode {request.mode} needs a model that was trained with masks; the fix: train one with given=AnyOf()"
+            )
+
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
         """Returns samples [n, *axes, C], float32, and "labels" int32 [n] if the model is conditional. keys: [n].
 
-        Raises: UserError for guidance or a label that the model does not have.
+        given: may hold the pictures that the request's mode needs (`editing`), and the "source" [m, ...] of each sample. Known
+        pixels are kept.
+
+        Raises: UserError for guidance, a label or a mode that the model does not have, or for pictures that do not fit.
         """
+        self.check_mode(request)
         label = labels_to_generate(request.n, request.label, self.classes, given)
         noise = draw_normal(keys, jnp.zeros((request.n, *self.shape), self.dtype))
+        known = read_known(request, given, self.shape, self.dtype)
+        source = {} if self.source is None else {"source": take(given, "source", request, self.dtype)}
+        start = 1.0
+        if request.mode == "edit":
+            start = request.strength
+            edited = read_edited(request, given, self.shape, self.dtype)
+            noise = interpolate(edited, noise, jnp.full(request.n, start, self.dtype))
 
-        def follow(inputs: tuple[Array, Array | None]) -> Array:
-            noise, label = inputs
-            return generate(self.velocity(params, label, request), noise, request)
+        def follow(inputs: tuple[Array, Array | None, Array | None]) -> Array:
+            noise, label, context = inputs
+            return generate(self.velocity(params, label, request, context), noise, request, start)
 
-        samples = map_chunks(follow, (noise, label), GENERATE_CHUNK).astype(jnp.float32)
+        # Steps of length 0 would divide by 0.
+        samples = noise
+        if start > 0:
+            inputs = noise, label, self.context(noise, source, known)
+            samples = map_chunks(follow, inputs, GENERATE_CHUNK)
+        samples = samples.astype(jnp.float32)
+        if known is not None:
+            # The network only comes near them.
+            samples = known.paste(samples).astype(jnp.float32)
         if self.name == "image":
             # Solvers end near the data, and may leave the range of pixels.
             samples = samples.clip(-1, 1)
         return {"samples": samples} if label is None else {"samples": samples, "labels": label}
+
+
+def add_channels(x: Array, context: Array | None) -> Array:
+    """Returns x [B, *axes, C] with the channels of the context, if there is one, after its own."""
+    return x if context is None else jnp.concatenate([x, context], axis=-1)
 
 
 def find_feature(spec: Spec) -> tuple[str, Feature]:
@@ -134,3 +209,16 @@ def find_feature(spec: Spec) -> tuple[str, Feature]:
         if name in spec:
             return name, spec[name]
     raise UserError(f"a flow models images or latents, and the data have {', '.join(spec)}; choose data with images")
+
+
+def find_source(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns the shape of the source of each example, or None if the data have no sources.
+
+    shape: (*axes, channels) of an example. Raises: UserError if the source has other axes.
+    """
+    if "source" not in spec:
+        return None
+    source = spec["source"].shape
+    if source[:-1] != shape[:-1]:
+        raise UserError(f"a flow reads sources of the size of its examples, {shape[:-1]}, and they have {source[:-1]}")
+    return source
