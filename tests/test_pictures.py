@@ -7,19 +7,27 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import gen
 from gen import sample
-from gen.config import load
+from gen.config import Config, load
 from gen.core import Request
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.families.flow import AnyOf, Flow, UNet
+from gen.families.grid import GridMLM
+from gen.families.tokenizer import FSQ, Tokenizer
 from gen.media.image import IMAGE, ImageOptions
-from gen.media.pictures import EMBEDDED, read_pictures
+from gen.media.pictures import EMBEDDED, known_cells, read_pictures
+from gen.networks.tokenizer import Residual
+from gen.networks.transformer import Architecture
+from gen.runs.codec import open_codec
+from gen.runs.encoded import Encoded
 from tests.untrained import make_run
 
 
@@ -101,3 +109,43 @@ def test_a_model_without_modes_takes_no_picture(files):
 def test_a_damaged_picture_of_a_manifest_is_named():
     with pytest.raises(UserError, match="the picture of --image is damaged"):
         read_pictures(EMBEDDED + base64.b64encode(b"no picture").decode(), None)
+
+
+def test_a_cell_is_known_if_none_of_its_pixels_is_hidden():
+    mask = np.ones((1, 4, 6, 1), np.float32)
+    mask[0, 3, 2] = 0
+    np.testing.assert_array_equal(known_cells(mask, (2, 3))[0], [[True, True, True], [True, False, True]])
+    assert known_cells(mask, (2, 3, 4))[0, 1, 1].tolist() == [False] * 4
+
+
+def test_grids_of_patches_are_inpainted(files, tmp_path):
+    data = Images(name="digits", binarize="dynamic", patch=(2,))
+    model = GridMLM(network=Architecture(layers=1, width=8, heads=2))
+    workdir = make_run(tmp_path / "run", Config(model=model, data=data, steps=5))
+    run = gen.open(workdir)
+    asked = {"mode": "inpaint", "image": files["image"], "mask": files["mask"]}
+    shown = np.asarray(run.trained.to_images(jax.tree.map(jnp.asarray, run.generate(n=3, turns=2, **asked)))["samples"])
+    # The left half is kept, as the two levels that the run knows.
+    kept = np.where(np.asarray(Image.open(files["image"]))[:, :4] > 127.5, 1.0, -1.0)
+    np.testing.assert_array_equal(shown[:, :, :4, 0], kept[None].repeat(3, 0))
+    with pytest.raises(UserError, match="the mask has 9x9 pixels, and the run has 8x8"):
+        run.generate(n=1, turns=1, **{**asked, "mask": files["large"]})
+
+
+@pytest.mark.slow
+def test_codes_are_inpainted(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = Images(name="digits", train="train[:64]", validation="train[64:96]", test="test[:32]")
+    tokenizer = Tokenizer(network=Residual((4,), (2,)), bottleneck=FSQ((3, 2)))
+    coded = make_run(tmp_path / "coded", Config(model=tokenizer, data=images, steps=5))
+    model = GridMLM(network=Architecture(layers=1, width=8, heads=2))
+    data = Encoded(data=images, tokenizer=str(coded), batch_size=8)
+    run = gen.open(make_run(tmp_path / "run", Config(model=model, data=data, steps=5)))
+    asked = {"n": 3, "turns": 2, "mode": "inpaint", "image": files["image"]}
+    samples = run.generate(**asked, mask=files["mask"])["samples"]
+    pixels = np.asarray(Image.open(files["image"]), np.float32)[None, ..., None] / 127.5 - 1
+    codes = np.asarray(open_codec(coded).encode(jnp.asarray(pixels)))
+    half = codes.shape[2] // 2
+    np.testing.assert_array_equal(samples[:, :, :half], codes[:, :, :half].repeat(3, 0))
+    with pytest.raises(UserError, match="the mask has 9x9 pixels, and the run has 8x8"):
+        run.generate(**asked, mask=files["large"])

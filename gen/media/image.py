@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from gen.core import LAUNCH, Array, Given, Medium, Request, RunView, Shown
-from gen.data.images.patches import show_samples
+from gen.data.images.patches import show_samples, to_tokens
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.families.labels import class_names
 from gen.media.arrays import FILES, number_names
-from gen.media.pictures import check_pictures, embed_pictures, read_pictures
+from gen.media.pictures import check_given, check_pictures, embed_pictures, known_cells, read_pictures
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
@@ -63,8 +64,18 @@ class Images(Medium):
         check_pictures(request, options.image, options.mask)
 
     def give(self, options: ImageOptions, run: RunView) -> Given:
-        """Returns the given pictures, or validation examples if none are given. Raises: UserError for a mask with colours."""
-        return Given(read_pictures(options.image, options.mask) or run.reference())
+        """Returns the given pictures, or validation examples if none are given.
+
+        A picture with a mask is also given as tokens if the data have patches of pixels: "tokens" and "known", [1, *grid].
+
+        Raises: UserError for a mask with colours, or for a picture with patches that has not the size of the run.
+        """
+        found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
+        if found.keys() == {"image", "mask"} and "tokens" in run.spec:
+            check_given(found, run.spec["image"].shape)
+            tokens = np.asarray(to_tokens(jnp.asarray(found["image"]), run.spec))
+            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
+        return Given(found or run.reference())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
         """Returns samples.png, a grid, and the files that the options ask for.

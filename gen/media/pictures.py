@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -83,6 +84,23 @@ def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
         # Formats with losses, such as JPEG, make nearly black of black.
         found["mask"] = (white[None] < 128).astype(np.float32)
     return found
+
+
+def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns which tokens of a grid are known, bool [1, *shape]: those of cells of which no pixel is hidden.
+
+    mask: [1, height, width, 1], 1 where a pixel is known. shape: (rows, columns, ...) of the grid, which divide the pixels.
+    """
+    rows, columns = shape[:2]
+    parts = mask.reshape(1, rows, mask.shape[1] // rows, columns, mask.shape[2] // columns)
+    known = (parts == 1).all((2, 4))
+    return np.broadcast_to(known.reshape(1, rows, columns, *(1,) * (len(shape) - 2)), (1, *shape))
+
+
+def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
+    """Raises: UserError if the given "image" or "mask" has not the size and the channels of images [height, width, C]."""
+    pixels.check_shape("the picture", given["image"].shape[1:], shape)
+    pixels.check_shape("the mask", given["mask"].shape[1:], (*shape[:2], 1))
 
 
 def check_pictures(request: Request, image: str | None, mask: str | None) -> None:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import numpy as np
 
-from gen.core import Array, Dataset, Medium, RunView, Shown
+from gen.core import Array, Dataset, Given, RunView, Shown
 from gen.errors import UserError
-from gen.media.image import IMAGE, ImageOptions
+from gen.media.image import IMAGE, ImageOptions, Images
+from gen.media.pictures import check_given, known_cells, read_pictures
 from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
 
 
 @dataclass(frozen=True)
-class CodeImages(Medium):
+class CodeImages(Images):
     """Codes [n, *grid, ...] of images, shown as images."""
 
-    options: ClassVar[type] = ImageOptions
+    def give(self, options: ImageOptions, run: RunView) -> Given:
+        """Returns the given pictures, or validation examples if none are given.
+
+        A picture with a mask is also given as codes: "tokens" and "known", [1, *grid].
+
+        Raises: UserError for a mask with colours, or for a picture that has not the size of the run's images.
+        """
+        found = read_pictures(options.image, options.mask)
+        if found.keys() == {"image", "mask"} and "tokens" in run.spec:
+            codec = _codec(run)
+            check_given(found, codec.coder.image.shape)
+            tokens = np.asarray(jax.jit(codec.encode)(found["image"]))
+            # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
+            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
+        return Given(found or run.reference())
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Returns the samples with the decoded images float32 [n, H, W, C] as "samples", and the codes as "codes"."""

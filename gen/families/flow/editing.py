@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from gen.core import Array
+from gen.data.images.pixels import check_shape, show_size
 from gen.errors import UserError
 from gen.families.flow.masks import Known, enlarge, show, without_color
 from gen.families.flow.sampling import Request
@@ -41,7 +42,7 @@ def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, .
     factor = shape[0] // x.shape[1]
     if factor < 2 or tuple(factor * size for size in x.shape[1:-1]) != shape[:-1]:
         raise UserError(
-            f"the picture has {_size(x.shape[1:])} pixels, and the samples have {_size(shape)}; to upscale, give a picture that "
+            f"the picture has {show_size(x.shape[1:])} pixels, and the samples have {show_size(shape)}; to upscale, give a picture that "
             "is smaller by a whole factor"
         )
     check_shape("the picture", (*shape[:-1], x.shape[-1]), shape)
@@ -62,16 +63,3 @@ def take(given: Mapping[str, Array], name: str, request: Request, dtype: DTypeLi
     x = jnp.asarray(given[name], dtype)
     # One picture serves all samples. Scores of many samples go round the held-out sources.
     return x[jnp.arange(request.n) % len(x)]
-
-
-def check_shape(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raises: UserError if a picture [height, width, channels] has another size, or other channels, than it must have."""
-    if found[:-1] != wanted[:-1]:
-        raise UserError(f"{what} has {_size(found)} pixels, and the run has {_size(wanted)}; resize it")
-    if found[-1] != wanted[-1]:
-        kinds = ("grey" if channels == 1 else f"of {channels} channels" for channels in (found[-1], wanted[-1]))
-        raise UserError("{} is {}, and it must be {}; convert it".format(what, *kinds))
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape[:-1]))

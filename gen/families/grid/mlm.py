@@ -7,8 +7,9 @@ A grid is written in a few turns, each of which writes many cells at once, anywh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,8 @@ class GridMLM(GridModel):
 class Request(GridRequest):
     """Which grids to generate."""
 
+    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
+
     turns: int = 12
     """Number of passes over the grid. Each pass writes some of the unknown cells."""
     order: Literal["confidence", "random"] = "confidence"
@@ -61,6 +64,8 @@ class Request(GridRequest):
     equally many in each turn."""
     noise: float = 4.5
     """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
+    mode: Literal["generate", "inpaint"] = "generate"
+    """`generate`: whole grids. `inpaint`: writes the cells of --image that have a white pixel of --mask."""
 
     def __post_init__(self):
         super().__post_init__()
