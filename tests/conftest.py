@@ -163,7 +163,11 @@ def tiny(pictures: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
             data = encode(data)
         elif isinstance(data, Images) and data.name != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
-            data = replace(data, name=f"folder:{pictures}", **splits)
+            # The halves of a picture are a pair.
+            paired = {"name": f"pairs:{pictures}", "source": "left"}
+            data = replace(
+                data, **(paired if data.name.startswith("pairs:") else {"name": f"folder:{pictures}"}), **splits
+            )
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink

@@ -113,7 +113,8 @@ class Request:
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """{value of the field `mode`: names of the pictures that it takes, "image" and "mask"}. sample.py asks for them. They are in
-    `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known."""
+    `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known.
+    "source", like "image", is for runs of pairs. Without it, validation examples are translated."""
 
     n: int = 64
     """Number of samples."""

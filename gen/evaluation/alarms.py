@@ -240,8 +240,8 @@ def _read_real(config: Alarms, data: Dataset) -> ImageSet:
     n = min(config.samples, data.sizes[split])
     if split == "train":
         return read_training(data, n)
-    image, label = read_split(data, split)
-    return ImageSet(image[:n], None if label is None else label[:n])
+    image, *others = read_split(data, split)
+    return ImageSet(image[:n], *(None if x is None else x[:n] for x in others))
 
 
 def _incomparable(images: np.ndarray) -> str | None:
@@ -258,6 +258,8 @@ def _build_comparison(
     real = to_float(images.image)
     # The classes of the real images. Otherwise a mixture of classes would look like a collapse, or hide one.
     given = {} if images.label is None else {GIVEN: np.asarray(images.label, np.int32)}
+    if images.source is not None:
+        given["source"] = np.asarray(to_float(images.source))
 
     # The same key at each check, so that changes come from the model alone.
     def generate(state: State) -> Array:

@@ -87,6 +87,10 @@ class ImageSubject(Subject):
         """Number of generated images, and of training images that baselines use."""
         return self.options.n or min(MAX_DEFAULT_IMAGES, self.data.sizes["train"])
 
+    def given(self, rows: np.ndarray) -> Mapping[str, Array]:
+        """Returns what `generate` is given, next to labels and validation examples, for the images at these positions."""
+        return {}
+
     @property
     def n_held_out(self) -> int:
         return self.data.sizes[self.options.split]
@@ -238,7 +242,8 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     seed, chunks = jax.random.key(subject.options.seed), _label_chunks(subject, n)
 
     def make(i: int) -> dict[str, np.ndarray]:
-        made = jax.device_get(generate(state, jax.random.fold_in(seed, i), chunks[i]))
+        rows = np.arange(i * GENERATE_CHUNK, (i + 1) * GENERATE_CHUNK)
+        made = jax.device_get(generate(state, jax.random.fold_in(seed, i), {**chunks[i], **subject.given(rows)}))
         return _check_chunk(subject, made, chunks[i])
 
     arrays = _concatenate(map(make, range(len(chunks))), n)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, cast
 
 from gen.core import Dataset
 from gen.errors import UserError
-from gen.evaluation import images, texts
+from gen.evaluation import images, pairs, texts
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
+from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
 from gen.evaluation.texts import TextSubject
@@ -22,7 +23,7 @@ from gen.runs.trained import TrainedRun, open_run
 
 SUBJECTS: dict[str, type[Subject]] = {"image": ImageSubject, "tokens": TextSubject}
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
-METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *texts.METRICS)
+METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *pairs.METRICS, *texts.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 
@@ -97,6 +98,8 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     step = run.choose_step(options.step)
     data = build_data(run, options)
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
+    if kind is ImageSubject and "source" in data.spec:
+        kind = PairSubject
     # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):
         kind = ReconstructionSubject

@@ -34,7 +34,7 @@ class ImageOptions:
     """The pictures to change, and more files than the picture of all samples."""
 
     image: str | None = None
-    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode."""
+    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode; or the source of a run of pairs."""
     mask: str | None = None
     """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
     files: bool = False
@@ -59,18 +59,20 @@ class Images(Medium):
         """Returns the options with the given pictures themselves. Raises: UserError if one can't be read."""
         return embed_pictures(options)
 
-    def check(self, options: ImageOptions, request: Request) -> None:
+    def check(self, options: ImageOptions, request: Request, run: RunView) -> None:
         """Raises: UserError if the request's mode takes other pictures than those that are given."""
-        check_pictures(request, options.image, options.mask)
+        check_pictures(request, options.image, options.mask, "source" in run.spec)
 
     def give(self, options: ImageOptions, run: RunView) -> Given:
-        """Returns the given pictures, or validation examples if none are given.
+        """Returns the given pictures, or validation examples if none are given. Of a run of pairs, the picture is the "source".
 
         A picture with a mask is also given as tokens if the data have patches of pixels: "tokens" and "known", [1, *grid].
 
         Raises: UserError for a mask with colours, or for a picture with patches that has not the size of the run.
         """
         found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
+        if "source" in run.spec and found:
+            return Given({"source": found["image"]})
         if found.keys() == {"image", "mask"} and "tokens" in run.spec:
             check_given(found, run.spec["image"].shape)
             tokens = np.asarray(to_tokens(jnp.asarray(found["image"]), run.spec))
@@ -181,8 +183,14 @@ def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
 
 
 def picture(samples: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a PNG of "samples". If "labels" count through the classes, each class gets a column."""
+    """Returns a PNG of "samples", each on the right of its "source" if it has one.
+
+    If "labels" count through the classes, each class gets a column.
+    """
     labels = np.asarray(samples.get("labels", []))
     classes = int(labels.max(initial=0)) + 1
     in_turn = 2 < classes <= MAX_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
-    return png(to_bytes(np.asarray(samples["samples"])), classes if in_turn else None)
+    images = np.asarray(samples["samples"])
+    if "source" in samples:
+        images = np.concatenate([samples["source"], images], axis=2)
+    return png(to_bytes(images), classes if in_turn else None)

@@ -103,12 +103,17 @@ def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None
     pixels.check_shape("the mask", given["mask"].shape[1:], (*shape[:2], 1))
 
 
-def check_pictures(request: Request, image: str | None, mask: str | None) -> None:
-    """Raises: UserError if the request's mode does not take the pictures that are given, or takes others."""
+def check_pictures(request: Request, image: str | None, mask: str | None, paired: bool) -> None:
+    """Raises: UserError if the request's mode does not take the pictures that are given, or takes others.
+
+    paired: whether the run was trained on pairs.
+    """
     modes = request.pictures
     mode = getattr(request, "mode", "generate")
     taken = modes.get(mode, ())
-    for name, value in {"image": image, "mask": mask}.items():
+    # The image may be the source of a pair. Without it, validation examples are translated.
+    is_source = paired and "source" in taken
+    for name, value in {"image": None if is_source else image, "mask": mask}.items():
         if name in taken and value is None:
             raise UserError(f"mode {mode} needs a picture: give --{name} FILE")
         if name not in taken and value is not None:

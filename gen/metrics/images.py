@@ -28,6 +28,8 @@ class ImageSet(NamedTuple):
     """uint8 [N, H, W, C]."""
     label: np.ndarray | None
     """int32 [N]. None: without labels."""
+    source: np.ndarray | None = None
+    """uint8 [N, H, W, C]. Of pairs: the source of each image."""
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
@@ -75,16 +77,20 @@ def _concatenate(chunks: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
-    @jax.jit
-    def show(batch: Batch) -> Array:
-        return data.preprocess(batch, jax.random.key(0), False)["image"]
+    names = [name for name in ("image", "source") if name in data.spec]
 
-    images: list[np.ndarray] = []
+    @jax.jit
+    def show(batch: Batch) -> list[Array]:
+        seen = data.preprocess(batch, jax.random.key(0), False)
+        return [seen[name] for name in names]
+
+    images: list[list[np.ndarray]] = []
     labels: list[np.ndarray] = []
     for batch in batches:
         # Padding has weight 0.
         real = batch["weight"] > 0
-        images.append(to_bytes(np.asarray(show(jax.device_put(batch))))[real])
+        images.append([to_bytes(np.asarray(x))[real] for x in show(jax.device_put(batch))])
         if "label" in batch:
             labels.append(batch["label"][real])
-    return ImageSet(np.concatenate(images), np.concatenate(labels) if "label" in data.spec else None)
+    image, *source = (np.concatenate(column) for column in zip(*images, strict=True))
+    return ImageSet(image, np.concatenate(labels) if "label" in data.spec else None, *source)

@@ -14,7 +14,7 @@ from gen import core, errors, files
 from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
-from gen.data.images import folder, patches, pixels, sources, tfds
+from gen.data.images import folder, pairs, patches, pixels, sources, tfds
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
@@ -29,8 +29,9 @@ class Images(core.Data):
     """A set of images, its splits, and the preprocessing before a model sees them."""
 
     name: str = "digits"
-    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; or folder:PATH. The sub-folders
-    of a folder are classes, or splits (train, val, test) with a sub-folder for each class."""
+    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; folder:PATH, whose sub-folders
+    are classes, or splits (train, val, test) with a sub-folder for each class; or pairs:PATH, whose sub-folders source and target
+    have pictures of the same names."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     train: str | None = "train[:90%]"
@@ -40,6 +41,8 @@ class Images(core.Data):
     """Examples for choosing a model."""
     test: str | None = "test"
     """Examples for the reported numbers."""
+    source: pairs.Place = "folder"
+    """Of pairs: where the source of a target is. left, right: in this half of one picture, next to its target."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
@@ -72,8 +75,13 @@ class Images(core.Data):
         missing = [split for split in Slices._fields if getattr(self, split) is None]
         if not missing:
             return self
-        is_folder = self.name.startswith("folder:")
-        slices = suggest(folder.count_images(self.name) if is_folder else open_source(self, {}).splits)
+        if self.name.startswith("folder:"):
+            splits = folder.count_images(self.name)
+        elif self.name.startswith("pairs:"):
+            splits = pairs.count_pairs(self.name, self.source)
+        else:
+            splits = open_source(self, {}).splits
+        slices = suggest(splits)
         return replace(self, **{split: getattr(slices, split) for split in missing})
 
     def build(self) -> core.Dataset:
@@ -87,12 +95,15 @@ class Images(core.Data):
         reader = open_reader(self, source, splits, shape)
         examples = Examples(
             sizes={split: len(positions) for split, positions in splits.items()},
-            read=SplitReader(splits, reader.read, labels=source.classes is not None).read,
+            read=SplitReader(splits, reader.read, labels=source.classes is not None, paired=source.paired).read,
             shuffle=reader.shuffle,
             batch_size=self.batch_size,
         )
         # The spec describes the images after preprocessing.
-        spec = {"image": core.Feature(shape, levels=2 if self.binarize else source.levels, dequantized=self.dequantize)}
+        levels = 2 if self.binarize else source.levels
+        spec = {"image": core.Feature(shape[-3:], levels=levels, dequantized=self.dequantize)}
+        if source.paired:
+            spec["source"] = core.Feature(shape[-3:], levels=source.levels, axes=("row", "column", "color"))
         if source.classes is not None:
             spec["label"] = core.Feature((), "int32", classes=len(source.classes), names=source.classes)
         transform = partial(
@@ -118,8 +129,12 @@ def check(config: Images) -> None:
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:
         errors.check_positive(**{"--data.size": config.size})
-    if config.name == "folder:":
-        raise UserError("--data.name folder: has no path; the fix: --data.name folder:PATH")
+    if config.name in ("folder:", "pairs:"):
+        raise UserError(f"--data.name {config.name} has no path; the fix: --data.name {config.name}PATH")
+    if config.source != "folder" and not config.name.startswith("pairs:"):
+        raise UserError("--data.source is for pairs; leave it out, or give them: --data.name pairs:PATH")
+    if config.skip_bad and config.name.startswith("pairs:"):
+        raise UserError("--data.skip-bad does not know the partner of a picture; remove both of them by hand instead")
     if config.binarize and config.dequantize:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
     if config.patch and config.dequantize:
@@ -144,20 +159,20 @@ def open_source(config: Images, slices: Mapping[str, str]) -> Source:
         return sources.digits()
     if config.name == "stacked_digits":
         return sources.stacked_digits()
-    if config.name.startswith("folder:"):
+    if config.name.startswith(("folder:", "pairs:")):
         options = FolderOptions(config.name, slices, config.size, config.background, config.skip_bad, whole)
-        return folder.open_folder(options)
+        is_folder = config.name.startswith("folder:")
+        return folder.open_folder(options) if is_folder else pairs.open_pairs(options, config.source)
     return tfds.open_images(config.name, config.data_dir, config.size, whole)
 
 
 def check_shape(config: Images, source: Source) -> Shape:
-    """Returns the shape of a decoded image. Raises: UserError if an image, or a batch of them, is too large."""
+    """Returns the shape of a decoded image or pair. Raises: UserError if an image, or a batch of them, is too large."""
     height, width, channels = source.shape
-    shape = (config.size or height, config.size or width, config.colors or channels)
+    height, width = config.size or height, config.size or width
+    shape = (*(2,) * source.paired, height, width, config.colors or channels)
     if math.prod(shape) > core.MAX_SIZE:
-        raise UserError(
-            f"{config.name}: images of {shape[0]}x{shape[1]} are too large. Give a size, such as --data.size 64"
-        )
+        raise UserError(f"{config.name}: images of {height}x{width} are too large. Give a size, such as --data.size 64")
     # A batch that does not fit would end the process without a message.
     files.check_memory(config.batch_size * math.prod(shape), f"a batch of {config.batch_size} images")
     return shape
@@ -167,7 +182,7 @@ class Reader(NamedTuple):
     """A way to read decoded images by their positions in the source."""
 
     read: Callable[[np.ndarray], HostBatch]
-    """Positions int64 [n] -> {"image": uint8 [n, H, W, C], "label": int32 [n]}."""
+    """Positions int64 [n] -> {"image": uint8 [n, H, W, C], of pairs [n, 2, H, W, C], "label": int32 [n]}."""
     content: str
     """Digest of the images that can be read."""
     shuffle: Shuffle
@@ -201,8 +216,13 @@ class SplitReader:
     """Reads examples by their positions in the source."""
     labels: bool
     """Whether the images have labels."""
+    paired: bool = False
+    """Whether the images are pairs."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"image": uint8 [n, H, W, C]}, and with labels "label": int32 [n]."""
+        """Returns {"image": uint8 [n, H, W, C]}, of pairs "source" of the same shape, and with labels "label": int32 [n]."""
         examples = self.read_source(self.splits[split][index])
-        return examples if self.labels else {"image": examples["image"]}
+        if self.paired:
+            target, source = np.moveaxis(examples["image"], 1, 0)
+            examples = {**examples, "image": target, "source": source}
+        return {name: x for name, x in examples.items() if self.labels or name != "label"}

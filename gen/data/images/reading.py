@@ -12,12 +12,11 @@ import PIL
 from gen.core import HostBatch
 from gen.data import digest
 from gen.data.cache import Arrays, load_or_make
-from gen.data.images import pixels
 from gen.data.images.pixels import Color
 from gen.data.images.sources import Record, Source
 
-Shape = tuple[int, int, int]
-"""(height, width, channels) of a decoded image."""
+Shape = tuple[int, ...]
+"""(height, width, channels) of a decoded image, or (2, height, width, channels) of a pair."""
 
 
 class Decoding(NamedTuple):
@@ -42,7 +41,7 @@ class HeldImages:
     used: np.ndarray
     """Positions in the source of the images that are held, sorted, int64 [N]."""
     image: np.ndarray
-    """uint8 [N, H, W, C]."""
+    """uint8 [N, *decoding.shape]."""
     label: np.ndarray
     """int32 [N]."""
     content: str
@@ -86,7 +85,7 @@ def decode_images(source: Source, decoding: Decoding, positions: np.ndarray) -> 
     def fill(start: int, records: list[Record]) -> None:
         for i, (encoded, label[i]) in enumerate(records, start):
             try:
-                x = pixels.decode(encoded, size, shape[-1], background)
+                x = source.decode(encoded, size, shape[-1], background)
                 if x.shape != shape:
                     raise ValueError(f"has the shape {x.shape} and not {shape}")
             except ValueError as error:

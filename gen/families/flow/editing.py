@@ -49,9 +49,11 @@ def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, .
     return jax.vmap(lambda x: enlarge(x, factor))(x)
 
 
-def read_edited(request: Request, given: Mapping[str, Array], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Returns the pictures to edit, [n, *shape]. given, shape: as in `read_known`. Raises: UserError as `read_known`."""
-    x = take(given, "image", request, dtype)
+def read_picture(
+    given: Mapping[str, Array], name: str, request: Request, shape: tuple[int, ...], dtype: DTypeLike
+) -> Array:
+    """Returns the given pictures of this name, [n, *shape]. given: as in `read_known`. Raises: UserError as `read_known`."""
+    x = take(given, name, request, dtype)
     check_shape("the picture", x.shape[1:], shape)
     return x
 

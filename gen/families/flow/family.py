@@ -100,10 +100,10 @@ class Flow(learner.LearnedFamily):
         if self.given is not None:
             # A mask that does not suit the examples is refused here, before a run is begun.
             jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, self.real_dtype()))
+        source = find_source(spec, feature.shape)
+        if source is not None and self.conditional:
+            raise UserError("a flow of pairs reads their sources and no labels; the fix: --model.conditional False")
         classes = num_classes(spec) if self.conditional else None
         trunk = self.network.trunk(feature.shape, self.dtypes())
         network = Velocity(trunk, self.network.condition, classes, self.dtypes())
-        shape = feature.shape
-        return FlowModel(
-            network, name, shape, self.label_dropout, self.real_dtype(), self.given, find_source(spec, shape)
-        )
+        return FlowModel(network, name, feature.shape, self.label_dropout, self.real_dtype(), self.given, source)

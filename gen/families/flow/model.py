@@ -14,7 +14,7 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, Feature, Key, Params, Spec
 from gen.errors import UserError
 from gen.families.chunks import map_chunks
-from gen.families.flow.editing import read_edited, read_known, take
+from gen.families.flow.editing import read_known, read_picture
 from gen.families.flow.masks import Known, Mask, draw_known, nothing
 from gen.families.flow.objectives import Objective, draw_normal, interpolate
 from gen.families.flow.samplers import Velocity
@@ -155,6 +155,10 @@ class FlowModel:
             raise UserError(
                 f"mode {request.mode} changes pictures, and the flow makes latents; the fix: a flow of images"
             )
+        if self.source is not None:
+            raise UserError(
+                f"mode {request.mode} is for flows without sources, and this one translates them; leave it out"
+            )
         if request.mode != "edit" and self.mask is None:
             raise UserError(
                 f"mode {request.mode} needs a model that was trained with masks; the fix: train one with given=AnyOf()"
@@ -163,8 +167,8 @@ class FlowModel:
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
         """Returns samples [n, *axes, C], float32, and "labels" int32 [n] if the model is conditional. keys: [n].
 
-        given: may hold the pictures that the request's mode needs (`editing`), and the "source" [m, ...] of each sample. Known
-        pixels are kept.
+        given: may hold the pictures that the request's mode needs (`editing`). Known pixels are kept. A model with sources needs
+        "source" [m, *axes, C], of which sample i has the one at i modulo m, and returns "source" [n, *axes, C].
 
         Raises: UserError for guidance, a label or a mode that the model does not have, or for pictures that do not fit.
         """
@@ -172,11 +176,13 @@ class FlowModel:
         label = labels_to_generate(request.n, request.label, self.classes, given)
         noise = draw_normal(keys, jnp.zeros((request.n, *self.shape), self.dtype))
         known = read_known(request, given, self.shape, self.dtype)
-        source = {} if self.source is None else {"source": take(given, "source", request, self.dtype)}
+        source = (
+            {} if self.source is None else {"source": read_picture(given, "source", request, self.source, self.dtype)}
+        )
         start = 1.0
         if request.mode == "edit":
             start = request.strength
-            edited = read_edited(request, given, self.shape, self.dtype)
+            edited = read_picture(given, "image", request, self.shape, self.dtype)
             noise = interpolate(edited, noise, jnp.full(request.n, start, self.dtype))
 
         def follow(inputs: tuple[Array, Array | None, Array | None]) -> Array:
@@ -195,7 +201,8 @@ class FlowModel:
         if self.name == "image":
             # Solvers end near the data, and may leave the range of pixels.
             samples = samples.clip(-1, 1)
-        return {"samples": samples} if label is None else {"samples": samples, "labels": label}
+        made = {"samples": samples, **source}
+        return made if label is None else {**made, "labels": label}
 
 
 def add_channels(x: Array, context: Array | None) -> Array:

@@ -22,6 +22,7 @@ class Request(LabelRequest):
     """Which samples to generate, and how the differential equation is solved."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "generate": ("source",),
         "inpaint": ("image", "mask"),
         "upscale": ("image",),
         "colorize": ("image",),
@@ -39,7 +40,7 @@ class Request(LabelRequest):
     guidance_to: float = 1.0
     """Guidance is used at times t up to here."""
     mode: Literal["generate", "inpaint", "upscale", "colorize", "edit"] = "generate"
-    """`generate`: samples of noise. `inpaint`: fills the white part of --mask in --image. `upscale`: samples whose squares of pixels
+    """`generate`: samples of noise, or, of pairs, translations of --image. `inpaint`: fills the white part of --mask in --image. `upscale`: samples whose squares of pixels
     have the means in a smaller --image. `colorize`: samples with the brightness of --image. These three need a model that was
     trained with masks (`given`). `edit`: adds noise to --image and removes it again (Meng et al. 2022)."""
     strength: float = 0.5
