@@ -1,5 +1,6 @@
 """Flow matching from OpenMoji's drawings in black lines to the same drawings in colour, 32x32 (pairs as in Isola et al. 2017, pix2pix).
-Not scored yet.
+Not scored yet. Trivial translations have a PSNR on the test split of 17.1 dB (the source itself), 16.8 dB (the nearest training pair)
+and 16.2 dB (the mean colour of each level).
 
 The source is read as three more channels of x_t. The variants of a drawing by skin tone are in one split.
 

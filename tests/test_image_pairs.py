@@ -25,7 +25,7 @@ from gen.evaluation import alarms
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
-from gen.families.flow import Flow, UNet
+from gen.families.flow import DiT, Flow
 from gen.metrics.images import ImageSet
 from gen.metrics.psnr import colors_of_levels, nearest_targets, psnr
 from gen.runs.trained import TrainedRun
@@ -151,7 +151,7 @@ def add(*paths: str, shape: tuple[int, ...] = (6, 8, 3)) -> Callable[[Path], Non
         (add("source/1.png", "target/1.bmp", shape=(4, 8, 3)), {"size": 4}, None),
         (add("source/0.png", shape=(4, 8, 3)), {}, r"0\.png is 6x8, and its source 4x8"),
         (add("source/0.png", shape=(4, 8, 3)), {"size": 4}, r"0\.png is 6x8, and its source 4x8"),
-        (add(), {"skip_bad": True}, "remove both of them"),
+        (add(), {"skip_bad": True}, "remove the pairs that can't be read"),
         (lambda folder: write_image(folder / "target" / "0.png", TARGETS[0]), {}, "there is no sub-folder source"),
         (lambda folder: write_image(folder / "0.png", TARGETS[0][:, :7]), {"source": "left"}, "has an odd width"),
         (lambda folder: None, {"name": "pairs:"}, "has no path; the fix: --data.name pairs:PATH"),
@@ -172,7 +172,7 @@ def workdir(folder, tmp_path_factory) -> Path:
     """An untrained flow of the pairs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        config = Config(model=Flow(network=UNet((4,))), data=pairs_of(folder, batch_size=8), steps=5)
+        config = Config(model=Flow(network=DiT(1, 8, 2, (2,))), data=pairs_of(folder, batch_size=8), steps=5)
         return make_run(tmp_path_factory.mktemp("runs") / "pairs", config)
 
 
@@ -238,6 +238,7 @@ def test_translations_are_scored_against_their_own_targets(workdir, monkeypatch)
     assert found is not None
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert evaluation["metrics"]["psnr"] == pytest.approx((10 * np.log10(255**2 / error)).mean())
+    assert evaluation["metrics"]["psnr_source"] == evaluation["metrics"]["psnr"]
     # The sources are also in the training split, so the nearest has the very target.
     assert evaluation["metrics"]["psnr_nearest"] == pytest.approx(10 * np.log10(255**2 * 12))
     assert evaluation["protocol"]["psnr"]["sources"] == "test"
@@ -251,7 +252,7 @@ def test_alarms_translate_the_sources_of_the_real_images(folder):
         seen.append(given["source"])
         return echo(state, key, given, request)
 
-    model = Flow(network=UNet((4,))).build(data.spec, 5)._replace(generate=generate)
+    model = Flow(network=DiT(1, 8, 2, (2,))).build(data.spec, 5)._replace(generate=generate)
     watch = alarms.watch(Alarms("warn", samples=N), data, model)
     assert watch.comparison is not None
     watch.comparison.compare({})  # pyright: ignore

@@ -33,7 +33,7 @@ class PairSubject(ImageSubject):
 
 @dataclass(frozen=True)
 class SignalToNoise(Metric[PairSubject]):
-    """PSNR in dB of translations and their targets, and of two trivial translations of the same sources as baselines."""
+    """PSNR in dB of translations and their targets, and of three trivial translations of the same sources as baselines."""
 
     name: str = "psnr"
 
@@ -51,9 +51,11 @@ class SignalToNoise(Metric[PairSubject]):
 
         def score_baselines() -> Iterable[float]:
             known, pairs = subject.training, subject.held_out
-            return [psnr(translate(known, pairs), pairs.image) for translate in (nearest_targets, colors_of_levels)]
+            assert pairs.source is not None
+            trivial = pairs.source, nearest_targets(known, pairs), colors_of_levels(known, pairs)
+            return [psnr(images, pairs.image) for images in trivial]
 
-        names = ("psnr_nearest", "psnr_levels")
+        names = ("psnr_source", "psnr_nearest", "psnr_levels")
         return [
             Score(("psnr",), subject.compared_protocol, score),
             Score(names, subject.training_protocol, score_baselines, subject.too_few_training_images),

@@ -134,7 +134,9 @@ def check(config: Images) -> None:
     if config.source != "folder" and not config.name.startswith("pairs:"):
         raise UserError("--data.source is for pairs; leave it out, or give them: --data.name pairs:PATH")
     if config.skip_bad and config.name.startswith("pairs:"):
-        raise UserError("--data.skip-bad does not know the partner of a picture; remove both of them by hand instead")
+        raise UserError(
+            "--data.skip-bad would leave pictures without partners; the fix: remove the pairs that can't be read"
+        )
     if config.binarize and config.dequantize:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
     if config.patch and config.dequantize:

@@ -176,9 +176,9 @@ class FlowModel:
         label = labels_to_generate(request.n, request.label, self.classes, given)
         noise = draw_normal(keys, jnp.zeros((request.n, *self.shape), self.dtype))
         known = read_known(request, given, self.shape, self.dtype)
-        source = (
-            {} if self.source is None else {"source": read_picture(given, "source", request, self.source, self.dtype)}
-        )
+        source: dict[str, Array] = {}
+        if self.source is not None:
+            source["source"] = read_picture(given, "source", request, self.source, self.dtype)
         start = 1.0
         if request.mode == "edit":
             start = request.strength

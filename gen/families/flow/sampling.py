@@ -40,9 +40,10 @@ class Request(LabelRequest):
     guidance_to: float = 1.0
     """Guidance is used at times t up to here."""
     mode: Literal["generate", "inpaint", "upscale", "colorize", "edit"] = "generate"
-    """`generate`: samples of noise, or, of pairs, translations of --image. `inpaint`: fills the white part of --mask in --image. `upscale`: samples whose squares of pixels
-    have the means in a smaller --image. `colorize`: samples with the brightness of --image. These three need a model that was
-    trained with masks (`given`). `edit`: adds noise to --image and removes it again (Meng et al. 2022)."""
+    """`generate`: samples of noise, or, of pairs, translations of --image. `inpaint`: fills the white part of --mask in --image.
+    `upscale`: samples whose squares of pixels have the means in a smaller --image. `colorize`: samples with the brightness of
+    --image. These three need a model that was trained with masks (`given`). `edit`: adds noise to --image and removes it again
+    (Meng et al. 2022)."""
     strength: float = 0.5
     """Of an edit: the time t to which noise is added, in [0, 1]. 0 keeps the picture, and 1 keeps nothing of it."""
 
