@@ -46,6 +46,7 @@ class SignalToNoise(Metric[PairSubject]):
 
     def plan(self, subject: PairSubject) -> list[Score]:
         def score() -> Iterable[float]:
+            # With more samples than sources, a target has several samples.
             targets = subject.held_out.image[np.arange(subject.n) % subject.n_held_out]
             return [psnr(subject.generated.image, targets)]
 

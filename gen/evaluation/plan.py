@@ -19,6 +19,7 @@ from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
+from gen.metrics.images import has_sources
 from gen.runs.trained import TrainedRun, open_run
 
 SUBJECTS: dict[str, type[Subject]] = {"image": ImageSubject, "tokens": TextSubject}
@@ -98,7 +99,7 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     step = run.choose_step(options.step)
     data = build_data(run, options)
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
-    if kind is ImageSubject and "source" in data.spec:
+    if kind is ImageSubject and has_sources(data.spec):
         kind = PairSubject
     # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):

@@ -71,7 +71,7 @@ class Images(Medium):
         Raises: UserError for a mask with colours, or for a picture with patches that has not the size of the run.
         """
         found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
-        if "source" in run.spec and found:
+        if "source" in run.spec and found.keys() == {"image"}:
             return Given({"source": found["image"]})
         if found.keys() == {"image", "mask"} and "tokens" in run.spec:
             check_given(found, run.spec["image"].shape)
@@ -183,7 +183,7 @@ def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
 
 
 def picture(samples: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a PNG of "samples", each on the right of its "source" if it has one.
+    """Returns a PNG of "samples", each on the right of its "source" if that has the same shape.
 
     If "labels" count through the classes, each class gets a column.
     """
@@ -191,6 +191,7 @@ def picture(samples: Mapping[str, np.ndarray]) -> bytes:
     classes = int(labels.max(initial=0)) + 1
     in_turn = 2 < classes <= MAX_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
     images = np.asarray(samples["samples"])
-    if "source" in samples:
+    # Nobody can judge a translation without its source.
+    if np.shape(samples.get("source")) == images.shape:
         images = np.concatenate([samples["source"], images], axis=2)
     return png(to_bytes(images), classes if in_turn else None)

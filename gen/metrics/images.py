@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.core import Array, Batch, Dataset, HostBatch
+from gen.core import Array, Batch, Dataset, HostBatch, Spec
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.metrics.features import Features
@@ -30,6 +30,11 @@ class ImageSet(NamedTuple):
     """int32 [N]. None: without labels."""
     source: np.ndarray | None = None
     """uint8 [N, H, W, C]. Of pairs: the source of each image."""
+
+
+def has_sources(spec: Spec) -> bool:
+    """Returns whether the data are pairs: each image has a source that is an image too."""
+    return "source" in spec and len(spec["source"].shape) == len(spec["image"].shape)
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
@@ -77,7 +82,7 @@ def _concatenate(chunks: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
-    names = [name for name in ("image", "source") if name in data.spec]
+    names = ("image", "source") if has_sources(data.spec) else ("image",)
 
     @jax.jit
     def show(batch: Batch) -> list[Array]:

@@ -225,6 +225,7 @@ class SplitReader:
         """Returns {"image": uint8 [n, H, W, C]}, of pairs "source" of the same shape, and with labels "label": int32 [n]."""
         examples = self.read_source(self.splits[split][index])
         if self.paired:
+            # They were decoded as one array, so that one cache entry and one crop serve both.
             target, source = np.moveaxis(examples["image"], 1, 0)
             examples = {**examples, "image": target, "source": source}
         return {name: x for name, x in examples.items() if self.labels or name != "label"}

@@ -42,6 +42,7 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
     parts = list_parts(options.name, source)
     layout = lay_out([file.path for file in parts[0].listing.files], options.splits, options.name)
     opened = [folder.open_listed(part.root, part.listing, layout, options._replace(name=part.name)) for part in parts]
+    # The second listing has the order of the first, so position i is a pair in both.
     pairs = Pairs(opened)
     height, width, _ = opened[0].shape
     return opened[0]._replace(
@@ -49,6 +50,7 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
         shape=(height, width if source == "folder" else width // 2, max(part.shape[2] for part in opened)),
         read=pairs.read,
         unreadable=pairs.unreadable,
+        # The same files with another half as the source are other data.
         content=sha256(*(part.content for part in opened), source),
         fingerprint=sha256("pairs 1", *(str(part.fingerprint) for part in opened), source),
         older_content=None,
@@ -73,6 +75,7 @@ def list_parts(name: str, source: Place) -> list[Part]:
                 f"--data.name {name!r}: there is no sub-folder {part}; pairs are the sub-folders source and target, or, with "
                 "--data.source left, pictures that hold both"
             )
+    # Listings are in the order of the hashes of their paths, which differ if the endings do.
     targets, sources = (folder.list_found(root / part, f"{name}/{part}") for part in ("target", "source"))
     matched = sources._replace(files=match(targets, sources, name))
     return [Part(f"{name}/target", root / "target", targets), Part(f"{name}/source", root / "source", matched)]
