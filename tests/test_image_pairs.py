@@ -184,9 +184,9 @@ def test_a_run_translates_a_picture(workdir, folder, tmp_path):
         np.testing.assert_array_equal(np.rint((arrays["source"] + 1) * 127.5), SOURCES[[3, 3]])
     assert sample.main(["--verify", str(tmp_path / "manifest.json")]) == 0
     assert json.loads((tmp_path / "manifest.json").read_text())["medium"]["image"].startswith("data:")
-    # The picture has each source on the left of its translation.
+    # Two columns of 8 pixels, each with a source of 8 pixels, and a line between them: 33 by 6.
     with Image.open(tmp_path / "samples.png") as shown:
-        assert shown.width > 2 * shown.height
+        assert shown.width * 6 == shown.height * 33
 
 
 def test_other_samples_translate_validation_examples(workdir):

@@ -101,9 +101,9 @@ def test_pictures_that_do_not_fit_are_one_short_error(workdir, files, settings, 
         gen.open(workdir).generate(n=1, steps=1, **named)
 
 
-def test_a_model_without_modes_takes_no_picture(files):
+def test_a_model_without_modes_takes_no_picture(workdir, files):
     with pytest.raises(UserError, match="the model takes none"):
-        IMAGE.check(ImageOptions(image=files["image"]), Request())
+        IMAGE.check(ImageOptions(image=files["image"]), Request(), gen.open(workdir).trained.view())
 
 
 def test_a_damaged_picture_of_a_manifest_is_named():

@@ -192,6 +192,6 @@ def picture(samples: Mapping[str, np.ndarray]) -> bytes:
     in_turn = 2 < classes <= MAX_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
     images = np.asarray(samples["samples"])
     # Nobody can judge a translation without its source.
-    if np.shape(samples.get("source")) == images.shape:
+    if "source" in samples and samples["source"].shape == images.shape:
         images = np.concatenate([samples["source"], images], axis=2)
     return png(to_bytes(images), classes if in_turn else None)
