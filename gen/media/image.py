@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
+import tyro
 from PIL import Image
 
-from gen.core import LAUNCH, Array, Medium, RunView, Shown
+from gen.core import LAUNCH, Array, Given, Medium, RunView, Shown
+from gen.data.images.captions import clean, fill_up
 from gen.data.images.patches import show_samples
 from gen.data.images.pixels import to_bytes
+from gen.data.text import tokenizers
 from gen.errors import UserError
+from gen.families.captions import GIVEN
 from gen.families.labels import class_names
 from gen.media.arrays import FILES, number_names
 
@@ -29,8 +33,11 @@ FRAME_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """More files than the picture of all samples."""
+    """What samples show, and more files than the picture of all of them."""
 
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Caption of the samples, for a model that reads captions. Repeat the option for more: samples take them in turn. None: captions
+    of validation examples."""
     files: bool = False
     """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
     animation: Literal["gif", "webp"] | None = None
@@ -46,8 +53,12 @@ class ImageOptions:
 class Images(Medium):
     """Images float32 [n, height, width, channels] in [-1, 1], or tokens of patches of their pixels."""
 
-    features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0}
+    features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0, "caption": 1}
     options: ClassVar[type] = ImageOptions
+
+    def give(self, options: ImageOptions, run: RunView) -> Given:
+        """Returns the validation examples, and the prompts. Raises: UserError if the run can't read them."""
+        return Given({**run.reference(), **encode_prompts(options.prompt, run)})
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
         """Returns samples.png, a grid, and the files that the options ask for.
@@ -85,6 +96,28 @@ class Images(Medium):
 
 
 IMAGE = Images()
+
+
+def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray]:
+    """Returns {captions.GIVEN: int32 [P, L]} of prompts, or {} without any.
+
+    Raises: UserError if the run reads no captions, or for a prompt that is empty, too long, or has a character without a token.
+    """
+    if not prompts:
+        return {}
+    feature = run.spec.get("caption")
+    if feature is None:
+        raise UserError("the run was trained without captions, and a --prompt is one; leave it out")
+    tokenizer, (length,) = tokenizers.load(run.read_file(tokenizers.FILE)), feature.shape
+    # As the captions were read in training: a capital letter may have no token.
+    texts = [clean(prompt) for prompt in prompts]
+    if "" in texts:
+        raise UserError("a prompt is empty; give it the caption of a picture")
+    rows = tokenizers.encode_all(tokenizer, texts)
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > length:
+            raise UserError(f"the prompt {text[:40]!r} has {len(row)} tokens, and the model reads {length}; shorten it")
+    return {GIVEN: fill_up(rows, length, tokenizers.end(tokenizer))}
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:

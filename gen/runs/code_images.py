@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from gen.core import Array, Dataset, Medium, RunView, Shown
+from gen.core import Array, Dataset, Given, Medium, RunView, Shown
 from gen.errors import UserError
 from gen.media.image import IMAGE, ImageOptions
 from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
@@ -20,6 +20,10 @@ class CodeImages(Medium):
     """Codes [n, *grid, ...] of images, shown as images."""
 
     options: ClassVar[type] = ImageOptions
+
+    def give(self, options: ImageOptions, run: RunView) -> Given:
+        """Returns what images are given. Raises: UserError if the run can't read a prompt."""
+        return IMAGE.give(options, run)
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Returns the samples with the decoded images float32 [n, H, W, C] as "samples", and the codes as "codes"."""

@@ -54,7 +54,12 @@ def open_folder(options: FolderOptions) -> Source:
     name = options.name
     root = find_root(name)
     listing = list_found(root, name)
-    layout = lay_out([file.path for file in listing.files], options.splits, name)
+    return open_listed(root, listing, lay_out([file.path for file in listing.files], options.splits, name), options)
+
+
+def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOptions) -> Source:
+    """Opens the images of a listing that the layout uses, in its order. Raises: UserError as `open_folder`."""
+    name = options.name
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)
     paths = [root / listing.files[i].path for i in used]
