@@ -16,8 +16,9 @@ from test_transformer import KEY, quickly, reference
 from gen.core import Feature
 from gen.data import from_arrays
 from gen.errors import UserError
+from gen.families.conditions import Condition
 from gen.families.grid import GridLM, GridMLM, lm, mlm
-from gen.families.grid.grid import Condition, GridModel, GridRequest
+from gen.families.grid.grid import GridModel, GridRequest
 from gen.families.grid.network import make_network
 from gen.families.language import LM
 from gen.networks.positions import grid_rotations, locate_cells, rotate
@@ -93,7 +94,7 @@ def test_a_grid_is_read_after_its_label_with_a_vector_for_each_axis():
     parts, params = parts_of(GUIDED, (2, 3))
     tokens = np.random.default_rng(1).integers(0, VOCAB, (4, 2, 3))
     label = np.array([0, 2, 1, CLASSES])  # the last one is "no label"
-    nats, log_z = quickly(parts.nats)(params, {"tokens": tokens}, Condition(label))
+    nats, log_z = quickly(parts.nats)(params, {"tokens": tokens}, Condition(jnp.asarray(label)))
     own = dict(params["transformer"])
     rows, columns = (own.pop(f"position_{i}")["embedding"] for i in range(2))
     places = [(0, 0), *[(r + 1, c + 1) for r in range(2) for c in range(3)]]

@@ -17,10 +17,11 @@ from gen import core
 from gen.core import Batch, GenerativeModel, Key, Spec, State, Sums
 from gen.errors import UserError, check_fraction, check_positive
 from gen.families import learner
+from gen.families.conditions import Conditions, find_conditions
 from gen.families.flow.likelihood import Likelihood
 from gen.families.flow.model import FlowModel, find_feature
 from gen.families.flow.objectives import FlowMatching, Objective
-from gen.families.labels import num_classes
+from gen.networks.text_encoder import TextEncoder
 from gen.networks.unet import UNet
 from gen.networks.velocity import Architecture, Velocity
 
@@ -34,9 +35,9 @@ class Flow(learner.LearnedFamily):
     objective: Objective = FlowMatching()
     """Training loss."""
     conditional: bool = False
-    """Condition the velocity on the label."""
+    """Condition the velocity on the label, and on the caption if the data have captions."""
     label_dropout: float = 0.1
-    """Probability that a training example's label is left out, so that samples can be guided."""
+    """Probability that a training example's label and caption are left out, so that samples can be guided."""
     likelihood_steps: int = 32
     """Steps of the differential equation for bits_per_dim in the final test."""
     likelihood_probes: int = 2
@@ -62,7 +63,7 @@ class Flow(learner.LearnedFamily):
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or latents of this spec.
 
-        Raises: UserError if the data have neither, have no labels for a conditional model, or do not suit the network.
+        Raises: UserError if the data have neither, have no labels or captions for a conditional model, or do not suit the network.
         """
         model, (_, feature) = self.flow_model(spec), find_feature(spec)
         weights = learner.make_learner(self, steps, "model", model.init).weights
@@ -89,7 +90,10 @@ class Flow(learner.LearnedFamily):
     def flow_model(self, spec: Spec) -> FlowModel:
         """Returns the velocity network on images or latents of this spec. Raises: as `build`."""
         name, feature = find_feature(spec)
-        classes = num_classes(spec) if self.conditional else None
-        trunk = self.network.trunk(feature.shape, self.dtypes())
-        network = Velocity(trunk, self.network.condition, classes, self.dtypes())
-        return FlowModel(network, name, feature.shape, self.label_dropout, self.real_dtype())
+        # The encoder is trained with the velocity, and its vector joins that of the time.
+        read = find_conditions(spec) if self.conditional else Conditions()
+        width, dtypes, encoder = self.network.condition, self.dtypes(), None
+        if read.caption is not None:
+            encoder = TextEncoder(read.caption.vocab or 1, read.end, width, dtypes)
+        network = Velocity(self.network.trunk(feature.shape, dtypes), width, read.classes, dtypes, encoder)
+        return FlowModel(network, name, feature.shape, read, self.label_dropout, self.real_dtype())

@@ -5,34 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple, Self
+from typing import Self
 
-import jax
 import jax.numpy as jnp
 
 from gen import core
 from gen.core import Array, Batch, Feature, Key, Metrics, Spec
 from gen.errors import UserError, check_fraction
-from gen.families.captions import captions_to_generate
-from gen.families.labels import LabelRequest, drop_labels, labels_to_generate, num_classes
+from gen.families.conditions import Condition, Conditions, find_conditions
+from gen.families.labels import LabelRequest
 from gen.families.language.language import LanguageModel
 from gen.families.language.sampling import Filters
 from gen.networks.positions import PADDING
-
-
-class Condition(NamedTuple):
-    """What a model is told about each grid."""
-
-    label: Array | None = None
-    """int32 [B], where `Grid.classes` is "no label". None: "no label" for all of them."""
-    caption: Array | None = None
-    """int32 [B, L], filled up with the end token, which alone is "no caption". None: "no caption" for all of them."""
-
-    def arrays(self) -> dict[str, Array]:
-        """Returns the conditions of samples as `generate` returns them: "labels" and "captions", those that the model has."""
-        found = {"labels": self.label, "captions": self.caption}
-        return {name: array for name, array in found.items() if array is not None}
 
 
 @dataclass(frozen=True)
@@ -81,9 +65,14 @@ class Grid:
         return None if self.caption is None else self.mask + 1 + self.end
 
     @property
+    def conditions(self) -> Conditions:
+        """What the model reads before a grid."""
+        return Conditions(self.classes or None, self.caption)
+
+    @property
     def end(self) -> int:
         """The token that ends captions, among those of captions."""
-        return (self.caption.end or 0) if self.caption else 0
+        return self.conditions.end
 
     @property
     def words(self) -> int:
@@ -180,10 +169,8 @@ class GridModel(LanguageModel):
             raise UserError(
                 f"a head of {head} channels has too few pairs to rotate for {len(cells)} axes; use fewer --model.network.heads"
             )
-        caption = spec.get("caption") if self.conditional else None
-        # Captions suffice: only data with neither are an error.
-        classes = num_classes(spec) if self.conditional and ("label" in spec or caption is None) else 0
-        return Grid(feature.shape, cells, feature.vocab, classes, count_pixels(feature), caption)
+        read = find_conditions(spec) if self.conditional else Conditions()
+        return Grid(feature.shape, cells, feature.vocab, read.classes or 0, count_pixels(feature), read.caption)
 
     def check_guidance(self, guidance: float) -> None:
         """Raises: UserError for guidance that the model was not trained for."""
@@ -195,25 +182,12 @@ class GridModel(LanguageModel):
 
     def drop(self, grid: Grid, batch: Batch, keys: Key) -> Condition:
         """Returns the conditions of training examples, some of them left out. keys: [B]."""
-        label, caption = self.keep(grid, batch)
-        if label is not None:
-            label = drop_labels(label, keys, self.label_dropout, grid.classes)
-        if caption is not None:
-            # The keys are those of the labels, so both are left out together.
-            dropped = jax.vmap(partial(jax.random.bernoulli, p=self.label_dropout))(keys)
-            caption = jnp.where(dropped[:, None], jnp.asarray(grid.end, jnp.int32), caption)
-        return Condition(label, caption)
-
-    def keep(self, grid: Grid, batch: Batch) -> Condition:
-        """Returns the conditions of held-out examples."""
-        label = batch["label"].astype(jnp.int32) if grid.classes else None
-        return Condition(label, batch["caption"].astype(jnp.int32) if grid.caption else None)
+        return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
     def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
         """Returns the conditions of samples. Raises: UserError for a label or guidance that the model can't have."""
         self.check_guidance(request.guidance)
-        label = labels_to_generate(request.n, request.label, grid.classes or None, given)
-        return Condition(label, captions_to_generate(request.n, grid.caption, given))
+        return grid.conditions.to_generate(request.n, request.label, given)
 
 
 def count_pixels(tokens: Feature) -> int | None:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.families import learner
-from gen.families.grid.grid import Condition, GridModel, GridRequest, measure_grids
+from gen.families.conditions import Condition
+from gen.families.grid.grid import GridModel, GridRequest, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
 from gen.families.language import losses
 from gen.networks.transformer import RULES, Cache
@@ -69,7 +70,7 @@ class CausalGrids:
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""
-        nats, _ = self.nats(params, batch, self.config.keep(self.network.grid, batch))
+        nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch))
         return measure_grids(self.network.grid, nats, "nll")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
@@ -77,8 +78,8 @@ class CausalGrids:
 
         With captions, the arrays also have them: "captions", int32 [n, L].
 
-        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept. Each of the others is drawn given those before
-        it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
+        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept. Each of
+        the others is drawn given those before it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.
         """

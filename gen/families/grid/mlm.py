@@ -17,7 +17,8 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.errors import check_not_negative, check_positive
 from gen.families import learner
-from gen.families.grid.grid import Condition, GridModel, GridRequest, measure_grids
+from gen.families.conditions import Condition
+from gen.families.grid.grid import GridModel, GridRequest, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
 from gen.families.language import losses
 from gen.networks.transformer import RULES
@@ -143,7 +144,7 @@ class MaskedGrids:
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
-        nats, _ = self.nats(params, batch, self.config.keep(self.network.grid, batch), keys)
+        nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch), keys)
         return measure_grids(self.network.grid, nats, "nll_bound")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
@@ -151,7 +152,8 @@ class MaskedGrids:
 
         With captions, the arrays also have them: "captions", int32 [n, L].
 
-        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept, and the others are written to fit them.
+        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept, and the
+        others are written to fit them.
         log_probs: of each token given the cells that its turn has seen.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from gen.core import Array, Key, Params
-from gen.families.grid.grid import Condition, Grid, GridModel, GridRequest
+from gen.families.conditions import Condition
+from gen.families.grid.grid import Grid, GridModel, GridRequest
 from gen.families.language.sampling import keep_likely
 from gen.networks.positions import PADDING, locate_cells
 from gen.networks.transformer import Cache, InnerHead, Transformer, empty_cache, unstack_layers
