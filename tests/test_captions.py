@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,18 @@ from gen.core import Feature
 from gen.data.images.captions import Captioned
 from gen.data.text import tokenizers
 from gen.errors import UserError
+from gen.evaluate import scores
+from gen.evaluation.score import Options
 from gen.families.captions import GIVEN
+from gen.families.conditions import Condition
+from gen.families.flow import Flow, UNet
+from gen.families.flow import Request as FlowRequest
 from gen.families.grid import GridLM, GridMLM, lm, mlm
-from gen.families.grid.grid import Condition, GridModel, GridRequest
+from gen.families.grid.grid import GridModel, GridRequest
 from gen.families.grid.network import make_network
 from gen.families.tokenizer import FSQ, Tokenizer
 from gen.media.image import IMAGE, ImageOptions
+from gen.metrics.captions import Recipe, load_scorer
 from gen.networks.tokenizer import Residual
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer
@@ -187,6 +193,51 @@ def test_captions_are_left_out_with_the_stated_probability():
     assert empty[:, 0].mean() == pytest.approx(0.3, abs=0.04)
 
 
+FLOW = Flow(network=UNet((4,)), conditional=True)
+PICTURES = {"image": Feature((4, 4, 3), levels=256), "caption": SPEC["caption"]}
+
+
+@pytest.fixture(scope="module")
+def flow_params() -> Any:
+    """Parameters of FLOW, away from their small initial values."""
+
+    def init(key: jax.Array) -> Any:
+        params = FLOW.flow_model(PICTURES).init(key)
+        return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+    return quickly(init)(KEY)
+
+
+def test_a_flow_reads_captions_and_is_guided_by_them(flow_params):
+    flow, request = FLOW.flow_model(PICTURES), FlowRequest(guidance=3.0)
+    captions = jnp.asarray([[3, 1, 6, 2], [5, 4, 0, 0], [0, 0, 0, 0]])
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4, 3)), jnp.float32)
+
+    @quickly
+    def velocities(params: Any) -> list[jax.Array]:
+        asked, none = Condition(caption=captions), Condition(caption=jnp.zeros_like(captions))
+        t = jnp.float32(0.5)
+        plain = [flow.velocity(params, each)(x, t, t) for each in (asked, none)]
+        return [flow.velocity(params, asked, request)(x, t, t), *plain]
+
+    guided, v, base = velocities(flow_params)
+    changes = np.abs(v - base).max((1, 2, 3))
+    assert changes[:2].min() > 1e-2 and changes[2] == 0
+    np.testing.assert_allclose(guided, base + 3 * (v - base), atol=1e-5)
+
+
+def test_a_flow_draws_the_prompts_in_turn(flow_params):
+    flow = FLOW.flow_model(PICTURES)
+    prompts = jnp.asarray([[3, 1, 0, 0], [5, 4, 6, 2]])
+    keys = jnp.broadcast_to(KEY, (3,))
+    make = quickly(lambda params: flow.sample(params, keys, {GIVEN: prompts}, FlowRequest(n=3, steps=1)))
+    made = jax.device_get(make(flow_params))
+    np.testing.assert_array_equal(made["captions"], prompts[jnp.asarray([0, 1, 0])])
+    # All samples have the same noise.
+    np.testing.assert_allclose(made["samples"][0], made["samples"][2], atol=1e-5)
+    assert np.abs(made["samples"][0] - made["samples"][1]).max() > 1e-2 and "labels" not in made
+
+
 def coded(captions: Path, folder: Path, model: GridModel, steps: int, make: Any, **tokenizer: Any) -> Path:
     """Makes a tokenizer's run and a run on its codes of captioned pictures. Returns the second."""
     data = Captioned(name=f"captions:{captions}", tokenizer="character", length=8, batch_size=16)
@@ -240,14 +291,36 @@ def test_a_prompt_that_the_run_cannot_read_is_one_short_error(run, options, mess
         sample.main([str(run), "--n", "2", *options])
 
 
-@pytest.mark.slow
-def test_the_colour_follows_the_prompt(captions, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def train_flow(captions: Path, folder: Path) -> Path:
+    """Trains a flow on captioned pictures. Returns its run."""
+    data = Captioned(name=f"captions:{captions}", tokenizer="character", length=8, batch_size=16)
+    model = Flow(network=UNet((16, 32)), conditional=True, optim=Optimizer(lr=3e-3))
+    train(Config(model=model, data=data, steps=400, parallel=Parallel(devices=1)), folder / "run")
+    return folder / "run"
+
+
+def train_grid(captions: Path, folder: Path) -> Path:
+    """Trains a tokenizer, and a model of its codes of captioned pictures. Returns the second run."""
     model = replace(MODEL, label_dropout=0.1, optim=Optimizer(lr=3e-3))
-    run = coded(captions, tmp_path, model, 400, lambda workdir, config: train(config, workdir))
+    return coded(captions, folder, model, 400, lambda workdir, config: train(config, workdir))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train_run", [train_grid, train_flow])
+def test_the_colour_follows_the_prompt(captions, tmp_path, monkeypatch, train_run):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = train_run(captions, tmp_path)
     prompts = [part for color in ("red", "green", "blue") for part in ("--prompt", f"{color} 40")]
     assert sample.main([str(run), "--n", "12", "--guidance", "2", *prompts, "--out", str(tmp_path / "out")]) == 0
     with np.load(tmp_path / "out" / "samples.npz") as arrays:
-        middle = arrays["images"][:, 3:5, 3:5].mean((1, 2))
+        # A flow's samples are images; codes are decoded.
+        images = arrays["images"] if "images" in arrays else arrays["samples"]
+        middle = images[:, 3:5, 3:5].mean((1, 2))
     assert (middle.argmax(-1) == np.arange(12) % 3).mean() >= 0.9
     assert sample.main(["--verify", str(tmp_path / "out" / "manifest.json")]) == 0
+    small = Recipe(convolutions=(4,), hidden=(32,), width=16, steps=200, batch_size=32, learning_rate=5e-3)
+    monkeypatch.setattr("gen.evaluation.captions.load_scorer", partial(load_scorer, recipe=small))
+    (numbers,) = scores(Options((run,), n=100, seed=1)).values()
+    # A third of the captions has the colour of an image, and their numbers can't be seen.
+    assert numbers["caption_choice"] > 0.7 and numbers["train_distance"] > 0
+    assert {"frechet", "caption_choice_real", "caption_choice_nearest", "train_distance_real"} <= numbers.keys()

@@ -28,6 +28,8 @@ class ImageSet(NamedTuple):
     """uint8 [N, H, W, C]."""
     label: np.ndarray | None
     """int32 [N]. None: without labels."""
+    caption: np.ndarray | None = None
+    """int32 [N, L]. None: without captions."""
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
@@ -80,11 +82,12 @@ def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
         return data.preprocess(batch, jax.random.key(0), False)["image"]
 
     images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    conditions: dict[str, list[np.ndarray]] = {name: [] for name in ("label", "caption") if name in data.spec}
     for batch in batches:
         # Padding has weight 0.
         real = batch["weight"] > 0
         images.append(to_bytes(np.asarray(show(jax.device_put(batch))))[real])
-        if "label" in batch:
-            labels.append(batch["label"][real])
-    return ImageSet(np.concatenate(images), np.concatenate(labels) if "label" in data.spec else None)
+        for name, found in conditions.items():
+            found.append(batch[name][real])
+    known = {name: np.concatenate(found) for name, found in conditions.items()}
+    return ImageSet(np.concatenate(images), known.get("label"), known.get("caption"))
