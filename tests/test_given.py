@@ -12,6 +12,7 @@ import pytest
 
 from gen.core import Array, Feature, Params
 from gen.errors import UserError
+from gen.families.conditions import Condition
 from gen.families.flow import (
     AnyOf,
     Brightness,
@@ -132,7 +133,7 @@ def test_upscaling_and_colorizing_give_the_network_what_its_masks_gave_it(params
         """Returns samples of noise by the Euler method in two steps, with these known values."""
         x = jax.vmap(lambda key: jax.random.normal(key, (6, 4, 3)))(KEYS[:2])
         context = jnp.concatenate([jnp.stack([part] * 2) for part in known], axis=-1)
-        velocity = jax.jit(model.velocity(params, None, context=context))
+        velocity = jax.jit(model.velocity(params, Condition(), context=context))
         for t in (1.0, 0.5):
             x -= velocity(x, jnp.float32(t), jnp.float32(t - 0.5)) / 2
         return np.clip(x, -1, 1)

@@ -261,14 +261,14 @@ def test_alarms_translate_the_sources_of_the_real_images(folder):
 
 
 def test_trivial_translations():
-    known = ImageSet(TARGETS[:5], None, SOURCES[:5])
+    known = ImageSet(TARGETS[:5], None, source=SOURCES[:5])
     noisy = np.clip(SOURCES[[4, 2]].astype(int) + 3, 0, 255).astype(np.uint8)
-    np.testing.assert_array_equal(nearest_targets(known, ImageSet(noisy, None, noisy)), TARGETS[[4, 2]])
+    np.testing.assert_array_equal(nearest_targets(known, ImageSet(noisy, None, source=noisy)), TARGETS[[4, 2]])
     # Two levels of the source, and a third that is not known.
     source = np.array([0, 0, 255, 255], np.uint8).reshape(1, 2, 2, 1)
     target = np.array([[10, 0], [20, 2], [30, 4], [50, 8]], np.uint8).reshape(1, 2, 2, 2)
     asked = np.array([255, 0, 7], np.uint8).reshape(1, 1, 3, 1)
-    made = colors_of_levels(ImageSet(target, None, source), ImageSet(asked, None, asked))
+    made = colors_of_levels(ImageSet(target, None, source=source), ImageSet(asked, None, source=asked))
     assert made.reshape(3, 2).tolist() == [[40, 6], [15, 1], [28, 4]]
     assert psnr(np.zeros((2, 1, 1, 1), np.uint8), np.array([255, 51], np.uint8).reshape(2, 1, 1, 1)) == pytest.approx(
         (0 + 20 * np.log10(5)) / 2

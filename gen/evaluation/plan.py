@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, cast
 
 from gen.core import Dataset
 from gen.errors import UserError
-from gen.evaluation import images, pairs, texts
+from gen.evaluation import captions, images, pairs, texts
+from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.pairs import PairSubject
@@ -22,9 +23,9 @@ from gen.families.tokenizer import Tokenizer
 from gen.metrics.images import has_sources
 from gen.runs.trained import TrainedRun, open_run
 
-SUBJECTS: dict[str, type[Subject]] = {"image": ImageSubject, "tokens": TextSubject}
+SUBJECTS: dict[str, type[Subject]] = {"caption": CaptionedSubject, "image": ImageSubject, "tokens": TextSubject}
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
-METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *pairs.METRICS, *texts.METRICS)
+METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 

@@ -28,6 +28,8 @@ class ImageSet(NamedTuple):
     """uint8 [N, H, W, C]."""
     label: np.ndarray | None
     """int32 [N]. None: without labels."""
+    caption: np.ndarray | None = None
+    """int32 [N, L]. None: without captions."""
     source: np.ndarray | None = None
     """uint8 [N, H, W, C]. Of pairs: the source of each image."""
 
@@ -89,13 +91,14 @@ def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
         seen = data.preprocess(batch, jax.random.key(0), False)
         return [seen[name] for name in names]
 
-    images: list[list[np.ndarray]] = []
-    labels: list[np.ndarray] = []
+    conditions = [name for name in ("label", "caption") if name in data.spec]
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *conditions)}
     for batch in batches:
         # Padding has weight 0.
         real = batch["weight"] > 0
-        images.append([to_bytes(np.asarray(x))[real] for x in show(jax.device_put(batch))])
-        if "label" in batch:
-            labels.append(batch["label"][real])
-    image, *source = (np.concatenate(column) for column in zip(*images, strict=True))
-    return ImageSet(image, np.concatenate(labels) if "label" in data.spec else None, *source)
+        for name, x in zip(names, show(jax.device_put(batch)), strict=True):
+            found[name].append(to_bytes(np.asarray(x))[real])
+        for name in conditions:
+            found[name].append(batch[name][real])
+    known = {name: np.concatenate(chunks) for name, chunks in found.items()}
+    return ImageSet(known["image"], known.get("label"), known.get("caption"), known.get("source"))

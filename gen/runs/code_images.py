@@ -10,7 +10,7 @@ import numpy as np
 
 from gen.core import Array, Dataset, Given, RunView, Shown
 from gen.errors import UserError
-from gen.media.image import IMAGE, ImageOptions, Images
+from gen.media.image import IMAGE, ImageOptions, Images, encode_prompts
 from gen.media.pictures import check_given, known_cells, read_pictures
 from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
 
@@ -20,11 +20,12 @@ class CodeImages(Images):
     """Codes [n, *grid, ...] of images, shown as images."""
 
     def give(self, options: ImageOptions, run: RunView) -> Given:
-        """Returns the given pictures, or validation examples if none are given.
+        """Returns the given pictures, or validation examples if none are given, and the prompts.
 
         A picture with a mask is also given as codes: "tokens" and "known", [1, *grid].
 
-        Raises: UserError for a mask with colours, or for a picture that has not the size of the run's images.
+        Raises: UserError for a mask with colours, for a picture that has not the size of the run's images, or for a prompt that the
+        run can't read.
         """
         found = read_pictures(options.image, options.mask)
         if found.keys() == {"image", "mask"} and "tokens" in run.spec:
@@ -33,7 +34,7 @@ class CodeImages(Images):
             tokens = np.asarray(jax.jit(codec.encode)(found["image"]))
             # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
             found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
-        return Given(found or run.reference())
+        return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Returns the samples with the decoded images float32 [n, H, W, C] as "samples", and the codes as "codes"."""

@@ -25,6 +25,8 @@ FORMAT = 1
 ENCODE_CHUNK = 250
 """Images that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
+KEPT = ("label", "caption")
+"""Features of the images that their codes keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +72,15 @@ class Encoded(core.Data):
         )
         # The scale of tokens is 1.
         scale = float(arrays["scale"])
-        labels = {"label": images.spec["label"]} if "label" in images.spec else {}
+        kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
-            spec={name: feature, **labels},
+            spec={name: feature, **kept},
             sizes=images.sizes,
             digest=digest,
             batch=examples.batch,
             evaluation=examples.evaluation,
             preprocess=partial(convert, name=name, scale=scale),
-            files=codec.with_scale(scale).files(),
+            files={**images.files, **codec.with_scale(scale).files()},
             protocol={**images.protocol, "tokenizer": codec.digest, "variants": self.variants},
             images=images,
         )
@@ -108,7 +110,7 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
-    """Returns the codes of all splits, "train" with all forms one after the other, their labels, and the "scale" of latents.
+    """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
 
     Tokens are uint16, and latents float16.
     """
@@ -121,18 +123,15 @@ def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
     arrays: Arrays = {}
     for split, forms in passes.items():
         arrays[split] = np.concatenate([codes for codes, _ in forms])
-        # The label of an image is the same in all of its forms.
-        if forms[0][1] is not None:
-            arrays[f"{split}_label"] = forms[0][1]
+        # The label and the caption of an image are the same in all of its forms.
+        arrays |= {f"{split}_{each}": values for each, values in forms[0][1].items()}
     is_latent = arrays["train"].dtype.kind == "f"
     scale = arrays["train"].std(dtype=np.float64) if is_latent else 1.0
     return {**arrays, "scale": np.array(scale, np.float32)}
 
 
-def split_codes(
-    codec: Codec, images: Dataset, split: str, form: int, augmented: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the codes of a split in order, and its labels or None.
+def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
+    """Returns the codes of a split in order, and {feature: values} of what they keep.
 
     form: number of the form, whose noise of the data's preprocessing is its own. augmented: with the augmentations of training.
     """
@@ -145,19 +144,19 @@ def split_codes(
         return codec.encode(images.preprocess(batch, key, augmented)["image"])
 
     codes: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    kept: dict[str, list[np.ndarray]] = {each: [] for each in KEPT if each in images.spec}
     for batch in images.evaluation(split, min(ENCODE_CHUNK, images.sizes[split])):
         # Padding has weight 0.
         real = batch["weight"] > 0
         codes.append(np.asarray(encode(jax.device_put(batch))).astype(stored)[real])
-        if "label" in images.spec:
-            labels.append(batch["label"][real])
-    return np.concatenate(codes), np.concatenate(labels) if labels else None
+        for each, values in kept.items():
+            values.append(batch[each][real])
+    return np.concatenate(codes), {each: np.concatenate(values) for each, values in kept.items()}
 
 
 @dataclass(frozen=True)
 class CodeReader:
-    """Reads codes and labels by their positions in a split. In the training split, forms of an image are `n` positions apart."""
+    """Reads codes, labels and captions by their positions in a split. In the training split, forms of an image are `n` positions apart."""
 
     arrays: Arrays
     name: str
@@ -166,10 +165,11 @@ class CodeReader:
     """Number of training images."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"tokens": uint16 [n, *grid]} or {"latent": float16 [n, *grid, channels]}, and "label" int32 [n] if there are any."""
-        codes = {self.name: self.arrays[split][index]}
-        labels = self.arrays.get(f"{split}_label")
-        return codes if labels is None else {**codes, "label": labels[index % self.n if split == "train" else index]}
+        """Returns {"tokens": uint16 [n, *grid]} or {"latent": float16 [n, *grid, channels]}, and the features that are kept."""
+        examples = {self.name: self.arrays[split][index]}
+        place = index % self.n if split == "train" else index
+        kept = {each: self.arrays.get(f"{split}_{each}") for each in KEPT}
+        return examples | {each: values[place] for each, values in kept.items() if values is not None}
 
 
 def take_forms_in_turn(n: int, variants: int) -> Shuffle:

@@ -14,12 +14,12 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, Feature, Key, Params, Spec
 from gen.errors import UserError
 from gen.families.chunks import map_chunks
+from gen.families.conditions import Condition, Conditions
 from gen.families.flow.editing import read_known, read_picture
 from gen.families.flow.masks import Known, Mask, draw_known, nothing
 from gen.families.flow.objectives import Objective, draw_normal, interpolate
 from gen.families.flow.samplers import Velocity
 from gen.families.flow.sampling import Request, generate
-from gen.families.labels import drop_labels, labels_to_generate
 from gen.networks import velocity
 
 FEATURES = ("image", "latent")
@@ -37,6 +37,8 @@ class FlowModel:
     """Name of the feature."""
     shape: tuple[int, ...]
     """(*axes, channels) of one example."""
+    conditions: Conditions
+    """What the network reads in addition to the example and the times."""
     label_dropout: float
     dtype: DTypeLike
     """Dtype of examples, noise, times and losses."""
@@ -45,29 +47,17 @@ class FlowModel:
     source: tuple[int, ...] | None = None
     """(*axes, channels) of the source of each example, which the network reads. None: the data have none."""
 
-    @property
-    def classes(self) -> int | None:
-        """Number of classes. None: unconditional."""
-        return self.network.classes
-
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
-        time = jnp.zeros(1, self.dtype)
-        label = None if self.classes is None else jnp.zeros(1, jnp.int32)
-        x = jnp.zeros((1, *self.shape), self.dtype)
+        x, time = jnp.zeros((1, *self.shape), self.dtype), jnp.zeros(1, self.dtype)
         source = {} if self.source is None else {"source": jnp.zeros((1, *self.source), self.dtype)}
         read = add_channels(x, self.context(x, source))
-        return {"velocity": self.network.init(key, read, time, time, label)["params"]}
+        return {"velocity": self.network.init(key, read, time, time, *self.conditions.none(1))["params"]}
 
-    def apply(
-        self, params: Params, label: Array | None, x: Array, r: Array, t: Array, context: Array | None = None
-    ) -> Array:
-        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...].
-
-        label: int32 [B], or None. context: see `context`.
-        """
-        read = add_channels(x, context)
-        return self.network.apply({"params": params["velocity"]}, read, r, t, label).astype(self.dtype)  # pyright: ignore
+    def apply(self, params: Params, condition: Condition, context: Array | None, x: Array, r: Array, t: Array) -> Array:
+        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...]. context: see `context`."""
+        variables, read = {"params": params["velocity"]}, add_channels(x, context)
+        return self.network.apply(variables, read, r, t, *condition).astype(self.dtype)  # pyright: ignore
 
     def context(self, x: Array, batch: Mapping[str, Array], known: Known | None = None) -> Array | None:
         """Returns what the network reads next to x_t: [known values, mask, source], [B, *axes, any channels]. None: nothing.
@@ -80,40 +70,39 @@ class FlowModel:
             read.append(batch["source"].astype(x.dtype))
         return jnp.concatenate(read, axis=-1) if read else None
 
-    def inputs(self, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        """Returns the examples [B, ...] of a batch and their labels int32 [B], or None if unconditional."""
-        return batch[self.name].astype(self.dtype), None if self.classes is None else batch["label"]
+    def inputs(self, batch: Batch) -> tuple[Array, Condition]:
+        """Returns the examples [B, ...] of a batch, and their conditions."""
+        return batch[self.name].astype(self.dtype), self.conditions.of(batch)
 
     def loss(self, objective: Objective, params: Params, batch: Batch, keys: Key) -> Array:
-        """Returns the objective of each example, [B], with some labels left out. keys: [B]."""
-        noise_keys, label_keys = split_keys(keys, 2)
-        x, label = self.inputs(batch)
+        """Returns the objective of each example, [B], with some labels and captions left out. keys: [B]."""
+        noise_keys, drop_keys = split_keys(keys, 2)
+        x, condition = self.inputs(batch)
         known = None
         if self.mask is not None:
             # Models without masks keep the noise that they always had.
-            label_keys, mask_keys = split_keys(label_keys, 2)
+            drop_keys, mask_keys = split_keys(drop_keys, 2)
             known = draw_known(self.mask, mask_keys, x)
         context = self.context(x, batch, known)
-        if label is not None and self.classes is not None:
-            label = drop_labels(label, label_keys, self.label_dropout, self.classes)
+        condition = self.conditions.drop(condition, drop_keys, self.label_dropout)
 
         def u(params: Params, x: Array, r: Array, t: Array) -> Array:
-            return self.apply(params, label, x, r, t, context)
+            return self.apply(params, condition, context, x, r, t)
 
         return objective.loss(u, params, x, noise_keys)
 
     def velocity(
-        self, params: Params, label: Array | None, request: Request = Request(), context: Array | None = None
+        self, params: Params, condition: Condition, request: Request = Request(), context: Array | None = None
     ) -> Velocity:
         """Returns the velocity that samplers follow, with the request's guidance.
 
-        label: int32 [B], or None. context: see `context`; needed by a model with masks or sources.
+        context: see `context`; needed by a model with masks or sources.
 
         Raises: UserError for guidance of a model that can't have it.
         """
         self.check_guidance(request)
-        plain = partial(self.apply, params, label, context=context)
-        guided = plain if label is None else partial(self.apply_guided, request.guidance, params, label, context)
+        plain = partial(self.apply, params, condition, context)
+        guided = partial(self.apply_guided, request, params, condition, context)
 
         def at(x: Array, t: Array, s: Array) -> Array:
             # Mean velocities are known from earlier times to x alone, so on the way to noise it is the velocity at x.
@@ -127,22 +116,27 @@ class FlowModel:
         return at
 
     def apply_guided(
-        self, guidance: float, params: Params, label: Array, context: Array | None, x: Array, r: Array, t: Array
+        self,
+        request: Request,
+        params: Params,
+        condition: Condition,
+        context: Array | None,
+        x: Array,
+        r: Array,
+        t: Array,
     ) -> Array:
-        """Returns velocities as `apply`, guided by the label. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
-        assert self.classes is not None
+        """Returns velocities as `apply`, guided by the condition. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
         # One call of the network for both, on a batch of twice the size.
-        labels = jnp.concatenate([label, jnp.full_like(label, self.classes)])
-        x, r, t = (jnp.concatenate([a, a]) for a in (x, r, t))
-        context = None if context is None else jnp.concatenate([context, context])
-        v, base = jnp.split(self.apply(params, labels, x, r, t, context), 2)
-        return base + guidance * (v - base)
+        both = jax.tree.map(twice, condition, self.conditions.none(len(x)))
+        context, x, r, t = jax.tree.map(lambda a: twice(a, a), (context, x, r, t))
+        v, base = jnp.split(self.apply(params, both, context, x, r, t), 2)
+        return base + request.guidance * (v - base)
 
     def check_guidance(self, request: Request) -> None:
-        """Raises: UserError if the request asks for guidance, and the model has no labels or was trained without dropping them."""
+        """Raises: UserError if the request asks for guidance, and the model has no condition or was trained without dropping it."""
         if request.guidance == 1:
             return
-        if self.classes is None:
+        if self.conditions == Conditions():
             raise UserError("guidance needs labels, and the model is not conditional; the fix: leave --guidance out")
         if not self.label_dropout:
             raise UserError("guidance needs a model that was trained with label_dropout above 0; leave --guidance out")
@@ -165,15 +159,17 @@ class FlowModel:
             )
 
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns samples [n, *axes, C], float32, and "labels" int32 [n] if the model is conditional. keys: [n].
+        """Returns samples [n, *axes, C], float32, and the conditions that the model reads: "labels" int32 [n], "captions" int32
+        [n, L]. keys: [n].
 
-        given: may hold the pictures that the request's mode needs (`editing`). Known pixels are kept. A model with sources needs
+        given: may hold labels and prompts (see labels_to_generate and captions_to_generate).
+        It may also hold the pictures that the request's mode needs (`editing`). Known pixels are kept. A model with sources needs
         "source" [m, *axes, C], of which sample i has the one at i modulo m, and returns "source" [n, *axes, C].
 
         Raises: UserError for guidance, a label or a mode that the model does not have, or for pictures that do not fit.
         """
         self.check_mode(request)
-        label = labels_to_generate(request.n, request.label, self.classes, given)
+        condition = self.conditions.to_generate(request.n, request.label, given)
         noise = draw_normal(keys, jnp.zeros((request.n, *self.shape), self.dtype))
         known = read_known(request, given, self.shape, self.dtype)
         source: dict[str, Array] = {}
@@ -185,14 +181,14 @@ class FlowModel:
             edited = read_picture(given, "image", request, self.shape, self.dtype)
             noise = interpolate(edited, noise, jnp.full(request.n, start, self.dtype))
 
-        def follow(inputs: tuple[Array, Array | None, Array | None]) -> Array:
-            noise, label, context = inputs
-            return generate(self.velocity(params, label, request, context), noise, request, start)
+        def follow(inputs: tuple[Array, Condition, Array | None]) -> Array:
+            noise, condition, context = inputs
+            return generate(self.velocity(params, condition, request, context), noise, request, start)
 
         # Steps of length 0 would divide by 0.
         samples = noise
         if start > 0:
-            inputs = noise, label, self.context(noise, source, known)
+            inputs = noise, condition, self.context(noise, source, known)
             samples = map_chunks(follow, inputs, GENERATE_CHUNK)
         samples = samples.astype(jnp.float32)
         if known is not None:
@@ -201,13 +197,17 @@ class FlowModel:
         if self.name == "image":
             # Solvers end near the data, and may leave the range of pixels.
             samples = samples.clip(-1, 1)
-        made = {"samples": samples, **source}
-        return made if label is None else {**made, "labels": label}
+        return {"samples": samples, **source, **condition.arrays()}
 
 
 def add_channels(x: Array, context: Array | None) -> Array:
     """Returns x [B, *axes, C] with the channels of the context, if there is one, after its own."""
     return x if context is None else jnp.concatenate([x, context], axis=-1)
+
+
+def twice(a: Array, b: Array) -> Array:
+    """Returns two batches [B, ...] as one, [2 B, ...]."""
+    return jnp.concatenate([a, b])
 
 
 def find_feature(spec: Spec) -> tuple[str, Feature]:

@@ -34,7 +34,7 @@ class Request(LabelRequest):
     sampler: Literal["euler", "heun", "multistep"] = "multistep"
     """Solver: Euler (order 1), Heun (order 2) or a second-order multistep method."""
     guidance: float = 1.0
-    """Weight w of the label: v(x) + w (v(x | label) - v(x)). Above 1, samples are more typical of their class and less varied."""
+    """Weight w of the label or caption c: v(x) + w (v(x | c) - v(x)). Above 1, samples are more typical of c and less varied."""
     guidance_from: float = 0.0
     """Guidance is used at times t from here, in [0, 1]. t = 1 is noise. Kynkäänniemi et al. 2024."""
     guidance_to: float = 1.0
