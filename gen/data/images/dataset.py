@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from gen import core, errors, files
-from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
 from gen.data.images import folder, patches, pixels, sources, tfds
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
-from gen.data.images.slices import Slices, positions, suggest
+from gen.data.images.slices import Slices, positions, report_overlap, suggest
 from gen.data.images.sources import Source
-from gen.data.order import Shuffle, permute, permute_by_grain
+from gen.data.order import permute, permute_by_grain
+from gen.data.readers import Reader, SplitReader
 from gen.errors import UserError
 
 
@@ -127,13 +127,6 @@ def check(config: Images) -> None:
     pixels.parse_color(config.background)
 
 
-def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
-    """Prints how many held-out examples are trained on, if any are."""
-    for split in ("validation", "test"):
-        if shared := len(np.intersect1d(splits[split], splits["train"])):
-            errors.note(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
-
-
 def open_source(config: Images, slices: Mapping[str, str]) -> Source:
     """Opens the images that the config names. Raises: UserError if they are missing or cannot be used.
 
@@ -163,19 +156,6 @@ def check_shape(config: Images, source: Source) -> Shape:
     return shape
 
 
-class Reader(NamedTuple):
-    """A way to read decoded images by their positions in the source."""
-
-    read: Callable[[np.ndarray], HostBatch]
-    """Positions int64 [n] -> {"image": uint8 [n, H, W, C], "label": int32 [n]}."""
-    content: str
-    """Digest of the images that can be read."""
-    shuffle: Shuffle
-    """Order of the training images."""
-    older_content: tuple[str, ...] = ()
-    """Other digests, of names and sizes alone, that older versions gave the same images."""
-
-
 def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray], shape: Shape) -> Reader:
     """Returns a reader from memory if the images of all splits fit into `config.in_memory`, otherwise from the source."""
     # Splits may overlap or leave images out. Each used image is decoded once.
@@ -189,20 +169,3 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
     # The pixels are not hashed here: that would decode the whole set before the first step.
     older = (source.older_content + digest.sha256(str(shape)),) if source.older_content else ()
     return Reader(read, source.content + digest.sha256(str(shape)), permute_by_grain(n), older)
-
-
-@dataclass(frozen=True)
-class SplitReader:
-    """Reads examples by their positions in a split."""
-
-    splits: Mapping[str, np.ndarray]
-    """{split: positions in the source, int64 [N]}."""
-    read_source: Callable[[np.ndarray], HostBatch]
-    """Reads examples by their positions in the source."""
-    labels: bool
-    """Whether the images have labels."""
-
-    def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"image": uint8 [n, H, W, C]}, and with labels "label": int32 [n]."""
-        examples = self.read_source(self.splits[split][index])
-        return examples if self.labels else {"image": examples["image"]}
