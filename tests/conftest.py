@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from gen.config import Config
+from gen.data.audio import Audio
 from gen.data.images import Images
 from gen.data.text import Text
 
@@ -164,6 +165,8 @@ def tiny(pictures: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
         elif isinstance(data, Images) and data.name != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             data = replace(data, name=f"folder:{pictures}", **splits)
+        elif isinstance(data, Audio):
+            data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink

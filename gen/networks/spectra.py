@@ -169,6 +169,7 @@ def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
 
     The pseudo-inverse of the filters solves the least squares. Negative magnitudes become 0.
     """
+    # A constant of the compiled program.
     inverse = jnp.asarray(np.linalg.pinv(mel_filters(rate, mel)), log_mel.dtype)
     return jnp.maximum(jnp.matmul(jnp.exp(log_mel), inverse, precision="highest"), 0)
 

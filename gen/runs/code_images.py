@@ -1,10 +1,10 @@
-"""The medium of codes: they are decoded to images by the copy of the tokenizer that the run keeps."""
+"""The medium of codes: they are decoded to images by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: to sound."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -20,15 +20,17 @@ class CodeImages(Medium):
     """Codes [n, *grid, ...] of images, shown as images."""
 
     options: ClassVar[type] = ImageOptions
+    shown_as: ClassVar[Medium] = IMAGE
+    """The medium of the decoded samples."""
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Returns the samples with the decoded images float32 [n, H, W, C] as "samples", and the codes as "codes"."""
+        """Returns the samples with the decoded images float32 [n, *axes, C] as "samples", and the codes as "codes"."""
         codes = samples["samples"]
-        return {**samples, "samples": _codec(run).show(codes), "codes": codes}
+        return {**samples, "samples": read_kept_codec(run).show(codes), "codes": codes}
 
-    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
-        """Returns the files of the decoded images, as images have them. The arrays have "images", float32 [n, H, W, C], too."""
-        codec = _codec(run)
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
+        """Returns the files of the decoded images, as images have them. The arrays have "images", float32 [n, *axes, C], too."""
+        codec = read_kept_codec(run)
         images = np.asarray(jax.jit(codec.show)(samples["samples"]))
         labels = {"label": run.spec["label"]} if "label" in run.spec else {}
 
@@ -37,15 +39,15 @@ class CodeImages(Medium):
             data = run.build_data(data_dir)
             return data.images or data
 
-        view = run._replace(spec={"image": codec.coder.image, **labels}, build_data=build_images)
-        shown = IMAGE.show({**samples, "samples": images}, view, options)
+        view = run._replace(spec={codec.coder.name: codec.coder.example, **labels}, build_data=build_images)
+        shown = self.shown_as.show({**samples, "samples": images}, view, options)
         return Shown(shown.files, {**shown.arrays, "images": images})
 
 
 CODE_IMAGES = CodeImages()
 
 
-def _codec(run: RunView) -> Codec:
+def read_kept_codec(run: RunView) -> Codec:
     """Returns the codec that the run keeps. Raises: UserError if it is damaged, or of other codes than those of the run."""
     codec = read_codec(run.read_file(FILE), run.read_file(WEIGHTS), "the run")
     if codec.coder.codes not in run.spec.values():

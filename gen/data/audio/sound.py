@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,20 +58,20 @@ def load_soxr() -> ModuleType:
     return soxr
 
 
-def read_header(path: Path) -> Header:
-    """Reads the length, the sample rate and the channels of a sound file. Raises: ValueError with the reason if it can't be read."""
-    with open_sound(path) as file:
+def read_header(source: Path | bytes) -> Header:
+    """Reads the length, the sample rate and the channels of a sound file, or of its content. Raises: ValueError with the reason if it can't be read."""
+    with open_sound(source) as file:
         return Header(file.frames, file.samplerate, file.channels)
 
 
-def decode(path: Path, rate: int, channels: int) -> np.ndarray:
-    """Returns a sound file as int16 [n, channels], resampled to `rate`.
+def decode(source: Path | bytes, rate: int, channels: int) -> np.ndarray:
+    """Returns a sound file, or its content, as int16 [n, channels], resampled to `rate`.
 
     One channel is the mean of those of the file. Two channels of a file with one are equal.
 
     Raises: ValueError with the reason if it can't be read, is silent, or has samples that are not finite or far too loud.
     """
-    with open_sound(path) as file:
+    with open_sound(source) as file:
         x = file.read(dtype="float32", always_2d=True)
         found = file.samplerate
     check_samples(x)
@@ -107,14 +108,15 @@ def mix(x: np.ndarray, channels: int) -> np.ndarray:
 
 
 @contextmanager
-def open_sound(path: Path) -> Iterator[Any]:
-    """Yields the open file, a soundfile.SoundFile. Raises: ValueError with the reason for anything that goes wrong in the block."""
+def open_sound(source: Path | bytes) -> Iterator[Any]:
+    """Yields the open file, or its content, a soundfile.SoundFile. Raises: ValueError with the reason for anything that goes wrong in the block."""
     soundfile = load_soundfile()
     try:
         # Another program may have put a pipe in the place of a listed file.
-        if not check_regular(path):
+        size = len(source) if isinstance(source, bytes) else check_regular(source)
+        if not size:
             raise ValueError("is empty: it has no bytes")
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames == 0:
                 raise ValueError("is empty: it has no samples")
             if file.frames > MAX_FRAMES:
@@ -126,8 +128,8 @@ def open_sound(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:
         # Broken files make libsndfile raise several kinds of errors.
-        codec = CODECS.get(path.suffix.lower(), "WAV")
+        codec = CODECS.get(source.suffix.lower(), "WAV") if isinstance(source, Path) else "WAV"
         if codec not in soundfile.available_formats():
             raise ValueError(f"is {codec}, which this libsndfile can't read: pip install -U soundfile") from error
-        reason = str(error).removeprefix(f"Error opening {str(path)!r}: ").rstrip(".")
-        raise ValueError(f"can't be read as sound ({reason})") from error
+        reason = str(error).rpartition(": ")[2]
+        raise ValueError(f"can't be read as sound ({reason.rstrip('.')})") from error
