@@ -61,6 +61,13 @@ def check_not_negative(**numbers: float) -> None:
             raise UserError(f"{name} is {value}; it must be at least 0")
 
 
+def check_finite(**numbers: float) -> None:
+    """Raises: UserError for the first named number that is not finite."""
+    for name, value in numbers.items():
+        if not abs(value) < float("inf"):
+            raise UserError(f"{name} is {value}; it must be a finite number")
+
+
 def check_decay(**numbers: float) -> None:
     """Raises: UserError for the first named number outside [0, 1), the range of decays and of dropout rates."""
     for name, value in numbers.items():

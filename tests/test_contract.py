@@ -34,16 +34,18 @@ DOUBLE = "pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs tests of `config_file` on every config. Tests of `family_file` compile much: they run on one config per family.
 
-    The fast tests run on one config per folder of families.
+    The fast tests run on one config per folder of families, on built-in data. Beyond one family per folder, tests are long.
     """
     given = metafunc.config.getoption("config")
     if "config_file" in metafunc.fixturenames:
         files = given or contract.config_files()
-        slow = set(files) - set(given or contract.one_per_folder(files))
+        fast = given or filter(contract.is_built_in, contract.one_per_folder(files))
+        slow = set(files) - set(fast)
         metafunc.parametrize("config_file", contract.as_parameters(files, slow))
     if "family_file" in metafunc.fixturenames:
         families = given or contract.one_per_family(contract.config_files())
-        metafunc.parametrize("family_file", contract.as_parameters(families))
+        long = set(families) - set(given or contract.one_per_folder(contract.config_files()))
+        metafunc.parametrize("family_file", contract.as_parameters(families, long, "long"))
 
 
 @pytest.fixture(autouse=True)

@@ -95,7 +95,8 @@ def codes_of(run: Path, x: jax.Array) -> np.ndarray:
     trained = gen.open(run).trained
     state = trained.restore(5)
     coder = trained.config.model.coder(trained.spec)  # pyright: ignore
-    return np.asarray(coder.encode({**state.params, **state.ema}, state.stats.get("bottleneck", {}), x).codes)
+    encode = jax.jit(coder.encode)
+    return np.asarray(encode({**state.params, **state.ema}, state.stats.get("bottleneck", {}), x).codes)
 
 
 def test_codes_are_those_of_the_images_and_keep_their_labels(coded):

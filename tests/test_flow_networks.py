@@ -41,7 +41,10 @@ def build(name: str, dtype: str = "float32") -> tuple[Velocity, dict, Callable[.
     return network, jax.jit(init)(jax.random.key(0)), jax.jit(network.apply)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("unet 7x5", "dit of images") else pytest.mark.slow) for name in NETWORKS],
+)
 def test_a_velocity_depends_on_everything_that_the_network_sees(name):
     _, shape = NETWORKS[name]
     _, params, apply = build(name)

@@ -45,7 +45,7 @@ class Encoded(core.Data):
     for each form, and an epoch takes the next form of each image."""
 
     def __post_init__(self):
-        check_positive(variants=self.variants)
+        check_positive(batch_size=self.batch_size, variants=self.variants)
 
     def resolve(self) -> Encoded:
         return replace(self, data=self.data.resolve())
