@@ -72,7 +72,7 @@ def main(workdir: tyro.conf.Positional[Path], n: int = 100) -> None:
 def read_test(data: Dataset, n: int) -> np.ndarray:
     """Returns the first n test windows, float32 [n, T, C]."""
     batch = next(iter(data.evaluation("test", min(n, data.sizes["test"]))))
-    return np.asarray(data.preprocess(batch, jax.random.key(0), False)["audio"])
+    return np.asarray(data.preprocess(jax.device_put(batch), jax.random.key(0), False)["audio"])
 
 
 def by_chunks(function: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:

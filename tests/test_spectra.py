@@ -90,7 +90,7 @@ def test_the_gradient_of_silence_is_finite():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(UserError, match="multiple of the hop"):
+    with pytest.raises(UserError, match="multiple of the hop, such as 128"):
         Mel(window=100, hop=64)
     with pytest.raises(UserError, match="do not lie in"):
         spectra.mel_filters(RATE, Mel(high=5000.0))

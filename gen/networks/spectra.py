@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen.core import Array, Key
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_not_negative, check_positive
 from gen.networks.kernels.sums import as_row
 
 LINEAR_HZ, LINEAR_TOP = 200 / 3, 1000.0
@@ -32,7 +32,7 @@ class Mel:
     """How waveforms become log-mels."""
 
     window: int = 256
-    """Samples in a frame, which a Hann window weighs. A multiple of `hop`."""
+    """Samples in a frame, which a Hann window weighs. Even, and a multiple of `hop`."""
     hop: int = 64
     """Samples from one frame to the next."""
     bands: int = 40
@@ -46,10 +46,12 @@ class Mel:
 
     def __post_init__(self):
         check_positive(window=self.window, hop=self.hop, bands=self.bands, floor=self.floor)
-        if self.window % self.hop:
+        check_not_negative(low=self.low)
+        check_positive(**{} if self.high is None else {"high": self.high})
+        if self.window % self.hop or self.window % 2:
             raise UserError(
-                f"window is {self.window} and hop is {self.hop}; the window must be a multiple of the hop, such as "
-                f"{-(-self.window // self.hop) * self.hop}"
+                f"window is {self.window} and hop is {self.hop}; the window must be an even multiple of the hop, such as "
+                f"{-(-self.window // (2 * self.hop)) * 2 * self.hop}"
             )
 
     @property

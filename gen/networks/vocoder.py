@@ -39,7 +39,7 @@ class Vocoder(Architecture):
     """Samples per second. None: those of the data."""
 
     def __post_init__(self):
-        check_positive(width=self.width, blocks=self.blocks)
+        check_positive(width=self.width, blocks=self.blocks, rate=1 if self.rate is None else self.rate)
 
     def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
         if len(axes) != 1 or self.rate is None:

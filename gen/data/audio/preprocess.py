@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from gen.core import Array, Batch, Key
 
@@ -17,9 +18,9 @@ def to_integers(x: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(x * LEVELS, -LEVELS, LEVELS - 1)).astype(np.int16)
 
 
-def to_float(x: Array) -> Array:
+def to_float(x: ArrayLike) -> Array:
     """Returns int16 samples as float32 in [-1, 1)."""
-    return x.astype(jnp.float32) / LEVELS
+    return jnp.asarray(x, jnp.float32) / LEVELS
 
 
 def preprocess(batch: Batch, key: Key, training: bool) -> Batch:

@@ -18,8 +18,8 @@ from gen.files import check_regular
 ENDINGS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
 CODECS = {".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3"}
 """{ending: the format of libsndfile}, for formats that it can be built without."""
-MAX_FRAMES = 2**28
-"""Upper bound on the frames of a file, 93 minutes at 48 kHz. A longer file would not fit into memory on a small machine."""
+MAX_SAMPLES = 2**28
+"""Upper bound on the samples of a file: 93 minutes of mono at 48 kHz. More would not fit into the memory of a small machine."""
 MAX_AMPLITUDE = 4.0
 """Decoders overshoot 1 a little. Files far above it hold other units, such as 16-bit integers stored as floats."""
 
@@ -109,7 +109,10 @@ def mix(x: np.ndarray, channels: int) -> np.ndarray:
 
 @contextmanager
 def open_sound(source: Path | bytes) -> Iterator[Any]:
-    """Yields the open file, or its content, a soundfile.SoundFile. Raises: ValueError with the reason for anything that goes wrong in the block."""
+    """Yields the open file, a soundfile.SoundFile. source: its path or its content.
+
+    Raises: ValueError with the reason for anything that goes wrong in the block.
+    """
     soundfile = load_soundfile()
     try:
         # Another program may have put a pipe in the place of a listed file.
@@ -119,10 +122,9 @@ def open_sound(source: Path | bytes) -> Iterator[Any]:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames == 0:
                 raise ValueError("is empty: it has no samples")
-            if file.frames > MAX_FRAMES:
-                raise ValueError(
-                    f"has {file.frames:,} samples, and at most {MAX_FRAMES:,} can be read: cut it into parts"
-                )
+            # A header may claim anything, and memory is taken for what it claims.
+            if (claimed := file.frames * file.channels) > MAX_SAMPLES:
+                raise ValueError(f"has {claimed:,} samples, and at most {MAX_SAMPLES:,} can be read: cut it into parts")
             yield file
     except (ValueError, MemoryError):
         raise

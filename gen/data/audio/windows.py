@@ -28,7 +28,7 @@ class Windows:
 
     def expand(self, recordings: np.ndarray) -> np.ndarray:
         """Returns the positions of the windows of these recordings, in order, int64."""
-        return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in recordings.tolist()])
+        return np.concatenate([np.arange(int(self.first[i]), int(self.first[i + 1])) for i in recordings.tolist()])
 
     def read(self, positions: np.ndarray) -> HostBatch:
         """Decodes the windows at these positions [n], in threads.

@@ -34,6 +34,7 @@ class Spectral(Reconstruction):
         check_positive(**{"the smallest of windows": min(self.windows, default=0)})
         check_positive(**{"the smallest of bands": min(self.bands, default=0)})
         check_not_negative(samples=self.samples)
+        check_positive(rate=1 if self.rate is None else self.rate)
         if len(self.windows) != len(self.bands):
             raise UserError(
                 f"windows has {len(self.windows)} numbers, and bands has {len(self.bands)}; give one of each for a scale"
