@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -77,15 +77,16 @@ def is_built_in(file: str) -> bool:
     return getattr(load(file).data, "name", "") in BUILT_IN
 
 
-def as_parameters(files: Iterable[str], left_out: Collection[str] = (), mark: str = "slow") -> list[ParameterSet]:
-    """Returns pytest parameters named after the files' stems. left_out: the files whose tests get the mark.
+def as_parameters(files: Iterable[str], left_out: Mapping[str, Collection[str]]) -> list[ParameterSet]:
+    """Returns pytest parameters named after the files' stems. left_out: {mark: files whose tests get it}.
 
     The project's code must not cause warnings. A fork's code may: it need not know the rules of this repository.
     """
     lenient = pytest.mark.filterwarnings("default")
     marks = {file: [] if is_own(file) else [lenient] for file in files}
-    for file in left_out:
-        marks[file].append(getattr(pytest.mark, mark))
+    for mark, marked in left_out.items():
+        for file in marked:
+            marks[file].append(getattr(pytest.mark, mark))
     return [pytest.param(file, id=Path(file).stem, marks=marks[file]) for file in marks]
 
 
