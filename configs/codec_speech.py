@@ -17,7 +17,7 @@ config = Config(
         bottleneck=Residual(3, FSQ((10, 10, 10))),
         reconstruction=Spectral(windows=(64, 256, 1024), bands=(10, 20, 40)),
         ema=0.999,
-        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(1e-3), clip=1.0),
     ),
     data=Audio(name="audio:speech", rate=8000, seconds=1.0, batch_size=16),
     steps=20_000,

@@ -16,7 +16,7 @@ config = Config(
         bottleneck=Residual(3, FSQ((4, 4, 4))),
         reconstruction=Spectral(windows=(64, 256, 1024), bands=(10, 20, 40)),
         ema=0.998,
-        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=100), clip=1.0),
+        optim=Optimizer(lr=WarmupCosine(1e-3), clip=1.0),
     ),
     data=Audio(name="tones", rate=8000, seconds=0.5, batch_size=16),
     steps=2000,

@@ -248,6 +248,6 @@ def test_the_parts_of_a_recording_that_are_kept():
     assert find_kept(100, audio, 10, "0.75:").tolist() == [True] * 7 + [False] * 3
     with pytest.raises(UserError, match="nothing is left to write"):
         find_kept(100, audio, 10, None)
-    for options in ({"gap": "0:1"}, {"gap": "x", "audio": Path("f")}, {"gap": ":", "audio": Path("f")}):
+    for file, gap in ((None, "0:1"), (Path("f"), "x"), (Path("f"), ":")):
         with pytest.raises(UserError, match="--gap"):
-            SoundOptions(**options)
+            SoundOptions(file, gap)
