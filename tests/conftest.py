@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from gen.config import Config
+from gen.data.audio import Audio
 from gen.data.images import Images
 from gen.data.images.captions import Captioned
 from gen.data.text import Text
@@ -185,6 +186,8 @@ def tiny(pictures: Path, captions: Path, texts: Path, tmp_path_factory: pytest.T
             data = replace(
                 data, **(paired if data.name.startswith("pairs:") else {"name": f"folder:{pictures}"}), **splits
             )
+        elif isinstance(data, Audio):
+            data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink

@@ -128,6 +128,9 @@ def check_samples(data: Dataset, model: GenerativeModel, state: State, batch: Ho
         assert one.shape == (5, *data.spec["image"].shape)
         assert one.dtype == np.float32
         assert np.abs(one).max() <= 1.0001
+    elif "audio" in data.spec:
+        assert one.shape == (5, *data.spec["audio"].shape)
+        assert np.abs(one).max() <= 1
     assert len(one) == 5
     assert not np.array_equal(one, other)
 

@@ -253,7 +253,7 @@ def test_wrong_tokenizers_are_short_errors(coded, generator, tmp_path):
     refuse(tokenizer_run(tmp_path / "begun", step=4), "is not finished: 4 of 5 steps")
     refuse(coded, "encodes images of 8x8x1, and the data have images of 16x16x1", replace(DIGITS, size=16))
     refuse(coded, "encodes grey or coloured pixels, and the data have binary ones", replace(DIGITS, binarize="static"))
-    refuse(coded, "a tokenizer encodes images, and the data have tokens", Encoded(data=DIGITS, tokenizer=str(coded)))
+    refuse(coded, "encodes image, and the data have tokens", Encoded(data=DIGITS, tokenizer=str(coded)))
     changed = Path(shutil.copytree(coded, tmp_path / "changed"))
     weights = max(changed.glob("checkpoints/5/params/**/0.0*"), key=lambda path: path.stat().st_size)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")

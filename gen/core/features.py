@@ -37,4 +37,4 @@ class Feature:
 
 
 Spec = Mapping[str, Feature]
-"""{name: feature} of the data. Names: image, tokens, latent, source, label, caption."""
+"""{name: feature} of the data. Names: image, audio, tokens, latent, source, label, caption."""

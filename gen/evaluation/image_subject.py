@@ -127,7 +127,7 @@ class ImageSubject(Subject):
         model, key = self.run.model, jax.random.key(0)
 
         def generate(state: State, given: dict[str, np.ndarray]) -> Mapping[str, Array]:
-            return self.run.to_images(model.generate(state, key, given, model.request(n=1, **self.request)))
+            return self.to_images(model.generate(state, key, given, model.request(n=1, **self.request)))
 
         return jax.eval_shape(generate, jax.eval_shape(model.init, key), self.run.reference())
 
@@ -136,6 +136,10 @@ class ImageSubject(Subject):
         if self.label_rule is None:
             return {}
         return {labels.GIVEN: draw_labels(self.data, n, self.label_rule, self.options.seed)}
+
+    def to_images(self, made: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Returns the arrays of `generate` with "samples" as the images that are scored. It runs inside of a compiled function."""
+        return self.run.to_images(made)
 
     @cached_property
     def generated(self) -> ImageSet:
@@ -241,7 +245,7 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     @jax.jit
     def generate(state: State, key: Key, chosen: dict[str, np.ndarray]) -> dict[str, Array]:
         # Other arrays, such as latents, would only take memory.
-        made = subject.run.to_images(model.generate(state, key, {**given, **chosen}, request))
+        made = subject.to_images(model.generate(state, key, {**given, **chosen}, request))
         return {name: made[name] for name in ("samples", "labels", "captions") if name in made}
 
     # The last chunk is a full one too: one shape compiles once, and an image does not depend on the number of images.

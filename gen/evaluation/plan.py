@@ -18,12 +18,18 @@ from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
+from gen.evaluation.sound import SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
 from gen.metrics.images import has_sources
 from gen.runs.trained import TrainedRun, open_run
 
-SUBJECTS: dict[str, type[Subject]] = {"caption": CaptionedSubject, "image": ImageSubject, "tokens": TextSubject}
+SUBJECTS: dict[str, type[Subject]] = {
+    "caption": CaptionedSubject,
+    "image": ImageSubject,
+    "audio": SoundSubject,
+    "tokens": TextSubject,
+}
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
 METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
@@ -104,7 +110,9 @@ def open_subject(workdir: Path, options: Options) -> Subject:
         kind = PairSubject
     # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):
-        kind = ReconstructionSubject
+        kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject
+    if "audio" in data.spec:
+        data = with_spectrograms(data)
     return kind(run, step, data, options)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -22,7 +21,7 @@ from gen.data.text import tokenizers
 from gen.errors import UserError
 from gen.families.captions import GIVEN
 from gen.families.labels import class_names
-from gen.media.arrays import FILES, number_names
+from gen.media.arrays import FILES, name_samples
 from gen.media.pictures import check_given, check_pictures, embed_pictures, known_cells, read_pictures
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
@@ -192,13 +191,7 @@ def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ..
 
     labels: [N]. names: of the classes, if the data have them.
     """
-    ends = [""] * len(images)
-    if labels is not None:
-        ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
-        # The name of a class may be any text, and these go into the name of a file. Digits are named by their number.
-        known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names) if name != str(i)}
-        ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
-    stems = [number + end for number, end in zip(number_names(len(images)), ends, strict=True)]
+    stems = name_samples(len(images), labels, names)
     return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
 
 

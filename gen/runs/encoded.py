@@ -1,4 +1,4 @@
-"""Data through a trained tokenizer: images as codes, which are made once and kept in the cache."""
+"""Data through a trained tokenizer: images or sound as codes, which are made once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from gen import core, errors, files
 from gen.core import Array, Batch, Dataset, Feature, HostBatch, Key
+from gen.data.audio import Audio
 from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
 from gen.data.examples import Examples
@@ -18,12 +19,13 @@ from gen.data.images import Images
 from gen.data.order import Shuffle, permute
 from gen.errors import UserError, check_positive
 from gen.runs.code_images import CODE_IMAGES
+from gen.runs.code_sounds import CODE_SOUNDS
 from gen.runs.codec import Codec, open_codec
 
 FORMAT = 1
 """Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
 ENCODE_CHUNK = 250
-"""Images that are encoded at a time."""
+"""Examples that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
 KEPT = ("label", "caption")
 """Features of the images that their codes keep."""
@@ -31,13 +33,13 @@ KEPT = ("label", "caption")
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """The codes of images by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL.
+    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL or a vocoder.
 
     Latents are divided by the standard deviation of the training split (Rombach et al. 2022, appendix G).
     """
 
     data: core.Data = Images()
-    """The images. Its batch_size is not used."""
+    """The images or the sound. Its batch_size is not used."""
     tokenizer: str = field(metadata=core.LAUNCH)
     """Run directory of the tokenizer, or of a run on its codes. The digest of the data says whether it is the same tokenizer."""
     variants: int = 1
@@ -51,7 +53,7 @@ class Encoded(core.Data):
         return replace(self, data=self.data.resolve())
 
     def medium(self) -> core.Medium:
-        return CODE_IMAGES
+        return CODE_SOUNDS if isinstance(self.data, Audio) else CODE_IMAGES
 
     def build(self) -> Dataset:
         """Encodes the images, or finds their codes in the cache.
@@ -92,12 +94,24 @@ def code_feature(codec: Codec) -> tuple[str, Feature]:
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
-    """Raises: UserError if the tokenizer encodes other images than these."""
-    if "image" not in images.spec:
+    """Raises: UserError if the tokenizer encodes other images, or other windows of sound, than these."""
+    name = codec.coder.name
+    if name not in images.spec:
         raise UserError(
-            f"a tokenizer encodes images, and the data have {', '.join(images.spec)}; choose data with images"
+            f"the tokenizer {tokenizer} encodes {name}, and the data have {', '.join(images.spec)}; choose data with {name}"
         )
-    known, image = codec.coder.image, images.spec["image"]
+    known, image = codec.coder.example, images.spec[name]
+    if name == "audio" and known.shape != image.shape:
+        lengths = [f"{feature.shape[0]:,} samples and {feature.shape[1]} channels" for feature in (known, image)]
+        raise UserError(
+            f"the tokenizer {tokenizer} encodes windows of {lengths[0]}, and the data have {lengths[1]}; give both the same rate, seconds "
+            "and channels"
+        )
+    if known.sample_rate != image.sample_rate:
+        raise UserError(
+            f"the tokenizer {tokenizer} encodes sound of {known.sample_rate} Hz, and the data have {image.sample_rate} Hz; give both the "
+            "same rate"
+        )
     if known.shape != image.shape:
         sizes = ["x".join(map(str, feature.shape)) for feature in (known, image)]
         raise UserError(
@@ -116,7 +130,7 @@ def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
     """
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
-    errors.note(f"encoding {total:,} images; the codes are kept in the cache")
+    errors.note(f"encoding {total:,} examples; the codes are kept in the cache")
     # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.
     passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
     passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
@@ -141,7 +155,7 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 
     @jax.jit
     def encode(batch: Batch) -> Array:
-        return codec.encode(images.preprocess(batch, key, augmented)["image"])
+        return codec.encode(images.preprocess(batch, key, augmented)[codec.coder.name])
 
     codes: list[np.ndarray] = []
     kept: dict[str, list[np.ndarray]] = {each: [] for each in KEPT if each in images.spec}

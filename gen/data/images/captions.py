@@ -15,11 +15,12 @@ from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
 from gen.data.images import folder
-from gen.data.images.dataset import Images, SplitReader, check, check_shape, open_reader
+from gen.data.images.dataset import Images, check, check_shape, open_reader
 from gen.data.images.layout import WHOLE, Layout
 from gen.data.images.listing import Listing
 from gen.data.images.preprocess import preprocess
 from gen.data.images.sources import Source
+from gen.data.readers import SplitReader
 from gen.data.text import tokenizers
 from gen.data.text.documents import decode
 from gen.data.text.jsonl import Line, read_lines

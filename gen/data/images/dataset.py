@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from gen.data.images import folder, pairs, patches, pixels, sources, tfds
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
-from gen.data.images.slices import Slices, positions, suggest
+from gen.data.images.slices import Slices, positions, report_overlap, suggest
 from gen.data.images.sources import Source
-from gen.data.order import Shuffle, permute, permute_by_grain
+from gen.data.order import permute, permute_by_grain
+from gen.data.readers import Reader, SplitReader
 from gen.errors import UserError
 
 
@@ -93,9 +94,10 @@ class Images(core.Data):
         report_overlap(self.name, splits)
         shape = check_shape(self, source)
         reader = open_reader(self, source, splits, shape)
+        split_reader = SplitReader(splits, reader.read, labels=source.classes is not None)
         examples = Examples(
             sizes={split: len(positions) for split, positions in splits.items()},
-            read=SplitReader(splits, reader.read, labels=source.classes is not None, paired=source.paired).read,
+            read=partial(read_pairs, split_reader) if source.paired else split_reader.read,
             shuffle=reader.shuffle,
             batch_size=self.batch_size,
         )
@@ -144,13 +146,6 @@ def check(config: Images) -> None:
     pixels.parse_color(config.background)
 
 
-def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
-    """Prints how many held-out examples are trained on, if any are."""
-    for split in ("validation", "test"):
-        if shared := len(np.intersect1d(splits[split], splits["train"])):
-            errors.note(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
-
-
 def open_source(config: Images, slices: Mapping[str, str]) -> Source:
     """Opens the images that the config names. Raises: UserError if they are missing or cannot be used.
 
@@ -180,19 +175,6 @@ def check_shape(config: Images, source: Source) -> Shape:
     return shape
 
 
-class Reader(NamedTuple):
-    """A way to read decoded images by their positions in the source."""
-
-    read: Callable[[np.ndarray], HostBatch]
-    """Positions int64 [n] -> {"image": uint8 [n, H, W, C], of pairs [n, 2, H, W, C], "label": int32 [n]}."""
-    content: str
-    """Digest of the images that can be read."""
-    shuffle: Shuffle
-    """Order of the training images."""
-    older_content: tuple[str, ...] = ()
-    """Other digests, of names and sizes alone, that older versions gave the same images."""
-
-
 def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray], shape: Shape) -> Reader:
     """Returns a reader from memory if the images of all splits fit into `config.in_memory`, otherwise from the source."""
     # Splits may overlap or leave images out. Each used image is decoded once.
@@ -208,24 +190,9 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
     return Reader(read, source.content + digest.sha256(str(shape)), permute_by_grain(n), older)
 
 
-@dataclass(frozen=True)
-class SplitReader:
-    """Reads examples by their positions in a split."""
-
-    splits: Mapping[str, np.ndarray]
-    """{split: positions in the source, int64 [N]}."""
-    read_source: Callable[[np.ndarray], HostBatch]
-    """Reads examples by their positions in the source."""
-    labels: bool
-    """Whether the images have labels."""
-    paired: bool = False
-    """Whether the images are pairs."""
-
-    def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"image": uint8 [n, H, W, C]}, of pairs "source" of the same shape, and with labels "label": int32 [n]."""
-        examples = self.read_source(self.splits[split][index])
-        if self.paired:
-            # They were decoded as one array, so that one cache entry and one crop serve both.
-            target, source = np.moveaxis(examples["image"], 1, 0)
-            examples = {**examples, "image": target, "source": source}
-        return {name: x for name, x in examples.items() if self.labels or name != "label"}
+def read_pairs(reader: SplitReader, split: str, index: np.ndarray) -> HostBatch:
+    """Returns the pairs of a split: "image" and "source", uint8 [n, H, W, C] each."""
+    # They were decoded as one array, so that one cache entry and one crop serve both.
+    examples = reader.read(split, index)
+    target, source = np.moveaxis(examples["image"], 1, 0)
+    return {**examples, "image": target, "source": source}

@@ -14,7 +14,7 @@ from gen.data.digest import sha256
 from gen.data.images import folder, pixels
 from gen.data.images.folder import FolderOptions
 from gen.data.images.layout import count_splits, lay_out
-from gen.data.images.listing import ImageFile, Listing, shorten
+from gen.data.images.listing import ListedFile, Listing, shorten
 from gen.data.images.pixels import WHITE, Color
 from gen.data.images.sources import Record, Source
 from gen.errors import UserError
@@ -81,7 +81,7 @@ def list_parts(name: str, source: Place) -> list[Part]:
     return [Part(f"{name}/target", root / "target", targets), Part(f"{name}/source", root / "source", matched)]
 
 
-def match(targets: Listing, sources: Listing, name: str) -> list[ImageFile]:
+def match(targets: Listing, sources: Listing, name: str) -> list[ListedFile]:
     """Returns the source of each target. Raises: UserError for a picture without a partner, or with two."""
     target, source = by_stem(targets, f"{name}/target"), by_stem(sources, f"{name}/source")
     lone = [f"target/{target[stem].path}" for stem in sorted(target.keys() - source.keys())]
@@ -94,9 +94,9 @@ def match(targets: Listing, sources: Listing, name: str) -> list[ImageFile]:
     return [source[stem] for stem in target]
 
 
-def by_stem(listing: Listing, name: str) -> dict[str, ImageFile]:
+def by_stem(listing: Listing, name: str) -> dict[str, ListedFile]:
     """Returns {path without its ending: file}. Raises: UserError if two files have the same."""
-    found: dict[str, ImageFile] = {}
+    found: dict[str, ListedFile] = {}
     for file in listing.files:
         other = found.setdefault(str(PurePosixPath(file.path).with_suffix("")), file)
         if other is not file:
