@@ -158,7 +158,7 @@ def test_an_edit_changes_more_with_its_strength(params):
 
 def test_sources_are_read():
     spec = SPEC | {"source": Feature((6, 4, 1), levels=256)}
-    model = replace(TINY, given=None).flow_model(spec)
+    model = replace(TINY, network=DiT(1, 8, 2, (2,)), given=None).flow_model(spec)
     source = jnp.asarray(PICTURE)[None, :, :, :1]
 
     @jax.jit

@@ -118,6 +118,7 @@ def test_a_cell_is_known_if_none_of_its_pixels_is_hidden():
     assert known_cells(mask, (2, 3, 4))[0, 1, 1].tolist() == [False] * 4
 
 
+@pytest.mark.slow
 def test_grids_of_patches_are_inpainted(files, tmp_path):
     data = Images(name="digits", binarize="dynamic", patch=(2,))
     model = GridMLM(network=Architecture(layers=1, width=8, heads=2))
