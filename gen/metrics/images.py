@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from gen.metrics.features import Features
 
 READ_CHUNK = 1000
 """Images that are read from a split at a time."""
+FACTS = {"label", "caption", "group"}
+"""Entries of a batch that an `ImageSet` keeps."""
 FEATURE_CHUNK = 100
 """Images per call of a feature extractor. Inception needs 1 GB of memory for this many."""
 
@@ -26,10 +29,12 @@ class ImageSet(NamedTuple):
 
     image: np.ndarray
     """uint8 [N, H, W, C]."""
-    label: np.ndarray | None
+    label: np.ndarray | None = None
     """int32 [N]. None: without labels."""
     caption: np.ndarray | None = None
     """int32 [N, L]. None: without captions."""
+    group: np.ndarray | None = None
+    """int32 [N]. Variants of an image have the same number. None: without captions."""
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
@@ -82,12 +87,11 @@ def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
         return data.preprocess(batch, jax.random.key(0), False)["image"]
 
     images: list[np.ndarray] = []
-    conditions: dict[str, list[np.ndarray]] = {name: [] for name in ("label", "caption") if name in data.spec}
+    facts: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch in batches:
         # Padding has weight 0.
         real = batch["weight"] > 0
         images.append(to_bytes(np.asarray(show(jax.device_put(batch))))[real])
-        for name, found in conditions.items():
-            found.append(batch[name][real])
-    known = {name: np.concatenate(found) for name, found in conditions.items()}
-    return ImageSet(np.concatenate(images), known.get("label"), known.get("caption"))
+        for name in FACTS & batch.keys():
+            facts[name].append(batch[name][real])
+    return ImageSet(np.concatenate(images), **{name: np.concatenate(found) for name, found in facts.items()})
