@@ -318,7 +318,7 @@ def test_the_colour_follows_the_prompt(captions, tmp_path, monkeypatch, train_ru
         middle = images[:, 3:5, 3:5].mean((1, 2))
     assert (middle.argmax(-1) == np.arange(12) % 3).mean() >= 0.9
     assert sample.main(["--verify", str(tmp_path / "out" / "manifest.json")]) == 0
-    small = Recipe(convolutions=(4,), hidden=(32,), width=16, steps=200, batch_size=32, learning_rate=5e-3)
+    small = Recipe(convolutions=(4,), hidden=(32,), width=16, steps=150, batch_size=24, learning_rate=5e-3)
     monkeypatch.setattr("gen.evaluation.captions.load_scorer", partial(load_scorer, recipe=small))
     (numbers,) = scores(Options((run,), n=100, seed=1)).values()
     # A third of the captions has the colour of an image, and their numbers can't be seen.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from gen.core import Dataset
 from gen.data.order import permute
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.score import Metric, Score
 from gen.families.captions import GIVEN
-from gen.metrics.captions import Fit, Scorer, fit, load_scorer
-from gen.metrics.classifier import MAX_TRAINING_IMAGES
-from gen.metrics.images import ImageSet, read_training, to_float
+from gen.metrics.captions import Fit, Scorer, fit, halves, load_scorer
+from gen.metrics.images import ImageSet, read_split, to_float
 from gen.metrics.neighbours import nearest
 
 
@@ -74,18 +75,47 @@ class CaptionedSubject(ImageSubject):
         return np.unique(self.held_out.caption, axis=0, return_inverse=True)
 
     @cached_property
-    def nearest(self) -> ImageSet:
-        """For each of `captions`, the training image whose caption is the most similar to it by the scorer, [M, ...]."""
-        known = read_training(self.data, min(MAX_TRAINING_IMAGES, self.data.sizes["train"]))
-        assert known.caption is not None
-        asked, there = (self.scorer.caption(x) for x in (self.captions[0], known.caption))
-        # One caption at a time: all similarities at once may not fit in memory.
-        best = np.array([(there @ vector).argmax() for vector in asked])
-        return ImageSet(known.image[best], None, known.caption[best])
+    def known(self) -> ImageSet:
+        """The training split."""
+        return read_split(self.data, "train")
 
-    def fit(self, images: np.ndarray, own: np.ndarray) -> Fit:
-        """Returns how well uint8 images [N, H, W, C] fit their captions, whose positions in `captions` are `own` [N]."""
-        return fit(self.scorer.image(images), self.scorer.caption(self.captions[0]), own)
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """For each of `captions`, the training image whose caption is the most similar to it by the scorer: int64 [M]."""
+        assert self.known.caption is not None
+        return self.scorer.nearest(self.captions[0], self.known.caption)
+
+    @cached_property
+    def generated_neighbours(self) -> Neighbours:
+        """The training images nearest to the generated ones."""
+        return find_neighbours(self.data, self.generated.image)
+
+    @cached_property
+    def held_out_neighbours(self) -> Neighbours:
+        """The training images nearest to the held-out ones."""
+        return find_neighbours(self.data, self.held_out.image)
+
+    def fit(self, images: np.ndarray, own: np.ndarray, near: np.ndarray) -> Fit:
+        """Returns how well uint8 images [N, H, W, C] fit their captions.
+
+        own: int [N], position of each caption in `captions`. near: int [N], position of the training image nearest to each image.
+        """
+        return fit(self.scorer.similarity(images, self.captions[0], halves(self.known)[near]), own)
+
+
+class Neighbours(NamedTuple):
+    """The training image nearest to each of N images, by their pixels in [-1, 1]."""
+
+    distance: np.ndarray
+    """float32 [N]. Euclidean."""
+    index: np.ndarray
+    """int32 [N]. Positions in the training split."""
+
+
+def find_neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
+    """Returns the training image nearest to each of the images, uint8 [N, H, W, C]."""
+    distance, index = nearest(data, np.asarray(to_float(images)))
+    return Neighbours(distance[:, 0], index[:, 0])
 
 
 @dataclass(frozen=True)
@@ -101,19 +131,22 @@ class Captions(Metric[CaptionedSubject]):
 
     def plan(self, subject: CaptionedSubject) -> list[Score]:
         def score() -> Iterable[float]:
-            return subject.fit(subject.generated.image, subject.own)
+            return subject.fit(subject.generated.image, subject.own, subject.generated_neighbours.index)
 
         # The references take each held-out example once, so they depend neither on the run nor on --n and --seed.
         def score_real() -> Iterable[float]:
-            return subject.fit(subject.held_out.image, subject.captions[1])
+            return subject.fit(subject.held_out.image, subject.captions[1], subject.held_out_neighbours.index)
 
         def score_nearest() -> Iterable[float]:
-            # As frequent as the captions are in the split.
             own = subject.captions[1]
-            return subject.fit(subject.nearest.image[own], own)
+            near = subject.nearest[own]
+            return subject.fit(subject.known.image[near], own, near)
 
-        def distance(images: ImageSet) -> list[float]:
-            return [float(nearest(subject.data, np.asarray(to_float(images.image)))[0][:, 0].mean())]
+        def distance() -> Iterable[float]:
+            return [float(subject.generated_neighbours.distance.mean())]
+
+        def distance_real() -> Iterable[float]:
+            return [float(subject.held_out_neighbours.distance.mean())]
 
         scorer, neighbours = dict(subject.scorer.protocol), {"distance": "pixels in [-1, 1], Euclidean"}
         return [
@@ -123,12 +156,12 @@ class Captions(Metric[CaptionedSubject]):
             Score(
                 ("train_distance",),
                 subject.generated_protocol | neighbours,
-                lambda: distance(subject.generated),
+                distance,
             ),
             Score(
                 ("train_distance_real",),
                 subject.held_out_protocol | neighbours,
-                lambda: distance(subject.held_out),
+                distance_real,
             ),
         ]
 

@@ -2,6 +2,10 @@
 
 Source: Radford et al. 2021 (CLIP), for the networks' loss; Hessel et al. 2021 (CLIPScore) and Xu et al. 2018 (R-precision) for the
 scores. The networks are the data's own, so scores of different data can't be compared.
+
+Networks that have seen an image find its caption too well. So there are two pairs of networks, each trained on half of the training
+split, and an image is compared with captions by the pair that has not seen the training image nearest to it. A copy of a training
+image, a sample and a held-out image are then judged alike.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from gen.core import Array, Dataset, Feature, Key, Params
 from gen.data.cache import load_or_make
 from gen.data.digest import sha256
 from gen.data.order import permute
-from gen.metrics.classifier import MAX_TRAINING_IMAGES
-from gen.metrics.images import READ_CHUNK, ImageSet, read_training, to_float
+from gen.errors import UserError
+from gen.metrics.images import READ_CHUNK, ImageSet, read_split, to_float
 from gen.networks.classifier import Classifier
 from gen.networks.layers import Dense
 from gen.networks.text_encoder import TextEncoder
@@ -40,11 +44,11 @@ CANDIDATES = 100
 class Recipe:
     """Two networks and how they are trained: AdamW (Loshchilov and Hutter 2019), a cosine schedule, no augmentation."""
 
-    convolutions: tuple[int, ...] = (32, 64)
-    hidden: tuple[int, ...] = (256,)
+    convolutions: tuple[int, ...] = (16, 32)
+    hidden: tuple[int, ...] = (128,)
     width: int = 128
     """Size of the common vectors."""
-    steps: int = 1500
+    steps: int = 1000
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
@@ -115,40 +119,78 @@ def _fit(images: Array, captions: Array, order: Array, key: Key, towers: Towers)
     return jax.lax.scan(step, (params, tx.init(params)), order)[0][0]
 
 
-def train(examples: ImageSet, caption: Feature, recipe: Recipe, seed: int) -> Params:
-    """Trains the networks on images with captions and returns their parameters, which depend on the arguments alone.
+def train(examples: ImageSet, rows: np.ndarray, caption: Feature, recipe: Recipe, seed: int) -> Params:
+    """Trains the networks on some images with captions and returns their parameters, which depend on the arguments alone.
 
-    caption: the feature of the captions. If there are fewer examples than a batch holds, a batch is all of them.
+    rows: int64 [n], the examples to train on. caption: the feature of the captions. If there are fewer examples than a batch holds, a
+    batch is all of them.
     """
-    n = len(examples.image)
-    size = min(recipe.batch_size, n)
+    size = min(recipe.batch_size, len(rows))
     # As of classifiers: training is one compiled scan, since dispatching such small steps one by one is slow.
-    order = permute(n)(seed, range(recipe.steps * size)).reshape(recipe.steps, size)
+    order = rows[permute(len(rows))(seed, range(recipe.steps * size))].reshape(recipe.steps, size)
     towers = Towers(recipe, caption.vocab or 1, caption.end or 0)
     return _fit(examples.image, examples.caption, order.astype(np.int32), jax.random.key(seed), towers)
 
 
-class Scorer(NamedTuple):
-    """Embeds images and captions as vectors of length 1, whose product is their similarity, in [-1, 1]."""
+def halves(examples: ImageSet) -> np.ndarray:
+    """Returns the half that each training example belongs to, 0 or 1, int64 [N]. Variants of an image are in the same half.
 
-    image: Callable[[np.ndarray], np.ndarray]
-    """uint8 [N, H, W, C] -> float32 [N, D]."""
-    caption: Callable[[np.ndarray], np.ndarray]
-    """int32 [N, L] -> float32 [N, D]."""
+    Raises: UserError if all examples are variants of one image.
+    """
+    assert examples.group is not None
+    groups, own = np.unique(examples.group, return_inverse=True)
+    if len(groups) < 2:
+        raise UserError(
+            "all training images are variants of one, and captions can't be compared; leave the metric captions out"
+        )
+    return own % 2
+
+
+class Scorer(NamedTuple):
+    """Embeds images and captions as vectors of length 1, whose product is their similarity, in [-1, 1]. Each half has its networks."""
+
+    image: Callable[[int, np.ndarray], np.ndarray]
+    """(half, uint8 [N, H, W, C]) -> float32 [N, D], by the networks that were trained on this half."""
+    caption: Callable[[int, np.ndarray], np.ndarray]
+    """(half, int32 [N, L]) -> float32 [N, D]."""
     protocol: Mapping[str, object]
     """The recipe, and the SHA-256 of the weights."""
 
+    def similarity(self, images: np.ndarray, captions: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Returns the similarity of each image with each caption, float32 [N, M].
+
+        images: uint8 [N, H, W, C]. captions: int32 [M, L]. seen: [N], the half with the training image nearest to each image. The
+        networks of the other half judge it.
+        """
+        found = np.zeros((len(images), len(captions)), np.float32)
+        for half in (0, 1):
+            judged = seen != half
+            if judged.any():
+                found[judged] = self.image(half, images[judged]) @ self.caption(half, captions).T
+        return found
+
+    def nearest(self, captions: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Returns the position of the caption in `known` [N, L] that is the most similar to each of `captions` [M, L], int64 [M].
+
+        The similarities of both halves count equally.
+        """
+        asked, there = (np.concatenate([self.caption(half, x) for half in (0, 1)], 1) for x in (captions, known))
+        # One caption at a time: all similarities at once may not fit in memory.
+        return np.array([(there @ vector).argmax() for vector in asked])
+
 
 def load_scorer(data: Dataset, recipe: Recipe = Recipe()) -> Scorer:
-    """Returns the scorer of data with images and captions, trained with seed 0 on at most MAX_TRAINING_IMAGES training images.
+    """Returns the scorer of data with images, captions and groups, trained with seed 0 on the halves of the training split.
 
-    It is trained once: its weights are kept in the user's cache.
+    It is trained once: its weights are kept in the user's cache. Raises: UserError as `halves`.
     """
     feature = data.spec["caption"]
 
     def make() -> dict[str, np.ndarray]:
-        examples = read_training(data, min(MAX_TRAINING_IMAGES, data.sizes["train"]))
-        return jax.device_get(flatten_dict(train(examples, feature, recipe, seed=0), sep="."))
+        examples = read_split(data, "train")
+        half = halves(examples)
+        params = {str(i): train(examples, np.flatnonzero(half == i), feature, recipe, seed=0) for i in (0, 1)}
+        return jax.device_get(flatten_dict(params, sep="."))
 
     # The key has everything that the weights depend on. The digest has the captions' tokenizer too.
     key = sha256(f"captions {FORMAT}", data.digest, repr(sorted(data.spec.items())), repr(recipe))
@@ -158,16 +200,22 @@ def load_scorer(data: Dataset, recipe: Recipe = Recipe()) -> Scorer:
     params = jax.device_put(unflatten_dict(weights, sep="."))
 
     @jax.jit
-    def embed_images(x: Array) -> Array:
+    def embed_images(params: Params, x: Array) -> Array:
         return towers.apply(params, to_float(x), method=Towers.image)  # pyright: ignore[reportReturnType]
 
     @jax.jit
-    def embed_captions(tokens: Array) -> Array:
+    def embed_captions(params: Params, tokens: Array) -> Array:
         return towers.apply(params, tokens, method=Towers.caption)  # pyright: ignore[reportReturnType]
+
+    def image(half: int, x: np.ndarray) -> np.ndarray:
+        return _in_chunks(partial(embed_images, params[str(half)]), x)
+
+    def caption(half: int, tokens: np.ndarray) -> np.ndarray:
+        return _in_chunks(partial(embed_captions, params[str(half)]), tokens)
 
     digest = sha256(*(part for pair in weights.items() for part in pair))
     protocol = {"scorer": asdict(recipe), "weights": digest}
-    return Scorer(partial(_in_chunks, embed_images), partial(_in_chunks, embed_captions), protocol)
+    return Scorer(image, caption, protocol)
 
 
 def _in_chunks(embed: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
@@ -188,16 +236,15 @@ class Fit(NamedTuple):
     """Probability that an image is more similar to its own caption than to CANDIDATES - 1 others. Chance: 1 / CANDIDATES."""
 
 
-def fit(images: np.ndarray, captions: np.ndarray, own: np.ndarray) -> Fit:
-    """Returns how well images [N, D] fit their captions. captions: [M, D], all different; own: int [N], the caption of each image.
+def fit(similarity: np.ndarray, own: np.ndarray) -> Fit:
+    """Returns how well N images fit their captions.
 
-    If there are fewer captions than CANDIDATES, all of them are candidates.
+    similarity: [N, M], of each image with each of M different captions. own: int [N], the caption of each image. If there are fewer
+    captions than CANDIDATES, all of them are candidates.
     """
-    # Vectors have length 1, so these are cosines.
-    similarity = images @ captions.T
     mine = similarity[np.arange(len(own)), own]
     below = (similarity < mine[:, None]).sum(1)
-    m = len(captions)
+    m = similarity.shape[1]
     return Fit(float(mine.mean()), win(below, m, min(2, m)), win(below, m, min(CANDIDATES, m)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from gen.metrics.features import Features
 
 READ_CHUNK = 1000
 """Images that are read from a split at a time."""
+FACTS = {"label", "caption", "group"}
+"""Entries of a batch that an `ImageSet` keeps."""
 FEATURE_CHUNK = 100
 """Images per call of a feature extractor. Inception needs 1 GB of memory for this many."""
 
@@ -26,12 +29,14 @@ class ImageSet(NamedTuple):
 
     image: np.ndarray
     """uint8 [N, H, W, C]."""
-    label: np.ndarray | None
+    label: np.ndarray | None = None
     """int32 [N]. None: without labels."""
     caption: np.ndarray | None = None
     """int32 [N, L]. None: without captions."""
     source: np.ndarray | None = None
     """uint8 [N, H, W, C]. Of pairs: the source of each image."""
+    group: np.ndarray | None = None
+    """int32 [N]. Variants of an image have the same number. None: without captions."""
 
 
 def has_sources(spec: Spec) -> bool:
@@ -87,18 +92,16 @@ def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
     names = ("image", "source") if has_sources(data.spec) else ("image",)
 
     @jax.jit
-    def show(batch: Batch) -> list[Array]:
+    def show(batch: Batch) -> dict[str, Array]:
         seen = data.preprocess(batch, jax.random.key(0), False)
-        return [seen[name] for name in names]
+        return {name: seen[name] for name in names}
 
-    conditions = [name for name in ("label", "caption") if name in data.spec]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, *conditions)}
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch in batches:
         # Padding has weight 0.
         real = batch["weight"] > 0
-        for name, x in zip(names, show(jax.device_put(batch)), strict=True):
+        for name, x in show(jax.device_put(batch)).items():
             found[name].append(to_bytes(np.asarray(x))[real])
-        for name in conditions:
+        for name in FACTS & batch.keys():
             found[name].append(batch[name][real])
-    known = {name: np.concatenate(chunks) for name, chunks in found.items()}
-    return ImageSet(known["image"], known.get("label"), known.get("caption"), known.get("source"))
+    return ImageSet(**{name: np.concatenate(chunks) for name, chunks in found.items()})

@@ -38,6 +38,8 @@ SPLITS = ("train", "validation", "test")
 class Captioned(core.Data):
     """Pictures with captions: "image" float32 [B, H, W, C] in [-1, 1], and "caption" int32 [B, length], filled up with the end token.
 
+    Batches also have "group" int32 [B]: the variants of a picture have the same number. It is no feature, and models don't read it.
+
     Captions are read in lower case, with single spaces.
     """
 
@@ -80,7 +82,7 @@ class Captioned(core.Data):
         captions = encode_captions(self, tokenizer, [pair.text for pair in pairs])
         examples = Examples(
             sizes={split: len(positions) for split, positions in splits.items()},
-            read=CaptionReader(SplitReader(splits, reader.read, labels=False), captions).read,
+            read=CaptionReader(SplitReader(splits, reader.read, labels=False), captions, number_groups(pairs)).read,
             shuffle=reader.shuffle,
             batch_size=self.batch_size,
         )
@@ -232,6 +234,11 @@ def divide(pairs: list[Caption], held_out: float, name: str) -> dict[str, np.nda
     return found
 
 
+def number_groups(pairs: list[Caption]) -> np.ndarray:
+    """Returns the number of each pair's group, int32 [N]. Groups are numbered in the order of their keys."""
+    return np.unique([pair.group for pair in pairs], return_inverse=True)[1].astype(np.int32)
+
+
 def make_tokenizer(config: Captioned, training: list[str], every: list[str]) -> Tokenizer:
     """Trains or loads the tokenizer. A bpe is trained on the training split alone; an alphabet has every character."""
     if config.tokenizer == "bpe":
@@ -264,8 +271,10 @@ class CaptionReader:
     pictures: SplitReader
     captions: np.ndarray
     """int32 [N, length], of all pictures."""
+    groups: np.ndarray
+    """int32 [N], of all pictures."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"image": uint8 [n, H, W, C], "caption": int32 [n, length]}."""
-        captions = self.captions[self.pictures.splits[split][index]]
-        return {**self.pictures.read(split, index), "caption": captions}
+        """Returns {"image": uint8 [n, H, W, C], "caption": int32 [n, length], "group": int32 [n]}."""
+        rows = self.pictures.splits[split][index]
+        return {**self.pictures.read(split, index), "caption": self.captions[rows], "group": self.groups[rows]}
