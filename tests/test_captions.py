@@ -208,6 +208,7 @@ def flow_params() -> Any:
     return quickly(init)(KEY)
 
 
+@pytest.mark.slow
 def test_a_flow_reads_captions_and_is_guided_by_them(flow_params):
     flow, request = FLOW.flow_model(PICTURES), FlowRequest(guidance=3.0)
     captions = jnp.asarray([[3, 1, 6, 2], [5, 4, 0, 0], [0, 0, 0, 0]])

@@ -141,6 +141,7 @@ def test_each_epoch_takes_the_next_form_of_every_image(coded):
     assert max(len(found) for found in forms.values()) == 2
 
 
+@pytest.mark.slow
 def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(tmp_path):
     run = tokenizer_run(tmp_path / "kl", replace(TINY, bottleneck=KL(3)))
     data = Encoded(data=DIGITS, tokenizer=str(run), batch_size=8).build()
@@ -223,6 +224,7 @@ def test_samples_of_codes_are_scored_as_images(generator):
     assert {"tstr", "kid", "tstr_gaussian"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_the_ceiling_of_a_tokenizer_is_the_score_of_its_reconstructions(coded):
     subject = open_subject(coded, Options((coded,), n=40))
     training = subject.training  # pyright: ignore

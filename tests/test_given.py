@@ -156,6 +156,7 @@ def test_an_edit_changes_more_with_its_strength(params):
     assert near < far
 
 
+@pytest.mark.slow
 def test_sources_are_read():
     spec = SPEC | {"source": Feature((6, 4, 1), levels=256)}
     model = replace(TINY, network=DiT(1, 8, 2, (2,)), given=None).flow_model(spec)

@@ -166,6 +166,7 @@ def test_originals_are_above_their_reconstructions():
 # --- training ---
 
 
+@pytest.mark.slow
 def test_the_coder_is_trained_against_its_own_copy_of_each_network():
     """Networks of the loss follow their own losses: the coder's step leaves them as they are."""
     model = replace(TINY, adversary=Adversary(discriminator.DCGAN((4,))), perceptual=Perceptual(hidden=(8,))).build(
