@@ -128,6 +128,9 @@ def check_samples(data: Dataset, model: GenerativeModel, state: State, batch: Ho
         assert one.shape == (5, *data.spec["image"].shape)
         assert one.dtype == np.float32
         assert np.abs(one).max() <= 1.0001
+    elif "audio" in data.spec:
+        assert one.shape == (5, *data.spec["audio"].shape)
+        assert np.abs(one).max() <= 1
     assert len(one) == 5
     assert not np.array_equal(one, other)
 
@@ -238,8 +241,8 @@ def test_a_state_can_start_from_other_parameters(family_file, tiny):
     assert any(not np.array_equal(x, other[path]) for path, x in leaves(base).items())
 
 
-def test_hosts_read_the_batch_in_parts(family_file, tiny):
-    data = tiny(family_file).data.build()
+def test_hosts_read_the_batch_in_parts(config_file, tiny):
+    data = tiny(config_file).data.build()
     hosts = range(0, 2), range(2, 8)
     batches = [(data.batch(3, 5, range(8)), *(data.batch(3, 5, rows) for rows in hosts))]
     batches += zip(data.evaluation("test", 8), *(data.evaluation("test", 8, rows) for rows in hosts), strict=True)

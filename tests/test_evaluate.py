@@ -460,6 +460,7 @@ def test_all_of_many_classes_are_drawn():
     assert len(set(first.tolist())) == 500 and first.max() > 1000, "fewer images than classes are not the first classes"
 
 
+@pytest.mark.slow
 def test_a_model_that_copies_images_of_rare_classes_scores_as_real_images(runs):
     data = two_classes(SIZES)
     options = Options((runs["conditional"],), ("kid",), n=400, features="pixels")

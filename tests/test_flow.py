@@ -13,6 +13,7 @@ import pytest
 
 from gen.core import Array, Feature, Params, State
 from gen.errors import UserError
+from gen.families.conditions import Condition
 from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, UNet
 from gen.families.flow.likelihood import draw_probes, log_density
 from gen.families.flow.objectives import expand
@@ -263,8 +264,8 @@ def test_guidance_extrapolates_from_no_label_inside_its_interval(params):
     def velocities(t: Array) -> list[Array]:
         """Returns the guided velocity, that of the labels, and that of no label."""
         classes = jnp.arange(3), jnp.full(3, 3)
-        plain = [flow.velocity(params, label)(x, t, t) for label in classes]
-        return [flow.velocity(params, classes[0], request)(x, t, t), *plain]
+        plain = [flow.velocity(params, Condition(label))(x, t, t) for label in classes]
+        return [flow.velocity(params, Condition(classes[0]), request)(x, t, t), *plain]
 
     for time, w in ((0.1, 1), (0.3, 3), (0.6, 1)):
         guided, v, base = velocities(jnp.float32(time))
@@ -293,7 +294,7 @@ def test_bits_per_dimension_of_the_test(params):
     run = jax.jit(jax.vmap(model.test, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1))
     found = model.summarize(run(state, jax.tree.map(lambda x: x[None], batch), jax.random.key(0)))
     # The same with the exact trace, and without the padding.
-    exact = exact_log_density(TINY.flow_model(SPEC).velocity(params, batch["label"]), x, 2)
+    exact = exact_log_density(TINY.flow_model(SPEC).velocity(params, Condition(batch["label"])), x, 2)
     bits = -(exact[:3].mean() / 20 + np.log(2 / 17)) / np.log(2)
     assert found["bits_per_dim"] == pytest.approx(float(bits), abs=4 * found["bits_per_dim_error"])
     assert 0 < found["bits_per_dim_error"] < 1

@@ -43,7 +43,7 @@ def build(name: str, dtype: str = "float32") -> tuple[Velocity, dict, Callable[.
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("unet 7x5", "dit of images") else pytest.mark.slow) for name in NETWORKS],
+    [pytest.param(name, marks=[] if name == "dit of images" else pytest.mark.slow) for name in NETWORKS],
 )
 def test_a_velocity_depends_on_everything_that_the_network_sees(name):
     _, shape = NETWORKS[name]

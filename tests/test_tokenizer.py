@@ -166,6 +166,7 @@ def test_originals_are_above_their_reconstructions():
 # --- training ---
 
 
+@pytest.mark.slow
 def test_the_coder_is_trained_against_its_own_copy_of_each_network():
     """Networks of the loss follow their own losses: the coder's step leaves them as they are."""
     model = replace(TINY, adversary=Adversary(discriminator.DCGAN((4,))), perceptual=Perceptual(hidden=(8,))).build(
@@ -208,7 +209,7 @@ def test_every_reconstruction_loss_is_a_mean_over_pixels(reconstruction):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TINY.build({"tokens": Feature((4,), "int32", vocab=3)}, 1), "a tokenizer encodes images"),
+        (lambda: TINY.build({"tokens": Feature((4,), "int32", vocab=3)}, 1), "a tokenizer encodes images or sound"),
         (lambda: replace(TINY, perceptual=Perceptual()).build({"image": SPEC["image"]}, 1), "needs labels"),
         (lambda: replace(TINY, network=tokenizer.Residual((4,), (8,))).build(SPEC, 1), "make one place of 8x8"),
         (lambda: replace(TINY, reconstruction=Likelihood(DiscretizedLogistic(256))).build(SPEC, 1), "levels 17"),
