@@ -12,32 +12,58 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import tyro
 
 from gen.errors import UserError, run_command
 
+Kind = Literal["color", "black"]
+"""Drawings in colour, or in black lines."""
 
-def main(package: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path], size: int = 64) -> None:
-    """Draws every SVG of the package as a PNG of `size` pixels a side, and writes their names as captions."""
+
+class Drawing(NamedTuple):
+    """One drawing of the package."""
+
+    code: str
+    """Code points in hexadecimal, which is the name of its files."""
+    name: str
+    group: str
+    """Name that it shares with its variants by skin tone, and with other drawings of this name."""
+
+
+def read_drawings(package: Path) -> list[Drawing]:
+    """Returns the drawings of the unpacked package. Raises: UserError if the folder has none."""
+    index = package / "data" / "openmoji.json"
+    if not index.is_file():
+        raise UserError(f"{package} has no data/openmoji.json; give the folder of the unpacked npm package openmoji")
+    found = json.loads(index.read_text())
+    names = {each["hexcode"]: each["annotation"] for each in found}
+    return [
+        Drawing(each["hexcode"], each["annotation"], names.get(each["skintone_base_hexcode"], each["annotation"]))
+        for each in found
+    ]
+
+
+def draw(package: Path, drawing: Drawing, kind: Kind, size: int) -> bytes:
+    """Returns a PNG of a drawing, `size` pixels a side. Raises: UserError if resvg-py is not installed."""
     try:
         import resvg_py  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("drawing an SVG needs resvg-py; the fix: pip install resvg-py") from error
-    index = package / "data" / "openmoji.json"
-    if not index.is_file():
-        raise UserError(f"{package} has no data/openmoji.json; give the folder of the unpacked npm package openmoji")
-    drawings = json.loads(index.read_text())
-    names = {each["hexcode"]: each["annotation"] for each in drawings}
+    svg = package / kind / "svg" / f"{drawing.code}.svg"
+    return bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size))
+
+
+def main(package: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path], size: int = 64) -> None:
+    """Draws every SVG of the package as a PNG of `size` pixels a side, and writes their names as captions."""
+    drawings = read_drawings(package)
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for each in drawings:
-        code, base = each["hexcode"], each["skintone_base_hexcode"]
-        image = f"{code}.png"
-        svg = package / "color" / "svg" / f"{code}.svg"
-        (folder / image).write_bytes(bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size)))
-        # The name, not the code: drawings of the same name are one group too.
-        lines.append({"image": image, "text": each["annotation"], "group": names.get(base, each["annotation"])})
+        image = f"{each.code}.png"
+        (folder / image).write_bytes(draw(package, each, "color", size))
+        lines.append({"image": image, "text": each.name, "group": each.group})
     (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     print(f"{folder}: {len(lines):,} drawings of {len({line['group'] for line in lines}):,} groups")
 
