@@ -1,7 +1,7 @@
 """Flow matching from the names of OpenMoji's drawings to their pixels, 32x32 in colour (Lipman et al. 2023): not scored yet.
 
-A small encoder turns the name into one vector, which is added to the vector of the time. The name is left out for a tenth of the training examples,
-so samples can be guided. Names are held out by group, as in text_to_image_emoji.
+A small encoder turns the name into one vector, which is added to the vector of the time. The name is left out for a tenth of the
+training examples, so samples can be guided. Names are held out by group, as in text_to_image_emoji.
 
 python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
 python train.py flow_emoji
