@@ -23,6 +23,7 @@ from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 from gen.families import labels, learner
 from gen.families.tokenizer import FSQ, KL, Residual, Tokenizer
+from gen.media.image import ImageOptions
 from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.images import read_split
 from gen.networks import tokenizer
@@ -265,3 +266,9 @@ def test_wrong_tokenizers_are_short_errors(coded, generator, tmp_path):
     refuse(other, "codec.json is missing|is a run of Independent")
     with pytest.raises(UserError, match="variants is 0"):
         Encoded(data=DIGITS, tokenizer="x", variants=0)
+
+
+def test_pictures_for_codes_are_checked_as_those_for_images(generator):
+    view = gen.open(generator).trained.view()
+    with pytest.raises(UserError, match="mode"):
+        CODE_IMAGES.check(ImageOptions(image="a.png"), labels.LabelRequest(n=1), view)
