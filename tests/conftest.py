@@ -20,6 +20,7 @@ from gen.config import Config
 from gen.data.audio import Audio
 from gen.data.images import Images
 from gen.data.images.captions import Captioned
+from gen.data.music import Music
 from gen.data.text import Text
 
 # These flags cut the compile time to a quarter, and the number of memory maps. A process may have 65,530 maps; LLVM crashes
@@ -188,6 +189,8 @@ def tiny(pictures: Path, captions: Path, texts: Path, tmp_path_factory: pytest.T
             )
         elif isinstance(data, Audio):
             data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
+        elif isinstance(data, Music):
+            data = replace(data, name="canons", frames=16, excerpt=data.excerpt and 8)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink
