@@ -22,7 +22,7 @@ STEPS, VOICES = 4, 4
 
 def write_corpus(folder: Path) -> int:
     """Writes the chorales of music21 as MIDI files, and returns their number. Files that exist are kept."""
-    from music21 import corpus
+    from music21 import corpus  # pyright: ignore[reportMissingImports]
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = corpus.getComposer("bach")

@@ -91,6 +91,10 @@ class Medium:
         """Returns the options with the content of the files that they name, so that a manifest holds everything."""
         return options
 
+    def complete(self, options: Any, request: Any, run: RunView) -> Any:
+        """Returns the options with those that the request decides, for `check`, `give` and `show`. request: of the family."""
+        return options
+
     def check(self, options: Any, request: Any, run: RunView) -> None:
         """Raises: UserError if the options give what the request does not take, or lack what it needs. request: of the family."""
 

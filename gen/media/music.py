@@ -16,7 +16,7 @@ from PIL import Image
 
 from gen.core import Given, Medium, Request, RunView, Shown, Spec
 from gen.data.music import midi
-from gen.data.music.roll import AXES, REST, STEPS_PER_QUARTER, pitches_of
+from gen.data.music.roll import AXES, HELD, REST, STEPS_PER_QUARTER, hold, pitches_of
 from gen.errors import UserError
 from gen.families.labels import class_names
 from gen.files import read_bytes
@@ -32,7 +32,7 @@ COLORS = ((196, 50, 40), (40, 120, 190), (60, 150, 60), (120, 70, 150), (200, 14
 BAR = 4
 """Quarter notes between two lines of the sheet."""
 RATE = 11_025
-"""Samples per second of the rendered sound."""
+"""Samples per second of the rendered sound. It has room for the highest note of a piano and no more, since samples take minutes."""
 HARMONICS = np.array([1, 0.5, 0.3, 0.15, 0.08])
 """Amplitudes of a tone and its overtones."""
 ATTACK, RELEASE, DECAY = 0.01, 0.05, 1.2
@@ -85,6 +85,12 @@ class Scores(Medium):
             raise UserError(f"--midi {options.midi}: {error.strerror}") from None
         return replace(options, midi=None, content=base64.b64encode(content).decode())
 
+    def complete(self, options: ScoreOptions, request: Request, run: RunView) -> ScoreOptions:
+        """Returns the options with the voices that --mode harmonize writes: all but the first, unless --write names others."""
+        if getattr(request, "mode", "generate") != "harmonize" or options.write:
+            return options
+        return replace(options, write=tuple(range(2, run.spec["tokens"].shape[1] + 1)))
+
     def check(self, options: ScoreOptions, request: Request, run: RunView) -> None:
         """Raises: UserError if the request's mode takes no score and one is given, or the other way round."""
         mode = getattr(request, "mode", "generate")
@@ -105,6 +111,8 @@ class Scores(Medium):
             )
         if mode == "harmonize" and options.gap:
             raise UserError("mode harmonize writes whole voices; leave --gap out, or choose --mode inpaint")
+        if mode == "harmonize" and not options.write:
+            raise UserError("the model has one voice, so a melody has no other ones; choose another --mode")
         if mode == "inpaint" and not (options.write or options.gap):
             raise UserError("mode inpaint needs the part to write: give --write VOICES, --gap FROM:TO, or both")
 
@@ -133,6 +141,9 @@ class Scores(Medium):
         rolls = made.reshape(-1, *run.spec["tokens"].shape)
         if options is not None and options.content and (options.write or options.gap):
             rolls = rolls[:, : len(read_score(options, run))]
+        # Without tokens for held notes, equal ones in a row are one note.
+        if not _tells_onsets(run):
+            rolls = np.stack([hold(roll) for roll in rolls])
         files = {
             "samples.png": draw_sheet(rolls[:MAX_DRAWN], steps),
             "samples.wav": encode_wav(render(rolls[0], steps), RATE),
@@ -162,6 +173,11 @@ def _steps(run: RunView) -> int:
     return getattr(run.data, "steps", STEPS_PER_QUARTER)
 
 
+def _tells_onsets(run: RunView) -> bool:
+    """Returns whether the tokens of a run tell held notes from repeated ones."""
+    return (run.spec["tokens"].vocab or 0) > HELD
+
+
 def read_score(options: ScoreOptions, run: RunView) -> np.ndarray:
     """Returns the given score as a roll, int16 [frames, voices], with the tokens of a run. Raises: UserError if it does not fit."""
     frames, voices = run.spec["tokens"].shape
@@ -171,7 +187,7 @@ def read_score(options: ScoreOptions, run: RunView) -> np.ndarray:
         raise UserError(f"--midi: the file {error}") from None
     if len(roll) > frames:
         raise UserError(f"--midi: the file has {len(roll):,} frames, and the model's windows have {frames:,}; cut it")
-    return roll if (run.spec["tokens"].vocab or 0) > REST + 1 else pitches_of(roll)
+    return roll if _tells_onsets(run) else pitches_of(roll)
 
 
 def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int) -> np.ndarray:

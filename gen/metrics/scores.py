@@ -36,13 +36,13 @@ def measure(rolls: Sequence[np.ndarray]) -> Harmony:
     """Returns the numbers of scores, int [frames, voices] each, of which at least one has notes."""
     pitches = [pitches_of(roll) for roll in rolls]
     # Sums over all pieces and not means of pieces: a short one counts less.
-    tones = sum(count_tones(pitch) for pitch in pitches)
-    steps = sum(count_steps(pitch) for pitch in pitches)
+    tones = np.sum([count_tones(pitch) for pitch in pitches], axis=0)
+    steps = np.sum([count_steps(pitch) for pitch in pitches], axis=0)
     found, moves = np.sum([count_parallels(pitch) for pitch in pitches], axis=0)
     doubled = np.concatenate([doubled_leading(pitch) for pitch in pitches])
     return Harmony(
-        tones / max(1, np.sum(tones)),
-        steps / max(1, np.sum(steps)),
+        tones / max(1, tones.sum()),
+        steps / max(1, steps.sum()),
         float(found / max(1, moves)),
         float(doubled.mean()),
     )
