@@ -168,9 +168,7 @@ def test_rules_of_four_part_writing():
 @pytest.mark.slow
 def test_a_run_is_sampled_verified_and_scored(tiny, tmp_path, capsys):
     config = tiny("chorales")
-    run = make_run(
-        tmp_path / "run", replace(config, data=replace(config.data, train="train[:8]", test="test[:4]", batch_size=2))
-    )
+    run = make_run(tmp_path / "run", replace(config, data=replace(config.data, train="train[:8]", test="test[:4]")))
     (tmp_path / "melody.mid").write_bytes(midi.encode(CADENCE[:12, :1], 4))
     command = [str(run), "--mode", "harmonize", "--midi", str(tmp_path / "melody.mid"), "--n", "2"]
     assert sample.main([*command, "--out", str(tmp_path / "out")]) == 0

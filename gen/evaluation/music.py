@@ -11,6 +11,7 @@ import numpy as np
 
 from gen.core import Array, Batch, Params
 from gen.data.music import counting
+from gen.evaluation.request import encode_request
 from gen.evaluation.score import Metric, Score
 from gen.evaluation.texts import TextSubject
 from gen.families.grid import GridLM
@@ -124,10 +125,8 @@ class Rules(Metric[MusicSubject]):
 
     def plan(self, subject: MusicSubject) -> list[Score]:
         names = ("tone_distance", "step_distance", "parallels", "doubled_leading")
-        protocol = subject.run_protocol | {"samples": subject.n, "seed": subject.options.seed}
-        # As the samples of other runs have it: the fields of the request that were changed.
-        if subject.request:
-            protocol |= {"request": subject.request}
+        drawn = {"samples": subject.n, "seed": subject.options.seed} | encode_request(subject.request)
+        protocol = subject.run_protocol | drawn
 
         def numbers(rolls: Iterable[np.ndarray]) -> Iterable[float]:
             found, other = measure(list(rolls)), subject.held_out

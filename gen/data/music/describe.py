@@ -28,4 +28,4 @@ def describe(source: Source, windows: Windows, pieces: Mapping[str, int]) -> Ite
     cut = f", and {several:,} pieces are cut" if several else ""
     yield f"{len(windows.frames):,} windows of {frames:,} frames, of which {windows.frames.sum() / windows.frames.size / frames:.0%} are notes{cut}"
     if (widths := np.ptp(windows.limits, axis=1)).any():
-        yield f"training pieces are moved to {widths.mean() + 1:.3g} keys on average, of {widths.min() + 1} to {widths.max() + 1}"
+        yield f"pieces can be moved to {widths.mean() + 1:.3g} keys on average, of {widths.min() + 1} to {widths.max() + 1}"

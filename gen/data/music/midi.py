@@ -65,14 +65,13 @@ def decode(content: bytes, steps: int, voices: int) -> np.ndarray:
         raise ValueError(
             f"has {found} voices (tracks and channels with notes), more than {voices}: use --data.voices {found}"
         )
-    # A step is a whole number of ticks, or no note could be exact.
-    ticks = file.ticks_per_beat / steps
-    frames = max(note.end for part in parts.values() for note in part) / ticks
+    beat = file.ticks_per_beat
+    frames = max(note.end for part in parts.values() for note in part) * steps // beat
     if frames > MAX_FRAMES:
-        raise ValueError(f"lasts {frames:,.0f} frames, and at most {MAX_FRAMES:,} can be read: cut it")
-    roll = np.full((round(frames), voices), REST, np.int16)
+        raise ValueError(f"lasts {frames:,} frames, and at most {MAX_FRAMES:,} can be read: cut it")
+    roll = np.full((frames, voices), REST, np.int16)
     for voice, part in parts.items():
-        _fill(roll[:, voice], part, ticks, voice)
+        _fill(roll[:, voice], part, steps, beat, voice + 1)
     return roll
 
 
@@ -130,19 +129,21 @@ def _read_notes(track: Any) -> dict[int, list[Note]]:
     return notes
 
 
-def _fill(column: np.ndarray, notes: list[Note], ticks: float, voice: int) -> None:
-    """Writes the notes of a voice into its column of a roll. Raises: ValueError as `decode`."""
+def _fill(column: np.ndarray, notes: list[Note], steps: int, beat: int, voice: int) -> None:
+    """Writes the notes of a voice into its column of a roll. beat: ticks of a quarter note. Raises: ValueError as `decode`."""
     # In the order of their beginnings, so that comparing neighbours finds all that overlap.
     end = 0
     for note in sorted(notes):
-        start, stop = note.start / ticks, note.end / ticks
-        if not (start.is_integer() and stop.is_integer() and start < stop):
-            raise ValueError(f"is off the grid: voice {voice + 1} has a note from {start:g} to {stop:g} frames")
+        # Whole numbers: a quotient of floats would miss some places of the grid.
+        (start, early), (stop, late) = divmod(note.start * steps, beat), divmod(note.end * steps, beat)
+        if early or late or start == stop:
+            edges = " to ".join(f"{tick * steps / beat:g}" for tick in note[:2])
+            raise ValueError(f"is off the grid: voice {voice} has a note from {edges} frames")
         if start < end:
-            raise ValueError(f"has notes that sound at once in voice {voice + 1}, in frame {int(start)}")
-        end = int(stop)
-        column[int(start) : end] = HELD + note.pitch
-        column[int(start)] = note.pitch
+            raise ValueError(f"has notes that sound at once in voice {voice}, in frame {start}")
+        end = stop
+        column[start:end] = HELD + note.pitch
+        column[start] = note.pitch
 
 
 def encode(roll: np.ndarray, steps: int) -> bytes:
