@@ -1,7 +1,8 @@
 """Flow matching on scikit-learn's 8x8 digits, which need no download (Lipman et al. 2023).
 
 It reached a TSTR of 97.7% (real 98.9%, Gaussians 97.6%) and a Fréchet distance of 6.86, with 12 evaluations of the network. The
-pixels have 17 levels and are dequantized, so that bits_per_dim compares with that of vae_digits. It is not scored yet.
+pixels have 17 levels and are dequantized, so that bits_per_dim can be compared with that of vae_digits. bits_per_dim is not
+scored yet.
 """
 
 from gen.config import Config

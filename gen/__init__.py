@@ -79,6 +79,8 @@ class Run:
 
             run.generate(n=10, label=3)                          # a conditional GAN or VAE
             run.generate(n=2, prompt=["Once upon"], tokens=40)   # a language model
+            run.generate(mode="inpaint", image="photo.png", mask="hole.png")    # a flow that was trained with masks
+            run.generate(image="drawing.png")                    # a flow that was trained on pairs
 
         seed: of the samples. step: the checkpoint; None: the best. base: where the base of an adapter is, if it was moved.
         settings: fields of the family's request and of the medium's options, which `sample.py RUN --help` lists. A list is
@@ -90,7 +92,9 @@ class Run:
 
         request, options = self._split(settings)
         view = self.trained.view()
-        given = self.medium.give(self.medium.read_options(options), view)
+        options = self.medium.read_options(options)
+        self.medium.check(options, request, view)
+        given = self.medium.give(options, view)
         chosen = self.trained.choose_step(step)
         arrays = self.trained.generate(chosen, check_seed(seed), request, given.arrays, given.functions, base)
         if given.finish is not None:

@@ -26,6 +26,8 @@ from gen.system import explain, open_streams
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 REQUEUE = 75
 """Exit status of a run that must be started again (EX_TEMPFAIL)."""
+INTERRUPTED = 130
+"""Exit status after a Ctrl-C."""
 
 
 class UserError(Exception):
@@ -57,6 +59,13 @@ def check_not_negative(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0 <= value < float("inf"):
             raise UserError(f"{name} is {value}; it must be at least 0")
+
+
+def check_finite(**numbers: float) -> None:
+    """Raises: UserError for the first named number that is not finite."""
+    for name, value in numbers.items():
+        if not abs(value) < float("inf"):
+            raise UserError(f"{name} is {value}; it must be a finite number")
 
 
 def check_decay(**numbers: float) -> None:
@@ -96,7 +105,9 @@ def end_of(error: BaseException) -> End:
     if isinstance(error, Requeue):
         return End(REQUEUE, str(error))
     if isinstance(error, KeyboardInterrupt):
-        return End(130, "interrupted; the same command continues from the last checkpoint, if there is one")
+        # It has a text of its own if another host was interrupted.
+        usual = "interrupted; the same command continues from the last checkpoint, if there is one"
+        return End(INTERRUPTED, str(error) or usual)
     # The reader of a pipe, such as `| head`, has closed it. By convention nothing is said.
     if isinstance(error, BrokenPipeError):
         return End(141, "")

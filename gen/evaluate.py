@@ -24,7 +24,7 @@ from gen.runs import directory
 
 RUN_ENTRIES = ("checkpoint", "run", "base", "folder")
 """Entries of a protocol that may differ between runs that are compared."""
-DRAWN_ENTRIES = ("labels", "request")
+DRAWN_ENTRIES = ("labels", "captions", "request")
 """Entries that say how images were drawn, which is not known of a folder of images."""
 
 

@@ -156,6 +156,7 @@ def make_outputs(
     """
     # The medium reads the run through a view, so that training can show samples in the same way.
     view = run.view()
+    medium.check(options, request, view)
     given = medium.give(options, view)
     arrays = run.generate(step, seed, request, given.arrays, given.functions, base)
     if given.finish is not None:

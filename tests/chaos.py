@@ -169,7 +169,7 @@ def judge(begun: Start, end: End, fired: bool) -> str | None:
     if "Traceback" in end.output and len(end.statuses) == 1:
         return "a traceback"
     # The other hosts leave by themselves, or are aborted by the runtime. At the very end they may be finished.
-    if not all(other in (0, 75, -signal.SIGABRT) for other in others):
+    if not all(other in (0, 75, max(status, 0), -signal.SIGABRT) for other in others):
         return f"status {others} of the other host"
     return None
 

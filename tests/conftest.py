@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from gen.config import Config
+from gen.data.audio import Audio
 from gen.data.images import Images
+from gen.data.images.captions import Captioned
 from gen.data.text import Text
 
 # These flags cut the compile time to a quarter, and the number of memory maps. A process may have 65,530 maps; LLVM crashes
@@ -108,6 +110,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder of 96 pictures, 8x8: squares in a red, green or blue of several shades, with "red 7" and so on as captions."""
+    folder = tmp_path_factory.mktemp("captions")
+    for i in range(96):
+        color = i % 3
+        image = np.full((8, 8, 3), 255, np.uint8)
+        image[1:7, 1:7] = 0
+        image[1:7, 1:7, color] = 255 - i
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"{('Red', 'Green', 'Blue')[color]} {i}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a file of 60 lines of JSON: pairs of a number and its digits as words."""
     path = tmp_path_factory.mktemp("texts") / "pairs.jsonl"
@@ -122,7 +138,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(pictures: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
+def tiny(pictures: Path, captions: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
     """Returns a function (name or file) -> that config with the smallest model, on data that always exist.
 
     A name is that of a file in configs/. Data of a kind that gen does not have stay as they are, with a batch size of 8.
@@ -161,9 +177,17 @@ def tiny(pictures: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
             )
         elif isinstance(data, Encoded):
             data = encode(data)
+        elif isinstance(data, Captioned):
+            data = replace(data, name=f"captions:{captions}", size=8, tokenizer="byte", length=8)
         elif isinstance(data, Images) and data.name != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
-            data = replace(data, name=f"folder:{pictures}", **splits)
+            # The halves of a picture are a pair.
+            paired = {"name": f"pairs:{pictures}", "source": "left"}
+            data = replace(
+                data, **(paired if data.name.startswith("pairs:") else {"name": f"folder:{pictures}"}), **splits
+            )
+        elif isinstance(data, Audio):
+            data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from gen import config as configs
 from gen.config import Config, Parallel
 from gen.core import Dataset, Family, GenerativeModel, HostBatch, State
 from gen.data.preprocess import with_preprocess
+from gen.networks.unet import UNet
 from gen.optim import Optimizer
 from gen.runtime.engine import Engine, compile_engine
 from gen.train import feed
@@ -62,7 +63,7 @@ def one_per_folder(files: Iterable[str]) -> list[str]:
 
 def _one_per(files: Iterable[str], key: Callable[[Family], str]) -> list[str]:
     chosen: dict[str, str] = {}
-    for file in sorted(files, key=lambda file: getattr(load(file).data, "name", "") not in BUILT_IN):
+    for file in sorted(files, key=lambda file: not is_built_in(file)):
         chosen.setdefault(key(load(file).model), file)
     return sorted(chosen.values(), key=lambda file: Path(file).stem)
 
@@ -72,17 +73,27 @@ def is_own(file: str) -> bool:
     return Path(file).resolve().parent in OWN
 
 
-def as_parameters(files: Iterable[str], slow: Collection[str] = ()) -> list[ParameterSet]:
-    """Returns pytest parameters named after the files' stems. slow: the files whose tests are left out by default.
+def is_built_in(file: str) -> bool:
+    """Returns whether the data of a config come with a Python package."""
+    return getattr(load(file).data, "name", "") in BUILT_IN
+
+
+def has_unet(file: str) -> bool:
+    """Returns whether the network of a config is a U-Net, which compiles three times as long as the others."""
+    return isinstance(getattr(load(file).model, "network", None), UNet)
+
+
+def as_parameters(files: Iterable[str], left_out: Mapping[str, Collection[str]]) -> list[ParameterSet]:
+    """Returns pytest parameters named after the files' stems. left_out: {mark: files whose tests get it}.
 
     The project's code must not cause warnings. A fork's code may: it need not know the rules of this repository.
     """
     lenient = pytest.mark.filterwarnings("default")
     marks = {file: [] if is_own(file) else [lenient] for file in files}
-    return [
-        pytest.param(file, id=Path(file).stem, marks=[*marks[file], *([pytest.mark.slow] if file in slow else [])])
-        for file in marks
-    ]
+    for mark, marked in left_out.items():
+        for file in marked:
+            marks[file].append(getattr(pytest.mark, mark))
+    return [pytest.param(file, id=Path(file).stem, marks=marks[file]) for file in marks]
 
 
 def hold_other_players(config: Config, loss: str) -> Config:

@@ -435,3 +435,7 @@ def test_every_other_block_of_steps_is_guarded_and_its_history_goes_on():
     assert guard.line("vae_mlp", cost) == (
         "| vae_mlp | 20.0 µs | 1.00% | 2.060 ms | 2.000 ms | 1.030 | 1.010 to 1.050 |"
     )
+
+
+def test_ratios_are_of_medians_and_their_quartiles_of_turns():
+    assert turns.ratios([2, 20, 6, 8, 4], [2] * 5) == (3, 2, 4)

@@ -66,6 +66,12 @@ def test_an_end_is_judged_by_its_signal(kill, status, output, problem):
     assert chaos.judge(Start("pmap1", Kill.parse(kill)), End([status], output), fired=True) == problem
 
 
+@pytest.mark.parametrize(("other", "problem"), [(130, None), (75, None), (2, "status [2] of the other host")])
+def test_the_other_host_ends_for_the_same_reason(other, problem):
+    begun = Start("hosts2", Kill.parse("INT:before:open log:1"))
+    assert chaos.judge(begun, End([130, other], ""), fired=True) == problem
+
+
 def test_a_start_that_does_not_go_on_is_a_failure():
     assert chaos.judge(Start("pmap1"), End([2], "error: no sound checkpoint"), fired=False)
     assert chaos.judge(Start("pmap1"), End([0], ""), fired=False) is None

@@ -22,28 +22,37 @@ from contract import ENGINES, assert_close, assert_engines_agree, assert_same, b
 from gen import config as configs
 from gen.config import Config, Parallel, Save
 from gen.core import Dataset, Family, GenerativeModel, HostBatch, State
+from gen.data.preprocess import with_preprocess
 from gen.families.gan import GAN
+from gen.families.vae import VAE
 from gen.runs import checkpoint
 from gen.runtime import engine as runtime_engine
-from gen.train import calls, stacked
+from gen.train import calls, feed, stacked
 
 DOUBLE = "pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"
-"""Engines that are compared in double precision, where differences of rounding stay small for 100 steps."""
+"""Engines that are compared in double precision, where differences of rounding stay small for 40 steps."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs tests of `config_file` on every config. Tests of `family_file` compile much: they run on one config per family.
+    """Chooses the configs that a test runs on. The more a test compiles, the fewer.
 
-    The fast tests run on one config per folder of families.
+    any_file: every config. config_file: every config; fast for one per folder of families on built-in data unless it has a U-Net,
+    slow for one per family, and long for the others. family_file: one config per family, long beyond one family per folder. engine_file: the same,
+    long beyond GANs and VAEs, since the test is about the engine more than about the family.
     """
     given = metafunc.config.getoption("config")
-    if "config_file" in metafunc.fixturenames:
-        files = given or contract.config_files()
-        slow = set(files) - set(given or contract.one_per_folder(files))
-        metafunc.parametrize("config_file", contract.as_parameters(files, slow))
-    if "family_file" in metafunc.fixturenames:
-        families = given or contract.one_per_family(contract.config_files())
-        metafunc.parametrize("family_file", contract.as_parameters(families))
+    files = given or contract.config_files()
+    families, folders = given or contract.one_per_family(files), given or contract.one_per_folder(files)
+    fast = given or [file for file in folders if contract.is_built_in(file) and not contract.has_unet(file)]
+    quick = given or [file for file in families if isinstance(contract.load(file).model, GAN | VAE)]
+    for name, every, marks in (
+        ("any_file", files, {}),
+        ("config_file", files, {"slow": set(families) - set(fast), "long": set(files) - set(families)}),
+        ("family_file", families, {"long": set(families) - set(folders)}),
+        ("engine_file", families, {"long": set(families) - set(quick)}),
+    ):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, contract.as_parameters(every, marks))
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +65,7 @@ def _shard_small_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
 def _allow_rank_promotion_in_forks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Applies the project's rule against silent broadcasting to the project's configs only. See also contract.as_parameters."""
     parameters = request.node.callspec.params
-    own = contract.is_own(parameters.get("config_file") or parameters["family_file"])
+    own = contract.is_own(next(file for name, file in parameters.items() if name.endswith("_file")))
     with jax.numpy_rank_promotion("raise" if own else "allow"):
         yield
 
@@ -85,6 +94,19 @@ def test_every_config(config_file, tiny):
     sums = engine.evaluate(state, next(data.evaluation("validation", 8)))
     assert all(np.isfinite(v).all() for v in model.summarize(jax.device_get(sums)).values())
 
+
+@pytest.mark.slow
+def test_every_config_has_a_step_and_comes_back_from_json(any_file, tiny):
+    """Without compiling: an update keeps the shapes and dtypes of the state, and has the declared losses."""
+    config = tiny(any_file)
+    data = config.data.build()
+    model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
+    state, key = jax.eval_shape(model.init, jax.random.key(0)), jax.random.key(0)
+    update = jax.vmap(model.update, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
+    batch = feed(data, model, config, range(config.data.batch_size))(0)
+    new, metrics = jax.eval_shape(update, state, batch, key)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert set(model.losses) <= metrics.keys()
     decoded = configs.decode(Config, json.loads(json.dumps(configs.encode(config))))
     assert decoded == config
     assert configs.digest(decoded) == configs.digest(config)
@@ -106,6 +128,9 @@ def check_samples(data: Dataset, model: GenerativeModel, state: State, batch: Ho
         assert one.shape == (5, *data.spec["image"].shape)
         assert one.dtype == np.float32
         assert np.abs(one).max() <= 1.0001
+    elif "audio" in data.spec:
+        assert one.shape == (5, *data.spec["audio"].shape)
+        assert np.abs(one).max() <= 1
     assert len(one) == 5
     assert not np.array_equal(one, other)
 
@@ -130,9 +155,9 @@ def test_replicas_are_bitwise_equal_under_pmap(family_file, tiny):
 
 
 @pytest.mark.slow
-def test_engines_and_devices_agree(family_file, tiny):
+def test_engines_and_devices_agree(engine_file, tiny):
     """A family whose noise depends on the device fails here: draw it from (key, row), see gen.axis.example_keys."""
-    config = tiny(family_file)
+    config = tiny(engine_file)
     # What the test in double precision compares needs no second program in single precision.
     tested = DOUBLE if {"dtype", "param_dtype"} <= {f.name for f in fields(config.model)} else ()
     assert_engines_agree(config, 10, 1e-5, [name for name in ENGINES if name not in tested])
@@ -140,14 +165,12 @@ def test_engines_and_devices_agree(family_file, tiny):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["pmap on 2", "fsdp and tensor 2 on 8"])
-def test_several_steps_of_one_call_are_the_same_steps(family_file, engine, tiny):
-    config = tiny(family_file)
-    data, model, _, feed = build(config, ENGINES[engine])
-    if "tokens" in data.spec:
-        pytest.skip("the models of images test it, and compile faster")
+def test_several_steps_of_one_call_are_the_same_steps(engine_file, engine, tiny):
+    config = tiny(engine_file)
+    _, model, _, batch_of = build(config, ENGINES[engine])
     one_call = replace(config, steps=5, steps_per_call=3, evaluate_every=0)
     several = runtime_engine.compile_engine(model, ENGINES[engine], config.seed, config.data.batch_size, several=True)
-    batch, state, metrics = stacked(feed, one_call), several.init(), []
+    batch, state, metrics = stacked(batch_of, one_call), several.init(), []
     for call in calls(one_call, 0):
         state, of_call = several.update(state, batch(call))
         of_call = {name: np.broadcast_to(value, len(call)) for name, value in jax.device_get(of_call).items()}
@@ -162,7 +185,7 @@ def test_several_steps_of_one_call_are_the_same_steps(family_file, engine, tiny)
 def test_engines_and_devices_agree_in_double_precision(family_file, tiny):
     config = contract.replace_model(tiny(family_file), dtype="float64", param_dtype="float64")
     with jax.enable_x64(True):
-        assert_engines_agree(config, 100, 1e-9, DOUBLE)
+        assert_engines_agree(config, 40, 1e-9, DOUBLE)
 
 
 def without_batch_coupling(model: Family) -> Family:
@@ -218,8 +241,8 @@ def test_a_state_can_start_from_other_parameters(family_file, tiny):
     assert any(not np.array_equal(x, other[path]) for path, x in leaves(base).items())
 
 
-def test_hosts_read_the_batch_in_parts(family_file, tiny):
-    data = tiny(family_file).data.build()
+def test_hosts_read_the_batch_in_parts(config_file, tiny):
+    data = tiny(config_file).data.build()
     hosts = range(0, 2), range(2, 8)
     batches = [(data.batch(3, 5, range(8)), *(data.batch(3, 5, rows) for rows in hosts))]
     batches += zip(data.evaluation("test", 8), *(data.evaluation("test", 8, rows) for rows in hosts), strict=True)

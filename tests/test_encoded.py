@@ -23,6 +23,7 @@ from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 from gen.families import labels, learner
 from gen.families.tokenizer import FSQ, KL, Residual, Tokenizer
+from gen.media.image import ImageOptions
 from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.images import read_split
 from gen.networks import tokenizer
@@ -95,7 +96,8 @@ def codes_of(run: Path, x: jax.Array) -> np.ndarray:
     trained = gen.open(run).trained
     state = trained.restore(5)
     coder = trained.config.model.coder(trained.spec)  # pyright: ignore
-    return np.asarray(coder.encode({**state.params, **state.ema}, state.stats.get("bottleneck", {}), x).codes)
+    encode = jax.jit(coder.encode)
+    return np.asarray(encode({**state.params, **state.ema}, state.stats.get("bottleneck", {}), x).codes)
 
 
 def test_codes_are_those_of_the_images_and_keep_their_labels(coded):
@@ -140,6 +142,7 @@ def test_each_epoch_takes_the_next_form_of_every_image(coded):
     assert max(len(found) for found in forms.values()) == 2
 
 
+@pytest.mark.slow
 def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(tmp_path):
     run = tokenizer_run(tmp_path / "kl", replace(TINY, bottleneck=KL(3)))
     data = Encoded(data=DIGITS, tokenizer=str(run), batch_size=8).build()
@@ -222,6 +225,7 @@ def test_samples_of_codes_are_scored_as_images(generator):
     assert {"tstr", "kid", "tstr_gaussian"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_the_ceiling_of_a_tokenizer_is_the_score_of_its_reconstructions(coded):
     subject = open_subject(coded, Options((coded,), n=40))
     training = subject.training  # pyright: ignore
@@ -252,7 +256,7 @@ def test_wrong_tokenizers_are_short_errors(coded, generator, tmp_path):
     refuse(tokenizer_run(tmp_path / "begun", step=4), "is not finished: 4 of 5 steps")
     refuse(coded, "encodes images of 8x8x1, and the data have images of 16x16x1", replace(DIGITS, size=16))
     refuse(coded, "encodes grey or coloured pixels, and the data have binary ones", replace(DIGITS, binarize="static"))
-    refuse(coded, "a tokenizer encodes images, and the data have tokens", Encoded(data=DIGITS, tokenizer=str(coded)))
+    refuse(coded, "encodes image, and the data have tokens", Encoded(data=DIGITS, tokenizer=str(coded)))
     changed = Path(shutil.copytree(coded, tmp_path / "changed"))
     weights = max(changed.glob("checkpoints/5/params/**/0.0*"), key=lambda path: path.stat().st_size)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
@@ -262,3 +266,9 @@ def test_wrong_tokenizers_are_short_errors(coded, generator, tmp_path):
     refuse(other, "codec.json is missing|is a run of Independent")
     with pytest.raises(UserError, match="variants is 0"):
         Encoded(data=DIGITS, tokenizer="x", variants=0)
+
+
+def test_pictures_for_codes_are_checked_as_those_for_images(generator):
+    view = gen.open(generator).trained.view()
+    with pytest.raises(UserError, match="mode"):
+        CODE_IMAGES.check(ImageOptions(image="a.png"), labels.LabelRequest(n=1), view)

@@ -13,7 +13,7 @@ import types
 import pytest
 
 from gen import errors, files
-from gen.errors import REQUEUE, Requeue, UserError
+from gen.errors import INTERRUPTED, REQUEUE, Requeue, UserError
 from gen.runs import checkpoint, directory, lock, log
 from gen.runtime import early, failures, signals
 from gen.system import FIXES, explain, name_file
@@ -218,9 +218,8 @@ def test_low_limits_are_raised_or_named(monkeypatch):
 
 
 def test_the_failure_of_another_host_ends_this_one_by_the_same_status():
-    wrong, stopped = (failures.Failure(1, status, "why").error() for status in (2, REQUEUE))
-    assert errors.end_of(wrong) == (2, "error: host 1: why")
-    assert errors.end_of(stopped) == (REQUEUE, "host 1: why")
+    for status, message in ((2, "error: host 1: why"), (REQUEUE, "host 1: why"), (INTERRUPTED, "host 1: why")):
+        assert errors.end_of(failures.Failure(1, status, "why").error()) == (status, message)
 
 
 def test_a_failure_is_told_once(monkeypatch):
@@ -237,6 +236,10 @@ def test_a_failure_is_told_once(monkeypatch):
     for error, told in (
         (UserError("no"), '[0, 2, "no"]'),
         (Requeue("go"), '[0, 75, "go"]'),
+        (
+            KeyboardInterrupt(),
+            '[0, 130, "interrupted; the same command continues from the last checkpoint, if there is one"]',
+        ),
         (TypeError("x"), '[0, 2, "TypeError: x"]'),
     ):
         failures._shared.__init__()

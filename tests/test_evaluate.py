@@ -214,6 +214,7 @@ def test_the_first_images_do_not_depend_on_their_number_and_chunks_differ(runs):
     assert not np.array_equal(generate_images(other, 150).image, few.image)
 
 
+@pytest.mark.slow
 def test_runs_are_columns_of_one_table(scored, workdir, runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", str(scored), str(workdir), "--metrics", "kid", "prdc", "--n", str(N)])
     evaluate.main()
@@ -460,6 +461,7 @@ def test_all_of_many_classes_are_drawn():
     assert len(set(first.tolist())) == 500 and first.max() > 1000, "fewer images than classes are not the first classes"
 
 
+@pytest.mark.slow
 def test_a_model_that_copies_images_of_rare_classes_scores_as_real_images(runs):
     data = two_classes(SIZES)
     options = Options((runs["conditional"],), ("kid",), n=400, features="pixels")

@@ -13,6 +13,7 @@ import pytest
 
 from gen.core import Array, Feature, Params, State
 from gen.errors import UserError
+from gen.families.conditions import Condition
 from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, UNet
 from gen.families.flow.likelihood import draw_probes, log_density
 from gen.families.flow.objectives import expand
@@ -263,8 +264,8 @@ def test_guidance_extrapolates_from_no_label_inside_its_interval(params):
     def velocities(t: Array) -> list[Array]:
         """Returns the guided velocity, that of the labels, and that of no label."""
         classes = jnp.arange(3), jnp.full(3, 3)
-        plain = [flow.velocity(params, label)(x, t, t) for label in classes]
-        return [flow.velocity(params, classes[0], request)(x, t, t), *plain]
+        plain = [flow.velocity(params, Condition(label))(x, t, t) for label in classes]
+        return [flow.velocity(params, Condition(classes[0]), request)(x, t, t), *plain]
 
     for time, w in ((0.1, 1), (0.3, 3), (0.6, 1)):
         guided, v, base = velocities(jnp.float32(time))
@@ -293,7 +294,7 @@ def test_bits_per_dimension_of_the_test(params):
     run = jax.jit(jax.vmap(model.test, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1))
     found = model.summarize(run(state, jax.tree.map(lambda x: x[None], batch), jax.random.key(0)))
     # The same with the exact trace, and without the padding.
-    exact = exact_log_density(TINY.flow_model(SPEC).velocity(params, batch["label"]), x, 2)
+    exact = exact_log_density(TINY.flow_model(SPEC).velocity(params, Condition(batch["label"])), x, 2)
     bits = -(exact[:3].mean() / 20 + np.log(2 / 17)) / np.log(2)
     assert found["bits_per_dim"] == pytest.approx(float(bits), abs=4 * found["bits_per_dim_error"])
     assert 0 < found["bits_per_dim_error"] < 1
@@ -328,11 +329,11 @@ def test_mean_flow_starts_from_a_flow():
 def test_one_step_leads_to_the_data_with_mean_velocities(objective, size):
     """The data are at -1 and 1. One step of a velocity leads to their mean, 0, and one of a mean velocity to one of them."""
     spec = {"latent": Feature((2, 1))}
-    model = Flow(network=DiT(1, 32, 2, (2,)), objective=objective, ema=0.99, optim=Optimizer(lr=3e-3)).build(spec, 1500)
+    model = Flow(network=DiT(1, 32, 2, (2,)), objective=objective, ema=0.99, optim=Optimizer(lr=3e-3)).build(spec, 700)
     update = jax.jit(jax.vmap(model.update, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1))
     state, row = model.init(jax.random.key(0)), jnp.arange(128)
     x = jnp.where(row % 2 == 0, 1.0, -1.0)[None, :, None, None] * jnp.ones((1, 1, 2, 1))
-    for step in range(1500):
+    for step in range(700):
         state, _ = update(state, {"latent": x, "row": row[None]}, jax.random.key(step))
     request = Request(n=256, steps=1, sampler="euler")
     samples = jax.jit(lambda state: model.generate(state, jax.random.key(0), {}, request))(state)["samples"]

@@ -41,7 +41,10 @@ def build(name: str, dtype: str = "float32") -> tuple[Velocity, dict, Callable[.
     return network, jax.jit(init)(jax.random.key(0)), jax.jit(network.apply)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "dit of images" else pytest.mark.slow) for name in NETWORKS],
+)
 def test_a_velocity_depends_on_everything_that_the_network_sees(name):
     _, shape = NETWORKS[name]
     _, params, apply = build(name)
@@ -89,7 +92,8 @@ def test_the_derivative_along_a_direction_is_that_of_jax():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param("unet 7x5", marks=pytest.mark.slow), "dit of images"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet 7x5", "dit of images"])
 def test_the_derivative_of_a_network_along_a_direction(name):
     """In double precision, by finite differences."""
     with jax.enable_x64(True):

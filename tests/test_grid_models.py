@@ -16,6 +16,7 @@ from test_transformer import KEY, quickly, reference
 from gen.core import Feature
 from gen.data import from_arrays
 from gen.errors import UserError
+from gen.families.conditions import Condition
 from gen.families.grid import GridLM, GridMLM, lm, mlm
 from gen.families.grid.grid import GridModel, GridRequest
 from gen.families.grid.network import make_network
@@ -93,7 +94,7 @@ def test_a_grid_is_read_after_its_label_with_a_vector_for_each_axis():
     parts, params = parts_of(GUIDED, (2, 3))
     tokens = np.random.default_rng(1).integers(0, VOCAB, (4, 2, 3))
     label = np.array([0, 2, 1, CLASSES])  # the last one is "no label"
-    nats, log_z = quickly(parts.nats)(params, {"tokens": tokens}, label)
+    nats, log_z = quickly(parts.nats)(params, {"tokens": tokens}, Condition(jnp.asarray(label)))
     own = dict(params["transformer"])
     rows, columns = (own.pop(f"position_{i}")["embedding"] for i in range(2))
     places = [(0, 0), *[(r + 1, c + 1) for r in range(2) for c in range(3)]]
@@ -139,7 +140,7 @@ def test_cached_decoding_draws_from_the_guided_logits_of_whole_passes(config, sh
     def logits(samples: jax.Array, label: jax.Array) -> jax.Array:
         """[4, T, J, V] of the samples, in one pass."""
         cells = parts.network.grid.split(samples)
-        read = jnp.concatenate([parts.network.grid.front(4, label), cells[:, :-1]], axis=1)
+        read = jnp.concatenate([parts.network.grid.front(4, Condition(label)), cells[:, :-1]], axis=1)
         output, _ = parts.network.read(params, read, parts.network.positions[:-1])
         return parts.network.logits(params, output, cells)
 
@@ -181,7 +182,7 @@ def test_a_turn_writes_each_cell_given_the_cells_of_earlier_turns(order):
     request = mlm.Request(n=6, turns=2, order=order, label=1)
     made = made_by(MASKED, (1, 3), request)
     parts, params = parts_of(MASKED, (1, 3))
-    front = parts.network.grid.front(1, jnp.array([1]))
+    front = parts.network.grid.front(1, Condition(jnp.array([1])))
 
     @quickly
     def log_p(tokens: jax.Array, masked: jax.Array) -> jax.Array:
@@ -230,7 +231,7 @@ def test_the_bound_of_a_uniform_model_is_the_entropy_on_average():
 def test_labels_are_left_out_at_their_rate():
     parts, _ = parts_of(GUIDED, (2, 3))
     label = np.random.default_rng(4).integers(0, CLASSES, 2000)
-    found = GUIDED.drop(parts.network.grid, {"label": jnp.asarray(label)}, jax.random.split(KEY, 2000))
+    found = GUIDED.drop(parts.network.grid, {"label": jnp.asarray(label)}, jax.random.split(KEY, 2000)).label
     dropped = np.asarray(found) == CLASSES
     assert abs(dropped.mean() - 0.3) < 0.04
     np.testing.assert_array_equal(np.asarray(found)[~dropped], label[~dropped])

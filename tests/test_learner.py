@@ -234,7 +234,7 @@ def test_a_fork_runs_the_contract_on_its_own_config(tmp_path: Path):
     command = [sys.executable, "-m", "pytest", str(Path(__file__).with_name("test_contract.py")), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout, done.stdout
+    assert "3 passed" in done.stdout, done.stdout
 
 
 # --- small functions ---

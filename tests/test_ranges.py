@@ -15,15 +15,19 @@ from gen.data.images import Images
 from gen.data.text import Text
 from gen.errors import UserError
 from gen.evaluation.score import Options
+from gen.families.flow import Flow
 from gen.families.gan import GAN
+from gen.families.grid import GridLM, GridMLM
 from gen.families.language.lm import LM
 from gen.families.language.mlm import MLM
 from gen.families.language.sampling import Sampling
 from gen.families.language.seq2seq import Seq2Seq
+from gen.families.tokenizer import Tokenizer
 from gen.families.vae import VAE
 from gen.optim import Group, Optimizer, Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear
+from gen.runs.encoded import Encoded
 
-FAMILIES = (GAN, VAE, LM, MLM, Seq2Seq)  # imported, so that `choices` finds them
+FAMILIES = (GAN, VAE, LM, MLM, Seq2Seq, GridLM, GridMLM, Tokenizer, Flow)  # imported, so that `choices` finds them
 REQUIRED: dict[type, dict[str, Any]] = {
     Config: {"model": VAE(), "data": Images(), "steps": 10},
     Group: {"path": "kernel"},
@@ -32,11 +36,14 @@ REQUIRED: dict[type, dict[str, Any]] = {
     Warmup: {"value": 1.0, "warmup": 5},
     Piecewise: {"boundaries": (3,), "values": (1.0, 2.0)},
     Text: {"tokenizer": "bpe"},  # otherwise its vocabulary is not read
+    Encoded: {"tokenizer": "a run"},
     Options: {"runs": ()},
 }
 """Arguments without which a class cannot be made, or would not read its numbers."""
 UNCHECKED = {
+    ("GridRequest", "label"): "compared with the model's classes when samples are drawn",
     ("LabelRequest", "label"): "compared with the model's classes when samples are drawn",
+    ("OneStepRequest", "label"): "compared with the model's classes when samples are drawn",
     ("Request", "label"): "compared with the model's classes when samples are drawn",
     ("Options", "step"): "has to be the step of a checkpoint",
 }

@@ -114,6 +114,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_hashed_again(tmp_path, monke
 # Whose checkpoint it is
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_copied_to_another_number_is_unsound(run, config, capsys):
     folder = run / "checkpoints"
     shutil.copytree(folder / "2", folder / "3")

@@ -196,6 +196,7 @@ def test_two_tasks_of_srun_have_the_curve_of_one_process(whole, call, tmp_path):
         assert a == pytest.approx(b, rel=1e-5)
 
 
+@pytest.mark.long
 def test_in_double_precision_the_curve_of_two_tasks_is_that_of_one_for_100_steps(call, environment, tmp_path):
     environment["JAX_ENABLE_X64"] = "1"
     double = "--model.dtype", "float64", "--model.param-dtype", "float64", "--steps", 100

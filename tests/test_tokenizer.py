@@ -36,9 +36,8 @@ def batch_of(n: int) -> dict[str, np.ndarray]:
 
 
 def mapped(function, *arguments):
-    """Returns a function of the model under the mapped axis "data" of size one."""
-    whole = jax.vmap(function, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
-    return whole(*arguments)
+    """Returns a compiled function of the model under the mapped axis "data" of size one."""
+    return jax.jit(jax.vmap(function, in_axes=None, out_axes=None, axis_name="data", axis_size=1))(*arguments)
 
 
 # --- networks ---
@@ -49,10 +48,10 @@ def test_networks_of_any_number_of_axes(axes):
     arch, dtypes = tokenizer.Residual((4, 6), (2, 2)), module_dtypes("float32", "float32")
     x = jnp.asarray(RNG.normal(size=(2, *axes, 3)), jnp.float32)
     encoder, decoder = arch.encoder(5, dtypes), arch.decoder((*axes, 2), dtypes)
-    h, _ = encoder.init_with_output(jax.random.key(0), x)
+    h, _ = jax.jit(encoder.init_with_output)(jax.random.key(0), x)
     grid = tuple(-(-n // 4) for n in axes)
     assert h.shape == (2, *grid, 5) and arch.grid(axes) == grid
-    y, _ = decoder.init_with_output(jax.random.key(1), h)
+    y, _ = jax.jit(decoder.init_with_output)(jax.random.key(1), h)
     assert y.shape == (2, *axes, 2)
 
 
@@ -113,21 +112,22 @@ def test_psnr_by_hand():
 @pytest.mark.parametrize("bottleneck", [FSQ((3, 2)), Residual(2, VQ(5, 2))])
 def test_codes_of_a_split_are_counted_exactly(bottleneck):
     model = replace(TINY, bottleneck=bottleneck).build(SPEC, 10)
-    state, whole = model.init(jax.random.key(0)), batch_of(6)
+    state, whole = jax.jit(model.init)(jax.random.key(0)), batch_of(6)
     # Two batches, of which the second has padding.
     rows = ([0, 1, 2, 3], [4, 5, 0, 0])
     batches = [{name: x[index] for name, x in whole.items()} for index in rows]
     batches[1]["weight"] = np.array([1, 1, 0, 0], np.float32)
     key = jax.random.key(0)
     found = measure(model, lambda state, batch: mapped(model.evaluate, state, batch, key), state, batches)
-    codes = np.asarray(model.generate(state, key, {"image": whole["image"]}, Request(n=6))["codes"])
+    made = jax.jit(lambda: model.generate(state, key, {"image": whole["image"]}, Request(n=6)))()
+    codes = np.asarray(made["codes"])
     vocab = bottleneck.feature((4, 4), ("row", "column")).vocab
     books = codes.reshape(-1, 2).T if isinstance(bottleneck, Residual) else codes.reshape(1, -1)
     p = np.stack([np.bincount(book, minlength=vocab) / len(book) for book in books])
     entropy = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in p]
     assert found["codes_used"] == pytest.approx((p > 0).mean())
     assert found["code_perplexity"] == pytest.approx(np.exp(entropy).mean())
-    pairs = model.generate(state, key, {"image": whole["image"]}, Request(n=6))["samples"]
+    pairs = made["samples"]
     assert found["psnr"] == pytest.approx(float(psnr(pairs[0], pairs[1]).mean()), rel=1e-5)
     assert found["ssim"] == pytest.approx(float(ssim(pairs[0], pairs[1]).mean()), rel=1e-4)
 
@@ -152,12 +152,13 @@ def test_a_collapsed_codebook_is_an_alarm_by_default():
 
 def test_originals_are_above_their_reconstructions():
     model = replace(TINY, bottleneck=KL(2)).build(SPEC, 10)
-    state, x = model.init(jax.random.key(0)), images(16)
-    made = model.generate(state, jax.random.key(0), {"image": x}, Request(n=16))
+    state, x = jax.jit(model.init)(jax.random.key(0)), images(16)
+    generate = jax.jit(lambda n: model.generate(state, jax.random.key(0), {"image": x}, Request(n=n)), static_argnums=0)
+    made = generate(16)
     assert made["samples"].shape == (4, 8, 8, 8, 1)
     np.testing.assert_array_equal(made["samples"][::2].reshape(x.shape), x)
     assert made["codes"].shape == (16, 4, 4, 2)
-    few = model.generate(state, jax.random.key(0), {"image": x}, Request(n=3))["samples"]
+    few = generate(3)["samples"]
     assert few.shape == (2, 3, 8, 8, 1)
     np.testing.assert_allclose(few[1], made["samples"][1, :3], atol=1e-6)
 
@@ -165,20 +166,21 @@ def test_originals_are_above_their_reconstructions():
 # --- training ---
 
 
+@pytest.mark.slow
 def test_the_coder_is_trained_against_its_own_copy_of_each_network():
     """Networks of the loss follow their own losses: the coder's step leaves them as they are."""
     model = replace(TINY, adversary=Adversary(discriminator.DCGAN((4,))), perceptual=Perceptual(hidden=(8,))).build(
         SPEC, 10
     )
     assert model.losses == ("loss", "loss/discriminator", "loss/classifier")
-    state = model.init(jax.random.key(0))
+    state = jax.jit(model.init)(jax.random.key(0))
     new, metrics = mapped(model.update, state, batch_of(4), jax.random.key(1))
     assert new.params.keys() == {"encoder", "decoder", "discriminator", "classifier"}
     assert new.opt_state.keys() == {"tokenizer", "discriminator", "classifier"}
     terms = metrics["reconstruction"] + metrics["bottleneck"] + 0.02 * metrics["adversary"] + 0.1 * metrics["features"]
     np.testing.assert_allclose(metrics["loss"], terms, rtol=1e-5)
     plain = TINY.build(SPEC, 10)
-    alone = mapped(plain.update, plain.init(jax.random.key(0)), batch_of(4), jax.random.key(1))[0]
+    alone = mapped(plain.update, jax.jit(plain.init)(jax.random.key(0)), batch_of(4), jax.random.key(1))[0]
     assert alone.params.keys() == {"encoder", "decoder"}
 
 
@@ -186,8 +188,13 @@ def test_the_coder_is_trained_against_its_own_copy_of_each_network():
 def test_every_reconstruction_loss_is_a_mean_over_pixels(reconstruction):
     config = replace(TINY, reconstruction=reconstruction)
     coder, x = config.coder(SPEC), jnp.asarray(np.linspace(-1, 1, 17)[RNG.integers(0, 17, (2, 8, 8, 1))], jnp.float32)
-    params = coder.init(jax.random.key(0), jnp.float32)
-    outputs = coder.decode(params, coder.encode(params, {}, x).z)
+
+    @jax.jit
+    def reconstruct(key):
+        params = coder.init(key, jnp.float32)
+        return coder.decode(params, coder.encode(params, {}, x).z)
+
+    outputs = reconstruct(jax.random.key(0))
     found = coder.reconstruction.loss(outputs, x)
     if isinstance(reconstruction, L1):
         np.testing.assert_allclose(found, np.abs(outputs - x).mean((1, 2, 3)), rtol=1e-6)
@@ -202,7 +209,7 @@ def test_every_reconstruction_loss_is_a_mean_over_pixels(reconstruction):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TINY.build({"tokens": Feature((4,), "int32", vocab=3)}, 1), "a tokenizer encodes images"),
+        (lambda: TINY.build({"tokens": Feature((4,), "int32", vocab=3)}, 1), "a tokenizer encodes images or sound"),
         (lambda: replace(TINY, perceptual=Perceptual()).build({"image": SPEC["image"]}, 1), "needs labels"),
         (lambda: replace(TINY, network=tokenizer.Residual((4,), (8,))).build(SPEC, 1), "make one place of 8x8"),
         (lambda: replace(TINY, reconstruction=Likelihood(DiscretizedLogistic(256))).build(SPEC, 1), "levels 17"),

@@ -112,6 +112,8 @@ def signals_at_moments() -> list[Scenario]:
             found.append(Scenario(name, (75, 75), both(GONE), "long", moment, victim, stall(LONG)))
         name = f"host {victim} stalls for {SHORT} s at train"
         found.append(Scenario(name, (0, 0), (None, None), "short", "compile", victim, stall(SHORT)))
+        name = f"Ctrl-C at host {victim} at compile"
+        found.append(Scenario(name, (130, 130), both("interrupted"), "long", "compile", victim, send(signal.SIGINT)))
         name = f"Ctrl-C at host {victim} at train"
         found.append(Scenario(name, (75, 75), both("stopped at step"), "long", "train", victim, send(signal.SIGINT)))
     return found

@@ -91,6 +91,9 @@ class Medium:
         """Returns the options with the content of the files that they name, so that a manifest holds everything."""
         return options
 
+    def check(self, options: Any, request: Any, run: RunView) -> None:
+        """Raises: UserError if the options give what the request does not take, or lack what it needs. request: of the family."""
+
     def give(self, options: Any, run: RunView) -> Given:
         """Returns the input that the options ask for. Raises: UserError if the run can't take it."""
         return Given(run.reference())

@@ -30,11 +30,11 @@ class Feature:
     dequantized: bool = False
     """Whether uniform noise of one level's width was added, so that a density bounds the probability of the levels."""
     axes: tuple[str, ...] | None = None
-    """For tokens or latents on a grid: the name of each axis of `shape`, such as ("row", "column") of an image. A last axis "book"
-    counts the tokens of one place of the grid. None: a sequence, as text is."""
+    """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") of an image. A last axis
+    "book" counts the tokens of one place of the grid. None: a sequence, as text is."""
     names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
     """For a label: the name of each class. They describe the data to people: no model depends on them. None: unknown."""
 
 
 Spec = Mapping[str, Feature]
-"""{name: feature} of the data. Names: image, tokens, latent, source, label."""
+"""{name: feature} of the data. Names: image, audio, tokens, latent, source, label, caption."""

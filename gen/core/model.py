@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -110,6 +110,11 @@ class Family:
 @dataclass(frozen=True)
 class Request:
     """What to generate. A family adds its own fields in a subclass."""
+
+    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """{value of the field `mode`: names of the pictures that it takes, "image" and "mask"}. sample.py asks for them. They are in
+    `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known.
+    "source", like "image", is for runs of pairs. Without it, validation examples are translated."""
 
     n: int = 64
     """Number of samples."""

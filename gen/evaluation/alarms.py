@@ -23,7 +23,7 @@ from gen.data.images.patches import show_samples
 from gen.errors import UserError
 from gen.evaluation.progress import Progress
 from gen.evaluation.request import parse_request
-from gen.families.labels import GIVEN
+from gen.families import captions, labels
 from gen.metrics.classifier import OneClassError, classifier_features, untrainable
 from gen.metrics.collapse import collapse
 from gen.metrics.images import ImageSet, read_split, read_training, to_float
@@ -240,8 +240,8 @@ def _read_real(config: Alarms, data: Dataset) -> ImageSet:
     n = min(config.samples, data.sizes[split])
     if split == "train":
         return read_training(data, n)
-    image, label = read_split(data, split)
-    return ImageSet(image[:n], None if label is None else label[:n])
+    image, *others = read_split(data, split)
+    return ImageSet(image[:n], *(None if x is None else x[:n] for x in others))
 
 
 def _incomparable(images: np.ndarray) -> str | None:
@@ -256,8 +256,11 @@ def _build_comparison(
     images: ImageSet, request: Any, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any]
 ) -> Comparison:
     real = to_float(images.image)
-    # The classes of the real images. Otherwise a mixture of classes would look like a collapse, or hide one.
-    given = {} if images.label is None else {GIVEN: np.asarray(images.label, np.int32)}
+    # The classes, captions and sources of the real images. Otherwise a mixture of classes would look like a collapse, or hide one.
+    conditions = {labels.GIVEN: images.label, captions.GIVEN: images.caption}
+    given = {name: np.asarray(x, np.int32) for name, x in conditions.items() if x is not None}
+    if images.source is not None:
+        given["source"] = np.asarray(to_float(images.source))
 
     # The same key at each check, so that changes come from the model alone.
     def generate(state: State) -> Array:

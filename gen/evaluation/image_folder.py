@@ -136,7 +136,7 @@ class FolderSubject(ImageSubject):
     @cached_property
     def generated_protocol(self) -> dict[str, object]:
         """Protocol of a number that depends on the images of the folder alone. How they were drawn is not known."""
-        image, label = self.generated
+        image, label = self.generated.image, self.generated.label
         content = sha256(image) if label is None else sha256(image, label)
         return self._data_protocol | {"n_fake": self.n, "seed": self.options.seed, "folder": content}
 

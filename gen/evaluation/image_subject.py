@@ -16,7 +16,7 @@ from gen.errors import UserError
 from gen.evaluation.labels import LabelRule, draw_labels
 from gen.evaluation.request import encode_request
 from gen.evaluation.score import Subject
-from gen.families.labels import GIVEN
+from gen.families import captions, labels
 from gen.files import expand_user
 from gen.metrics.classifier import OneClassError, classifier_features, untrainable
 from gen.metrics.features import Features, pixels
@@ -87,6 +87,10 @@ class ImageSubject(Subject):
         """Number of generated images, and of training images that baselines use."""
         return self.options.n or min(MAX_DEFAULT_IMAGES, self.data.sizes["train"])
 
+    def given(self, rows: np.ndarray) -> Mapping[str, Array]:
+        """Returns what `generate` is given, next to labels and validation examples, for the images at these positions."""
+        return {}
+
     @property
     def n_held_out(self) -> int:
         return self.data.sizes[self.options.split]
@@ -123,13 +127,23 @@ class ImageSubject(Subject):
         model, key = self.run.model, jax.random.key(0)
 
         def generate(state: State, given: dict[str, np.ndarray]) -> Mapping[str, Array]:
-            return self.run.to_images(model.generate(state, key, given, model.request(n=1, **self.request)))
+            return self.to_images(model.generate(state, key, given, model.request(n=1, **self.request)))
 
         return jax.eval_shape(generate, jax.eval_shape(model.init, key), self.run.reference())
 
+    def conditions(self, n: int) -> dict[str, np.ndarray]:
+        """Returns the arrays of `given` that choose what n images are generated for, [n, ...] each: {} or their labels."""
+        if self.label_rule is None:
+            return {}
+        return {labels.GIVEN: draw_labels(self.data, n, self.label_rule, self.options.seed)}
+
+    def to_images(self, made: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Returns the arrays of `generate` with "samples" as the images that are scored. It runs inside of a compiled function."""
+        return self.run.to_images(made)
+
     @cached_property
     def generated(self) -> ImageSet:
-        """n generated images, and their labels if the model is conditional."""
+        """n generated images, and their labels and captions if the model is conditional."""
         return generate_images(self, self.n)
 
     @cached_property
@@ -180,8 +194,8 @@ class ImageSubject(Subject):
         """Protocol of a number that depends on the generated images alone."""
         images = {"n_fake": self.n, "seed": self.options.seed, "checkpoint": self.step}
         run = {"run": self.run.digest(self.step)}
-        labels = {} if self.label_rule is None else {"labels": self.label_rule}
-        return self._data_protocol | images | run | labels | encode_request(self.request)
+        drawn = {} if self.label_rule is None else {"labels": self.label_rule}
+        return self._data_protocol | images | run | drawn | encode_request(self.request)
 
     @property
     def compared_protocol(self) -> dict[str, object]:
@@ -218,12 +232,12 @@ def load_features(name: str, data: Dataset) -> Features:
 
 
 def generate_images(subject: ImageSubject, n: int) -> ImageSet:
-    """Returns n generated images, and their labels if the model is conditional.
+    """Returns n generated images, and their labels and captions if the model is conditional.
 
-    The labels are drawn by the subject's label rule. Images are generated in chunks. The key of a chunk is folded from the seed
+    The subject draws labels and captions (`conditions`). Images are generated in chunks. The key of a chunk is folded from the seed
     and the chunk's number, so the first images don't depend on n.
 
-    Raises: UserError if an image is not finite, or if the model does not generate the classes that it is given.
+    Raises: UserError if an image is not finite, or if the model does not generate the classes or captions that it is given.
     """
     model, state, given = subject.run.model, subject.state, subject.run.reference()
     request = model.request(n=GENERATE_CHUNK, **subject.request)
@@ -231,44 +245,48 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     @jax.jit
     def generate(state: State, key: Key, chosen: dict[str, np.ndarray]) -> dict[str, Array]:
         # Other arrays, such as latents, would only take memory.
-        made = subject.run.to_images(model.generate(state, key, {**given, **chosen}, request))
-        return {name: made[name] for name in ("samples", "labels") if name in made}
+        made = subject.to_images(model.generate(state, key, {**given, **chosen}, request))
+        return {name: made[name] for name in ("samples", "labels", "captions") if name in made}
 
     # The last chunk is a full one too: one shape compiles once, and an image does not depend on the number of images.
-    seed, chunks = jax.random.key(subject.options.seed), _label_chunks(subject, n)
+    seed, chunks = jax.random.key(subject.options.seed), _split_chunks(subject.conditions(n), n)
 
     def make(i: int) -> dict[str, np.ndarray]:
-        made = jax.device_get(generate(state, jax.random.fold_in(seed, i), chunks[i]))
+        rows = np.arange(i * GENERATE_CHUNK, (i + 1) * GENERATE_CHUNK)
+        made = jax.device_get(generate(state, jax.random.fold_in(seed, i), {**chunks[i], **subject.given(rows)}))
         return _check_chunk(subject, made, chunks[i])
 
     arrays = _concatenate(map(make, range(len(chunks))), n)
-    return ImageSet(to_bytes(arrays["samples"]), arrays.get("labels"))
+    return ImageSet(to_bytes(arrays["samples"]), arrays.get("labels"), arrays.get("captions"))
 
 
-def _label_chunks(subject: ImageSubject, n: int) -> list[dict[str, np.ndarray]]:
-    """Returns what `generate` is given for each chunk of n images: {GIVEN: labels [GENERATE_CHUNK]}, or {} without a rule."""
-    count = -(-n // GENERATE_CHUNK)
-    if subject.label_rule is None:
-        return [{}] * count
-    labels = draw_labels(subject.data, n, subject.label_rule, subject.options.seed)
+def _split_chunks(conditions: Mapping[str, np.ndarray], n: int) -> list[dict[str, np.ndarray]]:
+    """Returns what `generate` is given for each chunk of n images: these rows [GENERATE_CHUNK, ...] of the conditions [n, ...]."""
+    starts = range(0, n, GENERATE_CHUNK)
     # Images of the padding are cut off.
-    padded = np.pad(labels, (0, count * GENERATE_CHUNK - n))
-    return [{GIVEN: chunk} for chunk in np.split(padded, count)]
+    missing = len(starts) * GENERATE_CHUNK - n
+    padded = {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)]) for name, x in conditions.items()}
+    return [{name: x[start : start + GENERATE_CHUNK] for name, x in padded.items()} for start in starts]
 
 
 def _check_chunk(
     subject: ImageSubject, made: dict[str, np.ndarray], chosen: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns a chunk of generated images. Raises: UserError if it is not finite, or has other labels than the chosen ones."""
+    """Returns a chunk of generated images. Raises: UserError if it is not finite, or has other labels or captions than chosen."""
     if not np.isfinite(made["samples"]).all():
         others = [str(step) for step in checkpoint.steps(subject.run.checkpoints) if step != subject.step]
         fix = f"choose another with --step ({', '.join(others)})" if others else "train with a lower learning rate"
         raise UserError(f"images of checkpoint {subject.step} of {subject.workdir} are not finite; {fix}")
-    # A family from outside gen may not read the labels that it is given.
-    if GIVEN in chosen and not np.array_equal(made["labels"], chosen[GIVEN]):
+    # A family from outside gen may not read what it is given.
+    if labels.GIVEN in chosen and not np.array_equal(made["labels"], chosen[labels.GIVEN]):
         raise UserError(
             f"{subject.workdir} does not generate the classes that it is given; the fix, in the `generate` of its family: "
             "gen.families.labels.labels_to_generate(request.n, request.label, classes, given)"
+        )
+    if captions.GIVEN in chosen and not np.array_equal(made["captions"], chosen[captions.GIVEN]):
+        raise UserError(
+            f"{subject.workdir} does not generate the captions that it is given; the fix, in the `generate` of its family: "
+            "gen.families.captions.captions_to_generate(request.n, caption, given)"
         )
     return made
 

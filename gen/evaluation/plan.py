@@ -11,18 +11,27 @@ from typing import Any, NamedTuple, cast
 
 from gen.core import Dataset
 from gen.errors import UserError
-from gen.evaluation import images, texts
+from gen.evaluation import captions, images, pairs, texts
+from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
+from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
+from gen.evaluation.sound import SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
+from gen.metrics.images import has_sources
 from gen.runs.trained import TrainedRun, open_run
 
-SUBJECTS: dict[str, type[Subject]] = {"image": ImageSubject, "tokens": TextSubject}
+SUBJECTS: dict[str, type[Subject]] = {
+    "caption": CaptionedSubject,
+    "image": ImageSubject,
+    "audio": SoundSubject,
+    "tokens": TextSubject,
+}
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
-METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *texts.METRICS)
+METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 
@@ -97,9 +106,13 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     step = run.choose_step(options.step)
     data = build_data(run, options)
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
+    if kind is ImageSubject and has_sources(data.spec):
+        kind = PairSubject
     # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):
-        kind = ReconstructionSubject
+        kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject
+    if "audio" in data.spec:
+        data = with_spectrograms(data)
     return kind(run, step, data, options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -24,9 +25,12 @@ class ReconstructionSubject(ImageSubject):
     would have these scores.
     """
 
+    feature: ClassVar[str] = "image"
+    """The feature that is encoded."""
+
     @property
     def summary(self) -> str:
-        return f"reconstructions of {self.n:,} training images by checkpoint {self.step}{self._features_note}"
+        return f"reconstructions of {self.n:,} training examples by checkpoint {self.step}{self._features_note}"
 
     def check(self) -> None:
         """Raises: UserError if there are fewer training images than --n, or for options that change samples."""
@@ -55,22 +59,30 @@ class ReconstructionSubject(ImageSubject):
         """Nothing: the images that are reconstructed are those of the data."""
         return {}
 
+    def originals(self, rows: np.ndarray) -> Array:
+        """Returns these training examples as the tokenizer takes them. rows: positions in `training`, rising."""
+        return to_float(self.training.image[rows])
+
+    def to_pictures(self, made: Array) -> Array:
+        """Returns reconstructions as the images that are scored."""
+        return made
+
     @cached_property
     def generated(self) -> ImageSet:
         """Reconstructions of n training images, and the labels of these. Raises: UserError if one is not finite."""
         model, key = self.run.model, jax.random.key(0)
 
         @jax.jit
-        def reconstruct(state: State, images: Array) -> Array:
-            pairs = model.generate(state, key, {"image": images}, model.request(n=GENERATE_CHUNK))["samples"]
+        def reconstruct(state: State, x: Array) -> Array:
+            pairs = model.generate(state, key, {self.feature: x}, model.request(n=GENERATE_CHUNK))["samples"]
             # Every second row has the reconstructions of the row before it.
-            return pairs[1::2].reshape(images.shape)
+            return self.to_pictures(pairs[1::2].reshape(x.shape))
 
         made: list[np.ndarray] = []
         for start in range(0, self.n, GENERATE_CHUNK):
             # The last image fills up the last chunk, so that every chunk has one shape and compiles once.
             rows = np.minimum(np.arange(start, start + GENERATE_CHUNK), self.n - 1)
-            chunk = np.asarray(reconstruct(self.state, to_float(self.training.image[rows])))
+            chunk = np.asarray(reconstruct(self.state, self.originals(rows)))
             if not np.isfinite(chunk).all():
                 raise UserError(
                     f"reconstructions of checkpoint {self.step} of {self.workdir} are not finite; choose --step"

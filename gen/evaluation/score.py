@@ -24,8 +24,9 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
     metrics: tuple[str, ...] | None = None
-    """Metrics to compute: tstr, frechet, kid, inception or prdc for images, likelihood or labels for texts, or
-    package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics that apply."""
+    """Metrics to compute: tstr, frechet, kid, inception or prdc for images, captions for images of captions, psnr for pairs,
+    likelihood or labels for texts, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
+    that apply."""
     n: int | None = None
     """Number of images to generate, or to take from a folder. None: 10,000, or as many as there are training images, or images
     in the smallest folder, if that is fewer."""

@@ -1,19 +1,19 @@
-"""Kinds of samples: how people see them, and what they give to a model. The only place that asks "image or text?".
+"""Kinds of samples: how people see them, and what they give to a model. The only place that asks "image, text or sound?".
 
 `find_medium` returns the medium of a run: the one that its data name, otherwise the one of its features: texts for
-"tokens", images for "image", plain arrays for anything else.
+"tokens", images for "image", sounds for "audio", plain arrays for anything else.
 
 To add a medium, write one file. In a fork it can lie anywhere:
 
     @dataclass(frozen=True)
-    class Audio(Medium):
-        features = {"audio": 1}          # the feature that decides, and its number of axes
-        options = AudioOptions           # a frozen dataclass; its fields become options of sample.py
+    class Molecules(Medium):
+        features = {"atoms": 2}          # the feature that decides, and its number of axes
+        options = MoleculeOptions        # a frozen dataclass; its fields become options of sample.py
 
         def show(self, samples, run, options=None):
-            return Shown({"samples.wav": encode_wav(samples["samples"])})
+            return Shown({"samples.xyz": encode_xyz(samples["samples"])})
 
-Then let the kind of data name it (`def medium(self): return Audio()` in its subclass of `Data`). A medium inside of gen is added
+Then let the kind of data name it (`def medium(self): return Molecules()` in its subclass of `Data`). A medium inside of gen is added
 to MEDIA in gen/media/find.py instead. `give` and `describe` of `gen.core.Medium` are optional.
 """
 

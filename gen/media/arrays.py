@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,20 @@ def number_names(n: int) -> list[str]:
     """Returns the names of n files without their endings: their numbers from 0, with enough digits to be sorted by name."""
     digits = max(5, len(str(n - 1)))
     return [f"{i:0{digits}d}" for i in range(n)]
+
+
+def name_samples(n: int, labels: np.ndarray | None, names: tuple[str, ...]) -> list[str]:
+    """Returns the names of the files of n samples without their endings: 00003_label7_dog. Without labels: 00003.
+
+    labels: [n]. names: of the classes, if the data have them.
+    """
+    ends = [""] * n
+    if labels is not None:
+        ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
+        # The name of a class may be any text, and these go into the name of a file. Digits are named by their number.
+        known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names) if name != str(i)}
+        ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
+    return [number + end for number, end in zip(number_names(n), ends, strict=True)]
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from gen.core import Data, Medium, Spec
 from gen.media.arrays import ARRAYS
+from gen.media.audio import SOUND
 from gen.media.image import IMAGE
 from gen.media.text import TEXT
 
-MEDIA: tuple[Medium, ...] = (TEXT, IMAGE)
+MEDIA: tuple[Medium, ...] = (TEXT, IMAGE, SOUND)
 """Media that are found by the names of their features, in this order."""
 
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import jax.numpy as jnp
 import numpy as np
+import tyro
 from PIL import Image
 
-from gen.core import LAUNCH, Array, Medium, RunView, Shown
-from gen.data.images.patches import show_samples
+from gen.core import LAUNCH, Array, Given, Medium, Request, RunView, Shown
+from gen.data.images.captions import clean, fill_up
+from gen.data.images.patches import show_samples, to_tokens
 from gen.data.images.pixels import to_bytes
+from gen.data.text import tokenizers
 from gen.errors import UserError
+from gen.families.captions import GIVEN
 from gen.families.labels import class_names
-from gen.media.arrays import FILES, number_names
+from gen.media.arrays import FILES, name_samples
+from gen.media.pictures import check_given, check_pictures, embed_pictures, known_cells, read_pictures
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
@@ -29,8 +34,15 @@ FRAME_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """More files than the picture of all samples."""
+    """What is given to the model, what samples show, and more files than the picture of all of them."""
 
+    image: str | None = None
+    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode; or the source of a run of pairs."""
+    mask: str | None = None
+    """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Caption of the samples, for a model that reads captions. Repeat the option for more: samples take them in turn. None: captions
+    of validation examples."""
     files: bool = False
     """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
     animation: Literal["gif", "webp"] | None = None
@@ -46,8 +58,34 @@ class ImageOptions:
 class Images(Medium):
     """Images float32 [n, height, width, channels] in [-1, 1], or tokens of patches of their pixels."""
 
-    features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0}
+    features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0, "caption": 1}
     options: ClassVar[type] = ImageOptions
+
+    def read_options(self, options: ImageOptions) -> ImageOptions:
+        """Returns the options with the given pictures themselves. Raises: UserError if one can't be read."""
+        return embed_pictures(options)
+
+    def check(self, options: ImageOptions, request: Request, run: RunView) -> None:
+        """Raises: UserError if the request's mode takes other pictures than those that are given."""
+        check_pictures(request, options.image, options.mask, "source" in run.spec)
+
+    def give(self, options: ImageOptions, run: RunView) -> Given:
+        """Returns the given pictures, or validation examples if none are given, and the prompts. Of a run of pairs, the picture is
+        the "source".
+
+        A picture with a mask is also given as tokens if the data have patches of pixels: "tokens" and "known", [1, *grid].
+
+        Raises: UserError for a mask with colours, for a picture with patches that has not the size of the run, or for a prompt that
+        the run can't read.
+        """
+        found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
+        if "source" in run.spec and found.keys() == {"image"}:
+            found = {"source": found["image"]}
+        elif found.keys() == {"image", "mask"} and "tokens" in run.spec:
+            check_given(found, run.spec["image"].shape)
+            tokens = np.asarray(to_tokens(jnp.asarray(found["image"]), run.spec))
+            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
+        return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
         """Returns samples.png, a grid, and the files that the options ask for.
@@ -85,6 +123,28 @@ class Images(Medium):
 
 
 IMAGE = Images()
+
+
+def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray]:
+    """Returns {captions.GIVEN: int32 [P, L]} of prompts, or {} without any.
+
+    Raises: UserError if the run reads no captions, or for a prompt that is empty, too long, or has a character without a token.
+    """
+    if not prompts:
+        return {}
+    feature = run.spec.get("caption")
+    if feature is None:
+        raise UserError("the run was trained without captions, and a --prompt is one; leave it out")
+    tokenizer, (length,) = tokenizers.load(run.read_file(tokenizers.FILE)), feature.shape
+    # As the captions were read in training: a capital letter may have no token.
+    texts = [clean(prompt) for prompt in prompts]
+    if "" in texts:
+        raise UserError("a prompt is empty; give it the caption of a picture")
+    rows = tokenizers.encode_all(tokenizer, texts)
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > length:
+            raise UserError(f"the prompt {text[:40]!r} has {len(row)} tokens, and the model reads {length}; shorten it")
+    return {GIVEN: fill_up(rows, length, tokenizers.end(tokenizer))}
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
@@ -131,13 +191,7 @@ def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ..
 
     labels: [N]. names: of the classes, if the data have them.
     """
-    ends = [""] * len(images)
-    if labels is not None:
-        ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
-        # The name of a class may be any text, and these go into the name of a file. Digits are named by their number.
-        known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names) if name != str(i)}
-        ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
-    stems = [number + end for number, end in zip(number_names(len(images)), ends, strict=True)]
+    stems = name_samples(len(images), labels, names)
     return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
 
 
@@ -153,8 +207,15 @@ def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
 
 
 def picture(samples: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a PNG of "samples". If "labels" count through the classes, each class gets a column."""
+    """Returns a PNG of "samples", each on the right of its "source" if that has the same shape.
+
+    If "labels" count through the classes, each class gets a column.
+    """
     labels = np.asarray(samples.get("labels", []))
     classes = int(labels.max(initial=0)) + 1
     in_turn = 2 < classes <= MAX_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
-    return png(to_bytes(np.asarray(samples["samples"])), classes if in_turn else None)
+    images = np.asarray(samples["samples"])
+    # Nobody can judge a translation without its source.
+    if "source" in samples and samples["source"].shape == images.shape:
+        images = np.concatenate([samples["source"], images], axis=2)
+    return png(to_bytes(images), classes if in_turn else None)

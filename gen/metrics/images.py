@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gen.core import Array, Batch, Dataset, HostBatch
+from gen.core import Array, Batch, Dataset, HostBatch, Spec
 from gen.data.images.pixels import to_bytes
 from gen.errors import UserError
 from gen.metrics.features import Features
 
 READ_CHUNK = 1000
 """Images that are read from a split at a time."""
+FACTS = {"label", "caption", "group"}
+"""Entries of a batch that an `ImageSet` keeps."""
 FEATURE_CHUNK = 100
 """Images per call of a feature extractor. Inception needs 1 GB of memory for this many."""
 
@@ -26,8 +29,19 @@ class ImageSet(NamedTuple):
 
     image: np.ndarray
     """uint8 [N, H, W, C]."""
-    label: np.ndarray | None
+    label: np.ndarray | None = None
     """int32 [N]. None: without labels."""
+    caption: np.ndarray | None = None
+    """int32 [N, L]. None: without captions."""
+    source: np.ndarray | None = None
+    """uint8 [N, H, W, C]. Of pairs: the source of each image."""
+    group: np.ndarray | None = None
+    """int32 [N]. Variants of an image have the same number. None: without captions."""
+
+
+def has_sources(spec: Spec) -> bool:
+    """Returns whether the data are pairs: each image has a source that is an image too."""
+    return "source" in spec and len(spec["source"].shape) == len(spec["image"].shape)
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
@@ -75,16 +89,19 @@ def _concatenate(chunks: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
-    @jax.jit
-    def show(batch: Batch) -> Array:
-        return data.preprocess(batch, jax.random.key(0), False)["image"]
+    names = ("image", "source") if has_sources(data.spec) else ("image",)
 
-    images: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    @jax.jit
+    def show(batch: Batch) -> dict[str, Array]:
+        seen = data.preprocess(batch, jax.random.key(0), False)
+        return {name: seen[name] for name in names}
+
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch in batches:
         # Padding has weight 0.
         real = batch["weight"] > 0
-        images.append(to_bytes(np.asarray(show(jax.device_put(batch))))[real])
-        if "label" in batch:
-            labels.append(batch["label"][real])
-    return ImageSet(np.concatenate(images), np.concatenate(labels) if "label" in data.spec else None)
+        for name, x in show(jax.device_put(batch)).items():
+            found[name].append(to_bytes(np.asarray(x))[real])
+        for name in FACTS & batch.keys():
+            found[name].append(batch[name][real])
+    return ImageSet(**{name: np.concatenate(chunks) for name, chunks in found.items()})

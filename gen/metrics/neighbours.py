@@ -32,17 +32,32 @@ def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
     images: float32 [N, H, W, C] in [-1, 1]. The training split is read twice, READ_CHUNK images at a time: first to find the
     neighbours, then to copy them.
     """
+    distance, where = nearest(data, images)
+    found = np.zeros((len(images), NEIGHBOURS, *images.shape[1:]), np.float32)
+
+    @jax.jit
+    def show(batch: Batch) -> Array:
+        return data.preprocess(batch, jax.random.key(0), False)["image"]
+
+    for batch in data.evaluation("train", min(READ_CHUNK, data.sizes["train"])):
+        here = np.isin(where, batch["row"][batch["weight"] > 0])
+        found[here] = np.asarray(show(jax.device_put(batch)))[where[here] - batch["row"][0]]
+    return Neighbours(found, where, distance)
+
+
+def nearest(data: Dataset, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distances, float32 [N, NEIGHBOURS], and positions, int32 [N, NEIGHBOURS], of the nearest training images.
+
+    images: float32 [N, H, W, C] in [-1, 1]. Both are as in `Neighbours`.
+    """
     queries = jnp.asarray(images).reshape(len(images), -1)
     distance = jnp.full((len(images), NEIGHBOURS), jnp.inf)
     index = jnp.zeros((len(images), NEIGHBOURS), jnp.int32)
 
-    def preprocess(batch: Batch) -> Array:
-        return data.preprocess(batch, jax.random.key(0), False)["image"]
-
     @jax.jit
     def update(distance: Array, index: Array, batch: Batch) -> tuple[Array, Array]:
         """Merges a batch into the nearest neighbours found so far."""
-        x = preprocess(batch)
+        x = data.preprocess(batch, jax.random.key(0), False)["image"]
         x = x.reshape(x.shape[0], -1)
 
         def to_batch(query: Array) -> Array:
@@ -61,10 +76,4 @@ def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
     size = min(READ_CHUNK, data.sizes["train"])
     for batch in data.evaluation("train", size):
         distance, index = update(distance, index, jax.device_put(batch))
-
-    where, found = np.asarray(index), np.zeros((len(images), NEIGHBOURS, *images.shape[1:]), np.float32)
-    show = jax.jit(preprocess)
-    for batch in data.evaluation("train", size):
-        here = np.isin(where, batch["row"][batch["weight"] > 0])
-        found[here] = np.asarray(show(jax.device_put(batch)))[where[here] - batch["row"][0]]
-    return Neighbours(found, where, np.asarray(distance))
+    return np.asarray(distance), np.asarray(index)

@@ -45,15 +45,21 @@ def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
     return Location(jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT)
 
 
-def locate_cells(shape: Sequence[int]) -> Array:
-    """Returns the position of each step of a row that reads a grid: int32 [1 + T, A], with one part for each of the A axes.
+def locate_cells(shape: Sequence[int], words: int = 0) -> Array:
+    """Returns the position of each step of a row that reads a grid: int32 [words + 1 + T, A], with one part for each of the A axes.
 
     A row has one token in front of the grid, at 0 on every axis. The T cells follow in raster order, counted from 1 on each axis.
+    Before them come the `words` tokens of a caption, along the first axis, on which everything else is then so much later.
 
     shape: number of cells on each axis. T is their product.
     """
     cells_TA = jnp.indices(tuple(shape), jnp.int32).reshape(len(shape), -1).T
-    return jnp.pad(cells_TA + 1, ((1, 0), (0, 0)))
+    steps_SA = jnp.pad(cells_TA + 1, ((1, 0), (0, 0)))
+    if not words:
+        return steps_SA
+    other = ((0, 0), (0, len(shape) - 1))
+    words_WA = jnp.pad(jnp.arange(words, dtype=jnp.int32)[:, None], other)
+    return jnp.concatenate([words_WA, steps_SA + jnp.pad(jnp.full((1, 1), words, jnp.int32), other)])
 
 
 class RelativeBias(nn.Module):

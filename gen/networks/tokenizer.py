@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen.core import Array
+from gen.core import Array, Feature
 from gen.errors import UserError, check_positive
 from gen.networks.dtypes import Dtypes
 from gen.networks.layers import ACTIVATIONS, Activation, Conv
@@ -32,6 +32,10 @@ class Architecture:
     def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
         """Returns the module z [B, *grid, D] -> outputs [B, *shape], at least float32. shape: (*axes, outputs)."""
         raise NotImplementedError
+
+    def suit(self, example: Feature) -> Architecture:
+        """Returns this architecture with the settings that it takes from the data, such as the sample rate."""
+        return self
 
     def tiny(self) -> Architecture:
         """Returns the same architecture with the smallest sizes, for tests."""

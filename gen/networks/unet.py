@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gen.axis import shard_examples
 from gen.core import Array, Rules
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_not_negative, check_positive
 from gen.networks.attention import attend
 from gen.networks.dtypes import Dtypes
 from gen.networks.layers import Conv, Dense
@@ -45,6 +45,7 @@ class UNet(Architecture):
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "blocks": self.blocks})
         check_positive(heads=self.heads, patch=self.patch)
+        check_not_negative(**{"the smallest exponent of fourier": min(self.fourier, default=0)})
         for stage in self.attention:
             if not 1 <= stage <= len(self.widths):
                 raise UserError(f"attention is in stage {stage}, and there are stages 1 to {len(self.widths)}")

@@ -1,4 +1,4 @@
-"""Networks for the velocity of a flow: an array, two times and a label in, an array of the same axes out.
+"""Networks for the velocity of a flow: an array, two times, a label and a caption in, an array of the same axes out.
 
 A config chooses the layers with an `Architecture`: `UNet` for images, or `DiT` for arrays with any number of axes.
 """
@@ -49,7 +49,9 @@ class Architecture:
 
 
 class Velocity(nn.Module):
-    """u(x, r, t | label): the mean velocity of the path through x, from the time r to the time t. For r = t it is the velocity."""
+    """u(x, r, t | label, caption): the mean velocity of the path through x, from the time r to the time t. For r = t it is the
+    velocity.
+    """
 
     trunk: nn.Module
     """(x, condition vectors) -> velocity."""
@@ -58,18 +60,23 @@ class Velocity(nn.Module):
     classes: int | None
     """Number of classes. The label `classes` stands for no label. None: unconditional."""
     dtypes: Dtypes
+    encoder: nn.Module | None = None
+    """Captions int32 [B, L] -> vectors [B, width], zeros for no caption. None: captions are not read."""
 
     @nn.compact
-    def __call__(self, x: Array, r: Array, t: Array, label: Array | None) -> Array:
+    def __call__(self, x: Array, r: Array, t: Array, label: Array | None, caption: Array | None = None) -> Array:
         """Returns the velocity, shaped as an example, [B, *axes, C], and at least float32.
 
-        x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None if unconditional.
+        x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None without
+        classes; caption: int32 [B, L], or None without an encoder.
         """
         # The interval t - r says more than r (Geng et al. 2025, table 1c).
         times = jnp.concatenate([embed_time(t), embed_time(t - r)], axis=-1)
         condition = Dense(self.width, **self.dtypes)(nn.silu(Dense(self.width, **self.dtypes)(times)))
         if self.classes is not None:
             condition += nn.Embed(self.classes + 1, self.width, **self.dtypes)(label)
+        if self.encoder is not None:
+            condition += self.encoder(caption)
         v = self.trunk(x, nn.silu(condition))
         return v.astype(jnp.promote_types(v.dtype, jnp.float32))
 

@@ -1,17 +1,18 @@
-"""The medium of codes: they are decoded to images by the copy of the tokenizer that the run keeps."""
+"""The medium of codes: they are decoded to images by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: to sound."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from gen.core import Array, Dataset, Medium, RunView, Shown
+from gen.core import Array, Dataset, Given, Medium, Request, RunView, Shown
 from gen.errors import UserError
-from gen.media.image import IMAGE, ImageOptions
+from gen.media.image import IMAGE, ImageOptions, encode_prompts
+from gen.media.pictures import check_given, known_cells, read_pictures
 from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
 
 
@@ -20,15 +21,40 @@ class CodeImages(Medium):
     """Codes [n, *grid, ...] of images, shown as images."""
 
     options: ClassVar[type] = ImageOptions
+    shown_as: ClassVar[Medium] = IMAGE
+    """The medium of the decoded samples."""
+
+    def read_options(self, options: Any) -> Any:
+        return self.shown_as.read_options(options)
+
+    def check(self, options: Any, request: Request, run: RunView) -> None:
+        self.shown_as.check(options, request, run)
+
+    def give(self, options: Any, run: RunView) -> Given:
+        """Returns the given pictures, or validation examples if none are given, and the prompts.
+
+        A picture with a mask is also given as codes: "tokens" and "known", [1, *grid].
+
+        Raises: UserError for a mask with colours, for a picture that has not the size of the run's images, or for a prompt that the
+        run can't read.
+        """
+        found = read_pictures(options.image, options.mask)
+        if found.keys() == {"image", "mask"} and "tokens" in run.spec:
+            codec = read_kept_codec(run)
+            check_given(found, codec.coder.example.shape)
+            tokens = np.asarray(jax.jit(codec.encode)(found["image"]))
+            # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
+            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
+        return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Returns the samples with the decoded images float32 [n, H, W, C] as "samples", and the codes as "codes"."""
+        """Returns the samples with the decoded images float32 [n, *axes, C] as "samples", and the codes as "codes"."""
         codes = samples["samples"]
-        return {**samples, "samples": _codec(run).show(codes), "codes": codes}
+        return {**samples, "samples": read_kept_codec(run).show(codes), "codes": codes}
 
-    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
-        """Returns the files of the decoded images, as images have them. The arrays have "images", float32 [n, H, W, C], too."""
-        codec = _codec(run)
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
+        """Returns the files of the decoded images, as images have them. The arrays have "images", float32 [n, *axes, C], too."""
+        codec = read_kept_codec(run)
         images = np.asarray(jax.jit(codec.show)(samples["samples"]))
         labels = {"label": run.spec["label"]} if "label" in run.spec else {}
 
@@ -37,15 +63,15 @@ class CodeImages(Medium):
             data = run.build_data(data_dir)
             return data.images or data
 
-        view = run._replace(spec={"image": codec.coder.image, **labels}, build_data=build_images)
-        shown = IMAGE.show({**samples, "samples": images}, view, options)
+        view = run._replace(spec={codec.coder.name: codec.coder.example, **labels}, build_data=build_images)
+        shown = self.shown_as.show({**samples, "samples": images}, view, options)
         return Shown(shown.files, {**shown.arrays, "images": images})
 
 
 CODE_IMAGES = CodeImages()
 
 
-def _codec(run: RunView) -> Codec:
+def read_kept_codec(run: RunView) -> Codec:
     """Returns the codec that the run keeps. Raises: UserError if it is damaged, or of other codes than those of the run."""
     codec = read_codec(run.read_file(FILE), run.read_file(WEIGHTS), "the run")
     if codec.coder.codes not in run.spec.values():

@@ -111,10 +111,11 @@ def open_codec(path: Path) -> Codec:
     run = base.open_base(path)
     state = checkpoint.restore(run.checkpoints, run.step, run.abstract, items=("params", "ema", "stats"))
     # The averages replace the parameters of the same name, as they do when the tokenizer is sampled.
-    params = {name: {**state.params, **state.ema}[name] for name in CODER}
+    params = {name: {**state.params, **state.ema}[name] for name in CODER if name in state.params}
     tree = {"params": params, "stats": state.stats.get(BOTTLENECK, {})}
     flat: Any = flatten_dict(jax.tree.map(_to_plain, jax.device_get(tree)), sep="/")
-    model = {"model": configs.encode(config.model), "spec": encode_spec({"image": run.spec["image"]})}
+    name = config.model.coder(run.spec).name
+    model = {"model": configs.encode(config.model), "spec": encode_spec({name: run.spec[name]})}
     # Labels and their names are no part of it: a codec may encode other images of the same shape.
     facts = {"format": FORMAT, "step": run.step, "checkpoint": run.sha256, **model}
     return _make_codec(facts, flat, str(path))

@@ -1,4 +1,4 @@
-"""Data through a trained tokenizer: images as codes, which are made once and kept in the cache."""
+"""Data through a trained tokenizer: images or sound as codes, which are made once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from gen import core, errors, files
 from gen.core import Array, Batch, Dataset, Feature, HostBatch, Key
+from gen.data.audio import Audio
 from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
 from gen.data.examples import Examples
@@ -18,24 +19,27 @@ from gen.data.images import Images
 from gen.data.order import Shuffle, permute
 from gen.errors import UserError, check_positive
 from gen.runs.code_images import CODE_IMAGES
+from gen.runs.code_sounds import CODE_SOUNDS
 from gen.runs.codec import Codec, open_codec
 
 FORMAT = 1
 """Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
 ENCODE_CHUNK = 250
-"""Images that are encoded at a time."""
+"""Examples that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
+KEPT = ("label", "caption")
+"""Features of the images that their codes keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """The codes of images by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL.
+    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL or a vocoder.
 
     Latents are divided by the standard deviation of the training split (Rombach et al. 2022, appendix G).
     """
 
     data: core.Data = Images()
-    """The images. Its batch_size is not used."""
+    """The images or the sound. Its batch_size is not used."""
     tokenizer: str = field(metadata=core.LAUNCH)
     """Run directory of the tokenizer, or of a run on its codes. The digest of the data says whether it is the same tokenizer."""
     variants: int = 1
@@ -43,13 +47,13 @@ class Encoded(core.Data):
     for each form, and an epoch takes the next form of each image."""
 
     def __post_init__(self):
-        check_positive(variants=self.variants)
+        check_positive(batch_size=self.batch_size, variants=self.variants)
 
     def resolve(self) -> Encoded:
         return replace(self, data=self.data.resolve())
 
     def medium(self) -> core.Medium:
-        return CODE_IMAGES
+        return CODE_SOUNDS if isinstance(self.data, Audio) else CODE_IMAGES
 
     def build(self) -> Dataset:
         """Encodes the images, or finds their codes in the cache.
@@ -70,15 +74,15 @@ class Encoded(core.Data):
         )
         # The scale of tokens is 1.
         scale = float(arrays["scale"])
-        labels = {"label": images.spec["label"]} if "label" in images.spec else {}
+        kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
-            spec={name: feature, **labels},
+            spec={name: feature, **kept},
             sizes=images.sizes,
             digest=digest,
             batch=examples.batch,
             evaluation=examples.evaluation,
             preprocess=partial(convert, name=name, scale=scale),
-            files=codec.with_scale(scale).files(),
+            files={**images.files, **codec.with_scale(scale).files()},
             protocol={**images.protocol, "tokenizer": codec.digest, "variants": self.variants},
             images=images,
         )
@@ -90,12 +94,24 @@ def code_feature(codec: Codec) -> tuple[str, Feature]:
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
-    """Raises: UserError if the tokenizer encodes other images than these."""
-    if "image" not in images.spec:
+    """Raises: UserError if the tokenizer encodes other images, or other windows of sound, than these."""
+    name = codec.coder.name
+    if name not in images.spec:
         raise UserError(
-            f"a tokenizer encodes images, and the data have {', '.join(images.spec)}; choose data with images"
+            f"the tokenizer {tokenizer} encodes {name}, and the data have {', '.join(images.spec)}; choose data with {name}"
         )
-    known, image = codec.coder.image, images.spec["image"]
+    known, image = codec.coder.example, images.spec[name]
+    if name == "audio" and known.shape != image.shape:
+        lengths = [f"{feature.shape[0]:,} samples and {feature.shape[1]} channels" for feature in (known, image)]
+        raise UserError(
+            f"the tokenizer {tokenizer} encodes windows of {lengths[0]}, and the data have {lengths[1]}; give both the same rate, seconds "
+            "and channels"
+        )
+    if known.sample_rate != image.sample_rate:
+        raise UserError(
+            f"the tokenizer {tokenizer} encodes sound of {known.sample_rate} Hz, and the data have {image.sample_rate} Hz; give both the "
+            "same rate"
+        )
     if known.shape != image.shape:
         sizes = ["x".join(map(str, feature.shape)) for feature in (known, image)]
         raise UserError(
@@ -108,31 +124,28 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
-    """Returns the codes of all splits, "train" with all forms one after the other, their labels, and the "scale" of latents.
+    """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
 
     Tokens are uint16, and latents float16.
     """
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
-    errors.note(f"encoding {total:,} images; the codes are kept in the cache")
+    errors.note(f"encoding {total:,} examples; the codes are kept in the cache")
     # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.
     passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
     passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
     arrays: Arrays = {}
     for split, forms in passes.items():
         arrays[split] = np.concatenate([codes for codes, _ in forms])
-        # The label of an image is the same in all of its forms.
-        if forms[0][1] is not None:
-            arrays[f"{split}_label"] = forms[0][1]
+        # The label and the caption of an image are the same in all of its forms.
+        arrays |= {f"{split}_{each}": values for each, values in forms[0][1].items()}
     is_latent = arrays["train"].dtype.kind == "f"
     scale = arrays["train"].std(dtype=np.float64) if is_latent else 1.0
     return {**arrays, "scale": np.array(scale, np.float32)}
 
 
-def split_codes(
-    codec: Codec, images: Dataset, split: str, form: int, augmented: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the codes of a split in order, and its labels or None.
+def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
+    """Returns the codes of a split in order, and {feature: values} of what they keep.
 
     form: number of the form, whose noise of the data's preprocessing is its own. augmented: with the augmentations of training.
     """
@@ -142,22 +155,22 @@ def split_codes(
 
     @jax.jit
     def encode(batch: Batch) -> Array:
-        return codec.encode(images.preprocess(batch, key, augmented)["image"])
+        return codec.encode(images.preprocess(batch, key, augmented)[codec.coder.name])
 
     codes: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    kept: dict[str, list[np.ndarray]] = {each: [] for each in KEPT if each in images.spec}
     for batch in images.evaluation(split, min(ENCODE_CHUNK, images.sizes[split])):
         # Padding has weight 0.
         real = batch["weight"] > 0
         codes.append(np.asarray(encode(jax.device_put(batch))).astype(stored)[real])
-        if "label" in images.spec:
-            labels.append(batch["label"][real])
-    return np.concatenate(codes), np.concatenate(labels) if labels else None
+        for each, values in kept.items():
+            values.append(batch[each][real])
+    return np.concatenate(codes), {each: np.concatenate(values) for each, values in kept.items()}
 
 
 @dataclass(frozen=True)
 class CodeReader:
-    """Reads codes and labels by their positions in a split. In the training split, forms of an image are `n` positions apart."""
+    """Reads codes, labels and captions by their positions in a split. In the training split, forms of an image are `n` positions apart."""
 
     arrays: Arrays
     name: str
@@ -166,10 +179,11 @@ class CodeReader:
     """Number of training images."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"tokens": uint16 [n, *grid]} or {"latent": float16 [n, *grid, channels]}, and "label" int32 [n] if there are any."""
-        codes = {self.name: self.arrays[split][index]}
-        labels = self.arrays.get(f"{split}_label")
-        return codes if labels is None else {**codes, "label": labels[index % self.n if split == "train" else index]}
+        """Returns {"tokens": uint16 [n, *grid]} or {"latent": float16 [n, *grid, channels]}, and the features that are kept."""
+        examples = {self.name: self.arrays[split][index]}
+        place = index % self.n if split == "train" else index
+        kept = {each: self.arrays.get(f"{split}_{each}") for each in KEPT}
+        return examples | {each: values[place] for each, values in kept.items() if values is not None}
 
 
 def take_forms_in_turn(n: int, variants: int) -> Shuffle:

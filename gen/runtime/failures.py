@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from jax._src import distributed
 from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
-from gen.errors import REQUEUE, Requeue, UserError, end_of, printable
+from gen.errors import INTERRUPTED, REQUEUE, Requeue, UserError, end_of, printable
 
 KEY = "gen/failure"
 LOST = "another host has ended, or can't be reached; the same command on all hosts continues from the last checkpoint"
@@ -41,12 +41,13 @@ class Failure(NamedTuple):
 
     host: int
     status: int
-    """2: a mistake to correct. Otherwise REQUEUE."""
+    """2: a mistake to correct. Otherwise REQUEUE or INTERRUPTED."""
     message: str
 
-    def error(self) -> UserError | Requeue:
+    def error(self) -> BaseException:
         """Returns the error that ends this host for the same reason."""
-        return (Requeue if self.status == REQUEUE else UserError)(f"host {self.host}: {self.message}")
+        kinds = {REQUEUE: Requeue, INTERRUPTED: KeyboardInterrupt}
+        return kinds.get(self.status, UserError)(f"host {self.host}: {self.message}")
 
 
 class _Shared:
@@ -86,7 +87,7 @@ def tell_failure() -> Iterator[None]:
         if message is None:
             message = f"{type(error).__name__}: {error}".splitlines()[0]
         short = message.removeprefix("error: ") or "its output was closed"
-        _publish(client, Failure(place()[0], REQUEUE if status == REQUEUE else 2, short))
+        _publish(client, Failure(place()[0], status if status in (REQUEUE, INTERRUPTED) else 2, short))
         raise
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from gen import core, errors, files
 from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
-from gen.data.images import folder, patches, pixels, sources, tfds
+from gen.data.images import folder, pairs, patches, pixels, sources, tfds
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
-from gen.data.images.slices import Slices, positions, suggest
+from gen.data.images.slices import Slices, positions, report_overlap, suggest
 from gen.data.images.sources import Source
-from gen.data.order import Shuffle, permute, permute_by_grain
+from gen.data.order import permute, permute_by_grain
+from gen.data.readers import Reader, SplitReader
 from gen.errors import UserError
 
 
@@ -29,8 +30,9 @@ class Images(core.Data):
     """A set of images, its splits, and the preprocessing before a model sees them."""
 
     name: str = "digits"
-    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; or folder:PATH. The sub-folders
-    of a folder are classes, or splits (train, val, test) with a sub-folder for each class."""
+    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; folder:PATH, whose sub-folders
+    are classes, or splits (train, val, test) with a sub-folder for each class; or pairs:PATH, whose sub-folders source and target
+    have pictures of the same names."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     train: str | None = "train[:90%]"
@@ -40,6 +42,8 @@ class Images(core.Data):
     """Examples for choosing a model."""
     test: str | None = "test"
     """Examples for the reported numbers."""
+    source: pairs.Place = "folder"
+    """Of pairs: where the source of a target is. left, right: in this half of one picture, next to its target."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
@@ -72,8 +76,13 @@ class Images(core.Data):
         missing = [split for split in Slices._fields if getattr(self, split) is None]
         if not missing:
             return self
-        is_folder = self.name.startswith("folder:")
-        slices = suggest(folder.count_images(self.name) if is_folder else open_source(self, {}).splits)
+        if self.name.startswith("folder:"):
+            splits = folder.count_images(self.name)
+        elif self.name.startswith("pairs:"):
+            splits = pairs.count_pairs(self.name, self.source)
+        else:
+            splits = open_source(self, {}).splits
+        slices = suggest(splits)
         return replace(self, **{split: getattr(slices, split) for split in missing})
 
     def build(self) -> core.Dataset:
@@ -85,14 +94,18 @@ class Images(core.Data):
         report_overlap(self.name, splits)
         shape = check_shape(self, source)
         reader = open_reader(self, source, splits, shape)
+        split_reader = SplitReader(splits, reader.read, labels=source.classes is not None)
         examples = Examples(
             sizes={split: len(positions) for split, positions in splits.items()},
-            read=SplitReader(splits, reader.read, labels=source.classes is not None).read,
+            read=partial(read_pairs, split_reader) if source.paired else split_reader.read,
             shuffle=reader.shuffle,
             batch_size=self.batch_size,
         )
         # The spec describes the images after preprocessing.
-        spec = {"image": core.Feature(shape, levels=2 if self.binarize else source.levels, dequantized=self.dequantize)}
+        levels = 2 if self.binarize else source.levels
+        spec = {"image": core.Feature(shape[-3:], levels=levels, dequantized=self.dequantize)}
+        if source.paired:
+            spec["source"] = core.Feature(shape[-3:], levels=source.levels, axes=("row", "column", "color"))
         if source.classes is not None:
             spec["label"] = core.Feature((), "int32", classes=len(source.classes), names=source.classes)
         transform = partial(
@@ -118,20 +131,19 @@ def check(config: Images) -> None:
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:
         errors.check_positive(**{"--data.size": config.size})
-    if config.name == "folder:":
-        raise UserError("--data.name folder: has no path; the fix: --data.name folder:PATH")
+    if config.name in ("folder:", "pairs:"):
+        raise UserError(f"--data.name {config.name} has no path; the fix: --data.name {config.name}PATH")
+    if config.source != "folder" and not config.name.startswith("pairs:"):
+        raise UserError("--data.source is for pairs; leave it out, or give them: --data.name pairs:PATH")
+    if config.skip_bad and config.name.startswith("pairs:"):
+        raise UserError(
+            "--data.skip-bad would leave pictures without partners; the fix: remove the pairs that can't be read"
+        )
     if config.binarize and config.dequantize:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
     if config.patch and config.dequantize:
         raise UserError("--data.patch needs levels, and --data.dequantize adds noise to them: choose one")
     pixels.parse_color(config.background)
-
-
-def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
-    """Prints how many held-out examples are trained on, if any are."""
-    for split in ("validation", "test"):
-        if shared := len(np.intersect1d(splits[split], splits["train"])):
-            errors.note(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
 
 
 def open_source(config: Images, slices: Mapping[str, str]) -> Source:
@@ -144,36 +156,23 @@ def open_source(config: Images, slices: Mapping[str, str]) -> Source:
         return sources.digits()
     if config.name == "stacked_digits":
         return sources.stacked_digits()
-    if config.name.startswith("folder:"):
+    if config.name.startswith(("folder:", "pairs:")):
         options = FolderOptions(config.name, slices, config.size, config.background, config.skip_bad, whole)
-        return folder.open_folder(options)
+        is_folder = config.name.startswith("folder:")
+        return folder.open_folder(options) if is_folder else pairs.open_pairs(options, config.source)
     return tfds.open_images(config.name, config.data_dir, config.size, whole)
 
 
 def check_shape(config: Images, source: Source) -> Shape:
-    """Returns the shape of a decoded image. Raises: UserError if an image, or a batch of them, is too large."""
+    """Returns the shape of a decoded image or pair. Raises: UserError if an image, or a batch of them, is too large."""
     height, width, channels = source.shape
-    shape = (config.size or height, config.size or width, config.colors or channels)
+    height, width = config.size or height, config.size or width
+    shape = (*(2,) * source.paired, height, width, config.colors or channels)
     if math.prod(shape) > core.MAX_SIZE:
-        raise UserError(
-            f"{config.name}: images of {shape[0]}x{shape[1]} are too large. Give a size, such as --data.size 64"
-        )
+        raise UserError(f"{config.name}: images of {height}x{width} are too large. Give a size, such as --data.size 64")
     # A batch that does not fit would end the process without a message.
     files.check_memory(config.batch_size * math.prod(shape), f"a batch of {config.batch_size} images")
     return shape
-
-
-class Reader(NamedTuple):
-    """A way to read decoded images by their positions in the source."""
-
-    read: Callable[[np.ndarray], HostBatch]
-    """Positions int64 [n] -> {"image": uint8 [n, H, W, C], "label": int32 [n]}."""
-    content: str
-    """Digest of the images that can be read."""
-    shuffle: Shuffle
-    """Order of the training images."""
-    older_content: tuple[str, ...] = ()
-    """Other digests, of names and sizes alone, that older versions gave the same images."""
 
 
 def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray], shape: Shape) -> Reader:
@@ -191,18 +190,9 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
     return Reader(read, source.content + digest.sha256(str(shape)), permute_by_grain(n), older)
 
 
-@dataclass(frozen=True)
-class SplitReader:
-    """Reads examples by their positions in a split."""
-
-    splits: Mapping[str, np.ndarray]
-    """{split: positions in the source, int64 [N]}."""
-    read_source: Callable[[np.ndarray], HostBatch]
-    """Reads examples by their positions in the source."""
-    labels: bool
-    """Whether the images have labels."""
-
-    def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"image": uint8 [n, H, W, C]}, and with labels "label": int32 [n]."""
-        examples = self.read_source(self.splits[split][index])
-        return examples if self.labels else {"image": examples["image"]}
+def read_pairs(reader: SplitReader, split: str, index: np.ndarray) -> HostBatch:
+    """Returns the pairs of a split: "image" and "source", uint8 [n, H, W, C] each."""
+    # They were decoded as one array, so that one cache entry and one crop serve both.
+    examples = reader.read(split, index)
+    target, source = np.moveaxis(examples["image"], 1, 0)
+    return {**examples, "image": target, "source": source}

@@ -43,25 +43,33 @@ def describe(facts: Facts, left_out: str, background: str) -> Iterator[str]:
     classes = layout.classes
     many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, facts.labels)}"
     yield f"{len(facts.sizes):,} images of {describe_sizes(facts.sizes)}, {many}"
-    if layout.are_splits:
-        yield f"the sub-folders are splits: {describe_counts(facts.counts)}"
-        # The labels are in the order of the splits.
-        first, n = next(iter(facts.counts.items()))
-        seen = set(facts.labels[:n].tolist())
-        if missing := [each for i, each in enumerate(classes or ()) if i not in seen]:
-            yield f"{first} has no images of {shorten(missing)}"
-    if layout.unused:
-        line = f"no option names the sub-folders {describe_counts(layout.unused)}"
-        fix = command(suggest({split: [n] for split, n in {**facts.counts, **layout.unused}.items()}))
-        yield f"{line}; to use them: {fix}" if any(map(kind_of, layout.unused)) else line
-    if layout.wrapper:
-        yield f"all images lie in the sub-folder {'/'.join(layout.wrapper)}, which is not a class"
+    yield from describe_layout(layout, facts.counts, facts.labels, "images")
     if facts.turned:
         yield f"{facts.turned:,} images are turned upright, as their EXIF orientation says"
     if facts.alpha:
         yield f"{facts.alpha:,} images with transparency are put on the colour {background} (--data.background)"
     if left_out:
         yield f"left out: {left_out}"
+
+
+def describe_layout(layout: Layout, counts: Mapping[str, int], labels: np.ndarray, what: str) -> Iterator[str]:
+    """Yields what the sub-folders of a folder are.
+
+    counts: {split: number of files}. labels: class of each file, [N], in the order of the splits. what: names the files.
+    """
+    if layout.are_splits:
+        yield f"the sub-folders are splits: {describe_counts(counts)}"
+        # The labels are in the order of the splits.
+        first, n = next(iter(counts.items()))
+        seen = set(labels[:n].tolist())
+        if missing := [each for i, each in enumerate(layout.classes or ()) if i not in seen]:
+            yield f"{first} has no {what} of {shorten(missing)}"
+    if layout.unused:
+        line = f"no option names the sub-folders {describe_counts(layout.unused)}"
+        fix = command(suggest({split: [n] for split, n in {**counts, **layout.unused}.items()}))
+        yield f"{line}; to use them: {fix}" if any(map(kind_of, layout.unused)) else line
+    if layout.wrapper:
+        yield f"all {what} lie in the sub-folder {'/'.join(layout.wrapper)}, which is not a class"
 
 
 def describe_classes(classes: tuple[str, ...], labels: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,12 @@ class FolderOptions(NamedTuple):
     """folder:PATH."""
     splits: Mapping[str, str]
     """{field: value} of --data.train, --data.validation and --data.test."""
-    size: int | None
+    size: int | None = None
     """--data.size. Without it, all images must have one size."""
-    background: str
+    background: str = "white"
     """Name of the colour behind transparent pixels."""
-    skip_bad: bool
-    """Skip images that cannot be read, and count them in a warning."""
+    skip_bad: bool = False
+    """Skip files that cannot be read, and count them in a warning."""
     whole: bool = False
     """Compare every byte of the files with the sums of their first reading, not only a sample."""
 
@@ -54,14 +54,19 @@ def open_folder(options: FolderOptions) -> Source:
     name = options.name
     root = find_root(name)
     listing = list_found(root, name)
-    layout = lay_out([file.path for file in listing.files], options.splits, name)
+    return open_listed(root, listing, lay_out([file.path for file in listing.files], options.splits, name), options)
+
+
+def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOptions) -> Source:
+    """Opens the images of a listing that the layout uses, in its order. Raises: UserError as `open_folder`."""
+    name = options.name
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)
     paths = [root / listing.files[i].path for i in used]
     # Reading every header takes minutes for a large folder, so the result is cached.
     key, what = sha256("survey 3", stamp.fingerprint), f"sizes and colours of the images of {name}"
     found = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
-    good = readable(name, paths, found["kind"], options.skip_bad)
+    good = readable(name, paths, found["kind"] != BAD, options.skip_bad, "images", find_reason)
 
     images = FolderImages([paths[i] for i in good], [layout.labels[i] for i in good])
     sizes = np.stack([found["height"], found["width"]], 1)[good]
@@ -96,8 +101,8 @@ def count_images(name: str) -> dict[str, list[int]]:
 
 
 def find_root(name: str) -> Path:
-    """Returns the folder of "folder:PATH". Raises: UserError if it does not exist."""
-    root = expand_user(name.removeprefix("folder:"))
+    """Returns the folder of "folder:PATH", or of another kind. Raises: UserError if it does not exist."""
+    root = expand_user(name.partition(":")[2])
     if not root.is_dir():
         raise UserError(f"--data.name {name!r}: there is no such folder")
     # The fingerprint holds the root, so one folder must have one name.
@@ -134,7 +139,7 @@ class FolderImages:
 
 def unreadable(path: Path, reason: str) -> UserError:
     """Returns the error for a file that cannot be decoded."""
-    return UserError(f"{path} {reason}.", "Remove it, or pass --data.skip-bad to skip such images and count them")
+    return UserError(f"{path} {reason}.", "Remove it, or pass --data.skip-bad to skip such files and count them")
 
 
 class Stamp(NamedTuple):
@@ -195,19 +200,26 @@ def count_between(positions: np.ndarray, ends: tuple[int, int]) -> int:
     return int(((positions >= ends[0]) & (positions < ends[1])).sum())
 
 
-def readable(name: str, paths: list[Path], kind: np.ndarray, skip_bad: bool) -> np.ndarray:
-    """Returns the positions of the readable images. Raises: UserError for the others, unless `skip_bad`, or if none is left."""
-    good, bad = np.flatnonzero(kind != BAD), np.flatnonzero(kind == BAD)
+def readable(
+    name: str, paths: list[Path], sound: np.ndarray, skip_bad: bool, what: str, find_reason: Callable[[Path], str]
+) -> np.ndarray:
+    """Returns the positions of the readable files. Raises: UserError for the others, unless `skip_bad`, or if none is left.
+
+    sound: bool [len(paths)], whether each file can be read. what: names the files. find_reason: path -> why it can't be read.
+    """
+    good, bad = np.flatnonzero(sound), np.flatnonzero(~sound)
     if len(bad):
         first = paths[int(bad[0])]
         if not skip_bad:
             raise unreadable(first, find_reason(first))
         # A file name may hold bytes that are not UTF-8, which a handler of the log could not encode.
         example = printable_line(str(first))
-        log.warning("%s: skipped %d of %d images that cannot be read, such as %s", name, len(bad), len(paths), example)
+        log.warning(
+            "%s: skipped %d of %d %s that cannot be read, such as %s", name, len(bad), len(paths), what, example
+        )
     if not len(good):
         raise UserError(
-            f"--data.name {name!r}: none of its {len(paths)} images can be read; leave out --data.skip-bad to see why"
+            f"--data.name {name!r}: none of its {len(paths)} {what} can be read; leave out --data.skip-bad to see why"
         )
     return good
 

@@ -1,4 +1,4 @@
-"""Lists the image files of a folder, and counts everything that is left out, with the reason."""
+"""Lists the files of a folder that have known endings, and counts everything that is left out, with the reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 MAX_ENDING = 12  # characters of an ending that is printed; longer ones are not endings
 
 
-class ImageFile(NamedTuple):
-    """A file with the ending of an image."""
+class ListedFile(NamedTuple):
+    """A file with one of the endings."""
 
     path: str
     """Relative to the listed folder, with slashes."""
@@ -34,19 +34,24 @@ class ImageFile(NamedTuple):
 class Listing(NamedTuple):
     """The content of a folder."""
 
-    files: list[ImageFile]
+    files: list[ListedFile]
     """In the order of the SHA-256 of their paths. It mixes the classes, and a new file does not change the order of others."""
     left_out: Mapping[str, int]
     """{reason: number of entries} for everything else."""
 
 
 def list_images(root: Path) -> Listing:
-    """Lists the image files below a folder, and what is left out.
+    """Lists the image files below a folder, and what is left out, as `list_files`."""
+    return list_files(root, ENDINGS)
+
+
+def list_files(root: Path, endings: Container[str]) -> Listing:
+    """Lists the files below a folder that have one of the endings, and what is left out.
 
     A link to a regular file counts as that file, wherever it is. Left out are links to folders (they may lead in a circle),
     hidden and system folders and files, other endings, and everything that is not a regular file.
     """
-    files: list[ImageFile] = []
+    files: list[ListedFile] = []
     left_out: Counter[str] = Counter()
     folders = [""]
     # os.scandir and strings: with Path objects, a folder of 100,000 images takes several times as long.
@@ -58,15 +63,20 @@ def list_images(root: Path) -> Listing:
             left_out["folders that cannot be opened"] += 1
             continue
         for entry in entries:
-            _visit(entry, folder + entry.name, files, folders, left_out)
+            _visit(entry, folder + entry.name, endings, files, folders, left_out)
     files.sort(key=lambda file: hashlib.sha256(os.fsencode(file.path)).digest())
     return Listing(files, left_out)
 
 
 def _visit(
-    entry: os.DirEntry[str], path: str, files: list[ImageFile], folders: list[str], left_out: Counter[str]
+    entry: os.DirEntry[str],
+    path: str,
+    endings: Container[str],
+    files: list[ListedFile],
+    folders: list[str],
+    left_out: Counter[str],
 ) -> None:
-    """Adds an entry of a folder to the images, to the folders to visit, or to what is left out."""
+    """Adds an entry of a folder to the files, to the folders to visit, or to what is left out."""
     is_folder = entry.is_dir(follow_symlinks=False)
     hidden = entry.name.startswith(".") or entry.name.lower() in (SYSTEM_FOLDERS if is_folder else SYSTEM_FILES)
     if is_folder and not hidden:
@@ -85,8 +95,8 @@ def _visit(
         left_out["links to folders"] += 1
     elif not stat.S_ISREG(facts.st_mode):  # reading a pipe would never end
         left_out["pipes or devices"] += 1
-    elif ending in ENDINGS:
-        files.append(ImageFile(path, facts_of(facts)))
+    elif ending in endings:
+        files.append(ListedFile(path, facts_of(facts)))
     else:
         left_out[ending if 1 < len(ending) <= MAX_ENDING else "files without an ending"] += 1
 

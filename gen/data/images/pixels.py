@@ -194,3 +194,17 @@ def open_image(encoded: bytes | Path | np.ndarray) -> Iterator[Image.Image]:
 def to_bytes(images: np.ndarray) -> np.ndarray:
     """Maps floats in [-1, 1] to uint8 in [0, 255], by rounding. Values outside of [-1, 1] are clipped."""
     return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def check_shape(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raises: UserError if a picture [height, width, channels] has another size, or other channels, than it must have."""
+    if found[:-1] != wanted[:-1]:
+        raise UserError(f"{what} has {show_size(found)} pixels, and the run has {show_size(wanted)}; resize it")
+    if found[-1] != wanted[-1]:
+        kinds = ("grey" if channels == 1 else f"of {channels} channels" for channels in (found[-1], wanted[-1]))
+        raise UserError("{} is {}, and it must be {}; convert it".format(what, *kinds))
+
+
+def show_size(shape: tuple[int, ...]) -> str:
+    """Returns "28x28" for a picture [height, width, channels]."""
+    return "x".join(map(str, shape[:-1]))

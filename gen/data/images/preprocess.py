@@ -24,6 +24,8 @@ def preprocess(
 ) -> Batch:
     """Returns the batch with its "image", integers v in [0, levels), uint8 [B, H, W, C], as float32 in [-1, 1].
 
+    The "source" of pairs is mirrored with its image, and has no noise.
+
     - By default x = 2 v / (levels - 1) - 1, so the first and the last level are -1 and 1.
     - `dequantize`: x = 2 (v + u) / levels - 1 with u ~ U[0, 1). Levels are bins of width 2 / levels that fill [-1, 1].
     - `binarize`: x = 1 with probability v / (levels - 1), otherwise -1. If "static", the draw depends on the "index" of the
@@ -48,7 +50,10 @@ def preprocess(
         x = jnp.where(u < v / (levels - 1), 1.0, -1.0).astype(jnp.float32)
     else:
         x = scale_levels(v, levels - 1)
+    seen = {"image": x}
+    if "source" in batch:
+        seen["source"] = scale_levels(batch["source"].astype(jnp.float32), levels - 1)
     if flip and training:
-        mirrored = axis.per_example(jax.random.bernoulli, flip_key, batch["row"])
-        x = jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
-    return {**batch, "image": x}
+        mirrored = axis.per_example(jax.random.bernoulli, flip_key, batch["row"])[:, None, None, None]
+        seen = {name: jnp.where(mirrored, x[:, :, ::-1], x) for name, x in seen.items()}
+    return {**batch, **seen}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,12 @@ import PIL
 
 from gen.core import HostBatch
 from gen.data import digest
-from gen.data.cache import Arrays, load_or_make
-from gen.data.images import pixels
 from gen.data.images.pixels import Color
 from gen.data.images.sources import Record, Source
+from gen.data.readers import Held, hold
 
-Shape = tuple[int, int, int]
-"""(height, width, channels) of a decoded image."""
+Shape = tuple[int, ...]
+"""(height, width, channels) of a decoded image, or (2, height, width, channels) of a pair."""
 
 
 class Decoding(NamedTuple):
@@ -35,40 +34,15 @@ READ_RECORDS = 1024  # records that are read from the source at once
 THREAD_RECORDS = 16  # records that a thread decodes at once: fewer would make small images wait for the pool's lock
 
 
-@dataclass(frozen=True)
-class HeldImages:
-    """Decoded images in memory, or mapped from the cache."""
-
-    used: np.ndarray
-    """Positions in the source of the images that are held, sorted, int64 [N]."""
-    image: np.ndarray
-    """uint8 [N, H, W, C]."""
-    label: np.ndarray
-    """int32 [N]."""
-    content: str
-    """SHA-256 of images and labels."""
-
-    def read(self, positions: np.ndarray) -> HostBatch:
-        """Returns {"image", "label"} of these positions in the source. They must be among `used`."""
-        at = np.searchsorted(self.used, positions)
-        return {"image": self.image[at], "label": self.label[at]}
-
-
-def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: bool = False) -> HeldImages:
+def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: bool = False) -> Held:
     """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before.
 
     whole: compare every byte of the cache with its sum, not only a sample.
     """
-
-    def make() -> Arrays:
-        arrays = decode_images(source, decoding, used)
-        return arrays | {"digest": np.array(digest.sha256(arrays["image"], arrays["label"]))}
-
     # Another version of Pillow may decode or resize to other pixels, and so may another `pixels.decode`: count that up.
     key = digest.sha256(str(source.fingerprint), str(tuple(decoding)), used, f"pillow {PIL.__version__}, decode 2")
     what = f"decoded images of {source.name}"
-    arrays = load_or_make(key, make, what, whole) if source.fingerprint else make()
-    return HeldImages(used, arrays["image"], arrays["label"], str(arrays["digest"]))
+    return hold(partial(decode_images, source, decoding), used, key if source.fingerprint else None, what, whole)
 
 
 def decode_images(source: Source, decoding: Decoding, positions: np.ndarray) -> HostBatch:
@@ -86,7 +60,7 @@ def decode_images(source: Source, decoding: Decoding, positions: np.ndarray) -> 
     def fill(start: int, records: list[Record]) -> None:
         for i, (encoded, label[i]) in enumerate(records, start):
             try:
-                x = pixels.decode(encoded, size, shape[-1], background)
+                x = source.decode(encoded, size, shape[-1], background)
                 if x.shape != shape:
                     raise ValueError(f"has the shape {x.shape} and not {shape}")
             except ValueError as error:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen.errors import UserError
+from gen.errors import UserError, note
 
 KINDS = {
     "train": ("train", "training"),
@@ -63,6 +63,13 @@ def positions(field: str, option: str, splits: Splits, name: str) -> np.ndarray:
     return found
 
 
+def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
+    """Prints how many held-out examples are trained on, if any are."""
+    for split in ("validation", "test"):
+        if shared := len(np.intersect1d(splits[split], splits["train"])):
+            note(f"{name}: {shared:,} of the {len(splits[split]):,} {split} examples are trained on, too")
+
+
 def cut(option: str, splits: Splits) -> np.ndarray:
     """Returns the positions of an option, int64 [n]. Raises: ValueError or NotImplementedError, as TFDS does."""
     # TFDS itself parses the slice, so that percentages round exactly as in TFDS.
@@ -88,7 +95,7 @@ def translate(option: str, splits: Splits) -> str:
 def suggest(splits: Splits) -> Slices:
     """Returns three slices, none of them empty: the splits of the usual names, and parts of others for those that lack.
 
-    They overlap if there are too few images to hold any out.
+    They overlap if there are too few examples to hold any out.
     """
     known = {kind: next((split for split in splits if kind_of(split) == kind), None) for kind in KINDS}
     train = known["train"] or next(iter(splits))
@@ -120,7 +127,7 @@ def split_error(field: str, option: str, splits: Splits, name: str, reason: str)
     """Returns the error for a wrong option: the reason, the splits that exist, and slices of them that are not empty."""
     known = ", ".join(f"{split} ({sum(lengths)})" for split, lengths in splits.items())
     advice = suggest(splits)
-    few = " (too few images to hold any out)" if advice.train == advice.test else ""
+    few = " (too few to hold any out)" if advice.train == advice.test else ""
     return UserError(
         f"--data.{field} {option!r}: {reason}", f"{name} has the splits {known}; for instance {command(advice)}{few}"
     )

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gen.data.digest import sha256
+from gen.data.images import pixels
 from gen.errors import UserError
 
-Record = tuple[bytes | Path | np.ndarray, int]
-"""An image (encoded bytes, a file, or pixels uint8 [H, W] or [H, W, 3]) and its label. The label is 0 if there are none."""
+Record = tuple[bytes | Path | np.ndarray | tuple[Path, ...], int]
+"""An image (encoded bytes, a file, pixels uint8 [H, W] or [H, W, 3], or the files of a pair) and its label. The label is 0 if there
+are none."""
 N_DIGITS, N_TRAIN_DIGITS = 1797, 1437
 N_TRAIN_STACKS, N_TEST_STACKS = 30_000, 3_000
 
@@ -40,6 +42,10 @@ class Source(NamedTuple):
     """Digest of the examples. It is the same on every machine."""
     fingerprint: str | None
     """Digest of everything that decides the decoded images and their labels. None: there are no files."""
+    decode: Callable[..., np.ndarray] = pixels.decode
+    """As `pixels.decode`. Of pairs, it returns target and source, uint8 [2, H, W, C]."""
+    paired: bool = False
+    """Whether the images are pairs."""
     older_content: str | None = None
     """Digest that older versions gave the same examples: of names and sizes of files, not of their content. None: the same."""
 

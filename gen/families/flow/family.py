@@ -2,7 +2,9 @@
 
 family      the hyper-parameters, and the model that they build
 objectives  training losses, from the line between an example and noise
+masks       what the network is given of an example, so that it completes the rest
 model       the velocity network on a batch, guidance, and samples
+editing     the pictures that a request gives
 samplers    solvers of the differential equation
 sampling    the request, and the ways from noise to examples and back
 likelihood  bits per dimension of held-out examples
@@ -13,14 +15,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import jax
+
 from gen import core
 from gen.core import Batch, GenerativeModel, Key, Spec, State, Sums
 from gen.errors import UserError, check_fraction, check_positive
 from gen.families import learner
+from gen.families.conditions import Conditions, find_conditions
 from gen.families.flow.likelihood import Likelihood
-from gen.families.flow.model import FlowModel, find_feature
+from gen.families.flow.masks import Mask
+from gen.families.flow.model import FlowModel, find_feature, find_source
 from gen.families.flow.objectives import FlowMatching, Objective
-from gen.families.labels import num_classes
+from gen.networks.text_encoder import TextEncoder
 from gen.networks.unet import UNet
 from gen.networks.velocity import Architecture, Velocity
 
@@ -34,9 +40,12 @@ class Flow(learner.LearnedFamily):
     objective: Objective = FlowMatching()
     """Training loss."""
     conditional: bool = False
-    """Condition the velocity on the label."""
+    """Condition the velocity on the label, and on the caption if the data have captions."""
     label_dropout: float = 0.1
-    """Probability that a training example's label is left out, so that samples can be guided."""
+    """Probability that a training example's label and caption are left out, so that samples can be guided."""
+    given: Mask | None = None
+    """Mask of what the network is given of each training example, such as AnyOf(). The model then completes pictures. None:
+    nothing is given."""
     likelihood_steps: int = 32
     """Steps of the differential equation for bits_per_dim in the final test."""
     likelihood_probes: int = 2
@@ -57,12 +66,12 @@ class Flow(learner.LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> Flow:
         super().inherit(base, spec)
         assert isinstance(base, Flow)
-        return replace(self, network=base.network, conditional=base.conditional)
+        return replace(self, network=base.network, conditional=base.conditional, given=base.given)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or latents of this spec.
 
-        Raises: UserError if the data have neither, have no labels for a conditional model, or do not suit the network.
+        Raises: UserError if the data have neither, have no labels or captions for a conditional model, or do not suit the network.
         """
         model, (_, feature) = self.flow_model(spec), find_feature(spec)
         weights = learner.make_learner(self, steps, "model", model.init).weights
@@ -89,7 +98,17 @@ class Flow(learner.LearnedFamily):
     def flow_model(self, spec: Spec) -> FlowModel:
         """Returns the velocity network on images or latents of this spec. Raises: as `build`."""
         name, feature = find_feature(spec)
-        classes = num_classes(spec) if self.conditional else None
-        trunk = self.network.trunk(feature.shape, self.dtypes())
-        network = Velocity(trunk, self.network.condition, classes, self.dtypes())
-        return FlowModel(network, name, feature.shape, self.label_dropout, self.real_dtype())
+        dtype, dtypes, width = self.real_dtype(), self.dtypes(), self.network.condition
+        if self.given is not None:
+            # A mask that does not suit the examples is refused here, before a run is begun.
+            jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, dtype))
+        source = find_source(spec, feature.shape)
+        if source is not None and self.conditional:
+            raise UserError("a flow of pairs reads their sources and no labels; the fix: --model.conditional False")
+        read = find_conditions(spec) if self.conditional else Conditions()
+        # The encoder is trained with the velocity, and its vector joins that of the time.
+        encoder = None
+        if read.caption is not None:
+            encoder = TextEncoder(read.caption.vocab or 1, read.end, width, dtypes)
+        network = Velocity(self.network.trunk(feature.shape, dtypes), width, read.classes, dtypes, encoder)
+        return FlowModel(network, name, feature.shape, read, self.label_dropout, dtype, self.given, source)

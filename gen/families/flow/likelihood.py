@@ -95,8 +95,9 @@ class Likelihood:
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
         """Returns the sums over "data" of -log p(x) in nats, and of the variance of its estimates."""
-        x, label = self.model.inputs(batch)
-        velocity = self.model.velocity(self.weights(state), label)
+        x, condition = self.model.inputs(batch)
+        # Of an example of which nothing is given, but its source.
+        velocity = self.model.velocity(self.weights(state), condition, context=self.model.context(x, batch))
         probes = partial(draw_probes, axis.example_keys(key, batch["row"]), self.probes, x)
         nll = -log_density(velocity, x, self.steps, probes) - log_cell(self.feature)
         return axis.mean_sums(batch, {"nll_bound": nll.mean(0), "variance": nll.var(0, ddof=1) / self.probes})

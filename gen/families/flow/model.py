@@ -14,10 +14,12 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, Feature, Key, Params, Spec
 from gen.errors import UserError
 from gen.families.chunks import map_chunks
-from gen.families.flow.objectives import Objective, draw_normal
+from gen.families.conditions import Condition, Conditions
+from gen.families.flow.editing import read_known, read_picture
+from gen.families.flow.masks import Known, Mask, draw_known, nothing
+from gen.families.flow.objectives import Objective, draw_normal, interpolate
 from gen.families.flow.samplers import Velocity
 from gen.families.flow.sampling import Request, generate
-from gen.families.labels import drop_labels, labels_to_generate
 from gen.networks import velocity
 
 FEATURES = ("image", "latent")
@@ -35,51 +37,72 @@ class FlowModel:
     """Name of the feature."""
     shape: tuple[int, ...]
     """(*axes, channels) of one example."""
+    conditions: Conditions
+    """What the network reads in addition to the example and the times."""
     label_dropout: float
     dtype: DTypeLike
     """Dtype of examples, noise, times and losses."""
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes. None: unconditional."""
-        return self.network.classes
+    mask: Mask | None = None
+    """What the network is given of training examples. None: nothing."""
+    source: tuple[int, ...] | None = None
+    """(*axes, channels) of the source of each example, which the network reads. None: the data have none."""
 
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
-        time = jnp.zeros(1, self.dtype)
-        label = None if self.classes is None else jnp.zeros(1, jnp.int32)
-        return {
-            "velocity": self.network.init(key, jnp.zeros((1, *self.shape), self.dtype), time, time, label)["params"]
-        }
+        x, time = jnp.zeros((1, *self.shape), self.dtype), jnp.zeros(1, self.dtype)
+        source = {} if self.source is None else {"source": jnp.zeros((1, *self.source), self.dtype)}
+        read = add_channels(x, self.context(x, source))
+        return {"velocity": self.network.init(key, read, time, time, *self.conditions.none(1))["params"]}
 
-    def apply(self, params: Params, label: Array | None, x: Array, r: Array, t: Array) -> Array:
-        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...]. label: int32 [B], or None."""
-        return self.network.apply({"params": params["velocity"]}, x, r, t, label).astype(self.dtype)  # pyright: ignore
+    def apply(self, params: Params, condition: Condition, context: Array | None, x: Array, r: Array, t: Array) -> Array:
+        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...]. context: see `context`."""
+        variables, read = {"params": params["velocity"]}, add_channels(x, context)
+        return self.network.apply(variables, read, r, t, *condition).astype(self.dtype)  # pyright: ignore
 
-    def inputs(self, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        """Returns the examples [B, ...] of a batch and their labels int32 [B], or None if unconditional."""
-        return batch[self.name].astype(self.dtype), None if self.classes is None else batch["label"]
+    def context(self, x: Array, batch: Mapping[str, Array], known: Known | None = None) -> Array | None:
+        """Returns what the network reads next to x_t: [known values, mask, source], [B, *axes, any channels]. None: nothing.
+
+        x: [B, *axes, C], for its shape and dtype alone. batch: has "source" [B, ...] if the data do. known: of the examples.
+        None: nothing is given.
+        """
+        read = [] if self.mask is None else list(known or nothing(x))
+        if self.source is not None:
+            read.append(batch["source"].astype(x.dtype))
+        return jnp.concatenate(read, axis=-1) if read else None
+
+    def inputs(self, batch: Batch) -> tuple[Array, Condition]:
+        """Returns the examples [B, ...] of a batch, and their conditions."""
+        return batch[self.name].astype(self.dtype), self.conditions.of(batch)
 
     def loss(self, objective: Objective, params: Params, batch: Batch, keys: Key) -> Array:
-        """Returns the objective of each example, [B], with some labels left out. keys: [B]."""
-        noise_keys, label_keys = split_keys(keys, 2)
-        x, label = self.inputs(batch)
-        if label is not None and self.classes is not None:
-            label = drop_labels(label, label_keys, self.label_dropout, self.classes)
+        """Returns the objective of each example, [B], with some labels and captions left out. keys: [B]."""
+        noise_keys, drop_keys = split_keys(keys, 2)
+        x, condition = self.inputs(batch)
+        known = None
+        if self.mask is not None:
+            # Models without masks keep the noise that they always had.
+            drop_keys, mask_keys = split_keys(drop_keys, 2)
+            known = draw_known(self.mask, mask_keys, x)
+        context = self.context(x, batch, known)
+        condition = self.conditions.drop(condition, drop_keys, self.label_dropout)
 
         def u(params: Params, x: Array, r: Array, t: Array) -> Array:
-            return self.apply(params, label, x, r, t)
+            return self.apply(params, condition, context, x, r, t)
 
         return objective.loss(u, params, x, noise_keys)
 
-    def velocity(self, params: Params, label: Array | None, request: Request = Request()) -> Velocity:
+    def velocity(
+        self, params: Params, condition: Condition, request: Request = Request(), context: Array | None = None
+    ) -> Velocity:
         """Returns the velocity that samplers follow, with the request's guidance.
 
-        label: int32 [B], or None. Raises: UserError for guidance of a model that can't have it.
+        context: see `context`; needed by a model with masks or sources.
+
+        Raises: UserError for guidance of a model that can't have it.
         """
         self.check_guidance(request)
-        plain = partial(self.apply, params, label)
-        guided = plain if label is None else partial(self.apply_guided, request.guidance, params, label)
+        plain = partial(self.apply, params, condition, context)
+        guided = partial(self.apply_guided, request, params, condition, context)
 
         def at(x: Array, t: Array, s: Array) -> Array:
             # Mean velocities are known from earlier times to x alone, so on the way to noise it is the velocity at x.
@@ -92,40 +115,99 @@ class FlowModel:
 
         return at
 
-    def apply_guided(self, guidance: float, params: Params, label: Array, x: Array, r: Array, t: Array) -> Array:
-        """Returns velocities as `apply`, guided by the label. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
-        assert self.classes is not None
+    def apply_guided(
+        self,
+        request: Request,
+        params: Params,
+        condition: Condition,
+        context: Array | None,
+        x: Array,
+        r: Array,
+        t: Array,
+    ) -> Array:
+        """Returns velocities as `apply`, guided by the condition. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
         # One call of the network for both, on a batch of twice the size.
-        labels = jnp.concatenate([label, jnp.full_like(label, self.classes)])
-        v, base = jnp.split(self.apply(params, labels, *(jnp.concatenate([a, a]) for a in (x, r, t))), 2)
-        return base + guidance * (v - base)
+        both = jax.tree.map(twice, condition, self.conditions.none(len(x)))
+        context, x, r, t = jax.tree.map(lambda a: twice(a, a), (context, x, r, t))
+        v, base = jnp.split(self.apply(params, both, context, x, r, t), 2)
+        return base + request.guidance * (v - base)
 
     def check_guidance(self, request: Request) -> None:
-        """Raises: UserError if the request asks for guidance, and the model has no labels or was trained without dropping them."""
+        """Raises: UserError if the request asks for guidance, and the model has no condition or was trained without dropping it."""
         if request.guidance == 1:
             return
-        if self.classes is None:
+        if self.conditions == Conditions():
             raise UserError("guidance needs labels, and the model is not conditional; the fix: leave --guidance out")
         if not self.label_dropout:
             raise UserError("guidance needs a model that was trained with label_dropout above 0; leave --guidance out")
 
+    def check_mode(self, request: Request) -> None:
+        """Raises: UserError if the model can't answer the request's mode."""
+        if request.mode == "generate":
+            return
+        if self.name != "image":
+            raise UserError(
+                f"mode {request.mode} changes pictures, and the flow makes latents; the fix: a flow of images"
+            )
+        if self.source is not None:
+            raise UserError(
+                f"mode {request.mode} is for flows without sources, and this one translates them; leave it out"
+            )
+        if request.mode != "edit" and self.mask is None:
+            raise UserError(
+                f"mode {request.mode} needs a model that was trained with masks; the fix: train one with given=AnyOf()"
+            )
+
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns samples [n, *axes, C], float32, and "labels" int32 [n] if the model is conditional. keys: [n].
+        """Returns samples [n, *axes, C], float32, and the conditions that the model reads: "labels" int32 [n], "captions" int32
+        [n, L]. keys: [n].
 
-        Raises: UserError for guidance or a label that the model does not have.
+        given: may hold labels and prompts (see labels_to_generate and captions_to_generate).
+        It may also hold the pictures that the request's mode needs (`editing`). Known pixels are kept. A model with sources needs
+        "source" [m, *axes, C], of which sample i has the one at i modulo m, and returns "source" [n, *axes, C].
+
+        Raises: UserError for guidance, a label or a mode that the model does not have, or for pictures that do not fit.
         """
-        label = labels_to_generate(request.n, request.label, self.classes, given)
+        self.check_mode(request)
+        condition = self.conditions.to_generate(request.n, request.label, given)
         noise = draw_normal(keys, jnp.zeros((request.n, *self.shape), self.dtype))
+        known = read_known(request, given, self.shape, self.dtype)
+        source: dict[str, Array] = {}
+        if self.source is not None:
+            source["source"] = read_picture(given, "source", request, self.source, self.dtype)
+        start = 1.0
+        if request.mode == "edit":
+            start = request.strength
+            edited = read_picture(given, "image", request, self.shape, self.dtype)
+            noise = interpolate(edited, noise, jnp.full(request.n, start, self.dtype))
 
-        def follow(inputs: tuple[Array, Array | None]) -> Array:
-            noise, label = inputs
-            return generate(self.velocity(params, label, request), noise, request)
+        def follow(inputs: tuple[Array, Condition, Array | None]) -> Array:
+            noise, condition, context = inputs
+            return generate(self.velocity(params, condition, request, context), noise, request, start)
 
-        samples = map_chunks(follow, (noise, label), GENERATE_CHUNK).astype(jnp.float32)
+        # Steps of length 0 would divide by 0.
+        samples = noise
+        if start > 0:
+            inputs = noise, condition, self.context(noise, source, known)
+            samples = map_chunks(follow, inputs, GENERATE_CHUNK)
+        samples = samples.astype(jnp.float32)
+        if known is not None:
+            # The network only comes near them.
+            samples = known.paste(samples).astype(jnp.float32)
         if self.name == "image":
             # Solvers end near the data, and may leave the range of pixels.
             samples = samples.clip(-1, 1)
-        return {"samples": samples} if label is None else {"samples": samples, "labels": label}
+        return {"samples": samples, **source, **condition.arrays()}
+
+
+def add_channels(x: Array, context: Array | None) -> Array:
+    """Returns x [B, *axes, C] with the channels of the context, if there is one, after its own."""
+    return x if context is None else jnp.concatenate([x, context], axis=-1)
+
+
+def twice(a: Array, b: Array) -> Array:
+    """Returns two batches [B, ...] as one, [2 B, ...]."""
+    return jnp.concatenate([a, b])
 
 
 def find_feature(spec: Spec) -> tuple[str, Feature]:
@@ -134,3 +216,16 @@ def find_feature(spec: Spec) -> tuple[str, Feature]:
         if name in spec:
             return name, spec[name]
     raise UserError(f"a flow models images or latents, and the data have {', '.join(spec)}; choose data with images")
+
+
+def find_source(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns the shape of the source of each example, or None if the data have no sources.
+
+    shape: (*axes, channels) of an example. Raises: UserError if the source has other axes.
+    """
+    if "source" not in spec:
+        return None
+    source = spec["source"].shape
+    if source[:-1] != shape[:-1]:
+        raise UserError(f"a flow reads sources of the size of its examples, {shape[:-1]}, and they have {source[:-1]}")
+    return source

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gen.axis import split_keys
 from gen.core import Array, Key, Params
-from gen.errors import check_fraction, check_not_negative, check_positive
+from gen.errors import check_finite, check_fraction, check_not_negative, check_positive
 from gen.families.flow.sampling import OneStepRequest, Request
 from gen.networks.kernels.forward import jvp
 
@@ -51,6 +51,7 @@ class FlowMatching(Objective):
     signal-to-noise ratio, whose integral over t bounds the likelihood (Kingma et al. 2021, equation 17)."""
 
     def __post_init__(self):
+        check_finite(mean=self.mean)
         check_positive(std=self.std)
 
     def loss(self, u: Network, params: Params, x: Array, keys: Key) -> Array:
@@ -92,6 +93,7 @@ class MeanFlow(Objective):
     """p of the adaptive weight 1 / (error + 0.001)^p, which lets no example dominate a gradient. 0: no weight."""
 
     def __post_init__(self):
+        check_finite(mean=self.mean)
         check_positive(std=self.std)
         check_fraction(equal=self.equal)
         check_not_negative(power=self.power)

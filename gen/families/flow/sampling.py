@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
 from gen.core import Array
-from gen.errors import UserError, check_not_negative, check_positive
+from gen.errors import UserError, check_fraction, check_not_negative, check_positive
 from gen.families.flow.samplers import SAMPLERS, Velocity
 from gen.families.labels import LabelRequest
 
@@ -20,19 +21,35 @@ MAX_SAMPLES = 100_000
 class Request(LabelRequest):
     """Which samples to generate, and how the differential equation is solved."""
 
+    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "generate": ("source",),
+        "inpaint": ("image", "mask"),
+        "upscale": ("image",),
+        "colorize": ("image",),
+        "edit": ("image",),
+    }
+
     steps: int = 12
     """Steps from noise to sample. The network is evaluated once per step, by heun twice, and twice as often with guidance."""
     sampler: Literal["euler", "heun", "multistep"] = "multistep"
     """Solver: Euler (order 1), Heun (order 2) or a second-order multistep method."""
     guidance: float = 1.0
-    """Weight w of the label: v(x) + w (v(x | label) - v(x)). Above 1, samples are more typical of their class and less varied."""
+    """Weight w of the label or caption c: v(x) + w (v(x | c) - v(x)). Above 1, samples are more typical of c and less varied."""
     guidance_from: float = 0.0
     """Guidance is used at times t from here, in [0, 1]. t = 1 is noise. Kynkäänniemi et al. 2024."""
     guidance_to: float = 1.0
     """Guidance is used at times t up to here."""
+    mode: Literal["generate", "inpaint", "upscale", "colorize", "edit"] = "generate"
+    """`generate`: samples of noise, or, of pairs, translations of --image. `inpaint`: fills the white part of --mask in --image.
+    `upscale`: samples whose squares of pixels have the means in a smaller --image. `colorize`: samples with the brightness of
+    --image. These three need a model that was trained with masks (`given`). `edit`: adds noise to --image and removes it again
+    (Meng et al. 2022)."""
+    strength: float = 0.5
+    """Of an edit: the time t to which noise is added, in [0, 1]. 0 keeps the picture, and 1 keeps nothing of it."""
 
     def __post_init__(self):
         super().__post_init__()
+        check_fraction(strength=self.strength)
         check_positive(steps=self.steps)
         check_not_negative(guidance=self.guidance)
         if self.n > MAX_SAMPLES:
@@ -52,10 +69,10 @@ class OneStepRequest(Request):
     sampler: Literal["euler", "heun", "multistep"] = "euler"
 
 
-def generate(velocity: Velocity, noise: Array, request: Request) -> Array:
-    """Follows the velocity from noise [B, ...] at t = 1 to examples at t = 0."""
+def generate(velocity: Velocity, noise: Array, request: Request, start: float = 1.0) -> Array:
+    """Follows the velocity from noise [B, ...] at t = 1 to examples at t = 0. start: another time to begin at, in (0, 1]."""
     # Time runs backwards: it is 1 at the noise.
-    return SAMPLERS[request.sampler](velocity, noise, _times(request, noise)[::-1])
+    return SAMPLERS[request.sampler](velocity, noise, start * _times(request, noise)[::-1])
 
 
 def invert(velocity: Velocity, x: Array, request: Request) -> Array:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from gen import core
 from gen.core import Array, Batch, Feature, Key, Metrics, Spec
 from gen.errors import UserError, check_fraction
-from gen.families.labels import LabelRequest, drop_labels, num_classes
+from gen.families.conditions import Condition, Conditions, find_conditions
+from gen.families.labels import LabelRequest
 from gen.families.language.language import LanguageModel
 from gen.families.language.sampling import Filters
 from gen.networks.positions import PADDING
@@ -22,7 +23,7 @@ from gen.networks.positions import PADDING
 class Grid:
     """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
 
-    A network also knows tokens that are not in the data, from V on: the labels, "no label", and the mask.
+    A network also knows tokens that are not in the grids, from V on: the labels, "no label", the mask, and those of captions.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +36,8 @@ class Grid:
     """Number of labels. 0: the model has none."""
     pixels: int | None
     """Number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+    caption: Feature | None = None
+    """The captions. None: the model reads none."""
 
     @property
     def length(self) -> int:
@@ -54,7 +57,27 @@ class Grid:
     @property
     def rows(self) -> int:
         """Number of tokens that a network knows."""
-        return self.mask + 1
+        return self.mask + 1 + ((self.caption.vocab or 0) if self.caption else 0)
+
+    @property
+    def padding(self) -> int | None:
+        """The token after the end of a caption, which nothing reads. None: the model reads no captions."""
+        return None if self.caption is None else self.mask + 1 + self.end
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the model reads before a grid."""
+        return Conditions(self.classes or None, self.caption)
+
+    @property
+    def end(self) -> int:
+        """The token that ends captions, among those of captions."""
+        return self.conditions.end
+
+    @property
+    def words(self) -> int:
+        """L, the number of tokens of a caption. 0: the model reads none."""
+        return self.caption.shape[0] if self.caption else 0
 
     def split(self, tokens: Array) -> Array:
         """Returns grids [B, *shape] as cells, int32 [B, T, J]."""
@@ -64,11 +87,18 @@ class Grid:
         """Returns cells [B, T, J] as grids, [B, *shape]."""
         return cells.reshape(len(cells), *self.shape)
 
-    def front(self, n: int, label: Array | None) -> Array:
-        """Returns what n rows begin with, int32 [n, 1, J]. label: int32 [n], where `classes` is "no label". None: all of them."""
+    def front(self, n: int, condition: Condition) -> Array:
+        """Returns what n rows begin with, int32 [n, L + 1, J]: the caption if the model reads any, and the label."""
+        label, caption = condition
         if label is None:
             label = jnp.full(n, self.classes, jnp.int32)
-        return jnp.broadcast_to(self.vocab + label[:, None, None], (n, 1, self.count))
+        front = self.vocab + label[:, None, None]
+        # The label comes last, since the output at the last place predicts the first cell, and a caption may end before it.
+        if self.caption is not None:
+            if caption is None:
+                caption = jnp.full((n, self.words), self.end, jnp.int32)
+            front = jnp.concatenate([self.mask + 1 + caption[..., None], front], axis=1)
+        return jnp.broadcast_to(front, (n, self.words + 1, self.count))
 
     def known(self, given: Mapping[str, Array], n: int) -> Array:
         """Returns the cells that `given` prescribes, int32 [n, T, J], with PADDING at unknown tokens.
@@ -91,9 +121,9 @@ class GridModel(LanguageModel):
     """Feed-forward layers of the head that predicts the tokens of the last axis one after the other, inside of one step of the
     transformer (Lee et al. 2022). 0: every token is a step of the transformer."""
     conditional: bool = False
-    """Condition on the label, which is a token in front of the grid."""
+    """Condition on the label, which is a token in front of the grid, and on the caption, which is read before it."""
     label_dropout: float = 0.0
-    """Probability that a training example's label is left out, so that samples can be guided."""
+    """Probability that a training example's label and caption are left out, so that samples can be guided."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -139,8 +169,8 @@ class GridModel(LanguageModel):
             raise UserError(
                 f"a head of {head} channels has too few pairs to rotate for {len(cells)} axes; use fewer --model.network.heads"
             )
-        classes = num_classes(spec) if self.conditional else 0
-        return Grid(feature.shape, cells, feature.vocab, classes, count_pixels(feature))
+        read = find_conditions(spec) if self.conditional else Conditions()
+        return Grid(feature.shape, cells, feature.vocab, read.classes or 0, count_pixels(feature), read.caption)
 
     def check_guidance(self, guidance: float) -> None:
         """Raises: UserError for guidance that the model was not trained for."""
@@ -150,15 +180,14 @@ class GridModel(LanguageModel):
                 "--model.conditional --model.label-dropout 0.1"
             )
 
-    def drop(self, grid: Grid, batch: Batch, keys: Key) -> Array | None:
-        """Returns the labels of training examples, int32 [B], some of them left out. None: the model has none. keys: [B]."""
-        if not self.conditional:
-            return None
-        return drop_labels(batch["label"].astype(jnp.int32), keys, self.label_dropout, grid.classes)
+    def drop(self, grid: Grid, batch: Batch, keys: Key) -> Condition:
+        """Returns the conditions of training examples, some of them left out. keys: [B]."""
+        return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
-    def keep(self, batch: Batch) -> Array | None:
-        """Returns the labels of held-out examples, int32 [B]. None: the model has none."""
-        return batch["label"].astype(jnp.int32) if self.conditional else None
+    def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
+        """Returns the conditions of samples. Raises: UserError for a label or guidance that the model can't have."""
+        self.check_guidance(request.guidance)
+        return grid.conditions.to_generate(request.n, request.label, given)
 
 
 def count_pixels(tokens: Feature) -> int | None:

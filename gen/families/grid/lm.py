@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.families import learner
+from gen.families.conditions import Condition
 from gen.families.grid.grid import GridModel, GridRequest, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
-from gen.families.labels import labels_to_generate
 from gen.families.language import losses
 from gen.networks.transformer import RULES, Cache
 
@@ -43,49 +43,53 @@ class GridLM(GridModel):
 
 @dataclass(frozen=True)
 class CausalGrids:
-    """p(grid | label) = prod_t p(token_t | label, tokens before t). params: see GridNetwork."""
+    """p(grid | condition) = prod_t p(token_t | condition, tokens before t). params: see GridNetwork."""
 
     config: GridLM
     network: GridNetwork
 
     def nats(
-        self, params: dict[str, Params], batch: Batch, label: Array | None, keys: Key | None = None
+        self, params: dict[str, Params], batch: Batch, condition: Condition, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns -log p(token | label, tokens before it) and log Z, in nats, [B, T, J] each. keys: dropout keys [B]."""
+        """Returns -log p(token | condition, tokens before it) and log Z, in nats, [B, T, J] each. keys: dropout keys [B]."""
         cells = self.network.grid.split(batch["tokens"])
-        front = self.network.grid.front(len(cells), label)
-        # Step t reads cell t - 1, or the token in front, and predicts cell t.
+        front = self.network.grid.front(len(cells), condition)
+        # Step t reads cell t - 1, or the last token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
         output, _ = self.network.read(params, inputs, self.network.positions[:-1], keys)
+        # The tokens of a caption are read and not predicted.
+        output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
         """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
         label_keys, dropout_keys = split_keys(keys, 2)
-        label = self.config.drop(self.network.grid, batch, label_keys)
-        nats, log_z = self.nats(params, batch, label, dropout_keys)
+        condition = self.config.drop(self.network.grid, batch, label_keys)
+        nats, log_z = self.nats(params, batch, condition, dropout_keys)
         return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""
-        nats, _ = self.nats(params, batch, self.config.keep(batch))
+        nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch))
         return measure_grids(self.network.grid, nats, "nll")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
-        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if conditional}.
+        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
 
-        given: may hold "tokens" and "known" (see Grid.known). Known tokens are kept. Each of the others is drawn given those before
-        it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
+        With captions, the arrays also have them: "captions", int32 [n, L].
+
+        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept. Each of
+        the others is drawn given those before it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.
         """
-        self.config.check_guidance(request.guidance)
         network, grid = self.network, self.network.grid
-        label = labels_to_generate(request.n, request.label, grid.classes or None, given)
+        condition = self.config.condition(grid, request, given)
         known = grid.known(given, request.n)
-        front = network.fronts(request.n, label, request.guidance)
+        front = network.fronts(request.n, condition, request.guidance)
         params, cache = network.begin_cache(params, len(front))
-        output, cache = network.read(params, front, network.positions[:1], cache=cache)
+        before = front.shape[1]
+        output, cache = network.read(params, front, network.positions[:before], cache=cache)
 
         def step(carry: Carry, t: Array) -> tuple[Carry, tuple[Array, Array]]:
             """Draws cell t, then reads it."""
@@ -95,11 +99,11 @@ class CausalGrids:
             )
             # If guided, both halves go on with the same tokens.
             cells = jnp.tile(tokens, (len(front) // request.n, 1, 1))
-            at = jax.lax.dynamic_slice_in_dim(network.positions, t + 1, 1)
+            at = jax.lax.dynamic_slice_in_dim(network.positions, t + before, 1)
             output, cache = network.read(params, cells, at, cache=cache, begins=False)
             return (output, cache), (tokens[:, 0], log_probs[:, 0])
 
         # A grid has no end, so all samples take the same number of steps.
-        _, (tokens, log_probs) = jax.lax.scan(step, (output, cache), jnp.arange(grid.length))
+        _, (tokens, log_probs) = jax.lax.scan(step, (output[:, -1:], cache), jnp.arange(grid.length))
         made = {"samples": grid.join(tokens.swapaxes(0, 1)), "log_probs": grid.join(log_probs.swapaxes(0, 1))}
-        return made if label is None else made | {"labels": label}
+        return made | condition.arrays()

@@ -7,8 +7,9 @@ A grid is written in a few turns, each of which writes many cells at once, anywh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,9 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.errors import check_not_negative, check_positive
 from gen.families import learner
+from gen.families.conditions import Condition
 from gen.families.grid.grid import GridModel, GridRequest, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
-from gen.families.labels import labels_to_generate
 from gen.families.language import losses
 from gen.networks.transformer import RULES
 
@@ -54,6 +55,8 @@ class GridMLM(GridModel):
 class Request(GridRequest):
     """Which grids to generate."""
 
+    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
+
     turns: int = 12
     """Number of passes over the grid. Each pass writes some of the unknown cells."""
     order: Literal["confidence", "random"] = "confidence"
@@ -61,6 +64,8 @@ class Request(GridRequest):
     equally many in each turn."""
     noise: float = 4.5
     """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
+    mode: Literal["generate", "inpaint"] = "generate"
+    """`generate`: whole grids. `inpaint`: writes the cells of --image that have a white pixel of --mask."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,7 +95,7 @@ class Draft(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedGrids:
-    """p(masked cells | other cells, label) as an independent distribution for each masked cell. params: see GridNetwork."""
+    """p(masked cells | other cells, condition) as an independent distribution for each masked cell. params: see GridNetwork."""
 
     config: GridMLM
     network: GridNetwork
@@ -114,23 +119,23 @@ class MaskedGrids:
     def output(self, params: dict[str, Params], front: Array, cells: Array, masked: Array, keys: Key | None) -> Array:
         """Returns the network's output [B, T, ...] at each cell of a grid, for GridNetwork.logits.
 
-        front: int32 [B, 1, J]. cells: int32 [B, T, J]. masked: bool [B, T]. keys: dropout keys [B].
+        front: int32 [B, L + 1, J]. cells: int32 [B, T, J]. masked: bool [B, T]. keys: dropout keys [B].
         """
         shown = jnp.where(masked[..., None], self.network.grid.mask, cells)
         read = jnp.concatenate([front, shown], axis=1)
         output, _ = self.network.read(params, read, self.network.positions, keys)
-        return output[:, 1:]
+        return output[:, front.shape[1] :]
 
     def nats(
-        self, params: dict[str, Params], batch: Batch, label: Array | None, mask_keys: Key, keys: Key | None = None
+        self, params: dict[str, Params], batch: Batch, condition: Condition, mask_keys: Key, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns -log p(token | cells shown, label) / t of masked tokens, 0 elsewhere, and log Z of all, [B, T, J] each.
+        """Returns -log p(token | cells shown, condition) / t of masked tokens, 0 elsewhere, and log Z of all, [B, T, J] each.
 
         mask_keys, keys (of dropout): [B].
         """
         grid, masks = self.network.grid, self.draw_masks(mask_keys)
         cells = grid.split(batch["tokens"])
-        output = self.output(params, grid.front(len(cells), label), cells, masks.chosen, keys)
+        output = self.output(params, grid.front(len(cells), condition), cells, masks.chosen, keys)
         nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
         # Cells that are shown cost nothing: the bound is a sum over the masked ones.
         return nats * (masks.chosen * masks.scale)[..., None], log_z
@@ -138,27 +143,29 @@ class MaskedGrids:
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
         """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
-        label = self.config.drop(self.network.grid, batch, label_keys)
-        nats, log_z = self.nats(params, batch, label, mask_keys, dropout_keys)
+        condition = self.config.drop(self.network.grid, batch, label_keys)
+        nats, log_z = self.nats(params, batch, condition, mask_keys, dropout_keys)
         return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
-        nats, _ = self.nats(params, batch, self.config.keep(batch), keys)
+        nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch), keys)
         return measure_grids(self.network.grid, nats, "nll_bound")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if conditional}.
+        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
 
-        given: may hold "tokens" and "known" (see Grid.known). Known tokens are kept, and the others are written to fit them.
+        With captions, the arrays also have them: "captions", int32 [n, L].
+
+        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept, and the
+        others are written to fit them.
         log_probs: of each token given the cells that its turn has seen.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.
         """
-        self.config.check_guidance(request.guidance)
         grid = self.network.grid
-        label = labels_to_generate(request.n, request.label, grid.classes or None, given)
-        front = self.network.fronts(request.n, label, request.guidance)
+        condition = self.config.condition(grid, request, given)
+        front = self.network.fronts(request.n, condition, request.guidance)
         tokens = grid.known(given, request.n)
         # A cell of which only some tokens are known is written too, and keeps them.
         draft = Draft(tokens, jnp.zeros(tokens.shape, jnp.float32), (tokens < 0).any(-1))
@@ -169,7 +176,7 @@ class MaskedGrids:
 
         draft = jax.lax.fori_loop(0, request.turns, turn, draft)
         made = {"samples": grid.join(draft.tokens), "log_probs": grid.join(draft.log_probs)}
-        return made if label is None else made | {"labels": label}
+        return made | condition.arrays()
 
     def write(
         self,

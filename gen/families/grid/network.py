@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from gen.core import Array, Key, Params
+from gen.families.conditions import Condition
 from gen.families.grid.grid import Grid, GridModel, GridRequest
 from gen.families.language.sampling import keep_likely
-from gen.networks.positions import locate_cells
+from gen.networks.positions import PADDING, locate_cells
 from gen.networks.transformer import Cache, InnerHead, Transformer, empty_cache, unstack_layers
 
 
@@ -46,8 +47,8 @@ class GridNetwork:
 
     @property
     def positions(self) -> Array:
-        """Positions of the token in front and of each cell, int32 [1 + T, A]."""
-        return locate_cells(self.grid.cells)
+        """Positions of the caption's tokens, of the token in front and of each cell, int32 [L + 1 + T, A]."""
+        return locate_cells(self.grid.cells, self.grid.words)
 
     def read(
         self,
@@ -60,11 +61,14 @@ class GridNetwork:
     ) -> tuple[Array, Cache | None]:
         """Reads cells, int32 [B, S, J], at positions int32 [S, A]. Returns (output [B, S, ...] for `logits`, cache with them).
 
-        keys: dropout keys [B]. begins: whether the first of the cells is the token in front.
+        keys: dropout keys [B]. begins: whether the cells begin with what is in front.
         """
         # Each place of the inner axis has its own rows of the embedding.
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
         segment = jnp.zeros(cells.shape[:2], jnp.int32)
+        if self.grid.padding is not None:
+            # Nothing sees the places of a caption after its end.
+            segment = jnp.where(cells[..., 0] == self.grid.padding, PADDING, segment)
         position = jnp.broadcast_to(positions[None], (len(cells), *positions.shape))
         # Keys without dropout would only be carried along.
         if not self.transformer.arch.dropout:
@@ -101,20 +105,20 @@ class GridNetwork:
             log_probs.append(jnp.where(given[..., j] < 0, log_prob, 0).astype(jnp.float32))
         return Drawn(tokens, jnp.stack(log_probs, axis=-1))
 
-    def fronts(self, n: int, label: Array | None, guidance: float) -> Array:
-        """Returns what the rows of n samples begin with, int32 [n, 1, J]. If guided, [2 n, 1, J]: again without labels."""
+    def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
+        """Returns what the rows of n samples begin with, int32 [n, L + 1, J]. If guided, [2 n, ...]: again without conditions."""
         # One batch of twice the size: two caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
-        front = self.grid.front(n, label)
-        return front if guidance == 1 else jnp.concatenate([front, self.grid.front(n, None)])
+        front = self.grid.front(n, condition)
+        return front if guidance == 1 else jnp.concatenate([front, self.grid.front(n, Condition())])
 
     def begin_cache(self, params: dict[str, Any], rows: int) -> tuple[dict[str, Any], Cache]:
-        """Returns the parameters as decoding reads them, and an empty cache for the token in front and all cells of `rows` rows."""
+        """Returns the parameters as decoding reads them, and an empty cache for what is in front and all cells of `rows` rows."""
         # On a CPU each layer has its own arrays: see `unstack_layers`.
         unstacked = jax.default_backend() == "cpu"
         if unstacked:
             params = params | {"transformer": unstack_layers(params["transformer"])}
         # A trained prefix (see gen.optim.adapters) takes places in the cache too.
-        places = len(params["transformer"].get("prefix", ())) + 1 + self.grid.length
+        places = len(params["transformer"].get("prefix", ())) + self.grid.words + 1 + self.grid.length
         arch, dtype = self.transformer.arch, self.transformer.dtypes["dtype"]
         return params, empty_cache(arch, rows, places, dtype, unstacked)
 
@@ -122,10 +126,16 @@ class GridNetwork:
 def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
     """Returns the network of a config for these grids."""
     arch, dtypes, head = config.network, config.dtypes(), config.inner_layers > 0
-    # One more position on each axis, for the token in front.
-    axes = tuple(n + 1 for n in grid.cells)
+    # One more position on each axis, for the token in front. A caption lies before it on the first axis.
+    axes = (grid.words + grid.cells[0] + 1, *(n + 1 for n in grid.cells[1:]))
     transformer = Transformer(
-        arch, grid.rows * grid.count, grid.length + 1, causal=causal, dtypes=dtypes, readout=not head, axes=axes
+        arch,
+        grid.rows * grid.count,
+        grid.words + grid.length + 1,
+        causal=causal,
+        dtypes=dtypes,
+        readout=not head,
+        axes=axes,
     )
     inner = InnerHead(arch, grid.vocab, grid.count, config.inner_layers, dtypes) if head else None
     return GridNetwork(grid, transformer, inner)

@@ -3,11 +3,12 @@
 A config chooses one bottleneck and one reconstruction loss. New ones are subclasses of `Bottleneck`, `Quantizer` and `Reconstruction`.
 """
 
-from gen.families.tokenizer.bottlenecks import KL, Bottleneck
+from gen.families.tokenizer.bottlenecks import KL, Bottleneck, Fixed
 from gen.families.tokenizer.codebook import VQ
 from gen.families.tokenizer.family import Tokenizer
 from gen.families.tokenizer.quantizers import FSQ, Quantizer, Residual
 from gen.families.tokenizer.reconstruction import L1, L2, Likelihood, Reconstruction
+from gen.families.tokenizer.spectral import Spectral
 from gen.families.tokenizer.terms import Adversary, Perceptual
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "VQ",
     "Adversary",
     "Bottleneck",
+    "Fixed",
     "Likelihood",
     "Perceptual",
     "Quantizer",
     "Reconstruction",
     "Residual",
+    "Spectral",
     "Tokenizer",
 ]

@@ -147,3 +147,38 @@ class KL(Bottleneck):
 
     def tiny(self) -> KL:
         return KL(2, self.weight)
+
+
+@dataclass(frozen=True)
+class Fixed(Bottleneck):
+    """The encoder's outputs as they are, for an encoder without parameters, such as the log-mels of a vocoder."""
+
+    size: int = 40
+    """Numbers of each place."""
+
+    def __post_init__(self):
+        check_positive(size=self.size)
+
+    @property
+    def inputs(self) -> int:
+        return self.size
+
+    @property
+    def channels(self) -> int:
+        return self.size
+
+    def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
+        return Feature((*grid, self.size), axes=(*axes, "channel"))
+
+    def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
+        return Coded(h, h, jnp.zeros(len(h), h.dtype), {})
+
+    def decode(self, stats: Stats, codes: Array) -> Array:
+        return codes
+
+    def draw(self, grid: tuple[int, ...], key: Key) -> Array:
+        return jax.random.normal(key, (*grid, self.size))
+
+    def tiny(self) -> Fixed:
+        # The size is that of the encoder.
+        return self

@@ -22,35 +22,43 @@ BOTTLENECK = "bottleneck"
 
 @dataclass(frozen=True)
 class Coder:
-    """Images to codes and back. Its parameters are {"encoder": ..., "decoder": ...}; `stats` are those of the bottleneck."""
+    """Examples to codes and back: images or sound.
+
+    Its parameters are {"encoder": ..., "decoder": ...}, without the encoder if that is fixed. `stats` are those of the bottleneck.
+    """
 
     encoder: nn.Module
     decoder: nn.Module
     bottleneck: Bottleneck
     reconstruction: Reconstruction
-    image: Feature
+    name: str
+    """Name of the feature that is encoded: image or audio."""
+    example: Feature
+    """One example of it."""
     grid: tuple[int, ...]
     """Shape of the grid of codes."""
     codes: Feature
-    """The codes of one image."""
+    """The codes of one example."""
     dtype: DTypeLike
-    """Dtype of images, vectors and losses."""
+    """Dtype of examples, vectors and losses."""
 
     def init(self, key: Key, param_dtype: DTypeLike) -> dict[str, Params]:
         """Returns the parameters at step 0. The networks have the dtypes that they were built with."""
         encoder_key, decoder_key = jax.random.split(key)
         # Shapes are enough: Flax draws the parameters from the keys.
-        x, z = jnp.zeros((1, *self.image.shape)), jnp.zeros((1, *self.grid, self.bottleneck.channels))
-        return {
-            "encoder": self.encoder.init(encoder_key, x)["params"],
+        x, z = jnp.zeros((1, *self.example.shape)), jnp.zeros((1, *self.grid, self.bottleneck.channels))
+        found = {
+            "encoder": self.encoder.init(encoder_key, x).get("params"),
             "decoder": self.decoder.init(decoder_key, z)["params"],
         }
+        # A fixed encoder, as that of a vocoder, has no parameters, and so no entry.
+        return {name: params for name, params in found.items() if params}
 
     def encode(
         self, params: Params, stats: Stats, x: Array, keys: Key | None = None, batch: BatchFacts | None = None
     ) -> Coded:
-        """Encodes images x [B, *axes, C] in [-1, 1]. keys, batch: in training, as `Bottleneck.encode` takes them."""
-        h = _apply(self.encoder, params["encoder"], x.astype(self.dtype))
+        """Encodes examples x [B, *axes, C] in [-1, 1]. keys, batch: in training, as `Bottleneck.encode` takes them."""
+        h = _apply(self.encoder, params.get("encoder", {}), x.astype(self.dtype))
         return self.bottleneck.encode(stats, h, keys, batch)
 
     def decode(self, params: Params, z: Array) -> Array:
@@ -58,16 +66,16 @@ class Coder:
         return _apply(self.decoder, params["decoder"], z.astype(self.dtype))
 
     def reconstruct(self, params: Params, stats: Stats, x: Array) -> tuple[Array, Array]:
-        """Returns the reconstructions of images, float32 [B, *axes, C] in [-1, 1], and their codes."""
+        """Returns the reconstructions of examples, float32 [B, *axes, C] in [-1, 1], and their codes."""
         codes = self.encode(params, stats, x).codes
         return self.show(params, stats, codes), codes
 
     def show(self, params: Params, stats: Stats, codes: Array) -> Array:
-        """Returns the images that codes stand for, float32 [B, *axes, C] in [-1, 1]."""
+        """Returns the examples that codes stand for, float32 [B, *axes, C] in [-1, 1]."""
         return self.show_outputs(self.decode(params, self.bottleneck.decode(stats, codes)))
 
     def show_outputs(self, outputs: Array) -> Array:
-        """Returns the decoder's outputs as images, float32 [B, *axes, C] in [-1, 1]."""
+        """Returns the decoder's outputs as examples, float32 [B, *axes, C] in [-1, 1]."""
         return self.reconstruction.show(outputs).clip(-1, 1).astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: images, or anything on a grid, as codes and back (van den Oord et al. 2017; Esser et al. 2021).
+"""Tokenizers: images, sound, or anything on a grid, as codes and back (van den Oord et al. 2017; Esser et al. 2021).
 
 family          the hyper-parameters, and the model that they build
 coder           encoder, bottleneck and decoder as one object
@@ -6,9 +6,10 @@ bottlenecks     what passes between them: continuous latents (KL), and the base 
 quantizers      bottlenecks whose codes are tokens: FSQ, Residual, and the base class
 codebook        VQ
 reconstruction  the loss of a reconstruction
+spectral        the loss and the quality of reconstructed sound
 terms           loss terms that have a network: an adversary, and the features of a classifier
 model           training, evaluation, reconstructions
-quality         PSNR and SSIM
+quality         PSNR, SSIM, and the quality of sound, with their protocols
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from gen.families.labels import num_classes
 from gen.families.learner import LearnedFamily, make_learner
 from gen.families.tokenizer.bottlenecks import Bottleneck
 from gen.families.tokenizer.coder import Coder
-from gen.families.tokenizer.model import PROTOCOL, FeatureNetwork, Opponent, Request, TokenizerModel, summarize
+from gen.families.tokenizer.model import FeatureNetwork, Opponent, Request, TokenizerModel, summarize
+from gen.families.tokenizer.quality import CODE_METRICS, PROTOCOL, SOUND_PROTOCOL
 from gen.families.tokenizer.quantizers import FSQ
 from gen.families.tokenizer.reconstruction import L2, Reconstruction
 from gen.families.tokenizer.terms import Adversary, Perceptual
@@ -35,6 +37,8 @@ from gen.networks.discriminator import Discriminator
 from gen.networks.tokenizer import Architecture, Residual
 from gen.optim import Optimizer, schedule
 
+FEATURES = ("image", "audio")
+"""Features that a tokenizer encodes. It encodes the first one that the data have."""
 AXES = {1: ("time",), 2: ("row", "column"), 3: ("frame", "row", "column")}
 """{number of axes: their names}."""
 
@@ -48,7 +52,7 @@ class Tokenizer(LearnedFamily):
     bottleneck: Bottleneck = FSQ()
     """What passes from the encoder to the decoder: FSQ, VQ, Residual or KL."""
     reconstruction: Reconstruction = L2()
-    """Loss of a reconstruction: L1, L2 or Likelihood."""
+    """Loss of a reconstruction: L1, L2 or Likelihood; Spectral for sound."""
     adversary: Adversary | None = None
     """A discriminator that reconstructions must deceive. None: none."""
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
@@ -71,6 +75,7 @@ class Tokenizer(LearnedFamily):
             self,
             network=self.network.tiny(),
             bottleneck=self.bottleneck.tiny(),
+            reconstruction=self.reconstruction.tiny(),
             adversary=self.adversary and self.adversary.tiny(),
             perceptual=self.perceptual and self.perceptual.tiny(),
         )
@@ -83,9 +88,9 @@ class Tokenizer(LearnedFamily):
         return replace(self, **{name: getattr(base, name) for name in shaped})
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        """Returns the model for images of this spec.
+        """Returns the model for images or sound of this spec.
 
-        Raises: UserError if the data have no images, or no labels for `perceptual`, or do not suit the loss or the network.
+        Raises: UserError if the data have neither, or no labels for `perceptual`, or do not suit the loss or the network.
         """
         coder = self.coder(spec)
         model = TokenizerModel(
@@ -95,6 +100,7 @@ class Tokenizer(LearnedFamily):
             features=self._features(spec, steps),
             microbatches=self.microbatches,
         )
+        about = PROTOCOL if coder.name == "image" else SOUND_PROTOCOL
         losses = {"loss": True, "loss/discriminator": self.adversary, "loss/classifier": self.perceptual}
         return GenerativeModel(
             init=model.init,
@@ -105,24 +111,32 @@ class Tokenizer(LearnedFamily):
             request=Request,
             losses=tuple(name for name, has_it in losses.items() if has_it),
             together=self.microbatches,
-            protocol={name: PROTOCOL[name] for name in PROTOCOL if coder.codes.vocab or "code" not in name},
+            protocol={name: about[name] for name in about if coder.codes.vocab or name not in CODE_METRICS},
         )
 
     def coder(self, spec: Spec) -> Coder:
-        """Returns the encoder, bottleneck and decoder for images of this spec. Raises: as `build`."""
-        if "image" not in spec:
-            raise UserError(f"a tokenizer encodes images, and the data have {', '.join(spec)}; choose data with images")
-        image = spec["image"]
-        self.reconstruction.check(image)
-        # The networks take any number of axes. The data of gen have images.
-        *axes, channels = image.shape
-        grid = self.network.grid(tuple(axes))
+        """Returns the encoder, bottleneck and decoder for examples of this spec. Raises: as `build`."""
+        name = next((name for name in FEATURES if name in spec), None)
+        if name is None:
+            raise UserError(
+                f"a tokenizer encodes images or sound, and the data have {', '.join(spec)}; choose data with one of them"
+            )
+        example = spec[name]
+        # Both terms have networks of images.
+        if name != "image" and (self.adversary or self.perceptual):
+            raise UserError("adversary and perceptual compare images, and the data have sound; leave them out")
+        self.reconstruction.check(example)
+        reconstruction, network = self.reconstruction.suit(example), self.network.suit(example)
+        # The networks take any number of axes: one for sound, two for images.
+        *axes, channels = example.shape
+        grid = network.grid(tuple(axes))
         return Coder(
-            encoder=self.network.encoder(self.bottleneck.inputs, self.dtypes()),
-            decoder=self.network.decoder((*axes, self.reconstruction.outputs(channels)), self.dtypes()),
+            encoder=network.encoder(self.bottleneck.inputs, self.dtypes()),
+            decoder=network.decoder((*axes, reconstruction.outputs(channels)), self.dtypes()),
             bottleneck=self.bottleneck,
-            reconstruction=self.reconstruction,
-            image=image,
+            reconstruction=reconstruction,
+            name=name,
+            example=example,
             grid=grid,
             codes=self.bottleneck.feature(grid, AXES[len(axes)]),
             dtype=self.real_dtype(),

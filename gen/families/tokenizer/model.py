@@ -18,30 +18,30 @@ from gen.families.gan.players import Examples
 from gen.families.learner import Learner
 from gen.families.tokenizer.bottlenecks import BatchFacts, Stats
 from gen.families.tokenizer.coder import BOTTLENECK, CODER, Coder
-from gen.families.tokenizer.quality import psnr, ssim
+from gen.families.tokenizer.quality import measure_quality
 from gen.families.tokenizer.terms import feature_distance
 from gen.networks.classifier import Classifier
 from gen.optim import descend
 
 COLUMNS = 8
-"""Images in each row of a picture of reconstructions."""
+"""Examples in each row of a picture of reconstructions."""
 USES = "code_uses"
 """Name of the sums of how often each code is used, [books, codes]."""
 
 
 @dataclass(frozen=True)
 class Request(core.Request):
-    """A request to a tokenizer: reconstructions of held-out images."""
+    """A request to a tokenizer: reconstructions of held-out examples."""
 
     n: int = 64
-    """Number of images, at most as many as the run keeps. Each row of images is followed by the row of their reconstructions."""
+    """Number of examples, at most as many as the run keeps. Each row of them is followed by the row of their reconstructions."""
 
 
 class Part(NamedTuple):
     """Inputs of the loss that have one entry per example, so that microbatches can divide them."""
 
-    image: Array
-    """[B, H, W, C]."""
+    example: Array
+    """[B, *axes, C]."""
     row: Array
     """int32 [B]. Positions in the global batch."""
     keys: Key
@@ -92,7 +92,7 @@ class TokenizerModel:
             opt_state["discriminator"] = self.opponent.critic.optimizer.init(d)
             stats |= d_stats
         if self.features:
-            c = self.features.network.init(classifier_key, jnp.zeros((1, *self.coder.image.shape)))["params"]
+            c = self.features.network.init(classifier_key, jnp.zeros((1, *self.coder.example.shape)))["params"]
             others["classifier"] = c = params["classifier"] if params else c
             opt_state["classifier"] = self.features.optimizer.init(c)
         return replace(state, params=state.params | others, opt_state=opt_state, stats=stats)
@@ -102,7 +102,7 @@ class TokenizerModel:
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes one step of the adversary and of the classifier, if there are any, then one step of the coder against them."""
         noise_key, codes_key, opponent_key = jax.random.split(key, 3)
-        x, row, metrics = batch["image"].astype(self.coder.dtype), batch["row"], {}
+        x, row, metrics = batch[self.coder.name].astype(self.coder.dtype), batch["row"], {}
         if self.opponent:
             fake_key, critic_key = jax.random.split(opponent_key)
             coded = self.coder.encode(state.params, self.stats(state), x, axis.example_keys(fake_key, row))
@@ -140,7 +140,7 @@ class TokenizerModel:
 
         Esser et al. 2021, equations 4 to 6. Means over the examples. Also returns the terms, and what the bottleneck has seen.
         """
-        x, coder = part.image, self.coder
+        x, coder = part.example, self.coder
         coded = coder.encode(params, self.stats(state), x, part.keys, facts)
         outputs = coder.decode(params, coded.z)
         terms = {"reconstruction": coder.reconstruction.loss(outputs, x).mean(), "bottleneck": coded.loss.mean()}
@@ -187,8 +187,8 @@ class TokenizerModel:
         return state.stats.get(BOTTLENECK, {})
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns sums of a held-out batch: the loss without adversary and features, PSNR, SSIM, and the uses of each code."""
-        params, x = self.learner.weights(state), batch["image"].astype(self.coder.dtype)
+        """Returns sums of a held-out batch: the loss without adversary and features, the quality, and the uses of each code."""
+        params, x = self.learner.weights(state), batch[self.coder.name].astype(self.coder.dtype)
         # Without keys: held-out images are encoded without noise.
         coded = self.coder.encode(params, self.stats(state), x)
         outputs = self.coder.decode(params, coded.z)
@@ -198,8 +198,7 @@ class TokenizerModel:
             "loss": reconstruction + coded.loss,
             "reconstruction": reconstruction,
             "bottleneck": coded.loss,
-            "psnr": psnr(x, y),
-            "ssim": ssim(x, y),
+            **measure_quality(x, y, self.coder.example, self.coder.codes),
         }
         sums = axis.mean_sums(batch, values)
         if self.coder.codes.vocab is None:
@@ -216,32 +215,32 @@ class TokenizerModel:
         return uses.at[book, codes].add(jnp.broadcast_to(weight[:, None, None], codes.shape))
 
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Reconstructs given images. Without any, decodes codes that are drawn at random.
+        """Reconstructs given examples. Without any, decodes codes that are drawn at random.
 
-        given: may hold "image" [M, H, W, C].
+        given: may hold "image" [M, H, W, C], or "audio" [M, T, C].
 
-        Returns "samples", float32 in [-1, 1]: rows of images above their reconstructions, [2 rows, columns, H, W, C], or [n, H, W, C]
+        Returns "samples", float32 in [-1, 1]: rows of examples above their reconstructions, [2 rows, columns, *axes, C], or [n, *axes, C]
         of random codes; and "codes", [n, *grid, ...].
         """
         params, stats, coder = self.learner.weights(state), self.stats(state), self.coder
-        if "image" not in given:
+        if coder.name not in given:
 
             def draw(key: Key) -> Array:
                 return coder.bottleneck.draw(coder.grid, key)
 
             codes = axis.per_example(draw, key, jnp.arange(request.n))
             return {"samples": coder.show(params, stats, codes), "codes": codes}
-        x = given["image"][: request.n].astype(jnp.float32)
+        x = given[coder.name][: request.n].astype(jnp.float32)
         y, codes = coder.reconstruct(params, stats, x)
         # Rows of eight make a compact picture, if they are full.
         columns = COLUMNS if len(x) % COLUMNS == 0 else len(x)
-        pairs = jnp.stack([image.reshape(-1, columns, *image.shape[1:]) for image in (x, y)], 1)
+        pairs = jnp.stack([each.reshape(-1, columns, *each.shape[1:]) for each in (x, y)], 1)
         return {"samples": pairs.reshape(-1, *pairs.shape[2:]), "codes": codes}
 
 
 def coder_parameters(params: Mapping[str, Params]) -> dict[str, Params]:
     """Returns the parameters of the encoder and the decoder."""
-    return {name: params[name] for name in CODER}
+    return {name: params[name] for name in CODER if name in params}
 
 
 def _classify(features: FeatureNetwork, params: Params, x: Array) -> tuple[Array, Array]:
@@ -264,12 +263,3 @@ def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
     used = float((uses > 0).mean())
     return metrics | {"codes_used": used, "code_perplexity": float(np.exp(entropy).mean())}
-
-
-PROTOCOL = {
-    "psnr": {"range": "[-1, 1]", "mean": "over images"},
-    "ssim": {"window": "11x11 Gaussian of deviation 1.5, inside of the image", "range": "[-1, 1]"},
-    "codes_used": {"codes": "fraction that the split uses at least once"},
-    "code_perplexity": {"codes": "exp of the entropy over the split"},
-}
-"""How the metrics of a held-out split are estimated."""

@@ -1,11 +1,14 @@
-"""Quality of reconstructions: PSNR, and structural similarity (SSIM). Examples are [B, *axes, C] in [-1, 1]."""
+"""Quality of reconstructions: PSNR and structural similarity (SSIM) of images, and other numbers of sound. [B, *axes, C] in [-1, 1]."""
 
 from __future__ import annotations
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
 
-from gen.core import Array
+from gen.core import Array, Feature
+from gen.families.tokenizer.spectral import MEASURED_SECONDS, mel_distance, si_sdr
 
 RANGE = 2.0
 """Difference of the largest and the smallest value of a pixel."""
@@ -15,6 +18,42 @@ WINDOW, DEVIATION = 11, 1.5
 """Side of SSIM's Gaussian window, and its standard deviation, in pixels."""
 K1, K2 = 0.01, 0.03
 """Constants that keep SSIM finite where an image is black or flat."""
+
+
+CODE_PROTOCOL = {
+    "codes_used": {"codes": "fraction that the split uses at least once"},
+    "code_perplexity": {"codes": "exp of the entropy over the split"},
+}
+PROTOCOL = {
+    "psnr": {"range": "[-1, 1]", "mean": "over images"},
+    "ssim": {"window": "11x11 Gaussian of deviation 1.5, inside of the image", "range": "[-1, 1]"},
+    **CODE_PROTOCOL,
+}
+"""How the metrics of a held-out split of images are estimated."""
+SOUND_PROTOCOL = {
+    "si_sdr": {"unit": "dB", "mean": "over windows"},
+    "mel_distance": {
+        "unit": "nats",
+        "log_mels": f"log(max(1e-5, amplitude)) of Slaney's bands, frames of {MEASURED_SECONDS} s or more, of a power of 2",
+        "mean": "absolute difference over bands, frames and windows",
+    },
+    "bits_per_second": {"codes": "log2 of their number, times their number per second"},
+    **CODE_PROTOCOL,
+}
+"""How the metrics of a held-out split of sound are estimated."""
+CODE_METRICS = (*CODE_PROTOCOL, "bits_per_second")
+"""Metrics of codes that are tokens."""
+
+
+def measure_quality(x: Array, y: Array, example: Feature, codes: Feature) -> dict[str, Array]:
+    """Returns the quality of reconstructions y of examples x, {metric: [B]}, and of sound the bits of its codes per second."""
+    if example.sample_rate is None:
+        return {"psnr": psnr(x, y), "ssim": ssim(x, y)}
+    found = {"si_sdr": si_sdr(x, y), "mel_distance": mel_distance(x, y, example.sample_rate)}
+    if codes.vocab:
+        bits = math.prod(codes.shape) * math.log2(codes.vocab)
+        found["bits_per_second"] = jnp.full(len(x), bits * example.sample_rate / example.shape[0], x.dtype)
+    return found
 
 
 def psnr(x: Array, y: Array) -> Array:

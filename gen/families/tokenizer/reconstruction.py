@@ -31,6 +31,14 @@ class Reconstruction:
     def check(self, feature: Feature) -> None:
         """Raises: UserError if `loss` can't be computed on examples like this."""
 
+    def suit(self, feature: Feature) -> Reconstruction:
+        """Returns this loss with the settings that it takes from the data, such as the sample rate."""
+        return self
+
+    def tiny(self) -> Reconstruction:
+        """Returns the same loss with the smallest sizes, for tests."""
+        return self
+
 
 @dataclass(frozen=True)
 class L1(Reconstruction):

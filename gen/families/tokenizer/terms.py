@@ -61,6 +61,7 @@ class Perceptual:
 
     def __post_init__(self):
         check_scalars(check_not_negative, weight=self.weight)
+        check_positive(**{"the smallest width of convolutions": min(self.convolutions, default=1)})
         check_positive(**{"the smallest width of hidden": min(self.hidden, default=0)})
 
     def tiny(self) -> Perceptual:

@@ -1,0 +1,26 @@
+"""A codec of synthetic tones and chords, which need no download: 3 codes of 64 for each of 100 frames a second, 1.8 kbit/s, by residual
+finite scalar quantization (Zeghidour et al. 2021; Mentzer et al. 2023). Not scored yet: after 1,000 of the 2,000 steps its mel distance on
+the validation split was 0.83 nats, with 86% of the codes in use.
+
+`python sample.py runs/codec_tones` writes rows of recordings above their reconstructions, with a page that plays them.
+"""
+
+from gen.config import Config, Save
+from gen.data.audio import Audio
+from gen.families.tokenizer import FSQ, Residual, Spectral, Tokenizer
+from gen.networks import tokenizer
+from gen.optim import Optimizer, WarmupCosine
+
+config = Config(
+    model=Tokenizer(
+        network=tokenizer.Residual(widths=(16, 32, 64), strides=(4, 4, 5)),
+        bottleneck=Residual(3, FSQ((4, 4, 4))),
+        reconstruction=Spectral(windows=(64, 256, 1024), bands=(10, 20, 40)),
+        ema=0.998,
+        optim=Optimizer(lr=WarmupCosine(1e-3), clip=1.0),
+    ),
+    data=Audio(name="tones", rate=8000, seconds=0.5, batch_size=16),
+    steps=2000,
+    evaluate_every=500,
+    save=Save(every=500, best=("mel_distance", "min")),
+)

@@ -1,0 +1,29 @@
+"""A causal transformer over the codes of tones and chords, with the label in front. A step reads all three codes of a frame, and a small
+head predicts those of the next one (Lee et al. 2022; Copet et al. 2023). Not scored yet.
+
+The scores of the codec's reconstructions are the ceiling (python -m gen.evaluate runs/codec_tones).
+
+python train.py codec_tones && python train.py tones_tokens && python sample.py runs/tones_tokens --label "C major"
+"""
+
+from gen.config import Config, Save
+from gen.data.audio import Audio
+from gen.families.grid import GridLM
+from gen.networks.transformer import Architecture
+from gen.optim import Optimizer, WarmupCosine
+from gen.runs.encoded import Encoded
+
+config = Config(
+    model=GridLM(
+        network=Architecture(layers=3, width=128, heads=4, norm="rms", activation="swiglu", bias=False, dropout=0.1),
+        inner_layers=1,
+        conditional=True,
+        label_dropout=0.1,
+        ema=0.998,
+        optim=Optimizer(lr=WarmupCosine(2e-3, warmup=100), weight_decay=0.1, clip=1.0),
+    ),
+    data=Encoded(data=Audio(name="tones", rate=8000, seconds=0.5), tokenizer="runs/codec_tones", batch_size=32),
+    steps=2000,
+    evaluate_every=250,
+    save=Save(every=250, best=("nll", "min")),
+)

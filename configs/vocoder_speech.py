@@ -1,0 +1,25 @@
+"""A vocoder of speech at 8 kHz: from 40 log-mels for each of 125 frames a second back to sound, by a decoder of spectra and their
+inverse transform (Siuzdak 2023), without an adversary. Not scored yet.
+
+Its baseline, Griffin-Lim: python -m benchmarks.sound runs/vocoder_speech
+"""
+
+from gen.config import Config, Save
+from gen.data.audio import Audio
+from gen.families.tokenizer import Fixed, Spectral, Tokenizer
+from gen.networks.spectra import Mel
+from gen.networks.vocoder import Vocoder
+from gen.optim import Optimizer, WarmupCosine
+
+config = Config(
+    model=Tokenizer(
+        network=Vocoder(Mel(window=256, hop=64, bands=40), width=128, blocks=4),
+        bottleneck=Fixed(40),
+        reconstruction=Spectral(windows=(64, 256, 1024), bands=(10, 20, 40), samples=0.0),
+        ema=0.999,
+        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
+    ),
+    data=Audio(name="audio:speech", rate=8000, seconds=1.0, batch_size=16),
+    steps=20_000,
+    save=Save(best=("mel_distance", "min")),
+)

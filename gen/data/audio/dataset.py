@@ -1,0 +1,148 @@
+"""Sound as functions of (seed, step, row): the config, the splits, and how recordings are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from gen import core, errors, files
+from gen.data import digest
+from gen.data.audio import describe, folder, naming
+from gen.data.audio.preprocess import preprocess
+from gen.data.audio.sources import N_TONES, tones
+from gen.data.audio.windows import Long, Windows, cut
+from gen.data.examples import Examples
+from gen.data.images.folder import FolderOptions
+from gen.data.images.slices import Slices, positions, report_overlap, suggest
+from gen.data.order import permute, permute_by_grain
+from gen.data.readers import Reader, SplitReader, hold
+from gen.errors import UserError
+
+PREFIX = "audio:"
+
+
+@dataclass(frozen=True)
+class Audio(core.Data):
+    """A set of recordings as windows of one length: "audio" float32 [B, samples, channels] in [-1, 1), and "label" if any."""
+
+    name: str = "tones"
+    """tones: built-in tones and chords; or audio:PATH, a folder of WAV, FLAC, OGG or MP3 files. Its sub-folders are classes, or splits
+    (train, val, test) with a sub-folder for each class."""
+    rate: int = 8000
+    """Samples per second. Other recordings are resampled."""
+    seconds: float = 1.0
+    """Length of a window. Shorter recordings end with silence."""
+    channels: Literal[1, 2] = 1
+    """Mono (1) or stereo (2)."""
+    long: Long = "windows"
+    """Longer recordings: windows, cut into consecutive ones; start, only the first one, such as for words with a label."""
+    pattern: str | None = None
+    """What the names of files say, such as {label}_{speaker}_*.wav. {label} is the class. Other fields can choose splits. With a slash
+    it describes the path below the folder."""
+    train: str | None = None
+    """Recordings for training: a slice such as train[:90%], or values of a field of `pattern`, such as "speaker=ann,bob". None, as for
+    the next two: the split that the folder has, or a part of the recordings that no other option chooses."""
+    validation: str | None = None
+    """Recordings for choosing a model."""
+    test: str | None = None
+    """Recordings for the reported numbers."""
+    skip_bad: bool = False
+    """Skip recordings that cannot be read, and print how many."""
+    in_memory: int = 2**31
+    """Hold the set in memory if its windows have at most this number of bytes. Larger sets are decoded when needed, a whole file at a
+    time, and are shuffled in a different order."""
+    check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
+    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of a window."""
+        return round(self.rate * self.seconds)
+
+    def resolve(self) -> Audio:
+        """Returns the settings with slices for each of --data.train, ... that is None. Raises: UserError as `build`."""
+        check(self)
+        given = {split: value for split in Slices._fields if (value := getattr(self, split)) is not None}
+        if len(given) == len(Slices._fields):
+            return self
+        is_tones = self.name == "tones"
+        counts = {split: [n] for split, n in N_TONES.items()} if is_tones else self._count(given)
+        slices = suggest(counts)._asdict()
+        return replace(self, **{split: value for split, value in slices.items() if split not in given})
+
+    def _count(self, given: dict[str, str]) -> dict[str, list[int]]:
+        return folder.count_files(self.name, given, self.pattern)
+
+    def build(self) -> core.Dataset:
+        """Opens the recordings, and decodes them if the set is small enough. Raises: UserError for a wrong option or recording."""
+        config = self.resolve()
+        slices = {name: getattr(config, name) for name in Slices._fields}
+        windows = open_windows(self, slices)
+        source = windows.source
+        chosen = {name: positions(name, value, source.splits, source.name) for name, value in source.options.items()}
+        report_overlap(self.name, chosen)
+        # Splits are of recordings, so that no model is tested on another part of a recording that it has seen.
+        splits = {name: windows.expand(recordings) for name, recordings in chosen.items()}
+        reader = open_reader(self, windows, splits)
+        examples = Examples(
+            sizes={split: len(positions) for split, positions in splits.items()},
+            read=SplitReader(splits, reader.read, labels=source.classes is not None).read,
+            shuffle=reader.shuffle,
+            batch_size=self.batch_size,
+        )
+        spec = {"audio": core.Feature((self.samples, self.channels), sample_rate=self.rate)}
+        if source.classes is not None:
+            spec["label"] = core.Feature((), "int32", classes=len(source.classes), names=source.classes)
+        return core.Dataset(
+            spec=spec,
+            sizes=examples.sizes,
+            digest=digest.sha256(reader.content, *splits.values()),
+            batch=examples.batch,
+            evaluation=examples.evaluation,
+            preprocess=preprocess,
+        )
+
+
+def check(config: Audio) -> None:
+    """Raises: UserError for options that are wrong whatever the recordings are."""
+    positive = {"batch-size": config.batch_size, "rate": config.rate, "seconds": config.seconds}
+    errors.check_positive(**{f"--data.{name}": value for name, value in positive.items()})
+    errors.check_not_negative(**{"--data.in-memory": config.in_memory})
+    if config.name == PREFIX or not (config.name == "tones" or config.name.startswith(PREFIX)):
+        raise UserError(f"--data.name {config.name!r} is neither tones nor audio:PATH; the fix: --data.name audio:PATH")
+    if config.name == "tones" and (config.pattern or any(naming.is_choice(getattr(config, s)) for s in Slices._fields)):
+        raise UserError("tones have no file names, so --data.pattern and its fields have no meaning; leave them out")
+    size = config.samples * config.channels
+    if not config.samples >= 2 or size > core.MAX_SIZE:
+        raise UserError(
+            f"windows of {config.seconds:g} s at {config.rate} Hz have {size:,} samples; change --data.seconds"
+        )
+    # A batch that does not fit would end the process without a message.
+    files.check_memory(4 * config.batch_size * size, f"a batch of {config.batch_size} windows")
+
+
+def open_windows(config: Audio, slices: dict[str, str]) -> Windows:
+    """Opens the recordings that the config names, and prints what a folder gives. Raises: UserError if they cannot be used."""
+    shape = config.rate, config.samples, config.channels, config.long
+    if config.name == "tones":
+        return cut(tones(config.rate, config.seconds, slices), *shape)
+    options = FolderOptions(config.name, slices, skip_bad=config.skip_bad, whole=config.check == "all")
+    recordings = folder.open_folder(options, config.pattern)
+    windows = cut(recordings.source, *shape)
+    describe.print_lines(recordings, windows)
+    return windows
+
+
+def open_reader(config: Audio, windows: Windows, splits: dict[str, np.ndarray]) -> Reader:
+    """Returns a reader from memory if the windows of all splits fit into `config.in_memory`, otherwise from the recordings."""
+    # Splits may overlap or leave recordings out. Each used window is decoded once.
+    used, source, n = np.unique(np.concatenate(list(splits.values()))), windows.source, len(splits["train"])
+    shape = f"{config.rate} {config.samples} {config.channels} {config.long}"
+    if 2 * len(used) * config.samples * config.channels <= config.in_memory:
+        key = digest.sha256("windows 1", source.fingerprint, shape, used) if source.fingerprint else None
+        held = hold(windows.read, used, key, f"decoded windows of {source.name}", config.check == "all")
+        return Reader(held.read, held.content, permute(n))
+    # The samples are not hashed here: that would decode the whole set before the first step.
+    return Reader(windows.read, source.content + digest.sha256(shape), permute_by_grain(n))

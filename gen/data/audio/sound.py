@@ -1,0 +1,137 @@
+"""Decodes sound files with libsndfile, and resamples them with SoX's resampler. Both are optional packages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gen.data.audio.preprocess import LEVELS, to_integers
+from gen.errors import UserError
+from gen.files import check_regular
+
+ENDINGS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
+CODECS = {".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3"}
+"""{ending: the format of libsndfile}, for formats that it can be built without."""
+MAX_SAMPLES = 2**28
+"""Upper bound on the samples of a file: 93 minutes of mono at 48 kHz. More would not fit into the memory of a small machine."""
+MAX_AMPLITUDE = 4.0
+"""Decoders overshoot 1 a little. Files far above it hold other units, such as 16-bit integers stored as floats."""
+
+
+class Header(NamedTuple):
+    """Facts of a sound file that can be read without decoding it."""
+
+    frames: int
+    """Number of samples of each channel."""
+    rate: int
+    """Samples per second."""
+    channels: int
+
+
+def load_soundfile() -> ModuleType:
+    """Returns the package soundfile. Raises: UserError if it is not installed, or can't find libsndfile."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise UserError(f"sound files need soundfile and soxr ({error}): pip install 'gen[audio]'") from None
+    return soundfile
+
+
+def versions() -> str:
+    """Returns the versions of the decoder and the resampler. Another one may decode the same file to other samples."""
+    soundfile, soxr = load_soundfile(), load_soxr()
+    return f"soundfile {soundfile.__version__} {soundfile.__libsndfile_version__}, soxr {soxr.__version__}"
+
+
+def load_soxr() -> ModuleType:
+    """Returns the package soxr. Raises: UserError if it is not installed."""
+    try:
+        import soxr
+    except ImportError as error:
+        raise UserError(f"sound files need soundfile and soxr ({error}): pip install 'gen[audio]'") from None
+    return soxr
+
+
+def read_header(source: Path | bytes) -> Header:
+    """Reads the length, the sample rate and the channels of a sound file, or of its content. Raises: ValueError with the reason if it can't be read."""
+    with open_sound(source) as file:
+        return Header(file.frames, file.samplerate, file.channels)
+
+
+def decode(source: Path | bytes, rate: int, channels: int) -> np.ndarray:
+    """Returns a sound file, or its content, as int16 [n, channels], resampled to `rate`.
+
+    One channel is the mean of those of the file. Two channels of a file with one are equal.
+
+    Raises: ValueError with the reason if it can't be read, is silent, or has samples that are not finite or far too loud.
+    """
+    with open_sound(source) as file:
+        x = file.read(dtype="float32", always_2d=True)
+        found = file.samplerate
+    check_samples(x)
+    x = mix(x, channels)
+    # The resampler filters out what the new rate can't hold. Leaving samples out would fold it into the sound.
+    if found != rate:
+        x = load_soxr().resample(x, found, rate)
+    return to_integers(x)
+
+
+def check_samples(x: np.ndarray) -> None:
+    """Raises: ValueError with the reason if samples [n, channels] are not sound."""
+    if not x.size:
+        raise ValueError("is empty: it has no samples")
+    if not np.isfinite(x).all():
+        raise ValueError("has samples that are NaN or infinite")
+    loudest = float(np.abs(x).max())
+    if loudest < 0.5 / LEVELS:
+        raise ValueError("is silent: all of its samples are 0")
+    if loudest > MAX_AMPLITUDE:
+        raise ValueError(f"has amplitudes up to {loudest:.4g}, and sound lies in [-1, 1]: normalize it")
+
+
+def mix(x: np.ndarray, channels: int) -> np.ndarray:
+    """Returns samples [n, C] with this number of channels. Raises: ValueError if there is no usual way."""
+    if x.shape[1] == channels:
+        return x
+    # The mean and not the sum: two equal channels keep their loudness.
+    if channels == 1:
+        return x.mean(1, keepdims=True)
+    if x.shape[1] == 1:
+        return x.repeat(channels, axis=1)
+    raise ValueError(f"has {x.shape[1]} channels, which can't be mixed down to {channels}: use --data.channels 1")
+
+
+@contextmanager
+def open_sound(source: Path | bytes) -> Iterator[Any]:
+    """Yields the open file, a soundfile.SoundFile. source: its path or its content.
+
+    Raises: ValueError with the reason for anything that goes wrong in the block.
+    """
+    soundfile = load_soundfile()
+    try:
+        # Another program may have put a pipe in the place of a listed file.
+        size = len(source) if isinstance(source, bytes) else check_regular(source)
+        if not size:
+            raise ValueError("is empty: it has no bytes")
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if file.frames == 0:
+                raise ValueError("is empty: it has no samples")
+            # A header may claim anything, and memory is taken for what it claims.
+            if (claimed := file.frames * file.channels) > MAX_SAMPLES:
+                raise ValueError(f"has {claimed:,} samples, and at most {MAX_SAMPLES:,} can be read: cut it into parts")
+            yield file
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:
+        # Broken files make libsndfile raise several kinds of errors.
+        codec = CODECS.get(source.suffix.lower(), "WAV") if isinstance(source, Path) else "WAV"
+        if codec not in soundfile.available_formats():
+            raise ValueError(f"is {codec}, which this libsndfile can't read: pip install -U soundfile") from error
+        reason = str(error).rpartition(": ")[2]
+        raise ValueError(f"can't be read as sound ({reason.rstrip('.')})") from error

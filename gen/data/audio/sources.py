@@ -1,0 +1,116 @@
+"""Where sound comes from: recordings with random access, and the built-in tones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from gen.data.audio.preprocess import to_integers
+from gen.data.digest import sha256
+from gen.errors import UserError
+
+N_TONES = {"train": 500, "validation": 100, "test": 100}
+NOTES = {"C": 0, "D": 2, "E": 4, "G": 7, "A": 9}
+"""{name of a tone: half-tones above C4}."""
+CHORDS = {
+    "C major": (0, 4, 7),
+    "D minor": (2, 5, 9),
+    "E minor": (4, 7, 11),
+    "F major": (5, 9, 12),
+    "G major": (-5, -1, 2),
+}
+"""{name of a chord: half-tones of its tones above C4}."""
+C4 = 261.626
+"""In Hz."""
+HARMONICS = 4
+MIN_RATE = 4400
+"""Samples per second that the highest harmonic needs."""
+
+
+class Source(NamedTuple):
+    """Recordings by position. The splits follow each other."""
+
+    name: str
+    """The --data.name of the config."""
+    splits: Mapping[str, Sequence[int]]
+    """{split: [number of recordings]}."""
+    seconds: np.ndarray
+    """Length of each recording, float64 [N]."""
+    labels: np.ndarray
+    """Class of each recording, int32 [N]. All are 0 without classes."""
+    classes: tuple[str, ...] | None
+    """Name of each class. None: there are no labels."""
+    options: Mapping[str, str]
+    """{field: value} of --data.train, ... as slices of `splits`."""
+    decode: Callable[[int, int, int], np.ndarray]
+    """(position, rate, channels) -> the recording, int16 [n, channels]. Raises: UserError if it can't be decoded."""
+    content: str
+    """Digest of the recordings. It is the same on every machine."""
+    fingerprint: str | None
+    """Digest of everything that decides the decoded recordings and their labels. None: there are no files."""
+
+
+@dataclass(frozen=True)
+class Tones:
+    """Tones and chords in memory."""
+
+    audio: np.ndarray
+    """float32 [N, T]."""
+    rate: int
+
+    def decode(self, position: int, rate: int, channels: int) -> np.ndarray:
+        """Returns one of them, int16 [T, channels]."""
+        # They are made at the rate of the config.
+        if rate != self.rate:
+            raise UserError(f"tones are made at {self.rate} Hz, not at {rate}")
+        return to_integers(np.repeat(self.audio[position][:, None], channels, axis=1))
+
+
+def tones(rate: int, seconds: float, slices: Mapping[str, str]) -> Source:
+    """Returns 700 synthetic sounds of ten classes: five tones (C, D, E, G, A) and five chords, in a fixed random order.
+
+    Each has a random loudness, timbre, decay, tuning and beginning. They need no download.
+
+    rate: samples per second, at least MIN_RATE. seconds: length of each sound. slices: {field: value} of --data.train, ...
+    """
+    if rate < MIN_RATE:
+        raise UserError(f"tones need --data.rate {MIN_RATE} or more, and it is {rate}")
+    rng, n, names = np.random.default_rng(0), sum(N_TONES.values()), (*NOTES, *CHORDS)
+    labels = rng.permutation(np.arange(n) % len(names)).astype(np.int32)
+    pitches = [(steps,) for steps in NOTES.values()] + list(CHORDS.values())
+    audio = np.stack([_play(pitches[label], rate, round(rate * seconds), rng) for label in labels.tolist()])
+    played = Tones(audio.astype(np.float32), rate)
+    return Source(
+        name="tones",
+        splits={split: [count] for split, count in N_TONES.items()},
+        seconds=np.full(n, seconds),
+        labels=labels,
+        classes=names,
+        options=slices,
+        decode=played.decode,
+        content=sha256(to_integers(played.audio), labels),
+        fingerprint=None,
+    )
+
+
+def _play(steps: Sequence[int], rate: int, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns a tone, or several at once, as float64 [samples] in [-1, 1]. steps: half-tones above C4."""
+    t = np.arange(samples) / rate - rng.uniform(0, 0.1) * samples / rate
+    # At most a quarter of a half-tone out of tune.
+    tuning = 2 ** (rng.uniform(-0.25, 0.25) / 12)
+    harmonic = np.arange(1, HARMONICS + 1)
+    # Higher harmonics are softer, as those of most instruments.
+    loudness = rng.uniform(0.2, 1, HARMONICS) / harmonic**1.5
+    decay, attack = rng.uniform(1, 6), rng.uniform(0.005, 0.03)
+    x = np.zeros(samples)
+    for step in steps:
+        frequency = C4 * tuning * 2 ** (step / 12) * harmonic
+        x += loudness @ np.sin(2 * np.pi * (frequency[:, None] * t + rng.uniform(size=(HARMONICS, 1))))
+    # Silence before the beginning, then a short attack and a long decay.
+    x *= np.where(t > 0, np.exp(-decay * t) * -np.expm1(-np.maximum(t, 0) / attack), 0)
+    x *= rng.uniform(0.3, 0.9) / max(np.abs(x).max(), 1e-9)
+    # No recording is digital silence, whose log-mels are far from those of any sound.
+    return x + rng.normal(0, 1e-3, samples)

@@ -1,0 +1,187 @@
+"""What a flow is given of an example: some pixels, the means of squares of pixels, or the brightness without the colour.
+
+A config names a mask: `given=Rectangle()`, or `given=AnyOf((Rectangle(), Coarse(4)))`. Subclass `Mask` to add one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen.core import Array, Key
+from gen.errors import UserError, check_fraction, check_positive
+
+NOTHING_GIVEN = 0.1
+"""Probability that a training example is hidden whole, so that a flow with masks also makes samples of noise alone."""
+
+
+class Known(NamedTuple):
+    """What is known of examples. The axes in front of the arrays, such as a batch, are the same."""
+
+    image: Array
+    """[..., *axes, C]. The known values, and 0 where nothing is known."""
+    mask: Array
+    """[..., *axes, 1]. 1: the value is known. 0: it is hidden. Between: `image` has the mean of values, and this is 1 / their
+    number."""
+
+    def paste(self, x: Array) -> Array:
+        """Returns examples x, shaped as `image`, with the values that are known."""
+        return jnp.where(self.mask == 1, self.image, x)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A way to hide a part of an example."""
+
+    def draw(self, key: Key, x: Array) -> Known:
+        """Returns what is given of one example x [*axes, C]. All noise is drawn from the key."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Rectangle(Mask):
+    """Hides a rectangle, or shows nothing but a rectangle: inpainting and outpainting."""
+
+    outside: float = 0.25
+    """Probability that the rectangle is shown and the rest is hidden."""
+
+    def __post_init__(self):
+        check_fraction(outside=self.outside)
+
+    def draw(self, key: Key, x: Array) -> Known:
+        # A rectangle of all positions hides an example whole, or shows it whole. Both are rare.
+        corner_key, choice_key = jax.random.split(key)
+        inside = jnp.ones((*x.shape[:-1], 1), bool)
+        for i, size in enumerate(x.shape[:-1]):
+            # Two borders between positions. Their positions are uniform, so that sides of all lengths occur.
+            ends = jax.random.randint(jax.random.fold_in(corner_key, i), (2,), 0, size + 1)
+            at = along(size, i, x)
+            inside &= (ends.min() <= at) & (at < ends.max())
+        return show(x, inside == jax.random.bernoulli(choice_key, self.outside))
+
+
+@dataclass(frozen=True)
+class Half(Mask):
+    """Hides one half along a random axis: left, right, top or bottom of an image."""
+
+    def draw(self, key: Key, x: Array) -> Known:
+        axis_key, side_key = jax.random.split(key)
+        axes = x.shape[:-1]
+        firsts = [jnp.broadcast_to(along(size, i, x) < size // 2, (*axes, 1)) for i, size in enumerate(axes)]
+        first = jnp.stack(firsts)[jax.random.randint(axis_key, (), 0, len(axes))]
+        # Equal to True keeps the first half, and equal to False the second.
+        return show(x, first == jax.random.bernoulli(side_key))
+
+
+@dataclass(frozen=True)
+class Scattered(Mask):
+    """Shows single positions at random. Their fraction is drawn from [0, 1] for each example."""
+
+    def draw(self, key: Key, x: Array) -> Known:
+        rate_key, choice_key = jax.random.split(key)
+        # A fixed rate would leave the network unprepared for pictures of which more or less is known.
+        rate = jax.random.uniform(rate_key, dtype=x.dtype)
+        return show(x, jax.random.uniform(choice_key, (*x.shape[:-1], 1), x.dtype) < rate)
+
+
+@dataclass(frozen=True)
+class Coarse(Mask):
+    """Shows the mean of each square of positions: super-resolution."""
+
+    factor: int = 4
+    """Side of the squares."""
+
+    def __post_init__(self):
+        if self.factor < 2:
+            raise UserError(f"factor of Coarse is {self.factor}; squares of 1 hide nothing, so use at least 2")
+
+    def draw(self, key: Key, x: Array) -> Known:
+        return enlarge(shrink(x, self.factor), self.factor)
+
+
+@dataclass(frozen=True)
+class Brightness(Mask):
+    """Shows the mean of the channels at each position: colourization."""
+
+    def draw(self, key: Key, x: Array) -> Known:
+        if x.shape[-1] == 1:
+            raise UserError("the mask Brightness needs pictures with colours, and they are grey; choose another mask")
+        return without_color(x, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class AnyOf(Mask):
+    """Draws one of several masks for each example."""
+
+    masks: tuple[Mask, ...] = (Rectangle(), Half(), Scattered())
+    """The masks. Each has the same probability."""
+
+    def __post_init__(self):
+        check_positive(**{"the number of masks": len(self.masks)})
+
+    def draw(self, key: Key, x: Array) -> Known:
+        choice_key, draw_key = jax.random.split(key)
+        # Under vmap all masks are drawn and one is kept. They cost nothing next to the network.
+        choice = jax.random.randint(choice_key, (), 0, len(self.masks))
+        return jax.lax.switch(choice, [mask.draw for mask in self.masks], draw_key, x)
+
+
+def draw_known(mask: Mask, keys: Key, x: Array) -> Known:
+    """Returns what is given of each training example x [B, *axes, C]: a mask's draw, or nothing. keys: [B]."""
+
+    def draw(key: Key, x: Array) -> Known:
+        nothing_key, mask_key = jax.random.split(key)
+        hidden = jax.random.bernoulli(nothing_key, NOTHING_GIVEN)
+        return jax.tree.map(partial(jnp.where, hidden), nothing(x), mask.draw(mask_key, x))
+
+    return jax.vmap(draw)(keys, x)
+
+
+def along(size: int, axis: int, x: Array) -> Array:
+    """Returns the positions 0 ... size - 1 along an axis of x [*axes, C], with axes of size 1 for the others."""
+    return jnp.arange(size).reshape(tuple(size if i == axis else 1 for i in range(x.ndim)))
+
+
+def nothing(x: Array) -> Known:
+    """Returns what is known of examples x [..., C] of which nothing is given."""
+    return Known(jnp.zeros_like(x), jnp.zeros_like(x[..., :1]))
+
+
+def show(x: Array, known: Array) -> Known:
+    """Returns the values of x [..., C] at the positions that are known, bool [..., 1]."""
+    # Not a product with the mask: that would keep hidden values that are not finite.
+    mask = known.astype(x.dtype)
+    return Known(jnp.where(known, x, 0), mask)
+
+
+def shrink(x: Array, factor: int) -> Array:
+    """Returns the mean of each square of `factor` positions along all axes of one example x [*axes, C].
+
+    Raises: UserError if the squares do not divide the axes.
+    """
+    sides = x.shape[:-1]
+    if any(size % factor for size in sides):
+        raise UserError(
+            f"squares of side {factor} do not divide {'x'.join(map(str, sides))} positions; choose a factor that does"
+        )
+    # Each axis becomes two: the squares, and the positions inside of one.
+    blocks = x.reshape(*(part for size in sides for part in (size // factor, factor)), x.shape[-1])
+    return blocks.mean(tuple(range(1, 2 * len(sides), 2)))
+
+
+def enlarge(means: Array, factor: int) -> Known:
+    """Returns what the means of squares [*axes, C] say of an example whose axes are `factor` times longer."""
+    image = means
+    for i in range(means.ndim - 1):
+        image = image.repeat(factor, axis=i)
+    return Known(image, jnp.full((*image.shape[:-1], 1), 1 / factor ** (means.ndim - 1), image.dtype))
+
+
+def without_color(x: Array, channels: int) -> Known:
+    """Returns what the mean over the channels of x [..., C] says of examples with `channels` channels."""
+    mean = x.mean(-1, keepdims=True)
+    return Known(mean.repeat(channels, axis=-1), jnp.full_like(mean, 1 / channels))

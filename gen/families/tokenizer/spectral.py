@@ -1,0 +1,98 @@
+"""The loss and the quality of reconstructed sound: log-mels at several scales, and the scale-invariant ratio of signal and distortion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+
+from gen.core import Array, Feature
+from gen.errors import UserError, check_not_negative, check_positive
+from gen.families.tokenizer.reconstruction import Reconstruction
+from gen.networks.spectra import Mel, log_mels, mel_filters
+
+MEASURED_SECONDS = 0.032
+"""Length of a frame of the mel distance that is measured, at least. The window is a power of 2."""
+MIN_POWER = 1e-10
+
+
+@dataclass(frozen=True)
+class Spectral(Reconstruction):
+    """The mean absolute difference of log-mels, over several lengths of frames, and of samples. Kumar et al. 2023, section 3.5."""
+
+    windows: tuple[int, ...] = (64, 256, 1024)
+    """Samples in a frame of each scale. A frame begins every quarter of it."""
+    bands: tuple[int, ...] = (10, 20, 40)
+    """Number of mel bands of each scale."""
+    samples: float = 1.0
+    """Weight of the mean absolute difference of samples, which fixes the phase."""
+    rate: int | None = None
+    """Samples per second. None: those of the data."""
+
+    def __post_init__(self):
+        check_positive(**{"the smallest of windows": min(self.windows, default=0)})
+        check_positive(**{"the smallest of bands": min(self.bands, default=0)})
+        check_not_negative(samples=self.samples)
+        check_positive(rate=1 if self.rate is None else self.rate)
+        if len(self.windows) != len(self.bands):
+            raise UserError(
+                f"windows has {len(self.windows)} numbers, and bands has {len(self.bands)}; give one of each for a scale"
+            )
+
+    def scales(self) -> list[Mel]:
+        """Returns the front end of each scale."""
+        return [Mel(window, window // 4, bands) for window, bands in zip(self.windows, self.bands, strict=True)]
+
+    def loss(self, outputs: Array, x: Array) -> Array:
+        assert self.rate is not None
+        # Channels are waveforms of their own: [B, C, T].
+        y, x = outputs.swapaxes(1, 2), x.swapaxes(1, 2)
+        total = self.samples * jnp.abs(y - x).mean((1, 2))
+        for mel in self.scales():
+            total += mel_difference(y, x, self.rate, mel)
+        return total
+
+    def check(self, feature: Feature) -> None:
+        if feature.sample_rate is None:
+            raise UserError(
+                "the loss Spectral compares sound, and the data have none; the fix: data with sound, or another loss"
+            )
+        for mel in self.scales():
+            mel_filters(feature.sample_rate, mel)
+
+    def suit(self, feature: Feature) -> Spectral:
+        return replace(self, rate=self.rate or feature.sample_rate)
+
+    def tiny(self) -> Spectral:
+        return replace(self, windows=self.windows[:1], bands=self.bands[:1])
+
+
+def mel_difference(x: Array, y: Array, rate: int, mel: Mel) -> Array:
+    """Returns the mean absolute difference of log-mels of each example, [B], in nats. x, y: waveforms [B, C, T]."""
+    return jnp.abs(log_mels(x, rate, mel) - log_mels(y, rate, mel)).mean((1, 2, 3))
+
+
+def measured_mel(rate: int) -> Mel:
+    """Returns the front end of the mel distance that is measured, for this sample rate."""
+    window = 2 ** max(4, math.ceil(math.log2(MEASURED_SECONDS * rate)))
+    return Mel(window, window // 4, min(40, window // 6))
+
+
+def mel_distance(x: Array, y: Array, rate: int) -> Array:
+    """Returns the mean absolute difference of log-mels of each example, [B], in nats. x, y: sound [B, T, C]."""
+    return mel_difference(x.swapaxes(1, 2), y.swapaxes(1, 2), rate, measured_mel(rate))
+
+
+def si_sdr(x: Array, y: Array) -> Array:
+    """Returns the scale-invariant ratio of signal and distortion of y, in dB, for each example, [B]. Le Roux et al. 2019, equation 2.
+
+    x: the sound that y should be, [B, T, C]. Channels count as one long waveform.
+    """
+    x, y = (v.reshape(len(v), -1) for v in (x, y))
+    # The target is the part of y along x.
+    scale = (x * y).sum(1) / jnp.maximum(jnp.square(x).sum(1), MIN_POWER)
+    target = scale[:, None] * x
+    # The bounds keep silence and perfect copies finite.
+    power, distortion = jnp.square(target).sum(1), jnp.square(y - target).sum(1)
+    return 10 * jnp.log10(jnp.maximum(power, MIN_POWER) / jnp.maximum(distortion, MIN_POWER))

@@ -1,0 +1,139 @@
+"""Sound: WAV files, a sheet of waveforms and log-mel spectrograms, and a page with a player for each sample."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import wave
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from gen.core import Medium, RunView, Shown
+from gen.data.audio import to_integers
+from gen.families.labels import class_names
+from gen.media.arrays import FILES, name_samples
+from gen.networks.spectra import Mel, log_mels
+
+# In pixels: the width of a sample, the heights of its waveform and its spectrogram, and the empty border.
+WIDTH, WAVE_HEIGHT, MEL_HEIGHT, BORDER = 160, 40, 60, 4
+MAX_COLUMNS = 8
+MAX_DRAWN = 64
+"""Samples on the sheet."""
+MAX_PLAYED = 16
+"""Samples in samples.wav."""
+PAUSE = 0.25
+"""Seconds of silence between two samples in samples.wav."""
+MEL_SECONDS = 0.032
+"""Length of a frame of the spectrograms, at least."""
+RANGE = 8.0
+"""Range of the spectrograms, from white to black, in nats: 70 dB."""
+
+
+@dataclass(frozen=True)
+class Sounds(Medium):
+    """Waveforms float32 [n, samples, channels] in [-1, 1], or in rows, [rows, columns, samples, channels]."""
+
+    features: ClassVar[Mapping[str, int]] = {"audio": 2}
+
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
+        """Returns samples.png, a sheet, and samples.wav, the first samples one after the other.
+
+        With options also each sample as samples/NUMBER.wav, and samples.html, a page that plays them.
+        """
+        made, rate = np.asarray(samples["samples"]), run.spec["audio"].sample_rate or 1
+        # A model that diverges makes NaN and infinities, and a sheet must not fail then.
+        audio = np.nan_to_num(made.reshape(-1, *run.spec["audio"].shape), posinf=1.0, neginf=-1.0)
+        labels, names = samples.get("labels"), class_names(run.spec)
+        columns = made.shape[1] if made.ndim == 4 else min(MAX_COLUMNS, len(audio))
+        first = audio[:MAX_PLAYED]
+        pauses = np.pad(first, ((0, 0), (0, round(PAUSE * rate)), (0, 0)))
+        files = {"samples.png": draw_sheet(audio[:MAX_DRAWN], rate, columns)}
+        files["samples.wav"] = encode_wav(np.concatenate(pauses), rate)
+        if options is None:
+            return Shown(files)
+        stems = name_samples(len(audio), labels, names)
+        files |= {f"{FILES}/{stem}.wav": encode_wav(x, rate) for stem, x in zip(stems, audio, strict=True)}
+        files["samples.html"] = make_page(stems, columns).encode()
+        arrays = {"label_names": np.array(names)} if names and labels is not None else {}
+        return Shown(files, arrays)
+
+
+SOUND = Sounds()
+
+
+def encode_wav(x: np.ndarray, rate: int) -> bytes:
+    """Returns a WAV file of 16 bits. x: float [samples, channels] in [-1, 1]."""
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(x.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        # WAV is little-endian.
+        file.writeframes(to_integers(x).astype("<i2").tobytes())
+    return content.getvalue()
+
+
+def draw_sheet(audio: np.ndarray, rate: int, columns: int) -> bytes:
+    """Returns a PNG of waveforms, each above its log-mel spectrogram. audio: [n, samples, channels]."""
+    rows, height = math.ceil(len(audio) / columns), WAVE_HEIGHT + MEL_HEIGHT + BORDER
+    sheet = Image.new("L", (columns * (WIDTH + BORDER) + BORDER, rows * height + BORDER), 255)
+    draw = ImageDraw.Draw(sheet)
+    # One picture for all channels.
+    mono = audio.mean(2).astype(np.float32)
+    for i, (x, mel) in enumerate(zip(mono, np.asarray(spectrograms(mono, rate)), strict=True)):
+        left, top = BORDER + i % columns * (WIDTH + BORDER), BORDER + i // columns * height
+        draw_waveform(draw, x, left, top)
+        # Frames from left to right, and low frequencies at the bottom.
+        shade = np.clip(1 - (mel.T[::-1] - mel.max() + RANGE) / RANGE, 0, 1)
+        picture = Image.fromarray(np.rint(255 * shade).astype(np.uint8)).resize((WIDTH, MEL_HEIGHT))
+        sheet.paste(picture, (left, top + WAVE_HEIGHT))
+    content = io.BytesIO()
+    sheet.save(content, format="PNG")
+    return content.getvalue()
+
+
+def draw_waveform(draw: ImageDraw.ImageDraw, x: np.ndarray, left: int, top: int) -> None:
+    """Draws a line from the lowest to the highest sample in each column of pixels. x: [samples] in [-1, 1]."""
+    edges = np.linspace(0, len(x), WIDTH + 1).astype(int)
+    for column, (start, end) in enumerate(zip(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1), strict=True)):
+        part = np.clip(x[start:end], -1, 1) if start < len(x) else np.zeros(1)
+        low, high = (top + round((1 - float(v)) / 2 * (WAVE_HEIGHT - 1)) for v in (part.min(), part.max()))
+        draw.line([(left + column, high), (left + column, low)], fill=64)
+
+
+def spectrograms(x: np.ndarray, rate: int) -> np.ndarray:
+    """Returns the log-mels of waveforms [n, samples], [n, frames, bands]."""
+    # At least 32 ms, which tell the harmonics of a voice from each other.
+    window = 2 ** math.ceil(math.log2(max(16, MEL_SECONDS * rate)))
+    return np.asarray(_log_mels(rate, Mel(window=window, hop=window // 4, bands=min(40, window // 8)))(x))
+
+
+@lru_cache
+def _log_mels(rate: int, mel: Mel) -> Any:
+    return jax.jit(lambda x: log_mels(x, rate, mel))
+
+
+def make_page(stems: Sequence[str], columns: int) -> str:
+    """Returns an HTML page with the sheet, and a player for each file of samples/."""
+    players = [
+        f'<figure><audio controls preload="none" src="{FILES}/{html.escape(stem)}.wav"></audio>'
+        f"<figcaption>{html.escape(stem)}</figcaption></figure>"
+        for stem in stems
+    ]
+    style = f"main {{ display: grid; grid-template-columns: repeat({columns}, auto) }} figure {{ margin: 4px }}"
+    return "\n".join(
+        [
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>samples</title>',
+            f"<style>body {{ font-family: sans-serif }} audio {{ width: 160px }} {style}</style></head><body>",
+            '<img src="samples.png" alt="waveforms and log-mel spectrograms"><main>',
+            *players,
+            "</main></body></html>\n",
+        ]
+    )

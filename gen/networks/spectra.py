@@ -1,0 +1,201 @@
+"""Spectra of sound, as pure functions: short-time Fourier transforms and back, mel filters, log-mels, and Griffin-Lim.
+
+Waveforms are [..., T], with any leading axes. Frames are as in librosa (McFee et al. 2015): frame f is centred on sample f * hop, and
+samples outside of the waveform are 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen.core import Array, Key
+from gen.errors import UserError, check_not_negative, check_positive
+from gen.networks.kernels.sums import as_row
+
+LINEAR_HZ, LINEAR_TOP = 200 / 3, 1000.0
+"""Slaney's mel scale: one mel for each 200 / 3 Hz up to 1000 Hz."""
+LOG_STEP = math.log(6.4) / 27
+"""Above 1000 Hz, frequencies grow by the factor 6.4 in 27 mels."""
+MOMENTUM = 0.99
+"""Of the fast Griffin-Lim algorithm. Perraudin et al. 2013, section 4."""
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class Mel:
+    """How waveforms become log-mels."""
+
+    window: int = 256
+    """Samples in a frame, which a Hann window weighs. Even, and a multiple of `hop`."""
+    hop: int = 64
+    """Samples from one frame to the next."""
+    bands: int = 40
+    """Number of mel bands."""
+    low: float = 0.0
+    """Lower end of the first band, in Hz."""
+    high: float | None = None
+    """Upper end of the last band, in Hz. None: half of the sample rate."""
+    floor: float = 1e-5
+    """Lower bound on the amplitude in a band, so that the log of silence is finite."""
+
+    def __post_init__(self):
+        check_positive(window=self.window, hop=self.hop, bands=self.bands, floor=self.floor)
+        check_not_negative(low=self.low)
+        check_positive(**{} if self.high is None else {"high": self.high})
+        if self.window % self.hop or self.window % 2:
+            raise UserError(
+                f"window is {self.window} and hop is {self.hop}; the window must be an even multiple of the hop, such as "
+                f"{-(-self.window // (2 * self.hop)) * 2 * self.hop}"
+            )
+
+    @property
+    def bins(self) -> int:
+        """Number of frequencies of a frame."""
+        return self.window // 2 + 1
+
+    def frames(self, samples: int) -> int:
+        """Returns the number of frames of a waveform of this many samples."""
+        return 1 + samples // self.hop
+
+
+def hann(window: int) -> np.ndarray:
+    """Returns the periodic Hann window, float64 [window]."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+
+
+def stft(x: Array, window: int, hop: int) -> Array:
+    """Returns the short-time Fourier transform of waveforms x [..., T], complex [..., 1 + T // hop, window // 2 + 1].
+
+    window: samples in a frame, an even multiple of hop.
+    """
+    count, parts = 1 + x.shape[-1] // hop, window // hop
+    # The last frame ends at this sample. Samples that no frame reads are cut off.
+    before, total = window // 2, (count - 1 + parts) * hop
+    after = max(0, total - before - x.shape[-1])
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])[..., :total]
+    # Frames are made of blocks of `hop` samples. A gather would have a scatter as its gradient, which is slow.
+    blocks = padded.reshape(*x.shape[:-1], -1, hop)
+    frames = jnp.concatenate([blocks[..., i : i + count, :] for i in range(parts)], -1)
+    return jnp.fft.rfft(frames * as_row(jnp.asarray(hann(window), x.dtype), frames.ndim))
+
+
+def istft(spectrum: Array, hop: int, length: int) -> Array:
+    """Returns the waveforms [..., length] whose transforms are the nearest to spectrum, complex [..., frames, bins].
+
+    The inverse transforms of the frames are weighted by the window, added up, and divided by the sum of the squared windows. Griffin
+    and Lim 1984, equation 6.
+    """
+    window = 2 * (spectrum.shape[-1] - 1)
+    frames = jnp.fft.irfft(spectrum, window)
+    weights = hann(window)
+    added = overlap_add(frames * as_row(jnp.asarray(weights, frames.dtype), frames.ndim), hop)
+    squares = np.zeros(added.shape[-1])
+    for f in range(spectrum.shape[-2]):
+        squares[f * hop : f * hop + window] += weights**2
+    # Where no window reaches, nothing is known, and the sample is 0.
+    scale = np.where(squares > TINY, 1 / np.maximum(squares, TINY), 0)
+    x = (added * as_row(jnp.asarray(scale, added.dtype), added.ndim))[..., window // 2 :][..., :length]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
+
+
+def overlap_add(frames: Array, hop: int) -> Array:
+    """Returns the sum of frames [..., F, window], each `hop` samples after the one before: [..., (F - 1) * hop + window]."""
+    *rest, count, window = frames.shape
+    parts = window // hop
+    none = [(0, 0)] * len(rest)
+    blocks = [jnp.pad(frames[..., i * hop : (i + 1) * hop], [*none, (i, parts - 1 - i), (0, 0)]) for i in range(parts)]
+    return sum(blocks[1:], blocks[0]).reshape(*rest, (count + parts - 1) * hop)
+
+
+def mel_filters(rate: int, mel: Mel) -> np.ndarray:
+    """Returns triangular filters of the same area, float64 [bins, bands]. Slaney 1998, as in librosa.filters.mel.
+
+    rate: samples per second. Raises: UserError if the bands lie outside of [0, rate / 2].
+    """
+    high = mel.high or rate / 2
+    if not 0 <= mel.low < high <= rate / 2:
+        raise UserError(
+            f"mel bands from {mel.low:g} to {high:g} Hz do not lie in [0, {rate / 2:g}]; change low or high"
+        )
+    edges = to_hertz(np.linspace(to_mel(mel.low), to_mel(high), mel.bands + 2))
+    frequencies = np.arange(mel.bins) * rate / mel.window
+    # A triangle is the smaller of a rising and a falling line.
+    rising = (frequencies[:, None] - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - frequencies[:, None]) / np.diff(edges)[1:]
+    return np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
+
+
+def to_mel(hertz: float) -> float:
+    """Returns a frequency on Slaney's mel scale."""
+    if hertz < LINEAR_TOP:
+        return hertz / LINEAR_HZ
+    return LINEAR_TOP / LINEAR_HZ + math.log(hertz / LINEAR_TOP) / LOG_STEP
+
+
+def to_hertz(mels: np.ndarray) -> np.ndarray:
+    """Returns the frequencies, in Hz, of numbers on Slaney's mel scale."""
+    top = LINEAR_TOP / LINEAR_HZ
+    return np.where(mels < top, mels * LINEAR_HZ, LINEAR_TOP * np.exp(LOG_STEP * (mels - top)))
+
+
+def magnitude(spectrum: Array) -> Array:
+    """Returns |spectrum|. Its gradient is finite, also where the spectrum is 0."""
+    square = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    positive = square > 0
+    # Twice: the gradient of the branch that is not taken must be finite too.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def mels(x: Array, rate: int, mel: Mel) -> Array:
+    """Returns the amplitudes of waveforms x [..., T] in mel bands, [..., frames, bands].
+
+    librosa.feature.melspectrogram(y=x, sr=rate, n_fft=window, hop_length=hop, n_mels=bands, power=1), with frames before bands.
+    """
+    filters = jnp.asarray(mel_filters(rate, mel), x.dtype)
+    return jnp.matmul(magnitude(stft(x, mel.window, mel.hop)), filters, precision="highest")
+
+
+def log_mels(x: Array, rate: int, mel: Mel) -> Array:
+    """Returns log(max(floor, mels)) of waveforms x [..., T], [..., frames, bands]."""
+    return jnp.log(jnp.maximum(mels(x, rate, mel), mel.floor))
+
+
+def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
+    """Returns magnitudes [..., frames, bins] whose mels are near exp(log_mel), [..., frames, bands].
+
+    The pseudo-inverse of the filters solves the least squares. Negative magnitudes become 0.
+    """
+    # A constant of the compiled program.
+    inverse = jnp.asarray(np.linalg.pinv(mel_filters(rate, mel)), log_mel.dtype)
+    return jnp.maximum(jnp.matmul(jnp.exp(log_mel), inverse, precision="highest"), 0)
+
+
+def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: int = 60) -> Array:
+    """Returns waveforms [..., length] whose magnitudes are near the given ones, [..., frames, bins].
+
+    Griffin and Lim 1984, section III, with the momentum of Perraudin et al. 2013, algorithm 2. Phases begin at random.
+    """
+    window = 2 * (magnitudes.shape[-1] - 1)
+    angle = jax.random.uniform(key, magnitudes.shape, magnitudes.dtype, 0, 2 * jnp.pi)
+    consistent = partial(_project, hop=hop, length=length, window=window)
+
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        phase, before = carry
+        new = consistent(magnitudes * phase)
+        moved = new + MOMENTUM * (new - before)
+        return (moved / jnp.maximum(jnp.abs(moved), TINY), new), None
+
+    phase = jnp.exp(1j * angle)
+    (phase, _), _ = jax.lax.scan(step, (phase, jnp.zeros_like(phase)), None, iterations)
+    return istft(magnitudes * phase, hop, length)
+
+
+def _project(spectrum: Array, hop: int, length: int, window: int) -> Array:
+    """Returns the transform of the waveform whose transform is the nearest to the spectrum."""
+    return stft(istft(spectrum, hop, length), window, hop)

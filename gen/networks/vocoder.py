@@ -1,0 +1,119 @@
+"""A vocoder: a fixed log-mel front end as the encoder, and a decoder that predicts spectra and inverts them. Siuzdak 2023 (Vocos).
+
+The decoder has the rate of frames in all of its layers, and only the inverse transform makes samples. So it is fast.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gen.core import Array, Feature
+from gen.errors import UserError, check_positive
+from gen.networks.dtypes import Dtypes
+from gen.networks.kernels.sums import as_row
+from gen.networks.layers import Conv, Dense
+from gen.networks.spectra import Mel, istft, log_mels
+from gen.networks.tokenizer import Architecture, widen
+
+MAX_LOG_MAGNITUDE = 5.0
+"""Bound on the log of a magnitude, whose exp must not overflow. Siuzdak 2023 clips magnitudes at 100."""
+FIRST_TAPS, TAPS = 7, 5
+"""Frames that the first convolution, and the one of each block, reads."""
+
+
+@dataclass(frozen=True)
+class Vocoder(Architecture):
+    """Log-mels of mono sound, and blocks of convolutions (Liu et al. 2022) before an inverse short-time Fourier transform."""
+
+    mel: Mel = Mel()
+    """The front end. The bottleneck must have as many numbers as it has bands: `Fixed(40)`."""
+    width: int = 128
+    """Channels of each block."""
+    blocks: int = 4
+    """Number of blocks."""
+    rate: int | None = None
+    """Samples per second. None: those of the data."""
+
+    def __post_init__(self):
+        check_positive(width=self.width, blocks=self.blocks, rate=1 if self.rate is None else self.rate)
+
+    def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(axes) != 1 or self.rate is None:
+            raise UserError("a vocoder makes sound, and the data have none; choose data with sound, or another network")
+        return (self.mel.frames(axes[0]),)
+
+    def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
+        if outputs != self.mel.bands:
+            raise UserError(
+                f"a vocoder's front end gives {self.mel.bands} bands, and the bottleneck takes {outputs} numbers; the fix: "
+                f"--model.bottleneck 'Fixed({self.mel.bands})'"
+            )
+        assert self.rate is not None, "grid checks it"
+        return FrontEnd(self.mel, self.rate)
+
+    def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
+        if shape[-1] != 1:
+            raise UserError("a vocoder makes mono sound; the fix: --data.channels 1")
+        return Decoder(self, shape[0], dtypes)
+
+    def suit(self, example: Feature) -> Vocoder:
+        return replace(self, rate=self.rate or example.sample_rate)
+
+    def tiny(self) -> Vocoder:
+        return replace(self, width=8, blocks=1)
+
+
+class FrontEnd(nn.Module):
+    """Log-mels, moved to a mean near 0. It has no parameters."""
+
+    mel: Mel
+    rate: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps mono sound [B, T, 1] to centred log-mels [B, frames, bands], at least float32."""
+        # Half of the log of the floor is near the middle of their range, so that a model of them need not learn their mean.
+        return log_mels(widen(x)[..., 0], self.rate, self.mel) - math.log(self.mel.floor) / 2
+
+
+class Decoder(nn.Module):
+    """The decoder of a `Vocoder`."""
+
+    arch: Vocoder
+    samples: int
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Maps log-mels [B, frames, bands] to sound [B, samples, 1]."""
+        norm = nn.LayerNorm
+        x = norm(**self.dtypes)(Conv(self.arch.width, FIRST_TAPS, **self.dtypes)(z))
+        for _ in range(self.arch.blocks):
+            x = x + Block(self.arch.width, self.dtypes)(x)
+        x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(norm(**self.dtypes)(x)))
+        log_magnitude, phase = jnp.split(x, 2, -1)
+        magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
+        # A phase as an angle wraps around by itself, so the network need not know where.
+        spectrum = magnitude * (jnp.cos(phase) + 1j * jnp.sin(phase))
+        return istft(spectrum, self.arch.mel.hop, self.samples)[..., None]
+
+
+class Block(nn.Module):
+    """A convolution of each channel over time, then two dense layers. Liu et al. 2022, figure 4."""
+
+    width: int
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns [B, frames, width] for x [B, frames, width]."""
+        kernel = self.param("taps", nn.initializers.normal(TAPS**-0.5), (TAPS, self.width), self.dtypes["param_dtype"])
+        padded = jnp.pad(x, ((0, 0), (TAPS // 2, TAPS // 2), (0, 0)))
+        # A sum of shifted products. XLA's convolution of each channel alone is slow on a CPU.
+        mixed = sum(padded[:, i : i + x.shape[1]] * as_row(kernel[i].astype(x.dtype), x.ndim) for i in range(TAPS))
+        hidden = nn.gelu(Dense(3 * self.width, **self.dtypes)(nn.LayerNorm(**self.dtypes)(mixed)))
+        return Dense(self.width, kernel_init=nn.initializers.normal(1e-2), **self.dtypes)(hidden)

@@ -1,0 +1,127 @@
+"""The medium of codes of sound: codes become sound, and a given recording becomes codes that are continued or filled in."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import jax
+import numpy as np
+import tyro
+
+from gen.core import Array, Feature, Given, Medium, RunView
+from gen.data.audio import sound, to_float
+from gen.errors import UserError, note
+from gen.files import read_bytes
+from gen.media.audio import SOUND
+from gen.runs.code_images import CodeImages, read_kept_codec
+
+MAX_BYTES = 2**24
+"""Upper bound on a given file. A manifest holds its content."""
+GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
+
+
+@dataclass(frozen=True)
+class SoundOptions:
+    """A recording that samples continue, or whose gap they fill."""
+
+    audio: Path | None = None
+    """A sound file that is kept. Samples continue it up to the length of the model's windows, or fill its gap."""
+    gap: str | None = None
+    """Part of the file to write anew, in seconds: FROM:TO, such as 0.3:0.6, or 0.3: for everything from there on. A causal model does
+    not hear what follows a gap. A masked one does."""
+    content: tyro.conf.Suppress[str] = ""
+    """Content of the file, in base64, as a manifest keeps it."""
+
+    def __post_init__(self):
+        if self.gap is not None and self.audio is None and not self.content:
+            raise UserError("--gap is a part of a given recording; give it by --audio FILE")
+        if self.gap is not None and (not GAP.fullmatch(self.gap) or self.gap == ":"):
+            raise UserError(
+                f"--gap {self.gap!r} is no part of a recording; give it as FROM:TO in seconds, such as 0.3:0.6"
+            )
+
+
+@dataclass(frozen=True)
+class CodeSounds(CodeImages):
+    """Codes [n, time, ...] of sound, shown as sound."""
+
+    options: ClassVar[type] = SoundOptions
+    shown_as: ClassVar[Medium] = SOUND
+
+    def read_options(self, options: SoundOptions) -> SoundOptions:
+        """Returns the options with the content of --audio. Raises: UserError if it can't be read."""
+        if options.audio is None:
+            return options
+        try:
+            content = read_bytes(options.audio, MAX_BYTES)
+        except FileNotFoundError:
+            raise UserError(f"--audio {options.audio}: No such file or directory") from None
+        return replace(options, audio=None, content=base64.b64encode(content).decode())
+
+    def give(self, options: SoundOptions, run: RunView) -> Given:
+        """Returns the codes of the given recording, and which of them are kept.
+
+        Raises: UserError if it is no sound, is too long, or if the run does not model codes that are tokens.
+        """
+        reference = run.reference()
+        if not options.content:
+            return Given(reference)
+        codec = read_kept_codec(run)
+        if codec.coder.codes.vocab is None:
+            raise UserError("--audio needs a model of codes that are tokens, and the run models latents; leave it out")
+        x = read_recording(base64.b64decode(options.content), codec.coder.example)
+        kept = find_kept(len(x), codec.coder.example, codec.coder.codes.shape[0], options.gap)
+        padded = np.pad(x, ((0, codec.coder.example.shape[0] - len(x)), (0, 0)))
+        tokens: Array = jax.jit(codec.encode)(to_float(padded)[None])
+        # All codes of a place are kept, or none.
+        known = np.broadcast_to(kept.reshape(1, -1, *[1] * (tokens.ndim - 2)), tokens.shape)
+        arrays: Mapping[str, np.ndarray] = {"tokens": np.asarray(tokens), "known": known}
+        return Given({**reference, **arrays})
+
+
+CODE_SOUNDS = CodeSounds()
+
+
+def read_recording(content: bytes, audio: Feature) -> np.ndarray:
+    """Returns the content of a sound file as int16 [n, channels], at the rate of a feature. Raises: UserError if it does not suit."""
+    samples, channels = audio.shape
+    assert audio.sample_rate is not None
+    try:
+        found = sound.read_header(content).rate
+        x = sound.decode(content, audio.sample_rate, channels)
+    except ValueError as error:
+        raise UserError(f"--audio: the file {error}") from None
+    if found != audio.sample_rate:
+        note(f"--audio: resampled from {found:,} Hz to {audio.sample_rate:,} Hz")
+    if len(x) > samples:
+        seconds = (n / audio.sample_rate for n in (len(x), samples))
+        raise UserError(
+            "--audio: the file has {:.3g} s, and the model's windows have {:.3g} s; cut it".format(*seconds)
+        )
+    return x
+
+
+def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarray:
+    """Returns which places of a grid of codes are kept, bool [places]: those that lie inside of the recording, outside of the gap.
+
+    n: samples of the recording. Raises: UserError if nothing is left to write.
+    """
+    rate = audio.sample_rate or 1
+    edges = np.arange(places + 1) * audio.shape[0] / places
+    kept = edges[1:] <= n
+    if gap is not None:
+        found = GAP.fullmatch(gap)
+        assert found is not None, "SoundOptions checks it"
+        start, end = (float(found[name]) * rate if found[name] not in ("", ".") else None for name in ("start", "end"))
+        # Places that the gap touches are written anew.
+        kept &= (edges[1:] <= (start or 0)) | (edges[:-1] >= (audio.shape[0] if end is None else end))
+    if kept.all():
+        raise UserError(
+            "--audio fills the model's window, so nothing is left to write; give a --gap, or a shorter file"
+        )
+    return kept

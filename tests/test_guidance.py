@@ -1,0 +1,95 @@
+"""benchmarks.guidance: its table, its picture and its errors."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import growth, guidance
+from gen import core
+from gen.core import Dataset, Feature
+from gen.data.arrays import from_arrays
+from gen.errors import UserError
+from gen.evaluation import image_subject, images
+from gen.evaluation.image_subject import ImageSubject
+from gen.families.labels import labels_to_generate
+from gen.metrics.classifier import Recipe, classifier_features
+from gen.metrics.images import read_training, to_float
+
+SMALL = Recipe((), (16,), steps=100, batch_size=64, learning_rate=3e-3, weight_decay=0.1)
+
+
+@dataclass(frozen=True)
+class Request(core.Request):
+    guidance: float = 1.0
+
+
+def two_classes() -> Dataset:
+    """Images 4x4 of a dark and a bright class, with noise."""
+    rng, splits = np.random.default_rng(0), {}
+    for split, n in {"train": 200, "validation": 100, "test": 100}.items():
+        label = np.arange(n) % 2
+        image = (60 + 130 * label)[:, None, None, None] + 20 * rng.normal(size=(n, 4, 4, 1))
+        splits[split] = {"image": image.clip(0, 255).astype(np.uint8), "label": label}
+    return from_arrays(splits, 16, {"label": Feature((), "int32", classes=2)})
+
+
+def guided(data: Dataset) -> Any:
+    """A run that draws the other class with guidance 0, copies training images with 1, and always the same image above it."""
+    known = read_training(data, 200)
+    by_class = to_float(np.stack([known.image[known.label == c] for c in (0, 1)]))
+
+    def generate(state: Any, key: jax.Array, given: Any, request: Request) -> dict[str, jax.Array]:
+        label = labels_to_generate(request.n, None, 2, given)
+        drawn = jax.random.randint(key, (request.n,), 0, 100)
+        shown = label if request.guidance else 1 - label
+        return {"samples": by_class[shown, drawn if request.guidance <= 1 else 0], "labels": label}
+
+    model = SimpleNamespace(generate=generate, init=lambda key: jnp.zeros(()), request=Request)
+    same: Any = lambda made: made
+    return SimpleNamespace(
+        model=model,
+        workdir=Path("run"),
+        digest=str,
+        reference=dict,
+        to_images=same,
+        spec=data.spec,
+        restore=lambda *_: 0,
+    )
+
+
+def test_guidance_is_drawn_against_tstr_and_coverage(tmp_path, monkeypatch, capsys):
+    data = two_classes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(images, "PERCEPTRON", SMALL)
+    monkeypatch.setattr(image_subject, "GENERATE_CHUNK", 200)
+    monkeypatch.setattr(image_subject, "classifier_features", lambda data: classifier_features(data, SMALL))
+    monkeypatch.setattr(guidance, "open_subject", lambda _, options: ImageSubject(guided(data), 1, data, options))
+    out = tmp_path / "guidance.png"
+    guidance.main(Path("run"), (0.0, 1.0, 3.0), n=200, out=out)
+    header, _, *rows = [
+        line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[0] == "|"
+    ]
+    found = [dict(zip(header[-5:], map(float, row[-5:]), strict=True)) for row in rows]
+    assert [row[0] for row in rows] == ["0", "1", "3"]
+    assert found[0]["tstr"] < 0.05 < 0.95 < found[1]["tstr"] == pytest.approx(found[1]["trtr"], abs=0.03)
+    assert found[2]["coverage"] < 0.2 < 0.8 < found[1]["coverage"]
+    drawn = np.asarray(Image.open(out))
+    assert all((drawn == color).all(-1).any() for color in growth.COLORS)
+    # A second call finds all numbers in the file.
+    monkeypatch.setattr(guidance, "plan_scores", lambda _: pytest.fail("measured again"))
+    guidance.main(Path("run"), (0.0, 1.0, 3.0), n=200, out=out)
+
+
+def test_a_run_without_classes_is_one_short_error(monkeypatch, tmp_path):
+    data = two_classes()
+    run, unlabelled = guided(data), data._replace(spec={"image": data.spec["image"]})
+    monkeypatch.setattr(guidance, "open_subject", lambda _, options: ImageSubject(run, 1, unlabelled, options))
+    with pytest.raises(UserError, match="choose a conditional run"):
+        guidance.main(Path("run"), out=tmp_path / "guidance.png")
