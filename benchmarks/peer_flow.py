@@ -117,7 +117,7 @@ class DiT(nn.Module):
     def __init__(self, layers: int = 6, width: int = 192, heads: int = 3):
         super().__init__()
         self.begin = nn.Linear(16, width)
-        row, column = torch.meshgrid(torch.arange(7.0), torch.arange(7.0), indexing="ij")
+        row, column = torch.meshgrid(*2 * [torch.arange(7.0, dtype=torch.float64)], indexing="ij")
         places = [waves(axis.flatten(), width // 4, 10_000.0) for axis in (row, column)]
         self.register_buffer("places", torch.cat(places, dim=1), persistent=False)
         self.layers = layers
@@ -126,7 +126,7 @@ class DiT(nn.Module):
         self.end_modulation, self.end = nn.Linear(width, 2 * width), nn.Linear(width, 16)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        x = self.begin(F.pixel_unshuffle(x, 4).flatten(2).transpose(1, 2)) + self.places
+        x = self.begin(F.pixel_unshuffle(x, 4).flatten(2).transpose(1, 2)) + self.places.to(x.dtype)
         for i in range(self.layers):
             x = getattr(self, f"block_{i}")(x, condition)
         x = self.end(modulate(x, *self.end_modulation(condition).chunk(2, dim=1)))
