@@ -18,7 +18,7 @@ from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
-from gen.evaluation.sound import SoundReconstructions, SoundSubject, with_spectrograms
+from gen.evaluation.sound import CaptionedSound, SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
 from gen.metrics.images import has_sources
@@ -108,6 +108,9 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
     if kind is ImageSubject and has_sources(data.spec):
         kind = PairSubject
+    # Sound with texts has both features, and is compared by its spectrograms.
+    if kind is CaptionedSubject and "audio" in data.spec:
+        kind = CaptionedSound
     # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):
         kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject
