@@ -176,6 +176,7 @@ def workdir(folder, tmp_path_factory) -> Path:
         return make_run(tmp_path_factory.mktemp("runs") / "pairs", config)
 
 
+@pytest.mark.slow
 def test_a_run_translates_a_picture(workdir, folder, tmp_path):
     asked = [str(workdir), "--image", str(folder / "source" / "3.bmp"), "--n", "2", "--steps", "1"]
     assert sample.main([*asked, "--out", str(tmp_path)]) == 0

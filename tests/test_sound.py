@@ -187,6 +187,7 @@ def test_spectrograms_are_scored_as_images(codec, monkeypatch):
     assert found["kid"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_sampled_and_verified(codec, capsys):
     workdir = codec
     assert sample.main([str(workdir), "--n", "4"]) == 0

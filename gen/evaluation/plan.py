@@ -19,7 +19,7 @@ from gen.evaluation.music import MusicSubject
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
-from gen.evaluation.sound import SoundReconstructions, SoundSubject, with_spectrograms
+from gen.evaluation.sound import CaptionedSound, SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
 from gen.media.music import is_score
@@ -112,6 +112,9 @@ def open_subject(workdir: Path, options: Options) -> Subject:
         kind = PairSubject
     if kind is TextSubject and is_score(data.spec):
         kind = MusicSubject
+    # Sound with texts has both features, and is compared by its spectrograms.
+    if kind is CaptionedSubject and "audio" in data.spec:
+        kind = CaptionedSound
     # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):
         kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from gen.axis import shard_examples
 from gen.core import Array, Rules
@@ -91,7 +92,7 @@ class Trunk(nn.Module):
         grid = tuple(-(-size // side) for size, side in zip(self.shape, self.patch, strict=False))
         width, arch = self.config.width, self.config.block()
         h = Dense(width, name="begin", **self.dtypes)(to_patches(x, self.patch))
-        h += embed_positions(grid, width).astype(h.dtype)[None]
+        h += embed_positions(grid, width, jnp.promote_types(h.dtype, jnp.float32)).astype(h.dtype)[None]
         for i in range(self.config.layers):
             h = Block(arch, self.dtypes, name=f"block_{i}")(shard_examples.get()(h), condition)
         layer = Dense(2 * width, kernel_init=SMALL, name="end_modulation", **self.dtypes)
@@ -125,13 +126,13 @@ def normalize(x: Array) -> Array:
     return normalize_examples(whole, jnp.ones(x.shape[-1], whole.dtype), True).astype(x.dtype)
 
 
-def embed_positions(grid: Sequence[int], width: int) -> Array:
-    """Returns the embedding of each position of a grid, [positions, width]: sines and cosines of its coordinates.
+def embed_positions(grid: Sequence[int], width: int, dtype: DTypeLike) -> Array:
+    """Returns the embedding of each position of a grid, [positions, width] in a dtype of floats: sines and cosines of its coordinates.
 
     Each axis has its part of the width. Dosovitskiy et al. 2021, appendix D.4.
     """
     part = width // len(grid)
-    coordinates = [jnp.asarray(c.reshape(-1), jnp.float32) for c in np.indices(grid)]
+    coordinates = [jnp.asarray(c.reshape(-1), dtype) for c in np.indices(grid)]
     parts = jnp.concatenate([sinusoidal(c, part) for c in coordinates], axis=-1)
     return jnp.pad(parts, ((0, 0), (0, width - part * len(grid))))
 
