@@ -22,6 +22,7 @@ from gen.evaluation.music import shuffle_voices
 from gen.evaluation.score import Options
 from gen.families.grid.grid import GridRequest
 from gen.media import find_medium
+from gen.media.arrays import ARRAYS
 from gen.media.music import BORDER, COLORS, FRAME, PITCH, RATE, SCORES, ScoreOptions, play, render
 from gen.metrics.scores import count_parallels, distance, doubled_leading, find_tonic, measure
 
@@ -43,6 +44,8 @@ def given(roll: np.ndarray, **options) -> ScoreOptions:
 
 def test_samples_become_midi_files_sound_a_sheet_and_a_page():
     assert find_medium(Music(), SPEC) is SCORES
+    # Other tokens with these axes are no notes.
+    assert find_medium(Music(), {"tokens": replace(SPEC["tokens"], vocab=1000)}) is ARRAYS
     made = np.stack([CADENCE, np.full((16, 4), REST)])
     shown = SCORES.show({"samples": made}, view(), ScoreOptions()).files
     assert sorted(shown) == sorted(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gen.core import Given, Medium, Request, RunView, Shown, Spec
 from gen.data.music import midi
-from gen.data.music.roll import AXES, HELD, REST, STEPS_PER_QUARTER, hold, pitches_of
+from gen.data.music.roll import AXES, HELD, REST, STEPS_PER_QUARTER, hold, pitches_of, vocabulary
 from gen.errors import UserError
 from gen.families.labels import class_names
 from gen.files import read_bytes
@@ -165,7 +165,9 @@ SCORES = Scores()
 
 def is_score(spec: Spec) -> bool:
     """Returns whether the tokens of the data are rolls."""
-    return "tokens" in spec and spec["tokens"].axes == AXES
+    tokens = spec.get("tokens")
+    # Other data may have these axes too, and their tokens are no notes.
+    return tokens is not None and tokens.axes == AXES and tokens.vocab in map(vocabulary, (False, True))
 
 
 def _steps(run: RunView) -> int:
