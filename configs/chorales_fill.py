@@ -32,7 +32,7 @@ config = Config(
         optim=Optimizer("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
     ),
     data=Music(name="canons", frames=128, transpose=6, batch_size=8),
-    steps=2000,
+    steps=3000,
     evaluate_every=200,
     log=Log(request=("n=4", "turns=32")),
     save=Save(every=200, best=("loss", "min")),
