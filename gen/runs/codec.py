@@ -149,7 +149,7 @@ def _check_arrays(coder: Coder, arrays: Mapping[str, np.ndarray], where: str) ->
     """Raises: UserError unless the arrays are the parameters and the statistics of the coder, by name and shape."""
 
     def begin(key: Array) -> dict[str, Params]:
-        return {"params": coder.init(key, jnp.float32), "stats": coder.bottleneck.begin(key, jnp.float32)}
+        return {"params": coder.init(key), "stats": coder.bottleneck.begin(key, jnp.float32)}
 
     wanted: Any = flatten_dict(jax.eval_shape(begin, jax.random.key(0)), sep="/")
     shapes = {name: x.shape for name, x in wanted.items()} | {SCALE: ()}
