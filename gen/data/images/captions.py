@@ -1,4 +1,4 @@
-"""Captioned images: pictures of a folder with a text each, and their splits by group."""
+"""Captioned images: a folder of pictures with one text each. Groups of variants are never divided between splits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gen.errors import UserError
 
 PREFIX = "captions:"
 MIN_BPE = 257
-"""Smallest vocabulary of a bpe: the bytes and the end token."""
+"""Minimum size of a bpe vocabulary: all bytes, and the end token."""
 MAX_CAPTION_BYTES = 2**20
 SPLITS = ("train", "validation", "test")
 
@@ -38,17 +38,17 @@ SPLITS = ("train", "validation", "test")
 class Captioned(core.Data):
     """Pictures with captions: "image" float32 [B, H, W, C] in [-1, 1], and "caption" int32 [B, length], filled up with the end token.
 
-    Batches also have "group" int32 [B]: the variants of a picture have the same number. It is no feature, and models don't read it.
+    Batches also have "group" int32 [B], which is equal for variants of a picture. It is not in the spec, and models don't read it.
 
     Captions are read in lower case, with single spaces.
     """
 
     name: str = "captions:images"
-    """captions:FOLDER. Each picture PATH.png has its caption in PATH.txt; or one .jsonl file in the folder has lines {"image": path
-    in the folder, "text": caption}, and if wanted "group": a key that variants of a picture share."""
+    """captions:FOLDER. Each picture PATH.png has its caption in PATH.txt. Or one .jsonl file in the folder has a line {"image": path
+    in the folder, "text": caption} for each picture. A line may have "group": a key that variants of a picture share."""
     held_out: float = 0.1
-    """Fraction of the groups that are held out for validation, and again for the test, by their SHA-256. A caption is a group of its
-    own if the folder names none."""
+    """Fraction of the groups that is held out for validation, and again for the test. The SHA-256 of a group decides its split. Without
+    "group", pictures with the same caption are a group."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
@@ -58,17 +58,19 @@ class Captioned(core.Data):
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     tokenizer: str = "byte"
-    """Of the captions. byte; character, one token for each character of the captions; bpe, trained on the training split; or the path
-    of a tokenizer.json, or of a folder that holds one, such as a run directory."""
+    """Tokenizer of the captions. byte; character: one token for each character that occurs; bpe: trained on the training split. Or the
+    path of a tokenizer.json, or of a folder that holds one, such as a run directory."""
     vocabulary: int = 512
     """Largest number of tokens of a trained bpe."""
     length: int = 32
-    """Number of tokens of a caption that a model reads. Longer ones are cut, and a line says how many."""
+    """Number of tokens of a caption that a model reads. Longer captions are cut, and a line says how many there are."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
 
     def build(self) -> core.Dataset:
-        """Reads the captions and the images. Raises: UserError for a wrong option, image or caption, or one without the other."""
+        """Reads the captions and the images. Raises: UserError for a wrong option, image or caption, or for an
+        image without a caption, or a caption without an image.
+        """
         images = self.images()
         check_options(self, images)
         root = find_root(self.name)
@@ -116,7 +118,7 @@ class Captioned(core.Data):
 
 
 def check_options(config: Captioned, images: Images) -> None:
-    """Raises: UserError for options that are wrong whatever the folder has."""
+    """Checks the options that do not depend on the folder. Raises: UserError if one is wrong."""
     check(images)
     errors.check_positive(**{"--data.length": config.length})
     if not 0 < config.held_out < 0.5:
@@ -139,10 +141,10 @@ def open_pictures(config: Captioned, root: Path, listing: Listing) -> Source:
     """Returns the pictures in the order of the listing. Sub-folders are neither classes nor splits."""
     whole = config.check == "all"
     options = folder.FolderOptions(config.name, {}, config.size, config.background, skip_bad=False, whole=whole)
-    # The captions are no files that were left out.
+    # Files of captions are read, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
     listing = listing._replace(left_out=others)
-    # One split and no classes: `divide` makes the splits, and sub-folders are only places.
+    # One split and no classes: `divide` makes the splits, and sub-folders have no meaning.
     n = len(listing.files)
     return folder.open_listed(root, listing, Layout({WHOLE: list(range(n))}, None, [0] * n), options)
 
@@ -160,7 +162,7 @@ def pair_up(root: Path, listing: Listing, name: str) -> list[Caption]:
 
     Raises: UserError for a caption without a picture, a picture without a caption, or a caption that is empty.
     """
-    # A folder of texts may be large, so a .jsonl file stands for all of them.
+    # If there is a .jsonl file, .txt files are not read.
     lines = sorted(root.glob("*.jsonl"))
     if len(lines) > 1:
         raise UserError(f"{name} has {lines[0].name} and {lines[1].name}; keep one file of captions")
@@ -191,7 +193,7 @@ def read_texts(root: Path, paths: list[str], name: str) -> dict[str, Caption]:
     found = {}
     for file in sorted(root.rglob("*.txt")):
         stem = file.relative_to(root).with_suffix("").as_posix()
-        # Hidden files, such as those of a file server, are no captions, as they are no pictures.
+        # Hidden files, such as those of a file server, are skipped, as among the pictures.
         if any(part.startswith(".") for part in Path(stem).parts):
             continue
         if stem not in pictures:
@@ -202,7 +204,7 @@ def read_texts(root: Path, paths: list[str], name: str) -> dict[str, Caption]:
 
 
 def read_jsonl(file: Path, pictures: set[str], name: str) -> dict[str, Caption]:
-    """Returns {picture: its caption} of a file of lines. Raises: UserError for a wrong line, or one without a picture."""
+    """Returns {picture: its caption} of a .jsonl file. Raises: UserError for a wrong line, or a line whose picture does not exist."""
     found: dict[str, Caption] = {}
     for line in read_lines(file):
         image, text, group = read_text(line, "image"), clean(read_text(line, "text")), read_text(line, "group", "")
@@ -215,7 +217,7 @@ def read_jsonl(file: Path, pictures: set[str], name: str) -> dict[str, Caption]:
 
 
 def read_text(line: Line, key: str, default: str | None = None) -> str:
-    """Returns the text of a key of a line. Raises: UserError if it is none."""
+    """Returns the value of a key of a line. Raises: UserError if it is not a text."""
     value = line.value.get(key, default)
     if not isinstance(value, str):
         raise UserError(f'{line.where}: "{key}" must be a text; a line is {{"image": PATH, "text": CAPTION}}')
@@ -224,7 +226,7 @@ def read_text(line: Line, key: str, default: str | None = None) -> str:
 
 def divide(pairs: list[Caption], held_out: float, name: str) -> dict[str, np.ndarray]:
     """Returns {split: positions of its pairs, int64}. A group belongs to one split. Raises: UserError if a split is empty."""
-    # The hash of a group, not of a picture: a model would know a held-out drawing from its variant.
+    # The group is hashed and not the picture. Otherwise a model could know a held-out drawing from a variant of it.
     split = np.array([split_by_hash(pair.group, held_out) for pair in pairs])
     found = {each: np.flatnonzero(split == each) for each in SPLITS}
     for each, positions in found.items():
@@ -240,10 +242,10 @@ def number_groups(pairs: list[Caption]) -> np.ndarray:
 
 
 def make_tokenizer(config: Captioned, training: list[str], every: list[str]) -> Tokenizer:
-    """Trains or loads the tokenizer. A bpe is trained on the training split alone; an alphabet has every character."""
+    """Trains or loads the tokenizer. A bpe is trained on the training captions alone. An alphabet has the characters of all captions."""
     if config.tokenizer == "bpe":
         return tokenizers.bpe(training, config.vocabulary)
-    # Otherwise a character that only a held-out caption has would end the training.
+    # Otherwise the first held-out caption with another character would be an error.
     if config.tokenizer == "character":
         return tokenizers.character("".join(every))
     if config.tokenizer == "byte":
@@ -270,9 +272,9 @@ class CaptionReader:
 
     pictures: SplitReader
     captions: np.ndarray
-    """int32 [N, length], of all pictures."""
+    """Captions of all pictures, int32 [N, length]."""
     groups: np.ndarray
-    """int32 [N], of all pictures."""
+    """Number of the group of each picture, int32 [N]."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
         """Returns {"image": uint8 [n, H, W, C], "caption": int32 [n, length], "group": int32 [n]}."""
