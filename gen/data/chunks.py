@@ -15,17 +15,17 @@ from gen.files import check_regular
 CHUNK_BYTES = 2**20
 SUM_BYTES = 32
 SAMPLE_CHUNKS = 128
-"""Chunks of a cached entry, or of a set of files, that are compared at each start. They are drawn anew each time."""
+"""Number of chunks of a cached entry, or of a set of files, that are compared at each start. Other random chunks each time."""
 
 
 class FileFacts(NamedTuple):
-    """Facts of a file that a system call gives. If they are unchanged, the content very probably is."""
+    """Facts about a file that one system call returns. If they are unchanged, the content is very probably unchanged, too."""
 
     size: int
     changed: int
     """Time of the last change of the content (mtime), in nanoseconds. Programs that copy files can set it."""
     touched: int
-    """Time of the last change of the content or of these facts (ctime), in nanoseconds. No program can set it."""
+    """Time of the last change of the content or of the file's metadata (ctime), in nanoseconds. No program can set it."""
     number: int
     """Inode number."""
 

@@ -67,7 +67,7 @@ class Conditions:
         return Condition(label, caption)
 
     def to_generate(self, n: int, label: str | int | None, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of n samples. label, given: as for labels_to_generate and captions_to_generate.
+        """Returns the conditions of n samples. See labels_to_generate and captions_to_generate for `label` and `given`.
 
         Raises: UserError for a label that the model does not have.
         """

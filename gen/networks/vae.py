@@ -194,7 +194,7 @@ class Residual(Architecture):
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "hidden": self.hidden})
         if self.blocks < 0:
-            raise UserError(f"blocks is {self.blocks}; it counts the blocks of a stage, so it is at least 0")
+            raise UserError(f"blocks is {self.blocks}; the number of blocks of a stage must be at least 0")
 
     def encoder(self, latents: tuple[int, ...], dtypes: Dtypes) -> Encoder:
         trunk = ResidualDown(self.widths, self.blocks, self.activation, dtypes)

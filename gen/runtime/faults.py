@@ -36,23 +36,23 @@ class History(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """A step with larger numbers is bad."""
+    """Upper bounds on the numbers of a step. A step that exceeds one is bad."""
 
     loss: float = math.inf
-    """Largest sum of losses."""
+    """Upper bound on the sum of losses."""
     gradient: float = math.inf
-    """Largest gradient norm over all players."""
+    """Upper bound on the gradient norm over all players."""
 
 
 class Verdict(NamedTuple):
-    """What is to be done about a step that was read."""
+    """Result of checking the metrics of one step."""
 
     bad: bool = False
-    """Whether the engine discarded its change."""
+    """Whether the step was bad, so that the engine discarded its update."""
     reports: tuple[str, ...] = ()
-    """Warnings about its numbers."""
+    """Warnings about the numbers of the step."""
     exploded: str | None = None
-    """Why the run must stop. None: it goes on."""
+    """Reason why the run must stop. None: it continues."""
 
 
 NOTHING = Verdict()

@@ -1,4 +1,4 @@
-"""Image data sets as functions of (seed, step, row): the config, the splits, and how images are read."""
+"""The data set of images: its config and splits. Batches are functions of (seed, step, row)."""
 
 from __future__ import annotations
 

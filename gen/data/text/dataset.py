@@ -200,8 +200,8 @@ def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
     counted_by_token: also "kneser_ney", in nats per token.
     """
     train, test = found.tokens["train"][-MAX_COUNTED:], found.tokens["test"][:MAX_COUNTED]
-    # Both baselines get bytes: the pieces of the tokens, with a zero byte for each end token.
-    # A tokenizer's pieces are bytes, so xz and byte n-grams see the same text whatever the tokenizer is.
+    # Both baselines get bytes: the bytes of the tokens, with a zero byte for each end token. So xz and the n-grams over bytes see the
+    # same text with every tokenizer.
     pieces = tokenizers.pieces(found.tokenizer)
     pieces[tokenizers.end(found.tokenizer)] = b"\0"
 
