@@ -192,7 +192,7 @@ def judge(curve: Curve) -> Numbers:
 
 
 def explosion(loss: np.ndarray) -> int | None:
-    """Returns the first step after which a loss stays above half of its improvement, until the end. None: there is no such step."""
+    """Returns the step at which a loss has lost more than MAX_LOST of its improvement for good. None: the loss has not exploded."""
     window = min(WINDOW, len(loss))
     means = np.convolve(loss, np.ones(window) / window, "valid")
     low, first = float(means.min()), float(loss[0])
