@@ -67,9 +67,9 @@ def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
 
 
 def draw_chunks(counts: np.ndarray) -> dict[int, list[int]]:
-    """Returns {position of a file: its chunks to compare}: SAMPLE_CHUNKS of all chunks, or all if there are fewer.
+    """Draws the chunks to compare, {position of a file: its chunks}: SAMPLE_CHUNKS of all chunks, or all if there are fewer.
 
-    counts: the number of chunks of each file, int64 [N]. The draw is another one at each call, whatever the seed of a run.
+    counts: number of chunks of each file, int64 [N]. The draw does not depend on the seed of a run, and differs between calls.
     """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

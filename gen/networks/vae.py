@@ -25,7 +25,7 @@ from gen.networks.vae_trunks import DenseDown, DenseUp, Hidden, ResidualDown, Re
 
 MAX_MEAN = 20.0
 """Means of latents up to this size are exact, and larger ones stay below twice this size. Trained means are mostly below 5: a
-latent whose mean is 20 standard deviations of its prior away costs 200 nats."""
+latent with a mean of 20 standard deviations of its prior costs 200 nats."""
 
 
 class Encoder(nn.Module):

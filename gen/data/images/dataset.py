@@ -126,7 +126,7 @@ class Images(core.Data):
 
 
 def check(config: Images) -> None:
-    """Raises: UserError for options that are wrong whatever the images are."""
+    """Checks the options that do not depend on the images. Raises: UserError if one is wrong."""
     errors.check_positive(**{"--data.batch-size": config.batch_size})
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:

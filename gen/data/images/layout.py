@@ -1,4 +1,4 @@
-"""What the sub-folders of a folder of images mean: splits, classes, or nothing."""
+"""The meaning of the sub-folders of a folder of images: splits, classes, or none."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Text(core.Data):
 
 
 def check(config: Text) -> None:
-    """Raises: UserError for options that are wrong whatever the documents are."""
+    """Checks the options that do not depend on the documents. Raises: UserError if one is wrong."""
     errors.check_positive(
         **{
             "--data.batch-size": config.batch_size,
@@ -165,7 +165,7 @@ class Layout(NamedTuple):
     lengths: Mapping[str, int]
     """{feature: tokens in an example}."""
     protocol: Mapping[str, str | int]
-    """How examples are made of the held-out splits. It is stored next to the scores."""
+    """Returns how the held-out splits are divided into examples. It is stored next to the scores."""
 
 
 def lay_out_windows(config: Text, found: Corpus) -> Layout:
