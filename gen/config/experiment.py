@@ -15,7 +15,7 @@ from gen.optim import adapters
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. Fields marked LAUNCH may change between launches; all others are the run's identity."""
+    """One experiment. Fields marked LAUNCH may change each time the run is started. All others identify the run, and may not."""
 
     model: Family
     """The family and its hyper-parameters."""

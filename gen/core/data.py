@@ -34,9 +34,10 @@ class Dataset(NamedTuple):
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
     images: Dataset | None = None
-    """The data set of images, if the examples stand for images, as codes do. Samples are compared with these images."""
+    """For data of codes: the data set of images that the codes encode. Decoded samples are compared with these images."""
     older: tuple[str, ...] = ()
-    """Digests of the same examples that older versions gave, without the content of large sets. They are accepted with a warning."""
+    """Digests that older versions of gen computed for the same examples, without the content of large sets. They are accepted with a
+    warning."""
 
 
 class RunView(NamedTuple):
@@ -103,9 +104,9 @@ class Medium:
         raise NotImplementedError
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Returns samples that stand for images, as codes do, with "samples" as images float32 [n, H, W, C] in [-1, 1].
+        """Decodes samples that encode images, such as codes: returns them with "samples" as images float32 [n, H, W, C] in [-1, 1].
 
-        Other samples are returned as they are. It may run inside of a compiled function.
+        Other samples are returned unchanged. This may run inside of a compiled function.
         """
         return samples
 

@@ -9,18 +9,18 @@ from gen.media.image import IMAGE
 from gen.media.text import TEXT
 
 MEDIA: tuple[Medium, ...] = (TEXT, IMAGE, SOUND)
-"""Media that are found by the names of their features, in this order."""
+"""Media that are chosen by the features of the data. The first one that fits is taken."""
 
 
 def find_medium(data: Data, spec: Spec) -> Medium:
-    """Returns the medium of a run's samples: the one that its data name, otherwise the first that fits the spec.
+    """Returns the medium of a run's samples: the one that its data name, otherwise the first of MEDIA that fits the spec.
 
-    Data of no known medium have plain arrays.
+    If none fits, samples are shown as plain arrays.
     """
     named = data.medium()
     if named is not None:
         return named
-    # Tokens of a grid are no text. What they mean is up to the data.
+    # Tokens of a grid are not text. Only the data know their meaning.
     fitting = (
         medium for medium in MEDIA if next(iter(medium.features)) in spec and not (medium is TEXT and is_grid(spec))
     )

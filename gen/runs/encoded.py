@@ -23,28 +23,29 @@ from gen.runs.code_sounds import CODE_SOUNDS
 from gen.runs.codec import Codec, open_codec
 
 FORMAT = 1
-"""Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
+"""Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
 ENCODE_CHUNK = 250
 """Examples that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
 KEPT = ("label", "caption")
-"""Features of the images that their codes keep."""
+"""Features of the images that batches of codes also have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL or a vocoder.
+    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels].
 
-    Latents are divided by the standard deviation of the training split (Rombach et al. 2022, appendix G).
+    Tokenizers with the bottleneck KL, and vocoders, give latents. They are divided by their standard deviation on the training split
+    (Rombach et al. 2022, appendix G).
     """
 
     data: core.Data = Images()
-    """The images or the sound. Its batch_size is not used."""
+    """Data of images or sound. The batch_size of these data is not used."""
     tokenizer: str = field(metadata=core.LAUNCH)
-    """Run directory of the tokenizer, or of a run on its codes. The digest of the data says whether it is the same tokenizer."""
+    """Run directory of the tokenizer, or of a run on its codes. It may move: the digest of the data identifies the tokenizer."""
     variants: int = 1
-    """Encoded forms of each training image. 1: the image as it is. More: the images are augmented as `data` says, with other noise
-    for each form, and an epoch takes the next form of each image."""
+    """Number of forms in which each training image is encoded. 1: without augmentation. More: each form has other random augmentations
+    (those of `data`), and each epoch uses the next form of every image."""
 
     def __post_init__(self):
         check_positive(batch_size=self.batch_size, variants=self.variants)
@@ -72,7 +73,7 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # The scale of tokens is 1.
+        # For tokens the scale is 1.
         scale = float(arrays["scale"])
         kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
@@ -94,7 +95,7 @@ def code_feature(codec: Codec) -> tuple[str, Feature]:
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
-    """Raises: UserError if the tokenizer encodes other images, or other windows of sound, than these."""
+    """Raises: UserError if the tokenizer does not encode these data: other sizes, rates, channels, or kinds of pixels."""
     name = codec.coder.name
     if name not in images.spec:
         raise UserError(
@@ -124,14 +125,14 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
-    """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
+    """Returns {split: codes} with the labels and captions of the codes, and the "scale" of latents.
 
-    Tokens are uint16, and latents float16.
+    Tokens are uint16, and latents float16. "train" has the first form of all images, then the second form of all images, and so on.
     """
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
     errors.note(f"encoding {total:,} examples; the codes are kept in the cache")
-    # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.
+    # A single form is not augmented: otherwise chance would decide, for ever, which images are mirrored.
     passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
     passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
     arrays: Arrays = {}
@@ -145,11 +146,11 @@ def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
 
 
 def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
-    """Returns the codes of a split in order, and {feature: values} of what they keep.
+    """Returns the codes of a split in order, and {feature: values} of the features in KEPT.
 
-    form: number of the form, whose noise of the data's preprocessing is its own. augmented: with the augmentations of training.
+    form: number of the form, which decides the noise of the data's preprocessing. augmented: whether to augment as in training.
     """
-    # A fixed key: the codes are a part of the data, whatever the seed of a run is.
+    # A fixed key, because the codes are part of the data: they do not depend on the seed of a run.
     key = jax.random.fold_in(jax.random.key(0), form)
     stored = np.uint16 if codec.coder.codes.vocab else np.float16
 
@@ -170,7 +171,10 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 
 @dataclass(frozen=True)
 class CodeReader:
-    """Reads codes, labels and captions by their positions in a split. In the training split, forms of an image are `n` positions apart."""
+    """Reads codes, labels and captions by their positions in a split.
+
+    In the training split, form k of image i is at position i + k * n.
+    """
 
     arrays: Arrays
     name: str
@@ -187,7 +191,7 @@ class CodeReader:
 
 
 def take_forms_in_turn(n: int, variants: int) -> Shuffle:
-    """Returns the order of n training images with several forms each: each epoch takes the next form of every image."""
+    """Returns the order in which n training images with several forms are read: each epoch takes the next form of every image."""
     shuffle = permute(n)
 
     def take(seed: int, places: range) -> np.ndarray:

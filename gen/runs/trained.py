@@ -150,7 +150,7 @@ class TrainedRun:
         return found
 
     def to_images(self, samples: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Returns samples of the model as images, if they stand for images, as codes do. Otherwise as they are."""
+        """Decodes samples that encode images, such as codes, to images. Other samples are returned unchanged."""
         return find_medium(self.config.data, self.spec).to_images(samples, self.view())
 
     def generate(
@@ -200,7 +200,7 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
 
 
 def _with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
-    """Returns the data with these fields changed. Fields that it lacks are those of the data that it wraps."""
+    """Returns the data with these fields changed. Fields that `data` lacks are changed in the data that it wraps (Encoded)."""
     inner = getattr(data, "data", None)
     if not isinstance(inner, Data):
         return replace(data, **changes)

@@ -45,7 +45,7 @@ class Transcribed(CaptionOptions, core.Data):
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
 
     def build(self) -> core.Dataset:
         """Reads the texts and the recordings. Raises: UserError for a wrong option, recording or text, or one without the other."""
@@ -98,9 +98,9 @@ def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[C
     """
     listing = folder.list_sounds(root, config.name)
     pairs = captions.pair_up(root, [file.path for file in listing.files], config.name, RECORDING)
-    # The texts are no files that were left out.
+    # Files of texts are read, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
-    # One split and no classes: the texts decide the splits, and sub-folders are only places.
+    # One split and no classes: the texts decide the splits, and sub-folders have no meaning.
     layout = Layout({WHOLE: list(range(len(pairs)))}, None, [0] * len(pairs))
     options = FolderOptions(config.name, {}, skip_bad=False, whole=config.check == "all")
     recordings = folder.open_found(Found(root, listing._replace(left_out=others), layout, {}), options)

@@ -1,4 +1,4 @@
-"""Image data sets as functions of (seed, step, row): the config, the splits, and how images are read."""
+"""The data set of images: its config and splits. Batches are functions of (seed, step, row)."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Images(core.Data):
 
 
 def check(config: Images) -> None:
-    """Raises: UserError for options that are wrong whatever the images are."""
+    """Checks the options that do not depend on the images. Raises: UserError if one is wrong."""
     errors.check_positive(**{"--data.batch-size": config.batch_size})
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:

@@ -102,7 +102,7 @@ def parse_color(text: str) -> Color:
 def orientation(image: Image.Image) -> int:
     """Returns the orientation in the EXIF or XMP data of an image, from 1 (upright) to 8. It reads no pixels."""
     try:
-        # Not image.getexif(): that of a PNG file decodes the image, since such data may follow the pixels.
+        # Not image.getexif(): for a PNG file it would decode the image, because metadata may come after the pixels.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:
         # Damaged metadata make Pillow raise nearly anything. Viewers show such an image as it is stored.

@@ -170,5 +170,5 @@ def pack_images(x: Array, pack: int) -> Array:
 
 
 def _with_new(stats: Stats, player: str, new: Params) -> Stats:
-    """Returns the statistics with the new ones of one player, if its network has any."""
+    """Returns the statistics with those of one player replaced by `new`, if its network has statistics."""
     return stats | {player: new["batch_stats"]} if player in stats else stats

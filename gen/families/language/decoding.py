@@ -33,7 +33,7 @@ class Decoded(NamedTuple):
     tokens: Array
     """int32; PADDING after the end of a sample."""
     log_probs: Array
-    """float32, in nats: log-probability of each token under the model itself, whatever the sampling. 0 after the end."""
+    """float32. Log-probability of each token in nats under the model, without temperature and filters. 0 after the end."""
 
 
 class Draft(NamedTuple):
