@@ -18,7 +18,7 @@ from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
-from gen.evaluation.sound import SoundReconstructions, SoundSubject, with_spectrograms
+from gen.evaluation.sound import CaptionedSound, SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
 from gen.metrics.images import has_sources
@@ -109,6 +109,9 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
     if kind is ImageSubject and has_sources(data.spec):
         kind = PairSubject
+    # Sound with texts has both features, and is compared by its spectrograms.
+    if kind is CaptionedSubject and "audio" in data.spec:
+        kind = CaptionedSound
     # A tokenizer does not generate. Its reconstructions of training images are scored: a perfect model of the codes would generate them.
     if isinstance(run.config.model, Tokenizer):
         kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject

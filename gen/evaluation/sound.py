@@ -13,6 +13,7 @@ import numpy as np
 
 from gen.core import Array, Batch, Dataset, Feature, Key
 from gen.data.digest import sha256
+from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.networks.spectra import Mel, log_mels
@@ -67,6 +68,13 @@ class SoundSubject(ImageSubject):
     def _data_protocol(self) -> dict[str, object]:
         mel = asdict(spectrogram_mel(self.data.spec["audio"]))
         return super()._data_protocol | {"spectrograms": mel | {"black": LOW, "white": HIGH}}
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionedSound(SoundSubject, CaptionedSubject):
+    """A run on recordings with texts. If the model reads texts, it speaks the texts of the held-out split."""
+
+    medium = "sound with texts"
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,15 +14,13 @@ import tyro
 from PIL import Image
 
 from gen.core import LAUNCH, Array, Given, Medium, Request, RunView, Shown
-from gen.data.images.captions import clean, fill_up
 from gen.data.images.patches import show_samples, to_tokens
 from gen.data.images.pixels import to_bytes
-from gen.data.text import tokenizers
 from gen.errors import UserError
-from gen.families.captions import GIVEN
 from gen.families.labels import class_names
 from gen.media.arrays import FILES, name_samples
 from gen.media.pictures import check_given, check_pictures, embed_pictures, known_cells, read_pictures
+from gen.media.prompts import encode_prompts
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
@@ -122,28 +120,6 @@ class Images(Medium):
 
 
 IMAGE = Images()
-
-
-def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray]:
-    """Returns {captions.GIVEN: int32 [P, L]} of prompts, or {} without any.
-
-    Raises: UserError if the run reads no captions, or for a prompt that is empty, too long, or has a character without a token.
-    """
-    if not prompts:
-        return {}
-    feature = run.spec.get("caption")
-    if feature is None:
-        raise UserError("--prompt is a caption, and the run was trained without captions; leave it out")
-    tokenizer, (length,) = tokenizers.load(run.read_file(tokenizers.FILE)), feature.shape
-    # Prompts are cleaned like the captions of the training: a capital letter may have no token.
-    texts = [clean(prompt) for prompt in prompts]
-    if "" in texts:
-        raise UserError("a prompt is empty; give it the caption of a picture")
-    rows = tokenizers.encode_all(tokenizer, texts)
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > length:
-            raise UserError(f"the prompt {text[:40]!r} has {len(row)} tokens, and the model reads {length}; shorten it")
-    return {GIVEN: fill_up(rows, length, tokenizers.end(tokenizer))}
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 
 from gen.core import Array, Dataset, Given, Medium, Request, RunView, Shown
 from gen.errors import UserError
-from gen.media.image import IMAGE, ImageOptions, encode_prompts
+from gen.media.image import IMAGE, ImageOptions
 from gen.media.pictures import check_given, known_cells, read_pictures
+from gen.media.prompts import encode_prompts
 from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
 
 

@@ -18,6 +18,7 @@ from gen.data.audio import sound, to_float
 from gen.errors import UserError, note
 from gen.files import read_bytes
 from gen.media.audio import SOUND
+from gen.media.prompts import encode_prompts
 from gen.runs.code_images import CodeImages, read_kept_codec
 
 MAX_BYTES = 2**24
@@ -27,8 +28,11 @@ GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
 
 @dataclass(frozen=True)
 class SoundOptions:
-    """A recording that samples continue, or whose gap they fill."""
+    """Text for the samples to speak, and a recording that they continue, or whose gap they fill."""
 
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to speak, for a model of recordings with texts. Repeat the option for several texts, which samples use in turn. Default:
+    texts of validation examples."""
     audio: Path | None = None
     """A sound file that the samples begin with. They continue it up to the length of the model's windows, or fill its gap (--gap)."""
     gap: str | None = None
@@ -62,11 +66,12 @@ class CodeSounds(CodeImages):
         return replace(options, audio=None, content=base64.b64encode(content).decode())
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
-        """Returns the codes of the given recording, and which of them are kept.
+        """Returns the codes of the given recording, which of them are kept, and the prompts.
 
-        Raises: UserError if it is no sound, is too long, or if the run does not model codes that are tokens.
+        Raises: UserError if the recording is no sound or is too long, if the run does not model codes that are tokens, or for a prompt
+        that the run can't read.
         """
-        reference = run.reference()
+        reference = {**run.reference(), **encode_prompts(options.prompt, run)}
         if not options.content:
             return Given(reference)
         codec = read_kept_codec(run)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gen import core, errors, files
 from gen.core import Array, Batch, Dataset, Feature, HostBatch, Key
-from gen.data.audio import Audio
+from gen.data.audio import Audio, Transcribed
 from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
 from gen.data.examples import Examples
@@ -54,7 +54,7 @@ class Encoded(core.Data):
         return replace(self, data=self.data.resolve())
 
     def medium(self) -> core.Medium:
-        return CODE_SOUNDS if isinstance(self.data, Audio) else CODE_IMAGES
+        return CODE_SOUNDS if isinstance(self.data, Audio | Transcribed) else CODE_IMAGES
 
     def build(self) -> Dataset:
         """Encodes the images, or finds their codes in the cache.

@@ -60,13 +60,7 @@ def find(name: str, options: Mapping[str, str], pattern: str | None) -> Found:
     Raises: UserError if there are no sound files, or if names of files or sub-folders are ambiguous.
     """
     root = find_root(name)
-    listing = list_files(root, sound.ENDINGS)
-    if not listing.files:
-        others = describe_left_out(listing.left_out)
-        raise UserError(
-            f"--data.name {name!r}: there are no sound files in it (endings: {' '.join(sorted(sound.ENDINGS))})"
-            + (f"; it has {others}" if others else "")
-        )
+    listing = list_sounds(root, name)
     paths = [file.path for file in listing.files]
     slices = {field: value for field, value in options.items() if not naming.is_choice(value)}
     if len(slices) < len(options) and pattern is None:
@@ -79,6 +73,18 @@ def find(name: str, options: Mapping[str, str], pattern: str | None) -> Found:
     if pattern is None:
         return Found(root, listing, layout, slices)
     return Found(root, listing, *naming.apply_fields(layout, naming.read_fields(pattern, paths, name), options, name))
+
+
+def list_sounds(root: Path, name: str) -> Listing:
+    """Returns the sound files below a folder. name: the --data.name, for errors. Raises: UserError if there are none."""
+    listing = list_files(root, sound.ENDINGS)
+    if not listing.files:
+        others = describe_left_out(listing.left_out)
+        raise UserError(
+            f"--data.name {name!r}: there are no sound files in it (endings: {' '.join(sorted(sound.ENDINGS))})"
+            + (f"; it has {others}" if others else "")
+        )
+    return listing
 
 
 def count_files(name: str, options: Mapping[str, str], pattern: str | None) -> dict[str, list[int]]:
@@ -94,18 +100,22 @@ def open_folder(options: FolderOptions, pattern: str | None) -> Recordings:
 
     Raises: UserError as `find`, or if a file can't be read.
     """
-    name = options.name
-    root, listing, layout, slices = find(name, options.splits, pattern)
+    return open_found(find(options.name, options.splits, pattern), options)
+
+
+def open_found(found: Found, options: FolderOptions) -> Recordings:
+    """Opens the recordings that the layout uses, in its order. Raises: UserError if a file can't be read."""
+    name, (root, listing, layout, slices) = options.name, found
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)
     paths = [root / listing.files[i].path for i in used]
     # Fails if the packages are not installed. Otherwise the survey would report every file as unreadable.
     version = sound.versions()
     key, what = sha256("sound survey 1", stamp.fingerprint, version), f"lengths and rates of the recordings of {name}"
-    found = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
-    good = readable(name, paths, found["rate"] != BAD, options.skip_bad, "recordings", find_reason)
+    facts = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
+    good = readable(name, paths, facts["rate"] != BAD, options.skip_bad, "recordings", find_reason)
     files = Files([paths[i] for i in good])
-    headers = np.stack([found[field] for field in sound.Header._fields], 1)[good]
+    headers = np.stack([facts[field] for field in sound.Header._fields], 1)[good]
     counts = {split: count_between(good, ends) for split, ends in split_ends(layout).items()}
     source = Source(
         name=name,
