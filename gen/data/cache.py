@@ -44,12 +44,12 @@ class Damaged(Exception):
 
 
 class ArraySums(NamedTuple):
-    """The content that an array's file must have."""
+    """Size and hashes of an array's file."""
 
     size: int
-    """Bytes."""
+    """Number of bytes."""
     chunks: bytes
-    """Sums of its chunks, SUM_BYTES each."""
+    """Hashes of its chunks, SUM_BYTES each."""
 
 
 def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", whole: bool = False) -> Arrays:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 START = 50
 """Number of values that must be known before a value can be far from its history."""
 MEMORY = 200
-"""Number of values that the running means remember, roughly."""
+"""Approximate number of values over which the running means average."""
 MAX_DEVIATIONS = 20.0
 """A loss is far outside its history if it is this number of standard deviations above it."""
 MIN_JUMP = 0.1

@@ -38,7 +38,7 @@ class Judgement(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A batch as the players take it."""
+    """A batch in the form that the players read."""
 
     image: Array
     """[B, H, W, C] in [-1, 1]."""
