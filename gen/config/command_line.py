@@ -87,8 +87,8 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
             path = flag.removeprefix("--").replace("-", "_").split(".")
             options.append((path, flag, i, value if equals else None))
     used: set[int] = set()
-    # Only a config tells which options hold an object, so they are looked up in it one by one.
-    # An object before its fields: --model.network.base ... must find the network that --model.network chooses.
+    # Which options hold an object depends on the config, so they are looked up in it one by one. Shorter options come first:
+    # --model.network.base must find the network that --model.network chooses.
     for path, flag, i, value in sorted(options, key=lambda option: len(option[0])):
         hint = _object_hint(config, path)
         if hint is None:

@@ -19,7 +19,7 @@ from gen.families.language.sampling import Sampling, filter_logits
 from gen.networks.positions import PADDING, locate_tokens
 from gen.networks.transformer import Cache, grow_cache
 
-# Bytes of a cache from which on it grows in steps (see `cache_sizes`). Not tuned.
+# A cache of at least this number of bytes grows in steps (see `cache_sizes`). The number was not tuned.
 MIN_GROWING_BYTES = 2**25
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """(tokens, segment, position: int32 [B, T]; cache; whether the tokens begin a text) -> (logits [B, T, V], cache with them)."""
