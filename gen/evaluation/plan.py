@@ -112,7 +112,7 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     # Sound with texts has both features, and is compared by its spectrograms.
     if kind is CaptionedSubject and "audio" in data.spec:
         kind = CaptionedSound
-    # A tokenizer does not generate. Its reconstructions of training images are scored: a perfect model of the codes would generate them.
+    # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
     if isinstance(run.config.model, Tokenizer):
         kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject
     if "audio" in data.spec:
