@@ -76,7 +76,7 @@ def read_trust(arguments: Sequence[str]) -> tuple[str, ...]:
 def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """Returns the config in which each `--path.to.field OBJECT` has replaced an object, and the other arguments.
 
-    An object that is replaced leaves nothing to its successor: fields that are not given have their defaults.
+    The new object takes no values from the object that it replaces: fields that are not given have their defaults.
 
     Raises: UserError for an unknown class, or a value that does not fit.
     """
