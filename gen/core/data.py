@@ -1,4 +1,4 @@
-"""Data sets, and the medium of samples: how people see them, and what they give to a model."""
+"""Data sets, and the medium of samples: how samples are shown, and how a user's inputs become arrays for a model."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Medium:
-    """A kind of samples: how people see them, and what they give to a model. gen.media says how to add one."""
+    """A kind of samples: shows them, and turns a user's inputs into arrays for a model. gen.media says how to add one."""
 
     features: ClassVar[Mapping[str, int]] = {}
     """{feature: number of axes of one example}. Data with the first of these features has this medium."""
@@ -93,7 +93,7 @@ class Medium:
         return options
 
     def check(self, options: Any, request: Any, run: RunView) -> None:
-        """Raises: UserError if the options give what the request does not take, or lack what it needs. request: of the family."""
+        """Raises: UserError if the options have an input that the request does not use, or lack one that it needs. request: of the family."""
 
     def give(self, options: Any, run: RunView) -> Given:
         """Returns the input that the options ask for. Raises: UserError if the run can't take it."""
@@ -123,7 +123,7 @@ class Data:
     """Examples per step, over all devices and hosts."""
 
     def resolve(self) -> Data:
-        """Returns these settings with the choices that they leave to the data. Raises: UserError if the data are missing."""
+        """Returns these settings, where choices that depend on the data are filled in. Raises: UserError if the data are missing."""
         return self
 
     def build(self) -> Dataset:

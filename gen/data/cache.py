@@ -44,12 +44,12 @@ class Damaged(Exception):
 
 
 class ArraySums(NamedTuple):
-    """The content that an array's file must have."""
+    """Size and hashes of an array's file."""
 
     size: int
-    """Bytes."""
+    """Number of bytes."""
     chunks: bytes
-    """Sums of its chunks, SUM_BYTES each."""
+    """Hashes of its chunks, SUM_BYTES each."""
 
 
 def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", whole: bool = False) -> Arrays:
@@ -168,7 +168,7 @@ def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None
         chosen = range(int(counts[i])) if new[i] else sample.get(i, [])
         wrong = find_wrong(folder / f"{name}.npy", sums[name].chunks, chosen)
         if wrong is not None:
-            raise UserError(f"{folder / name}.npy has another content than its sum says, in MiB {wrong}")
+            raise UserError(f"{folder / name}.npy does not match its hash, in MiB {wrong}")
     # Only now: a process that is killed while it compares must not leave facts of files that were not compared.
     if any(new):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Texts of pictures or recordings: files of captions, their splits by group, and their tokens."""
+"""Captions of pictures or recordings: reads their files, divides them into splits by group, and encodes them as tokens."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SPLITS = ("train", "validation", "test")
 
 
 class Kind(NamedTuple):
-    """What has captions, in words."""
+    """The kind of files that have captions: pictures or recordings."""
 
     key: str
-    """Its path in a line of a .jsonl file, {"image": "red/heart.png", "text": "a red heart"}."""
+    """Key of the file's path in a line of a .jsonl file, as in {"image": "red/heart.png", "text": "a red heart"}."""
     noun: str
-    """In messages."""
+    """Name of such a file in messages."""
 
 
 class Caption(NamedTuple):
@@ -41,7 +41,7 @@ class Caption(NamedTuple):
 
     text: str
     group: str
-    """Key that variants share."""
+    """Key that variants of a picture or a recording share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +66,20 @@ class Texts(NamedTuple):
     splits: dict[str, np.ndarray]
     """{split: positions of its captions, int64}. A group belongs to one split."""
     tokens: np.ndarray
-    """int32 [N, length], with the end token after a caption."""
+    """Tokens of the captions, int32 [N, length], filled up with the end token."""
     groups: np.ndarray
     """Number of each caption's group, int32 [N]."""
     tokenizer: Tokenizer
 
     def feature(self) -> core.Feature:
-        """Returns what models see of captions."""
+        """Returns the feature "caption" of the data."""
         size, end = tokenizers.size(self.tokenizer), tokenizers.end(self.tokenizer)
         return core.Feature(self.tokens.shape[1:], "int32", vocab=size, end=end)
 
     def read(self, decode: Decode, split: str, index: np.ndarray) -> HostBatch:
         """Returns decoded examples without labels, with "caption" int32 [n, length] and "group" int32 [n]."""
         rows = self.splits[split][index]
-        # A folder of captions has no classes: its sub-folders are only places.
+        # A folder of captions has no classes: its sub-folders have no meaning.
         examples = {name: x for name, x in decode(rows).items() if name != "label"}
         return {**examples, "caption": self.tokens[rows], "group": self.groups[rows]}
 
@@ -92,7 +92,7 @@ class Texts(NamedTuple):
         return tokenizers.dump(self.tokenizer)
 
     def protocol(self, config: CaptionOptions) -> dict[str, object]:
-        """Returns what a score must say of the captions."""
+        """Returns the entries about captions in the protocol of a score."""
         return {
             "held_out": f"{config.held_out:g} of the groups",
             "captions": digest.sha256(self.dump().decode())[:16],
@@ -153,7 +153,7 @@ def clean(text: str) -> str:
 
 
 def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Returns {path: its caption} of the .txt files below a folder. Raises: UserError for one whose name no path has."""
+    """Returns {path: its caption} of the .txt files below a folder. Raises: UserError for a .txt file without a picture or recording."""
     known: dict[str, str] = {}
     for path in paths:
         stem = str(Path(path).with_suffix(""))
@@ -174,7 +174,7 @@ def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[
 
 
 def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Returns {path: its caption} of a file of lines. Raises: UserError for a wrong line, or a line whose path does not exist."""
+    """Returns {path: its caption} of a .jsonl file. Raises: UserError for a wrong line, or a line whose file does not exist."""
     found: dict[str, Caption] = {}
     for line in read_lines(file):
         path, text = read_text(line, kind.key, kind), clean(read_text(line, "text", kind))
@@ -197,7 +197,7 @@ def read_text(line: Line, key: str, kind: Kind, default: str | None = None) -> s
 
 def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np.ndarray]:
     """Returns {split: positions of its pairs, int64}. A group belongs to one split. Raises: UserError if a split is empty."""
-    # The group is hashed and not the picture. Otherwise a model could know a held-out drawing from a variant of it.
+    # The group is hashed and not the file. Otherwise a model could know a held-out drawing from a variant of it.
     split = np.array([split_by_hash(pair.group, held_out) for pair in pairs])
     found = {each: np.flatnonzero(split == each) for each in SPLITS}
     for each, positions in found.items():

@@ -99,7 +99,7 @@ def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> 
     """Returns the table with new sums of these files, read in threads."""
     size = int(now[stale, 0].sum())
     if size > MIN_SAID:
-        note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, for sums of their content")
+        note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, to hash their content")
 
     def read(i: int) -> bytes | None:
         try:

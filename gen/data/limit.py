@@ -25,7 +25,7 @@ WRITING = ".writing-"
 LEFT_SECONDS = 86_400
 """A folder with this prefix that is older was left by a process that was killed."""
 PROGRAMS, OLD_PROGRAMS = "programs-", "compiled-"
-"""Prefixes of the folders of compiled programs. Older versions wrote the second, by JAX itself."""
+"""Prefixes of the folders of compiled programs. The second is from older versions of gen, in which JAX wrote the files itself."""
 KEY = re.compile(r"[0-9a-f]{64}")
 """Names of the entries that gen makes. Other programs may call `load_or_make` with other names."""
 LIMIT = "limit.json"

@@ -34,7 +34,7 @@ PREFIX = {"train": "train", "test": "t10k"}
 SIDE = 28  # pixels
 CLASSES = 10
 READ_BYTES = 2**20  # bytes of an IDX file that are read at once
-MAX_RATIO = 1032  # deflate can't pack more bytes into one
+MAX_RATIO = 1032  # the largest compression ratio of deflate
 
 
 @dataclass(frozen=True)

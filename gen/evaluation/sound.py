@@ -72,7 +72,7 @@ class SoundSubject(ImageSubject):
 
 @dataclass(frozen=True, eq=False)
 class CaptionedSound(SoundSubject, CaptionedSubject):
-    """A run on recordings with texts. If its model reads texts, it speaks the held-out ones."""
+    """A run on recordings with texts. If the model reads texts, it speaks the texts of the held-out split."""
 
     medium = "sound with texts"
 

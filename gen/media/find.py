@@ -9,7 +9,7 @@ from gen.media.image import IMAGE
 from gen.media.text import TEXT
 
 MEDIA: tuple[Medium, ...] = (TEXT, IMAGE, SOUND)
-"""Media that are chosen by the features of the data. The first one that fits is taken."""
+"""Media that are found by the names of their features, in this order."""
 
 
 def find_medium(data: Data, spec: Spec) -> Medium:
@@ -20,7 +20,7 @@ def find_medium(data: Data, spec: Spec) -> Medium:
     named = data.medium()
     if named is not None:
         return named
-    # Tokens of a grid are not text. Only the data know their meaning.
+    # Tokens of a grid are no text. What they mean is up to the data.
     fitting = (
         medium for medium in MEDIA if next(iter(medium.features)) in spec and not (medium is TEXT and is_grid(spec))
     )

@@ -35,7 +35,8 @@ class ImageOptions:
     """Inputs to the model, such as pictures and prompts, and the additional files that are written."""
 
     image: str | None = None
-    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode. For a run on pairs: the source to translate."""
+    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode. For a run on pairs: the source to
+    translate."""
     mask: str | None = None
     """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

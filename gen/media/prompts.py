@@ -1,4 +1,4 @@
-"""Prompts as captions, for models that read captions."""
+"""Encodes prompts as captions, for models that read captions."""
 
 from __future__ import annotations
 

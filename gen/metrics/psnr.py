@@ -7,9 +7,9 @@ import numpy as np
 from gen.metrics.images import ImageSet
 
 ROUNDING = 1 / 12
-"""Mean squared error of rounding to 8 bits. No pair has less, so that equal images do not have an infinite ratio."""
+"""Mean squared error of rounding to 8 bits. It is the lower bound on the error of a pair, so that equal images have a finite ratio."""
 QUERY_CHUNK = 100
-"""Sources whose neighbours are searched at a time."""
+"""Number of sources whose neighbours are searched at a time."""
 
 
 def psnr(images: np.ndarray, targets: np.ndarray) -> float:

@@ -70,7 +70,7 @@ class UNet(Architecture):
             )
         if min(shape[:2]) < self.patch * 2 ** (len(self.widths) - 1):
             raise UserError(
-                f"{len(self.widths)} stages halve {shape[0]}x{shape[1]} pixels to nothing; use fewer widths"
+                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages, each of which halves them; use fewer widths"
             )
         return Trunk(self, shape, dtypes)
 

@@ -203,7 +203,7 @@ class Residual(Architecture):
     def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: Dtypes) -> Decoder:
         if min(shape[:2]) < 2 ** len(self.widths):
             raise UserError(
-                f"{len(self.widths)} stages halve {shape[0]}x{shape[1]} pixels to nothing; use fewer widths"
+                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages, each of which halves them; use fewer widths"
             )
         trunk = ResidualUp(self.widths, self.blocks, shape, self.activation, dtypes)
         return Decoder(trunk, latents, self.hidden, self.activation, dtypes)

@@ -28,11 +28,11 @@ GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
 
 @dataclass(frozen=True)
 class SoundOptions:
-    """What samples say, and a recording that they continue, or whose gap they fill."""
+    """Text for the samples to speak, and a recording that they continue, or whose gap they fill."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text that is spoken, for a model of recordings with texts. Repeat the option for more: samples take them in turn. None: texts
-    of validation examples."""
+    """Text to speak, for a model of recordings with texts. Repeat the option for several texts, which samples use in turn. Default:
+    texts of validation examples."""
     audio: Path | None = None
     """A sound file that the samples begin with. They continue it up to the length of the model's windows, or fill its gap (--gap)."""
     gap: str | None = None

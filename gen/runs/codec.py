@@ -34,7 +34,7 @@ FILE, WEIGHTS = "codec.json", "codec.npz"
 FORMAT = 1
 """Version of codec.json."""
 MAX_WEIGHT_BYTES = 2**28
-"""Upper bound on the bytes of codec.npz, the same as for every file that a data set adds to a run."""
+"""Bytes of the weights, as many as a file that a data set leaves in a run may have."""
 SCALE = "scale"
 """Name of the number by which latents are divided."""
 

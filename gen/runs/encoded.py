@@ -125,9 +125,9 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
-    """Returns {split: codes} with the labels and captions of the codes, and the "scale" of latents.
+    """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
 
-    Tokens are uint16, and latents float16. "train" has the first form of all images, then the second form of all images, and so on.
+    Tokens are uint16, and latents float16.
     """
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]

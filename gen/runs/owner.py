@@ -85,7 +85,7 @@ def check_config(workdir: Path, content: Mapping[str, Any], config: Config) -> N
         return
     if configs.identity_changed(content["identity"], content["config"], config):
         raise UserError(
-            f"{path} has changed since gen wrote it: and its identity does not fit its config; the fix: restore it from a copy "
+            f"{path} has changed since gen wrote it: its identity does not fit its config; the fix: restore it from a copy "
             "of the run"
         )
     if "sha256" in content:

@@ -139,9 +139,9 @@ class TrainedRun:
         data = self.config.data
         if data_dir is not None and any(hasattr(each, "data_dir") for each in (data, getattr(data, "data", None))):
             changes["data_dir"] = data_dir
-        # A tokenizer that was trained on the data is trained again. Any other is read from the run: its file may be gone.
+        # If the tokenizer was trained on the data, it is trained again. Otherwise it is read from the run, because its file may be gone.
         was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
-        # A stranger's config must not make gen read another run, so codes are always made by the copy.
+        # A stranger's config must not make gen read another run, so examples are always encoded by the run's copy of the tokenizer.
         if isinstance(data, Encoded) or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
             changes["tokenizer"] = str(self.workdir)
         found = _with_changes(data, changes).build()
@@ -191,7 +191,7 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
     Raises: UserError if there is no run, or if its config.json, spec.json or tokenizer.json is damaged, or has changed since its
     checkpoints were saved.
     """
-    # Before the first array is made, since the settings are fixed then.
+    # JAX must be started before the first array is made, because its settings are fixed from then on.
     backend.start_backend(Parallel())
     config, facts = directory.read_config(workdir, trust)
     spec = directory.read_spec(workdir)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 START = 50
 """Number of values that must be known before a value can be far from its history."""
 MEMORY = 200
-"""Number of values that the running means remember, roughly."""
+"""Approximate number of values over which the running means average."""
 MAX_DEVIATIONS = 20.0
 """A loss is far outside its history if it is this number of standard deviations above it."""
 MIN_JUMP = 0.1
@@ -44,7 +44,8 @@ class Level(NamedTuple):
     low: float = 0.0
     """Lowest mean so far."""
     high: float = 0.0
-    """Running mean after START values. For a number that may climb: the highest running mean since then."""
+    """Running mean after START values, or the first value if a loss has not fallen by then. For a number that may climb: the highest
+    running mean since then."""
     noise: float = 0.0
     """Standard deviation of the values when the mean was lowest. 0: not known."""
     above: int = 0

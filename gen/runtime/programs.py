@@ -35,7 +35,7 @@ class Programs:
             content = files.read_bytes(path)
             sum_, program = content[:SUM_BYTES], content[SUM_BYTES:]
             if hashlib.sha256(program).digest() != sum_:
-                raise UserError(f"{path} has another content than its sum says" if content else f"{path} is empty")
+                raise UserError(f"{path} does not match its hash" if content else f"{path} is empty")
         except FileNotFoundError:
             return None
         except (OSError, UserError) as error:

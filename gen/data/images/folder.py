@@ -230,7 +230,7 @@ def find_reason(path: Path) -> str:
         pixels.read_header(path, thorough=True)
     except ValueError as error:
         return str(error)
-    # The survey may come from the cache, or the file system may have failed only once.
+    # The file can be read now. The survey may come from the cache, or the file system may have failed for a moment.
     return "could not be read when the folder was first surveyed"
 
 

@@ -88,7 +88,7 @@ class Likelihood:
 
     @property
     def mismatch(self) -> str | None:
-        """Reason why the likelihood of these examples is not reported. None: it is reported."""
+        """Why the density of these examples is not reported. None: it is."""
         if self.feature.levels is not None and not self.feature.dequantized:
             return "a flow is a density, and the pixels are discrete; --data.dequantize makes them continuous"
         return None

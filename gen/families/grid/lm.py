@@ -57,7 +57,7 @@ class CausalGrids:
         # Step t reads cell t - 1, or the last token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
         output, _ = self.network.read(params, inputs, self.network.positions[:-1], keys)
-        # The outputs at the caption predict nothing. The output at the label predicts the first cell.
+        # The tokens of a caption are read and not predicted.
         output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 

@@ -63,7 +63,7 @@ class Request(GridRequest):
     """confidence: a turn keeps the cells of which the model is most certain, few in the first turns (Chang et al. 2022). random: a turn
     keeps random cells, on average the same number in each turn."""
     noise: float = 4.5
-    """Order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
+    """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
     mode: Literal["generate", "inpaint"] = "generate"
     """`generate`: whole grids. `inpaint`: writes the cells of --image that have a white pixel of --mask."""
 

@@ -46,7 +46,7 @@ class Coder:
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
         encoder_key, decoder_key = jax.random.split(key)
-        # Shapes are enough: Flax draws the parameters from the keys.
+        # Flax only uses the shapes of these inputs.
         x, z = jnp.zeros((1, *self.example.shape)), jnp.zeros((1, *self.grid, self.bottleneck.channels))
         found = {
             "encoder": self.encoder.init(encoder_key, x).get("params"),

@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
     arch: Architecture
     causal: bool
-    """Whether no position sees later positions. The mask has the same information, but with this flag a kernel can skip the hidden half."""
+    """Whether no position sees later positions. The mask says the same, but with this flag a kernel can skip the hidden half."""
     dtypes: Dtypes
 
     @nn.compact
