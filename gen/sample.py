@@ -156,6 +156,7 @@ def make_outputs(
     """
     # The medium reads the run through a view. Training has the same view, so it shows samples in the same way.
     view = run.view()
+    options = medium.complete(options, request, view)
     medium.check(options, request, view)
     given = medium.give(options, view)
     arrays = run.generate(step, seed, request, given.arrays, given.functions, base)

@@ -20,6 +20,7 @@ from gen.config import Config
 from gen.data.audio import Audio, Transcribed
 from gen.data.images import Images
 from gen.data.images.captions import Captioned
+from gen.data.music import Music
 from gen.data.text import Text
 from gen.media.audio import encode_wav
 
@@ -202,6 +203,8 @@ def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_fac
             )
         elif isinstance(data, Audio):
             data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
+        elif isinstance(data, Music):
+            data = replace(data, name="canons", frames=16, excerpt=data.excerpt and 8)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink

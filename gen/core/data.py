@@ -92,6 +92,10 @@ class Medium:
         """Returns the options with the content of the files that they name, so that a manifest holds everything."""
         return options
 
+    def complete(self, options: Any, request: Any, run: RunView) -> Any:
+        """Returns the options with those that the request decides, for `check`, `give` and `show`. request: of the family."""
+        return options
+
     def check(self, options: Any, request: Any, run: RunView) -> None:
         """Raises: UserError if the options have an input that the request does not use, or lack one that it needs. request: of the family."""
 

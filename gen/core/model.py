@@ -117,6 +117,10 @@ class Request:
     `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known.
     "source", like "image", is for runs of pairs. Without it, validation examples are translated."""
 
+    scores: ClassVar[tuple[str, ...]] = ()
+    """Values of the field `mode` that take a score: --midi of sample.py. In `given` of `generate` it is "tokens", and "known" says which
+    of them are kept."""
+
     n: int = 64
     """Number of samples."""
 

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple, cast
 
 from gen.core import Dataset
 from gen.errors import UserError
-from gen.evaluation import captions, images, pairs, texts
+from gen.evaluation import captions, images, music, pairs, texts
 from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
+from gen.evaluation.music import MusicSubject
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
 from gen.evaluation.sound import CaptionedSound, SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
+from gen.media.music import is_score
 from gen.metrics.images import has_sources
 from gen.runs.trained import TrainedRun, open_run
 
@@ -31,7 +33,7 @@ SUBJECTS: dict[str, type[Subject]] = {
     "tokens": TextSubject,
 }
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
-METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS)
+METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS, *music.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 
@@ -109,6 +111,8 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
     if kind is ImageSubject and has_sources(data.spec):
         kind = PairSubject
+    if kind is TextSubject and is_score(data.spec):
+        kind = MusicSubject
     # Sound with texts has both features, and is compared by its spectrograms.
     if kind is CaptionedSubject and "audio" in data.spec:
         kind = CaptionedSound

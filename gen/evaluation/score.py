@@ -25,10 +25,10 @@ class Options:
     """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
     metrics: tuple[str, ...] | None = None
     """Metrics to compute: tstr, frechet, kid, inception or prdc for images, captions for images of captions, psnr for pairs,
-    likelihood or labels for texts, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
+    likelihood or labels for texts, likelihood, voices or rules for scores, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
     that apply."""
     n: int | None = None
-    """Number of images to generate, or to take from a folder. None: 10,000, or as many as there are training images, or images
+    """Number of images or scores to generate, or of images to take from a folder. None: 64 scores; 10,000 images, or as many as there are training images, or images
     in the smallest folder, if that is fewer."""
     seed: int = 0
     """Seed of the generated images and of their labels, and of the choice of shots."""

@@ -1,7 +1,7 @@
-"""Kinds of samples: how people see them, and what they give to a model. The only place that asks "image, text or sound?".
+"""Kinds of samples: how people see them, and what they give to a model. The only place that asks "image, text, sound or score?".
 
 `find_medium` returns the medium of a run: the one that its data name, otherwise the one of its features: texts for
-"tokens", images for "image", sounds for "audio", plain arrays for anything else.
+"tokens", images for "image", sounds for "audio", scores for "tokens" of a time and a voice, plain arrays for anything else.
 
 To add a medium, write one file. In a fork it can lie anywhere:
 

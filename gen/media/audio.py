@@ -60,7 +60,7 @@ class Sounds(Medium):
             return Shown(files)
         stems = name_samples(len(audio), labels, names)
         files |= {f"{FILES}/{stem}.wav": encode_wav(x, rate) for stem, x in zip(stems, audio, strict=True)}
-        files["samples.html"] = make_page(stems, columns).encode()
+        files["samples.html"] = make_page(stems, columns, "waveforms and log-mel spectrograms").encode()
         arrays = {"label_names": np.array(names)} if names and labels is not None else {}
         return Shown(files, arrays)
 
@@ -120,8 +120,8 @@ def _log_mels(rate: int, mel: Mel) -> Any:
     return jax.jit(lambda x: log_mels(x, rate, mel))
 
 
-def make_page(stems: Sequence[str], columns: int) -> str:
-    """Returns an HTML page with the sheet, and a player for each file of samples/."""
+def make_page(stems: Sequence[str], columns: int, sheet: str) -> str:
+    """Returns an HTML page with the sheet, and a player for each file of samples/. sheet: what it shows."""
     players = [
         f'<figure><audio controls preload="none" src="{FILES}/{html.escape(stem)}.wav"></audio>'
         f"<figcaption>{html.escape(stem)}</figcaption></figure>"
@@ -132,7 +132,7 @@ def make_page(stems: Sequence[str], columns: int) -> str:
         [
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>samples</title>',
             f"<style>body {{ font-family: sans-serif }} audio {{ width: 160px }} {style}</style></head><body>",
-            '<img src="samples.png" alt="waveforms and log-mel spectrograms"><main>',
+            f'<img src="samples.png" alt="{html.escape(sheet)}"><main>',
             *players,
             "</main></body></html>\n",
         ]

@@ -110,6 +110,8 @@ def check_pictures(request: Request, image: str | None, mask: str | None, paired
     """
     modes = request.pictures
     mode = getattr(request, "mode", "generate")
+    if mode in request.scores and mode not in modes:
+        raise UserError(f"mode {mode} is for scores, and the run has pictures; choose another --mode")
     taken = modes.get(mode, ())
     # The image may be the source of a pair. Without it, validation examples are translated.
     is_source = paired and "source" in taken

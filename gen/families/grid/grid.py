@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax.numpy as jnp
 
@@ -81,8 +81,14 @@ class Grid:
         return self.caption.shape[0] if self.caption else 0
 
     def split(self, tokens: Array) -> Array:
-        """Returns grids [B, *shape] as cells, int32 [B, T, J]."""
-        return tokens.reshape(len(tokens), self.length, self.count).astype(jnp.int32)
+        """Returns grids [B, *shape], or the beginnings of grids along the first axis, as cells, int32 [B, T, J]."""
+        return tokens.reshape(len(tokens), -1, self.count).astype(jnp.int32)
+
+    def weights(self, batch: Batch) -> Array:
+        """Returns batch["counted"] as weights of cells, at least float32 [B, T, J]."""
+        counted = batch["counted"]
+        weights = counted.reshape(len(counted), -1, self.count)
+        return weights.astype(jnp.promote_types(counted.dtype, jnp.float32))
 
     def join(self, cells: Array) -> Array:
         """Returns cells [B, T, J] as grids, [B, *shape]."""
@@ -200,22 +206,64 @@ def count_pixels(tokens: Feature) -> int | None:
     return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
 
 
-def measure_grids(grid: Grid, nats: Array, name: str) -> tuple[Array, Metrics]:
+def grid_protocol(grid: Grid, tokens: Mapping[str, object], name: str) -> dict[str, dict[str, object]]:
+    """Returns the protocols of the metrics of `measure_grids`. tokens: how the nats of a token are estimated. name: of those of a grid."""
+    found = {"loss": {**tokens}, name: {**tokens, "unit": "nats"}}
+    return found if grid.pixels is None else found | {"bits_per_dim": {**tokens, "of": name}}
+
+
+COUNTED = "counted_tokens"
+"""Name of the number of tokens of a grid that count, for `mean_over_tokens`. No metric has it."""
+
+
+def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
+    """Returns the nats [B, T, J] without those of tokens that do not count. They are 0 in batch["counted"], if the data have it."""
+    return nats * grid.weights(batch) if "counted" in batch else nats
+
+
+def mean_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
+    """Returns the mean of nats [B, T, J] over the tokens of each example that count, [B]."""
+    if "counted" not in batch:
+        return nats.mean((1, 2))
+    weights = grid.weights(batch)
+    return (nats * weights).sum((1, 2)) / jnp.maximum(weights.sum((1, 2)), 1)
+
+
+def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Array, Metrics]:
     """Returns each grid's nats per token [B], and {name: its nats [B], "bits_per_dim": the same per pixel if it has pixels}.
 
-    nats: [B, T, J].
+    nats: [B, T, J]. If only some tokens count, the metrics also have their number, COUNTED.
     """
-    total = nats.sum((1, 2))
+    total = weigh_tokens(grid, batch, nats).sum((1, 2))
     metrics = {name: total}
     if grid.pixels is not None:
         metrics["bits_per_dim"] = total / (math.log(2) * grid.pixels)
-    return nats.mean((1, 2)), metrics
+    if "counted" in batch:
+        metrics[COUNTED] = grid.weights(batch).sum((1, 2))
+    return mean_tokens(grid, batch, nats), metrics
+
+
+def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
+    """Returns the metrics of a split. "loss" is the mean over all of its tokens that count, however they are divided among grids.
+
+    name: of the nats of a grid.
+    """
+    metrics = core.means(sums)
+    counted = metrics.pop(COUNTED, None)
+    return metrics if counted is None else metrics | {"loss": metrics[name] / counted}
 
 
 @dataclass(frozen=True)
 class GridRequest(LabelRequest, Filters):
     """Which grids to generate."""
 
+    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
+    scores: ClassVar[tuple[str, ...]] = ("continue", "harmonize", "inpaint")
+
+    mode: Literal["generate", "continue", "harmonize", "inpaint"] = "generate"
+    """generate: whole grids. continue: what follows the score of --midi. harmonize: the other voices to the first one of --midi. inpaint:
+    the cells of --image that have a white pixel of --mask, or the part of --midi that --write and --gap name. A causal model does not
+    see what follows a gap. A masked one does."""
     guidance: float = 1.0
     """Weight w of the label: tokens are drawn from the logits u + w (c - u), where c has the label and u does not (Ho and Salimans
     2022). Above 1, samples are more typical of their class and less varied. 0: the label has no effect."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.families import learner
 from gen.families.conditions import Condition
-from gen.families.grid.grid import GridModel, GridRequest, measure_grids
+from gen.families.grid.grid import GridModel, GridRequest, grid_protocol, mean_over_tokens, mean_tokens, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
 from gen.families.language import losses
 from gen.networks.transformer import RULES, Cache
@@ -24,11 +25,15 @@ Carry = tuple[Array, Cache | None]
 class GridLM(GridModel):
     """A causal model of grids. Its likelihood is exact."""
 
+    def causal(self, spec: Spec) -> CausalGrids:
+        """Returns the functions of the model for grids of this spec. Raises: UserError if the data don't fit this config."""
+        return CausalGrids(self, make_network(self, self.grid(spec), causal=True))
+
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
-        model = CausalGrids(self, make_network(self, self.grid(spec), causal=True))
+        model = self.causal(spec)
         exact = {"tokens": "each given the tokens before it", "conditional": self.conditional}
-        return learner.family(
+        built = learner.family(
             self,
             steps,
             init=model.network.init,
@@ -37,8 +42,9 @@ class GridLM(GridModel):
             sample=model.sample,
             request=GridRequest,
             rules=RULES,
-            protocol={"loss": exact, "nll": exact | {"unit": "nats"}, "bits_per_dim": exact | {"of": "nll"}},
+            protocol=grid_protocol(model.network.grid, exact, "nll"),
         )
+        return built._replace(summarize=partial(mean_over_tokens, name="nll"))
 
 
 @dataclass(frozen=True)
@@ -56,22 +62,22 @@ class CausalGrids:
         front = self.network.grid.front(len(cells), condition)
         # Step t reads cell t - 1, or the last token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
-        output, _ = self.network.read(params, inputs, self.network.positions[:-1], keys)
+        output, _ = self.network.read(params, inputs, self.network.positions[: inputs.shape[1]], keys)
         # The tokens of a caption are read and not predicted.
         output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
+        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
         label_keys, dropout_keys = split_keys(keys, 2)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, dropout_keys)
-        return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
+        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch))
-        return measure_grids(self.network.grid, nats, "nll")
+        return measure_grids(self.network.grid, batch, nats, "nll")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
         """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.

@@ -7,9 +7,9 @@ A grid is sampled in a few turns. A turn draws many cells at once, which may lie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.errors import check_not_negative, check_positive
 from gen.families import learner
 from gen.families.conditions import Condition
-from gen.families.grid.grid import GridModel, GridRequest, measure_grids
+from gen.families.grid.grid import GridModel, GridRequest, grid_protocol, mean_over_tokens, mean_tokens, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
 from gen.families.language import losses
 from gen.networks.transformer import RULES
@@ -34,7 +34,7 @@ class GridMLM(GridModel):
         model = MaskedGrids(self, make_network(self, self.grid(spec), causal=False))
         how = "a fraction of the cells drawn from [0, 1] masked, one draw per grid"
         bound = {"tokens": how, "conditional": self.conditional}
-        return learner.family(
+        built = learner.family(
             self,
             steps,
             init=model.network.init,
@@ -43,19 +43,14 @@ class GridMLM(GridModel):
             sample=model.sample,
             request=Request,
             rules=RULES,
-            protocol={
-                "loss": bound,
-                "nll_bound": bound | {"unit": "nats"},
-                "bits_per_dim": bound | {"of": "nll_bound"},
-            },
+            protocol=grid_protocol(model.network.grid, bound, "nll_bound"),
         )
+        return built._replace(summarize=partial(mean_over_tokens, name="nll_bound"))
 
 
 @dataclass(frozen=True)
 class Request(GridRequest):
     """Which grids to generate."""
-
-    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
 
     turns: int = 12
     """Number of passes over the grid. Each pass writes some of the unknown cells."""
@@ -64,8 +59,6 @@ class Request(GridRequest):
     keeps random cells, on average the same number in each turn."""
     noise: float = 4.5
     """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
-    mode: Literal["generate", "inpaint"] = "generate"
-    """`generate`: whole grids. `inpaint`: writes the cells of --image that have a white pixel of --mask."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,12 +93,12 @@ class MaskedGrids:
     config: GridMLM
     network: GridNetwork
 
-    def draw_masks(self, keys: Key) -> Masks:
-        """Masks a random fraction t ~ U[0, 1] of the cells of each example. keys: [B].
+    def draw_masks(self, keys: Key, length: int) -> Masks:
+        """Masks a random fraction t ~ U[0, 1] of the cells of each example. keys: [B]. length: number of cells.
 
         The nats of the masked cells, weighted with 1 / t, are on average an upper bound on -log p(grid).
         """
-        length, dtype = self.network.grid.length, self.config.real_dtype()
+        dtype = self.config.real_dtype()
 
         def draw(key: Key) -> tuple[Array, Array]:
             rate_key, choice_key = jax.random.split(key)
@@ -123,7 +116,7 @@ class MaskedGrids:
         """
         shown = jnp.where(masked[..., None], self.network.grid.mask, cells)
         read = jnp.concatenate([front, shown], axis=1)
-        output, _ = self.network.read(params, read, self.network.positions, keys)
+        output, _ = self.network.read(params, read, self.network.positions[: read.shape[1]], keys)
         return output[:, front.shape[1] :]
 
     def nats(
@@ -133,24 +126,25 @@ class MaskedGrids:
 
         mask_keys: [B]. keys: dropout keys [B].
         """
-        grid, masks = self.network.grid, self.draw_masks(mask_keys)
+        grid = self.network.grid
         cells = grid.split(batch["tokens"])
+        masks = self.draw_masks(mask_keys, cells.shape[1])
         output = self.output(params, grid.front(len(cells), condition), cells, masks.chosen, keys)
         nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
         # The bound is a sum over the masked cells alone.
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
+        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, mask_keys, dropout_keys)
-        return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
+        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch), keys)
-        return measure_grids(self.network.grid, nats, "nll_bound")
+        return measure_grids(self.network.grid, batch, nats, "nll_bound")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
         """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
