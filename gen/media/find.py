@@ -10,7 +10,7 @@ from gen.media.music import SCORES, is_score
 from gen.media.text import TEXT
 
 MEDIA: tuple[Medium, ...] = (TEXT, IMAGE, SOUND, SCORES)
-"""Media that are found by the names of their features, in this order."""
+"""Media that are chosen by the features of the data. The first one that fits is taken."""
 
 
 def find_medium(data: Data, spec: Spec) -> Medium:

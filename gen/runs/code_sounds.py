@@ -30,14 +30,14 @@ GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
 class SoundOptions:
     """Text for the samples to speak, and a recording that they continue, or whose gap they fill."""
 
-    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to speak, for a model of recordings with texts. Repeat the option for several texts, which samples use in turn. Default:
-    texts of validation examples."""
     audio: Path | None = None
     """A sound file that the samples begin with. They continue it up to the length of the model's windows, or fill its gap (--gap)."""
     gap: str | None = None
     """Part of the file to replace, in seconds: FROM:TO, such as 0.3:0.6, or 0.3: for everything after 0.3 seconds. A masked model also
     reads what follows the gap, and a causal model does not."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to speak, for a model of recordings with texts. Repeat the option for several texts, which samples use in turn. Default:
+    texts of validation examples."""
     content: tyro.conf.Suppress[str] = ""
     """Content of the file, in base64, as a manifest keeps it."""
 

@@ -73,7 +73,7 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # For tokens the scale is 1.
+        # The scale of tokens is 1.
         scale = float(arrays["scale"])
         kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(

@@ -63,7 +63,7 @@ class CausalGrids:
         # Step t reads cell t - 1, or the last token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
         output, _ = self.network.read(params, inputs, self.network.positions[: inputs.shape[1]], keys)
-        # The tokens of a caption are read and not predicted.
+        # The outputs at the caption predict nothing. The output at the label predicts the first cell.
         output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 

@@ -58,7 +58,7 @@ class Request(GridRequest):
     """confidence: a turn keeps the cells of which the model is most certain, few in the first turns (Chang et al. 2022). random: a turn
     keeps random cells, on average the same number in each turn."""
     noise: float = 4.5
-    """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
+    """Order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
 
     def __post_init__(self):
         super().__post_init__()
