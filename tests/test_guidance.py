@@ -1,4 +1,4 @@
-"""benchmarks.guidance and benchmarks.samplers: their tables, their pictures and their errors."""
+"""benchmarks.guidance, samplers and inpainting: their tables, their pictures and their errors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import digamma
 
-from benchmarks import growth, guidance, requests, samplers
+from benchmarks import growth, guidance, inpainting, requests, samplers
 from gen import core
 from gen.core import Dataset, Feature
 from gen.data.arrays import from_arrays
@@ -20,9 +21,10 @@ from gen.errors import UserError
 from gen.evaluation import image_subject, images
 from gen.evaluation.image_subject import ImageSubject
 from gen.families import flow
+from gen.families.flow import sampling
 from gen.families.labels import labels_to_generate
 from gen.metrics.classifier import Recipe, classifier_features
-from gen.metrics.images import read_training, to_float
+from gen.metrics.images import read_split, read_training, to_float
 
 SMALL = Recipe((), (16,), steps=100, batch_size=64, learning_rate=3e-3, weight_decay=0.1)
 
@@ -67,6 +69,8 @@ def stub(data: Dataset, generate: Any, request: type) -> Any:
         reference=dict,
         to_images=same,
         spec=data.spec,
+        config=SimpleNamespace(data=core.Data()),
+        view=lambda: SimpleNamespace(spec=data.spec),
         restore=lambda *_: 0,
     )
 
@@ -83,7 +87,7 @@ def flowing(data: Dataset) -> Any:
 
     def generate(state: Any, key: jax.Array, given: Any, request: flow.Request) -> dict[str, jax.Array]:
         noise = jax.random.normal(key, (request.n, 4, 4, 1))
-        return {"samples": flow.sampling.generate(velocity, noise, request)}
+        return {"samples": sampling.generate(velocity, noise, request)}
 
     return stub(data, generate, flow.Request)
 
@@ -136,11 +140,60 @@ def test_samplers_are_compared_by_their_evaluations(small, tmp_path, monkeypatch
     assert all((drawn == color).all(-1).any() for color in growth.COLORS)
 
 
+def completing(data: Dataset) -> Any:
+    """A run that fills the hidden pixels with the mean of the known ones, and noise."""
+
+    def generate(state: Any, key: jax.Array, given: Any, request: flow.Request) -> dict[str, jax.Array]:
+        if request.mode != "inpaint":
+            return {"samples": jnp.zeros((request.n, 4, 4, 1))}
+        x, mask = given["image"], given["mask"]
+        assert x.shape == (request.n, 4, 4, 1)
+        mean = (x * mask).sum((1, 2, 3), keepdims=True) / mask.sum()
+        return {"samples": jnp.broadcast_to(mean, x.shape) + 0.2 * jax.random.normal(key, x.shape)}
+
+    return stub(data, generate, flow.Request)
+
+
+def test_completions_are_compared_with_the_nearest_images(small, tmp_path, monkeypatch, capsys):
+    data, out = two_classes(), tmp_path / "inpainting.png"
+    monkeypatch.setattr(inpainting, "open_subject", lambda _, options: ImageSubject(completing(data), 1, data, options))
+    monkeypatch.setattr(inpainting, "CHUNK", 16)
+    inpainting.main(Path("run"), n=50, out=out)
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line[0] == "|"][2:]
+    assert [name for name, *_ in rows] == ["8 samples", "nearest 5 training images", "real"]
+    found = {name: [float(x) for x in row if x] for name, *row in rows}
+    # The pixels of an image differ from its mean by 20 levels, and the mean of 8 samples by 0.2 * 127.5 / sqrt(8) more.
+    error = 20**2 + (0.2 * 127.5) ** 2 / 8 + 20**2 / 12
+    # The mean of the logarithm of a chi-squared number with 4 degrees of freedom, relative to that of its mean.
+    bias = 10 / np.log(10) * (digamma(2) - np.log(2))
+    assert found["8 samples"][0] == pytest.approx(10 * np.log10(255**2 / error) - bias, abs=0.8)
+    images, known = read_split(data, "test").image[:50, ..., 0], read_training(data, 200).image[..., 0]
+    hidden = np.pad(np.ones((2, 2), bool), 1)
+    distance = np.square((images[:, None] - known[None].astype(np.float64)) * ~hidden).sum((2, 3))
+    nearest = known[np.argsort(distance, axis=1)[:, :5]].mean(1)
+    ratios = 10 * np.log10(255**2 / np.square((nearest - images) * hidden).sum((1, 2)) * 4)
+    assert found["nearest 5 training images"][0] == pytest.approx(ratios.mean(), abs=0.02)
+    assert min(min(row[-2:]) for row in found.values()) > 0.9
+    # Eight rows of twelve columns: hidden, real, mean, samples, and mean of the nearest.
+    assert np.asarray(Image.open(out)).shape[1] > 400
+
+
 def test_a_run_without_samplers_is_one_short_error(monkeypatch, tmp_path):
     data = two_classes()
     monkeypatch.setattr(samplers, "open_subject", lambda _, options: ImageSubject(guided(data), 1, data, options))
     with pytest.raises(UserError, match="choose a flow"):
         samplers.main(Path("run"), out=tmp_path / "samplers.png")
+
+
+def test_a_run_that_completes_nothing_is_one_short_error(monkeypatch):
+    data = two_classes()
+    monkeypatch.setattr(inpainting, "open_subject", lambda _, options: ImageSubject(guided(data), 1, data, options))
+    with pytest.raises(UserError, match="completes no images"):
+        inpainting.main(Path("run"))
+    run, unlabelled = completing(data), data._replace(spec={"image": data.spec["image"]})
+    monkeypatch.setattr(inpainting, "open_subject", lambda _, options: ImageSubject(run, 1, unlabelled, options))
+    with pytest.raises(UserError, match="have no classes"):
+        inpainting.main(Path("run"))
 
 
 def test_a_run_without_classes_is_one_short_error(monkeypatch, tmp_path):

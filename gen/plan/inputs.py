@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from gen.runs.encoded import Encoded, code_feature, convert
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "imagenet2012": 1000, "mnist": 10}
 """{data set of TFDS: number of its classes}."""
-Stored = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+Stored = dict[str, tuple[tuple[int, ...], DTypeLike]]
 """{entry of a batch: (shape of one example, dtype)}."""
 Preprocess = Callable[[Batch, Key, bool], Batch]
 
@@ -80,8 +80,8 @@ def imply_texts(data: Text) -> Dataset | None:
     if data.pairs == "separate" or data.source_length:
         lengths["source"] = data.source_length or data.length
     # The batch also says which tokens count, and how many bytes they stand for.
-    stored = {name: ((length,), np.int32) for name, length in lengths.items()}
-    more = {"bytes": ((), np.int32), "counted": ((data.length + 1,), np.uint8)}
+    stored: Stored = {name: ((length,), np.int32) for name, length in lengths.items()}
+    more: Stored = {"bytes": ((), np.int32), "counted": ((data.length + 1,), np.uint8)}
     spec = {name: Feature((n,), "int32", vocab=vocab, end=0) for name, n in lengths.items()}
     return stand_in(spec, stored | more)
 
@@ -110,7 +110,8 @@ def imply_codes(data: Encoded) -> Dataset | None:
         return None
     code, feature = code_feature(tokenizer.coder(images.spec))
     dtype = np.float16 if feature.vocab is None else np.uint16
-    spec, stored = {code: feature}, {code: (feature.shape, dtype)}
+    spec: dict[str, Feature] = {code: feature}
+    stored: Stored = {code: (feature.shape, dtype)}
     if "label" in images.spec:
         spec["label"], stored["label"] = images.spec["label"], ((), np.int32)
     return stand_in(spec, stored, partial(convert, name=code, scale=1.0))

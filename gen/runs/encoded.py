@@ -22,7 +22,7 @@ from gen.errors import UserError, check_positive
 from gen.families.tokenizer.coder import Coder
 from gen.runs.code_images import CODE_IMAGES
 from gen.runs.code_sounds import CODE_SOUNDS
-from gen.runs.codec import CHUNK_NUMBERS, Codec, open_codec
+from gen.runs.codec import CHUNK_NUMBERS, SCALE, Codec, open_codec
 
 FORMAT = 1
 """Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
@@ -76,8 +76,8 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # The scale of tokens is 1.
-        scale = float(arrays["scale"])
+        # The copy in a run has the scale that its flow was trained with, also if other images are encoded now. That of tokens is 1.
+        scale = codec.scale if SCALE in codec.arrays else float(arrays["scale"])
         kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
             spec={name: feature, **kept},
