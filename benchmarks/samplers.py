@@ -1,6 +1,6 @@
 """Draws quality against evaluations of the network, for each sampler: python -m benchmarks.samplers RUN [--out samplers.png]
 
-RUN is a flow of images or of their latents. Quality is the Frechet distance, in the features of the data's classifier if the data have
+RUN is a flow of images or of their latents. Quality is the Fréchet distance, in the features of the data's classifier if the data have
 labels, and on request TSTR. The numbers are those of gen.evaluate, on the validation split. They are also kept in a .json file next to
 the picture, and a stopped command continues.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from PIL import Image
 
 from benchmarks.growth import panel
 from benchmarks.requests import score_request
@@ -24,7 +25,7 @@ from gen.evaluation.score import Options
 EVALUATIONS = (1, 2, 4, 8, 16, 32)
 COSTS = {"euler": 1, "heun": 2, "multistep": 1}
 """{sampler: evaluations of the network per step}."""
-SHOWN = {"frechet": ("Fr\u00e9chet", "{:.3f}", "frechet_real"), "tstr": ("TSTR", "{:.3f}", "trtr")}
+SHOWN = {"frechet": ("Fréchet", "{:.3f}", "frechet_real"), "tstr": ("TSTR", "{:.3f}", "trtr")}
 """{metric: (title, format, its number for real images)}."""
 
 
@@ -86,7 +87,7 @@ def tabulate(results: Results, metric: str) -> str:
     return table(columns, {} if reference is None else {"real": dict.fromkeys(columns, reference)}, rows)
 
 
-def draw(results: Results, metric: str, title: str):
+def draw(results: Results, metric: str, title: str) -> Image.Image:
     """Returns the diagram of a metric: a line for each sampler, and one for real images. Both axes are logarithmic."""
     _, _, real = SHOWN[metric]
     lines = {name: sorted(line.items()) for name, line in curves(results, metric).items()}

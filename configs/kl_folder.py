@@ -1,6 +1,6 @@
 """An autoencoder with continuous latents (Rombach et al. 2022) on a folder of your pictures, 256x256 in colour: 32x32 latents of 4
-numbers, for latent_flow_folder. The loss is L1, and from step 5,000 on a relativistic discriminator (Huang et al. 2024) too. It has no
-reference score, since the pictures are yours.
+numbers, for latent_flow_folder. The loss is L1, and from step 5,000 on a relativistic discriminator (Huang et al. 2024) too. It has
+no reference score, since the pictures are yours.
 
 python train.py kl_folder --data.name folder:PATH
 Sub-folders are classes, or train, val and test, the splits. Without the splits, 80% of the pictures are trained on and 10% each are

@@ -242,6 +242,12 @@ def test_samples_of_a_latent_flow_are_images(autoencoder, tmp_path, monkeypatch)
     subject = open_subject(path, Options((path,), n=3, request=("steps=2",)))
     assert isinstance(subject, image_subject.ImageSubject)
     assert (subject.generated.image.shape, subject.generated.image.dtype) == ((3, 8, 8, 1), np.uint8)
+    # Other images are encoded in the units of the flow, if its copy is the tokenizer, and are then other data.
+    fewer = replace(DIGITS, train="train[:40]")
+    own, kept = (Encoded(data=fewer, tokenizer=str(each), batch_size=8).build() for each in (autoencoder, path))
+    scales = [codec.read_codec(x.files[codec.FILE], x.files[codec.WEIGHTS], "a run").scale for x in (own, kept)]
+    assert scales[0] != scales[1] == scale and own.digest != kept.digest
+    assert replace(data, tokenizer=str(path)).build().digest == run.trained.facts.data
 
 
 # --- scores ---

@@ -76,8 +76,12 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # The copy in a run has the scale that its flow was trained with, also if other images are encoded now. That of tokens is 1.
-        scale = codec.scale if SCALE in codec.arrays else float(arrays["scale"])
+        # The scale of tokens is 1. The copy in a run has the scale that its flow was trained with. It is kept for other images too, so
+        # that the flow can be fine-tuned, and the data are then other ones.
+        own = float(arrays["scale"])
+        scale = codec.scale if SCALE in codec.arrays else own
+        if scale != own:
+            digest = sha256(digest, str(scale))
         kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
             spec={name: feature, **kept},
