@@ -31,7 +31,7 @@ from gen.errors import UserError, run_command
 from gen.optim import Optimizer, Schedule
 from gen.train import train
 
-PLANNED = ("lm_1b", "lm_7b", "lm_gpt2_small", "sngan_cifar10")
+PLANNED = ("dit_imagenet_256", "kl_imagenet_256", "lm_1b", "lm_7b", "lm_gpt2_small", "sngan_cifar10")
 """Configs that need accelerators."""
 RATES = (1.0, 3.0, 10.0)
 SHARE = 10

@@ -103,6 +103,13 @@ class Family:
             )
         return self
 
+    def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
+        """Returns the parameters of a trained model of this family for the start of another one, whose parameters are shaped as `like`.
+
+        It changes what depends on the data, such as the vectors of classes. By default nothing does. Parameters may be shapes alone.
+        """
+        return params
+
     def with_adapter(self, adapter: Adapter | None) -> Family:
         """Returns this family with its parameters as a fixed base and the adapter, if any, trained. Raises: UserError if it can't."""
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")

@@ -79,11 +79,17 @@ class Images(Medium):
         found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
         if "source" in run.spec and found.keys() == {"image"}:
             found = {"source": found["image"]}
-        elif found.keys() == {"image", "mask"} and "tokens" in run.spec:
-            check_given(found, run.spec["image"].shape)
-            tokens = np.asarray(to_tokens(jnp.asarray(found["image"]), run.spec))
-            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
-        return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
+        return Given({**(self.add_tokens(found, run) or run.reference()), **encode_prompts(options.prompt, run)})
+
+    def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
+        """Returns given pictures [m, H, W, C] and a mask [1, H, W, 1] with "tokens" [m, *grid] and "known" [1, *grid], if the data
+        have patches of pixels. Raises: UserError if they have not the size and the channels of the run.
+        """
+        if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
+            return dict(given)
+        check_given(given, run.spec["image"].shape)
+        tokens = np.asarray(to_tokens(jnp.asarray(given["image"]), run.spec))
+        return {**given, "tokens": tokens, "known": known_cells(given["mask"], tokens.shape[1:])}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
         """Returns samples.png, a grid, and the files that the options ask for.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen.core import Array, Rules
+from gen.core import Array, Params, Rules
 from gen.networks.dtypes import Dtypes
 from gen.networks.embedding import sinusoidal
 from gen.networks.layers import Dense
@@ -20,6 +20,10 @@ TIME_FEATURES = 64
 TIME_FREQUENCY = 64.0
 """Largest angular frequency of the embedding of a time in [0, 1]. MeanFlow differentiates the network with respect to time. The usual
 frequencies of up to 1000 would make this derivative large, and the training unstable."""
+
+
+FIRST, LAST, TABLE = "Dense_1", "Dense_0", "Embed_0"
+"""Names of the layers of a `Velocity` that make its condition: of the time, two, and of the label."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,32 @@ class Velocity(nn.Module):
         """
         # The network reads t and t - r, which is better than t and r (Geng et al. 2025, table 1c).
         times = jnp.concatenate([embed_time(t), embed_time(t - r)], axis=-1)
-        condition = Dense(self.width, **self.dtypes)(nn.silu(Dense(self.width, **self.dtypes)(times)))
+        condition = Dense(self.width, name=LAST, **self.dtypes)(
+            nn.silu(Dense(self.width, name=FIRST, **self.dtypes)(times))
+        )
         if self.classes is not None:
-            condition += nn.Embed(self.classes + 1, self.width, **self.dtypes)(label)
+            condition += nn.Embed(self.classes + 1, self.width, name=TABLE, **self.dtypes)(label)
         if self.encoder is not None:
             condition += self.encoder(caption)
         v = self.trunk(x, nn.silu(condition))
         return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def change_classes(params: Params, like: Params) -> Params:
+    """Returns the parameters of a `Velocity` for another number of classes, with the same velocities if there is no label.
+
+    New classes begin as "no label". Without classes, the vector of "no label" joins the bias before it. Equal numbers of classes are
+    kept as they are. like: parameters, or shapes, of the wanted numbers.
+    """
+    table, wanted = (tree.get(TABLE, {}).get("embedding") for tree in (params, like))
+    if table is wanted is None or (table is not None and wanted is not None and len(table) == len(wanted)):
+        return params
+    others = {name: value for name, value in params.items() if name != TABLE}
+    layer = params[LAST]
+    none = jnp.zeros_like(layer["bias"]) if table is None else table[-1]
+    if wanted is None:
+        return {**others, LAST: {**layer, "bias": layer["bias"] + none}}
+    return {**others, TABLE: {"embedding": jnp.broadcast_to(none, wanted.shape)}}
 
 
 def embed_time(t: Array) -> Array:

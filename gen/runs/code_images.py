@@ -39,14 +39,20 @@ class CodeImages(Medium):
         Raises: UserError for a mask with colours, for a picture that has not the size of the run's images, or for a prompt that the
         run can't read.
         """
-        found = read_pictures(options.image, options.mask)
-        if found.keys() == {"image", "mask"} and "tokens" in run.spec:
-            codec = read_kept_codec(run)
-            check_given(found, codec.coder.example.shape)
-            tokens = np.asarray(jax.jit(codec.encode)(found["image"]))
-            # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
-            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
+        found = self.add_tokens(read_pictures(options.image, options.mask), run)
         return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
+
+    def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
+        """Returns given pictures [m, H, W, C] and a mask [1, H, W, 1] with "tokens" [m, *grid] and "known" [1, *grid], if the codes
+        are tokens. Raises: UserError if they have not the size and the channels of the run's images.
+        """
+        if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
+            return dict(given)
+        codec = read_kept_codec(run)
+        check_given(given, codec.coder.example.shape)
+        tokens = np.asarray(jax.jit(codec.encode)(given["image"]))
+        # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
+        return {**given, "tokens": tokens, "known": known_cells(given["mask"], tokens.shape[1:])}
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Returns the samples with the decoded images float32 [n, *axes, C] as "samples", and the codes as "codes"."""

@@ -9,9 +9,10 @@ The run's config.json and checkpoints hold the SHA-256 of both files, so a chang
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gen import files
 from gen.core import Array, Params
 from gen.data.digest import sha256
 from gen.errors import UserError
+from gen.families.chunks import map_chunks
 from gen.families.tokenizer import Tokenizer
 from gen.families.tokenizer.coder import BOTTLENECK, CODER, Coder
 from gen.runs import base, checkpoint, directory
@@ -35,6 +37,8 @@ FORMAT = 1
 """Version of codec.json."""
 MAX_WEIGHT_BYTES = 2**28
 """Bytes of the weights, as many as a file that a data set leaves in a run may have."""
+CHUNK_NUMBERS = 2**23
+"""Numbers of the examples that are encoded or decoded at a time, which bounds the memory: 42 images of 256x256 in colour."""
 SCALE = "scale"
 """Name of the number by which latents are divided."""
 
@@ -75,7 +79,9 @@ class Codec:
 
     def show(self, codes: Array) -> Array:
         """Returns the images float32 [B, H, W, C] in [-1, 1] of tokens, or of scaled latents."""
-        return self.coder.show(*self.weights, codes if self.coder.codes.vocab else codes * self.scale)
+        codes = codes if self.coder.codes.vocab else codes * self.scale
+        size = max(1, CHUNK_NUMBERS // math.prod(self.coder.example.shape))
+        return map_chunks(partial(self.coder.show, *self.weights), codes, size)
 
     def with_scale(self, scale: float) -> Codec:
         """Returns the codec whose latents are divided by this number."""

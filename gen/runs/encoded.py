@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,15 @@ from gen.data.examples import Examples
 from gen.data.images import Images
 from gen.data.order import Shuffle, permute
 from gen.errors import UserError, check_positive
+from gen.families.tokenizer.coder import Coder
 from gen.runs.code_images import CODE_IMAGES
 from gen.runs.code_sounds import CODE_SOUNDS
-from gen.runs.codec import Codec, open_codec
+from gen.runs.codec import CHUNK_NUMBERS, SCALE, Codec, open_codec
 
 FORMAT = 1
 """Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
 ENCODE_CHUNK = 250
-"""Examples that are encoded at a time."""
+"""Upper bound on the examples that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
 KEPT = ("label", "caption")
 """Features of the images that batches of codes also have."""
@@ -63,9 +65,11 @@ class Encoded(core.Data):
         """
         codec, images = open_codec(files.expand_user(self.tokenizer)), self.data.build()
         _check_shape(codec, images, self.tokenizer)
-        name, feature = code_feature(codec)
+        name, feature = code_feature(codec.coder)
         digest = sha256(f"encoded {FORMAT}", images.digest, codec.digest, str(self.variants))
-        arrays = load_or_make(digest, partial(encode_all, codec, images, self.variants), f"codes by {self.tokenizer}")
+        arrays = load_or_make(
+            digest, partial(encode_all, codec, images, self.variants, self.tokenizer), f"codes by {self.tokenizer}"
+        )
         n = images.sizes["train"]
         examples = Examples(
             sizes=images.sizes,
@@ -73,8 +77,12 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # The scale of tokens is 1.
-        scale = float(arrays["scale"])
+        # The scale of tokens is 1. The copy in a run has the scale that its flow was trained with. It is kept for other images too, so
+        # that the flow can be fine-tuned, and the data are then other ones.
+        own = float(arrays["scale"])
+        scale = codec.scale if SCALE in codec.arrays else own
+        if scale != own:
+            digest = sha256(digest, str(scale))
         kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
             spec={name: feature, **kept},
@@ -89,9 +97,9 @@ class Encoded(core.Data):
         )
 
 
-def code_feature(codec: Codec) -> tuple[str, Feature]:
+def code_feature(coder: Coder) -> tuple[str, Feature]:
     """Returns the name and the feature of the codes."""
-    return ("tokens" if codec.coder.codes.vocab else "latent"), codec.coder.codes
+    return ("tokens" if coder.codes.vocab else "latent"), coder.codes
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
@@ -124,10 +132,12 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
         raise UserError(f"the tokenizer {tokenizer} encodes {kinds[0]} pixels, and the data have {kinds[1]} ones")
 
 
-def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
+def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> Arrays:
     """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
 
     Tokens are uint16, and latents float16.
+
+    tokenizer: its run, for errors. Raises: UserError if a latent is not finite, or if all are equal.
     """
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
@@ -141,8 +151,24 @@ def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
         # The label and the caption of an image are the same in all of its forms.
         arrays |= {f"{split}_{each}": values for each, values in forms[0][1].items()}
     is_latent = arrays["train"].dtype.kind == "f"
+    if is_latent:
+        check_latents(arrays, tokenizer)
     scale = arrays["train"].std(dtype=np.float64) if is_latent else 1.0
     return {**arrays, "scale": np.array(scale, np.float32)}
+
+
+def check_latents(latents: Arrays, tokenizer: str) -> None:
+    """Raises: UserError if a latent of a split is not finite, or if all of the training split are equal."""
+    for split in SPLITS:
+        if bad := int((~np.isfinite(latents[split])).any(tuple(range(1, latents[split].ndim))).sum()):
+            raise UserError(
+                f"the tokenizer {tokenizer} makes latents that are not finite, or over 65,504, of {bad:,} examples of the {split} split; "
+                "train it with a lower learning rate, or a larger weight of its KL"
+            )
+    if latents["train"].min() == latents["train"].max():
+        raise UserError(
+            f"the tokenizer {tokenizer} makes the same latents of all training examples; train it with a smaller weight of its KL"
+        )
 
 
 def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
@@ -160,10 +186,15 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 
     codes: list[np.ndarray] = []
     kept: dict[str, list[np.ndarray]] = {each: [] for each in KEPT if each in images.spec}
-    for batch in images.evaluation(split, min(ENCODE_CHUNK, images.sizes[split])):
+    # Large images are encoded a few at a time, so that they fit in memory.
+    chunk = max(1, min(ENCODE_CHUNK, images.sizes[split], CHUNK_NUMBERS // prod(codec.coder.example.shape)))
+    for batch in images.evaluation(split, chunk):
         # Padding has weight 0.
         real = batch["weight"] > 0
-        codes.append(np.asarray(encode(jax.device_put(batch))).astype(stored)[real])
+        made = np.asarray(encode(jax.device_put(batch)))
+        # `check_latents` reports latents that float16 can't hold.
+        with np.errstate(over="ignore"):
+            codes.append(made.astype(stored)[real])
         for each, values in kept.items():
             values.append(batch[each][real])
     return np.concatenate(codes), {each: np.concatenate(values) for each, values in kept.items()}

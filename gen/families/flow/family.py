@@ -18,7 +18,7 @@ from functools import partial
 import jax
 
 from gen import core
-from gen.core import Batch, GenerativeModel, Key, Spec, State, Sums
+from gen.core import Batch, GenerativeModel, Key, Params, Spec, State, Sums
 from gen.errors import UserError, check_fraction, check_positive
 from gen.families import learner
 from gen.families.conditions import Conditions, find_conditions
@@ -28,7 +28,7 @@ from gen.families.flow.model import FlowModel, find_feature, find_source
 from gen.families.flow.objectives import FlowMatching, Objective
 from gen.networks.text_encoder import TextEncoder
 from gen.networks.unet import UNet
-from gen.networks.velocity import Architecture, Velocity
+from gen.networks.velocity import Architecture, Velocity, change_classes
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class Flow(learner.LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> Flow:
         super().inherit(base, spec)
         assert isinstance(base, Flow)
-        return replace(self, network=base.network, conditional=base.conditional, given=base.given)
+        # The classes may be others, or none: see `adopt`.
+        return replace(self, network=base.network, given=base.given)
+
+    def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
+        return {**params, "velocity": change_classes(params["velocity"], like["velocity"])}
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or latents of this spec.

@@ -89,6 +89,8 @@ class Likelihood:
     @property
     def mismatch(self) -> str | None:
         """Why the density of these examples is not reported. None: it is."""
+        if self.model.name == "latent":
+            return "a density of latents depends on the units of their tokenizer, and says nothing of the images"
         if self.feature.levels is not None and not self.feature.dequantized:
             return "a flow is a density, and the pixels are discrete; --data.dequantize makes them continuous"
         return None
