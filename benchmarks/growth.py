@@ -7,6 +7,7 @@ was busy are measured again, and the command ends if it stays busy.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ BATCHES = (16, 32, 64, 128, 256)
 PLACES = (64, 128, 192, 256)
 STEPS, READINGS = 40, 10
 SIZE, LEFT, RIGHT, TOP, BOTTOM = (480, 360), 70, 20, 50, 60  # pixels of one diagram
-COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44))
+COLORS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (127, 127, 127))
 
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -113,17 +114,21 @@ def by_step() -> list[tuple[float, float]]:
     return points
 
 
-def panel(unit: str, of: str, lines: Lines) -> Image.Image:
-    """Returns a diagram of the lines, with both axes from 0."""
+def panel(unit: str, of: str, lines: Lines, logarithmic: bool = False) -> Image.Image:
+    """Returns a diagram of the lines, with both axes from 0, or with both axes logarithmic."""
     image = Image.new("RGB", SIZE, "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     points = [point for line in lines.values() for point in line]
     right, high = (1.1 * max(values) for values in zip(*points, strict=True))
-    x = lambda v: LEFT + (SIZE[0] - LEFT - RIGHT) * v / right
-    y = lambda v: SIZE[1] - BOTTOM - (SIZE[1] - TOP - BOTTOM) * v / high
+    left, low = (min(values) / 1.1 if logarithmic else 0.0 for values in zip(*points, strict=True))
+    scale = math.log if logarithmic else float
+    place = lambda v, low, high: (scale(v) - scale(low)) / (scale(high) - scale(low))
+    x = lambda v: LEFT + (SIZE[0] - LEFT - RIGHT) * place(v, left, right)
+    y = lambda v: SIZE[1] - BOTTOM - (SIZE[1] - TOP - BOTTOM) * place(v, low, high)
     for i in range(6):
-        draw.line([(LEFT, y(high * i / 5)), (SIZE[0] - RIGHT, y(high * i / 5))], (225, 225, 225))
-        draw.text((LEFT - 8, y(high * i / 5)), f"{high * i / 5:.3g}", "black", font, anchor="rm")
+        value = low * (high / low) ** (i / 5) if logarithmic else high * i / 5
+        draw.line([(LEFT, y(value)), (SIZE[0] - RIGHT, y(value))], (225, 225, 225))
+        draw.text((LEFT - 8, y(value)), f"{value:.3g}", "black", font, anchor="rm")
     for value, _ in next(iter(lines.values())):
         draw.text((x(value), SIZE[1] - BOTTOM + 6), f"{value:g}", "black", font, anchor="ma")
     draw.text((LEFT, 12), unit, "black", ImageFont.load_default(16))

@@ -1,24 +1,24 @@
 """Draws TSTR and coverage against guidance: python -m benchmarks.guidance RUN [--out guidance.png]
 
-RUN is any class-conditional run whose request has a guidance: a flow, or a model of grids. Guidance makes samples more typical of
-their class and less varied. TSTR and precision show the first, coverage and recall the second. The numbers are those of
+RUN is a class-conditional flow or model of grids. Guidance makes samples more typical of their class, which TSTR and precision show,
+and less varied, which coverage and recall show. The numbers are those of
 gen.evaluate, on the validation split, so that the test split does not choose the guidance. They are also kept in a .json file next to
 the picture, and a stopped command continues.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from benchmarks.growth import panel
+from benchmarks.requests import score_request
 from benchmarks.study import Numbers, run_missing, table
 from gen.errors import UserError, run_command
 from gen.evaluation.image_subject import ImageSubject
-from gen.evaluation.plan import open_subject, plan_scores
+from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -47,9 +47,7 @@ def main(
     named = {f"{weight:g}": weight for weight in weights}
 
     def measure(name: str, _: int) -> Numbers:
-        # The numbers are not written into the run, whose evaluation.json has those without guidance.
-        scores = plan_scores(replace(subject, options=replace(options, request=(f"guidance={name}",)))).scores
-        return {key: value for score in scores for key, value in zip(score.names, score.compute(), strict=True)}
+        return score_request(subject, [f"guidance={name}"])
 
     protocol = {"benchmark": "guidance", "run": subject.run.digest(subject.step), "n": n, "seed": seed, "split": split}
     results = run_missing(out.with_suffix(".json"), protocol, list(named), 1, measure)

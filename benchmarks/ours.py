@@ -255,7 +255,7 @@ def grid_decoding(dtype: Dtype) -> Side:
 def sampling(dtype: Dtype) -> Side:
     """Returns the side that samples 64 images from a flow, with 20 evaluations of a U-Net.
 
-    Random numbers are added to its initial weights, because it begins as almost nothing.
+    Random numbers are added to its initial weights, because its initial output is almost 0.
     """
     backend.start_backend(Parallel())
     key = jax.random.key(0)

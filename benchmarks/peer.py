@@ -1,6 +1,6 @@
 """Parts that the PyTorch networks of several benchmarks share. Their parameters have the names of `gen`'s.
 
-Unlike benchmarks/peers.py, these files mirror nothing: no convolution here has odd padding.
+Images and kernels are not mirrored here as in benchmarks/peers.py, because no convolution has odd padding.
 """
 
 # pyright: reportMissingImports=false

@@ -58,7 +58,7 @@ def make_decoder() -> nn.Module:
 
 
 class Classifier(nn.Module):
-    """The classifier by whose features images are compared. Returns logits and features."""
+    """The classifier whose features compare images with reconstructions. Returns logits and features."""
 
     def __init__(self):
         super().__init__()

@@ -198,9 +198,8 @@ def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_fac
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             # The halves of a picture are a pair.
             paired = {"name": f"pairs:{pictures}", "source": "left"}
-            data = replace(
-                data, **(paired if data.name.startswith("pairs:") else {"name": f"folder:{pictures}"}), **splits
-            )
+            named = paired if data.name.startswith("pairs:") else {"name": f"folder:{pictures}"}
+            data = replace(data, **named, **splits, size=data.size and min(data.size, 64))
         elif isinstance(data, Audio):
             data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
         elif isinstance(data, Music):

@@ -22,6 +22,7 @@ from gen.evaluation import image_subject, images
 from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 from gen.families import labels, learner
+from gen.families.flow import DiT, Flow
 from gen.families.tokenizer import FSQ, KL, Residual, Tokenizer
 from gen.media.image import ImageOptions
 from gen.metrics.classifier import Recipe, classifier_features
@@ -91,6 +92,12 @@ def generator(coded, tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "generator", config)
 
 
+@pytest.fixture(scope="module")
+def autoencoder(small, tmp_path_factory) -> Path:
+    """The run of a tokenizer with continuous latents."""
+    return tokenizer_run(tmp_path_factory.mktemp("runs") / "kl", replace(TINY, bottleneck=KL(3)))
+
+
 def codes_of(run: Path, x: jax.Array) -> np.ndarray:
     """Returns the codes of images by the tokenizer of a run, without gen.runs.codec."""
     trained = gen.open(run).trained
@@ -143,8 +150,8 @@ def test_each_epoch_takes_the_next_form_of_every_image(coded):
 
 
 @pytest.mark.slow
-def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(tmp_path):
-    run = tokenizer_run(tmp_path / "kl", replace(TINY, bottleneck=KL(3)))
+def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(autoencoder):
+    run = autoencoder
     data = Encoded(data=DIGITS, tokenizer=str(run), batch_size=8).build()
     assert data.spec["latent"] == Feature((4, 4, 3), axes=("row", "column", "channel"))
     batch = next(data.evaluation("train", 300))
@@ -213,6 +220,36 @@ def test_weights_that_do_not_fit_are_refused(coded):
         codec.read_codec(files[codec.FILE].replace(b"gen.families.tokenizer.family.Tok", b"stranger.Tok"), wrong, "x")
 
 
+@pytest.mark.slow
+def test_samples_of_a_latent_flow_are_images(autoencoder, tmp_path, monkeypatch):
+    """They are decoded by the sealed copy, a few at a time, in the units of the tokenizer."""
+    data = Encoded(data=DIGITS, tokenizer=str(autoencoder), batch_size=8)
+    flow = Flow(network=DiT(layers=1, width=8, heads=2, patch=(2,)), likelihood_steps=2)
+    path = make_run(tmp_path / "flow", Config(model=flow, data=data, steps=5, parallel=Parallel(devices=1)))
+    # A density of latents would depend on their units.
+    model = gen.open(path).trained.model
+    assert model.test is None and "units" in str(model.protocol["bits_per_dim"]["refused"])
+    whole, scale = codec.open_codec(autoencoder), codec.open_codec(path).scale
+    assert scale not in (0, 1)
+    monkeypatch.setattr(codec, "CHUNK_NUMBERS", 2 * 8 * 8)
+    run = gen.open(path)
+    samples = run.generate(n=5, steps=2)
+    assert samples["samples"].shape == (5, 4, 4, 3)
+    expected = whole.coder.show(*whole.weights, jnp.asarray(samples["samples"]) * scale)
+    shown = CODE_IMAGES.show(samples, run.trained.view()).arrays["images"]
+    np.testing.assert_allclose(shown, expected, atol=1e-5)
+    monkeypatch.setattr(image_subject, "GENERATE_CHUNK", 8)
+    subject = open_subject(path, Options((path,), n=3, request=("steps=2",)))
+    assert isinstance(subject, image_subject.ImageSubject)
+    assert (subject.generated.image.shape, subject.generated.image.dtype) == ((3, 8, 8, 1), np.uint8)
+    # Other images are encoded in the units of the flow, if its copy is the tokenizer, and are then other data.
+    fewer = replace(DIGITS, train="train[:40]")
+    own, kept = (Encoded(data=fewer, tokenizer=str(each), batch_size=8).build() for each in (autoencoder, path))
+    scales = [codec.read_codec(x.files[codec.FILE], x.files[codec.WEIGHTS], "a run").scale for x in (own, kept)]
+    assert scales[0] != scales[1] == scale and own.digest != kept.digest
+    assert replace(data, tokenizer=str(path)).build().digest == run.trained.facts.data
+
+
 # --- scores ---
 
 
@@ -266,6 +303,23 @@ def test_wrong_tokenizers_are_short_errors(coded, generator, tmp_path):
     refuse(other, "codec.json is missing|is a run of Independent")
     with pytest.raises(UserError, match="variants is 0"):
         Encoded(data=DIGITS, tokenizer="x", variants=0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (np.nan, "latents that are not finite.* of 300 examples of the train split"),
+        (1e9, "latents that are not finite, or over 65,504"),
+        (0.0, "makes the same latents"),
+    ],
+)
+def test_latents_that_no_model_can_learn_are_refused(autoencoder, monkeypatch, factor, message):
+    good = codec.open_codec(autoencoder)
+    # The last layer of the encoder, and the latents with it.
+    arrays = {name: x * (factor if "encoder/Conv_1/" in name else 1) for name, x in good.arrays.items()}
+    monkeypatch.setattr(encoded, "open_codec", lambda _: replace(good, arrays=arrays))
+    with pytest.raises(UserError, match=message):
+        Encoded(data=DIGITS, tokenizer=str(autoencoder)).build()
 
 
 def test_pictures_for_codes_are_checked_as_those_for_images(generator):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from contract import ENGINES, assert_close, assert_same, leaves
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from scipy.special import log_softmax
 from test_lm import PROMPTS, SPEC, T, batch_of, by_document, nats_of, on_one_device
 from test_transformer import ARCHS, END, KEY, SMALL, VOCAB, quickly, random_like, reference
@@ -25,8 +26,10 @@ from gen import core, sample
 from gen import files as gen_files
 from gen.config import Config, Parallel, Save
 from gen.core import State
+from gen.data.images import Images
 from gen.data.preprocess import with_preprocess
 from gen.errors import UserError
+from gen.families.flow import DiT, Flow, UNet
 from gen.families.language import LM, lm
 from gen.networks.positions import PADDING
 from gen.optim import Optimizer, adapters
@@ -37,6 +40,7 @@ from gen.runs import merge as runs_merge
 from gen.runs import trained as runs_trained
 from gen.runtime import engine as runtime_engine
 from gen.train import build, train
+from tests.untrained import make_run
 
 SGD = Optimizer(rule="sgd", lr=0.3, b1=0.9)
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -433,6 +437,46 @@ def test_an_adapted_vae_equals_its_base_at_first_and_later_the_merged_model(tiny
     assert_close(after, plain(State(state.step, merged, {}), batch, KEY), 1e-5)
     made = lambda m, s: np.asarray(m.generate(s, KEY, {}, m.request(n=3))["samples"])
     np.testing.assert_allclose(made(adapted, state), made(whole, State(state.step, merged, {})), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_conditional_flow_learns_a_new_class_from_a_few_pictures(tmp_path):
+    """Full and LoRA begin with the velocities of the base without a label."""
+    flow = Flow(network=DiT(1, 8, 2, (2,)), conditional=True, optim=SGD, likelihood_steps=2)
+    digits = Images(name="digits", batch_size=8)
+    make_run(tmp_path / "base", Config(model=flow, data=digits, steps=5, parallel=Parallel(devices=1)))
+    (tmp_path / "new").mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "new" / f"{i}.png")
+    new = Images(name=f"folder:{tmp_path / 'new'}", train=None, validation=None, test=None, batch_size=8)
+    first: dict[str, Any] = {}
+    for how in ("full", "lora"):
+        config = Config(
+            model=replace(flow, network=UNet(), conditional=False),
+            data=new,
+            steps=5,
+            init_from=str(tmp_path / "base"),
+            finetune=how,
+            lora=LoRA(rank=2),
+            parallel=Parallel(devices=1),
+        )
+        config = runs_base.resolve_config(config)
+        data, _, engine = build(config)
+        base = runs_base.choose_base(config, tmp_path / how)
+        assert base is not None
+        runs_base.check_base(base, engine.abstract)
+        weights = runs_base.read_weights(base, engine.abstract.frozen or engine.abstract.params)
+        state = engine.init(weights)
+        before = leaves(state.params)
+        for step in range(2):
+            state, metrics = engine.update(state, data.batch(0, step, range(8)))
+            first.setdefault(how, jax.device_get(metrics["loss"]))
+        still = {name for name, x in leaves(state.params).items() if np.array_equal(x, before[name])}
+        assert not still
+        if how == "lora":
+            assert_same(state.frozen, weights)
+            assert {path[-1] for path in flat(state.params)} == {"a", "b"}
+    assert first["full"] == pytest.approx(first["lora"], rel=1e-6)
 
 
 @pytest.mark.slow

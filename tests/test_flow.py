@@ -16,6 +16,7 @@ from gen.errors import UserError
 from gen.families.conditions import Condition
 from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, UNet
 from gen.families.flow.likelihood import draw_probes, log_density
+from gen.families.flow.model import FlowModel
 from gen.families.flow.objectives import expand
 from gen.families.flow.samplers import SAMPLERS, Velocity
 from gen.families.flow.sampling import generate, invert
@@ -314,6 +315,31 @@ def test_latents_of_any_number_of_axes_are_modelled():
     assert out["samples"].shape == (2, 5, 3)
     assert jnp.abs(out["samples"]).max() > 1, "latents are not limited to [-1, 1]"
     assert out.keys() == {"samples"}
+
+
+@pytest.mark.slow
+def test_a_flow_for_other_classes_starts_from_what_its_base_does_without_a_label():
+    network, x, t = DiT(1, 8, 2, (2,)), jnp.ones((1, 4, 4, 1)), jnp.full(1, 0.5)
+
+    def flow(classes: int | None) -> FlowModel:
+        label = {} if classes is None else {"label": Feature((), "int32", classes=classes)}
+        return Flow(network=network, conditional=classes is not None).flow_model({"image": Feature((4, 4, 1)), **label})
+
+    @jax.jit
+    def follow(key: Array) -> list[tuple[Array, Array]]:
+        params, found = {n: flow(n).init(key) for n in (None, 3)}, []
+        for before, after, label in ((None, 2, 1), (3, 2, 1), (3, None, None)):
+            like = jax.eval_shape(flow(after).init, key)
+            condition = Condition(None if label is None else jnp.full(1, label))
+            adopted = flow(after).apply(Flow().adopt(params[before], like), condition, None, x, t, t)
+            found.append((adopted, flow(before).apply(params[before], flow(before).conditions.none(1), None, x, t, t)))
+        return found
+
+    for adopted, wanted in follow(jax.random.key(0)):
+        np.testing.assert_allclose(adopted, wanted, rtol=1e-5, atol=1e-6)
+    # An equal number of classes keeps them.
+    params = jax.eval_shape(flow(3).init, jax.random.key(0))
+    assert Flow().adopt(params, params)["velocity"] is params["velocity"]
 
 
 def test_mean_flow_starts_from_a_flow():

@@ -218,7 +218,7 @@ def test_a_source_that_does_not_fit_is_one_short_error(workdir, tmp_path, settin
 
 def test_a_flow_of_pairs_is_not_conditional():
     spec = {name: Feature((6, 8, 3), levels=256) for name in ("image", "source")}
-    with pytest.raises(UserError, match="reads their sources and no labels"):
+    with pytest.raises(UserError, match="can't also read labels"):
         Flow(conditional=True).build({**spec, "label": Feature((), "int32", classes=2)}, 5)
 
 

@@ -21,17 +21,22 @@ from gen import axis, core
 from gen import config as configs
 from gen.config import Config, Parallel
 from gen.core import GenerativeModel, State
+from gen.data.images import Images
 from gen.data.text import Text
 from gen.errors import UserError
+from gen.families.conditions import Condition
+from gen.families.flow import DiT, Flow
 from gen.families.language import LM
 from gen.optim import descend
 from gen.plan import count as plan_count
 from gen.plan import devices as plan_devices
 from gen.plan import hlo, inputs, report
+from gen.runs.encoded import Encoded
 from gen.runtime import engine as runtime_engine
 
 ROOT = Path(__file__).parent.parent
 LAYERS, WIDTH, BATCH = 5, 64, 8
+KEY = jax.random.key(0)
 shape = jax.ShapeDtypeStruct
 
 
@@ -258,6 +263,53 @@ def test_a_missing_text_is_planned_by_the_config():
     character = replace(of_layers(1).data, tokenizer="character")
     with pytest.raises(UserError):
         inputs.open_data(replace(of_layers(1), data=character))
+
+
+def count_flow(family: Flow, data: core.Dataset) -> tuple[int, float]:
+    """Returns the number of parameters of a flow of latents, and the FLOPs of its velocity at one example."""
+    flow = family.flow_model(data.spec)
+    params = jax.eval_shape(flow.init, KEY)
+    x, t, label = shape((1, *flow.shape), jnp.float32), shape((1,), jnp.float32), shape((1,), jnp.int32)
+    apply = lambda params, x, t, label: flow.apply(params, Condition(label), None, x, t, t)
+    return sum(x.size for x in jax.tree.leaves(params)), flops(apply, params, x, t, label)
+
+
+def test_missing_images_and_their_codes_are_planned_by_the_config():
+    """The network is DiT-XL/2 of Peebles and Xie (2023), table 4: 675 million parameters, and 118.6 billion products and sums."""
+    config = configs.load("dit_imagenet_256", ROOT / "configs")
+    data, note = inputs.open_data(config)
+    assert "the config implies: latent 32x32x4, label of 1000 classes" in note
+    # All blocks are alike: the numbers of 1 and 2 blocks tell those of 28.
+    assert isinstance(config.model, Flow) and isinstance(config.model.network, DiT)
+    one, two = (
+        count_flow(replace(config.model, network=replace(config.model.network, layers=n)), data) for n in (1, 2)
+    )
+    parameters, products = (a + (config.model.network.layers - 1) * (b - a) for a, b in zip(one, two, strict=True))
+    assert parameters == pytest.approx(675e6, rel=0.002)
+    # A product with its sum counts as two FLOPs here, and as one there.
+    assert products == pytest.approx(2 * 118.6e9, rel=0.001)
+    batch = jax.eval_shape(lambda b: data.preprocess(b, KEY, True), data.batch(0, 0, range(2)))
+    assert {name: (x.shape, x.dtype) for name, x in batch.items() if name in data.spec} == {
+        "latent": ((2, 32, 32, 4), jnp.float32),
+        "label": ((2,), jnp.int32),
+    }
+    images, _ = inputs.open_data(configs.load("sngan_cifar10", ROOT / "configs"))
+    assert images.spec["image"] == core.Feature((32, 32, 3), levels=256) and images.spec["label"].classes == 10
+    seen = images.preprocess(jax.device_put(images.batch(0, 0, range(2))), KEY, True)["image"]
+    assert (seen.shape, seen.dtype) == ((2, 32, 32, 3), jnp.float32)
+
+
+def test_data_whose_shapes_are_not_in_the_config_are_not_implied():
+    encoded = Encoded(data=Images(name="cifar10", size=32, colors=3), tokenizer="runs/kl_folder")
+    implied = inputs.imply_dataset(encoded)
+    assert implied is not None and implied.spec["latent"].shape == (4, 4, 4)
+    for data in (
+        Images(name="cifar10"),
+        replace(encoded, data=Images(name="cifar10")),
+        replace(encoded, tokenizer="runs/unknown"),
+        replace(encoded, tokenizer="runs/vae_digits"),
+    ):
+        assert inputs.imply_dataset(data) is None
 
 
 def test_numbers_as_text():

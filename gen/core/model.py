@@ -60,7 +60,8 @@ class GenerativeModel(NamedTuple):
     """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch. If a family
     has several players, the loss "loss/NAME" belongs to the optimizer in its field NAME_optim. The contract tests rely on it."""
     test: Callable[[State, Batch, Key], Sums] | None = None
-    """As `evaluate`, but as thorough as published numbers are. Runs once, on the best checkpoint. None: `evaluate` is used."""
+    """Like `evaluate`, but it may be slower and more exact, for numbers to publish. Runs once, on the best checkpoint. None: `evaluate`
+    is used."""
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]] = means
     """Sums of a split -> metrics. Scalars are logged; arrays are kept in the run's reference.npz."""
     protocol: Mapping[str, Mapping[str, Any]] = {}
@@ -70,7 +71,7 @@ class GenerativeModel(NamedTuple):
     together: int = 1
     """Number of examples that must share a device. The batch on each device is a multiple of it."""
     rules: Rules = ()
-    """Tensor parallelism: which axis of which parameters is divided among devices (--parallel.tensor)."""
+    """Tensor parallelism (--parallel.tensor): rules that say which axis of which parameters is sharded."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,13 @@ class Family:
             )
         return self
 
+    def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
+        """Returns the parameters of a trained model of this family for the start of another one, whose parameters are shaped as `like`.
+
+        It changes what depends on the data, such as the vectors of classes. By default nothing does. Parameters may be shapes alone.
+        """
+        return params
+
     def with_adapter(self, adapter: Adapter | None) -> Family:
         """Returns this family with its parameters as a fixed base and the adapter, if any, trained. Raises: UserError if it can't."""
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
@@ -109,7 +117,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. A family adds its own fields in a subclass."""
+    """A request for samples. A family adds its fields in a subclass."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """{value of the field `mode`: names of the pictures that it takes, "image" and "mask"}. sample.py asks for them. They are in

@@ -1,4 +1,4 @@
-"""Texts of pictures or recordings: files of captions, their splits by group, and their tokens."""
+"""Captions of pictures or recordings: reads their files, divides them into splits by group, and encodes them as tokens."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from gen.errors import UserError
 
 PREFIX = "captions:"
 MIN_BPE = 257
-"""Smallest vocabulary of a bpe: the bytes and the end token."""
+"""Minimum size of a bpe vocabulary: all bytes, and the end token."""
 MAX_CAPTION_BYTES = 2**20
 SPLITS = ("train", "validation", "test")
 
 
 class Kind(NamedTuple):
-    """What has captions, in words."""
+    """The kind of files that have captions: pictures or recordings."""
 
     key: str
-    """Its path in a line of a .jsonl file, {"image": "red/heart.png", "text": "a red heart"}."""
+    """Key of the file's path in a line of a .jsonl file, as in {"image": "red/heart.png", "text": "a red heart"}."""
     noun: str
-    """In messages."""
+    """Name of such a file in messages."""
 
 
 class Caption(NamedTuple):
@@ -41,7 +41,7 @@ class Caption(NamedTuple):
 
     text: str
     group: str
-    """Key that variants share."""
+    """Key that variants of a picture or a recording share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class CaptionOptions:
     """Options of data with captions. Captions are read in lower case, with single spaces."""
 
     held_out: float = 0.1
-    """Fraction of the groups that are held out for validation, and again for the test, by their SHA-256. A caption is a group of its
-    own if the folder names none."""
+    """Fraction of the groups that is held out for validation, and again for the test. The SHA-256 of a group decides its split. Without
+    "group", examples with the same caption are a group."""
     tokenizer: str = "byte"
-    """Of the captions. byte; character, one token for each character of the captions; bpe, trained on the training split; or the path
-    of a tokenizer.json, or of a folder that holds one, such as a run directory."""
+    """Tokenizer of the captions. byte; character: one token for each character that occurs; bpe: trained on the training split. Or the
+    path of a tokenizer.json, or of a folder that holds one, such as a run directory."""
     vocabulary: int = 512
     """Largest number of tokens of a trained bpe."""
     length: int = 32
-    """Number of tokens of a caption that a model reads. Longer ones are cut, and a line says how many."""
+    """Number of tokens of a caption that a model reads. Longer captions are cut, and a line says how many there are."""
 
 
 class Texts(NamedTuple):
@@ -66,20 +66,20 @@ class Texts(NamedTuple):
     splits: dict[str, np.ndarray]
     """{split: positions of its captions, int64}. A group belongs to one split."""
     tokens: np.ndarray
-    """int32 [N, length], with the end token after a caption."""
+    """Tokens of the captions, int32 [N, length], filled up with the end token."""
     groups: np.ndarray
     """Number of each caption's group, int32 [N]."""
     tokenizer: Tokenizer
 
     def feature(self) -> core.Feature:
-        """Returns what models see of captions."""
+        """Returns the feature "caption" of the data."""
         size, end = tokenizers.size(self.tokenizer), tokenizers.end(self.tokenizer)
         return core.Feature(self.tokens.shape[1:], "int32", vocab=size, end=end)
 
     def read(self, decode: Decode, split: str, index: np.ndarray) -> HostBatch:
         """Returns decoded examples without labels, with "caption" int32 [n, length] and "group" int32 [n]."""
         rows = self.splits[split][index]
-        # A folder of captions has no classes: its sub-folders are only places.
+        # A folder of captions has no classes: its sub-folders have no meaning.
         examples = {name: x for name, x in decode(rows).items() if name != "label"}
         return {**examples, "caption": self.tokens[rows], "group": self.groups[rows]}
 
@@ -92,7 +92,7 @@ class Texts(NamedTuple):
         return tokenizers.dump(self.tokenizer)
 
     def protocol(self, config: CaptionOptions) -> dict[str, object]:
-        """Returns what a score must say of the captions."""
+        """Returns the entries about captions in the protocol of a score."""
         return {
             "held_out": f"{config.held_out:g} of the groups",
             "captions": digest.sha256(self.dump().decode())[:16],
@@ -100,7 +100,7 @@ class Texts(NamedTuple):
 
 
 def check(config: CaptionOptions) -> None:
-    """Raises: UserError for options that are wrong whatever the folder has."""
+    """Checks the options that do not depend on the folder. Raises: UserError if one is wrong."""
     errors.check_positive(**{"--data.length": config.length})
     if not 0 < config.held_out < 0.5:
         raise UserError(f"--data.held-out is {config.held_out}; it must be above 0 and below 0.5")
@@ -133,7 +133,7 @@ def pair_up(root: Path, paths: Sequence[str], name: str, kind: Kind) -> list[Cap
 
     Raises: UserError for a caption without a file, a file without a caption, or a caption that is empty.
     """
-    # A folder of texts may be large, so a .jsonl file stands for all of them.
+    # If there is a .jsonl file, .txt files are not read.
     lines = sorted(root.glob("*.jsonl"))
     if len(lines) > 1:
         raise UserError(f"{name} has {lines[0].name} and {lines[1].name}; keep one file of captions")
@@ -153,7 +153,7 @@ def clean(text: str) -> str:
 
 
 def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Returns {path: its caption} of the .txt files below a folder. Raises: UserError for one whose name no path has."""
+    """Returns {path: its caption} of the .txt files below a folder. Raises: UserError for a .txt file without a picture or recording."""
     known: dict[str, str] = {}
     for path in paths:
         stem = str(Path(path).with_suffix(""))
@@ -163,7 +163,7 @@ def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[
     found = {}
     for file in sorted(root.rglob("*.txt")):
         stem = file.relative_to(root).with_suffix("").as_posix()
-        # Hidden files, such as those of a file server, are no captions.
+        # Hidden files, such as those of a file server, are skipped.
         if any(part.startswith(".") for part in Path(stem).parts):
             continue
         if stem not in known:
@@ -174,7 +174,7 @@ def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[
 
 
 def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Returns {path: its caption} of a file of lines. Raises: UserError for a wrong line, or one whose path is not there."""
+    """Returns {path: its caption} of a .jsonl file. Raises: UserError for a wrong line, or a line whose file does not exist."""
     found: dict[str, Caption] = {}
     for line in read_lines(file):
         path, text = read_text(line, kind.key, kind), clean(read_text(line, "text", kind))
@@ -188,7 +188,7 @@ def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, 
 
 
 def read_text(line: Line, key: str, kind: Kind, default: str | None = None) -> str:
-    """Returns the text of a key of a line. Raises: UserError if it is none."""
+    """Returns the value of a key of a line. Raises: UserError if it is not a text."""
     value = line.value.get(key, default)
     if not isinstance(value, str):
         raise UserError(f'{line.where}: "{key}" must be a text; a line is {{"{kind.key}": PATH, "text": CAPTION}}')
@@ -197,7 +197,7 @@ def read_text(line: Line, key: str, kind: Kind, default: str | None = None) -> s
 
 def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np.ndarray]:
     """Returns {split: positions of its pairs, int64}. A group belongs to one split. Raises: UserError if a split is empty."""
-    # The hash of a group, not of a picture: a model would know a held-out drawing from its variant.
+    # The group is hashed and not the file. Otherwise a model could know a held-out drawing from a variant of it.
     split = np.array([split_by_hash(pair.group, held_out) for pair in pairs])
     found = {each: np.flatnonzero(split == each) for each in SPLITS}
     for each, positions in found.items():
@@ -213,10 +213,10 @@ def number_groups(pairs: Sequence[Caption]) -> np.ndarray:
 
 
 def make_tokenizer(config: CaptionOptions, training: list[str], every: list[str]) -> Tokenizer:
-    """Trains or loads the tokenizer. A bpe is trained on the training split alone; an alphabet has every character."""
+    """Trains or loads the tokenizer. A bpe is trained on the training captions alone. An alphabet has the characters of all captions."""
     if config.tokenizer == "bpe":
         return tokenizers.bpe(training, config.vocabulary)
-    # Otherwise a character that only a held-out caption has would end the training.
+    # Otherwise the first held-out caption with another character would be an error.
     if config.tokenizer == "character":
         return tokenizers.character("".join(every))
     if config.tokenizer == "byte":

@@ -10,13 +10,13 @@ from gen.media.music import SCORES, is_score
 from gen.media.text import TEXT
 
 MEDIA: tuple[Medium, ...] = (TEXT, IMAGE, SOUND, SCORES)
-"""Media that are found by the names of their features, in this order."""
+"""Media that are chosen by the features of the data. The first one that fits is taken."""
 
 
 def find_medium(data: Data, spec: Spec) -> Medium:
-    """Returns the medium of a run's samples: the one that its data name, otherwise the first that fits the spec.
+    """Returns the medium of a run's samples: the one that its data name, otherwise the first of MEDIA that fits the spec.
 
-    Data of no known medium have plain arrays.
+    If none fits, samples are shown as plain arrays.
     """
     named = data.medium()
     if named is not None:

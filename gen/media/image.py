@@ -24,7 +24,7 @@ from gen.media.prompts import encode_prompts
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
-# Classes that get a column each. With more of them the columns would be too short to compare.
+# With at most this number of classes, each class gets a column. With more, columns would be too short to compare.
 MAX_COLUMNS = 20
 GREY = 128
 FRAME_MILLISECONDS = 100
@@ -32,24 +32,24 @@ FRAME_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What is given to the model, what samples show, and more files than the picture of all of them."""
+    """Inputs to the model, such as pictures and prompts, and the additional files that are written."""
 
     image: str | None = None
-    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode; or the source of a run of pairs."""
+    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode. For a run on pairs: the source to
+    translate."""
     mask: str | None = None
     """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Caption of the samples, for a model that reads captions. Repeat the option for more: samples take them in turn. None: captions
-    of validation examples."""
+    """Caption of the samples, for a model that reads captions. Repeat the option for several captions, which samples use in turn.
+    Default: captions of validation examples."""
     files: bool = False
     """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
     animation: Literal["gif", "webp"] | None = None
-    """Also write an animation: the images of an interpolation or a traversal one after the other, row by row. webp keeps all
-    colors."""
+    """Also write an animation of an interpolation or a traversal, row by row. gif has 256 colors per frame, and webp all colors."""
     neighbours: bool = False
     """Show the nearest training images next to each sample. Needs the data set."""
     data_dir: str | None = field(default=None, metadata=LAUNCH)
-    """Where the data set is now, if it was moved since training."""
+    """Folder of the data set, if it was moved after training."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,17 @@ class Images(Medium):
         found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
         if "source" in run.spec and found.keys() == {"image"}:
             found = {"source": found["image"]}
-        elif found.keys() == {"image", "mask"} and "tokens" in run.spec:
-            check_given(found, run.spec["image"].shape)
-            tokens = np.asarray(to_tokens(jnp.asarray(found["image"]), run.spec))
-            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
-        return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
+        return Given({**(self.add_tokens(found, run) or run.reference()), **encode_prompts(options.prompt, run)})
+
+    def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
+        """Returns given pictures [m, H, W, C] and a mask [1, H, W, 1] with "tokens" [m, *grid] and "known" [1, *grid], if the data
+        have patches of pixels. Raises: UserError if they have not the size and the channels of the run.
+        """
+        if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
+            return dict(given)
+        check_given(given, run.spec["image"].shape)
+        tokens = np.asarray(to_tokens(jnp.asarray(given["image"]), run.spec))
+        return {**given, "tokens": tokens, "known": known_cells(given["mask"], tokens.shape[1:])}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
         """Returns samples.png, a grid, and the files that the options ask for.
@@ -107,7 +113,7 @@ class Images(Medium):
                 raise UserError("only samples in rows can be animated; the fix: --mode interpolate")
             files[f"samples.{options.animation}"] = animate(to_bytes(images), options.animation)
         if options.neighbours:
-            # Imported here, since it compiles programs: other commands start faster without it.
+            # Imported here, because the import compiles programs. Other commands start faster without it.
             from gen.metrics.neighbours import neighbours
 
             near = neighbours(run.build_data(options.data_dir), images)
@@ -133,7 +139,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
         rows = math.ceil(len(images) / columns)
         blank = np.full((rows * columns - len(images), *images.shape[1:]), GREY, images.dtype)
         images = np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:])
-    # Each image gets a line on its right and below. The outermost ones are cut off again.
+    # Each image gets a line on its right and below it. The lines at the border are cut off again.
     spaced = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=GREY)
     return np.concatenate(np.concatenate(spaced, axis=1), axis=1)[:-1, :-1]
 
@@ -191,7 +197,7 @@ def picture(samples: Mapping[str, np.ndarray]) -> bytes:
     classes = int(labels.max(initial=0)) + 1
     in_turn = 2 < classes <= MAX_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
     images = np.asarray(samples["samples"])
-    # Nobody can judge a translation without its source.
+    # A translation can only be judged next to its source.
     if "source" in samples and samples["source"].shape == images.shape:
         images = np.concatenate([samples["source"], images], axis=2)
     return png(to_bytes(images), classes if in_turn else None)

@@ -1,4 +1,4 @@
-"""Prompts as captions, for models that read captions."""
+"""Encodes prompts as captions, for models that read captions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray
         return {}
     feature = run.spec.get("caption")
     if feature is None:
-        raise UserError("the run was trained without captions, and a --prompt is one; leave it out")
+        raise UserError("--prompt is a caption, and the run was trained without captions; leave it out")
     tokenizer, (length,) = tokenizers.load(run.read_file(tokenizers.FILE)), feature.shape
-    # As the captions were read in training: a capital letter may have no token.
+    # Prompts are cleaned like the captions of the training: a capital letter may have no token.
     texts = [clean(prompt) for prompt in prompts]
     if "" in texts:
         raise UserError("a prompt is empty; give it a text")

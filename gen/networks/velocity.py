@@ -1,4 +1,4 @@
-"""Networks for the velocity of a flow: an array, two times, a label and a caption in, an array of the same axes out.
+"""Networks for the velocity of a flow. They map an array, two times, a label and a caption to an array with the same axes.
 
 A config chooses the layers with an `Architecture`: `UNet` for images, or `DiT` for arrays with any number of axes.
 """
@@ -10,16 +10,20 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen.core import Array, Rules
+from gen.core import Array, Params, Rules
 from gen.networks.dtypes import Dtypes
 from gen.networks.embedding import sinusoidal
 from gen.networks.layers import Dense
 
 TIME_FEATURES = 64
-"""Sines and cosines of a time."""
+"""Number of sines and cosines that embed a time."""
 TIME_FREQUENCY = 64.0
-"""Largest angular frequency of a time in [0, 1]. MeanFlow differentiates the network by the time, and frequencies of 1000, which
-are usual otherwise, make this derivative large and its training unstable."""
+"""Largest angular frequency of the embedding of a time in [0, 1]. MeanFlow differentiates the network with respect to time. The usual
+frequencies of up to 1000 would make this derivative large, and the training unstable."""
+
+
+FIRST, LAST, TABLE = "Dense_1", "Dense_0", "Embed_0"
+"""Names of the layers of a `Velocity` that make its condition: of the time, two, and of the label."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Architecture:
 
     @property
     def rules(self) -> Rules:
-        """Which axis of which parameters tensor parallelism divides."""
+        """Rules that say which axis of which parameters tensor parallelism shards."""
         return ()
 
     def trunk(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
@@ -49,16 +53,14 @@ class Architecture:
 
 
 class Velocity(nn.Module):
-    """u(x, r, t | label, caption): the mean velocity of the path through x, from the time r to the time t. For r = t it is the
-    velocity.
-    """
+    """u(x, r, t | label, caption): the mean velocity of the path through x between the times r and t. For r = t it is the velocity."""
 
     trunk: nn.Module
     """(x, condition vectors) -> velocity."""
     width: int
     """Size of the condition vector."""
     classes: int | None
-    """Number of classes. The label `classes` stands for no label. None: unconditional."""
+    """Number of classes. The label `classes` means "no label". None: labels are not read."""
     dtypes: Dtypes
     encoder: nn.Module | None = None
     """Captions int32 [B, L] -> vectors [B, width], zeros for no caption. None: captions are not read."""
@@ -70,20 +72,39 @@ class Velocity(nn.Module):
         x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None without
         classes; caption: int32 [B, L], or None without an encoder.
         """
-        # The interval t - r says more than r (Geng et al. 2025, table 1c).
+        # The network reads t and t - r, which is better than t and r (Geng et al. 2025, table 1c).
         times = jnp.concatenate([embed_time(t), embed_time(t - r)], axis=-1)
-        condition = Dense(self.width, **self.dtypes)(nn.silu(Dense(self.width, **self.dtypes)(times)))
+        condition = Dense(self.width, name=LAST, **self.dtypes)(
+            nn.silu(Dense(self.width, name=FIRST, **self.dtypes)(times))
+        )
         if self.classes is not None:
-            condition += nn.Embed(self.classes + 1, self.width, **self.dtypes)(label)
+            condition += nn.Embed(self.classes + 1, self.width, name=TABLE, **self.dtypes)(label)
         if self.encoder is not None:
             condition += self.encoder(caption)
         v = self.trunk(x, nn.silu(condition))
         return v.astype(jnp.promote_types(v.dtype, jnp.float32))
 
 
+def change_classes(params: Params, like: Params) -> Params:
+    """Returns the parameters of a `Velocity` for another number of classes, with the same velocities if there is no label.
+
+    New classes begin as "no label". Without classes, the vector of "no label" joins the bias before it. Equal numbers of classes are
+    kept as they are. like: parameters, or shapes, of the wanted numbers.
+    """
+    table, wanted = (tree.get(TABLE, {}).get("embedding") for tree in (params, like))
+    if table is wanted is None or (table is not None and wanted is not None and len(table) == len(wanted)):
+        return params
+    others = {name: value for name, value in params.items() if name != TABLE}
+    layer = params[LAST]
+    none = jnp.zeros_like(layer["bias"]) if table is None else table[-1]
+    if wanted is None:
+        return {**others, LAST: {**layer, "bias": layer["bias"] + none}}
+    return {**others, TABLE: {"embedding": jnp.broadcast_to(none, wanted.shape)}}
+
+
 def embed_time(t: Array) -> Array:
     """Returns sines and cosines of times [B] in [0, 1], [B, TIME_FEATURES]."""
-    # The period of the lowest frequency, 1/2, is longer than all times.
+    # The lowest angular frequency is 1/2, so its period is longer than the interval [0, 1].
     return sinusoidal(TIME_FREQUENCY * t, TIME_FEATURES, max_period=2 * TIME_FREQUENCY)
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
+from gen import config as configs
 from gen import core
 from gen.config import Config
-from gen.core import Batch, Dataset, GenerativeModel, HostBatch, Key
+from gen.core import Batch, Dataset, Feature, GenerativeModel, HostBatch, Key, Spec
+from gen.data.images import Images
+from gen.data.images.preprocess import preprocess
 from gen.data.text import Text, dataset
 from gen.errors import UserError
+from gen.families.tokenizer import Tokenizer
 from gen.runs import base
+from gen.runs.encoded import Encoded, code_feature, convert
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "imagenet2012": 1000, "mnist": 10}
+"""{data set of TFDS: number of its classes}."""
+Stored = dict[str, tuple[tuple[int, ...], DTypeLike]]
+"""{entry of a batch: (shape of one example, dtype)}."""
+Preprocess = Callable[[Batch, Key, bool], Batch]
 
 
 def open_data(config: Config) -> tuple[Dataset, str]:
@@ -23,46 +37,107 @@ def open_data(config: Config) -> tuple[Dataset, str]:
     try:
         return base.build_data(config), ""
     except UserError as error:
-        stand_in = imply_dataset(config.data)
-        if config.init_from is not None or stand_in is None:
+        implied = imply_dataset(config.data)
+        if config.init_from is not None or implied is None:
             raise
         reason = str(error).splitlines()[0]
-    shown = ", ".join(f"{name} {'x'.join(map(str, f.shape))} of {f.vocab}" for name, f in stand_in.spec.items())
-    return stand_in, f"planned without the data ({reason}); the config implies: {shown}"
+    shown = ", ".join(f"{name} {show_feature(feature)}" for name, feature in implied.spec.items())
+    return implied, f"planned without the data ({reason}); the config implies: {shown}"
+
+
+def show_feature(feature: Feature) -> str:
+    """Returns the size of a feature as text, such as "2049 of 32000"."""
+    if feature.classes is not None:
+        return f"of {feature.classes} classes"
+    size = "x".join(map(str, feature.shape))
+    return size if feature.vocab is None else f"{size} of {feature.vocab}"
 
 
 def imply_dataset(data: core.Data) -> Dataset | None:
     """Returns a data set with the spec that a config implies and batches of zeros. None: only the data can tell the spec.
 
-    Texts imply one if their tokenizer is "byte" or "bpe": the vocabulary is then known. With separate pairs, the prompt is a
-    feature of its own.
+    - Texts imply one if their tokenizer is "byte" or "bpe": the vocabulary is then known. With separate pairs, the prompt is a
+      feature of its own.
+    - Images imply one if the config has their size and colors. Labels are known of the data sets in CLASSES.
+    - Codes imply one if their images do, and the run of their tokenizer has the name of a config, as runs/kl_folder has.
     """
-    if not isinstance(data, Text) or data.tokenizer not in ("byte", "bpe"):
+    match data:
+        case Text():
+            return imply_texts(data)
+        case Images():
+            return imply_images(data)
+        case Encoded():
+            return imply_codes(data)
+    return None
+
+
+def imply_texts(data: Text) -> Dataset | None:
+    """Returns the stand-in of texts. None: their tokenizer depends on them."""
+    if data.tokenizer not in ("byte", "bpe"):
         return None
     vocab = dataset.MIN_BPE if data.tokenizer == "byte" else data.vocabulary
     lengths = {"tokens": data.length + 1}
     if data.pairs == "separate" or data.source_length:
         lengths["source"] = data.source_length or data.length
+    # The batch also says which tokens count, and how many bytes they stand for.
+    stored: Stored = {name: ((length,), np.int32) for name, length in lengths.items()}
+    more: Stored = {"bytes": ((), np.int32), "counted": ((data.length + 1,), np.uint8)}
+    spec = {name: Feature((n,), "int32", vocab=vocab, end=0) for name, n in lengths.items()}
+    return stand_in(spec, stored | more)
+
+
+def imply_images(data: Images) -> Dataset | None:
+    """Returns the stand-in of images. None: the config leaves their size or their colors to them, or gives them as tokens too."""
+    if data.size is None or data.colors is None or data.patch or data.name.startswith("pairs:"):
+        return None
+    shape = (data.size, data.size, data.colors)
+    spec = {"image": Feature(shape, levels=2 if data.binarize else 256, dequantized=data.dequantize)}
+    stored: Stored = {"image": (shape, np.uint8)}
+    if (classes := CLASSES.get(data.name)) is not None:
+        spec["label"], stored["label"] = Feature((), "int32", classes=classes), ((), np.int32)
+    transform = partial(preprocess, levels=256, flip=data.flip, dequantize=data.dequantize, binarize=data.binarize)
+    return stand_in(spec, stored, transform)
+
+
+def imply_codes(data: Encoded) -> Dataset | None:
+    """Returns the stand-in of codes. None: their images imply none, or no config has the name of their tokenizer's run."""
+    images, name = imply_dataset(data.data), Path(data.tokenizer).name
+    try:
+        tokenizer = configs.load(name).model
+    except UserError:
+        return None
+    if images is None or not isinstance(tokenizer, Tokenizer):
+        return None
+    code, feature = code_feature(tokenizer.coder(images.spec))
+    dtype = np.float16 if feature.vocab is None else np.uint16
+    spec: dict[str, Feature] = {code: feature}
+    stored: Stored = {code: (feature.shape, dtype)}
+    if "label" in images.spec:
+        spec["label"], stored["label"] = images.spec["label"], ((), np.int32)
+    return stand_in(spec, stored, partial(convert, name=code, scale=1.0))
+
+
+def stand_in(spec: Spec, stored: Stored, transform: Preprocess | None = None) -> Dataset:
+    """Returns a data set of zeros. stored: what a batch holds, before `transform`. None: the batch is what the model sees."""
 
     def batch(seed: int, step: int, rows: range) -> HostBatch:
         n = len(rows)
-        tokens = {name: np.zeros((n, length), np.int32) for name, length in lengths.items()}
-        facts = {name: np.zeros(n, np.int32) for name in ("bytes", "row", "index")}
-        return tokens | {"counted": np.zeros((n, data.length + 1), np.uint8), "weight": np.ones(n, np.float32)} | facts
+        facts = {"row": np.zeros(n, np.int32), "index": np.zeros(n, np.int32), "weight": np.ones(n, np.float32)}
+        return {name: np.zeros((n, *shape), dtype) for name, (shape, dtype) in stored.items()} | facts
 
     def evaluation(split: str, batch_size: int) -> Iterator[HostBatch]:
         return iter(())
 
-    def preprocess(batch: Batch, key: Key, training: bool) -> Batch:
+    def keep(batch: Batch, key: Key, training: bool) -> Batch:
         return batch
 
     return Dataset(
-        spec={name: core.Feature((n,), "int32", vocab=vocab, end=0) for name, n in lengths.items()},
+        spec=spec,
         sizes={"train": 0, "validation": 0, "test": 0},
         digest="",
         batch=batch,
         evaluation=evaluation,
-        preprocess=preprocess,
+        preprocess=transform or keep,
     )
 
 

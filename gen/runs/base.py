@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,9 @@ def check_unchanged(base: Base) -> None:
 
 def check_base(base: Base, abstract: State) -> None:
     """Raises: UserError for the first parameter of the base that has another shape in `abstract`, or is missing."""
-    theirs, ours = (_shapes(state.frozen or state.params) for state in (base.abstract, abstract))
+    like = abstract.frozen or abstract.params
+    adopted = jax.eval_shape(partial(base.config.model.adopt, like=like), base.abstract.frozen or base.abstract.params)
+    theirs, ours = _shapes(adopted), _shapes(like)
     for path in sorted(theirs.keys() | ours.keys()):
         if theirs.get(path) != ours.get(path):
             raise UserError(
@@ -171,11 +173,11 @@ def check_base(base: Base, abstract: State) -> None:
 
 
 def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
-    """Returns the parameters that the base samples with, in host memory and with the dtypes of `like`."""
+    """Returns the parameters that the base samples with, as a model with the shapes of `like` starts from them, in host memory."""
     # In host memory, since `abstract` has no shardings: the caller knows where the weights go.
     state = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("params", "ema"))
     # The averages replace the parameters of the same name, as they do when the base is sampled.
-    found = {**state.params, **state.ema}
+    found = jax.device_get(base.config.model.adopt({**state.params, **state.ema}, like))
     return jax.tree.map(lambda x, own: x.astype(own.dtype), found, like)
 
 

@@ -1,4 +1,4 @@
-"""The medium of codes: they are decoded to images by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: to sound."""
+"""The medium of codes of images: decodes them by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: codes of sound."""
 
 from __future__ import annotations
 
@@ -39,14 +39,20 @@ class CodeImages(Medium):
         Raises: UserError for a mask with colours, for a picture that has not the size of the run's images, or for a prompt that the
         run can't read.
         """
-        found = read_pictures(options.image, options.mask)
-        if found.keys() == {"image", "mask"} and "tokens" in run.spec:
-            codec = read_kept_codec(run)
-            check_given(found, codec.coder.example.shape)
-            tokens = np.asarray(jax.jit(codec.encode)(found["image"]))
-            # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
-            found |= {"tokens": tokens, "known": known_cells(found["mask"], tokens.shape[1:])}
+        found = self.add_tokens(read_pictures(options.image, options.mask), run)
         return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
+
+    def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
+        """Returns given pictures [m, H, W, C] and a mask [1, H, W, 1] with "tokens" [m, *grid] and "known" [1, *grid], if the codes
+        are tokens. Raises: UserError if they have not the size and the channels of the run's images.
+        """
+        if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
+            return dict(given)
+        codec = read_kept_codec(run)
+        check_given(given, codec.coder.example.shape)
+        tokens = np.asarray(jax.jit(codec.encode)(given["image"]))
+        # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
+        return {**given, "tokens": tokens, "known": known_cells(given["mask"], tokens.shape[1:])}
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Returns the samples with the decoded images float32 [n, *axes, C] as "samples", and the codes as "codes"."""
@@ -59,7 +65,7 @@ class CodeImages(Medium):
         images = np.asarray(jax.jit(codec.show)(samples["samples"]))
         labels = {"label": run.spec["label"]} if "label" in run.spec else {}
 
-        # Neighbours are searched among images, not among codes.
+        # The nearest training examples are searched among images, not among codes.
         def build_images(data_dir: str | None = None) -> Dataset:
             data = run.build_data(data_dir)
             return data.images or data
@@ -73,7 +79,7 @@ CODE_IMAGES = CodeImages()
 
 
 def read_kept_codec(run: RunView) -> Codec:
-    """Returns the codec that the run keeps. Raises: UserError if it is damaged, or of other codes than those of the run."""
+    """Returns the codec that the run keeps. Raises: UserError if it is damaged, or if its codes are not those of the run."""
     codec = read_codec(run.read_file(FILE), run.read_file(WEIGHTS), "the run")
     if codec.coder.codes not in run.spec.values():
         raise UserError(

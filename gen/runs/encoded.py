@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -18,33 +19,35 @@ from gen.data.examples import Examples
 from gen.data.images import Images
 from gen.data.order import Shuffle, permute
 from gen.errors import UserError, check_positive
+from gen.families.tokenizer.coder import Coder
 from gen.runs.code_images import CODE_IMAGES
 from gen.runs.code_sounds import CODE_SOUNDS
-from gen.runs.codec import Codec, open_codec
+from gen.runs.codec import CHUNK_NUMBERS, SCALE, Codec, open_codec
 
 FORMAT = 1
-"""Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
+"""Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
 ENCODE_CHUNK = 250
-"""Examples that are encoded at a time."""
+"""Upper bound on the examples that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
 KEPT = ("label", "caption")
-"""Features of the images that their codes keep."""
+"""Features of the images that batches of codes also have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL or a vocoder.
+    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels].
 
-    Latents are divided by the standard deviation of the training split (Rombach et al. 2022, appendix G).
+    Tokenizers with the bottleneck KL, and vocoders, give latents. They are divided by their standard deviation on the training split
+    (Rombach et al. 2022, appendix G).
     """
 
     data: core.Data = Images()
-    """The images or the sound. Its batch_size is not used."""
+    """Data of images or sound. The batch_size of these data is not used."""
     tokenizer: str = field(metadata=core.LAUNCH)
-    """Run directory of the tokenizer, or of a run on its codes. The digest of the data says whether it is the same tokenizer."""
+    """Run directory of the tokenizer, or of a run on its codes. It may move: the digest of the data identifies the tokenizer."""
     variants: int = 1
-    """Encoded forms of each training image. 1: the image as it is. More: the images are augmented as `data` says, with other noise
-    for each form, and an epoch takes the next form of each image."""
+    """Number of forms in which each training image is encoded. 1: without augmentation. More: each form has other random augmentations
+    (those of `data`), and each epoch uses the next form of every image."""
 
     def __post_init__(self):
         check_positive(batch_size=self.batch_size, variants=self.variants)
@@ -62,9 +65,11 @@ class Encoded(core.Data):
         """
         codec, images = open_codec(files.expand_user(self.tokenizer)), self.data.build()
         _check_shape(codec, images, self.tokenizer)
-        name, feature = code_feature(codec)
+        name, feature = code_feature(codec.coder)
         digest = sha256(f"encoded {FORMAT}", images.digest, codec.digest, str(self.variants))
-        arrays = load_or_make(digest, partial(encode_all, codec, images, self.variants), f"codes by {self.tokenizer}")
+        arrays = load_or_make(
+            digest, partial(encode_all, codec, images, self.variants, self.tokenizer), f"codes by {self.tokenizer}"
+        )
         n = images.sizes["train"]
         examples = Examples(
             sizes=images.sizes,
@@ -72,8 +77,12 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # The scale of tokens is 1.
-        scale = float(arrays["scale"])
+        # The scale of tokens is 1. The copy in a run has the scale that its flow was trained with. It is kept for other images too, so
+        # that the flow can be fine-tuned, and the data are then other ones.
+        own = float(arrays["scale"])
+        scale = codec.scale if SCALE in codec.arrays else own
+        if scale != own:
+            digest = sha256(digest, str(scale))
         kept = {each: images.spec[each] for each in KEPT if each in images.spec}
         return Dataset(
             spec={name: feature, **kept},
@@ -88,13 +97,13 @@ class Encoded(core.Data):
         )
 
 
-def code_feature(codec: Codec) -> tuple[str, Feature]:
+def code_feature(coder: Coder) -> tuple[str, Feature]:
     """Returns the name and the feature of the codes."""
-    return ("tokens" if codec.coder.codes.vocab else "latent"), codec.coder.codes
+    return ("tokens" if coder.codes.vocab else "latent"), coder.codes
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
-    """Raises: UserError if the tokenizer encodes other images, or other windows of sound, than these."""
+    """Raises: UserError if the tokenizer does not encode these data: other sizes, rates, channels, or kinds of pixels."""
     name = codec.coder.name
     if name not in images.spec:
         raise UserError(
@@ -123,15 +132,17 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
         raise UserError(f"the tokenizer {tokenizer} encodes {kinds[0]} pixels, and the data have {kinds[1]} ones")
 
 
-def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
+def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> Arrays:
     """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
 
     Tokens are uint16, and latents float16.
+
+    tokenizer: its run, for errors. Raises: UserError if a latent is not finite, or if all are equal.
     """
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
     errors.note(f"encoding {total:,} examples; the codes are kept in the cache")
-    # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.
+    # A single form is not augmented: otherwise chance would decide, for ever, which images are mirrored.
     passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
     passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
     arrays: Arrays = {}
@@ -140,16 +151,32 @@ def encode_all(codec: Codec, images: Dataset, variants: int) -> Arrays:
         # The label and the caption of an image are the same in all of its forms.
         arrays |= {f"{split}_{each}": values for each, values in forms[0][1].items()}
     is_latent = arrays["train"].dtype.kind == "f"
+    if is_latent:
+        check_latents(arrays, tokenizer)
     scale = arrays["train"].std(dtype=np.float64) if is_latent else 1.0
     return {**arrays, "scale": np.array(scale, np.float32)}
 
 
-def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
-    """Returns the codes of a split in order, and {feature: values} of what they keep.
+def check_latents(latents: Arrays, tokenizer: str) -> None:
+    """Raises: UserError if a latent of a split is not finite, or if all of the training split are equal."""
+    for split in SPLITS:
+        if bad := int((~np.isfinite(latents[split])).any(tuple(range(1, latents[split].ndim))).sum()):
+            raise UserError(
+                f"the tokenizer {tokenizer} makes latents that are not finite, or over 65,504, of {bad:,} examples of the {split} split; "
+                "train it with a lower learning rate, or a larger weight of its KL"
+            )
+    if latents["train"].min() == latents["train"].max():
+        raise UserError(
+            f"the tokenizer {tokenizer} makes the same latents of all training examples; train it with a smaller weight of its KL"
+        )
 
-    form: number of the form, whose noise of the data's preprocessing is its own. augmented: with the augmentations of training.
+
+def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
+    """Returns the codes of a split in order, and {feature: values} of the features in KEPT.
+
+    form: number of the form, which decides the noise of the data's preprocessing. augmented: whether to augment as in training.
     """
-    # A fixed key: the codes are a part of the data, whatever the seed of a run is.
+    # A fixed key, because the codes are part of the data: they do not depend on the seed of a run.
     key = jax.random.fold_in(jax.random.key(0), form)
     stored = np.uint16 if codec.coder.codes.vocab else np.float16
 
@@ -159,10 +186,15 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 
     codes: list[np.ndarray] = []
     kept: dict[str, list[np.ndarray]] = {each: [] for each in KEPT if each in images.spec}
-    for batch in images.evaluation(split, min(ENCODE_CHUNK, images.sizes[split])):
+    # Large images are encoded a few at a time, so that they fit in memory.
+    chunk = max(1, min(ENCODE_CHUNK, images.sizes[split], CHUNK_NUMBERS // prod(codec.coder.example.shape)))
+    for batch in images.evaluation(split, chunk):
         # Padding has weight 0.
         real = batch["weight"] > 0
-        codes.append(np.asarray(encode(jax.device_put(batch))).astype(stored)[real])
+        made = np.asarray(encode(jax.device_put(batch)))
+        # `check_latents` reports latents that float16 can't hold.
+        with np.errstate(over="ignore"):
+            codes.append(made.astype(stored)[real])
         for each, values in kept.items():
             values.append(batch[each][real])
     return np.concatenate(codes), {each: np.concatenate(values) for each, values in kept.items()}
@@ -170,7 +202,10 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 
 @dataclass(frozen=True)
 class CodeReader:
-    """Reads codes, labels and captions by their positions in a split. In the training split, forms of an image are `n` positions apart."""
+    """Reads codes, labels and captions by their positions in a split.
+
+    In the training split, form k of image i is at position i + k * n.
+    """
 
     arrays: Arrays
     name: str
@@ -187,7 +222,7 @@ class CodeReader:
 
 
 def take_forms_in_turn(n: int, variants: int) -> Shuffle:
-    """Returns the order of n training images with several forms each: each epoch takes the next form of every image."""
+    """Returns the order in which n training images with several forms are read: each epoch takes the next form of every image."""
     shuffle = permute(n)
 
     def take(seed: int, places: range) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Recordings with texts, such as what is said in them, and their splits by group."""
+"""Recordings with texts, such as the spoken words. All recordings of a text are in one split."""
 
 from __future__ import annotations
 
@@ -32,23 +32,26 @@ class Transcribed(CaptionOptions, core.Data):
     """Recordings with texts: "audio" float32 [B, samples, channels] in [-1, 1), and "caption" int32 [B, length], filled up with the end
     token.
 
-    Batches also have "group" int32 [B]: recordings of one text have the same number. It is no feature, and models don't read it.
+    Batches also have "group" int32 [B], which is equal for recordings of the same text. It is not in the spec, and models don't read it.
     """
 
     name: str = "captions:recordings"
-    """captions:FOLDER. Each recording PATH.wav has its text in PATH.txt; or one .jsonl file in the folder has lines {"audio": path in
-    the folder, "text": text}, and if wanted "group": a key that variants share."""
+    """captions:FOLDER. Each recording PATH.wav has its text in PATH.txt. Or one .jsonl file in the folder has a line {"audio": path in
+    the folder, "text": text} for each recording. A line may have "group": a key that variants share."""
     rate: int = 8000
     """Samples per second. Other recordings are resampled."""
     seconds: float = 4.0
-    """Length of a window. Shorter recordings end with silence. Longer ones are left out, since a part would not have the whole text."""
+    """Length of a window. Shorter recordings end with silence. Longer recordings are left out, because a part of one does not contain
+    the whole text."""
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
 
     def build(self) -> core.Dataset:
-        """Reads the texts and the recordings. Raises: UserError for a wrong option, recording or text, or one without the other."""
+        """Reads the texts and the recordings. Raises: UserError for a wrong option, recording or text, or for a
+        recording without a text, or a text without a recording.
+        """
         sound = self.sound()
         check(sound)
         captions.check(self)
@@ -98,13 +101,13 @@ def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[C
     """
     listing = folder.list_sounds(root, config.name)
     pairs = captions.pair_up(root, [file.path for file in listing.files], config.name, RECORDING)
-    # The texts are no files that were left out.
+    # Files of texts are read, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
-    # One split and no classes: the texts decide the splits, and sub-folders are only places.
+    # One split and no classes: the texts decide the splits, and sub-folders have no meaning.
     layout = Layout({WHOLE: list(range(len(pairs)))}, None, [0] * len(pairs))
     options = FolderOptions(config.name, {}, skip_bad=False, whole=config.check == "all")
     recordings = folder.open_found(Found(root, listing._replace(left_out=others), layout, {}), options)
-    # A part of a recording would not have the whole text.
+    # A part of a recording does not contain the whole text.
     fits = np.flatnonzero(recordings.source.seconds <= config.seconds)
     if not len(fits):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Captioned images: pictures of a folder with a text each, and their splits by group."""
+"""Captioned images: a folder of pictures with one text each. Groups of variants are never divided between splits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PICTURE = captions.Kind("image", "picture")
 class Captioned(CaptionOptions, core.Data):
     """Pictures with captions: "image" float32 [B, H, W, C] in [-1, 1], and "caption" int32 [B, length], filled up with the end token.
 
-    Batches also have "group" int32 [B]: the variants of a picture have the same number. It is no feature, and models don't read it.
+    Batches also have "group" int32 [B], which is equal for variants of a picture. It is not in the spec, and models don't read it.
 
     Captions are read in lower case, with single spaces.
     """
 
     name: str = "captions:images"
-    """captions:FOLDER. Each picture PATH.png has its caption in PATH.txt; or one .jsonl file in the folder has lines {"image": path
-    in the folder, "text": caption}, and if wanted "group": a key that variants of a picture share."""
+    """captions:FOLDER. Each picture PATH.png has its caption in PATH.txt. Or one .jsonl file in the folder has a line {"image": path
+    in the folder, "text": caption} for each picture. A line may have "group": a key that variants of a picture share."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
@@ -43,10 +43,12 @@ class Captioned(CaptionOptions, core.Data):
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
 
     def build(self) -> core.Dataset:
-        """Reads the captions and the images. Raises: UserError for a wrong option, image or caption, or one without the other."""
+        """Reads the captions and the images. Raises: UserError for a wrong option, image or caption, or for an
+        image without a caption, or a caption without an image.
+        """
         images = self.images()
         check(images)
         captions.check(self)
@@ -90,9 +92,9 @@ def open_pictures(config: Captioned, root: Path, listing: Listing) -> Source:
     """Returns the pictures in the order of the listing. Sub-folders are neither classes nor splits."""
     whole = config.check == "all"
     options = folder.FolderOptions(config.name, {}, config.size, config.background, skip_bad=False, whole=whole)
-    # The captions are no files that were left out.
+    # Files of captions are read, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
     listing = listing._replace(left_out=others)
-    # One split and no classes: `divide` makes the splits, and sub-folders are only places.
+    # One split and no classes: `divide` makes the splits, and sub-folders have no meaning.
     n = len(listing.files)
     return folder.open_listed(root, listing, Layout({WHOLE: list(range(n))}, None, [0] * n), options)

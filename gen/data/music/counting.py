@@ -10,9 +10,9 @@ import numpy as np
 from gen.data.music.roll import PITCHES, REST, pitches_of
 
 KEYS = range(-5, 7)
-"""Transpositions of the training pieces, in semitones: each key once."""
+"""Transpositions of the training pieces, in semitones. With them each piece is counted in every key once."""
 BEAT = 4
-"""Frames after which the place of a frame repeats: a quarter note of sixteenths."""
+"""Number of frames in a quarter note, if a frame is a sixteenth. The position of a frame in its quarter note is a context."""
 BAR = 16
 START = -1
 """Token of the frames before the beginning of a window."""
@@ -27,9 +27,9 @@ class Counts(NamedTuple):
     contexts: np.ndarray
     """Hashes of the contexts, sorted, uint64 [C]."""
     totals: np.ndarray
-    """Number of tokens after each, int64 [C]."""
+    """Number of tokens that followed each context, int64 [C]."""
     kinds: np.ndarray
-    """Number of different tokens after each, int64 [C]."""
+    """Number of different tokens that followed each context, int64 [C]."""
     pairs: np.ndarray
     """Hashes of contexts and the token after them, sorted, uint64 [P]."""
     counts: np.ndarray
@@ -47,10 +47,10 @@ def count_nats(
 
     train, test: windows, int [frames, voices] each. vocab: number of tokens. keys: transpositions of the training windows.
     """
-    # Counts of all keys together: a phrase that was seen in one key is known in every other.
+    # All keys are counted together, so a phrase that occurs in one key is known in every key.
     moved = [move(window, semitones) for window in train for semitones in keys]
     tokens, asked = join_tokens(moved), join_tokens(test)
-    # The least detail comes first, since each kind of context mixes in the one before it.
+    # Contexts with the least detail come first, because each kind is mixed with the kind before it.
     p = np.full(len(asked), 1 / vocab)
     of_train, of_test = contexts_of(moved), contexts_of(test)
     for context, asked_context in zip(of_train, of_test, strict=True):
@@ -73,11 +73,11 @@ def join_tokens(windows: Sequence[np.ndarray]) -> np.ndarray:
 def contexts_of(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns hashes of the contexts of each token, uint64 [tokens] each, from the least detail to the most.
 
-    Each kind of context has all that the kind before it has.
+    Each kind of context contains the kind before it.
     """
     parts = [_describe(window) for window in windows]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    # A hash of 64 bits stands for a context: two of millions of them hardly ever collide.
+    # Contexts are represented by hashes of 64 bits. Among millions of contexts, collisions are very unlikely.
     found, state = [], np.full(len(joined["voice"]), MIX)
     for names in ORDER:
         for name in names:
@@ -100,7 +100,7 @@ def _describe(window: np.ndarray) -> dict[str, np.ndarray]:
     frames, voices = window.shape
     tokens = window.astype(np.int64)
     last = np.concatenate([np.full((1, voices), START), tokens[:-1]])
-    # Several tokens as the digits of one number, from 1 on, so that START has a digit too. 1009 is a prime above all tokens.
+    # Several tokens are the digits of one number. Digits begin at 1, so that START has a digit, too. 1009 is a prime above all tokens.
     above = np.zeros((frames, voices), np.int64)
     for voice in range(1, voices):
         above[:, voice] = above[:, voice - 1] * 1009 + tokens[:, voice - 1] + 2
@@ -146,7 +146,7 @@ def count(contexts: np.ndarray, tokens: np.ndarray) -> Counts:
 
 def interpolate(seen: Counts, contexts: np.ndarray, tokens: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """Returns the probability of each token, float64 [N], by the counts and the probabilities `lower` of less detail."""
-    # Without counts, the probabilities of less detail stay.
+    # For a context without counts, the result is `lower`.
     total, kinds = _look_up(seen.contexts, seen.totals, contexts), _look_up(seen.contexts, seen.kinds, contexts)
     n = _look_up(seen.pairs, seen.counts, _mix(contexts, tokens))
     return np.where(total > 0, (n + kinds * lower) / np.maximum(total + kinds, 1), lower)
@@ -154,6 +154,6 @@ def interpolate(seen: Counts, contexts: np.ndarray, tokens: np.ndarray, lower: n
 
 def _look_up(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Returns the values of the keys that are asked for, and 0 for keys that are not known."""
-    # A key beyond the last one would have no place.
+    # searchsorted returns len(keys) for keys above the last one, which is no valid index.
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where(keys[at] == asked, values[at], 0)

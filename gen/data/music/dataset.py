@@ -1,4 +1,4 @@
-"""Scores as functions of (seed, step, row): the config, the splits, and the baselines of the test split."""
+"""The data set of scores: its config, splits and baselines. Batches are functions of (seed, step, row)."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class Music(core.Data):
     rest; or midi:PATH, a folder of MIDI files. Its sub-folders are classes, or splits (train, val, test) with a sub-folder for each
     class."""
     voices: int = 4
-    """Voices of a score. MIDI files may have fewer."""
+    """Number of voices of a score. MIDI files may have fewer."""
     steps: int = STEPS_PER_QUARTER
-    """Frames of a quarter note. MIDI files with notes between them are refused."""
+    """Number of frames in a quarter note. MIDI files with notes between frames are refused."""
     frames: int = 512
     """Length of a window. Longer pieces are cut into consecutive windows, and each window is a score of its own."""
     excerpt: int | None = None
-    """Frames of the excerpts of windows that are trained on. An excerpt begins at a random bar. None: whole windows, which are slower
-    to train on if most pieces are shorter."""
+    """Number of frames of the random excerpt of each window that a training step reads. An excerpt begins at the beginning of a bar. None:
+    steps read whole windows, which is slower if most pieces are shorter than a window."""
     transpose: int = 0
-    """Training pieces are moved by up to this number of semitones up or down, drawn each time. No voice leaves the range that it has in
-    the training pieces."""
+    """Transpose training pieces by a random number of semitones, at most this number up or down. No voice leaves the range that it has
+    in the training pieces."""
     onsets: bool = False
-    """Tell notes that are held from notes that are repeated, by tokens of their own. Rolls don't."""
+    """Use different tokens for held notes and for the beginnings of notes. rolls:FILE does not contain this distinction."""
     train: str | None = None
     """Pieces for training: a slice such as train[:90%]. None, as for the next two: the split that the data have, or a part of the pieces
     that no other option chooses."""
@@ -63,7 +63,7 @@ class Music(core.Data):
     skip_bad: bool = False
     """Skip MIDI files that don't fit, and print how many."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
 
     def resolve(self) -> Music:
         """Returns the settings with slices for each of --data.train, ... that is None. Raises: UserError as `build`."""
@@ -86,7 +86,7 @@ class Music(core.Data):
         chosen = {name: positions(name, value, source.splits, source.name) for name, value in source.options.items()}
         report_overlap(self.name, chosen)
         windows = cut(source, self.frames, chosen["train"], self.transpose)
-        # Splits are of pieces, so that no model is tested on another part of a piece that it has seen.
+        # Splits are made of whole pieces, so that no model is tested on another part of a piece that it was trained on.
         splits = {name: windows.expand(pieces) for name, pieces in chosen.items()}
         if self.name != "canons":
             describe.print_lines(source, windows, {name: len(pieces) for name, pieces in chosen.items()})
@@ -109,14 +109,14 @@ class Music(core.Data):
             batch=examples.batch,
             evaluation=examples.evaluation,
             preprocess=partial(preprocess, excerpt=min(self.excerpt or self.frames, self.frames)),
-            # The first voice of a frame comes first. A longer piece is several windows, and nothing is read across their edges.
+            # Raster order: the voices of a frame, then the next frame. A long piece has several windows, which are independent.
             protocol={"frames": self.frames, "voices": self.voices, "order": "voices of a frame, then time"},
             baselines=partial(baselines, pieces, self.frames, vocabulary(self.onsets), content),
         )
 
 
 def check(config: Music) -> None:
-    """Raises: UserError for options that are wrong whatever the scores are."""
+    """Checks the options that do not depend on the scores. Raises: UserError if one is wrong."""
     counts = {"batch-size": config.batch_size, "steps": config.steps, "frames": config.frames, "voices": config.voices}
     errors.check_positive(**{f"--data.{name}": value for name, value in counts.items()})
     errors.check_not_negative(**{"--data.transpose": config.transpose})
@@ -159,7 +159,7 @@ def baselines(pieces: Mapping[str, Sequence[np.ndarray]], frames: int, vocab: in
         train, test = (cut_piece(pieces[split], frames) for split in ("train", "test"))
         return {"nats": np.array(counting.count_nats(train, test, vocab).mean())}
 
-    # The number in the key is raised when the baseline changes.
+    # Raise the number in the key if the baseline changes.
     nats = load_or_make(digest.sha256("counting 1", key), make, "counts of notes")["nats"]
     return {"counting_nats_per_token": float(nats)}
 

@@ -1,4 +1,4 @@
-"""Tells a user what a set of scores gives: how many, how long, which splits and classes, and what is done to them."""
+"""Describes a set of scores for the user: number and lengths of the pieces, splits, classes, windows and transpositions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def print_lines(source: Source, windows: Windows, pieces: Mapping[str, int]) -> 
 
 
 def describe(source: Source, windows: Windows, pieces: Mapping[str, int]) -> Iterator[str]:
-    """Yields what a set gives, one line for each subject."""
+    """Yields lines: the pieces, the windows, and the transpositions."""
     lengths = np.array([len(piece) for piece in source.pieces])
     classes = source.classes
     many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, source.labels)}"

@@ -21,7 +21,7 @@ from gen.files import read_bytes
 
 PREFIX = "midi:"
 MAX_BYTES = 2**24
-"""Upper bound on a file. Scores have kilobytes."""
+"""Upper bound on the bytes of a file. Usual scores have some kilobytes."""
 
 
 class Found(NamedTuple):
@@ -67,11 +67,11 @@ def open_folder(options: FolderOptions, steps: int, voices: int) -> Source:
     reasons = held["reasons"].tolist()
     reason_of = dict(zip(paths, reasons, strict=True))
     good = readable(name, paths, held["frames"] > 0, options.skip_bad, "MIDI files", reason_of.__getitem__)
-    # `readable` has counted the files. The reasons tell whether another grid would fit more of them.
+    # `readable` has printed the number of files. The reasons show whether more files would fit another grid.
     if len(good) < len(paths):
         kinds = Counter(kind for reason in reasons if (kind := kind_of(reason)))
         note(f"{name}: skipped: {shorten(f'{n:,} {kind}' for kind, n in kinds.most_common())}")
-    # Files that do not fit have no frames, so they take no place.
+    # Files that do not fit have 0 frames, so they occupy nothing in the array.
     last = np.cumsum(held["frames"])
     pieces = [
         held["notes"][end - n : end] for end, n in zip(last[good].tolist(), held["frames"][good].tolist(), strict=True)
@@ -83,7 +83,7 @@ def open_folder(options: FolderOptions, steps: int, voices: int) -> Source:
         labels=np.array(layout.labels, np.int32)[good],
         classes=layout.classes,
         options=options.splits,
-        # Without times and root: a copy of the folder has the same digest.
+        # The digest has neither times nor the folder's path, so a copy of the folder has the same digest.
         content=sha256(*(stamp.content[i] for i in good), version),
     )
 
@@ -100,7 +100,7 @@ def read_all(paths: Sequence[Path], steps: int, voices: int) -> Arrays:
 
 
 def read_file(path: Path, steps: int, voices: int) -> np.ndarray | str:
-    """Returns the roll of a file, or why it does not fit."""
+    """Returns the roll of a file, or the reason why it does not fit."""
     try:
         return midi.decode(read_bytes(path, MAX_BYTES), steps, voices)
     except ValueError as error:

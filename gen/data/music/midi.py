@@ -16,17 +16,17 @@ from gen.errors import UserError
 
 ENDINGS = {".mid", ".midi", ".smf"}
 MAX_FRAMES = 2**20
-"""Upper bound on the frames of a file: the time of an event may claim any number of them."""
+"""Upper bound on the frames of a file. A damaged file may have events at any time."""
 TICKS_PER_STEP = 120
-"""Of files that are written."""
+"""Ticks of a frame in files that are written."""
 VELOCITY = 80
-"""Loudness of the notes of files that are written, of 127."""
+"""Loudness of the notes in files that are written, from 0 to 127."""
 TEMPO = 600_000
-"""Microseconds of a quarter note in files that are written: 100 a minute."""
+"""Microseconds of a quarter note in files that are written: 100 quarter notes per minute."""
 DRUMS = 9
 """The channel whose notes are drums. No voice is written to it."""
 VOICE = re.compile(r"voice (?P<number>[1-9][0-9]?)")
-"""Name of a track that says which voice it is. In other files the voices are in the order of tracks and channels."""
+"""Name of a track in files that gen writes: it has the number of the voice. In other files voices are numbered by tracks and channels."""
 MAX_VOICES = 15
 """A file has 16 channels, and one of them has drums."""
 
@@ -99,12 +99,12 @@ def _find_voices(file: Any) -> dict[int, list[Note]]:
     found: list[list[Note]] = []
     for track in file.tracks:
         channels = _read_notes(track)
-        # Files of gen name their tracks, since a silent voice would otherwise be lost.
+        # Files that gen writes name their tracks, so that a silent voice is not lost.
         name = VOICE.fullmatch(next((message.name for message in track if message.type == "track_name"), ""))
         if name and len(channels) == 1:
             named[int(name["number"]) - 1] = next(iter(channels.values()))
         found += [channels[channel] for channel in sorted(channels)]
-    # Only if the names tell all voices apart.
+    # The names are used only if all voices have different names.
     return named if len(named) == len(found) else dict(enumerate(found))
 
 
@@ -115,14 +115,14 @@ def _read_notes(track: Any) -> dict[int, list[Note]]:
     tick = 0
     for message in track:
         tick += message.time
-        # Pedals, programs and lyrics are no notes.
+        # Other messages, such as pedals, programs and lyrics, are skipped.
         if message.type not in ("note_on", "note_off"):
             continue
         begun = sounding[message.channel, message.note]
         if message.type == "note_on" and message.velocity:
             begun.append(tick)
         elif begun:
-            # The oldest one: a repeated note may begin before the message that ends the one before.
+            # Ends the oldest note of this pitch: when a note is repeated, it may begin before the previous one has ended.
             notes[message.channel].append(Note(begun.pop(0), tick, message.note))
     if any(sounding.values()):
         raise ValueError("has a note that does not end")
@@ -131,10 +131,10 @@ def _read_notes(track: Any) -> dict[int, list[Note]]:
 
 def _fill(column: np.ndarray, notes: list[Note], steps: int, beat: int, voice: int) -> None:
     """Writes the notes of a voice into its column of a roll. beat: ticks of a quarter note. Raises: ValueError as `decode`."""
-    # In the order of their beginnings, so that comparing neighbours finds all that overlap.
+    # Notes are sorted by their beginnings, so that comparing neighbours finds all overlaps.
     end = 0
     for note in sorted(notes):
-        # Whole numbers: a quotient of floats would miss some places of the grid.
+        # Integers, because rounding errors of floats would move some notes off the grid.
         (start, early), (stop, late) = divmod(note.start * steps, beat), divmod(note.end * steps, beat)
         if early or late or start == stop:
             edges = " to ".join(f"{tick * steps / beat:g}" for tick in note[:2])
@@ -157,7 +157,7 @@ def encode(roll: np.ndarray, steps: int) -> bytes:
         track = mido.MidiTrack([mido.MetaMessage("track_name", name=f"voice {voice + 1}")])
         if voice == 0:
             track.append(mido.MetaMessage("set_tempo", tempo=TEMPO))
-        # A channel of its own for each voice: players give it an instrument.
+        # Each voice has a separate channel, so that a player can give it an instrument.
         channel, now = voice + (voice >= DRUMS), 0
         for note in notes_of(column):
             start, end = (TICKS_PER_STEP * tick for tick in note[:2])

@@ -1,7 +1,7 @@
 """Rolls: scores on a grid of time steps and voices, with one token in each place.
 
-A token below REST begins a note: it is the note's MIDI number. REST is silence. From HELD on, a token goes on with the note of the
-step before: HELD plus its MIDI number. Rolls that do not tell held notes from repeated ones have no tokens from HELD on.
+A token below REST is the MIDI number of a note that begins. REST is silence. A token HELD + n continues the note with the MIDI number n
+from the step before. Rolls that do not distinguish held notes from repeated notes have no such tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PITCHES = 128
 REST = PITCHES
 HELD = REST + 1
 STEPS_PER_QUARTER = 4
-"""Time steps of a quarter note in rolls that don't say it: sixteenths."""
+"""Default number of time steps in a quarter note: each step is a sixteenth."""
 
 
 def vocabulary(onsets: bool) -> int:

@@ -17,7 +17,7 @@ from gen.files import expand_user, read_json
 
 PREFIX = "rolls:"
 SILENCE = -1
-"""What stands for a rest in the file."""
+"""Number that means a rest in the file."""
 
 
 def find(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Where scores come from: pieces in memory, and the built-in canons."""
+"""Sources of scores: pieces in memory, and the built-in canons."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAJOR = (0, 2, 4, 5, 7, 9, 11)
 CHORDS = (0, 3, 4, 0)
 """Steps of the scale on which the chords of a canon's bars stand. They repeat, so that voices a bar apart fit each other."""
 REGISTERS = (72, 65, 57, 48)
-"""About the middle of each voice, as MIDI numbers. More than four voices begin again at the first."""
+"""Approximate middle of the range of each voice, as MIDI numbers. A fifth voice has the range of the first, and so on."""
 
 
 class Source(NamedTuple):
-    """Pieces by position. The splits follow each other."""
+    """Pieces with random access by position. The splits lie one after the other."""
 
     name: str
     """The --data.name of the config."""

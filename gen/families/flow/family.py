@@ -2,11 +2,11 @@
 
 family      the hyper-parameters, and the model that they build
 objectives  training losses, from the line between an example and noise
-masks       what the network is given of an example, so that it completes the rest
+masks       masks that show the network a part of an example, so that it learns to complete the rest
 model       the velocity network on a batch, guidance, and samples
-editing     the pictures that a request gives
+editing     pictures that a user gives: to inpaint, upscale, colorize, edit or translate
 samplers    solvers of the differential equation
-sampling    the request, and the ways from noise to examples and back
+sampling    the request, and the functions from noise to examples and back
 likelihood  bits per dimension of held-out examples
 """
 
@@ -18,7 +18,7 @@ from functools import partial
 import jax
 
 from gen import core
-from gen.core import Batch, GenerativeModel, Key, Spec, State, Sums
+from gen.core import Batch, GenerativeModel, Key, Params, Spec, State, Sums
 from gen.errors import UserError, check_fraction, check_positive
 from gen.families import learner
 from gen.families.conditions import Conditions, find_conditions
@@ -28,7 +28,7 @@ from gen.families.flow.model import FlowModel, find_feature, find_source
 from gen.families.flow.objectives import FlowMatching, Objective
 from gen.networks.text_encoder import TextEncoder
 from gen.networks.unet import UNet
-from gen.networks.velocity import Architecture, Velocity
+from gen.networks.velocity import Architecture, Velocity, change_classes
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Flow(learner.LearnedFamily):
     label_dropout: float = 0.1
     """Probability that a training example's label and caption are left out, so that samples can be guided."""
     given: Mask | None = None
-    """Mask of what the network is given of each training example, such as AnyOf(). The model then completes pictures. None:
-    nothing is given."""
+    """Mask that shows the network a part of each training example, such as AnyOf(). The model then learns to complete pictures.
+    None: the network sees x_t alone."""
     likelihood_steps: int = 32
     """Steps of the differential equation for bits_per_dim in the final test."""
     likelihood_probes: int = 2
-    """Random vectors for each divergence in bits_per_dim."""
+    """Random vectors with which each divergence in bits_per_dim is estimated, at least 2."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +57,7 @@ class Flow(learner.LearnedFamily):
         check_positive(likelihood_steps=self.likelihood_steps)
         if self.likelihood_probes < 2:
             raise UserError(
-                f"likelihood_probes is {self.likelihood_probes}; their spread is the error, so use at least 2"
+                f"likelihood_probes is {self.likelihood_probes}; the error is estimated from their spread, so use at least 2"
             )
 
     def tiny(self) -> Flow:
@@ -66,7 +66,11 @@ class Flow(learner.LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> Flow:
         super().inherit(base, spec)
         assert isinstance(base, Flow)
-        return replace(self, network=base.network, conditional=base.conditional, given=base.given)
+        # The classes may be others, or none: see `adopt`.
+        return replace(self, network=base.network, given=base.given)
+
+    def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
+        return {**params, "velocity": change_classes(params["velocity"], like["velocity"])}
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or latents of this spec.
@@ -86,7 +90,7 @@ class Flow(learner.LearnedFamily):
             rules=self.network.rules,
             protocol=likelihood.protocol(),
         )
-        # A likelihood takes many evaluations per example, so it is left to the final test.
+        # A likelihood takes many evaluations of the network per example, so only the final test computes it.
         if likelihood.mismatch is not None:
             return parts
 
@@ -104,9 +108,11 @@ class Flow(learner.LearnedFamily):
             jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, dtype))
         source = find_source(spec, feature.shape)
         if source is not None and self.conditional:
-            raise UserError("a flow of pairs reads their sources and no labels; the fix: --model.conditional False")
+            raise UserError(
+                "a flow on pairs reads the sources, and can't also read labels; the fix: --model.conditional False"
+            )
         read = find_conditions(spec) if self.conditional else Conditions()
-        # The encoder is trained with the velocity, and its vector joins that of the time.
+        # The encoder is trained together with the velocity. Its vector is added to the vector of the time.
         encoder = None
         if read.caption is not None:
             encoder = TextEncoder(read.caption.vocab or 1, read.end, width, dtypes)

@@ -1,4 +1,4 @@
-"""Parts that every model of grids shares: the facts about a grid, the settings, and the request."""
+"""Parts that all models of grids share: the facts about a grid, the hyper-parameters, and the request."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from gen.networks.positions import PADDING
 class Grid:
     """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
 
-    A network also knows tokens that are not in the grids, from V on: the labels, "no label", the mask, and those of captions.
+    The network's embedding also has tokens that never occur in a grid. They are numbered from V on: the labels, "no label", the mask,
+    and the tokens of captions.
     """
 
     shape: tuple[int, ...]
     """Shape of a grid."""
     cells: tuple[int, ...]
-    """Number of cells on each axis: the shape, without its last axis if that is the inner one."""
+    """Number of cells on each axis: the shape of the grid, without its last axis if a cell is that axis (`inner_layers`)."""
     vocab: int
     """V, the size of the vocabulary."""
     classes: int
     """Number of labels. 0: the model has none."""
     pixels: int | None
-    """Number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+    """Number of pixel values in a grid, if its tokens are patches of pixels. None: they are not."""
     caption: Feature | None = None
     """The captions. None: the model reads none."""
 
@@ -51,27 +52,27 @@ class Grid:
 
     @property
     def mask(self) -> int:
-        """The token that marks an unknown one."""
+        """The token that replaces a masked token."""
         return self.vocab + self.classes + 1
 
     @property
     def rows(self) -> int:
-        """Number of tokens that a network knows."""
+        """Number of rows of the network's embedding: all tokens, of grids and others."""
         return self.mask + 1 + ((self.caption.vocab or 0) if self.caption else 0)
 
     @property
     def padding(self) -> int | None:
-        """The token after the end of a caption, which nothing reads. None: the model reads no captions."""
+        """The token that fills a caption up to its full length. Attention ignores it. None: the model reads no captions."""
         return None if self.caption is None else self.mask + 1 + self.end
 
     @property
     def conditions(self) -> Conditions:
-        """What the model reads before a grid."""
+        """The label and the caption, if the model reads them."""
         return Conditions(self.classes or None, self.caption)
 
     @property
     def end(self) -> int:
-        """The token that ends captions, among those of captions."""
+        """The token that ends a caption, in the vocabulary of captions."""
         return self.conditions.end
 
     @property
@@ -94,12 +95,12 @@ class Grid:
         return cells.reshape(len(cells), *self.shape)
 
     def front(self, n: int, condition: Condition) -> Array:
-        """Returns what n rows begin with, int32 [n, L + 1, J]: the caption if the model reads any, and the label."""
+        """Returns the beginnings of n rows, int32 [n, L + 1, J]: the caption if the model reads captions, then the label."""
         label, caption = condition
         if label is None:
             label = jnp.full(n, self.classes, jnp.int32)
         front = self.vocab + label[:, None, None]
-        # The label comes last, since the output at the last place predicts the first cell, and a caption may end before it.
+        # The label comes last: the output there predicts the first cell. The caption may be short, and its last places masked.
         if self.caption is not None:
             if caption is None:
                 caption = jnp.full((n, self.words), self.end, jnp.int32)
@@ -113,7 +114,7 @@ class Grid:
         """
         if "known" not in given:
             return jnp.full((n, self.length, self.count), PADDING, jnp.int32)
-        # Tokens may be unsigned, and PADDING is negative.
+        # int32, because tokens may be unsigned, and PADDING is negative.
         tokens = jnp.asarray(given["tokens"], jnp.int32)
         found = self.split(jnp.where(jnp.asarray(given["known"], bool), tokens, PADDING))
         return jnp.broadcast_to(found, (n, *found.shape[1:]))
@@ -127,7 +128,8 @@ class GridModel(LanguageModel):
     """Feed-forward layers of the head that predicts the tokens of the last axis one after the other, inside of one step of the
     transformer (Lee et al. 2022). 0: every token is a step of the transformer."""
     conditional: bool = False
-    """Condition on the label, which is a token in front of the grid, and on the caption, which is read before it."""
+    """Condition on the label and on the caption, if the data have them. Both are read before the grid: first the caption, then the
+    label as one token."""
     label_dropout: float = 0.0
     """Probability that a training example's label and caption are left out, so that samples can be guided."""
 
@@ -137,7 +139,7 @@ class GridModel(LanguageModel):
         if self.inner_layers < 0:
             raise UserError(f"inner_layers is {self.inner_layers}; it must be at least 0")
         if self.label_dropout and not self.conditional:
-            raise UserError("label_dropout leaves labels out, and the model reads none; the fix: --model.conditional")
+            raise UserError("label_dropout needs a model that reads labels; the fix: --model.conditional")
         if self.network.positions == "relative":
             raise UserError(
                 "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
@@ -149,7 +151,7 @@ class GridModel(LanguageModel):
         return replace(super().tiny(), inner_layers=min(1, self.inner_layers))
 
     def inherit(self, base: core.Family, spec: Spec) -> Self:
-        # As LanguageModel.inherit, but the size of a grid is no field of the config.
+        # As LanguageModel.inherit, but without a context length: the data decide the size of a grid.
         core.Family.inherit(self, base, spec)
         assert isinstance(base, GridModel)
         network = self.network.inherit(base.network, None)
@@ -168,7 +170,7 @@ class GridModel(LanguageModel):
                 f"inner_layers predict the last axis of a grid inside each step, and the only axis is {feature.axes[0]}; the fix: "
                 "--model.inner-layers 0"
             )
-        # The inner axis needs no positions: the head predicts all of it inside of a step.
+        # With `inner_layers` the last axis needs no positions, because the head predicts all of its tokens in one step.
         cells = feature.shape[:-1] if self.inner_layers else feature.shape
         head = self.network.width // self.network.heads
         if self.network.positions == "rotary" and head // 2 < len(cells):
@@ -187,20 +189,20 @@ class GridModel(LanguageModel):
             )
 
     def drop(self, grid: Grid, batch: Batch, keys: Key) -> Condition:
-        """Returns the conditions of training examples, some of them left out. keys: [B]."""
+        """Returns the conditions of training examples, left out with probability `label_dropout`. keys: [B]."""
         return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
     def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of samples. Raises: UserError for a label or guidance that the model can't have."""
+        """Returns the conditions of samples. Raises: UserError for a label or guidance that the model does not support."""
         self.check_guidance(request.guidance)
         return grid.conditions.to_generate(request.n, request.label, given)
 
 
 def count_pixels(tokens: Feature) -> int | None:
-    """Returns the number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+    """Returns the number of pixel values in a grid, if its tokens are patches of pixels. None: they are not."""
     if tokens.levels is None or tokens.vocab is None:
         return None
-    # A token is a number with one digit for each pixel, so V = levels^(pixels of a patch).
+    # A token encodes a patch as a number in base `levels`, one digit for each pixel, so V = levels^(pixels of a patch).
     return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
 
 

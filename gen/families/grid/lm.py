@@ -49,7 +49,7 @@ class GridLM(GridModel):
 
 @dataclass(frozen=True)
 class CausalGrids:
-    """p(grid | condition) = prod_t p(token_t | condition, tokens before t). params: see GridNetwork."""
+    """p(grid | condition) = prod_t p(token_t | condition, tokens before t). GridNetwork describes `params`."""
 
     config: GridLM
     network: GridNetwork
@@ -63,7 +63,7 @@ class CausalGrids:
         # Step t reads cell t - 1, or the last token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
         output, _ = self.network.read(params, inputs, self.network.positions[: inputs.shape[1]], keys)
-        # The tokens of a caption are read and not predicted.
+        # The outputs at the caption predict nothing. The output at the label predicts the first cell.
         output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
@@ -84,8 +84,9 @@ class CausalGrids:
 
         With captions, the arrays also have them: "captions", int32 [n, L].
 
-        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept. Each of
-        the others is drawn given those before it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
+        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept.
+            Each unknown token is drawn given the tokens before it alone, so known tokens after it have no effect on it. A masked model
+            (GridMLM) also reads those.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.
         """
@@ -103,7 +104,7 @@ class CausalGrids:
             tokens, log_probs = network.draw(
                 params, output, jnp.take(known, t, axis=1)[:, None], fold_in(keys, t), request
             )
-            # If guided, both halves go on with the same tokens.
+            # With guidance there are two rows for each sample, with and without conditions. Both read the same tokens.
             cells = jnp.tile(tokens, (len(front) // request.n, 1, 1))
             at = jax.lax.dynamic_slice_in_dim(network.positions, t + before, 1)
             output, cache = network.read(params, cells, at, cache=cache, begins=False)

@@ -10,8 +10,8 @@ from gen.errors import UserError, check_decay, check_positive
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
 """Tensor parallelism (Shoeybi et al. 2019).
 
-The first matrices of attention and of the feed-forward layer are divided by output channels (the default, the last axis). The
-second ones are divided by input channels, so that no activation between them is sent. The embedding is divided by tokens."""
+The first matrices of attention and of the feed-forward layer are sharded by output channels (the default, the last axis). The second
+matrices are sharded by input channels, so the activations between them are not communicated. The embedding is sharded by tokens."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""SiT-XL/2 (Ma et al. 2024), which has the network DiT-XL/2 of Peebles and Xie (2023): flow matching on ImageNet's 256x256 pixels,
+as 32x32 latents of 4 numbers. It has 675 million parameters.
+
+It was not trained here, only planned (docs/plan.md). It needs accelerators, the data, and the autoencoder kl_imagenet_256. The
+latents of all images take 10 GB.
+
+python train.py dit_imagenet_256 --dry-run --plan.devices 64
+python train.py kl_imagenet_256 && python train.py dit_imagenet_256
+"""
+
+from dataclasses import replace
+
+from gen.config import Config, Parallel, load
+from gen.families.flow import DiT, Flow
+from gen.optim import Optimizer
+from gen.runs.encoded import Encoded
+
+config = Config(
+    model=Flow(
+        network=DiT(layers=28, width=1152, heads=16, patch=(2,)),
+        conditional=True,
+        label_dropout=0.1,
+        ema=0.9999,
+        optim=Optimizer(lr=1e-4),
+        dtype="bfloat16",
+    ),
+    data=Encoded(
+        # A mirrored form of each image would double the latents.
+        data=replace(load("kl_imagenet_256").data, flip=False),
+        tokenizer="runs/kl_imagenet_256",
+        batch_size=256,
+    ),
+    steps=400_000,
+    evaluate_every=10_000,
+    parallel=Parallel(engine="jit", fsdp=True),
+)
