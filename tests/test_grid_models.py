@@ -126,7 +126,7 @@ def test_tokens_that_do_not_count_are_left_out():
     assert found.keys() == {"nll", "loss"}
 
 
-@pytest.mark.parametrize("dtype", ["float32"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_place_of_a_cell_sees_itself_not_even_by_what_is_rounded(dtype):
     head = InnerHead(SMALL, VOCAB, 4, 1, module_dtypes(dtype, "float32"))
     rng = np.random.default_rng(3)

@@ -55,5 +55,9 @@ class InnerHead(nn.Module):
             z_BTJD += FeedForward(self.arch, dtypes, name=f"feed_forward_{i}")(y)
         z_BTJD = norm(self.arch, dtypes, "norm")(z_BTJD)
         real = jnp.promote_types(z_BTJD.dtype, jnp.float32)
-        logits = jnp.einsum("btjd,jdv->btjv", z_BTJD, readout, preferred_element_type=real)
-        return cap_logits(logits, self.arch)
+        # One product for each place: XLA has no product of bfloat16 over a batch of matrices on a CPU that gives float32.
+        logits = [
+            jnp.einsum("btd,dv->btv", z_BTJD[:, :, j], matrix, preferred_element_type=real)
+            for j, matrix in enumerate(readout)
+        ]
+        return cap_logits(jnp.stack(logits, axis=2), self.arch)
