@@ -285,6 +285,26 @@ def test_a_sample_depends_on_its_key_alone(params, monkeypatch):
     np.testing.assert_allclose(many["samples"][:2], few["samples"], atol=1e-5)
 
 
+class Watched:
+    """A network that keeps what it was last given."""
+
+    def apply(self, variables: Params, read: Array, *given: Array) -> Array:
+        self.given = read, *given
+        return read[..., :1]
+
+
+@pytest.mark.parametrize(("objective", "r"), [(FlowMatching(), 0.75), (MeanFlow(), 0.25)])
+def test_samplers_get_means_over_intervals_only_if_these_are_trained(objective, r):
+    """From t = 0.75 to 0.25, a network that was trained on velocities must not be asked for r < t."""
+    network = Watched()
+    flow = replace(replace(TINY, objective=objective).flow_model(SPEC), network=network)
+    velocity, x = flow.velocity({"velocity": {}}, Condition(jnp.zeros(3, int))), jnp.zeros((3, 5, 4, 1))
+    for t, s, begin in ((0.75, 0.25, r), (0.25, 0.75, 0.25), (0.5, 0.5, 0.5)):
+        velocity(x, jnp.float32(t), jnp.float32(s))
+        _, *times, _, _ = network.given
+        np.testing.assert_array_equal(times, [[begin] * 3, [t] * 3])
+
+
 @pytest.mark.slow
 def test_bits_per_dimension_of_the_test(params):
     model = TINY.build(SPEC, 10)
