@@ -149,6 +149,25 @@ def test_each_epoch_takes_the_next_form_of_every_image(coded):
     assert max(len(found) for found in forms.values()) == 2
 
 
+def test_images_are_encoded_again_if_they_are_seen_in_another_way(coded, monkeypatch):
+    """Their bytes are the same, so only the config says that they have noise."""
+    config = Encoded(data=DIGITS, tokenizer=str(coded), batch_size=8)
+    config.build()
+
+    class EncodedAgainError(Exception):
+        pass
+
+    def encode_again(*_):
+        raise EncodedAgainError
+
+    monkeypatch.setattr(encoded, "encode_all", encode_again)
+    for changed in ({"dequantize": True}, {"flip": True}):
+        with pytest.raises(EncodedAgainError):
+            replace(config, data=replace(DIGITS, **changed)).build()
+    # Settings of a launch change no code.
+    replace(config, data=replace(DIGITS, check="all", batch_size=4)).build()
+
+
 @pytest.mark.slow
 def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(autoencoder):
     run = autoencoder
