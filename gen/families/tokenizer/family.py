@@ -25,7 +25,7 @@ from gen.families.gan.players import Judge
 from gen.families.labels import num_classes
 from gen.families.learner import LearnedFamily, make_learner
 from gen.families.tokenizer.bottlenecks import Bottleneck
-from gen.families.tokenizer.coder import Coder
+from gen.families.tokenizer.coder import BOTTLENECK, Coder
 from gen.families.tokenizer.model import FeatureNetwork, Opponent, Request, TokenizerModel, summarize
 from gen.families.tokenizer.quality import CODE_METRICS, PROTOCOL, SOUND_PROTOCOL
 from gen.families.tokenizer.quantizers import FSQ
@@ -111,6 +111,7 @@ class Tokenizer(LearnedFamily):
             request=Request,
             losses=tuple(name for name, has_it in losses.items() if has_it),
             together=self.microbatches,
+            inherited=(BOTTLENECK,),
             protocol={name: about[name] for name in about if coder.codes.vocab or name not in CODE_METRICS},
         )
 
