@@ -15,9 +15,10 @@ quality         PSNR, SSIM, and the quality of sound, with their protocols
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 from gen import core
-from gen.core import GenerativeModel, Spec
+from gen.core import Adapter, GenerativeModel, Spec
 from gen.errors import UserError
 from gen.families.gan.critic import Critic
 from gen.families.gan.penalties import Penalties
@@ -86,6 +87,14 @@ class Tokenizer(LearnedFamily):
         # Fields that decide the shapes of parameters, and the loss that decides what the decoder's outputs mean.
         shaped = ("network", "bottleneck", "reconstruction", "adversary", "perceptual")
         return replace(self, **{name: getattr(base, name) for name in shaped})
+
+    def with_adapter(self, adapter: Adapter | None) -> Self:
+        if adapter and (self.adversary or self.perceptual):
+            raise UserError(
+                "an adapter changes the encoder and the decoder alone, and the base was trained against an adversary or the features of "
+                "a classifier; the fix: --finetune full"
+            )
+        return super().with_adapter(adapter)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or sound of this spec.
