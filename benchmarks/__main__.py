@@ -29,6 +29,7 @@ from gen.files import write_json
 
 CONVOLUTIONS = ("eager", "fused", "channels_last+fused", "compile+fused", "compile+channels_last+fused")
 DENSE = ("eager", "fused", "compile+fused")
+FORWARD = ("eager", "channels_last", "compile+channels_last")
 CACHES = ("eager", "static", "compile+static")
 JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
     "dcgan_64": ("DCGAN 28x28, a step of 64 images", CONVOLUTIONS),
@@ -39,12 +40,18 @@ JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
     "gpt_medium": ("GPT, 6 layers, 384 wide, a step of 4 x 256 tokens", DENSE),
     "decode_1": ("256 tokens of 1 sample, the same 6 layers", CACHES),
     "decode_16": ("256 tokens of 16 samples", CACHES),
-    "fid_statistics": ("Inception's moments of 32 images", ("eager", "channels_last", "compile+channels_last")),
+    "tokenizer": ("FSQ tokenizer of 28x28 images, a step of 64 images", CONVOLUTIONS),
+    "grid": ("transformer over 7x7 codes, 4 layers, 192 wide, a step of 64 grids by Muon", DENSE),
+    "grid_decode": ("64 grids of 49 codes, the same 4 layers", ("eager",)),
+    "unet": ("flow matching, the U-Net of flow_fashion, a step of 64 images", CONVOLUTIONS),
+    "dit": ("flow matching, a transformer of 6 layers, 192 wide, a step of 64 images of 49 patches", DENSE),
+    "flow_sample": ("64 images by 20 evaluations of the U-Net", FORWARD),
+    "fid_statistics": ("Inception's moments of 32 images", FORWARD),
 }
 """{job: (description of a step, settings to try for PyTorch)}"""
 Job = Literal[
-    "dcgan_64", "dcgan_128", "vae_mlp", "vae_conv", "gpt_small", "gpt_medium", "decode_1", "decode_16", "fid_statistics",
-    "end_to_end", "start_up",
+    "dcgan_64", "dcgan_128", "vae_mlp", "vae_conv", "gpt_small", "gpt_medium", "decode_1", "decode_16", "tokenizer", "grid", "grid_decode", "unet", "dit", "flow_sample",
+    "fid_statistics", "end_to_end", "start_up",
 ]  # fmt: skip
 COLUMNS = (
     "job", "ours, ms", "PyTorch, ms", "ratio", "of the peak", "first step, s", "peak memory, MiB", "PyTorch's setting",

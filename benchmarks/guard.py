@@ -36,7 +36,7 @@ BLOCKS = {"vae_mlp": 200, "vae_conv": 40, "gpt_small": 20, "dcgan_64": 6}
 """{job of `python -m benchmarks`: steps of a block}. The first has the shortest step."""
 Job = Literal["vae_mlp", "vae_conv", "gpt_small", "dcgan_64"]
 REPEATS = 5
-"""The guard alone is timed this number of times, and the least time counts."""
+"""Number of times that the guard alone is timed. The shortest time counts."""
 
 
 class AlternatingRecord(faults.Record):
@@ -58,7 +58,7 @@ class AlternatingRecord(faults.Record):
         if not self.is_guarded(call[0]):
             return faults.Limits()
         if (call[0] - 1) % self.block == 0:
-            # The history goes on as if there had been no steps without the guard.
+            # The history continues as if the steps without the guard had not happened.
             self.ends = [call[0] - 2, call[0] - 1]
             self.at = dict.fromkeys(self.ends, self.now)
         return super().limits(call)

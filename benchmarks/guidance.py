@@ -1,7 +1,7 @@
 """Draws TSTR and coverage against guidance: python -m benchmarks.guidance RUN [--out guidance.png]
 
-RUN is any class-conditional run whose request has a guidance: a flow, or a model of grids. Guidance makes samples more typical of
-their class and less varied. TSTR and precision show the first, coverage and recall the second. The numbers are those of
+RUN is a class-conditional flow or model of grids. Guidance makes samples more typical of their class, which TSTR and precision show,
+and less varied, which coverage and recall show. The numbers are those of
 gen.evaluate, on the validation split, so that the test split does not choose the guidance. They are also kept in a .json file next to
 the picture, and a stopped command continues.
 """

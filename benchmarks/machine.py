@@ -1,4 +1,4 @@
-"""The machine that times belong to: which processor it has, and how much of it other programs use during a measurement."""
+"""Facts about the machine on which times are measured: its processor, and its load by other programs during a measurement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAIT = 2.0
 WATCHED = 1.0
 """Seconds that the machine is watched before a job begins."""
 MIN_COUNTED = 0.5
-"""Share of the time that /proc/stat must have counted. Some containers have a /proc/stat that stands still."""
+"""Minimum fraction of the time that /proc/stat must have counted. In some containers /proc/stat never changes."""
 MIN_NAMED = 0.05
 """A program is named if it used at least this number of cores."""
 
@@ -55,7 +55,7 @@ class Processor(NamedTuple):
     cores: int
     """Number of logical CPUs that this process may use."""
     quota: float | None
-    """A container may limit the CPU time of this process to that of so many cores. None: no limit is known."""
+    """Limit of this container on the CPU time of the process, in cores. None: no limit is known."""
 
     def __str__(self) -> str:
         known = [self.name, self.version, ", ".join(self.instructions), f"{self.cores} cores"]
@@ -106,7 +106,7 @@ class Reading(NamedTuple):
     """time.monotonic()."""
     cores: int
     counted: float = 0.0
-    """All time that the system has counted, over the usable cores. It stands still where the system counts nothing."""
+    """All time that the system has counted, over the usable cores. It never changes on systems that count nothing."""
     idle: float = 0.0
     """Time in which the usable cores had nothing to do."""
     stolen: float = 0.0
@@ -151,7 +151,7 @@ class Busy(UserError):
 
 
 def read_machine() -> Reading:
-    """Returns the counters of this moment. On systems without /proc they stand still."""
+    """Returns the counters at this moment. On systems without /proc they never change."""
     cores, now = usable_cores(), time.monotonic()
     rows = [line.split() for line in _read("/proc/stat").splitlines() if re.match(r"cpu\d", line)]
     ticks = [[int(x) for x in row[1:9]] for row in rows if int(row[0][3:]) in cores]

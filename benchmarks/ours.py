@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,21 @@ from flax.traverse_util import flatten_dict
 from benchmarks import turns
 from benchmarks.turns import Side
 from gen import axis, core, files, train
-from gen.config import Config, Parallel
-from gen.data import cache
+from gen.config import Config, Parallel, load
+from gen.data import cache, from_arrays
+from gen.data.arrays import SPLITS
 from gen.data.images import Images
 from gen.data.text import Text
 from gen.data.text.documents import pydoc
+from gen.families.flow import DiT, Flow
+from gen.families.flow.objectives import FlowMatching, draw_normal, draw_time
+from gen.families.flow.sampling import Request
 from gen.families.gan import GAN
+from gen.families.grid import GridLM
+from gen.families.grid.grid import GridRequest
+from gen.families.labels import drop_labels
 from gen.families.language import LM, lm
+from gen.families.tokenizer import Tokenizer
 from gen.families.vae import VAE
 from gen.interop import gpt2
 from gen.metrics import frechet, inception
@@ -42,6 +50,8 @@ CHECKED = 3  # steps that both sides make from the same weights, to compare them
 BATCHES = 4  # batches that the steps cycle through
 DECODED = 256  # tokens to decode
 IMAGES = 32  # images of an Inception step
+CODES, CLASSES = 1024, 10  # of a grid of tokens
+SAMPLED = 64  # images, or grids of tokens, that are sampled
 
 
 def pictures(batch: int) -> Images:
@@ -74,6 +84,24 @@ def language(arch: Architecture, length: int, batch: int) -> Config:
     return Config(LM(network=arch, optim=ADAMW), text(length, batch), steps=1000)
 
 
+@dataclass(frozen=True)
+class Codes(core.Data):
+    """Random grids of 7x7 tokens with labels. The time of a step does not depend on the tokens."""
+
+    def build(self) -> core.Dataset:
+        rng = np.random.default_rng(0)
+        arrays = {"tokens": rng.integers(0, CODES, (1000, 7, 7)), "label": rng.integers(0, CLASSES, 1000)}
+        features = {"tokens": core.Feature((7, 7), "int32", vocab=CODES, axes=("row", "column"))}
+        return from_arrays(dict.fromkeys(SPLITS, arrays), self.batch_size, features)
+
+
+def shipped(name: str, data: core.Data, **changes: Any) -> Config:
+    """Returns a config of configs/ on other data, with a constant learning rate."""
+    model: Any = load(name).model
+    optim = replace(model.optim, lr=1e-3)
+    return Config(replace(model, optim=optim, **changes), data, steps=1000)
+
+
 TRAINED: Mapping[str, Callable[[], Config]] = {
     "dcgan_64": lambda: dcgan(64),
     "dcgan_128": lambda: dcgan(128),
@@ -81,6 +109,10 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
     "vae_conv": lambda: Config(VAE(network=Residual(blocks=0, activation="relu")), pictures(128), steps=1000),
     "gpt_small": lambda: language(SMALL, 64, 12),
     "gpt_medium": lambda: language(MEDIUM, 256, 4),
+    "tokenizer": lambda: shipped("fsq_fashion", pictures(64)),
+    "grid": lambda: shipped("tokens_fashion", Codes(batch_size=64)),
+    "unet": lambda: shipped("flow_fashion", pictures(64)),
+    "dit": lambda: shipped("flow_fashion", pictures(64), network=DiT()),
 }
 """{job: its config}. The jobs that train."""
 
@@ -88,6 +120,9 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
 def training(config: Config, dtype: Dtype) -> Side:
     """Returns the side that runs an engine's update on batches that are already in memory."""
     model = replace(config.model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
+    if isinstance(model, GridLM) and dtype == "float64":
+        # The two sides draw different noise for dropout, so they are compared without it.
+        model = replace(model, network=replace(model.network, dropout=0.0))
     config = replace(config, model=model, parallel=Parallel(cpu_devices=1))
     data, built, engine = train.build(config)
     feed = train.feed(data, built, config, engine.rows)
@@ -141,7 +176,27 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
         case VAE():
             seen = data.preprocess(jax.device_put(batch), data_key, True)
             return {"image": seen["image"]}, {"z": normal((1, *model.latents), model_key, seen["row"])[:, 0]}
+        case Flow():
+            seen = data.preprocess(jax.device_put(batch), data_key, True)
+            noise_keys, label_keys = axis.split_keys(axis.example_keys(model_key, seen["row"]), 2)
+            e_keys, t_keys = axis.split_keys(noise_keys, 2)
+            x, objective = seen["image"].astype(real), cast("FlowMatching", model.objective)
+            label = drop_labels(seen["label"], label_keys, model.label_dropout, CLASSES)
+            noise = {"e": draw_normal(e_keys, x), "t": draw_time(t_keys, x, objective.mean, objective.std)}
+            return {"image": x, "label": label}, noise
+        case Tokenizer():
+            seen = data.preprocess(jax.device_put(batch), data_key, True)
+            return {"image": seen["image"], "label": seen["label"]}, {}
+        case GridLM():
+            label_keys, _ = axis.split_keys(axis.example_keys(model_key, batch["row"]), 2)
+            label = drop_labels(jnp.asarray(batch["label"]), label_keys, model.label_dropout, CLASSES)
+            return {"tokens": batch["tokens"], "label": label}, {}
     return {"tokens": batch["tokens"]}, {}
+
+
+def widen(path: str, x: core.Array) -> core.Array:
+    """Returns four times a matrix, and other parameters as they are."""
+    return 4 * x if path.endswith(("kernel", "embedding")) else x
 
 
 def decoding(batch: int, dtype: Dtype) -> Side:
@@ -154,9 +209,8 @@ def decoding(batch: int, dtype: Dtype) -> Side:
     arch = replace(MEDIUM, context=2 * DECODED)
     model = LM(network=arch, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32")
     built = model.build(spec, 1)
-    widened = lambda path, x: 4 * x if path.endswith(("kernel", "embedding")) else x
     state = jax.jit(built.init)(jax.random.key(0))
-    state = replace(state, params=rules.map_with_path(widened, state.params))
+    state = replace(state, params=rules.map_with_path(widen, state.params))
     prompt = np.arange(1, batch + 1, dtype=np.int32)[:, None]
     request = lm.Request(n=1, tokens=DECODED, temperature=0.0)
     generate = jax.jit(lambda state, prompt: built.generate(state, jax.random.key(0), {"prompt": prompt}, request))
@@ -170,6 +224,64 @@ def decoding(batch: int, dtype: Dtype) -> Side:
         tensors = {f"before/{k}": np.asarray(v) for k, v in gpt2.to_gpt2(state.params["transformer"]).items()}
         written = {"prompt": prompt, "tokens": made["samples"], "log_probs": made["log_probs"]}
         keep(path, tensors | {name: np.asarray(x) for name, x in written.items()})
+
+    return Side(run, check, facts)
+
+
+def grid_decoding(dtype: Dtype) -> Side:
+    """Returns the side that draws 64 grids of 49 tokens. Its weights are four times their initial values, as in `decoding`."""
+    backend.start_backend(Parallel())
+    key, model = jax.random.key(0), load("tokens_fashion").model
+    assert isinstance(model, GridLM)
+    model = replace(model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32", ema=0.0)
+    built = model.build(Codes().build().spec, 1)
+    state = jax.jit(built.init)(key)
+    state = replace(state, params=rules.map_with_path(widen, state.params))
+    generate = jax.jit(lambda state, key: built.generate(state, key, {}, GridRequest(n=SAMPLED)))
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            jax.block_until_ready(generate(state, key))
+
+    def check(path: str) -> None:
+        made = generate(state, key)
+        before = {f"before/{name}": x for name, x in flat(state.params).items()}
+        written = {"tokens": made["samples"], "log_probs": made["log_probs"], "labels": made["labels"]}
+        keep(path, before | {name: np.asarray(x) for name, x in written.items()})
+
+    return Side(run, check, facts)
+
+
+def sampling(dtype: Dtype) -> Side:
+    """Returns the side that samples 64 images from a flow, with 20 evaluations of a U-Net.
+
+    Random numbers are added to its initial weights, because its initial output is almost 0.
+    """
+    backend.start_backend(Parallel())
+    key = jax.random.key(0)
+    model = load("flow_fashion").model
+    assert isinstance(model, Flow)
+    model = replace(model, dtype=dtype, param_dtype="float64" if dtype == "float64" else "float32", ema=0.0)
+    spec = {"image": core.Feature((28, 28, 1), levels=256), "label": core.Feature((), "int32", classes=CLASSES)}
+    built = model.build(spec, 1)
+    state = jax.jit(built.init)(key)
+    state = replace(
+        state, params=jax.tree.map(lambda x: x + 0.05 * jax.random.normal(key, x.shape, x.dtype), state.params)
+    )
+    generate = jax.jit(lambda state, key, n: built.generate(state, key, {}, Request(n=n, steps=20)), static_argnums=2)
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            jax.block_until_ready(generate(state, key, SAMPLED))
+
+    def check(path: str) -> None:
+        # XLA's convolutions are slow in float64. The noise of an image does not depend on how many there are.
+        n = 4
+        made = generate(state, key, n)
+        like = jnp.zeros((n, 28, 28, 1), jnp.promote_types(dtype, jnp.float32))
+        noise = draw_normal(axis.example_keys(key, jnp.arange(n)), like)
+        before = {f"before/{name}": x for name, x in flat(state.params).items()}
+        keep(path, before | {"noise": noise, "samples": made["samples"], "labels": made["labels"]})
 
     return Side(run, check, facts)
 
@@ -252,6 +364,10 @@ def side(job: str, dtype: Dtype) -> Side:
         return training(TRAINED[job](), dtype)
     if job == "fid_statistics":
         return statistics()
+    if job == "grid_decode":
+        return grid_decoding(dtype)
+    if job == "flow_sample":
+        return sampling(dtype)
     if job == "peak":
         return peak(dtype)
     return decoding(int(job.removeprefix("decode_")), dtype)

@@ -24,17 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import turns
+from benchmarks import peer_flow, peer_tokens, turns
+from benchmarks.peer import DEVICE, Step, convert_names
 from benchmarks.turns import Side
 
 CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if CUDA else "cpu")
 PIXELS, LEVELS = (28, 28), 17
 TOLERANCE = 1e-6
 
 Arrays = Mapping[str, np.ndarray]
-Step = Callable[..., list[Tensor]]
-"""(batch, noise) -> losses, after a training step."""
 
 
 class Generator(nn.Module):
@@ -350,13 +348,39 @@ TRAINED: Mapping[str, tuple[Any, ...]] = {
     "vae_conv": ({"": Convolutional}, vae, convolutional_weights, {"z": 20}, lambda z: images(128, z)),
     "gpt_small": ({"": lambda: GPT(4, 128, 4, 64, VOCAB)}, gpt, gpt_weights, {}, lambda _: tokens(12, 64, VOCAB)),
     "gpt_medium": ({"": lambda: GPT(6, 384, 6, 256, VOCAB)}, gpt, gpt_weights, {}, lambda _: tokens(4, 256, VOCAB)),
+    "tokenizer": (
+        peer_tokens.TOKENIZER,
+        peer_tokens.tokenizer,
+        peer_tokens.tokenizer_weights,
+        {},
+        lambda _: peer_tokens.draw_tokenizer(),
+    ),
+    "grid": (
+        {"grid": peer_tokens.Grid},
+        peer_tokens.grid,
+        peer_tokens.grid_weights,
+        {},
+        lambda _: peer_tokens.draw_grids(),
+    ),
+    "unet": ({"velocity": peer_flow.make_unet}, peer_flow.flow, convert_names, {}, lambda _: peer_flow.draw_flow(64)),
+    "dit": ({"velocity": peer_flow.make_dit}, peer_flow.flow, convert_names, {}, lambda _: peer_flow.draw_flow(64)),
 }
 """{job: (networks, function that makes the step, conversion of weights, noise, batches)}"""
+
+
+MIRRORED = (dcgan_weights, perceptron_weights, convolutional_weights)
+"""Conversions to networks that read mirrored images."""
+
+
+def from_images(x: np.ndarray, mirrored: bool) -> np.ndarray:
+    """[B, H, W, C] -> [B, C, H, W]."""
+    return (x[:, ::-1, ::-1] if mirrored else x).transpose(0, 3, 1, 2).copy()
 
 
 def training(job: str, dtype: str, setting: set[str]) -> Side:
     """Returns the side that trains, on batches from host memory."""
     made, train, convert, draws, batches = TRAINED[job]
+    mirrored = convert in MIRRORED
     layout = torch.channels_last if "channels_last" in setting else torch.contiguous_format
     real = torch.float64 if dtype == "float64" else torch.float32
     cast = torch.autocast(DEVICE.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
@@ -369,6 +393,9 @@ def training(job: str, dtype: str, setting: set[str]) -> Side:
         if w is not None:
             load_weights(networks, w)
         networks = {name: net.to(DEVICE, real, memory_format=layout) for name, net in networks.items()}
+        for part in (part for net in networks.values() for part in net.modules() if isinstance(part, nn.Dropout)):
+            # The two sides draw different noise, so they are compared without it.
+            part.p = 0.0 if dtype == "float64" else part.p
         if "compile" in setting:
             for net in networks.values():
                 for part in (net.encode, net.decode) if hasattr(net, "encode") else (net,):
@@ -398,10 +425,9 @@ def training(job: str, dtype: str, setting: set[str]) -> Side:
         losses = []
         for i in range(sum(f"step{i}/{next(iter(draw()))}" in file.files for i in range(100))):
             given = part(f"step{i}/")
-            if "image" in given:
-                given["image"] = given["image"][:, ::-1, ::-1].transpose(0, 3, 1, 2).copy()
+            given = {name: from_images(x, mirrored) if x.ndim == 4 else x for name, x in given.items()}
             taken = [torch.tensor(given[name], device=DEVICE) for name in draw()]
-            taken = [x.long() if name == "tokens" else x.to(real) for name, x in zip(draw(), taken, strict=True)]
+            taken = [x.to(real) if x.is_floating_point() else x.long() for x in taken]
             losses.append([float(x.detach()) for x in step(*taken)])
         theirs = np.stack([file[name] for name in file.files if name.startswith("loss")], axis=1)
         np.testing.assert_allclose(losses, theirs, rtol=TOLERANCE)
@@ -464,6 +490,55 @@ def decoding(batch: int, dtype: str, setting: set[str]) -> Side:
         found = logits.gather(2, written[:, :, None])[:, :, 0].numpy()
         np.testing.assert_allclose(found, file["log_probs"], atol=1e-5)
         assert (logits.argmax(-1) == written).all()
+
+    return Side(run, check, lambda: facts(lambda: run(1)))
+
+
+def grid_decoding() -> Side:
+    """Returns the side that draws 64 grids of 49 tokens, with a cache."""
+    net = peer_tokens.Grid(dropout=0.0).eval().to(DEVICE)
+    label = torch.arange(64, device=DEVICE) % 10
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            net.decode(label)
+        finish()
+
+    def check(path: str) -> None:
+        """Raises: AssertionError if the same weights give the same tokens other log-probabilities."""
+        file = np.load(path)
+        before = {k.removeprefix("before/"): file[k] for k in file.files if k.startswith("before/")}
+        load_weights({"grid": net}, peer_tokens.grid_weights(before))
+        label, tokens = (torch.tensor(file[name], device=DEVICE).long() for name in ("labels", "tokens"))
+        found = net.decode(label, tokens.flatten(1))[1].cpu().numpy()
+        np.testing.assert_allclose(found, file["log_probs"].reshape(found.shape), atol=1e-5)
+
+    return Side(run, check, lambda: facts(lambda: run(1)))
+
+
+def sampling(dtype: str, setting: set[str]) -> Side:
+    """Returns the side that samples 64 images from a flow, with 20 evaluations of a U-Net."""
+    layout = torch.channels_last if "channels_last" in setting else torch.contiguous_format
+    net = peer_flow.make_unet().eval().to(DEVICE, memory_format=layout)
+    if "compile" in setting:
+        net.compile()
+    cast = torch.autocast(DEVICE.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+    label = torch.arange(64, device=DEVICE) % 10
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            with cast:
+                peer_flow.sample(net, torch.randn(64, 1, *PIXELS, device=DEVICE), label)
+        finish()
+
+    def check(path: str) -> None:
+        """Raises: AssertionError if the same weights and noise give other images."""
+        file = np.load(path)
+        w = convert_names({k.removeprefix("before/"): file[k] for k in file.files if k.startswith("before/")})
+        load_weights({"velocity": net}, w)
+        noise = torch.tensor(from_images(file["noise"], False), device=DEVICE)
+        found = peer_flow.sample(net, noise, torch.tensor(file["labels"], device=DEVICE).long()).cpu().numpy()
+        np.testing.assert_allclose(found, from_images(file["samples"], False), atol=1e-5)
 
     return Side(run, check, lambda: facts(lambda: run(1)))
 
@@ -549,6 +624,10 @@ def side(job: str, dtype: str, setting: str) -> Side:
         return training(job, dtype, on)
     if job == "fid_statistics":
         return statistics(on)
+    if job == "grid_decode":
+        return grid_decoding()
+    if job == "flow_sample":
+        return sampling(dtype, on)
     if job == "peak":
         return peak(dtype)
     return decoding(int(job.removeprefix("decode_")), dtype, on)

@@ -118,7 +118,7 @@ def call(checkout: Path, *command: str) -> None:
 
 
 def read_run(run: Path) -> dict[str, object]:
-    """Returns {file: what must be equal}. Archives of arrays are compared by their arrays: they hold the time, too."""
+    """Returns {file: content that must be equal}. Archives are compared by their arrays, because they also contain the time."""
     found: dict[str, object] = {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
     found["evaluation.json"] = json.loads((run / "evaluation.json").read_text())["metrics"]
     for file in [*run.glob("samples/*"), *run.glob("sample[0-9]/*")]:

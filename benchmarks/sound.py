@@ -1,7 +1,7 @@
-"""Compares a codec or a vocoder with what needs no training: python -m benchmarks.sound RUN [--n 100]
+"""Compares a codec or a vocoder with Griffin-Lim and Opus, which need no training: python -m benchmarks.sound RUN [--n 100]
 
-Prints the mel distance and the SI-SDR of the run's reconstructions of n test windows, and the bits per second of their codes. Next to
-them: Griffin-Lim, 60 iterations from the log-mels of a vocoder, and Opus at its lowest rate, by libsndfile.
+Prints the mel distance and the SI-SDR of the reconstructions of n test windows, and the bits per second of their codes: for the run, for
+Griffin-Lim (60 iterations from the log-mels of the original), and for Opus at the lowest rate of libsndfile.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(workdir: tyro.conf.Positional[Path], n: int = 100) -> None:
     run = open_run(workdir)
     audio = run.spec.get("audio")
     if not isinstance(run.config.model, Tokenizer) or audio is None or audio.sample_rate is None:
-        raise UserError(f"{workdir} is no codec and no vocoder; name a run of a Tokenizer of sound")
+        raise UserError(f"{workdir} is neither a codec nor a vocoder; name the run of a tokenizer of sound")
     x, rate = read_test(run.build_data(None), n), audio.sample_rate
     state, model = run.restore(run.choose_step(), None), run.model
 
@@ -78,7 +78,7 @@ def read_test(data: Dataset, n: int) -> np.ndarray:
 def by_chunks(function: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
     """Returns the function of x [n, ...], computed for CHUNK examples at a time."""
     compiled = jax.jit(function)
-    # The last example fills up the last chunk, so that every chunk has one shape.
+    # The last chunk is filled up with the last example, so that all chunks have the same shape.
     starts = range(0, len(x), CHUNK)
     rows = [np.minimum(np.arange(start, start + CHUNK), len(x) - 1) for start in starts]
     return np.concatenate([np.asarray(compiled(x[row])) for row in rows])[: len(x)]
@@ -101,7 +101,7 @@ def by_opus(x: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
         return file.getvalue()
 
     encoded = encode(whole)
-    # A file of one sample has the headers, which are no part of the rate.
+    # A file of one sample consists of headers. They are subtracted, because they are not part of the rate.
     bits = 8 * (len(encoded) - len(encode(whole[:1]))) * rate / len(whole)
     decoded, _ = soundfile.read(io.BytesIO(encoded), dtype="float32", always_2d=True)
     decoded = np.pad(decoded, ((0, max(0, len(whole) - len(decoded))), (0, 0)))[: len(whole)]

@@ -1,9 +1,9 @@
 """Trains each config at higher learning rates, and says which are stable: python -m benchmarks.sweep [CONFIG ...]
 
-Each run takes a tenth of the config's steps. It is trained with 1, 3 and 10 times its learning rate. A run has exploded if its
-loss ends by having lost more than half of what it had gained, or its gradient by being 100 times as large as at first. The user of
-a run that exploded should have been told soon after. The rules here are other ones than those of gen.runtime.levels, so that they
-can judge them. Results are kept in a file, and an interrupted command continues where it stopped.
+Each config is trained with 1, 3 and 10 times its learning rate, for a tenth of its steps. A run has exploded if its loss has lost more
+than half of its improvement at the end, or if its gradient norm is then more than 100 times the first ones. A run that explodes should
+print a warning soon after. The rules here differ from those of gen.runtime.levels, because they test these. Results are kept in a
+file, and an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ PLANNED = ("dit_imagenet_256", "kl_imagenet_256", "lm_1b", "lm_7b", "lm_gpt2_sma
 """Configs that need accelerators."""
 RATES = (1.0, 3.0, 10.0)
 SHARE = 10
-"""A run is a tenth of the config's steps, and its end is a tenth of its own steps."""
+"""A run has a tenth of the config's steps. The last tenth of these counts as its end."""
 MAX_LOST = 0.5
-"""A loss has exploded if it lost more than this part of what it had gained,"""
+"""A loss has exploded if it lost more than this fraction of its improvement."""
 MAX_RATIO = 100.0
-"""and a gradient norm if it is more than this number of times the first ones."""
+"""A gradient norm has exploded if it is more than this number times the first ones."""
 WINDOW = 10
-"""Steps of the running means that say when a run exploded."""
+"""Number of steps of the running means that find the step of an explosion."""
 
 
 class Curve(NamedTuple):
-    """What a run has written."""
+    """Metrics and warnings of a run."""
 
     loss: np.ndarray
     """Sum of the losses of each step."""
@@ -56,7 +56,7 @@ class Curve(NamedTuple):
     warned: list[int]
     """Steps with a warning."""
     error: str
-    """Message with which the run ended. "": it was trained to its end."""
+    """Error message with which the run ended. "": it ended without an error."""
 
 
 def main(
@@ -82,7 +82,7 @@ def main(
     for name in names:
         config = configs.load(name)
         shown = {"name": other.get(name), "data_dir": data_dir}
-        # Data of a kind that gen does not have may have no such fields.
+        # Data from outside gen may not have these fields.
         given = {k: v for k, v in shown.items() if v is not None and hasattr(config.data, k)}
         config = replace(config, data=replace(config.data, **given), steps=steps or max(1, config.steps // SHARE))
         config = replace(config, model=shorten(config.model, config.steps))
@@ -94,7 +94,7 @@ def main(
         )
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The file may hold other configs and rates, but a run must have had the same length and data.
+    # The file may also hold results of other configs and rates, but only of runs with the same length and data.
     results = run_missing(out, {"steps": steps, "data": sorted(data)}, list(runs), 1, run)
     print(table(names, rates, results))
 
@@ -113,7 +113,7 @@ def with_rate(config: Config, rate: float) -> Config:
 
 
 def multiply(lr: object, rate: float) -> Any:
-    """Returns a learning rate multiplied by a factor. Of a schedule, all numbers but steps are multiplied."""
+    """Returns a learning rate multiplied by a factor. In a schedule, all numbers except steps are multiplied."""
     if isinstance(lr, tuple):
         return tuple(multiply(x, rate) for x in lr)
     if isinstance(lr, Schedule) and is_dataclass(lr):
@@ -183,22 +183,22 @@ def judge(curve: Curve) -> Numbers:
     if curve.players > 1 and np.median(curve.gradient[-end:]) > MAX_RATIO * np.median(curve.gradient[:WINDOW]):
         exploded = 1 + int(np.argmax(curve.gradient > MAX_RATIO * np.median(curve.gradient[:WINDOW])))
     if curve.error and exploded is None:
-        # It was not finite, or the guard stopped a run that these rules would let go on.
+        # The loss was not finite, or gen stopped a run that these rules would not stop.
         exploded = len(curve.loss)
-    # The message of an error also tells.
+    # An error message counts as a warning.
     told = min([*curve.warned, *([len(curve.loss)] if curve.error else [])], default=None)
     verdict = "trained" if exploded is None else "silent" if told is None else "told"
     return {"verdict": verdict, "loss": float(curve.loss[-end:].mean()), "exploded": exploded, "told": told}
 
 
 def explosion(loss: np.ndarray) -> int | None:
-    """Returns the step from which on a loss has lost half of what it had gained, until its end. None: it has not."""
+    """Returns the step at which a loss has lost more than MAX_LOST of its improvement for good. None: the loss has not exploded."""
     window = min(WINDOW, len(loss))
     means = np.convolve(loss, np.ones(window) / window, "valid")
     low, first = float(means.min()), float(loss[0])
     end = max(1, len(loss) // SHARE)
     most = low + MAX_LOST * max(first - low, 0.0)
-    # A loss that was never below its first value has gained nothing; noise alone does not make it explode.
+    # A loss that never fell has no improvement to lose. It must rise by half of its size, so that noise is no explosion.
     most = max(most, first + 0.5 * abs(first)) if low >= first else most
     if loss[-end:].mean() <= most:
         return None

@@ -53,7 +53,7 @@ def compare(arch: Architecture, batch: int, steps: int, watch: Watch) -> tuple[f
     network: Any = Transformer(arch, VOCAB, context, causal=True, dtypes=dtypes)
     prompt = jax.random.randint(jax.random.key(1), (batch, PROMPT), 1, VOCAB, jnp.int32)
     shaped = network.init(jax.random.key(0), prompt, *locate_tokens(prompt, None))
-    # With the initial weights all logits are nearly equal, so matrices are enlarged.
+    # With the initial weights all logits are nearly equal, so matrices are multiplied by 4.
     large = lambda path, x: x if x.ndim < 2 or "norm" in jax.tree_util.keystr(path) else 4 * x
     params = jax.tree_util.tree_map_with_path(large, shaped)
     apart = jax.default_backend() == "cpu"  # as the language families do

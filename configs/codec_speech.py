@@ -1,5 +1,6 @@
-"""A codec of speech at 8 kHz: 3 codes of 1,000 for each of 100 frames a second, 2.99 kbit/s, by residual finite scalar quantization
-(Zeghidour et al. 2021; Mentzer et al. 2023). Not scored yet.
+"""A codec of speech at 8 kHz, by residual finite scalar quantization (Zeghidour et al. 2021; Mentzer et al. 2023). Not scored yet.
+
+It has 100 frames per second, and 3 codes per frame with 1,000 values each: 2.99 kbit/s.
 
 The Free Spoken Digit Dataset, 3,000 recordings of six speakers, for instance:
 python train.py codec_speech --data.name audio:FSDD --data.pattern "{label}_{speaker}_{take}.wav" --data.test speaker=theo

@@ -2,7 +2,7 @@
 Not scored yet. Trivial translations have a PSNR on the test split of 17.1 dB (the source itself), 16.8 dB (the nearest training pair)
 and 16.2 dB (the mean colour of each level).
 
-The source is read as three more channels of x_t. The variants of a drawing by skin tone are in one split.
+The network reads the source as three channels next to x_t. All variants of a drawing by skin tone are in one split.
 
 python -m benchmarks.openmoji_pairs PACKAGE edges     (makes the folder; its first lines say from what)
 python train.py edges_to_emoji

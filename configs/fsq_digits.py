@@ -1,7 +1,7 @@
-"""A tokenizer of scikit-learn's 8x8 digits, which need no download: 4x4 codes of 64, by finite scalar quantization (Mentzer et al.
-2023). Not scored yet.
+"""A tokenizer of scikit-learn's 8x8 digits, which need no download, by finite scalar quantization (Mentzer et al. 2023). An image
+becomes 4x4 codes with 64 values each. Not scored yet.
 
-A generator of the codes is trained with `data=Encoded(data=Images(name="digits"), tokenizer="runs/fsq_digits")`.
+To train a generator of the codes, use `data=Encoded(data=Images(name="digits"), tokenizer="runs/fsq_digits")`.
 """
 
 from gen.config import Config, Save

@@ -1,5 +1,5 @@
-"""A tokenizer of OpenMoji's drawings, 32x32 in colour: 8x8 codes of 1,024, by finite scalar quantization (Mentzer et al. 2023).
-Not scored yet. `text_to_image_emoji` is a model of its codes.
+"""A tokenizer of OpenMoji's drawings, 32x32 in colour, by finite scalar quantization (Mentzer et al. 2023). A drawing becomes 8x8
+codes with 1,024 values each. Not scored yet. `text_to_image_emoji` generates these codes.
 
 python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
 python train.py fsq_emoji

@@ -1,4 +1,4 @@
-"""A flow of log-mel frames of spoken digits (Lipman et al. 2023), and a vocoder that makes sound of them. Not scored yet.
+"""A flow of log-mel frames of spoken digits (Lipman et al. 2023), and a vocoder that turns them into sound. Not scored yet.
 
 The data are the Free Spoken Digit Dataset, 3,000 recordings of six speakers: recordings 0 to 4 of each digit and speaker are the test
 split. Their folder is FSDD:

@@ -1,5 +1,5 @@
-"""A causal transformer over the codes of spoken digits, with the digit in front. A step reads all three codes of a frame, and a small
-head predicts those of the next one (Lee et al. 2022; Copet et al. 2023). Not scored yet.
+"""A causal transformer over the codes of spoken digits, with the digit in front. One step reads all three codes of a frame, and
+a small head predicts the three codes of the next frame (Lee et al. 2022; Copet et al. 2023). Not scored yet.
 
 The data are the Free Spoken Digit Dataset, 3,000 recordings of six speakers: recordings 0 to 4 of each digit and speaker are the test
 split. Their folder is FSDD:

@@ -2,7 +2,7 @@
 (Ramesh et al. 2021; Yu et al. 2022): not scored yet.
 
 The name is read as a prefix of the grid. It is left out for a tenth of the training examples, so samples can be guided. Names are
-held out by group: the variants of a drawing by skin tone are one group.
+held out by group: all variants of a drawing by skin tone are one group.
 
 python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
 python train.py fsq_emoji && python train.py text_to_image_emoji

@@ -1,7 +1,7 @@
 """A causal transformer over the 7x7 codes of Fashion-MNIST by a trained tokenizer, with the label in front: not scored yet.
 
-Every training image is a grid of 49 tokens of a vocabulary of 1,024. The label is left out for a tenth of them, so samples can be
-guided. The scores of the tokenizer's reconstructions are the ceiling (python -m gen.evaluate runs/fsq_fashion).
+Every training image is a grid of 49 tokens with 1,024 values each. The label is left out for a tenth of the images, so samples can be
+guided. No model of the codes can beat the scores of the tokenizer's reconstructions (python -m gen.evaluate runs/fsq_fashion).
 
 python train.py fsq_fashion && python train.py tokens_fashion && python -m gen.evaluate runs/tokens_fashion --n 54000
 """

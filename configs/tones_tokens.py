@@ -1,7 +1,7 @@
-"""A causal transformer over the codes of tones and chords, with the label in front. A step reads all three codes of a frame, and a small
-head predicts those of the next one (Lee et al. 2022; Copet et al. 2023). Not scored yet.
+"""A causal transformer over the codes of tones and chords, with the label in front. One step reads all three codes of a frame, and
+a small head predicts the three codes of the next frame (Lee et al. 2022; Copet et al. 2023). Not scored yet.
 
-The scores of the codec's reconstructions are the ceiling (python -m gen.evaluate runs/codec_tones).
+No model of the codes can beat the scores of the codec's reconstructions (python -m gen.evaluate runs/codec_tones).
 
 python train.py codec_tones && python train.py tones_tokens && python sample.py runs/tones_tokens --label "C major"
 """

@@ -1,5 +1,5 @@
-"""A vocoder of speech at 8 kHz: from 40 log-mels for each of 125 frames a second back to sound, by a decoder of spectra and their
-inverse transform (Siuzdak 2023), without an adversary. Not scored yet.
+"""A vocoder of speech at 8 kHz: it turns 125 frames per second of 40 log-mels back into sound. The decoder predicts spectra, and inverts
+them (Siuzdak 2023, but without an adversary). Not scored yet.
 
 Its baseline, Griffin-Lim: python -m benchmarks.sound runs/vocoder_speech
 """

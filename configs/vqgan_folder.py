@@ -1,5 +1,6 @@
-"""A VQ-GAN (Esser et al. 2021) on a folder of your pictures, 64x64 in colour: 8x8 codes of 1,024. The loss is L2, and from step
-2,000 on a relativistic discriminator (Huang et al. 2024) too. It has no reference score, since the pictures are yours.
+"""A VQ-GAN (Esser et al. 2021) on a folder of your pictures, 64x64 in colour. A picture becomes 8x8 codes with 1,024 values
+each. The loss is L2, and from step 2,000 on also that of a relativistic discriminator (Huang et al. 2024). It has no reference score,
+since the pictures are yours.
 
 python train.py vqgan_folder --data.name folder:PATH
 Sub-folders are classes, or train, val and test, the splits. Without the splits, 80% of the pictures are trained on and 10% each are
@@ -24,7 +25,7 @@ config = Config(
             weight=Piecewise(boundaries=(2000,), values=(0.0, 0.01)),
             r1=0.1,
         ),
-        # Most weights of a new discriminator have hardly a gradient. With a smaller eps, Adam would follow its rounding.
+        # Most weights of a new discriminator have tiny gradients. With a smaller eps, Adam would amplify their rounding errors.
         discriminator_optim=Optimizer(lr=5e-4, b1=0.0, b2=0.99, eps=1e-5),
         ema=0.999,
         optim=Optimizer(lr=WarmupCosine(1e-3, warmup=100), clip=1.0),

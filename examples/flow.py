@@ -45,7 +45,7 @@ class Flow(learner.LearnedFamily):
 
 @dataclass(frozen=True)
 class Request(labels.LabelRequest):
-    """What to generate. Each field is an option of sample.py."""
+    """A request for samples. Each field is an option of sample.py."""
 
     steps: int = 50
     """Euler steps from noise to image."""
@@ -62,7 +62,7 @@ class FlowModel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, label: Array) -> Array:
-        """Returns the velocity v(x_t, t, label), by a residual network. The label `classes` stands for no label."""
+        """Returns the velocity v(x_t, t, label), by a residual network. The label `classes` means "no label"."""
         width, dtypes = self.config.width, self.config.dtypes()
         dense, norm = partial(nn.Dense, **dtypes), partial(nn.LayerNorm, **dtypes)
         condition = dense(width)(sinusoidal(1000 * t, width)) + nn.Embed(self.classes + 1, width, **dtypes)(label)

@@ -21,12 +21,12 @@ POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class Options:
-    """Show the cache, $XDG_CACHE_HOME/gen or ~/.cache/gen. Everything in it can be made again."""
+    """Show the cache, $XDG_CACHE_HOME/gen or ~/.cache/gen. All of its content can be computed again."""
 
     clear: bool = False
-    """Remove everything that gen has written there. What a running process uses stays."""
+    """Remove all files that gen has written there, except those that a running process uses."""
     limit: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
-    """Change the bound on its size, such as 50GB. What was not used for the longest time is removed first. The bound is kept."""
+    """Set and keep a bound on its size, such as 50GB. Entries that were not used for the longest time are removed first."""
 
 
 def main() -> None:

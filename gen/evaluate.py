@@ -25,7 +25,7 @@ from gen.runs import directory
 RUN_ENTRIES = ("checkpoint", "run", "base", "folder")
 """Entries of a protocol that may differ between runs that are compared."""
 DRAWN_ENTRIES = ("labels", "captions", "request")
-"""Entries that say how images were drawn, which is not known of a folder of images."""
+"""Entries of a protocol that say how images were drawn. A folder of images does not have them."""
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
 
     Raises: UserError for a field without a value.
     """
-    # tyro could only list these options once the run is opened, since their names depend on its family.
+    # These options are rewritten, because their names depend on the run's family, which is not known before the run is opened.
     prefix = "--request."
     rest = iter(arguments)
     for argument in rest:
@@ -55,7 +55,7 @@ def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
 def scores(options: Options) -> dict[str, dict[str, float]]:
     """Returns {run: {name: number}}, and writes each number with its protocol into evaluation.json of its run.
 
-    Raises: UserError for anything that can't be computed or compared, before anything is generated.
+    Raises: UserError, before anything is generated, if a number can't be computed or compared.
     """
     plans: dict[str, list[Score]] = {}
     # All runs are opened first, so that a wrong path fails before a classifier is trained for the features.
@@ -77,9 +77,9 @@ def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     known = directory.read_evaluation(workdir) or directory.Evaluation()
     for score in plan:
-        # As it is read back from the file: tuples become lists.
+        # The protocol in the form in which JSON returns it: tuples become lists.
         protocol = json.loads(json.dumps(score.protocol))
-        # Numbers of a score are computed together, so one that is missing or has another protocol means all.
+        # The numbers of a score are computed together, so all are computed again if one is missing or has another protocol.
         if all(name in known.metrics and known.protocol.get(name) == protocol for name in score.names):
             numbers |= {name: known.metrics[name] for name in score.names}
             continue
@@ -97,7 +97,7 @@ def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
     """
     # All names of a score share its protocol.
     known = [(score.names[0], workdir, score.protocol) for workdir, plan in plans.items() for score in plan]
-    # Every pair: two runs may both be comparable with a folder of images, and not with each other.
+    # All pairs are checked: two runs may each be comparable with a folder of images, but not with each other.
     for (name, workdir, ours), (other_name, other, theirs) in combinations(known, 2):
         if name == other_name and (differ := _differences(ours, theirs)):
             raise UserError(
@@ -109,7 +109,7 @@ def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
 
 def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
     """Returns a text for each entry that makes numbers of these protocols incomparable."""
-    # An unconditional model has drawn its classes as they are in its training split.
+    # An unconditional model has no entry "labels". It generates the classes as they are in the training split.
     a, b = ({"labels": "training", **protocol} for protocol in (ours, theirs))
     allowed = (*RUN_ENTRIES, *(DRAWN_ENTRIES if "folder" in {**a, **b} else ()))
     return [f"{k}: {a.get(k)} and {b.get(k)}" for k in {**a, **b} if k not in allowed and a.get(k) != b.get(k)]

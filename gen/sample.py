@@ -65,7 +65,7 @@ class Verify:
     run: Path | None = None
     """The run directory, if it was moved."""
     data_dir: str | None = None
-    """Where the data set is now, if neighbours are shown and it was moved since training."""
+    """Folder of the data set, if neighbours are shown and it was moved after training."""
     base: str | None = None
     """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -94,7 +94,7 @@ def _sample_command(arguments: Sequence[str]) -> int:
 def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medium) -> Path:
     """Generates samples, and writes them with their manifest. Returns the folder."""
     step = run.choose_step(options.step)
-    # A manifest and the folder's name hold the number of a class, which no change of names can make wrong.
+    # A manifest and the folder's name hold the number of a class, and not its name, which might change.
     options = replace(options, request=with_class_number(options.request, run.spec))
     read = medium.read_options(options.medium)
     outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
@@ -104,7 +104,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
         (folder / file).parent.mkdir(exist_ok=True)
-        # Waiting for the disk would take minutes for many small files, and the manifest tells if one is not whole.
+        # Many small files are not synced to the disk one by one, which would take minutes. The manifest shows if a file is incomplete.
         files.write_bytes(folder / file, content, wait="/" not in file)
     manifest = Manifest(
         run=os.path.relpath(run.workdir.resolve(), folder.resolve()),
@@ -119,10 +119,10 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
         classes=run.spec["label"].names if "label" in run.spec else None,
     )
     write_manifest(folder / "manifest.json", manifest)
-    # Samples of an unfinished run are made again as long as this checkpoint is kept.
+    # The manifest of an unfinished run can only be verified as long as the run keeps this checkpoint.
     if (done := max(checkpoint.steps(run.checkpoints))) < run.config.steps:
         note(f"{run.workdir} is not finished: {done} of {run.config.steps} steps")
-    # An empty text still ends the line of a sample that was streamed.
+    # An empty text is printed too: it ends the line of a sample that was streamed.
     if (text := medium.describe(outputs, read)) is not None:
         show(text)
     say(f"{folder}: {', '.join([*_summarize(outputs), 'manifest.json'])}")
@@ -130,7 +130,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
 
 
 def _check_no_others(folder: Path, outputs: Mapping[str, bytes]) -> None:
-    """Raises: UserError if a sub-folder of the outputs has other files, which would be taken for samples of this call."""
+    """Raises: UserError if a sub-folder of the outputs has other files, which could be mistaken for samples of this call."""
     for name in {file.partition("/")[0] for file in outputs if "/" in file}:
         there = {path.name for path in (folder / name).glob("*")} if (folder / name).is_dir() else set()
         # gen.evaluate keeps the numbers of a folder of images in it.
@@ -154,8 +154,9 @@ def make_outputs(
 
     options: of the medium. base: where the base of an adapter is now, if it was moved.
     """
-    # The medium reads the run through a view, so that training can show samples in the same way.
+    # The medium reads the run through a view. Training has the same view, so it shows samples in the same way.
     view = run.view()
+    options = medium.complete(options, request, view)
     medium.check(options, request, view)
     given = medium.give(options, view)
     arrays = run.generate(step, seed, request, given.arrays, given.functions, base)
@@ -178,7 +179,7 @@ def verify(options: Verify) -> int:
     outputs = make_outputs(run, medium, step, manifest.seed, request, asked, options.base)
 
     differences = _compare_outputs(manifest, options.verify.parent, outputs)
-    # Other versions or devices may explain a difference, so they are named too.
+    # If versions or devices differ, that may explain a difference, so they are printed too.
     here = conditions()
     others = [f"{k}: {v!r} then, {here.get(k)!r} now" for k, v in manifest.conditions.items() if here.get(k) != v]
     lines = [f"differs: {line}" for line in differences]
@@ -197,7 +198,7 @@ def _compare_outputs(manifest: Manifest, folder: Path, outputs: Mapping[str, byt
     differences = []
     for name, sha256 in manifest.outputs.items():
         file = folder / name
-        # A link could lead to a device, which never ends, or to a private file.
+        # Links are not followed: they could lead to a device, which has no end, or to a private file.
         linked = file.is_symlink() or ("/" in name and file.parent.is_symlink())
         if linked or not file.is_file():
             differences.append(f"{name} is missing")
@@ -219,12 +220,12 @@ def _changed_inputs(manifest: Manifest, run: TrainedRun, step: int) -> list[str]
 
 
 def _folder_name(step: int, seed: int, request: Dataclass, medium: Dataclass) -> str:
-    """Returns a name with the settings that are not the defaults, so that other settings get another folder."""
+    """Returns a name that contains all settings that differ from their defaults, so that different settings get different folders."""
     changed = {f.name: v for f in fields(request) if (v := getattr(request, f.name)) != f.default}
     name = "-".join([f"step{step}", f"seed{seed}", *(f"{k}{v}" for k, v in changed.items())])
     kept = [f for f in fields(medium) if not f.metadata.get("launch")]
     special = {f.name: v for f in kept if (v := getattr(medium, f.name)) != f.default}
-    # The settings of a medium may be whole texts, so they go into the name as a digest.
+    # The settings of a medium may be long texts, so the name contains a digest of them.
     return name + (f"-{_sha256(repr(special).encode())[:8]}" if special else "")
 
 

@@ -237,7 +237,7 @@ class Monitor:
         return scalars
 
     def check_alarms(self, state: State, step: int, validation: Mapping[str, float]) -> None:
-        """Logs the numbers that alarms watch, and prints the alarms. Raises: UserError if they are to stop the run."""
+        """Logs the numbers that alarms watch, and prints the alarms. Raises: UserError if an alarm is configured to stop the run."""
         with self.logger.paused():
             found = self.watch(state, step, self.logger.latest, validation)
             numbers, texts = hosts.broadcast(lambda: found)

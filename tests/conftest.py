@@ -17,10 +17,12 @@ import pytest
 from PIL import Image
 
 from gen.config import Config
-from gen.data.audio import Audio
+from gen.data.audio import Audio, Transcribed
 from gen.data.images import Images
 from gen.data.images.captions import Captioned
+from gen.data.music import Music
 from gen.data.text import Text
+from gen.media.audio import encode_wav
 
 # These flags cut the compile time to a quarter, and the number of memory maps. A process may have 65,530 maps; LLVM crashes
 # beyond that. Tests that start processes (test_run.py) compile as users do.
@@ -124,6 +126,17 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder of 60 recordings at 8 kHz, 0.1 s: tones of several heights, with "tone 7" and so on as texts."""
+    folder = tmp_path_factory.mktemp("spoken")
+    for i in range(60):
+        tone = 0.5 * np.sin(2 * np.pi * (200 + 20 * i) * np.arange(800) / 8000)
+        (folder / f"{i:02d}.wav").write_bytes(encode_wav(tone[:, None], 8000))
+        (folder / f"{i:02d}.txt").write_text(f"Tone {i}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a file of 60 lines of JSON: pairs of a number and its digits as words."""
     path = tmp_path_factory.mktemp("texts") / "pairs.jsonl"
@@ -138,7 +151,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(pictures: Path, captions: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
+def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory):
     """Returns a function (name or file) -> that config with the smallest model, on data that always exist.
 
     A name is that of a file in configs/. Data of a kind that gen does not have stay as they are, with a batch size of 8.
@@ -179,6 +192,8 @@ def tiny(pictures: Path, captions: Path, texts: Path, tmp_path_factory: pytest.T
             data = encode(data)
         elif isinstance(data, Captioned):
             data = replace(data, name=f"captions:{captions}", size=8, tokenizer="byte", length=8)
+        elif isinstance(data, Transcribed):
+            data = replace(data, name=f"captions:{spoken}", seconds=0.1, tokenizer="byte", length=8)
         elif isinstance(data, Images) and data.name != "digits":
             splits = {"train": "train[:40]", "validation": "train[40:50]", "test": "train[50:]"}
             # The halves of a picture are a pair.
@@ -187,6 +202,8 @@ def tiny(pictures: Path, captions: Path, texts: Path, tmp_path_factory: pytest.T
             data = replace(data, **named, **splits, size=data.size and min(data.size, 64))
         elif isinstance(data, Audio):
             data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
+        elif isinstance(data, Music):
+            data = replace(data, name="canons", frames=16, excerpt=data.excerpt and 8)
         return replace(config, model=config.model.tiny(), data=data, steps=100)
 
     return shrink

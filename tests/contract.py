@@ -17,6 +17,7 @@ from gen import config as configs
 from gen.config import Config, Parallel
 from gen.core import Dataset, Family, GenerativeModel, HostBatch, State
 from gen.data.preprocess import with_preprocess
+from gen.networks.unet import UNet
 from gen.optim import Optimizer
 from gen.runtime.engine import Engine, compile_engine
 from gen.train import feed
@@ -75,6 +76,11 @@ def is_own(file: str) -> bool:
 def is_built_in(file: str) -> bool:
     """Returns whether the data of a config come with a Python package."""
     return getattr(load(file).data, "name", "") in BUILT_IN
+
+
+def has_unet(file: str) -> bool:
+    """Returns whether the network of a config is a U-Net, which compiles three times as long as the others."""
+    return isinstance(getattr(load(file).model, "network", None), UNet)
 
 
 def as_parameters(files: Iterable[str], left_out: Mapping[str, Collection[str]]) -> list[ParameterSet]:

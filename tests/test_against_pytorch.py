@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the extra [benchmark] is not installed")
 
+FAST = ("dcgan_64", "vae_mlp", "vae_conv", "gpt_small", "decode_1", "fid_statistics")
+LONG = ("tokenizer", "grid", "grid_decode", "unet", "dit", "flow_sample")
+
 
 @pytest.fixture(autouse=True)
 def default_xla_flags(monkeypatch: pytest.MonkeyPatch):
@@ -24,7 +27,7 @@ def benchmark(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 @TORCH
-@pytest.mark.parametrize("job", ["dcgan_64", "vae_mlp", "vae_conv", "gpt_small", "decode_1", "fid_statistics"])
+@pytest.mark.parametrize("job", [*FAST, *(pytest.param(job, marks=pytest.mark.long) for job in LONG)])
 def test_both_sides_compute_the_same(job: str):
     from benchmarks.__main__ import check
 

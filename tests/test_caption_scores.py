@@ -111,6 +111,7 @@ def options(data: Dataset, **changes: Any) -> Options:
     return Options((Path("run"),), ("captions",), **{"n": 2 * data.sizes["test"], **changes})
 
 
+@pytest.mark.slow
 def test_images_of_the_captions_score_as_real_ones_and_images_of_others_do_not(data, scorer):
     right, wrong = (measure(drawing(data, scorer, options(data), shift)) for shift in (0, 1))
     for name in Fit._fields:

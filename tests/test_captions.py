@@ -307,7 +307,7 @@ def train_grid(captions: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train_run", [train_grid, train_flow])
+@pytest.mark.parametrize("train_run", [train_flow, pytest.param(train_grid, marks=pytest.mark.long)])
 def test_the_colour_follows_the_prompt(captions, tmp_path, monkeypatch, train_run):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = train_run(captions, tmp_path)

@@ -30,20 +30,20 @@ from gen.runtime import engine as runtime_engine
 from gen.train import calls, feed, stacked
 
 DOUBLE = "pmap on 8", "jit on 4", "fsdp and tensor 2 on 8"
-"""Engines that are compared in double precision, where differences of rounding stay small for 100 steps."""
+"""Engines that are compared in double precision, where differences of rounding stay small for 40 steps."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Chooses the configs that a test runs on. The more a test compiles, the fewer.
 
-    any_file: every config. config_file: every config; fast for one per folder of families on built-in data, slow for one per
-    family, and long for the others. family_file: one config per family, long beyond one family per folder. engine_file: the same,
+    any_file: every config. config_file: every config; fast for one per folder of families on built-in data unless it has a U-Net,
+    slow for one per family, and long for the others. family_file: one config per family, long beyond one family per folder. engine_file: the same,
     long beyond GANs and VAEs, since the test is about the engine more than about the family.
     """
     given = metafunc.config.getoption("config")
     files = given or contract.config_files()
     families, folders = given or contract.one_per_family(files), given or contract.one_per_folder(files)
-    fast = given or [file for file in folders if contract.is_built_in(file)]
+    fast = given or [file for file in folders if contract.is_built_in(file) and not contract.has_unet(file)]
     quick = given or [file for file in families if isinstance(contract.load(file).model, GAN | VAE)]
     for name, every, marks in (
         ("any_file", files, {}),
@@ -155,9 +155,9 @@ def test_replicas_are_bitwise_equal_under_pmap(family_file, tiny):
 
 
 @pytest.mark.slow
-def test_engines_and_devices_agree(family_file, tiny):
+def test_engines_and_devices_agree(engine_file, tiny):
     """A family whose noise depends on the device fails here: draw it from (key, row), see gen.axis.example_keys."""
-    config = tiny(family_file)
+    config = tiny(engine_file)
     # What the test in double precision compares needs no second program in single precision.
     tested = DOUBLE if {"dtype", "param_dtype"} <= {f.name for f in fields(config.model)} else ()
     assert_engines_agree(config, 10, 1e-5, [name for name in ENGINES if name not in tested])
@@ -185,7 +185,7 @@ def test_several_steps_of_one_call_are_the_same_steps(engine_file, engine, tiny)
 def test_engines_and_devices_agree_in_double_precision(family_file, tiny):
     config = contract.replace_model(tiny(family_file), dtype="float64", param_dtype="float64")
     with jax.enable_x64(True):
-        assert_engines_agree(config, 100, 1e-9, DOUBLE)
+        assert_engines_agree(config, 40, 1e-9, DOUBLE)
 
 
 def without_batch_coupling(model: Family) -> Family:

@@ -17,6 +17,7 @@ def _shard_small_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gen.runtime.binding.MIN_SHARDED", 2)
 
 
+@pytest.mark.slow
 def test_replicas_drift_without_the_mean_over_devices(tiny, monkeypatch):
     """Shows that the contract's test of replicas can fail."""
     monkeypatch.setattr(axis, "mean", lambda tree: tree)

@@ -214,6 +214,7 @@ def test_the_first_images_do_not_depend_on_their_number_and_chunks_differ(runs):
     assert not np.array_equal(generate_images(other, 150).image, few.image)
 
 
+@pytest.mark.slow
 def test_runs_are_columns_of_one_table(scored, workdir, runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", str(scored), str(workdir), "--metrics", "kid", "prdc", "--n", str(N)])
     evaluate.main()

@@ -355,11 +355,11 @@ def test_mean_flow_starts_from_a_flow():
 def test_one_step_leads_to_the_data_with_mean_velocities(objective, size):
     """The data are at -1 and 1. One step of a velocity leads to their mean, 0, and one of a mean velocity to one of them."""
     spec = {"latent": Feature((2, 1))}
-    model = Flow(network=DiT(1, 32, 2, (2,)), objective=objective, ema=0.99, optim=Optimizer(lr=3e-3)).build(spec, 1500)
+    model = Flow(network=DiT(1, 32, 2, (2,)), objective=objective, ema=0.99, optim=Optimizer(lr=3e-3)).build(spec, 700)
     update = jax.jit(jax.vmap(model.update, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=1))
     state, row = model.init(jax.random.key(0)), jnp.arange(128)
     x = jnp.where(row % 2 == 0, 1.0, -1.0)[None, :, None, None] * jnp.ones((1, 1, 2, 1))
-    for step in range(1500):
+    for step in range(700):
         state, _ = update(state, {"latent": x, "row": row[None]}, jax.random.key(step))
     request = Request(n=256, steps=1, sampler="euler")
     samples = jax.jit(lambda state: model.generate(state, jax.random.key(0), {}, request))(state)["samples"]

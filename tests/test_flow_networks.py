@@ -92,7 +92,8 @@ def test_the_derivative_along_a_direction_is_that_of_jax():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [pytest.param("unet 7x5", marks=pytest.mark.slow), "dit of images"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet 7x5", "dit of images"])
 def test_the_derivative_of_a_network_along_a_direction(name):
     """In double precision, by finite differences."""
     with jax.enable_x64(True):

@@ -239,7 +239,7 @@ def built(model: Any, spec: Any) -> None:
     jax.eval_shape(model.build(spec, 10).init, jax.random.key(0))
 
 
-@fuzz(40)
+@fuzz(25)
 @given(data=st.data())
 @pytest.mark.slow
 def test_any_config_json(data, some, folder):
@@ -327,7 +327,7 @@ def test_any_manifest(data, trained):
         assert status in (0, 1)
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data())
 def test_any_spec_json(data, some, folder):
     config = some[data.draw(st.sampled_from(NAMES))]
@@ -338,7 +338,7 @@ def test_any_spec_json(data, some, folder):
         ends(built, config.model, spec)
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data())
 def test_any_evaluation_json(data, trained, folder):
     evaluation = json.loads((trained / "evaluation.json").read_text())
@@ -348,7 +348,7 @@ def test_any_evaluation_json(data, trained, folder):
         assert found is None or all(f"{number:.4g}" for number in found.metrics.values())
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data())
 def test_any_reference_npz(data, trained, folder):
     shutil.copy(trained / "spec.json", folder)
@@ -375,7 +375,7 @@ PARTS: list[dict[str, Any]] = [
 ]
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data())
 def test_any_tokenizer_json(data):
     tokenizer = data.draw(
@@ -411,7 +411,7 @@ FILE_NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=
 ENDS = st.sampled_from([".png", ".PNG", ".jpg", ".tiff", ".webp", ".gif", ".txt", ""])
 
 
-@fuzz(40)
+@fuzz(25)
 @given(
     files=st.lists(st.tuples(st.sampled_from(["", "a", "b/c"]) | FILE_NAMES, FILE_NAMES, ENDS, pictures()), max_size=6),
     size=st.sampled_from([None, 1, 3]),
@@ -446,7 +446,7 @@ LINES = mutated(LINE).map(dumped) | mutated({"text": "a long enough text"}).map(
 LINES |= st.sampled_from([b"[" * 100_000, b'{"text": ' * 50_000, dumped(LINE), dumped({"text": 10**30}), b"\xff\xfe{}"])
 
 
-@fuzz(40)
+@fuzz(25)
 @given(
     lines=st.lists(LINES | st.just(dumped(LINE)), max_size=6),
     split=st.sampled_from(["tail:0.3", "hash:0.3"]),

@@ -202,10 +202,10 @@ def test_a_trained_flow_continues_the_known_half():
         (lambda: AnyOf(()), "number of masks is 0"),
         (lambda: Rectangle(outside=2), "outside is 2"),
         (lambda: replace(TINY, given=Coarse(4)).flow_model(SPEC), "do not divide 6x4"),
-        (lambda: replace(TINY, given=Brightness()).flow_model({"image": Feature((6, 4, 1))}), "they are grey"),
-        (lambda: TINY.flow_model(SPEC | {"source": Feature((3, 4, 3))}), "sources of the size"),
+        (lambda: replace(TINY, given=Brightness()).flow_model({"image": Feature((6, 4, 1))}), "the pictures are grey"),
+        (lambda: TINY.flow_model(SPEC | {"source": Feature((3, 4, 3))}), "must have the size of the examples"),
         (lambda: replace(TINY, given=None).flow_model(SPEC).check_mode(Request(mode="inpaint")), "trained with masks"),
-        (lambda: TINY.flow_model({"latent": Feature((2, 2, 4))}).check_mode(Request(mode="edit")), "makes latents"),
+        (lambda: TINY.flow_model({"latent": Feature((2, 2, 4))}).check_mode(Request(mode="edit")), "generates latents"),
     ],
 )
 def test_mistakes_are_named(make, message):

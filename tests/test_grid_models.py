@@ -18,7 +18,7 @@ from gen.data import from_arrays
 from gen.errors import UserError
 from gen.families.conditions import Condition
 from gen.families.grid import GridLM, GridMLM, lm, mlm
-from gen.families.grid.grid import GridModel, GridRequest
+from gen.families.grid.grid import GridModel, GridRequest, mean_over_tokens, measure_grids
 from gen.families.grid.network import make_network
 from gen.families.language import LM
 from gen.networks.positions import grid_rotations, locate_cells, rotate
@@ -90,20 +90,39 @@ def test_the_probabilities_of_all_grids_add_up_to_one(config, shape):
 
 
 def test_a_grid_is_read_after_its_label_with_a_vector_for_each_axis():
-    """Against the transformer in numpy, whose one table of positions holds the sums over the axes."""
-    parts, params = parts_of(GUIDED, (2, 3))
+    """Against the transformer in numpy, whose one table of positions holds the sums over the axes, and over the places of a period."""
+    parts, params = parts_of(replace(GUIDED, network=replace(SMALL, period=2)), (2, 3))
     tokens = np.random.default_rng(1).integers(0, VOCAB, (4, 2, 3))
     label = np.array([0, 2, 1, CLASSES])  # the last one is "no label"
     nats, log_z = quickly(parts.nats)(params, {"tokens": tokens}, Condition(jnp.asarray(label)))
     own = dict(params["transformer"])
-    rows, columns = (own.pop(f"position_{i}")["embedding"] for i in range(2))
+    rows, columns, period = (own.pop(name)["embedding"] for name in ("position_0", "position_1", "period"))
     places = [(0, 0), *[(r + 1, c + 1) for r in range(2) for c in range(3)]]
     np.testing.assert_array_equal(locate_cells((2, 3)), places)
-    own["position"] = {"embedding": np.array([rows[r] + columns[c] for r, c in places])}
+    own["position"] = {"embedding": np.array([rows[r] + columns[c] + period[r % 2] for r, c in places])}
     for row, own_label, found, z in zip(tokens.reshape(4, 6), label, nats[..., 0], log_z[..., 0], strict=True):
         logits = reference(own, SMALL, [VOCAB + own_label, *row[:-1]])[:, :VOCAB]
         np.testing.assert_allclose(found, -log_softmax(logits, axis=-1)[range(6), row], atol=1e-4)
         np.testing.assert_allclose(z, np.log(np.exp(logits).sum(-1)), atol=1e-4)
+    # The beginning of a grid is read as the whole is, as excerpts are in training.
+    begun, _ = quickly(parts.nats)(params, {"tokens": tokens[:, :1]}, Condition(jnp.asarray(label)))
+    np.testing.assert_allclose(begun, nats[:, :3], atol=1e-5)
+
+
+def test_tokens_that_do_not_count_are_left_out():
+    rng = np.random.default_rng(4)
+    nats, counted = rng.random((3, 4, 2), np.float32), np.ones((3, 2, 2, 2), np.float32)
+    counted[1, 1], counted[2] = 0, 0
+    facts = INNER.grid(spec_of((2, 2, 2)))
+    per_token, metrics = measure_grids(facts, {"counted": jnp.asarray(counted)}, jnp.asarray(nats), "nll")
+    np.testing.assert_allclose(metrics["nll"], [nats[0].sum(), nats[1, :2].sum(), 0], rtol=1e-5)
+    np.testing.assert_allclose(per_token, [nats[0].mean(), nats[1, :2].mean(), 0], rtol=1e-5)
+    # Over a split, each token has the same weight, however many its grid has.
+    weight = {"weight": jnp.array([1.0, 1.0, 0.0])}
+    sums = {name: (float((value * weight["weight"]).sum()), 2.0) for name, value in metrics.items()}
+    found = mean_over_tokens(sums | {"loss": (1.0, 2.0)}, "nll")
+    np.testing.assert_allclose(found["loss"], (nats[0].sum() + nats[1, :2].sum()) / 12, rtol=1e-5)
+    assert found.keys() == {"nll", "loss"}
 
 
 def test_rotary_positions_rotate_a_part_of_the_head_for_each_axis():

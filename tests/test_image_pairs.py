@@ -176,6 +176,7 @@ def workdir(folder, tmp_path_factory) -> Path:
         return make_run(tmp_path_factory.mktemp("runs") / "pairs", config)
 
 
+@pytest.mark.slow
 def test_a_run_translates_a_picture(workdir, folder, tmp_path):
     asked = [str(workdir), "--image", str(folder / "source" / "3.bmp"), "--n", "2", "--steps", "1"]
     assert sample.main([*asked, "--out", str(tmp_path)]) == 0
@@ -217,7 +218,7 @@ def test_a_source_that_does_not_fit_is_one_short_error(workdir, tmp_path, settin
 
 def test_a_flow_of_pairs_is_not_conditional():
     spec = {name: Feature((6, 8, 3), levels=256) for name in ("image", "source")}
-    with pytest.raises(UserError, match="reads their sources and no labels"):
+    with pytest.raises(UserError, match="can't also read labels"):
         Flow(conditional=True).build({**spec, "label": Feature((), "int32", classes=2)}, 5)
 
 

@@ -62,6 +62,7 @@ def files(tmp_path_factory) -> dict[str, str]:
     return {name: str(folder / f"{name}.png") for name in [*pictures, "text", "missing"]}
 
 
+@pytest.mark.slow
 def test_inpainting_writes_samples_and_a_manifest_that_makes_them_again(workdir, files, tmp_path):
     asked = [str(workdir), "--mode", "inpaint", "--image", files["image"], "--mask", files["mask"], "--n", "2"]
     assert sample.main([*asked, "--steps", "2", "--out", str(tmp_path)]) == 0

@@ -12,6 +12,7 @@ from gen import core
 from gen.config import Config, check_warmups
 from gen.config.objects import choices, dataclasses_in
 from gen.data.images import Images
+from gen.data.music import Music
 from gen.data.text import Text
 from gen.errors import UserError
 from gen.evaluation.score import Options
@@ -97,7 +98,7 @@ def test_a_number_out_of_range_is_refused(cls, name, wrong):
 
 def test_the_configs_that_are_checked_include_every_kind():
     classes = {case.values[0] for case in NUMBERS}
-    assert {Config, GAN, VAE, LM, MLM, Optimizer, Group, WarmupCosine, Images, Text} <= classes
+    assert {Config, GAN, VAE, LM, MLM, Optimizer, Group, WarmupCosine, Images, Text, Music} <= classes
     assert len(NUMBERS) > 120
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import processes
 import pytest
 
+from gen import sample
+from gen.errors import UserError
 from gen.runs import checkpoint, directory
 from gen.runs import trained as runs_trained
 
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = [
     *("--model.network.hidden", "24", "--model.latents", "3", "--model.test-samples", "4"),
     *("--model.validation-samples", "2", "--data.batch-size", "16", "--log.every", "1"),
-    *("--evaluate-every", "50", "--save.every", "25", "--steps", "400"),
+    *("--evaluate-every", "50", "--save.every", "25", "--steps", "200"),
 ]
 
 
@@ -88,9 +90,9 @@ def test_training_starts_without_importing_pytorch(environment, tmp_path):
 
 def test_a_run_directory_has_its_files_and_their_content(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 401))
+    assert [x["step"] for x in lines if x["split"] == "train"] == list(range(1, 201))
     validation = [x for x in lines if x["split"] == "validation"]
-    assert [x["step"] for x in validation] == list(range(50, 401, 50))
+    assert [x["step"] for x in validation] == list(range(50, 201, 50))
     assert {"neg_elbo", "reconstruction", "kl", "active_units", "nll_bound", "bits_per_dim"} <= validation[0].keys()
     assert validation[-1]["neg_elbo"] < validation[0]["neg_elbo"]
     assert not {"time", "steps_per_second"} & lines[0].keys()
@@ -108,7 +110,7 @@ def test_a_run_directory_has_its_files_and_their_content(trained):
     reference = directory.read_reference(trained)
     assert reference["image"].shape == (64, 8, 8, 1)
     assert reference["kl_per_latent"].shape == (3,)
-    assert (trained / "samples" / "step_0000400.png").exists()
+    assert (trained / "samples" / "step_0000200.png").exists()
     assert list(trained.glob("events*"))
     assert json.loads((trained / "spec.json").read_text())["image"]["levels"] == 17
 
@@ -118,11 +120,11 @@ def test_a_finished_run_says_so_and_trains_on_with_more_steps(trained, gen, tmp_
     workdir = copy_of(trained, tmp_path)
     again = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL)
     assert again.returncode == 0
-    assert "is finished: 400 steps" in again.stdout
-    more = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", "1010")
+    assert "is finished: 200 steps" in again.stdout
+    more = gen("train.py", "vae_digits", "--workdir", workdir, *SMALL, "--steps", "260")
     assert more.returncode == 0, more.stderr
     assert "resuming" in more.stdout
-    assert checkpoint.steps(workdir / "checkpoints")[-1] == 1010
+    assert checkpoint.steps(workdir / "checkpoints")[-1] == 260
 
 
 def inside_a_save(workdir: Path) -> bool:
@@ -135,7 +137,7 @@ def before_the_manifest(workdir: Path) -> bool:
 
 def between_saves(workdir: Path) -> bool:
     metrics = workdir / "metrics.jsonl"
-    return metrics.exists() and metrics.read_bytes().count(b"\n") > 333
+    return metrics.exists() and metrics.read_bytes().count(b"\n") > 160
 
 
 def killed(workdir: Path, environment: dict[str, str], moment: Callable[[Path], bool]) -> bool:
@@ -201,22 +203,20 @@ def test_verification_names_the_differences(trained, gen, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_manifest_gives_one_short_error(trained, gen, tmp_path):
+def test_a_damaged_manifest_is_a_short_error(trained, gen, tmp_path):
     good = gen("sample.py", trained, "--n", 4, "--out", tmp_path / "out")
     assert good.returncode == 0, good.stderr
     path = tmp_path / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
     for change, message in (
         ({"outputs": {}}, "names no outputs"),
-        ({"checkpoint": {"step": 400}}, "checkpoint"),
+        ({"checkpoint": {"step": 200}}, "checkpoint"),
         ({"seed": 10**30}, "below 2**32"),
         ({"outputs": {"../../x": "0"}}, "leaves the manifest's folder"),
     ):
         path.write_text(json.dumps({**manifest, **change}))
-        done = gen("sample.py", "--verify", path)
-        assert done.returncode == 2, done.stdout
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(UserError, match=re.escape(message)):
+            sample.main(["--verify", str(path)])
 
 
 WRONG = {
@@ -243,7 +243,7 @@ WRONG = {
     "a missing folder": (["vae_folder", "--data.name", "folder:/nowhere"], "/nowhere"),
     "a set that isn't prepared": (["vae_mnist", "--data.data-dir", "/nowhere"], "python -m gen.data.prepare mnist"),
 }
-QUICK = ("an unknown config", "an unknown field", "a folder as a class", "an unknown best metric")
+QUICK = ("an unknown config", "an unknown field")
 
 
 @pytest.mark.parametrize(
@@ -417,15 +417,17 @@ def test_wrong_input_to_sample_gives_one_short_error(trained, gen, tmp_path):
         "can't be read as a manifest": ["--verify", tmp_path / "nothing.json"],
     }
     for message, arguments in cases.items():
-        done = gen("sample.py", *arguments)
-        assert done.returncode == 2, arguments
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(UserError, match=re.escape(message)):
+            sample.main([str(argument) for argument in arguments])
+    done = gen("sample.py", tmp_path)
+    assert done.returncode == 2
+    assert "no config.json" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 def test_a_profile_traces_the_given_steps(gen, tmp_path):
-    done = gen("train.py", "vae_digits", "--workdir", tmp_path / "run", *SMALL, "--steps", 60, "--profile", "50:3")
+    done = gen("train.py", "vae_digits", "--workdir", tmp_path / "run", *SMALL, "--steps", 8, "--profile", "4:3")
     assert done.returncode == 0, done.stderr
     found = list((tmp_path / "run" / "profile" / "host-000").rglob("perfetto_trace.json.gz"))
     assert len(found) == 1

@@ -191,7 +191,7 @@ def test_every_reconstruction_loss_is_a_mean_over_pixels(reconstruction):
 
     @jax.jit
     def reconstruct(key):
-        params = coder.init(key, jnp.float32)
+        params = coder.init(key)
         return coder.decode(params, coder.encode(params, {}, x).z)
 
     outputs = reconstruct(jax.random.key(0))

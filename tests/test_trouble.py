@@ -36,6 +36,7 @@ def exploding(tiny):
     )
 
 
+@pytest.mark.slow
 def test_an_exploding_run_tells_within_50_steps_and_stops_with_its_last_good_checkpoint(exploding, tmp_path, capsys):
     message = (
         r"stopped at step \d+: the loss is .*far above its best mean .* for 200 steps; the last good checkpoint is 100.*"

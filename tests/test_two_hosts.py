@@ -15,14 +15,15 @@ from tests.processes import QUICK, ROOT, environment, until
 pytestmark = pytest.mark.slow  # they start processes
 
 SAMPLE = (
-    *("SIGTERM to host 1 at import", "SIGUSR1 to host 0 at train", "SIGKILL of host 0 at train"),
-    *(f"host {host} stalls for {two_hosts.LONG} s at train" for host in (0, 1)),
-    *(
-        "other code at host 1",
-        "another comment in the code",
-        "other missing data at host 1",
-        "host 1 can't write its log",
-    ),
+    "SIGTERM to host 1 at import",
+    "SIGUSR1 to host 0 at train",
+    "SIGKILL of host 0 at train",
+    f"host 0 stalls for {two_hosts.LONG} s at train",
+    pytest.param(f"host 1 stalls for {two_hosts.LONG} s at train", marks=pytest.mark.long),
+    "other code at host 1",
+    pytest.param("another comment in the code", marks=pytest.mark.long),
+    "other missing data at host 1",
+    "host 1 can't write its log",
 )
 MANY_ARRAYS = """
 import sys

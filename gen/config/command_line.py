@@ -76,7 +76,7 @@ def read_trust(arguments: Sequence[str]) -> tuple[str, ...]:
 def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """Returns the config in which each `--path.to.field OBJECT` has replaced an object, and the other arguments.
 
-    An object that is replaced leaves nothing to its successor: fields that are not given have their defaults.
+    The new object takes no values from the object that it replaces: fields that are not given have their defaults.
 
     Raises: UserError for an unknown class, or a value that does not fit.
     """
@@ -87,8 +87,8 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
             path = flag.removeprefix("--").replace("-", "_").split(".")
             options.append((path, flag, i, value if equals else None))
     used: set[int] = set()
-    # Only a config tells which options hold an object, so they are looked up in it one by one.
-    # An object before its fields: --model.network.base ... must find the network that --model.network chooses.
+    # Which options hold an object depends on the config, so they are looked up in it one by one. Shorter options come first:
+    # --model.network.base must find the network that --model.network chooses.
     for path, flag, i, value in sorted(options, key=lambda option: len(option[0])):
         hint = _object_hint(config, path)
         if hint is None:

@@ -17,7 +17,7 @@ from gen.config import renamed
 from gen.errors import UserError
 
 MAX_INT = 2**53
-"""Bound on the integers of a config. Above it, float64 cannot represent every integer, and so many readers of JSON cannot."""
+"""Bound on the integers of a config. Larger integers are not exact in float64, which many readers of JSON use."""
 TRUSTED = ("gen",)
 """Packages whose modules may be imported because a config names them."""
 
@@ -99,7 +99,7 @@ def type_name(cls: type) -> str:
 
 def _decode_union(kind: object, members: Sequence[object], value: object, trust: Sequence[str], at: str) -> Any:
     if isinstance(value, Mapping):
-        # Only dataclasses are written as objects, so their errors are the ones that help.
+        # Only dataclasses are written as JSON objects, so only their errors can help the user.
         members = [m for m in members if isinstance(m, type) and is_dataclass(m)]
     error = _mismatch(kind, value, at)
     for member in members:

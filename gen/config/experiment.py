@@ -15,7 +15,7 @@ from gen.optim import adapters
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. Fields marked LAUNCH may change between launches; all others are the run's identity."""
+    """One experiment. Fields marked LAUNCH may change each time the run is started. All others identify the run, and may not."""
 
     model: Family
     """The family and its hyper-parameters."""
@@ -37,7 +37,7 @@ class Config:
     """Where the run of init_from is now, if it was moved."""
     steps_per_call: int = field(default=1, metadata=LAUNCH)
     """Training steps per compiled call. Above 1 it hides the dispatch time of small models. Evaluations and saves end a call
-    early; signals are handled between calls. On a CPU, convolutions get no faster and compile longer."""
+    early; signals are handled between calls. Models with convolutions don't get faster by it on a CPU, and compile longer."""
     evaluate_every: int = field(default=1000, metadata=LAUNCH)
     """Steps between evaluations on the validation split. 0: only at the end."""
     workdir: str | None = field(default=None, metadata=LAUNCH)

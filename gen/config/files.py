@@ -80,7 +80,7 @@ def module_name(path: Path) -> str:
 def _run(path: Path) -> ModuleType:
     """Runs a config file as a module. It is registered under its name, as an import would do: its classes are found by it.
 
-    A module of the same name that is not a config file, such as json, stays what it is.
+    If a module of the same name is not a config file, such as json, it is not replaced.
     """
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)

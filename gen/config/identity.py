@@ -42,7 +42,7 @@ def identity_changed(then: str, stored: Mapping[str, object], config: Config) ->
     then: the digest, as a manifest has it. stored: the "config" of the run's config.json. config: `stored`, decoded.
 
     A newer version of gen may have other names of classes, and more fields, for which an old run has the defaults. So two digests
-    are right: of the config as gen decodes it now, and of the names and fields that are stored.
+    are accepted: that of the config as gen decodes it now, and that of the stored names and fields.
     """
     return then not in (digest(config), _sha256(_identity(stored, config)))
 

@@ -24,11 +24,11 @@ class Parallel:
     cpu_devices: int | None = None
     """Split the CPU into this number of JAX devices."""
     coordinator: str | None = None
-    """HOST:PORT of host 0. None: as the cluster says."""
+    """HOST:PORT of host 0. None: taken from the cluster's scheduler."""
     hosts: int | None = None
-    """Number of processes that train together. None: as the cluster says, or one if there is no cluster."""
+    """Number of processes that train together. None: taken from the cluster's scheduler, or 1 if there is none."""
     host: int | None = None
-    """Number of this process, from 0. None: as the cluster says."""
+    """Number of this process, from 0. None: taken from the cluster's scheduler."""
     startup_seconds: int = 300
     """Seconds that the hosts wait for each other at the start."""
     heartbeat_seconds: int = 20

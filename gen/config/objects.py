@@ -30,7 +30,7 @@ def parse_object(text: str, hint: object, trust: Sequence[str] = (), at: str = "
     if text in _words(hint):
         return text
     classes: Mapping[str, type] = {}
-    # A colon is not Python. So the module is imported, and its class becomes a name that the rest of the text uses.
+    # "module:Class(...)" is not Python. So the class is imported, and only "Class(...)" is parsed.
     if imported := IMPORTED.fullmatch(text):
         module, name, arguments = imported.groups()
         classes, text = {name: import_class(f"{module}.{name}", object, trust, at)}, name + arguments

@@ -1,4 +1,4 @@
-"""Data sets, and the medium of samples: how people see them, and what they give to a model."""
+"""Data sets, and the medium of samples: how samples are shown, and how a user's inputs become arrays for a model."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class Dataset(NamedTuple):
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
     images: Dataset | None = None
-    """The data set of images, if the examples stand for images, as codes do. Samples are compared with these images."""
+    """For data of codes: the data set of images that the codes encode. Decoded samples are compared with these images."""
     older: tuple[str, ...] = ()
-    """Digests of the same examples that older versions gave, without the content of large sets. They are accepted with a warning."""
+    """Digests that older versions of gen computed for the same examples, without the content of large sets. They are accepted with a
+    warning."""
 
 
 class RunView(NamedTuple):
@@ -80,7 +81,7 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Medium:
-    """A kind of samples: how people see them, and what they give to a model. gen.media says how to add one."""
+    """A kind of samples: shows them, and turns a user's inputs into arrays for a model. gen.media says how to add one."""
 
     features: ClassVar[Mapping[str, int]] = {}
     """{feature: number of axes of one example}. Data with the first of these features has this medium."""
@@ -91,8 +92,12 @@ class Medium:
         """Returns the options with the content of the files that they name, so that a manifest holds everything."""
         return options
 
+    def complete(self, options: Any, request: Any, run: RunView) -> Any:
+        """Returns the options with those that the request decides, for `check`, `give` and `show`. request: of the family."""
+        return options
+
     def check(self, options: Any, request: Any, run: RunView) -> None:
-        """Raises: UserError if the options give what the request does not take, or lack what it needs. request: of the family."""
+        """Raises: UserError if the options have an input that the request does not use, or lack one that it needs. request: of the family."""
 
     def give(self, options: Any, run: RunView) -> Given:
         """Returns the input that the options ask for. Raises: UserError if the run can't take it."""
@@ -103,9 +108,9 @@ class Medium:
         raise NotImplementedError
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Returns samples that stand for images, as codes do, with "samples" as images float32 [n, H, W, C] in [-1, 1].
+        """Decodes samples that encode images, such as codes: returns them with "samples" as images float32 [n, H, W, C] in [-1, 1].
 
-        Other samples are returned as they are. It may run inside of a compiled function.
+        Other samples are returned unchanged. This may run inside of a compiled function.
         """
         return samples
 
@@ -122,7 +127,7 @@ class Data:
     """Examples per step, over all devices and hosts."""
 
     def resolve(self) -> Data:
-        """Returns these settings with the choices that they leave to the data. Raises: UserError if the data are missing."""
+        """Returns these settings, where choices that depend on the data are filled in. Raises: UserError if the data are missing."""
         return self
 
     def build(self) -> Dataset:

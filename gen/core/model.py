@@ -60,7 +60,8 @@ class GenerativeModel(NamedTuple):
     """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch. If a family
     has several players, the loss "loss/NAME" belongs to the optimizer in its field NAME_optim. The contract tests rely on it."""
     test: Callable[[State, Batch, Key], Sums] | None = None
-    """As `evaluate`, but as thorough as published numbers are. Runs once, on the best checkpoint. None: `evaluate` is used."""
+    """Like `evaluate`, but it may be slower and more exact, for numbers to publish. Runs once, on the best checkpoint. None: `evaluate`
+    is used."""
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]] = means
     """Sums of a split -> metrics. Scalars are logged; arrays are kept in the run's reference.npz."""
     protocol: Mapping[str, Mapping[str, Any]] = {}
@@ -70,7 +71,7 @@ class GenerativeModel(NamedTuple):
     together: int = 1
     """Number of examples that must share a device. The batch on each device is a multiple of it."""
     rules: Rules = ()
-    """Tensor parallelism: which axis of which parameters is divided among devices (--parallel.tensor)."""
+    """Tensor parallelism (--parallel.tensor): rules that say which axis of which parameters is sharded."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,16 @@ class Family:
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. A family adds its own fields in a subclass."""
+    """A request for samples. A family adds its fields in a subclass."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """{value of the field `mode`: names of the pictures that it takes, "image" and "mask"}. sample.py asks for them. They are in
     `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known.
     "source", like "image", is for runs of pairs. Without it, validation examples are translated."""
+
+    scores: ClassVar[tuple[str, ...]] = ()
+    """Values of the field `mode` that take a score: --midi of sample.py. In `given` of `generate` it is "tokens", and "known" says which
+    of them are kept."""
 
     n: int = 64
     """Number of samples."""

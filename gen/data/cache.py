@@ -1,12 +1,12 @@
-"""A cache of arrays that are slow to make and can always be made again. It lies in the user's cache folder.
+"""A cache of arrays that take long to compute, in the user's cache folder.
 
     KEY/NAME.npy     an array
-    KEY/sums.json    the sums of all arrays. Its time is that of the last use, and a process that maps the arrays locks it
-    KEY/seen.json    facts of the files when they were last compared as a whole
+    KEY/sums.json    hashes of all arrays. Its modification time is the last use. A process that maps the arrays locks this file
+    KEY/seen.json    size, times and inode of each file when its whole content was last compared
 
-An entry that is lost or damaged in any way is made again, and a line says so. It is noticed because the content is compared
-with the sums at each use: whole if the size, the times or the inode of a file have changed, otherwise SAMPLE_CHUNKS chunks of
-1 MiB, drawn anew each time (all of an entry of up to 128 MiB). `--data.check all` compares every byte.
+An entry that is lost or damaged is computed again, and a line says so. At each use the content is compared with the hashes: the
+whole content if the size, the times or the inode of a file have changed, otherwise SAMPLE_CHUNKS random chunks of 1 MiB (all of an
+entry of up to 128 MiB). `--data.check all` compares every byte.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Damaged(Exception):
 
 
 class ArraySums(NamedTuple):
-    """The content that an array's file must have."""
+    """Size and hashes of an array's file."""
 
     size: int
-    """Bytes."""
+    """Number of bytes."""
     chunks: bytes
-    """Sums of its chunks, SUM_BYTES each."""
+    """Hashes of its chunks, SUM_BYTES each."""
 
 
 def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", whole: bool = False) -> Arrays:
@@ -65,7 +65,7 @@ def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", who
     kept = load_or_say(folder, what, whole)
     if kept is not None:
         return kept
-    # Another sample might not find the damage again, so the entry is replaced whatever `save` thinks of it.
+    # `save` compares another random sample, which might miss the damage. So a damaged entry is always replaced.
     is_damaged = os.path.lexists(folder)
     arrays = make()
     try:
@@ -129,7 +129,7 @@ def read_sums(folder: Path) -> dict[str, ArraySums]:
     try:
         content = files.read_json(path)
     except FileNotFoundError:
-        # Older versions wrote no sums. Their entries can't be told from damaged ones.
+        # Older versions of gen wrote no hashes, so their entries can't be distinguished from damaged ones.
         old = any(folder.glob("*.npy"))
         raise UserError(f"{path} is missing" + (", or an older version has made the entry" if old else "")) from None
     try:
@@ -149,7 +149,7 @@ def seal(content: object) -> str:
 
 
 def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None:
-    """Compares the files of an entry with their sums: all chunks of those whose facts have changed, and a sample of the others.
+    """Compares the files of an entry with their hashes: whole files if their facts have changed, and a sample of the other files.
 
     Raises: UserError that names a wrong file; OSError.
     """
@@ -168,7 +168,7 @@ def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None
         chosen = range(int(counts[i])) if new[i] else sample.get(i, [])
         wrong = find_wrong(folder / f"{name}.npy", sums[name].chunks, chosen)
         if wrong is not None:
-            raise UserError(f"{folder / name}.npy has another content than its sum says, in MiB {wrong}")
+            raise UserError(f"{folder / name}.npy does not match its hash, in MiB {wrong}")
     # Only now: a process that is killed while it compares must not leave facts of files that were not compared.
     if any(new):
         with contextlib.suppress(OSError):

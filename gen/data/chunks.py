@@ -15,17 +15,17 @@ from gen.files import check_regular
 CHUNK_BYTES = 2**20
 SUM_BYTES = 32
 SAMPLE_CHUNKS = 128
-"""Chunks of a cached entry, or of a set of files, that are compared at each start. They are drawn anew each time."""
+"""Number of chunks of a cached entry, or of a set of files, that are compared at each start. Other random chunks each time."""
 
 
 class FileFacts(NamedTuple):
-    """Facts of a file that a system call gives. If they are unchanged, the content very probably is."""
+    """Facts about a file that one system call returns. If they are unchanged, the content is very probably unchanged, too."""
 
     size: int
     changed: int
     """Time of the last change of the content (mtime), in nanoseconds. Programs that copy files can set it."""
     touched: int
-    """Time of the last change of the content or of these facts (ctime), in nanoseconds. No program can set it."""
+    """Time of the last change of the content or of the file's metadata (ctime), in nanoseconds. No program can set it."""
     number: int
     """Inode number."""
 
@@ -67,9 +67,9 @@ def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
 
 
 def draw_chunks(counts: np.ndarray) -> dict[int, list[int]]:
-    """Returns {position of a file: its chunks to compare}: SAMPLE_CHUNKS of all chunks, or all if there are fewer.
+    """Draws the chunks to compare, {position of a file: its chunks}: SAMPLE_CHUNKS of all chunks, or all if there are fewer.
 
-    counts: the number of chunks of each file, int64 [N]. The draw is another one at each call, whatever the seed of a run.
+    counts: number of chunks of each file, int64 [N]. The draw does not depend on the seed of a run, and differs between calls.
     """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

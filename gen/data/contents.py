@@ -1,8 +1,8 @@
-"""Sums of the files of a data set. Each file is read once; later starts compare facts of the files, and a sample of their content.
+"""Hashes of the files of a data set. Each file is read once. Later starts compare facts of the files, and a sample of their content.
 
-The sums are kept in the cache. They count as long as the size, the times (mtime and ctime) and the inode of a file stay the same.
-At each start SAMPLE_CHUNKS chunks of 1 MiB of the unchanged files, drawn anew each time, are compared with the sums, and with
-`--data.check all` every byte. If one differs, all files are read again.
+The hashes are kept in the cache. They are valid as long as the size, the times (mtime and ctime) and the inode of a file don't change.
+At each start, SAMPLE_CHUNKS random chunks of 1 MiB of the unchanged files are compared with the hashes. `--data.check all` compares
+every byte. If a chunk differs, all files are read again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gen.errors import UserError, note
 from gen.files import cache_folder
 
 MIN_SAID = 2**30
-"""Bytes to read from which on a line says so."""
+"""A line is printed before at least this number of bytes is read."""
 UNREADABLE = "unreadable"
 """The sum of a file that can't be read. The reader of the data reports it."""
 MISSING = -1
@@ -99,7 +99,7 @@ def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> 
     """Returns the table with new sums of these files, read in threads."""
     size = int(now[stale, 0].sum())
     if size > MIN_SAID:
-        note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, for sums of their content")
+        note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, to hash their content")
 
     def read(i: int) -> bytes | None:
         try:
@@ -123,7 +123,7 @@ def align(table: Table, paths: list[str]) -> Table:
         return table
     row = {path: i for i, path in enumerate(table.paths)}
     at = np.array([row.get(path, -1) for path in paths], np.int64)
-    # The row after the last one stands for files that the table does not have.
+    # Files that are not in the table get the last row: its facts are MISSING.
     facts = np.concatenate([table.facts, np.full((1, len(FileFacts._fields)), MISSING)])[at]
     return Table(paths, facts, [table.sums[i] if i >= 0 else b"" for i in at.tolist()])
 

@@ -1,4 +1,4 @@
-"""What lies in the user's cache folder, the bound on its size, and how entries are removed.
+"""The content of the user's cache folder, the bound on its size, and the removal of entries.
 
 Only files that gen wrote are removed. An entry that a running process has mapped is locked, and stays.
 """
@@ -25,7 +25,7 @@ WRITING = ".writing-"
 LEFT_SECONDS = 86_400
 """A folder with this prefix that is older was left by a process that was killed."""
 PROGRAMS, OLD_PROGRAMS = "programs-", "compiled-"
-"""Prefixes of the folders of compiled programs. Older versions wrote the second, by JAX itself."""
+"""Prefixes of the folders of compiled programs. The second is from older versions of gen, in which JAX wrote the files itself."""
 KEY = re.compile(r"[0-9a-f]{64}")
 """Names of the entries that gen makes. Other programs may call `load_or_make` with other names."""
 LIMIT = "limit.json"
@@ -146,7 +146,7 @@ def trim(cache: Path, keep: Path | None = None) -> list[Item]:
     most, items = read_limit(cache), list_items(cache)
     total, removed = sum(item.size for item in items), []
     for item in reversed(items):
-        # What a killed process has left is removed in any case.
+        # Incomplete entries of killed processes are removed in any case.
         if total <= most and item.used > 0:
             break
         if item.path != keep and remove(item):
@@ -156,7 +156,7 @@ def trim(cache: Path, keep: Path | None = None) -> list[Item]:
 
 
 def clear(cache: Path) -> tuple[list[Item], list[Item]]:
-    """Removes all items. Returns the removed ones, and those that are in use and stay."""
+    """Removes all items that are not in use. Returns the removed items, and the items in use."""
     items = list_items(cache)
     removed = [item for item in items if remove(item)]
     return removed, [item for item in items if item not in removed]
@@ -175,9 +175,9 @@ def remove(item: Item) -> bool:
 
 
 def make_folder(folder: Path, say: Callable[[str], None]) -> None:
-    """Makes a folder of the cache. A file or pipe at its place, or at that of a folder above it, is cleared away.
+    """Makes a folder of the cache. If a file or a pipe has its name, or the name of a folder above it, that is cleared away.
 
-    A link at the place of the whole cache stays, since its disk may only be missing now. Raises: OSError.
+    If the whole cache is a link, the link is kept: its disk may be missing only now. Raises: OSError.
     """
     cache = files.cache_folder()
     for path in reversed([folder, *folder.parents]):
@@ -188,7 +188,7 @@ def make_folder(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def clear_away(path: Path, say: Callable[[str], None] | None = None) -> None:
-    """Removes an entry of the cache, whatever is at its place. What gen did not write is renamed instead, and a line says so.
+    """Removes an entry of the cache, of any kind. If gen did not write it, it is renamed instead, and a line says so.
 
     Raises: OSError.
     """

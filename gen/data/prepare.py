@@ -34,7 +34,7 @@ PREFIX = {"train": "train", "test": "t10k"}
 SIDE = 28  # pixels
 CLASSES = 10
 READ_BYTES = 2**20  # bytes of an IDX file that are read at once
-MAX_RATIO = 1032  # deflate can't pack more bytes into one
+MAX_RATIO = 1032  # the largest compression ratio of deflate
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
 def read_claimed(file: gzip.GzipFile | BinaryIO, path: Path, claimed: int, left: int) -> bytes:
     """Returns the rest of an IDX file, which must have the number of bytes that its header claims.
 
-    left: bytes of the stored file without those of a header. A packed file unpacks to at most MAX_RATIO times its bytes.
+    left: number of bytes of the stored file after the header. A packed file unpacks to at most MAX_RATIO times its bytes.
 
     Raises: UserError before anything is read if the claim is impossible; while reading if it is wrong. OSError, EOFError.
     """

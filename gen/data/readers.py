@@ -1,4 +1,4 @@
-"""Reads decoded examples by position: from memory, if a set is small, and by their positions in a split."""
+"""Readers of decoded examples: by their positions in the source, from memory if the set is small, or by their positions in a split."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reader(NamedTuple):
     shuffle: Shuffle
     """Order of the training examples."""
     older_content: tuple[str, ...] = ()
-    """Other digests, of names and sizes alone, that older versions gave the same examples."""
+    """Digests that older versions of gen computed for the same examples, from names and sizes alone."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Held:
 def hold(decode: Decode, used: np.ndarray, key: str | None, what: str, whole: bool = False) -> Held:
     """Decodes the examples at the positions `used` (sorted), or maps them from the cache if they were decoded before.
 
-    key: has everything that decides the decoded examples. None: they are not cached. what: names them, for messages. whole: compare
-    every byte of the cache with its sum, not only a sample.
+    key: cache key, which contains everything on which the decoded examples depend. None: they are not cached. what: name of the
+    examples, for messages. whole: whether to compare every byte of the cache with its hash, and not only a sample.
     """
 
     def make() -> Arrays:

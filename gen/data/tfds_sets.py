@@ -92,7 +92,7 @@ def open_set(path: Path) -> PreparedSet:
 
 
 class Contents(NamedTuple):
-    """What identifies the files of a prepared set."""
+    """Facts that identify the files of a prepared set."""
 
     names: list[str]
     """Name and size of each file of examples."""

@@ -1,10 +1,11 @@
 """Alarms while a run trains: a validation that gets far worse, gradients that vanish or explode, a discriminator that has won, a
 collapsed generator or codebook.
 
-At each evaluation and each save, every run checks the numbers that it has. If its config asks for it, generated images are also
-compared with equally many real ones; a conditional model generates the classes of those. These numbers go to telemetry.jsonl
-(gen.metrics.collapse defines them). A warning is printed for each number that passes its limit. Each step is guarded by
-gen.runtime.faults.
+A run checks its metrics at each evaluation and each save. If the config asks for it, generated images are also compared with the
+same number of real images. A conditional model then generates the classes of these real images. The comparison gives numbers
+(gen.metrics.collapse), which go to telemetry.jsonl. A warning is printed for each number that passes its limit.
+
+Single steps are checked by gen.runtime.faults.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from gen.metrics.images import ImageSet, read_split, read_training, to_float
 log = logging.getLogger(__name__)
 
 MIN_IMAGES = 64
-"""Minimum number of validation images to compare with. Below it training images are used: fewer say little."""
+"""Minimum number of validation images to compare with. If there are fewer, training images are used."""
 MIN_DUPLICATES = 10
 """Minimum number of images with a duplicate for an alarm. Fewer may be chance."""
 
@@ -235,7 +236,7 @@ def watch(
 
 def _read_real(config: Alarms, data: Dataset) -> ImageSet:
     """Returns the real images to compare with, at most `config.samples`."""
-    # A small validation split is better than training images, unless it is too small to say anything.
+    # Validation images are better than training images, unless there are too few of them.
     split = "validation" if data.sizes["validation"] >= min(MIN_IMAGES, config.samples) else "train"
     n = min(config.samples, data.sizes[split])
     if split == "train":
@@ -248,7 +249,7 @@ def _incomparable(images: np.ndarray) -> str | None:
     """Returns why nothing can be compared with these real images. None: it can."""
     if len(images) < 2:
         return "there is only one real image"
-    # Equal images have no spread, and duplicates of them are what the model has to make.
+    # If all real images are equal, their spread is 0, and a good model generates duplicates.
     return f"all {len(images)} real images are equal" if (images == images[:1]).all() else None
 
 
@@ -256,7 +257,8 @@ def _build_comparison(
     images: ImageSet, request: Any, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any]
 ) -> Comparison:
     real = to_float(images.image)
-    # The classes, captions and sources of the real images. Otherwise a mixture of classes would look like a collapse, or hide one.
+    # The model gets the classes, captions and sources of the real images. With other classes, the comparison could report a collapse
+    # that is none, or miss one.
     conditions = {labels.GIVEN: images.label, captions.GIVEN: images.caption}
     given = {name: np.asarray(x, np.int32) for name, x in conditions.items() if x is not None}
     if images.source is not None:

@@ -1,4 +1,4 @@
-"""Runs that generate images of captions: how well the images fit, next to real images and to the nearest training images."""
+"""Scores of runs that generate images from captions, next to those of real images and of the nearest training images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gen.metrics.neighbours import nearest
 
 @dataclass(frozen=True, eq=False)
 class CaptionedSubject(ImageSubject):
-    """A run on captioned images. If its model reads captions, it generates images of the held-out ones."""
+    """A run on captioned images. If the model reads captions, it generates images for the captions of the held-out split."""
 
     medium = "images of captions"
 
@@ -32,14 +32,14 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def own(self) -> np.ndarray:
-        """Position in `captions` of the caption of each generated image, int64 [n]."""
+        """Caption of each generated image, as a position in `captions`, int64 [n]."""
         return self.captions[1][self.order(self.n)]
 
     def order(self, n: int) -> np.ndarray:
-        """Returns the held-out examples whose captions n images are generated for: their positions in the split, int64 [n].
+        """Returns the positions of the held-out examples for whose captions n images are generated, int64 [n].
 
-        Each round over the split has an order of its own. So the captions are as frequent as in the split, and the first ones don't
-        depend on n.
+        The examples are taken in rounds over the split, each in a new random order. So captions are as frequent as in the split, and
+        the first positions don't depend on n.
         """
         return permute(self.n_held_out)(self.options.seed, range(n))
 
@@ -47,7 +47,7 @@ class CaptionedSubject(ImageSubject):
         conditions = super().conditions(n)
         if not self.captioned:
             return conditions
-        # The held-out captions and not those of training: the model has to draw names that it has never seen.
+        # Captions of the held-out split, which the model has never seen.
         captions = self.held_out.caption
         assert captions is not None
         return conditions | {GIVEN: captions[self.order(n)]}
@@ -70,7 +70,7 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def captions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The different captions of the held-out split, int32 [M, L], and which of them each held-out image has, int64 [N]."""
+        """The M different captions of the held-out split, int32 [M, L], and the index of each held-out image's caption, int64 [N]."""
         assert self.held_out.caption is not None
         return np.unique(self.held_out.caption, axis=0, return_inverse=True)
 
@@ -133,7 +133,7 @@ class Captions(Metric[CaptionedSubject]):
         def score() -> Iterable[float]:
             return subject.fit(subject.generated.image, subject.own, subject.generated_neighbours.index)
 
-        # The references take each held-out example once, so they depend neither on the run nor on --n and --seed.
+        # The references use each held-out example once, so they don't depend on the run, --n and --seed.
         def score_real() -> Iterable[float]:
             return subject.fit(subject.held_out.image, subject.captions[1], subject.held_out_neighbours.index)
 

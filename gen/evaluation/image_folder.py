@@ -1,4 +1,4 @@
-"""A folder of images that any model has made, scored as a run is."""
+"""Scores a folder of images, which any model may have made, in the same way as a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_image_folder(path: Path) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class FolderSubject(ImageSubject):
-    """Images of a folder. `run` and `data` are what they are compared with; `step` has no meaning."""
+    """Images of a folder. They are compared with the data of `run`, which are `data`. `step` has no meaning."""
 
     folder: Path
 
@@ -50,7 +50,7 @@ class FolderSubject(ImageSubject):
         )
 
     def check(self) -> None:
-        """Raises: UserError if there are fewer images than --n, if one can't be used, or if no number can be written."""
+        """Raises: UserError if there are fewer images than --n, if one can't be used, or if evaluation.json can't be written."""
         if self.n > (most := len(self.paths)):
             raise UserError(f"n is {self.n}, and {self.folder} has {most} images; the fix: --n {most}")
         if not os.access(self.folder, os.W_OK):
@@ -58,7 +58,7 @@ class FolderSubject(ImageSubject):
                 f"{self.folder} can't be written to, and its numbers are kept in its evaluation.json; the fix: copy the folder"
             )
         check_targets(self.folder, ["evaluation.json"])
-        # An image of another size must be found before a classifier is trained for the features.
+        # Reads all images now, so that an error comes before a classifier is trained for the features.
         _ = self.generated
 
     @cached_property
@@ -73,7 +73,7 @@ class FolderSubject(ImageSubject):
 
     @cached_property
     def labels(self) -> list[int] | None:
-        """The label of each path. None: the folder does not say them all."""
+        """The label of each path. None: the folder does not have a label for every image."""
         if "label" not in self.data.spec:
             return None
         names = class_names(self.data.spec)
@@ -107,7 +107,7 @@ class FolderSubject(ImageSubject):
 
     @property
     def request(self) -> dict[str, object]:
-        """Nothing: the images exist already."""
+        """Returns {}: the images exist already, so there is no request."""
         return {}
 
     @cached_property

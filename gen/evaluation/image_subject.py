@@ -1,4 +1,4 @@
-"""A run that generates images, with the inputs that metrics of images share."""
+"""A run that generates images: its images, real images and features, which the metrics of images share."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class ImageSubject(Subject):
     medium = "images"
 
     def check(self) -> None:
-        """Raises: UserError if the model generates something else than single images, or if --labels has no effect."""
-        # Reconstructions or interpolations are grids of images, which no metric can read.
+        """Raises: UserError if the model does not generate single images, or if --labels has no effect."""
+        # Reconstructions and interpolations are grids of images, which metrics can't read.
         made, image = self.generated_shapes["samples"].shape, (1, *self.data.spec["image"].shape)
         if made != image:
             changes = ", ".join(f"{name}={value}" for name, value in self.request.items())
@@ -61,7 +61,7 @@ class ImageSubject(Subject):
 
     @property
     def _features_note(self) -> str:
-        # Without labels, pixels are what a user expects.
+        # Nothing is noted for data without labels: there a user expects that pixels are compared.
         if self.options.features is not None or "label" not in self.data.spec or not (reason := untrainable(self.data)):
             return ""
         return f"; images are compared by their pixels, since {reason}"
@@ -88,7 +88,7 @@ class ImageSubject(Subject):
         return self.options.n or min(MAX_DEFAULT_IMAGES, self.data.sizes["train"])
 
     def given(self, rows: np.ndarray) -> Mapping[str, Array]:
-        """Returns what `generate` is given, next to labels and validation examples, for the images at these positions."""
+        """Returns additional arrays for `generate`, for the images at these positions, next to labels and validation examples."""
         return {}
 
     @property
@@ -132,13 +132,13 @@ class ImageSubject(Subject):
         return jax.eval_shape(generate, jax.eval_shape(model.init, key), self.run.reference())
 
     def conditions(self, n: int) -> dict[str, np.ndarray]:
-        """Returns the arrays of `given` that choose what n images are generated for, [n, ...] each: {} or their labels."""
+        """Returns the conditions of n images, as arrays [n, ...] of `given`: their labels, or {} if the model is unconditional."""
         if self.label_rule is None:
             return {}
         return {labels.GIVEN: draw_labels(self.data, n, self.label_rule, self.options.seed)}
 
     def to_images(self, made: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Returns the arrays of `generate` with "samples" as the images that are scored. It runs inside of a compiled function."""
+        """Converts "samples" of `generate` to the images that are scored. It runs inside of a compiled function."""
         return self.run.to_images(made)
 
     @cached_property
@@ -218,7 +218,7 @@ class ImageSubject(Subject):
 
     @property
     def too_few_training_images(self) -> str | None:
-        """Why a baseline of n training images can't be computed, then the fix. None: there are n training images."""
+        """Reason why a baseline of n training images can't be computed, and the fix. None: it can be computed."""
         if self.n <= (most := self.data.sizes["train"]):
             return None
         return f"n is {self.n}, and there are only {most} real training images; the fix: --n {most}"
@@ -234,8 +234,8 @@ def load_features(name: str, data: Dataset) -> Features:
 def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     """Returns n generated images, and their labels and captions if the model is conditional.
 
-    The subject draws labels and captions (`conditions`). Images are generated in chunks. The key of a chunk is folded from the seed
-    and the chunk's number, so the first images don't depend on n.
+    `subject.conditions` draws the labels and captions. Images are generated in chunks. The key of a chunk is made of the seed and the
+    chunk's number, so the first images don't depend on n.
 
     Raises: UserError if an image is not finite, or if the model does not generate the classes or captions that it is given.
     """
@@ -244,11 +244,11 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
 
     @jax.jit
     def generate(state: State, key: Key, chosen: dict[str, np.ndarray]) -> dict[str, Array]:
-        # Other arrays, such as latents, would only take memory.
+        # Other arrays, such as latents, are dropped to save memory.
         made = subject.to_images(model.generate(state, key, {**given, **chosen}, request))
         return {name: made[name] for name in ("samples", "labels", "captions") if name in made}
 
-    # The last chunk is a full one too: one shape compiles once, and an image does not depend on the number of images.
+    # The last chunk is generated in full, too. So `generate` compiles once, and an image does not depend on n.
     seed, chunks = jax.random.key(subject.options.seed), _split_chunks(subject.conditions(n), n)
 
     def make(i: int) -> dict[str, np.ndarray]:
@@ -263,9 +263,9 @@ def generate_images(subject: ImageSubject, n: int) -> ImageSet:
 
 
 def _split_chunks(conditions: Mapping[str, np.ndarray], n: int) -> list[dict[str, np.ndarray]]:
-    """Returns what `generate` is given for each chunk of n images: these rows [GENERATE_CHUNK, ...] of the conditions [n, ...]."""
+    """Splits the conditions [n, ...] into chunks [GENERATE_CHUNK, ...]. The last chunk is padded."""
     starts = range(0, n, GENERATE_CHUNK)
-    # Images of the padding are cut off.
+    # Images that are generated for the padding are cut off.
     missing = len(starts) * GENERATE_CHUNK - n
     padded = {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)]) for name, x in conditions.items()}
     return [{name: x[start : start + GENERATE_CHUNK] for name, x in padded.items()} for start in starts]
@@ -279,7 +279,7 @@ def _check_chunk(
         others = [str(step) for step in checkpoint.steps(subject.run.checkpoints) if step != subject.step]
         fix = f"choose another with --step ({', '.join(others)})" if others else "train with a lower learning rate"
         raise UserError(f"images of checkpoint {subject.step} of {subject.workdir} are not finite; {fix}")
-    # A family from outside gen may not read what it is given.
+    # A family from outside gen may ignore the labels or captions that it is given.
     if labels.GIVEN in chosen and not np.array_equal(made["labels"], chosen[labels.GIVEN]):
         raise UserError(
             f"{subject.workdir} does not generate the classes that it is given; the fix, in the `generate` of its family: "

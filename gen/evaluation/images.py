@@ -1,4 +1,4 @@
-"""Metrics of images: classifiers trained on them, and their features compared with those of real images."""
+"""Metrics of images: accuracies of classifiers that are trained on them, and comparisons of their features with those of real images."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class InceptionScore(ImageMetric):
 
     def plan(self, subject: ImageSubject) -> list[Score]:
         def score() -> Iterable[float]:
-            # Generated images may be in order of class. Unshuffled, a split would have only some classes.
+            # Generated images may be sorted by class. Without shuffling, a split would have only some classes.
             shuffled = np.random.default_rng(0).permutation(subject.fake_probabilities)
             return inception_score_by_split(shuffled, INCEPTION_SPLITS)
 

@@ -17,9 +17,9 @@ LabelRule = Literal["training", "uniform"]
 def draw_labels(data: Dataset, n: int, rule: LabelRule, seed: int) -> np.ndarray:
     """Returns the classes of n images to generate, int32 [n]. The first labels don't depend on n.
 
-    - "training": the labels of the first n training examples in the order of the seed. They are drawn without replacement, so
-      as many labels as there are training examples have exactly their proportions. After that the order begins again. The
-      training split is used and not the held-out one, since a model may know no more than that about the classes.
+    - "training": the labels of training examples, drawn without replacement in an order given by the seed. If n is the number of
+      training examples, the proportions are exactly those of the training split. If n is larger, the order begins again. The
+      proportions of the held-out split are not used, because the model can't know them.
     - "uniform": all classes in a random order, again and again. The counts of two classes differ by at most 1.
 
     Raises: UserError if the data have no labels.
@@ -29,6 +29,6 @@ def draw_labels(data: Dataset, n: int, rule: LabelRule, seed: int) -> np.ndarray
         rng = np.random.default_rng(seed)
         rounds = [rng.permutation(classes) for _ in range(-(-n // classes))]
         return np.concatenate(rounds)[:n].astype(np.int32)
-    # In chunks: a batch has its images too, which may not fit in memory at once.
+    # Labels are read in chunks, because a batch also has images, and all of them may not fit in memory.
     ranges = (range(i, min(i + READ_CHUNK, n)) for i in range(0, n, READ_CHUNK))
     return np.concatenate([data.batch(seed, 0, rows)["label"] for rows in ranges]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""A run that translates the sources of pairs, and the metric of its translations."""
+"""Runs that translate sources into targets, and the PSNR of their translations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gen.metrics.psnr import colors_of_levels, nearest_targets, psnr
 
 @dataclass(frozen=True, eq=False)
 class PairSubject(ImageSubject):
-    """Translations of held-out sources: image i has the source i, modulo their number."""
+    """Translations of held-out sources. Image i is the translation of source i modulo the number of sources."""
 
     medium = "translations"
 
@@ -46,7 +46,7 @@ class SignalToNoise(Metric[PairSubject]):
 
     def plan(self, subject: PairSubject) -> list[Score]:
         def score() -> Iterable[float]:
-            # With more samples than sources, a target has several samples.
+            # With more samples than sources, several samples are compared with one target.
             targets = subject.held_out.image[np.arange(subject.n) % subject.n_held_out]
             return [psnr(subject.generated.image, targets)]
 

@@ -11,16 +11,18 @@ from typing import Any, NamedTuple, cast
 
 from gen.core import Dataset
 from gen.errors import UserError
-from gen.evaluation import captions, images, pairs, texts
+from gen.evaluation import captions, images, music, pairs, texts
 from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
+from gen.evaluation.music import MusicSubject
 from gen.evaluation.pairs import PairSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.evaluation.score import Metric, Options, Score, Subject
-from gen.evaluation.sound import SoundReconstructions, SoundSubject, with_spectrograms
+from gen.evaluation.sound import CaptionedSound, SoundReconstructions, SoundSubject, with_spectrograms
 from gen.evaluation.texts import TextSubject
 from gen.families.tokenizer import Tokenizer
+from gen.media.music import is_score
 from gen.metrics.images import has_sources
 from gen.runs.trained import TrainedRun, open_run
 
@@ -31,12 +33,12 @@ SUBJECTS: dict[str, type[Subject]] = {
     "tokens": TextSubject,
 }
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
-METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS)
+METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS, *music.METRICS)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 
 class Plan(NamedTuple):
-    """The numbers of a run."""
+    """The scores that are planned for a run."""
 
     scores: list[Score]
     left_out: list[str]
@@ -52,9 +54,10 @@ class Choice(NamedTuple):
 
 
 def open_subjects(options: Options) -> list[Subject]:
-    """Opens all runs and folders of images to be scored. If --n is not given, folders decide how many images are compared.
+    """Opens all runs and folders of images to be scored. Without --n, the smallest folder limits the number of images.
 
-    Raises: UserError if one does not exist, if its data have changed, or if no run says which data a folder is compared with.
+    Raises: UserError if a run or folder does not exist, if data have changed, or if a folder is named without a run whose data it is
+    compared with.
     """
     if not options.runs:
         raise UserError("no run is named; the fix: python -m gen.evaluate RUN [RUN ...]")
@@ -68,7 +71,7 @@ def open_subjects(options: Options) -> list[Subject]:
     opened = [runs.get(path) or FolderSubject(run, 0, data, options, path) for path in options.runs]
     if options.n is not None:
         return opened
-    # Numbers are compared under one protocol, so all have as many images as the smallest.
+    # Numbers can only be compared under the same protocol, so every subject uses the same number of images.
     n = min(subject.n for subject in opened if isinstance(subject, ImageSubject))
     return [replace(subject, options=replace(options, n=n)) for subject in opened]
 
@@ -108,7 +111,12 @@ def open_subject(workdir: Path, options: Options) -> Subject:
     kind = next((kind for feature, kind in SUBJECTS.items() if feature in data.spec), Subject)
     if kind is ImageSubject and has_sources(data.spec):
         kind = PairSubject
-    # A tokenizer generates nothing: its reconstructions are what a perfect model of its codes would make.
+    if kind is TextSubject and is_score(data.spec):
+        kind = MusicSubject
+    # Sound with texts has both features, and is compared by its spectrograms.
+    if kind is CaptionedSubject and "audio" in data.spec:
+        kind = CaptionedSound
+    # A tokenizer does not generate. Its reconstructions of training images are scored: a perfect model of the codes would generate them.
     if isinstance(run.config.model, Tokenizer):
         kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject
     if "audio" in data.spec:
@@ -117,7 +125,7 @@ def open_subject(workdir: Path, options: Options) -> Subject:
 
 
 def build_data(run: TrainedRun, options: Options) -> Dataset:
-    """Returns the data of a run, or the images that they stand for. Raises: UserError if they have changed."""
+    """Returns the data of a run. For a run on codes: the images or sounds of the codes. Raises: UserError if the data have changed."""
     moved = {} if options.data_name is None else {"name": options.data_name}
     data = run.build_data(options.data_dir, **moved)
     return data.images or data
@@ -140,7 +148,7 @@ def choose_metrics(subject: Subject) -> Choice:
                 *reasons,
             )
         return Choice([metric for metric in fitting if metric.name not in unsuited], unsuited)
-    # In the order of METRICS and not of the options, so that all tables are in the same order.
+    # The order is that of METRICS and not of the options, so that all tables have the same order.
     metrics = [metric for metric in METRICS if metric.name in names]
     known = {metric.name for metric in METRICS}
     metrics += [load_metric(name, trust) for name in dict.fromkeys(names) if name not in known]
@@ -158,9 +166,9 @@ def choose_metrics(subject: Subject) -> Choice:
 
 
 def plan_scores(subject: Subject) -> Plan:
-    """Returns how each number of a run is computed.
+    """Plans the scores of a run.
 
-    Raises: UserError for anything that is asked for and can't be computed, before anything is generated.
+    Raises: UserError, before anything is generated, if a score that the options ask for can't be computed.
     """
     subject.check()
     metrics, unsuited = choose_metrics(subject)
@@ -190,7 +198,7 @@ def load_metric(name: str, trust: Sequence[str]) -> Metric[Any]:
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"gen has {', '.join(known)}"
         raise UserError(f"--metrics {name}: there is no such metric; {hint} (from outside gen: package.module:Metric)")
-    # Importing runs code, so this comes first.
+    # Checked before the import, because importing a module runs its code.
     if not any(module == package or module.startswith(f"{package}.") for package in trust):
         raise UserError(f"--metrics {name} is not part of gen; if you trust that code: --trust {module}")
     try:

@@ -1,4 +1,4 @@
-"""The alarm of a validation that is far worse than the best one of its run."""
+"""An alarm for an evaluation of the validation split that is far worse than the run's best one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LOSSES = ("loss", "neg_elbo")
-"""Validation metrics that measure progress in a run whose config names none. The first of them counts."""
+"""Metrics that are watched if the config names none (`save.best`). The first of them that the run measures is used."""
 MAX_LOST = 3.0
-"""A validation is far worse than the best if it lost more than this number of times what the run has gained since its first one,"""
+"""The alarm is raised if now - best > MAX_LOST * (first - best) and now - best > MAX_WORSE * |best|, for a metric to minimize. `first`
+is the run's first evaluation, `best` its best, and `now` its latest."""
 MAX_WORSE = 0.5
-"""and more than this part of the best one."""
+"""See MAX_LOST."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The evaluations of a run, and the alarm of one that is far worse than the best."""
+    """The evaluations of a run so far. `check` raises the alarm."""
 
     best: tuple[str, str] | None
     """Validation metric that chooses the best checkpoint, with "min" or "max". None: a loss, if the run measures one."""
@@ -23,7 +24,7 @@ class Progress:
     """(step, validation metrics) of each evaluation so far."""
 
     def check(self, step: int, validation: Mapping[str, float]) -> list[str]:
-        """Adds an evaluation, if there is one. Returns a message if it is far worse than the best."""
+        """Adds an evaluation. Returns a message if it is far worse than the best one, otherwise []. validation: {}: there was none."""
         if not validation:
             return []
         self.seen.append((step, dict(validation)))

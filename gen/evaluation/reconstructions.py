@@ -1,4 +1,4 @@
-"""The reconstructions of a tokenizer, scored as a run is: the ceiling of every model of its codes."""
+"""Scores of a tokenizer's reconstructions. They are the best scores that a model of its codes can reach."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gen.metrics.images import ImageSet, to_float
 class ReconstructionSubject(ImageSubject):
     """Reconstructions of n training images, with the labels of these images.
 
-    They are compared with held-out images, as samples are. A model of the codes that generates exactly the codes of the training images
-    would have these scores.
+    They are compared with held-out images, like samples. A model that generates exactly the codes of the training images would have
+    these scores.
     """
 
     feature: ClassVar[str] = "image"
@@ -56,11 +56,11 @@ class ReconstructionSubject(ImageSubject):
 
     @property
     def request(self) -> dict[str, object]:
-        """Nothing: the images that are reconstructed are those of the data."""
+        """Returns {}: reconstructions are made without a request."""
         return {}
 
     def originals(self, rows: np.ndarray) -> Array:
-        """Returns these training examples as the tokenizer takes them. rows: positions in `training`, rising."""
+        """Returns training examples in the form that the tokenizer encodes. rows: ascending positions in `training`."""
         return to_float(self.training.image[rows])
 
     def to_pictures(self, made: Array) -> Array:
@@ -75,12 +75,12 @@ class ReconstructionSubject(ImageSubject):
         @jax.jit
         def reconstruct(state: State, x: Array) -> Array:
             pairs = model.generate(state, key, {self.feature: x}, model.request(n=GENERATE_CHUNK))["samples"]
-            # Every second row has the reconstructions of the row before it.
+            # Rows of examples and rows of their reconstructions alternate.
             return self.to_pictures(pairs[1::2].reshape(x.shape))
 
         made: list[np.ndarray] = []
         for start in range(0, self.n, GENERATE_CHUNK):
-            # The last image fills up the last chunk, so that every chunk has one shape and compiles once.
+            # The last chunk is filled up with its last image, so that all chunks have the same shape and compile once.
             rows = np.minimum(np.arange(start, start + GENERATE_CHUNK), self.n - 1)
             chunk = np.asarray(reconstruct(self.state, self.originals(rows)))
             if not np.isfinite(chunk).all():

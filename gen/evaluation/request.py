@@ -19,8 +19,8 @@ def parse_request(
 ) -> dict[str, object]:
     """Returns {field: value} of the assignments "FIELD=VALUE" whose value differs from the request's default.
 
-    request: the family's request, a dataclass. A value is written as in Python; strings need no quotes. `n` is set by another
-    option, named `count`. None: it is a field like all others. spec: of the data, whose classes `label` may name.
+    request: the family's request, a dataclass. A value is written as in Python, but strings need no quotes. count: name of the option
+    that sets `n` instead. None: `n` is a field like all others. spec: the features of the data; `label` may be a class name of theirs.
 
     Raises: UserError for a text that is not an assignment, an unknown field (naming the nearest), or a wrong value.
     """
@@ -29,7 +29,7 @@ def parse_request(
     values: dict[str, object] = {}
     for text in assignments:
         name, equals, value = text.partition("=")
-        # Other options are written with hyphens, so this one may be too.
+        # Field names may be written with hyphens, as the options of the command line.
         name = name.replace("-", "_")
         if not equals:
             raise UserError(f"request {text!r} is not FIELD=VALUE, such as {names[0] if names else 'field'}=VALUE")
@@ -44,7 +44,7 @@ def parse_request(
         values["label"] = find_class(label, spec)
     # A request checks its values when it is made.
     request(**values)
-    # Without the defaults, a protocol stays the same if a family gets another field.
+    # Defaults are left out, so that a protocol does not change if a family gets another field.
     return {f.name: values[f.name] for f in fields(request) if f.name in values and values[f.name] != f.default}
 
 

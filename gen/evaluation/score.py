@@ -25,17 +25,17 @@ class Options:
     """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
     metrics: tuple[str, ...] | None = None
     """Metrics to compute: tstr, frechet, kid, inception or prdc for images, captions for images of captions, psnr for pairs,
-    likelihood or labels for texts, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
+    likelihood or labels for texts, likelihood, voices or rules for scores, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
     that apply."""
     n: int | None = None
-    """Number of images to generate, or to take from a folder. None: 10,000, or as many as there are training images, or images
+    """Number of images or scores to generate, or of images to take from a folder. None: 64 scores; 10,000 images, or as many as there are training images, or images
     in the smallest folder, if that is fewer."""
     seed: int = 0
     """Seed of the generated images and of their labels, and of the choice of shots."""
     labels: LabelRule = "training"
-    """Classes of a conditional model's images. training: as often as in the training split. uniform: all equally often."""
+    """Frequencies of the classes of a conditional model's images. training: as in the training split. uniform: all equal."""
     data_of: Path | None = None
-    """The run whose data folders of images are compared with. None: the first run that is named."""
+    """The run with whose data folders of images are compared. None: the first run on the command line."""
     split: Literal["test", "validation"] = "test"
     """Held-out examples to compare with."""
     request: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -45,15 +45,15 @@ class Options:
     """How images are compared: classifier (trained on the data's labels), pixels, or a file with Inception's weights. None: the
     classifier if the data have two classes or more, otherwise pixels."""
     shots: int = 0
-    """Training examples before each text whose label is predicted."""
+    """Number of labelled training examples in front of each text whose label is predicted."""
     step: int | None = None
     """Step of the checkpoint to score. None: the best checkpoint."""
     data_dir: str | None = None
-    """Where TFDS data sets are prepared now, if that has changed since the training."""
+    """Folder of prepared TFDS data sets, if it was moved after training."""
     data_name: str | None = None
-    """The new --data.name, if folders or files were moved since the training. Their content must be the same."""
+    """The new --data.name, if the folder or the files were moved after training. Their content must be the same."""
     base: str | None = None
-    """Where the base of an adapter is now, if it was moved."""
+    """Run directory of an adapter's base, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that a run's config or --metrics names, and that may be imported."""
 
@@ -121,7 +121,8 @@ class Score(NamedTuple):
     compute: Callable[[], Iterable[float]]
     """() -> the numbers, in the order of `names`."""
     missing: str | None = None
-    """Why they can't be computed. They are then left out, and this is printed. For baselines, without which the metric stands."""
+    """Reason why the numbers can't be computed. They are then left out, and the reason is printed. Only for baselines: the metric itself
+    is still computed. None: they can be computed."""
 
 
 S = TypeVar("S", bound=Subject)
@@ -138,15 +139,15 @@ class Metric(Generic[S]):
     """Its name for --metrics, and in messages."""
 
     subject: ClassVar[type[Subject]] = Subject
-    """The kind of runs that it scores: ImageSubject, TextSubject, or Subject for all."""
+    """Kind of runs that the metric scores: ImageSubject, TextSubject, or Subject for all."""
     generates: ClassVar[bool] = True
-    """Whether its numbers depend on generated samples, and so on --request."""
+    """Whether the metric depends on generated samples, and so on --request."""
 
     def unsuited(self, subject: S) -> str | None:
-        """Returns why a run can't have this metric. None: the run can have it.
+        """Returns the reason why this metric can't be computed for a run. None: it can be computed.
 
-        Without --metrics, metrics that don't suit the run are left out, and the reason is printed. With it, the reason is the
-        error. Nothing is generated here.
+        Without --metrics, the metric is then left out, and the reason is printed. If --metrics names it, the reason is an error.
+        Nothing is generated here.
         """
         return None
 

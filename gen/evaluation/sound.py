@@ -1,4 +1,4 @@
-"""Runs that generate sound, scored as images are: by their log-mel spectrograms, computed anew from the waveforms."""
+"""Scores of runs that generate sound: log-mel spectrograms are computed from the waveforms, and scored as images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import numpy as np
 
 from gen.core import Array, Batch, Dataset, Feature, Key
 from gen.data.digest import sha256
+from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
 from gen.networks.spectra import Mel, log_mels
 
 SIDE = 32
-"""Bands of a spectrogram, and about the number of its frames, whatever the length of the sound is."""
+"""Number of bands of a spectrogram, and approximate number of its frames, for sound of any length."""
 LOW, HIGH = -9.0, 3.0
-"""Logs of the amplitudes that are black and white. Between them, 8 bits have steps of 0.05 nats."""
+"""Log amplitudes of black and of white. One of the 256 grey levels between them is 0.05 nats."""
 
 
 def spectrogram_mel(audio: Feature) -> Mel:
-    """Returns how spectrograms of a feature are computed."""
-    # A power of 2 near the hop that gives SIDE frames, but not so short that a frame has no frequencies.
+    """Returns the settings of the spectrograms of a feature."""
+    # A power of 2 near the hop that gives SIDE frames. At least 16, so that a frame has enough frequencies.
     hop = max(16, 2 ** round(math.log2(max(1, audio.shape[0] / SIDE))))
     return Mel(window=2 * hop, hop=hop, bands=min(SIDE, hop // 4))
 
@@ -48,7 +49,7 @@ def with_spectrograms(data: Dataset) -> Dataset:
         seen = data.preprocess(batch, key, training)
         return {**seen, "image": to_spectrograms(seen["audio"], audio)}
 
-    # Classifiers and baselines are kept under the digest, and another spectrogram is another image.
+    # Classifiers and baselines are stored under the digest, so it depends on the settings of the spectrograms.
     digest = sha256("spectrograms 1", data.digest, repr((mel, LOW, HIGH)))
     return data._replace(spec={**data.spec, "image": image}, preprocess=preprocess, digest=digest)
 
@@ -70,6 +71,13 @@ class SoundSubject(ImageSubject):
 
 
 @dataclass(frozen=True, eq=False)
+class CaptionedSound(SoundSubject, CaptionedSubject):
+    """A run on recordings with texts. If the model reads texts, it speaks the texts of the held-out split."""
+
+    medium = "sound with texts"
+
+
+@dataclass(frozen=True, eq=False)
 class SoundReconstructions(SoundSubject, ReconstructionSubject):
     """Reconstructions of n training recordings by a codec or a vocoder."""
 
@@ -77,7 +85,7 @@ class SoundReconstructions(SoundSubject, ReconstructionSubject):
 
     def originals(self, rows: np.ndarray) -> Array:
         first = int(rows[0])
-        # `rows` are consecutive, and the last one fills up the last chunk.
+        # `rows` are consecutive, but the last chunk repeats its last row.
         batch = self.data.batch(0, 0, range(first, int(rows[-1]) + 1))
         sound = self.data.preprocess(jax.device_put(batch), jax.random.key(0), False)["audio"]
         return sound[np.minimum(rows - first, len(sound) - 1)]

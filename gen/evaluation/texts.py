@@ -1,4 +1,4 @@
-"""Metrics of language models: the likelihood of held-out texts, and labels that are predicted by it."""
+"""Metrics of language models: the likelihood of held-out texts, and the accuracy of labels that are predicted by likelihood."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TextSubject(Subject):
     @cached_property
     def measured(self) -> dict[str, float]:
         """The model's metrics on the held-out split, as `model.test` measures them."""
-        # On one device, whatever the machine has, so that sums are always added in the same order.
+        # One device is used on every machine, so that sums are always added in the same order.
         config = self.run.config
         model = with_preprocess(self.run.model, self.data.preprocess)
         engine = compile_engine(model, Parallel(devices=1), config.seed, config.data.batch_size)

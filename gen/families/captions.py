@@ -1,4 +1,4 @@
-"""Captions that samples are generated for: the prompts of a user, or those of examples."""
+"""Captions for which samples are generated: a user's prompts, or the captions of examples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from gen.core import Array, Feature
 
 GIVEN = "captions_to_generate"
-"""Name of the array of `given` with prompts as captions, int32 [P, L] as the data's "caption"."""
+"""Name of the array of `given` that holds a user's prompts, int32 [P, L], in the form of the feature "caption"."""
 
 
 def captions_to_generate(n: int, caption: Feature | None, given: Mapping[str, Array]) -> Array | None:
-    """Returns the caption of each sample, int32 [n, L]: the prompts in turn, otherwise the captions of examples in turn.
+    """Returns the caption of each sample, int32 [n, L]: the prompts in turn, or the captions of examples in turn if there are none.
 
-    caption: the data's feature. None: the model reads no captions, and gets None.
-    given: `given` of `generate`. It may hold prompts as GIVEN, and the captions of examples as "caption", int32 [P, L] each.
-    Without both, captions are empty.
+    caption: the feature of captions. None: the model reads no captions, and None is returned.
+    given: the argument of `generate`. It may hold prompts as GIVEN, and captions of examples as "caption", int32 [P, L] each. Without
+        both, all captions are empty.
     """
     if caption is None:
         return None

@@ -16,15 +16,16 @@ from gen.families.labels import drop_labels, labels_to_generate, num_classes
 
 
 class Condition(NamedTuple):
-    """What a model is told about each example."""
+    """Labels and captions on which a model is conditioned."""
 
     label: Array | None = None
-    """int32 [B], where the number of classes is "no label". None: the model reads no labels, or "no label" for all."""
+    """int32 [B] in [0, classes]. The value `classes` means "no label". None: the model reads no labels, or no example has one."""
     caption: Array | None = None
-    """int32 [B, L], filled up with the end token, which alone is "no caption". None: as for labels."""
+    """int32 [B, L], filled up with the end token. Only end tokens mean "no caption". None: the model reads no captions, or no example
+    has one."""
 
     def arrays(self) -> dict[str, Array]:
-        """Returns the conditions of samples as `generate` returns them: "labels" and "captions", those that the model has."""
+        """Returns {"labels": ..., "captions": ...} of samples, as `generate` returns them, without those that are None."""
         found = {"labels": self.label, "captions": self.caption}
         return {name: array for name, array in found.items() if array is not None}
 
@@ -55,18 +56,18 @@ class Conditions:
         return Condition(label, caption)
 
     def drop(self, condition: Condition, keys: Key, rate: float) -> Condition:
-        """Returns conditions with those of some examples left out, each with probability `rate`. keys: [B]."""
+        """Returns the conditions, where each example's label and caption are left out with probability `rate`. keys: [B]."""
         label, caption = condition
         if label is not None and self.classes is not None:
             label = drop_labels(label, keys, rate, self.classes)
         if caption is not None:
-            # The keys are those of the labels, so both are left out together.
+            # The same keys as for labels, so that both are left out together.
             dropped = jax.vmap(partial(jax.random.bernoulli, p=rate))(keys)
             caption = jnp.where(dropped[:, None], jnp.asarray(self.end, jnp.int32), caption)
         return Condition(label, caption)
 
     def to_generate(self, n: int, label: str | int | None, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of n samples. label, given: as for labels_to_generate and captions_to_generate.
+        """Returns the conditions of n samples. See labels_to_generate and captions_to_generate for `label` and `given`.
 
         Raises: UserError for a label that the model does not have.
         """

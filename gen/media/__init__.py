@@ -1,13 +1,15 @@
-"""Kinds of samples: how people see them, and what they give to a model. The only place that asks "image, text or sound?".
+"""Kinds of samples (media): how samples are shown, and how a user's inputs become arrays for a model.
+
+No other code asks whether samples are images, texts, sound or scores.
 
 `find_medium` returns the medium of a run: the one that its data name, otherwise the one of its features: texts for
-"tokens", images for "image", sounds for "audio", plain arrays for anything else.
+"tokens", images for "image", sounds for "audio", scores for "tokens" of a time and a voice, plain arrays for anything else.
 
 To add a medium, write one file. In a fork it can lie anywhere:
 
     @dataclass(frozen=True)
     class Molecules(Medium):
-        features = {"atoms": 2}          # the feature that decides, and its number of axes
+        features = {"atoms": 2}          # data with a feature "atoms" of two axes get this medium
         options = MoleculeOptions        # a frozen dataclass; its fields become options of sample.py
 
         def show(self, samples, run, options=None):

@@ -1,4 +1,4 @@
-"""Samples of any other kind, such as points or latents: arrays, and a plain plot of them."""
+"""Samples that no other medium shows, such as points or latents: arrays, and a plot of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gen.core import Medium, RunView, Shown
 
 # In pixels: the side of the square plot, the empty border, and the radius of a point.
 SIDE, MARGIN, RADIUS = 480, 16, 2
-# More lines would hide each other.
+# Number of vectors that are drawn as lines. More lines would hide each other.
 MAX_LINES = 16
 FILES = "samples"
 """Sub-folder for samples that are written one file each."""
@@ -23,7 +23,7 @@ FILES = "samples"
 
 @dataclass(frozen=True)
 class Arrays(Medium):
-    """Plain arrays. Points in the plane are drawn as dots, and other vectors as lines over the index of their entries."""
+    """Plain arrays. Points in the plane are drawn as dots. Other vectors are drawn as lines: entry against index."""
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
         """Returns samples.png, a plot, and samples.npz, all arrays."""
@@ -47,7 +47,8 @@ def name_samples(n: int, labels: np.ndarray | None, names: tuple[str, ...]) -> l
     ends = [""] * n
     if labels is not None:
         ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
-        # The name of a class may be any text, and these go into the name of a file. Digits are named by their number.
+        # A class name may be any text, but only letters, digits, - and _ are used in a file name. A name that is just the number of the
+        # class is left out.
         known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names) if name != str(i)}
         ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
     return [number + end for number, end in zip(number_names(n), ends, strict=True)]
@@ -62,8 +63,8 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def plot(samples: np.ndarray) -> bytes:
-    """Returns a PNG of samples [n, ...]: two numbers each as points, more numbers as lines, one number on a line."""
-    # A model that diverges makes NaN and infinities, and the plot must not fail then.
+    """Returns a PNG of samples [n, ...]: pairs of numbers as points, longer vectors as lines, and single numbers as points on a line."""
+    # The samples of a model that diverges have NaN and infinities. The plot must not fail then.
     flat = np.nan_to_num(samples.reshape(len(samples), -1).astype(np.float64), posinf=0.0, neginf=0.0)
     image = Image.new("L", (SIDE, SIDE), 255)
     draw = ImageDraw.Draw(image)

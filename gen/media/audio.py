@@ -25,15 +25,15 @@ from gen.networks.spectra import Mel, log_mels
 WIDTH, WAVE_HEIGHT, MEL_HEIGHT, BORDER = 160, 40, 60, 4
 MAX_COLUMNS = 8
 MAX_DRAWN = 64
-"""Samples on the sheet."""
+"""Maximum number of samples on the sheet."""
 MAX_PLAYED = 16
-"""Samples in samples.wav."""
+"""Maximum number of samples in samples.wav."""
 PAUSE = 0.25
 """Seconds of silence between two samples in samples.wav."""
 MEL_SECONDS = 0.032
-"""Length of a frame of the spectrograms, at least."""
+"""Minimum length of a frame of the spectrograms."""
 RANGE = 8.0
-"""Range of the spectrograms, from white to black, in nats: 70 dB."""
+"""Range of the log amplitudes from white to black, in nats. 8 nats are 70 dB."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Sounds(Medium):
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
         """Returns samples.png, a sheet, and samples.wav, the first samples one after the other.
 
-        With options also each sample as samples/NUMBER.wav, and samples.html, a page that plays them.
+        If `options` is not None, also returns each sample as samples/NUMBER.wav, and samples.html, a page that plays them.
         """
         made, rate = np.asarray(samples["samples"]), run.spec["audio"].sample_rate or 1
-        # A model that diverges makes NaN and infinities, and a sheet must not fail then.
+        # The samples of a model that diverges have NaN and infinities. The sheet must not fail then.
         audio = np.nan_to_num(made.reshape(-1, *run.spec["audio"].shape), posinf=1.0, neginf=-1.0)
         labels, names = samples.get("labels"), class_names(run.spec)
         columns = made.shape[1] if made.ndim == 4 else min(MAX_COLUMNS, len(audio))
@@ -60,7 +60,7 @@ class Sounds(Medium):
             return Shown(files)
         stems = name_samples(len(audio), labels, names)
         files |= {f"{FILES}/{stem}.wav": encode_wav(x, rate) for stem, x in zip(stems, audio, strict=True)}
-        files["samples.html"] = make_page(stems, columns).encode()
+        files["samples.html"] = make_page(stems, columns, "waveforms and log-mel spectrograms").encode()
         arrays = {"label_names": np.array(names)} if names and labels is not None else {}
         return Shown(files, arrays)
 
@@ -85,7 +85,7 @@ def draw_sheet(audio: np.ndarray, rate: int, columns: int) -> bytes:
     rows, height = math.ceil(len(audio) / columns), WAVE_HEIGHT + MEL_HEIGHT + BORDER
     sheet = Image.new("L", (columns * (WIDTH + BORDER) + BORDER, rows * height + BORDER), 255)
     draw = ImageDraw.Draw(sheet)
-    # One picture for all channels.
+    # The sheet shows the mean over the channels.
     mono = audio.mean(2).astype(np.float32)
     for i, (x, mel) in enumerate(zip(mono, np.asarray(spectrograms(mono, rate)), strict=True)):
         left, top = BORDER + i % columns * (WIDTH + BORDER), BORDER + i // columns * height
@@ -110,7 +110,7 @@ def draw_waveform(draw: ImageDraw.ImageDraw, x: np.ndarray, left: int, top: int)
 
 def spectrograms(x: np.ndarray, rate: int) -> np.ndarray:
     """Returns the log-mels of waveforms [n, samples], [n, frames, bands]."""
-    # At least 32 ms, which tell the harmonics of a voice from each other.
+    # Frames of at least 32 ms resolve the harmonics of a voice.
     window = 2 ** math.ceil(math.log2(max(16, MEL_SECONDS * rate)))
     return np.asarray(_log_mels(rate, Mel(window=window, hop=window // 4, bands=min(40, window // 8)))(x))
 
@@ -120,8 +120,8 @@ def _log_mels(rate: int, mel: Mel) -> Any:
     return jax.jit(lambda x: log_mels(x, rate, mel))
 
 
-def make_page(stems: Sequence[str], columns: int) -> str:
-    """Returns an HTML page with the sheet, and a player for each file of samples/."""
+def make_page(stems: Sequence[str], columns: int, sheet: str) -> str:
+    """Returns an HTML page with the sheet, and a player for each file of samples/. sheet: what it shows."""
     players = [
         f'<figure><audio controls preload="none" src="{FILES}/{html.escape(stem)}.wav"></audio>'
         f"<figcaption>{html.escape(stem)}</figcaption></figure>"
@@ -132,7 +132,7 @@ def make_page(stems: Sequence[str], columns: int) -> str:
         [
             '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>samples</title>',
             f"<style>body {{ font-family: sans-serif }} audio {{ width: 160px }} {style}</style></head><body>",
-            '<img src="samples.png" alt="waveforms and log-mel spectrograms"><main>',
+            f'<img src="samples.png" alt="{html.escape(sheet)}"><main>',
             *players,
             "</main></body></html>\n",
         ]

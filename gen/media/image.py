@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,19 +14,17 @@ import tyro
 from PIL import Image
 
 from gen.core import LAUNCH, Array, Given, Medium, Request, RunView, Shown
-from gen.data.images.captions import clean, fill_up
 from gen.data.images.patches import show_samples, to_tokens
 from gen.data.images.pixels import to_bytes
-from gen.data.text import tokenizers
 from gen.errors import UserError
-from gen.families.captions import GIVEN
 from gen.families.labels import class_names
 from gen.media.arrays import FILES, name_samples
 from gen.media.pictures import check_given, check_pictures, embed_pictures, known_cells, read_pictures
+from gen.media.prompts import encode_prompts
 
 # Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
 MIN_SIDE = 28 * 16
-# Classes that get a column each. With more of them the columns would be too short to compare.
+# With at most this number of classes, each class gets a column. With more, columns would be too short to compare.
 MAX_COLUMNS = 20
 GREY = 128
 FRAME_MILLISECONDS = 100
@@ -34,24 +32,24 @@ FRAME_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What is given to the model, what samples show, and more files than the picture of all of them."""
+    """Inputs to the model, such as pictures and prompts, and the additional files that are written."""
 
     image: str | None = None
-    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode; or the source of a run of pairs."""
+    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode. For a run on pairs: the source to
+    translate."""
     mask: str | None = None
     """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Caption of the samples, for a model that reads captions. Repeat the option for more: samples take them in turn. None: captions
-    of validation examples."""
+    """Caption of the samples, for a model that reads captions. Repeat the option for several captions, which samples use in turn.
+    Default: captions of validation examples."""
     files: bool = False
     """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
     animation: Literal["gif", "webp"] | None = None
-    """Also write an animation: the images of an interpolation or a traversal one after the other, row by row. webp keeps all
-    colors."""
+    """Also write an animation of an interpolation or a traversal, row by row. gif has 256 colors per frame, and webp all colors."""
     neighbours: bool = False
     """Show the nearest training images next to each sample. Needs the data set."""
     data_dir: str | None = field(default=None, metadata=LAUNCH)
-    """Where the data set is now, if it was moved since training."""
+    """Folder of the data set, if it was moved after training."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Images(Medium):
                 raise UserError("only samples in rows can be animated; the fix: --mode interpolate")
             files[f"samples.{options.animation}"] = animate(to_bytes(images), options.animation)
         if options.neighbours:
-            # Imported here, since it compiles programs: other commands start faster without it.
+            # Imported here, because the import compiles programs. Other commands start faster without it.
             from gen.metrics.neighbours import neighbours
 
             near = neighbours(run.build_data(options.data_dir), images)
@@ -131,28 +129,6 @@ class Images(Medium):
 IMAGE = Images()
 
 
-def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray]:
-    """Returns {captions.GIVEN: int32 [P, L]} of prompts, or {} without any.
-
-    Raises: UserError if the run reads no captions, or for a prompt that is empty, too long, or has a character without a token.
-    """
-    if not prompts:
-        return {}
-    feature = run.spec.get("caption")
-    if feature is None:
-        raise UserError("the run was trained without captions, and a --prompt is one; leave it out")
-    tokenizer, (length,) = tokenizers.load(run.read_file(tokenizers.FILE)), feature.shape
-    # As the captions were read in training: a capital letter may have no token.
-    texts = [clean(prompt) for prompt in prompts]
-    if "" in texts:
-        raise UserError("a prompt is empty; give it the caption of a picture")
-    rows = tokenizers.encode_all(tokenizer, texts)
-    for text, row in zip(texts, rows, strict=True):
-        if len(row) > length:
-            raise UserError(f"the prompt {text[:40]!r} has {len(row)} tokens, and the model reads {length}; shorten it")
-    return {GIVEN: fill_up(rows, length, tokenizers.end(tokenizer))}
-
-
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     """Returns one array [height, width, C] of all images, with a grey line between them.
 
@@ -163,7 +139,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
         rows = math.ceil(len(images) / columns)
         blank = np.full((rows * columns - len(images), *images.shape[1:]), GREY, images.dtype)
         images = np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:])
-    # Each image gets a line on its right and below. The outermost ones are cut off again.
+    # Each image gets a line on its right and below it. The lines at the border are cut off again.
     spaced = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=GREY)
     return np.concatenate(np.concatenate(spaced, axis=1), axis=1)[:-1, :-1]
 
@@ -221,7 +197,7 @@ def picture(samples: Mapping[str, np.ndarray]) -> bytes:
     classes = int(labels.max(initial=0)) + 1
     in_turn = 2 < classes <= MAX_COLUMNS and np.array_equal(labels, np.arange(len(labels)) % classes)
     images = np.asarray(samples["samples"])
-    # Nobody can judge a translation without its source.
+    # A translation can only be judged next to its source.
     if "source" in samples and samples["source"].shape == images.shape:
         images = np.concatenate([samples["source"], images], axis=2)
     return png(to_bytes(images), classes if in_turn else None)

@@ -17,16 +17,16 @@ from gen.errors import UserError
 from gen.files import check_regular, expand_user
 
 PICTURES = ("image", "mask")
-"""Names of the options that are pictures, and of the arrays that a model is given."""
+"""Names of the options that are pictures. The arrays that a model gets have the same names."""
 EMBEDDED = "data:image/png;base64,"
-"""Beginning of an option that holds the picture itself, as a manifest does."""
+"""Prefix of an option's value that is the picture itself and not its file. Manifests store pictures in this form."""
 MAX_PIXELS = 2**24
-"""Upper bound on the pixels of a given picture. A manifest holds it whole."""
+"""Upper bound on the pixels of a given picture. A manifest holds the whole picture."""
 Options = TypeVar("Options")
 
 
 def embed_pictures(options: Options) -> Options:
-    """Returns the options with the pictures that --image and --mask name in the place of their files.
+    """Replaces the files of --image and --mask in the options by the pictures themselves, in text form.
 
     Raises: UserError if one of them can't be read.
     """
@@ -39,7 +39,7 @@ def embed(name: str, file: str) -> str:
     path = expand_user(file)
     try:
         check_regular(path)
-        # The size is known without decoding: a small file may unpack to gigabytes.
+        # The size is checked before decoding, because a small file may unpack to gigabytes.
         header = pixels.read_header(path, thorough=False)
         if header.height * header.width > MAX_PIXELS:
             raise ValueError(f"has more than {MAX_PIXELS:,} pixels")
@@ -50,7 +50,7 @@ def embed(name: str, file: str) -> str:
         raise UserError(f"--{name} {file}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"--{name} {file} {error}") from None
-    # The pixels alone: a photograph may hold the place where it was taken.
+    # Only the pixels are kept: the metadata of a photograph may say where it was taken.
     content = io.BytesIO()
     Image.fromarray(picture[..., 0] if header.grey else picture).save(content, format="PNG")
     return EMBEDDED + base64.b64encode(content.getvalue()).decode()
@@ -81,13 +81,13 @@ def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
         white = extract("mask", mask)
         if white.shape[-1] != 1:
             raise UserError("the mask has colours; give a grey picture: white is filled, and black is kept")
-        # Formats with losses, such as JPEG, make nearly black of black.
+        # Lossy formats, such as JPEG, change black to nearly black, so the mask is thresholded.
         found["mask"] = (white[None] < 128).astype(np.float32)
     return found
 
 
 def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns which tokens of a grid are known, bool [1, *shape]: those of cells of which no pixel is hidden.
+    """Returns which tokens of a grid are known, bool [1, *shape]. A token is known if all pixels of its cell are known.
 
     mask: [1, height, width, 1], 1 where a pixel is known. shape: (rows, columns, ...) of the grid, which divide the pixels.
     """
@@ -98,18 +98,20 @@ def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
-    """Raises: UserError if the given "image" or "mask" has not the size and the channels of images [height, width, C]."""
+    """Raises: UserError if the given "image" or "mask" does not have the size and the channels of images [height, width, C]."""
     pixels.check_shape("the picture", given["image"].shape[1:], shape)
     pixels.check_shape("the mask", given["mask"].shape[1:], (*shape[:2], 1))
 
 
 def check_pictures(request: Request, image: str | None, mask: str | None, paired: bool) -> None:
-    """Raises: UserError if the request's mode does not take the pictures that are given, or takes others.
+    """Raises: UserError if a picture is missing that the request's mode needs, or if one is given that it does not use.
 
     paired: whether the run was trained on pairs.
     """
     modes = request.pictures
     mode = getattr(request, "mode", "generate")
+    if mode in request.scores and mode not in modes:
+        raise UserError(f"mode {mode} is for scores, and the run has pictures; choose another --mode")
     taken = modes.get(mode, ())
     # The image may be the source of a pair. Without it, validation examples are translated.
     is_source = paired and "source" in taken

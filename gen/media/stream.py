@@ -11,12 +11,12 @@ from gen.data.text.tokenizers import Tokenizer
 from gen.errors import show
 from gen.networks.positions import PADDING
 
-# Tokens at the end of a sample in which stop strings are searched, at least.
+# Minimum number of tokens at the end of a sample in which stop strings are searched.
 MIN_TAIL = 64
 
 
 class Listener:
-    """A function of each step's tokens. It prints the first sample if asked to, and says which samples have met a stop."""
+    """Called with the tokens of each step. It prints the first sample if asked to, and returns which samples have a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], show: bool):
         self.tokenizer, self.stops, self.show = tokenizer, stops, show
@@ -28,7 +28,7 @@ class Listener:
         self.tail = max([MIN_TAIL, *(len(stop.encode()) for stop in stops)])
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        """Takes the next token of each sample: int32 [B], PADDING after its end. Returns bool [B]: whether it met a stop."""
+        """Takes the next token of each sample: int32 [B], PADDING after its end. Returns bool [B]: whether it has a stop string."""
         # The number of samples is known with the first tokens.
         self.received.extend([] for _ in range(len(tokens) - len(self.received)))
         for row, token in zip(self.received, np.asarray(tokens).tolist(), strict=True):

@@ -3,9 +3,9 @@
 Source: Radford et al. 2021 (CLIP), for the networks' loss; Hessel et al. 2021 (CLIPScore) and Xu et al. 2018 (R-precision) for the
 scores. The networks are the data's own, so scores of different data can't be compared.
 
-Networks that have seen an image find its caption too well. So there are two pairs of networks, each trained on half of the training
-split, and an image is compared with captions by the pair that has not seen the training image nearest to it. A copy of a training
-image, a sample and a held-out image are then judged alike.
+Networks recognize the captions of their own training images too easily. So there are two pairs of networks, each trained on half of
+the training split. An image is judged by the pair that was not trained on the training image nearest to it. Then copies of training
+images have no advantage over samples and held-out images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gen.networks.layers import Dense
 from gen.networks.text_encoder import TextEncoder
 
 FORMAT = 1
-"""Part of the cache key: raise it when the training below changes, so that old scorers are not reused."""
+"""Part of the cache key. Raise it if the training below changes, so that old scorers are not reused."""
 MAX_SCALE = 100.0
 """Upper bound on the factor of similarities in the loss. Radford et al. 2021, section 2.5."""
 CANDIDATES = 100
@@ -47,7 +47,7 @@ class Recipe:
     convolutions: tuple[int, ...] = (16, 32)
     hidden: tuple[int, ...] = (128,)
     width: int = 128
-    """Size of the common vectors."""
+    """Size of the vectors of images and captions."""
     steps: int = 1000
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -88,12 +88,11 @@ def unit(x: Array) -> Array:
 
 
 def contrast(images: Array, captions: Array, same: Array, scale: Array) -> Array:
-    """Returns the cross-entropy of finding each image's caption, and each caption's image, in the batch. Both count half.
+    """Returns the mean of two cross-entropies: of finding each image's caption, and each caption's image, in the batch.
 
-    images, captions: [B, D]. same: bool [B, B], whether two examples have the same caption: each of them is a right answer, and they
-    share the probability. scale: []. Radford et al. 2021, figure 3.
+    images, captions: [B, D]. same: bool [B, B], whether two examples have the same caption. scale: []. Radford et al. 2021, figure 3.
     """
-    # Without `same`, equal captions in a batch would be wrong answers to each other.
+    # Examples with the same caption are all right answers, and share the target probability.
     logits, target = scale * images @ captions.T, same / same.sum(-1, keepdims=True)
     both = (optax.softmax_cross_entropy(x, target).mean() for x in (logits, logits.T))
     return sum(both, jnp.zeros(())) / 2
@@ -126,7 +125,7 @@ def train(examples: ImageSet, rows: np.ndarray, caption: Feature, recipe: Recipe
     batch is all of them.
     """
     size = min(recipe.batch_size, len(rows))
-    # As of classifiers: training is one compiled scan, since dispatching such small steps one by one is slow.
+    # Training is one compiled scan, as for classifiers, because dispatching such small steps one by one is slow.
     order = rows[permute(len(rows))(seed, range(recipe.steps * size))].reshape(recipe.steps, size)
     towers = Towers(recipe, caption.vocab or 1, caption.end or 0)
     return _fit(examples.image, examples.caption, order.astype(np.int32), jax.random.key(seed), towers)
@@ -141,13 +140,13 @@ def halves(examples: ImageSet) -> np.ndarray:
     groups, own = np.unique(examples.group, return_inverse=True)
     if len(groups) < 2:
         raise UserError(
-            "all training images are variants of one, and captions can't be compared; leave the metric captions out"
+            "all training images are variants of one image, so captions can't be compared; leave captions out of --metrics"
         )
     return own % 2
 
 
 class Scorer(NamedTuple):
-    """Embeds images and captions as vectors of length 1, whose product is their similarity, in [-1, 1]. Each half has its networks."""
+    """Embeds images and captions as vectors of length 1. Their product is the similarity, in [-1, 1]. Each half has its own networks."""
 
     image: Callable[[int, np.ndarray], np.ndarray]
     """(half, uint8 [N, H, W, C]) -> float32 [N, D], by the networks that were trained on this half."""
@@ -192,11 +191,11 @@ def load_scorer(data: Dataset, recipe: Recipe = Recipe()) -> Scorer:
         params = {str(i): train(examples, np.flatnonzero(half == i), feature, recipe, seed=0) for i in (0, 1)}
         return jax.device_get(flatten_dict(params, sep="."))
 
-    # The key has everything that the weights depend on. The digest has the captions' tokenizer too.
+    # The key contains everything on which the weights depend. The digest depends on the captions' tokenizer, too.
     key = sha256(f"captions {FORMAT}", data.digest, repr(sorted(data.spec.items())), repr(recipe))
     weights = dict(sorted(load_or_make(key, make, "a scorer of captions").items()))
     towers = Towers(recipe, feature.vocab or 1, feature.end or 0)
-    # Put on the device once. Otherwise each call would transfer the weights.
+    # The weights are put on the device once, and not at each call.
     params = jax.device_put(unflatten_dict(weights, sep="."))
 
     @jax.jit
@@ -219,8 +218,8 @@ def load_scorer(data: Dataset, recipe: Recipe = Recipe()) -> Scorer:
 
 
 def _in_chunks(embed: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
-    """Returns the vectors of x [N, ...]. The activations of a whole split may not fit in memory."""
-    # The last example fills up the last chunk, so that every chunk has one shape and compiles once.
+    """Returns the vectors of x [N, ...], computed in chunks, because the activations of a whole split may not fit in memory."""
+    # The last chunk is filled up with the last example, so that all chunks have the same shape and compile once.
     rows = [np.minimum(np.arange(i, i + READ_CHUNK), len(x) - 1) for i in range(0, len(x), READ_CHUNK)]
     return np.concatenate([np.asarray(embed(jnp.asarray(x[row]))) for row in rows])[: len(x)]
 
@@ -249,11 +248,11 @@ def fit(similarity: np.ndarray, own: np.ndarray) -> Fit:
 
 
 def win(below: np.ndarray, m: int, candidates: int) -> float:
-    """Returns the mean probability that a caption is first among `candidates`: itself, and others drawn without replacement.
+    """Returns the mean probability that an image's own caption beats candidates - 1 others, drawn without replacement from m - 1.
 
-    below: int [N], how many of the m - 1 other captions lie below it. It is the share of draws that have only such captions:
-    the binomial coefficient (below, candidates - 1) over (m - 1, candidates - 1).
+    below: int [N], number of other captions with a lower similarity. The probability is the fraction of draws that consist of such
+    captions only: C(below, candidates - 1) / C(m - 1, candidates - 1), with binomial coefficients C.
     """
-    # A factor for each draw: how many captions are left below, of all that are left.
+    # One factor for each of the candidates - 1 draws: the captions below that are left, over all captions that are left.
     drawn = np.arange(candidates - 1)
     return float((np.maximum(below[:, None] - drawn, 0) / (m - 1 - drawn)).prod(1).mean())

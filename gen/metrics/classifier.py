@@ -100,7 +100,7 @@ def untrainable(data: Dataset) -> str | None:
     """Returns why no classifier of the data's images can be trained. None: it can."""
     if "label" not in data.spec:
         return "the data have no labels"
-    # A classifier of one class learns nothing, and its features would call any two sets of images alike.
+    # A classifier of one class learns nothing. By its features, all sets of images would look the same.
     return "the data have one class only" if num_classes(data.spec) < 2 else None
 
 

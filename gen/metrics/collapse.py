@@ -84,7 +84,7 @@ def find_duplicates(real: ArrayLike, fake: ArrayLike) -> Duplicates:
         )
     # `pdist` has each pair once, so its length is N (N - 1) / 2.
     distance = pdist(y)
-    # Equal images count even if the real set has equal ones too, whose smallest distance is 0.
+    # Equal images count as duplicates even if the real set also has equal images: its smallest distance is 0 then.
     near = (distance < pdist(x).min()) | (distance == 0)
     pairs = int(near.sum())
     return Duplicates(

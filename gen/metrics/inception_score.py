@@ -29,7 +29,7 @@ def predictions(probabilities: ArrayLike, weight: ArrayLike) -> Predictions:
 
 
 def merge(a: Predictions, b: Predictions) -> Predictions:
-    """Returns the sums over the images of both."""
+    """Adds the sums of two sets of images."""
     return Predictions(a.count + b.count, a.p + b.p, a.p_log_p + b.p_log_p)
 
 

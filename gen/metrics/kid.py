@@ -18,7 +18,7 @@ class Kid(NamedTuple):
     """Kernel distance over random subsets."""
 
     mean: float
-    """Unbiased, so it may be below 0 for sets that are alike."""
+    """Mean over the subsets. The estimate is unbiased, so it may be negative if both sets have the same distribution."""
     std: float
     """Population standard deviation over the subsets, as papers report it. It is not the error of the mean."""
 

@@ -7,9 +7,9 @@ import numpy as np
 from gen.metrics.images import ImageSet
 
 ROUNDING = 1 / 12
-"""Mean squared error of rounding to 8 bits. No pair has less, so that equal images do not have an infinite ratio."""
+"""Mean squared error of rounding to 8 bits. It is the lower bound on the error of a pair, so that equal images have a finite ratio."""
 QUERY_CHUNK = 100
-"""Sources whose neighbours are searched at a time."""
+"""Number of sources whose neighbours are searched at a time."""
 
 
 def psnr(images: np.ndarray, targets: np.ndarray) -> float:
@@ -30,11 +30,14 @@ def nearest_targets(known: ImageSet, pairs: ImageSet) -> np.ndarray:
 
 
 def colors_of_levels(known: ImageSet, pairs: ImageSet) -> np.ndarray:
-    """Returns pictures whose pixels have the mean colour of known targets where the source is as bright, uint8 [N, H, W, C]."""
+    """Colours each pixel of the sources by its brightness alone, uint8 [N, H, W, C].
+
+    The colour is the mean over all pixels of known targets whose sources have the same brightness.
+    """
     level, wanted = (np.rint(_sources(x).mean(-1)).astype(np.uint8) for x in (known, pairs))
     counts = np.bincount(level.ravel(), minlength=256)[:, None]
     sums = np.stack([np.bincount(level.ravel(), x.ravel(), 256) for x in np.moveaxis(known.image, -1, 0)], axis=-1)
-    # A level that no known source has gets the mean of all pixels.
+    # A level of brightness that no known source has gets the mean of all pixels.
     means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum(0) / counts.sum())
     return np.rint(means).astype(np.uint8)[wanted]
 

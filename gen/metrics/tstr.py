@@ -64,7 +64,7 @@ def baselines(data: Dataset, n: int, split: str, recipe: Recipe) -> Baselines:
         # The Gaussians are fitted to more images than n: a strong baseline.
         known = read_training(data, max(n, min(MAX_TRAINING_IMAGES, data.sizes["train"])))
         assert known.label is not None
-        # The same n labels for both, so that their classes are balanced alike.
+        # Both use the same n labels, so that the frequencies of the classes are equal.
         real = ImageSet(known.image[:n], known.label[:n])
         examples = {"trtr": real, "tstr_gaussian": gaussian(known, known.label[:n], seed=0)}
         return {name: np.array(tstr(images, test, classes, recipe).mean) for name, images in examples.items()}

@@ -48,7 +48,7 @@ class Architecture:
         check_positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
         check_decay(dropout=self.dropout)
         if self.minibatch < 0:
-            raise UserError(f"minibatch is {self.minibatch}; it is a number of kernels, 0 for none")
+            raise UserError(f"minibatch is {self.minibatch}; it must be a number of kernels, or 0 for none")
 
     def coupling(self) -> str | None:
         """Returns why a score depends on other examples of the batch, or None if it does not."""

@@ -1,6 +1,7 @@
 """A transformer over patches, whose norms are scaled and shifted by a condition (Peebles and Xie 2023).
 
-An example has any number of axes: time (sound), row and column (images), frame, row and column (video), and then channels.
+An example has any number of axes, then channels. Sound has the axis time; images have row and column; video has frame, row and
+column.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from gen.axis import shard_examples
 from gen.core import Array, Rules
@@ -26,8 +28,8 @@ from gen.networks.transformer.layers import FeedForward
 from gen.networks.velocity import Architecture, along, modulate
 
 SMALL = nn.initializers.normal(0.02)
-"""Initializer of modulations and of the last layer. Blocks begin near the identity, and every parameter has a gradient at step 0.
-With zeros, as in the paper, most parameters would have none for two steps."""
+"""Initializer of the modulations and of the last layer. Blocks are near the identity at step 0, and every parameter has a gradient.
+With zeros, as in the paper, most parameters would have a zero gradient for two steps."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class DiT(Architecture):
     width: int = 192
     """Channels between the blocks."""
     heads: int = 3
-    """Attention heads. They share the width, so it must be a multiple."""
+    """Number of attention heads. The width must be a multiple of it."""
     patch: tuple[int, ...] = (4,)
-    """Sides of a patch, one for each axis; or one number for all axes. An axis that is no multiple is padded with zeros."""
+    """Sides of a patch, one for each axis; or one number for all axes. If the side does not divide an axis, the axis is padded with
+    zeros."""
 
     def __post_init__(self):
         check_positive(layers=self.layers, **{"the smallest side of patch": min(self.patch, default=0)})
@@ -56,8 +59,8 @@ class DiT(Architecture):
         return transformer.RULES
 
     def block(self) -> transformer.Architecture:
-        """Returns the shape of a block's attention and feed-forward layer. Raises: UserError for sizes that do not fit."""
-        # Normalized queries and keys bound the scores (Dehghani et al. 2023).
+        """Returns the sizes of a block's attention and feed-forward layer. Raises: UserError for sizes that do not fit."""
+        # Queries and keys are normalized, which bounds the attention scores (Dehghani et al. 2023).
         return transformer.Architecture(
             layers=self.layers, width=self.width, heads=self.heads, norm="rms", bias=False, qk_norm=True
         )
@@ -91,7 +94,7 @@ class Trunk(nn.Module):
         grid = tuple(-(-size // side) for size, side in zip(self.shape, self.patch, strict=False))
         width, arch = self.config.width, self.config.block()
         h = Dense(width, name="begin", **self.dtypes)(to_patches(x, self.patch))
-        h += embed_positions(grid, width).astype(h.dtype)[None]
+        h += embed_positions(grid, width, jnp.promote_types(h.dtype, jnp.float32)).astype(h.dtype)[None]
         for i in range(self.config.layers):
             h = Block(arch, self.dtypes, name=f"block_{i}")(shard_examples.get()(h), condition)
         layer = Dense(2 * width, kernel_init=SMALL, name="end_modulation", **self.dtypes)
@@ -102,7 +105,7 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
-    """x + g attention(norm(x)), then x + g feed_forward(norm(x)), where the condition gives g, and scales and shifts the norms."""
+    """x + g attention(norm(x)), then x + g feed_forward(norm(x)). Linear maps of the condition give g, and scale and shift the norms."""
 
     arch: transformer.Architecture
     dtypes: Dtypes
@@ -125,19 +128,19 @@ def normalize(x: Array) -> Array:
     return normalize_examples(whole, jnp.ones(x.shape[-1], whole.dtype), True).astype(x.dtype)
 
 
-def embed_positions(grid: Sequence[int], width: int) -> Array:
-    """Returns the embedding of each position of a grid, [positions, width]: sines and cosines of its coordinates.
+def embed_positions(grid: Sequence[int], width: int, dtype: DTypeLike) -> Array:
+    """Returns sines and cosines of the coordinates of each position of a grid, [positions, width] in a float dtype.
 
-    Each axis has its part of the width. Dosovitskiy et al. 2021, appendix D.4.
+    Each axis gets a part of the width. Dosovitskiy et al. 2021, appendix D.4.
     """
     part = width // len(grid)
-    coordinates = [jnp.asarray(c.reshape(-1), jnp.float32) for c in np.indices(grid)]
+    coordinates = [jnp.asarray(c.reshape(-1), dtype) for c in np.indices(grid)]
     parts = jnp.concatenate([sinusoidal(c, part) for c in coordinates], axis=-1)
     return jnp.pad(parts, ((0, 0), (0, width - part * len(grid))))
 
 
 def to_patches(x: Array, patch: tuple[int, ...]) -> Array:
-    """Returns the patches of x [B, *axes, C] in a row, [B, positions, prod(patch) C]. An axis that is no multiple ends in zeros."""
+    """Returns the patches of x [B, *axes, C] in raster order, [B, positions, prod(patch) C]. Axes are padded with zeros to a multiple."""
     n, channels = len(patch), x.shape[-1]
     missing = [(0, -size % side) for size, side in zip(x.shape[1:-1], patch, strict=True)]
     x = jnp.pad(x, [(0, 0), *missing, (0, 0)])
@@ -148,7 +151,7 @@ def to_patches(x: Array, patch: tuple[int, ...]) -> Array:
 
 
 def from_patches(x: Array, patch: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Returns the array [B, *shape] of patches in a row: the inverse of `to_patches`. shape: (*axes, channels)."""
+    """Returns the array [B, *shape] that consists of these patches: the inverse of `to_patches`. shape: (*axes, channels)."""
     n, (*axes, channels) = len(patch), shape
     grid = [-(-size // side) for size, side in zip(axes, patch, strict=True)]
     order = (0, *(i for pair in zip(range(1, n + 1), range(n + 1, 2 * n + 1), strict=True) for i in pair), 2 * n + 1)

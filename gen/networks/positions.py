@@ -1,4 +1,4 @@
-"""How a transformer knows where a token is: documents in a row, cells of a grid, rotary positions, and a bias by distance."""
+"""Positions of tokens in a transformer: documents in a row, cells of a grid, rotary positions, and a bias by distance."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
 
 
 def locate_cells(shape: Sequence[int], words: int = 0) -> Array:
-    """Returns the position of each step of a row that reads a grid: int32 [words + 1 + T, A], with one part for each of the A axes.
+    """Returns the position of each token of a row: a caption, the label, and a grid. int32 [words + 1 + T, A], for A axes.
 
-    A row has one token in front of the grid, at 0 on every axis. The T cells follow in raster order, counted from 1 on each axis.
-    Before them come the `words` tokens of a caption, along the first axis, on which everything else is then so much later.
+    Without a caption, the label is at 0 on every axis, and the T cells follow in raster order, counted from 1 on each axis. A caption
+    lies at 0 to words - 1 on the first axis, and at 0 on the others. It moves the label and the cells by `words` on the first axis.
 
-    shape: number of cells on each axis. T is their product.
+    shape: number of cells on each axis. T is their product. words: number of tokens of the caption.
     """
     cells_TA = jnp.indices(tuple(shape), jnp.int32).reshape(len(shape), -1).T
     steps_SA = jnp.pad(cells_TA + 1, ((1, 0), (0, 0)))
@@ -100,8 +100,9 @@ def rotations(position_BT: Array, width: int, dtype: DTypeLike) -> Array:
 def grid_rotations(position_BTA: Array, width: int, dtype: DTypeLike) -> Array:
     """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2], of positions with a part for each axis, int32 [B, T, A].
 
-    The pairs of channels are divided among the axes, the first of which get one more if they can't be equal. Each axis has the
-    frequencies of a head of that many pairs. So the product of a query and a key depends on their distance on each axis.
+    The pairs of channels are divided among the axes. If they can't be divided equally, the first axes get one pair more. An axis with
+    P pairs uses the frequencies of a head with P pairs. So the product of a query and a key depends only on their distance on each
+    axis.
     """
     axes, pairs = position_BTA.shape[-1], width // 2
     counts = [pairs // axes + (axis < pairs % axes) for axis in range(axes)]

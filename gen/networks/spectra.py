@@ -19,20 +19,20 @@ from gen.errors import UserError, check_not_negative, check_positive
 from gen.networks.kernels.sums import as_row
 
 LINEAR_HZ, LINEAR_TOP = 200 / 3, 1000.0
-"""Slaney's mel scale: one mel for each 200 / 3 Hz up to 1000 Hz."""
+"""Slaney's mel scale is linear up to 1000 Hz: 200 / 3 Hz per mel."""
 LOG_STEP = math.log(6.4) / 27
-"""Above 1000 Hz, frequencies grow by the factor 6.4 in 27 mels."""
+"""Above 1000 Hz the mel scale is logarithmic: 27 mels multiply the frequency by 6.4."""
 MOMENTUM = 0.99
-"""Of the fast Griffin-Lim algorithm. Perraudin et al. 2013, section 4."""
+"""Momentum of the fast Griffin-Lim algorithm. Perraudin et al. 2013, section 4."""
 TINY = 1e-8
 
 
 @dataclass(frozen=True)
 class Mel:
-    """How waveforms become log-mels."""
+    """Settings of log-mel spectrograms."""
 
     window: int = 256
-    """Samples in a frame, which a Hann window weighs. Even, and a multiple of `hop`."""
+    """Number of samples in a frame, which is multiplied by a Hann window. An even number, and a multiple of `hop`."""
     hop: int = 64
     """Samples from one frame to the next."""
     bands: int = 40
@@ -50,7 +50,7 @@ class Mel:
         check_positive(**{} if self.high is None else {"high": self.high})
         if self.window % self.hop or self.window % 2:
             raise UserError(
-                f"window is {self.window} and hop is {self.hop}; the window must be an even multiple of the hop, such as "
+                f"window is {self.window} and hop is {self.hop}; the window must be even, and a multiple of the hop, such as "
                 f"{-(-self.window // (2 * self.hop)) * 2 * self.hop}"
             )
 
@@ -72,21 +72,21 @@ def hann(window: int) -> np.ndarray:
 def stft(x: Array, window: int, hop: int) -> Array:
     """Returns the short-time Fourier transform of waveforms x [..., T], complex [..., 1 + T // hop, window // 2 + 1].
 
-    window: samples in a frame, an even multiple of hop.
+    window: samples in a frame, an even number and a multiple of hop.
     """
     count, parts = 1 + x.shape[-1] // hop, window // hop
-    # The last frame ends at this sample. Samples that no frame reads are cut off.
+    # `total` is the length that the frames cover. Samples after the last frame are cut off.
     before, total = window // 2, (count - 1 + parts) * hop
     after = max(0, total - before - x.shape[-1])
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])[..., :total]
-    # Frames are made of blocks of `hop` samples. A gather would have a scatter as its gradient, which is slow.
+    # Frames are joined from blocks of `hop` samples. With a gather, the gradient would be a scatter, which is slow.
     blocks = padded.reshape(*x.shape[:-1], -1, hop)
     frames = jnp.concatenate([blocks[..., i : i + count, :] for i in range(parts)], -1)
     return jnp.fft.rfft(frames * as_row(jnp.asarray(hann(window), x.dtype), frames.ndim))
 
 
 def istft(spectrum: Array, hop: int, length: int) -> Array:
-    """Returns the waveforms [..., length] whose transforms are the nearest to spectrum, complex [..., frames, bins].
+    """Returns the waveforms [..., length] whose transforms are nearest to `spectrum`, complex [..., frames, bins], in least squares.
 
     The inverse transforms of the frames are weighted by the window, added up, and divided by the sum of the squared windows. Griffin
     and Lim 1984, equation 6.
@@ -98,7 +98,7 @@ def istft(spectrum: Array, hop: int, length: int) -> Array:
     squares = np.zeros(added.shape[-1])
     for f in range(spectrum.shape[-2]):
         squares[f * hop : f * hop + window] += weights**2
-    # Where no window reaches, nothing is known, and the sample is 0.
+    # Samples that no window covers are 0.
     scale = np.where(squares > TINY, 1 / np.maximum(squares, TINY), 0)
     x = (added * as_row(jnp.asarray(scale, added.dtype), added.ndim))[..., window // 2 :][..., :length]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
@@ -114,7 +114,7 @@ def overlap_add(frames: Array, hop: int) -> Array:
 
 
 def mel_filters(rate: int, mel: Mel) -> np.ndarray:
-    """Returns triangular filters of the same area, float64 [bins, bands]. Slaney 1998, as in librosa.filters.mel.
+    """Returns triangular filters of equal area, float64 [bins, bands]. Slaney 1998, as in librosa.filters.mel.
 
     rate: samples per second. Raises: UserError if the bands lie outside of [0, rate / 2].
     """
@@ -125,7 +125,7 @@ def mel_filters(rate: int, mel: Mel) -> np.ndarray:
         )
     edges = to_hertz(np.linspace(to_mel(mel.low), to_mel(high), mel.bands + 2))
     frequencies = np.arange(mel.bins) * rate / mel.window
-    # A triangle is the smaller of a rising and a falling line.
+    # A triangle is the minimum of a rising and a falling line.
     rising = (frequencies[:, None] - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - frequencies[:, None]) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
@@ -145,17 +145,18 @@ def to_hertz(mels: np.ndarray) -> np.ndarray:
 
 
 def magnitude(spectrum: Array) -> Array:
-    """Returns |spectrum|. Its gradient is finite, also where the spectrum is 0."""
+    """Returns |spectrum|, with a gradient that is finite even where the spectrum is 0."""
     square = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     positive = square > 0
-    # Twice: the gradient of the branch that is not taken must be finite too.
+    # The inner `where` keeps the gradient of sqrt finite in the branch that the outer `where` does not take.
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def mels(x: Array, rate: int, mel: Mel) -> Array:
     """Returns the amplitudes of waveforms x [..., T] in mel bands, [..., frames, bands].
 
-    librosa.feature.melspectrogram(y=x, sr=rate, n_fft=window, hop_length=hop, n_mels=bands, power=1), with frames before bands.
+    Equal to librosa.feature.melspectrogram(y=x, sr=rate, n_fft=window, hop_length=hop, n_mels=bands, power=1), but with frames
+    before bands.
     """
     filters = jnp.asarray(mel_filters(rate, mel), x.dtype)
     return jnp.matmul(magnitude(stft(x, mel.window, mel.hop)), filters, precision="highest")
@@ -169,15 +170,15 @@ def log_mels(x: Array, rate: int, mel: Mel) -> Array:
 def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
     """Returns magnitudes [..., frames, bins] whose mels are near exp(log_mel), [..., frames, bands].
 
-    The pseudo-inverse of the filters solves the least squares. Negative magnitudes become 0.
+    The pseudo-inverse of the filters gives the least-squares solution. Negative magnitudes become 0.
     """
-    # A constant of the compiled program.
+    # numpy: the pseudo-inverse is a constant of the compiled program.
     inverse = jnp.asarray(np.linalg.pinv(mel_filters(rate, mel)), log_mel.dtype)
     return jnp.maximum(jnp.matmul(jnp.exp(log_mel), inverse, precision="highest"), 0)
 
 
 def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: int = 60) -> Array:
-    """Returns waveforms [..., length] whose magnitudes are near the given ones, [..., frames, bins].
+    """Returns waveforms [..., length] whose transforms have magnitudes near `magnitudes`, [..., frames, bins].
 
     Griffin and Lim 1984, section III, with the momentum of Perraudin et al. 2013, algorithm 2. Phases begin at random.
     """
@@ -197,5 +198,5 @@ def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: 
 
 
 def _project(spectrum: Array, hop: int, length: int, window: int) -> Array:
-    """Returns the transform of the waveform whose transform is the nearest to the spectrum."""
+    """Returns the nearest spectrum that is the transform of a waveform."""
     return stft(istft(spectrum, hop, length), window, hop)

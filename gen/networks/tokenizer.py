@@ -1,4 +1,4 @@
-"""Encoders and decoders of tokenizers: from examples [B, *axes, C] to vectors on a coarser grid, and back.
+"""Encoders of tokenizers map examples [B, *axes, C] to vectors on a coarser grid, and decoders map them back.
 
 An example has one axis (sound), two (images) or three (video). A config chooses the layers with an `Architecture`.
 """
@@ -22,7 +22,7 @@ class Architecture:
     """The layers of an encoder and a decoder. Subclass it to add one."""
 
     def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the grid for examples with these axes. Raises: UserError if the grid has no more than one place."""
+        """Returns the shape of the grid for examples with these axes. Raises: UserError if the grid would have only one place."""
         raise NotImplementedError
 
     def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
@@ -34,7 +34,7 @@ class Architecture:
         raise NotImplementedError
 
     def suit(self, example: Feature) -> Architecture:
-        """Returns this architecture with the settings that it takes from the data, such as the sample rate."""
+        """Returns this architecture with settings filled in from the data, such as the sample rate."""
         return self
 
     def tiny(self) -> Architecture:
@@ -49,8 +49,8 @@ class Residual(Architecture):
     widths: tuple[int, ...] = (32, 64)
     """Channels of each stage of the encoder. The decoder has them in reverse order."""
     strides: tuple[int, ...] = (2, 2)
-    """Factor by which each stage makes every axis shorter. Images of 28x28 become 7x7 by (2, 2), and images of 64x64 become 8x8 by
-    (2, 2, 2)."""
+    """Factor by which each stage shortens every axis. With (2, 2), images of 28x28 become 7x7. With (2, 2, 2), images of 64x64 become
+    8x8."""
     blocks: int = 1
     """Residual blocks in each stage."""
     activation: Activation = "silu"
@@ -65,7 +65,7 @@ class Residual(Architecture):
             )
 
     def sizes(self, axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Returns the axes of an example, then those after each stage of the encoder."""
+        """Returns the axes of an example before the encoder, and after each of its stages."""
         found = [axes]
         for stride in self.strides:
             found.append(tuple(-(-n // stride) for n in found[-1]))
@@ -120,23 +120,23 @@ class Decoder(nn.Module):
         arch, (*axes, outputs) = self.arch, self.shape
         sizes = arch.sizes(tuple(axes))[-2::-1]
         widths = (*arch.widths[-2::-1], outputs)
-        # The first convolution mixes the codes of neighbours, each of which is only a few numbers.
+        # The first convolution mixes neighbouring places, because one code has only a few numbers.
         x = Conv(arch.widths[-1], 3, **self.dtypes)(z)
         for size, width, stride in zip(sizes, widths, arch.strides[::-1], strict=True):
             for _ in range(arch.blocks):
                 x = Block(arch.activation, self.dtypes)(x)
             x = ACTIVATIONS[arch.activation](x)
             x = Conv(width, side(stride), stride, transposed=True, **self.dtypes)(x)
-            # A transposed convolution makes a multiple of the stride: 4 -> 8, where the encoder had 7.
+            # A transposed convolution multiplies the size by the stride: 4 -> 8 where the encoder had 7 -> 4. So it is cropped.
             x = x[(slice(None), *map(slice, size))]
         return widen(x)
 
 
 def side(stride: int) -> int:
-    """Returns the side of a kernel with this stride, so that each place is read by at least two neighbours."""
+    """Returns the kernel size for a stride. Kernels overlap, so that neighbouring outputs share inputs."""
     return max(3, 2 * stride)
 
 
 def widen(x: Array) -> Array:
-    """Returns x as float32, or float64 if it is. Codes are rounded, and losses are sums, which bfloat16 can't hold."""
+    """Returns x in at least float32. bfloat16 is too coarse for codes, which are rounded, and for losses, which are sums."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -21,7 +21,7 @@ from gen.networks.transformer.layers import Linear, Norm, linear
 from gen.networks.velocity import Architecture, modulate
 
 NEAR_ZERO = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
-"""Initializer of the last layer. At step 0 the network is nearly 0, but its gradients are not."""
+"""Initializer of the last layer. At step 0 the output is nearly 0, but the gradients of all layers are not exactly 0."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class UNet(Architecture):
     blocks: int = 1
     """Residual blocks of each stage, on the way down and again on the way up."""
     attention: tuple[int, ...] = ()
-    """Numbers of the stages, from 1, whose blocks are followed by self-attention. Stages of up to 16x16 positions suit it."""
+    """Stages, numbered from 1, whose blocks are followed by self-attention. It is affordable in stages of up to 16x16 positions."""
     heads: int = 4
-    """Heads of the self-attention. They share the channels, so these must be a multiple."""
+    """Heads of the self-attention. The channels of its stages must be a multiple of this number."""
     patch: int = 1
     """Side of the square of pixels that is one position of the first stage. 2 takes a quarter of the time of 1."""
     fourier: tuple[int, ...] = ()
-    """Exponents n of the inputs sin(2^n pi x) and cos(2^n pi x), which show differences of one grey level. 7 and 8 suit bytes, and
-    lower bits_per_dim (Kingma et al. 2021, appendix C)."""
+    """Exponents n of additional inputs sin(2^n pi x) and cos(2^n pi x), in which one grey level makes a large difference. For bytes, 7
+    and 8 are good, and lower bits_per_dim (Kingma et al. 2021, appendix C)."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "blocks": self.blocks})
@@ -51,7 +51,7 @@ class UNet(Architecture):
                 raise UserError(f"attention is in stage {stage}, and there are stages 1 to {len(self.widths)}")
             if (width := self.widths[stage - 1]) % self.heads:
                 raise UserError(
-                    f"width {width} of stage {stage} can't be shared by {self.heads} heads; make it a multiple"
+                    f"width {width} of stage {stage} can't be shared by {self.heads} heads; make it a multiple of them"
                 )
 
     @property
@@ -60,7 +60,7 @@ class UNet(Architecture):
 
     @property
     def rules(self) -> Rules:
-        # The second layer of a pair is divided by input channels, so that no activation between the two is sent.
+        # The second layer of a pair is sharded by its input channels, so the activations between the two layers are not communicated.
         return ((r"(second|out)/kernel$", -2),)
 
     def trunk(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
@@ -70,7 +70,7 @@ class UNet(Architecture):
             )
         if min(shape[:2]) < self.patch * 2 ** (len(self.widths) - 1):
             raise UserError(
-                f"{len(self.widths)} stages halve {shape[0]}x{shape[1]} pixels to nothing; use fewer widths"
+                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages, each of which halves them; use fewer widths"
             )
         return Trunk(self, shape, dtypes)
 
@@ -80,7 +80,7 @@ class UNet(Architecture):
 
 
 class Trunk(nn.Module):
-    """The layers of a UNet: down to the last stage, then up again, with the outputs of the way down as second inputs."""
+    """The layers of a UNet: down to the last stage, then up again. Blocks on the way up also read the outputs of the way down."""
 
     config: UNet
     shape: tuple[int, int, int]
@@ -92,11 +92,11 @@ class Trunk(nn.Module):
         """Returns [B, *shape] for images x [B, height, width, C] and conditions [B, D]."""
         config, last = self.config, len(self.config.widths) - 1
         height, width, channels = self.shape
-        # Neighbouring grey levels differ too little for a convolution to tell them apart. The waves make the difference large.
+        # Neighbouring grey levels are nearly equal inputs. Their waves differ much, so a convolution can tell them apart.
         waves = [wave(2**n * jnp.pi * x) for n in config.fourier for wave in (jnp.sin, jnp.cos)]
         x = space_to_depth(jnp.concatenate([x, *waves], axis=-1), config.patch)
         x = Conv(config.widths[0], 3, name="begin", **self.dtypes)(x)
-        # A block on the way up also reads the output of the block that it mirrors.
+        # Outputs of the blocks on the way down. The blocks on the way up read them in reverse order.
         skips: list[Array] = []
         for i, features in enumerate(config.widths):
             if i:
@@ -107,13 +107,13 @@ class Trunk(nn.Module):
         for i, features in reversed(list(enumerate(config.widths))):
             if i < last:
                 x = Conv(features, 2, 2, transposed=True, name=f"double_{i}", **self.dtypes)(x)
-                # An odd side was rounded up when it was halved.
+                # An odd side was rounded up when it was halved, so the doubled side is cropped.
                 x = x[:, : skips[-1].shape[1], : skips[-1].shape[2]]
             for j in range(config.blocks):
                 x = self.block(jnp.concatenate([x, skips.pop()], axis=-1), condition, i, f"up_{i}_{j}")
         x = nn.silu(norm(x, self.dtypes, "end_norm"))
         x = Conv(channels * config.patch**2, 3, kernel_init=NEAR_ZERO, name="end", **self.dtypes)(x)
-        # Sides that are no multiples of the patch were padded.
+        # Sides were padded to multiples of the patch. The padding is cropped.
         return depth_to_space(x, config.patch)[:, :height, :width]
 
     def block(self, x: Array, condition: Array, stage: int, name: str) -> Array:
@@ -138,7 +138,7 @@ class Block(nn.Module):
         h = Conv(self.features, 3, name="first", **self.dtypes)(nn.silu(norm(x, self.dtypes, "first_norm")))
         scale, shift = jnp.split(Dense(2 * self.features, name="modulation", **self.dtypes)(condition), 2, axis=-1)
         h = nn.silu(modulate(norm(h, self.dtypes, "second_norm"), scale, shift))
-        # f is 0 at step 0, so a deep stack begins as the identity.
+        # f is 0 at step 0, so that a deep stack of blocks begins as the identity.
         h = Conv(self.features, 3, kernel_init=nn.initializers.zeros, name="second", **self.dtypes)(h)
         if x.shape[-1] != self.features:
             x = Dense(self.features, name="skip", **self.dtypes)(x)
@@ -158,7 +158,7 @@ class Attention(nn.Module):
         positions = norm(x, self.dtypes, "norm").reshape(b, -1, channels)
         layers = [Linear(channels, False, self.dtypes, name=name) for name in ("query", "key", "value")]
         query, key, value = (y.reshape(*y.shape[:2], self.heads, -1) for y in linear(positions, *layers))
-        # Normalized queries and keys bound the scores (Dehghani et al. 2023).
+        # Queries and keys are normalized, which bounds the attention scores (Dehghani et al. 2023).
         query, key = norm(query, self.dtypes, "query_norm"), norm(key, self.dtypes, "key_norm")
         read = attend(query, key, value, None, None).reshape(x.shape)
         return x + Dense(channels, name="out", **self.dtypes)(read)
@@ -170,7 +170,7 @@ def norm(x: Array, dtypes: Dtypes, name: str) -> Array:
 
 
 def space_to_depth(x: Array, side: int) -> Array:
-    """Returns the squares of pixels of an image as positions, [B, ceil(H / side), ceil(W / side), side^2 C]. Missing pixels are 0."""
+    """Maps each square of pixels of an image to one position, [B, ceil(H / side), ceil(W / side), side^2 C]. Missing pixels are 0."""
     b, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
     x = x.reshape(b, -(-height // side), side, -(-width // side), side, channels)
@@ -178,6 +178,6 @@ def space_to_depth(x: Array, side: int) -> Array:
 
 
 def depth_to_space(x: Array, side: int) -> Array:
-    """Returns positions [B, h, w, side^2 C] as squares of pixels, [B, side h, side w, C]: the inverse of `space_to_depth`."""
+    """Maps each position [B, h, w, side^2 C] to a square of pixels, [B, side h, side w, C]: the inverse of `space_to_depth`."""
     b, h, w, channels = x.shape
     return x.reshape(b, h, w, side, side, -1).swapaxes(2, 3).reshape(b, side * h, side * w, channels // side**2)

@@ -25,7 +25,7 @@ from gen.networks.vae_trunks import DenseDown, DenseUp, Hidden, ResidualDown, Re
 
 MAX_MEAN = 20.0
 """Means of latents up to this size are exact, and larger ones stay below twice this size. Trained means are mostly below 5: a
-latent whose mean is 20 standard deviations of its prior away costs 200 nats."""
+latent with a mean of 20 standard deviations of its prior costs 200 nats."""
 
 
 class Encoder(nn.Module):
@@ -194,7 +194,7 @@ class Residual(Architecture):
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "hidden": self.hidden})
         if self.blocks < 0:
-            raise UserError(f"blocks is {self.blocks}; it counts the blocks of a stage, so it is at least 0")
+            raise UserError(f"blocks is {self.blocks}; the number of blocks of a stage must be at least 0")
 
     def encoder(self, latents: tuple[int, ...], dtypes: Dtypes) -> Encoder:
         trunk = ResidualDown(self.widths, self.blocks, self.activation, dtypes)
@@ -203,7 +203,7 @@ class Residual(Architecture):
     def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: Dtypes) -> Decoder:
         if min(shape[:2]) < 2 ** len(self.widths):
             raise UserError(
-                f"{len(self.widths)} stages halve {shape[0]}x{shape[1]} pixels to nothing; use fewer widths"
+                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages, each of which halves them; use fewer widths"
             )
         trunk = ResidualUp(self.widths, self.blocks, shape, self.activation, dtypes)
         return Decoder(trunk, latents, self.hidden, self.activation, dtypes)

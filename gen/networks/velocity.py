@@ -1,4 +1,4 @@
-"""Networks for the velocity of a flow: an array, two times, a label and a caption in, an array of the same axes out.
+"""Networks for the velocity of a flow. They map an array, two times, a label and a caption to an array with the same axes.
 
 A config chooses the layers with an `Architecture`: `UNet` for images, or `DiT` for arrays with any number of axes.
 """
@@ -16,10 +16,10 @@ from gen.networks.embedding import sinusoidal
 from gen.networks.layers import Dense
 
 TIME_FEATURES = 64
-"""Sines and cosines of a time."""
+"""Number of sines and cosines that embed a time."""
 TIME_FREQUENCY = 64.0
-"""Largest angular frequency of a time in [0, 1]. MeanFlow differentiates the network by the time, and frequencies of 1000, which
-are usual otherwise, make this derivative large and its training unstable."""
+"""Largest angular frequency of the embedding of a time in [0, 1]. MeanFlow differentiates the network with respect to time. The usual
+frequencies of up to 1000 would make this derivative large, and the training unstable."""
 
 
 FIRST, LAST, TABLE = "Dense_1", "Dense_0", "Embed_0"
@@ -37,7 +37,7 @@ class Architecture:
 
     @property
     def rules(self) -> Rules:
-        """Which axis of which parameters tensor parallelism divides."""
+        """Rules that say which axis of which parameters tensor parallelism shards."""
         return ()
 
     def trunk(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
@@ -53,16 +53,14 @@ class Architecture:
 
 
 class Velocity(nn.Module):
-    """u(x, r, t | label, caption): the mean velocity of the path through x, from the time r to the time t. For r = t it is the
-    velocity.
-    """
+    """u(x, r, t | label, caption): the mean velocity of the path through x between the times r and t. For r = t it is the velocity."""
 
     trunk: nn.Module
     """(x, condition vectors) -> velocity."""
     width: int
     """Size of the condition vector."""
     classes: int | None
-    """Number of classes. The label `classes` stands for no label. None: unconditional."""
+    """Number of classes. The label `classes` means "no label". None: labels are not read."""
     dtypes: Dtypes
     encoder: nn.Module | None = None
     """Captions int32 [B, L] -> vectors [B, width], zeros for no caption. None: captions are not read."""
@@ -74,7 +72,7 @@ class Velocity(nn.Module):
         x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None without
         classes; caption: int32 [B, L], or None without an encoder.
         """
-        # The interval t - r says more than r (Geng et al. 2025, table 1c).
+        # The network reads t and t - r, which is better than t and r (Geng et al. 2025, table 1c).
         times = jnp.concatenate([embed_time(t), embed_time(t - r)], axis=-1)
         condition = Dense(self.width, name=LAST, **self.dtypes)(
             nn.silu(Dense(self.width, name=FIRST, **self.dtypes)(times))
@@ -106,7 +104,7 @@ def change_classes(params: Params, like: Params) -> Params:
 
 def embed_time(t: Array) -> Array:
     """Returns sines and cosines of times [B] in [0, 1], [B, TIME_FEATURES]."""
-    # The period of the lowest frequency, 1/2, is longer than all times.
+    # The lowest angular frequency is 1/2, so its period is longer than the interval [0, 1].
     return sinusoidal(TIME_FREQUENCY * t, TIME_FEATURES, max_period=2 * TIME_FREQUENCY)
 
 

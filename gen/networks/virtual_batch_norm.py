@@ -1,7 +1,7 @@
 """Virtual batch normalization (Salimans et al. 2016, section 3.5): each example is normalized by a fixed reference batch.
 
-Examples do not see each other, so there are no running averages and nothing to average over devices. The price is a forward
-pass of the references in every step.
+Examples of a batch do not affect each other, so there are no running averages, and no means over devices. The cost is a forward pass
+of the reference batch in every step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A vocoder: a fixed log-mel front end as the encoder, and a decoder that predicts spectra and inverts them. Siuzdak 2023 (Vocos).
+"""A vocoder: the encoder computes log-mels, and the decoder predicts spectra and inverts them. Siuzdak 2023 (Vocos).
 
-The decoder has the rate of frames in all of its layers, and only the inverse transform makes samples. So it is fast.
+All layers of the decoder run at the rate of frames. Only the inverse transform runs at the rate of samples, so the decoder is fast.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from gen.networks.tokenizer import Architecture, widen
 MAX_LOG_MAGNITUDE = 5.0
 """Bound on the log of a magnitude, whose exp must not overflow. Siuzdak 2023 clips magnitudes at 100."""
 FIRST_TAPS, TAPS = 7, 5
-"""Frames that the first convolution, and the one of each block, reads."""
+"""Number of frames that the first convolution reads, and the convolution of each block."""
 
 
 @dataclass(frozen=True)
 class Vocoder(Architecture):
-    """Log-mels of mono sound, and blocks of convolutions (Liu et al. 2022) before an inverse short-time Fourier transform."""
+    """Encoder: log-mels of mono sound. Decoder: convolutional blocks (Liu et al. 2022), then an inverse short-time Fourier transform."""
 
     mel: Mel = Mel()
-    """The front end. The bottleneck must have as many numbers as it has bands: `Fixed(40)`."""
+    """Settings of the log-mels. The bottleneck must have the same number of bands: `Fixed(40)`."""
     width: int = 128
     """Channels of each block."""
     blocks: int = 4
     """Number of blocks."""
     rate: int | None = None
-    """Samples per second. None: those of the data."""
+    """Samples per second. None: the rate of the data."""
 
     def __post_init__(self):
         check_positive(width=self.width, blocks=self.blocks, rate=1 if self.rate is None else self.rate)
@@ -49,7 +49,7 @@ class Vocoder(Architecture):
     def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
         if outputs != self.mel.bands:
             raise UserError(
-                f"a vocoder's front end gives {self.mel.bands} bands, and the bottleneck takes {outputs} numbers; the fix: "
+                f"the vocoder has {self.mel.bands} mel bands, and the bottleneck takes {outputs} numbers; the fix: "
                 f"--model.bottleneck 'Fixed({self.mel.bands})'"
             )
         assert self.rate is not None, "grid checks it"
@@ -68,7 +68,7 @@ class Vocoder(Architecture):
 
 
 class FrontEnd(nn.Module):
-    """Log-mels, moved to a mean near 0. It has no parameters."""
+    """Log-mels, shifted so that their mean is near 0. It has no parameters."""
 
     mel: Mel
     rate: int
@@ -76,7 +76,7 @@ class FrontEnd(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps mono sound [B, T, 1] to centred log-mels [B, frames, bands], at least float32."""
-        # Half of the log of the floor is near the middle of their range, so that a model of them need not learn their mean.
+        # Log-mels lie between log(floor) and about 0, so log(floor) / 2 is near their middle. A model of them need not learn an offset.
         return log_mels(widen(x)[..., 0], self.rate, self.mel) - math.log(self.mel.floor) / 2
 
 
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(norm(**self.dtypes)(x)))
         log_magnitude, phase = jnp.split(x, 2, -1)
         magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
-        # A phase as an angle wraps around by itself, so the network need not know where.
+        # The phase enters by cos and sin, which are periodic. So the network may predict any angle, without wrapping it.
         spectrum = magnitude * (jnp.cos(phase) + 1j * jnp.sin(phase))
         return istft(spectrum, self.arch.mel.hop, self.samples)[..., None]
 
@@ -113,7 +113,7 @@ class Block(nn.Module):
         """Returns [B, frames, width] for x [B, frames, width]."""
         kernel = self.param("taps", nn.initializers.normal(TAPS**-0.5), (TAPS, self.width), self.dtypes["param_dtype"])
         padded = jnp.pad(x, ((0, 0), (TAPS // 2, TAPS // 2), (0, 0)))
-        # A sum of shifted products. XLA's convolution of each channel alone is slow on a CPU.
+        # The depthwise convolution is a sum of shifted products, because XLA's is slow on a CPU.
         mixed = sum(padded[:, i : i + x.shape[1]] * as_row(kernel[i].astype(x.dtype), x.ndim) for i in range(TAPS))
         hidden = nn.gelu(Dense(3 * self.width, **self.dtypes)(nn.LayerNorm(**self.dtypes)(mixed)))
         return Dense(self.width, kernel_init=nn.initializers.normal(1e-2), **self.dtypes)(hidden)

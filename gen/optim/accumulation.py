@@ -26,12 +26,12 @@ class Accumulated(NamedTuple):
 def accumulate(tx: optax.GradientTransformation, every: int) -> optax.GradientTransformationExtraArgs:
     """Returns a transformation that gives `tx` the mean gradient of each `every` steps, and updates by 0 in between.
 
-    `update` takes `weight`, [], which is by default 1: the number of tokens, or of whatever else a step's loss is a mean over.
-    With these weights, steps of different numbers of tokens give the gradient of the mean over all tokens.
+    `update` takes `weight`, [], by default 1. It is the number of tokens (or other items) over which the step's loss is a mean. With
+    these weights, the result is the gradient of the mean over the tokens of all steps.
     """
 
     def init(params: Params) -> Accumulated:
-        # Sums of bfloat16 gradients would lose the small ones.
+        # Sums are at least float32, because sums in bfloat16 would lose small gradients.
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
         return Accumulated(jnp.zeros((), jnp.int32), jnp.zeros(()), zeros, tx.init(params))
 

@@ -99,7 +99,7 @@ def _average_parts(
 
     each = jax.tree.map(split, batch)
     shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], each))
-    # Sums of bfloat16 gradients would lose the small ones, so they are at least float32.
+    # Sums are at least float32, because sums in bfloat16 would lose small gradients.
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
     sums, _ = jax.lax.scan(add, zeros, each)
     return jax.tree.map(lambda x, like: (x / parts).astype(like.dtype), sums, shapes)
@@ -108,7 +108,7 @@ def _average_parts(
 def at_least_float32(tree: Params) -> Params:
     """Returns the tree with each array of less than 32 bits as float32.
 
-    bfloat16 keeps 8 bits of a number. A decay of 0.99 moves an average by less than that, so the average would stand still.
+    A moving average in bfloat16 would not move: bfloat16 has 8 bits of precision, and a decay of 0.99 changes an average by less.
     """
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
@@ -119,7 +119,7 @@ def begin_average(params: Params) -> Params:
 
 
 def update_average(ema: Params, params: Params, decay: float, step: Array) -> Params:
-    """Returns the moving average of the parameters after one more step, at least float32 whatever the parameters' dtype.
+    """Returns the moving average of the parameters after one more step, at least float32.
 
     ema: from `begin_average`, or from the step before. step: int32 [], steps done before. The decay grows from 1/10 to
     `decay`, so the average soon forgets the initial values.

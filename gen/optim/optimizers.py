@@ -181,9 +181,9 @@ class Optimizer:
 
 
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Returns the transformation with its state and its computations at least float32, whatever the dtype of the parameters.
+    """Returns the transformation with its state and its computations in at least float32, for parameters of every dtype.
 
-    Moments in bfloat16 would stand still (see `at_least_float32`). The updates are float32, and are rounded only when they are
+    Moments in bfloat16 would not move (see `at_least_float32`). The updates are float32, and are rounded only when they are
     added to the parameters.
     """
 

@@ -98,7 +98,7 @@ class Muon(Rule):
 
 @dataclass(frozen=True)
 class Frozen(Rule):
-    """No update at all. The parameters keep their values, whatever the learning rate and weight decay."""
+    """No update: the parameters keep their values. Learning rate and weight decay have no effect."""
 
     def build(self, at: At) -> optax.GradientTransformation:
         return optax.set_to_zero()

@@ -214,7 +214,7 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
             reason = f"{error}.".splitlines()[0]
             _forget(error)
             raise UserError(f"checkpoint {folder / str(step)} is sound, but not of this model: {reason}") from None
-    # An item without arrays is not saved at all, so it comes back empty too.
+    # An item without arrays is not saved, so it is empty after restoring.
     empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
     return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
 

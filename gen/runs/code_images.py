@@ -1,4 +1,4 @@
-"""The medium of codes: they are decoded to images by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: to sound."""
+"""The medium of codes of images: decodes them by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: codes of sound."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from gen.core import Array, Dataset, Given, Medium, Request, RunView, Shown
 from gen.errors import UserError
-from gen.media.image import IMAGE, ImageOptions, encode_prompts
+from gen.media.image import IMAGE, ImageOptions
 from gen.media.pictures import check_given, known_cells, read_pictures
+from gen.media.prompts import encode_prompts
 from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
 
 
@@ -64,7 +65,7 @@ class CodeImages(Medium):
         images = np.asarray(jax.jit(codec.show)(samples["samples"]))
         labels = {"label": run.spec["label"]} if "label" in run.spec else {}
 
-        # Neighbours are searched among images, not among codes.
+        # The nearest training examples are searched among images, not among codes.
         def build_images(data_dir: str | None = None) -> Dataset:
             data = run.build_data(data_dir)
             return data.images or data
@@ -78,7 +79,7 @@ CODE_IMAGES = CodeImages()
 
 
 def read_kept_codec(run: RunView) -> Codec:
-    """Returns the codec that the run keeps. Raises: UserError if it is damaged, or of other codes than those of the run."""
+    """Returns the codec that the run keeps. Raises: UserError if it is damaged, or if its codes are not those of the run."""
     codec = read_codec(run.read_file(FILE), run.read_file(WEIGHTS), "the run")
     if codec.coder.codes not in run.spec.values():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The medium of codes of sound: codes become sound, and a given recording becomes codes that are continued or filled in."""
+"""The medium of codes of sound: decodes codes to sound, and encodes a given recording, which the model continues or fills in."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ from gen.data.audio import sound, to_float
 from gen.errors import UserError, note
 from gen.files import read_bytes
 from gen.media.audio import SOUND
+from gen.media.prompts import encode_prompts
 from gen.runs.code_images import CodeImages, read_kept_codec
 
 MAX_BYTES = 2**24
-"""Upper bound on a given file. A manifest holds its content."""
+"""Upper bound on the bytes of a given file. A manifest holds its content."""
 GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
 
 
 @dataclass(frozen=True)
 class SoundOptions:
-    """A recording that samples continue, or whose gap they fill."""
+    """Text for the samples to speak, and a recording that they continue, or whose gap they fill."""
 
     audio: Path | None = None
-    """A sound file that is kept. Samples continue it up to the length of the model's windows, or fill its gap."""
+    """A sound file that the samples begin with. They continue it up to the length of the model's windows, or fill its gap (--gap)."""
     gap: str | None = None
-    """Part of the file to write anew, in seconds: FROM:TO, such as 0.3:0.6, or 0.3: for everything from there on. A causal model does
-    not hear what follows a gap. A masked one does."""
+    """Part of the file to replace, in seconds: FROM:TO, such as 0.3:0.6, or 0.3: for everything after 0.3 seconds. A masked model also
+    reads what follows the gap, and a causal model does not."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to speak, for a model of recordings with texts. Repeat the option for several texts, which samples use in turn. Default:
+    texts of validation examples."""
     content: tyro.conf.Suppress[str] = ""
     """Content of the file, in base64, as a manifest keeps it."""
 
     def __post_init__(self):
         if self.gap is not None and self.audio is None and not self.content:
-            raise UserError("--gap is a part of a given recording; give it by --audio FILE")
+            raise UserError("--gap needs a recording; give it by --audio FILE")
         if self.gap is not None and (not GAP.fullmatch(self.gap) or self.gap == ":"):
-            raise UserError(
-                f"--gap {self.gap!r} is no part of a recording; give it as FROM:TO in seconds, such as 0.3:0.6"
-            )
+            raise UserError(f"--gap {self.gap!r} is not FROM:TO; give both in seconds, such as 0.3:0.6")
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,12 @@ class CodeSounds(CodeImages):
         return replace(options, audio=None, content=base64.b64encode(content).decode())
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
-        """Returns the codes of the given recording, and which of them are kept.
+        """Returns the codes of the given recording, which of them are kept, and the prompts.
 
-        Raises: UserError if it is no sound, is too long, or if the run does not model codes that are tokens.
+        Raises: UserError if the recording is no sound or is too long, if the run does not model codes that are tokens, or for a prompt
+        that the run can't read.
         """
-        reference = run.reference()
+        reference = {**run.reference(), **encode_prompts(options.prompt, run)}
         if not options.content:
             return Given(reference)
         codec = read_kept_codec(run)
@@ -78,7 +81,7 @@ class CodeSounds(CodeImages):
         kept = find_kept(len(x), codec.coder.example, codec.coder.codes.shape[0], options.gap)
         padded = np.pad(x, ((0, codec.coder.example.shape[0] - len(x)), (0, 0)))
         tokens: Array = jax.jit(codec.encode)(to_float(padded)[None])
-        # All codes of a place are kept, or none.
+        # At each time all codes are kept, or none.
         known = np.broadcast_to(kept.reshape(1, -1, *[1] * (tokens.ndim - 2)), tokens.shape)
         arrays: Mapping[str, np.ndarray] = {"tokens": np.asarray(tokens), "known": known}
         return Given({**reference, **arrays})
@@ -88,7 +91,10 @@ CODE_SOUNDS = CodeSounds()
 
 
 def read_recording(content: bytes, audio: Feature) -> np.ndarray:
-    """Returns the content of a sound file as int16 [n, channels], at the rate of a feature. Raises: UserError if it does not suit."""
+    """Returns the content of a sound file as int16 [n, channels], at the rate of the feature `audio`.
+
+    Raises: UserError if it can't be read, or is longer than the feature.
+    """
     samples, channels = audio.shape
     assert audio.sample_rate is not None
     try:
@@ -118,7 +124,7 @@ def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarra
         found = GAP.fullmatch(gap)
         assert found is not None, "SoundOptions checks it"
         start, end = (float(found[name]) * rate if found[name] not in ("", ".") else None for name in ("start", "end"))
-        # Places that the gap touches are written anew.
+        # Places that overlap with the gap are drawn again.
         kept &= (edges[1:] <= (start or 0)) | (edges[:-1] >= (audio.shape[0] if end is None else end))
     if kept.all():
         raise UserError(

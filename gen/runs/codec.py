@@ -3,7 +3,7 @@
     codec.json   the tokenizer's config, the features of its data, and the checkpoint that the weights come from
     codec.npz    the weights, as plain arrays
 
-The sums of both are in config.json and in each checkpoint of the run that keeps them, so a changed copy is refused.
+The run's config.json and checkpoints hold the SHA-256 of both files, so a changed copy is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SCALE = "scale"
 
 @dataclass(frozen=True)
 class Codec:
-    """A trained tokenizer without what only its training needs. Arrays are in host memory."""
+    """A trained tokenizer: its coder, without the networks and the state that only training needs. Arrays are in host memory."""
 
     facts: Mapping[str, Any]
     """Content of codec.json."""
@@ -56,7 +56,7 @@ class Codec:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the tokenizer, without the scale of its latents, which follows from the data."""
+        """SHA-256 of the tokenizer, without the scale of its latents, because the data decide the scale."""
         weights = [part for name, x in sorted(self.arrays.items()) if name != SCALE for part in (name, x)]
         return sha256(str(files.encode_json(dict(self.facts))), *weights)
 
@@ -64,7 +64,7 @@ class Codec:
     def weights(self) -> tuple[Params, Params]:
         """Parameters of the coder, and statistics of its bottleneck, on the device."""
         tree = unflatten_dict({name: x for name, x in self.arrays.items() if name != SCALE}, sep="/")
-        # It may be read first while a function is traced, and must not become a part of that trace.
+        # The first access may happen while a function is traced. The cached arrays must not be tracers of that function.
         with jax.ensure_compile_time_eval():
             return jax.device_put((tree["params"], tree.get("stats", {})))
 
@@ -74,7 +74,7 @@ class Codec:
         return float(self.arrays.get(SCALE, 1.0))
 
     def encode(self, x: Array) -> Array:
-        """Returns the codes of images float32 [B, H, W, C] in [-1, 1]: int32 [B, *grid, ...], or latents that are not scaled."""
+        """Returns the codes of images float32 [B, H, W, C] in [-1, 1]: int32 [B, *grid, ...], or latents before scaling."""
         return self.coder.encode(*self.weights, x).codes
 
     def show(self, codes: Array) -> Array:
@@ -91,13 +91,13 @@ class Codec:
         """Returns {file name: content} for a run."""
         content = io.BytesIO()
         named: dict[str, Any] = dict(sorted(self.arrays.items()))
-        # savez has a fixed date, so equal arrays give equal bytes.
+        # savez writes a fixed date, so equal arrays give equal bytes.
         np.savez(content, **named)
         return {FILE: files.encode_json(dict(self.facts)), WEIGHTS: content.getvalue()}
 
 
 def open_codec(path: Path) -> Codec:
-    """Returns the codec of a tokenizer's run, at its best checkpoint, or the copy in a run that keeps one.
+    """Returns the codec of a tokenizer's run at its best checkpoint. If `path` is a run on codes, returns the copy that it keeps.
 
     Raises: UserError if there is no such run, if it is not the run of a tokenizer, is unfinished, or has changed.
     """
@@ -106,7 +106,9 @@ def open_codec(path: Path) -> Codec:
         return read_codec(files.read_bytes(path / FILE), _read_weights(path), str(path))
     config, _ = directory.read_config(path)
     if not isinstance(config.model, Tokenizer):
-        raise UserError(f"{path} is a run of {type(config.model).__name__}, and the run of a Tokenizer is needed")
+        raise UserError(
+            f"{path} is a run of {type(config.model).__name__}, not of a Tokenizer; name the run of a tokenizer"
+        )
     if config.finetune != "full":
         raise UserError(f"{path} is an adapter; merge it with its base first: python -m gen.runs.merge {path} DIR")
     steps = max(checkpoint.steps(path / "checkpoints"), default=0)
@@ -122,14 +124,14 @@ def open_codec(path: Path) -> Codec:
     flat: Any = flatten_dict(jax.tree.map(_to_plain, jax.device_get(tree)), sep="/")
     name = config.model.coder(run.spec).name
     model = {"model": configs.encode(config.model), "spec": encode_spec({name: run.spec[name]})}
-    # Labels and their names are no part of it: a codec may encode other images of the same shape.
+    # The spec has no labels, so that the codec can encode other images of the same shape.
     facts = {"format": FORMAT, "step": run.step, "checkpoint": run.sha256, **model}
     return _make_codec(facts, flat, str(path))
 
 
 @lru_cache(maxsize=2)
 def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
-    """Returns the codec in the content of codec.json and codec.npz. No code of a stranger runs.
+    """Reads a codec from the content of codec.json and codec.npz. Runs no code that the files name.
 
     where: the run, for errors.
 
@@ -144,7 +146,7 @@ def _make_codec(facts: Any, arrays: Mapping[str, np.ndarray], where: str) -> Cod
     at = f"{where}/{FILE}"
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not {"model", "spec"} <= facts.keys():
         raise UserError(f"{at} is not a codec of format {FORMAT}; the fix: restore it from a copy of the run")
-    # Only classes of gen, or of modules that this process has imported, are used: decoding runs no code of a stranger.
+    # `decode` only uses classes of gen, and of modules that this process has imported, so a stranger's file runs no code.
     model = configs.decode(Tokenizer, facts["model"], at=at)
     coder = model.coder(decode_spec(facts["spec"], at))
     _check_arrays(coder, arrays, where)
@@ -155,7 +157,7 @@ def _check_arrays(coder: Coder, arrays: Mapping[str, np.ndarray], where: str) ->
     """Raises: UserError unless the arrays are the parameters and the statistics of the coder, by name and shape."""
 
     def begin(key: Array) -> dict[str, Params]:
-        return {"params": coder.init(key, jnp.float32), "stats": coder.bottleneck.begin(key, jnp.float32)}
+        return {"params": coder.init(key), "stats": coder.bottleneck.begin(key, jnp.float32)}
 
     wanted: Any = flatten_dict(jax.eval_shape(begin, jax.random.key(0)), sep="/")
     shapes = {name: x.shape for name, x in wanted.items()} | {SCALE: ()}

@@ -51,7 +51,7 @@ class Curve:
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
         if size != self.length:
-            # Another program has written to the file, which is no reason to end the run.
+            # Another program has written to the file. The run need not end for that: the file is hashed again.
             self.length, self.sum = size, _hash(self.path, size)
         return Mark(self.length, self.sum.hexdigest())
 

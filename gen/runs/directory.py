@@ -88,7 +88,7 @@ def lock_run(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} can't be a run directory: {error.strerror}") from None
-    # The folder may be a stranger's, also if it is no run yet. A link must not redirect what is written from here on.
+    # The folder may come from a stranger, even if it is not a run yet. So links must not lead out of it before gen writes to it.
     files.check_contained(workdir)
     with hold_lock(workdir):
         yield
@@ -111,7 +111,7 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
     tokenizer.json were lost or changed since a checkpoint was saved.
     """
     if not (workdir / "config.json").exists():
-        # With other settings, its checkpoints would be continued as another run.
+        # Without config.json, the checkpoints could be continued with other settings.
         if steps(workdir / "checkpoints"):
             raise UserError(
                 f"{workdir} has checkpoints, but its config.json is lost; the fix: restore it from a copy of the run, or "
@@ -120,7 +120,7 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
         return []
     old, facts = read_config(workdir)
     check_owner(workdir, owner.warn)
-    # Decoded, the old config has the defaults of fields that gen has added since, so they are no difference.
+    # Decoding adds the defaults of fields that are new in gen since the run began, so that new fields are no difference.
     if changed := configs.difference(old, config):
         longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
         lines = [f"  {line}" for line in changed]

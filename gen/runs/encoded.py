@@ -12,7 +12,7 @@ import numpy as np
 
 from gen import core, errors, files
 from gen.core import Array, Batch, Dataset, Feature, HostBatch, Key
-from gen.data.audio import Audio
+from gen.data.audio import Audio, Transcribed
 from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
 from gen.data.examples import Examples
@@ -25,28 +25,29 @@ from gen.runs.code_sounds import CODE_SOUNDS
 from gen.runs.codec import CHUNK_NUMBERS, SCALE, Codec, open_codec
 
 FORMAT = 1
-"""Part of the cache key: raise it when the arrays below are made in another way, so that old ones are not reused."""
+"""Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
 ENCODE_CHUNK = 250
 """Upper bound on the examples that are encoded at a time."""
 SPLITS = ("train", "validation", "test")
 KEPT = ("label", "caption")
-"""Features of the images that their codes keep."""
+"""Features of the images that batches of codes also have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels] of a KL or a vocoder.
+    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels].
 
-    Latents are divided by the standard deviation of the training split (Rombach et al. 2022, appendix G).
+    Tokenizers with the bottleneck KL, and vocoders, give latents. They are divided by their standard deviation on the training split
+    (Rombach et al. 2022, appendix G).
     """
 
     data: core.Data = Images()
-    """The images or the sound. Its batch_size is not used."""
+    """Data of images or sound. The batch_size of these data is not used."""
     tokenizer: str = field(metadata=core.LAUNCH)
-    """Run directory of the tokenizer, or of a run on its codes. The digest of the data says whether it is the same tokenizer."""
+    """Run directory of the tokenizer, or of a run on its codes. It may move: the digest of the data identifies the tokenizer."""
     variants: int = 1
-    """Encoded forms of each training image. 1: the image as it is. More: the images are augmented as `data` says, with other noise
-    for each form, and an epoch takes the next form of each image."""
+    """Number of forms in which each training image is encoded. 1: without augmentation. More: each form has other random augmentations
+    (those of `data`), and each epoch uses the next form of every image."""
 
     def __post_init__(self):
         check_positive(batch_size=self.batch_size, variants=self.variants)
@@ -55,7 +56,7 @@ class Encoded(core.Data):
         return replace(self, data=self.data.resolve())
 
     def medium(self) -> core.Medium:
-        return CODE_SOUNDS if isinstance(self.data, Audio) else CODE_IMAGES
+        return CODE_SOUNDS if isinstance(self.data, Audio | Transcribed) else CODE_IMAGES
 
     def build(self) -> Dataset:
         """Encodes the images, or finds their codes in the cache.
@@ -102,7 +103,7 @@ def code_feature(coder: Coder) -> tuple[str, Feature]:
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
-    """Raises: UserError if the tokenizer encodes other images, or other windows of sound, than these."""
+    """Raises: UserError if the tokenizer does not encode these data: other sizes, rates, channels, or kinds of pixels."""
     name = codec.coder.name
     if name not in images.spec:
         raise UserError(
@@ -141,7 +142,7 @@ def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> 
     # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
     errors.note(f"encoding {total:,} examples; the codes are kept in the cache")
-    # With one form, training images are encoded as they are: a mirrored half of them would be a choice of chance.
+    # A single form is not augmented: otherwise chance would decide, for ever, which images are mirrored.
     passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
     passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
     arrays: Arrays = {}
@@ -171,11 +172,11 @@ def check_latents(latents: Arrays, tokenizer: str) -> None:
 
 
 def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
-    """Returns the codes of a split in order, and {feature: values} of what they keep.
+    """Returns the codes of a split in order, and {feature: values} of the features in KEPT.
 
-    form: number of the form, whose noise of the data's preprocessing is its own. augmented: with the augmentations of training.
+    form: number of the form, which decides the noise of the data's preprocessing. augmented: whether to augment as in training.
     """
-    # A fixed key: the codes are a part of the data, whatever the seed of a run is.
+    # A fixed key, because the codes are part of the data: they do not depend on the seed of a run.
     key = jax.random.fold_in(jax.random.key(0), form)
     stored = np.uint16 if codec.coder.codes.vocab else np.float16
 
@@ -201,7 +202,10 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 
 @dataclass(frozen=True)
 class CodeReader:
-    """Reads codes, labels and captions by their positions in a split. In the training split, forms of an image are `n` positions apart."""
+    """Reads codes, labels and captions by their positions in a split.
+
+    In the training split, form k of image i is at position i + k * n.
+    """
 
     arrays: Arrays
     name: str
@@ -218,7 +222,7 @@ class CodeReader:
 
 
 def take_forms_in_turn(n: int, variants: int) -> Shuffle:
-    """Returns the order of n training images with several forms each: each epoch takes the next form of every image."""
+    """Returns the order in which n training images with several forms are read: each epoch takes the next form of every image."""
     shuffle = permute(n)
 
     def take(seed: int, places: range) -> np.ndarray:

@@ -14,9 +14,9 @@ from gen.media import find_axes
 
 
 def encode_spec(spec: Spec) -> dict[str, dict[str, Any]]:
-    """Returns the features as JSON values. A feature that is no grid has no entry "axes"."""
+    """Returns the features as JSON values. Only a grid has an entry "axes"."""
     values = {name: asdict(feature) for name, feature in spec.items()}
-    # Older versions of gen had no axes. The file stays the same, so that its sum is still the one in their checkpoints.
+    # spec.json of older versions has no axes. Without the entry the file is the same, and so is its SHA-256 in their checkpoints.
     return {name: {k: v for k, v in x.items() if k != "axes" or v is not None} for name, x in values.items()}
 
 
@@ -41,7 +41,7 @@ def _check_feature(name: str, feature: Feature, damaged: str) -> None:
     sizes = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
     if feature.names is not None and len(feature.names) != feature.classes:
         raise UserError(f"{damaged} has {len(feature.names)} names of {feature.classes} classes")
-    # A model is built for these sizes, so a damaged file could ask for any amount of memory.
+    # The model is built with these sizes. Without a bound, a damaged file could make it fill the memory.
     plausible = math.prod(feature.shape) <= MAX_SIZE and all(x is None or 0 < x <= MAX_SIZE for x in sizes)
     if not plausible or not (feature.end is None or 0 <= feature.end < (feature.vocab or 1)):
         raise UserError(f"{damaged} has sizes that are not possible")

@@ -30,7 +30,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EB
 def hold_lock(workdir: Path) -> Iterator[None]:
     """Locks a run directory, which exists, for this process.
 
-    Raises: UserError if another process holds it, or if an entry is a folder that must be a file, or the other way round.
+    Raises: UserError if another process holds the lock, or as `check_entries`.
     """
     check_entries(workdir)
     with ExitStack() as held:
@@ -60,7 +60,7 @@ def _lock(descriptor: int, workdir: Path) -> None:
 
 
 def check_entries(workdir: Path) -> None:
-    """Raises: UserError if an entry of a run directory is a folder that must be a file, or the other way round."""
+    """Raises: UserError if a folder is in the place of a run's file, or a file in the place of a run's folder."""
     for name in FILES:
         # A file is written under another name first, and renamed.
         for path in (workdir / name, workdir / f".{name}.tmp"):

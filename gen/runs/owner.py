@@ -85,7 +85,7 @@ def check_config(workdir: Path, content: Mapping[str, Any], config: Config) -> N
         return
     if configs.identity_changed(content["identity"], content["config"], config):
         raise UserError(
-            f"{path} has changed since gen wrote it: its identity is that of another config; the fix: restore it from a copy "
+            f"{path} has changed since gen wrote it: its identity does not fit its config; the fix: restore it from a copy "
             "of the run"
         )
     if "sha256" in content:
@@ -98,13 +98,13 @@ def warn(text: str) -> None:
 
 
 def read_step(checkpoint: Path) -> int | None:
-    """Returns the step that a checkpoint was saved at. None: it does not say so, as in older versions of gen."""
+    """Returns the step at which a checkpoint was saved. None: it does not contain the step (older versions of gen)."""
     step = _read_meta(checkpoint).get("step")
     return step if type(step) is int else None
 
 
 def read_owner(checkpoint: Path) -> Owner | None:
-    """Returns the owner of a checkpoint. None: it does not say so, as in older versions of gen."""
+    """Returns the owner of a checkpoint. None: it does not contain the owner (older versions of gen)."""
     return parse(_read_meta(checkpoint).get("owner"))
 
 

@@ -62,9 +62,9 @@ def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
 
 
 def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
-    """Checks that config.json, spec.json and tokenizer.json are those that the run's checkpoints were saved with.
+    """Checks that config.json, spec.json and tokenizer.json have not changed since the run's checkpoints were saved.
 
-    warn: receives a line if no checkpoint says so, because an older version of gen saved them.
+    warn: receives a line if this can't be checked, because an older version of gen saved all checkpoints.
 
     Raises: UserError that names the file which has changed or is missing.
     """

@@ -52,7 +52,7 @@ class Run:
             return runs_base.with_base(state, abstract, self.base)
         if self.base is None:
             return self.engine.init()
-        # An adapter keeps the base's weights in `frozen`. Other runs continue to train them as `params`.
+        # A run that trains an adapter keeps the base's weights in `frozen`. Other runs continue to train them, in `params`.
         return self.engine.init(runs_base.read_weights(self.base, abstract.frozen or abstract.params))
 
     def state_to_test(self, step: int) -> State:

@@ -1,7 +1,7 @@
 """The array format of checkpoints. Only the format that gen writes is read: zarr 2, packed by Zstandard, in Orbax's folders.
 
-Orbax itself reads other formats (zarr 3, OCDBT), and other compressors and filters, whatever the config says. Some of them unpack a
-file of a few megabytes to gigabytes. So the format of each file is checked before Orbax opens any.
+Orbax also reads other formats (zarr 3, OCDBT), compressors and filters. With some of them a file of a few megabytes unpacks to
+gigabytes. So the format of each file is checked before Orbax opens any file.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Frame(NamedTuple):
 
 
 def read_header(content: bytes) -> Frame | None:
-    """Returns the header of a frame of Zstandard, of which `content` is the beginning. None: it is none, or names no size.
+    """Reads the header of a Zstandard frame. content: the beginning of the frame. None: it is no frame, or has no size in its header.
 
     Source: RFC 8878, 3.1.1.1.
     """

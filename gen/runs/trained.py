@@ -139,9 +139,9 @@ class TrainedRun:
         data = self.config.data
         if data_dir is not None and any(hasattr(each, "data_dir") for each in (data, getattr(data, "data", None))):
             changes["data_dir"] = data_dir
-        # A tokenizer that was trained on the data is trained again. Any other is read from the run: its file may be gone.
+        # If the tokenizer was trained on the data, it is trained again. Otherwise it is read from the run, because its file may be gone.
         was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
-        # A stranger's config must not make gen read another run, so codes are always made by the copy.
+        # A stranger's config must not make gen read another run, so examples are always encoded by the run's copy of the tokenizer.
         if isinstance(data, Encoded) or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
             changes["tokenizer"] = str(self.workdir)
         found = _with_changes(data, changes).build()
@@ -150,7 +150,7 @@ class TrainedRun:
         return found
 
     def to_images(self, samples: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Returns samples of the model as images, if they stand for images, as codes do. Otherwise as they are."""
+        """Decodes samples that encode images, such as codes, to images. Other samples are returned unchanged."""
         return find_medium(self.config.data, self.spec).to_images(samples, self.view())
 
     def generate(
@@ -191,7 +191,7 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
     Raises: UserError if there is no run, or if its config.json, spec.json or tokenizer.json is damaged, or has changed since its
     checkpoints were saved.
     """
-    # Before the first array is made, since the settings are fixed then.
+    # JAX must be started before the first array is made, because its settings are fixed from then on.
     backend.start_backend(Parallel())
     config, facts = directory.read_config(workdir, trust)
     spec = directory.read_spec(workdir)
@@ -200,7 +200,7 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
 
 
 def _with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
-    """Returns the data with these fields changed. Fields that it lacks are those of the data that it wraps."""
+    """Returns the data with these fields changed. Fields that `data` lacks are changed in the data that it wraps (Encoded)."""
     inner = getattr(data, "data", None)
     if not isinstance(inner, Data):
         return replace(data, **changes)

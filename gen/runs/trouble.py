@@ -1,4 +1,4 @@
-"""What a run tells about its troubles: how it ends if it explodes, and the warnings that its end repeats."""
+"""Messages about problems of a run: the error of a run that explodes, and the warnings that the last lines repeat."""
 
 from __future__ import annotations
 

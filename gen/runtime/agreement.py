@@ -1,7 +1,7 @@
-"""What all hosts must have in common: the config, the data, the program, and everything else that changes a number.
+"""Checks that all hosts have the same config, data, program, and everything else that changes a number.
 
-Hosts that differ would train a mixture, or wait for each other for ever. So all of them end, with a line that names the hosts and
-the difference.
+Otherwise the hosts would train different models together, or wait for each other for ever. If hosts differ, all of them exit with a
+line that names the hosts and the difference.
 """
 
 from __future__ import annotations

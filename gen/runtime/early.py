@@ -18,7 +18,7 @@ from gen.errors import REQUEUE, UserError
 from gen.runtime.signals import SIGNALS
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-"""Variable with the least severity of the messages that the runtime prints: 0 (all) to 3 (fatal ones)."""
+"""Environment variable with the minimum severity of messages that JAX's runtime prints: 0 (all) to 3 (only fatal errors)."""
 GOOGLE = "0x1ae0"
 """The vendor of TPUs on the PCI bus."""
 MIN_FILES = 100
@@ -42,7 +42,7 @@ def prepare_process(arguments: Sequence[str]) -> None:
     several = in_cluster() or any(each.startswith("--parallel.hosts") for each in arguments)
     # JAX sets 1 when it is imported, also for the processes that its own process starts.
     if several and os.environ.get(LOG_LEVEL, "1") == "1":
-        # If a host is lost, the runtime prints it in several lines on each other host. gen.runtime.failures says it in one.
+        # If a host is lost, the runtime prints several lines on all other hosts. gen.runtime.failures prints one line instead.
         os.environ[LOG_LEVEL] = "3"
 
 
@@ -86,7 +86,7 @@ def _is_several(name: str) -> bool:
 
 
 def leave(status: int) -> None:
-    """Ends the process after a failure, as one of several hosts if it is one."""
-    # The failure may have come before this module, and with it JAX, was imported.
+    """Ends the process after a failure. One of several hosts ends at once: see `hosts.exit_process`."""
+    # gen.runtime.hosts imports JAX, so it may not have been imported yet.
     hosts = sys.modules.get("gen.runtime.hosts")
     (hosts.exit_process if hosts else sys.exit)(status)

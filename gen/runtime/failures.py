@@ -51,7 +51,7 @@ class Failure(NamedTuple):
 
 
 class _Shared:
-    """What the threads of this process know about failures."""
+    """Facts about failures that the threads of this process share."""
 
     def __init__(self):
         self.failure: Failure | None = None

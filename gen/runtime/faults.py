@@ -1,9 +1,9 @@
-"""Bad steps and runs that explode: what is reported, what is left out, and when a run stops.
+"""The guard against bad steps and exploding runs: reports them, discards bad steps if asked to, and stops a run.
 
-Every run is guarded by the numbers that it reads anyway: a step is reported if its loss or its gradient norm is far outside of its
-history, and a run stops if its loss stays far above its best (gen/runtime/levels.py says when). If the config says so, the engine
-also discards the change of a bad step: one whose metrics are not finite, or above these limits (gen/runtime/engine.py). The step
-number never decreases, so each batch is used once.
+The guard reads the metrics of each step. A step is reported if its loss or its gradient norm is far outside of its history. A run stops
+if its loss stays far above its best. The limits are in gen/runtime/levels.py. With --faults.action skip or rollback, the engine also
+discards the updates of bad steps: their metrics are not finite, or above the limits (gen/runtime/engine.py). The step number never
+decreases, so each batch is used once.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ class History(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """A step with larger numbers is bad."""
+    """Upper bounds on the numbers of a step. A step that exceeds one is bad."""
 
     loss: float = math.inf
-    """Largest sum of losses."""
+    """Upper bound on the sum of losses."""
     gradient: float = math.inf
-    """Largest gradient norm over all players."""
+    """Upper bound on the gradient norm over all players."""
 
 
 class Verdict(NamedTuple):
-    """What is to be done about a step that was read."""
+    """Result of checking the metrics of one step."""
 
     bad: bool = False
-    """Whether the engine discarded its change."""
+    """Whether the step was bad, so that the engine discarded its update."""
     reports: tuple[str, ...] = ()
-    """Warnings about its numbers."""
+    """Warnings about the numbers of the step."""
     exploded: str | None = None
-    """Why the run must stop. None: it goes on."""
+    """Reason why the run must stop. None: it continues."""
 
 
 NOTHING = Verdict()
@@ -107,7 +107,7 @@ class Record:
         self.kind = LOSS if len(losses) == 1 else PLAYERS
         before, last = [_read(values) for values in kept] or [History(), History()]
         self.now = last
-        # The last steps of the calls that were made, and the histories of those that were read.
+        # The last step of each call that was made, and the history after each call whose metrics were read.
         self.ends = [start - 1, start]
         self.at = {start - 1: before, start: last}
 
@@ -154,7 +154,7 @@ class Record:
         if self.config.action == "stop" or bad >= self.config.patience:
             why = f"{bad} bad steps since the last checkpoint" if bad > 1 else "a bad step"
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name in self.losses)
-            # What has just failed is no advice.
+            # The action that has just failed is not proposed again.
             other = ", or --faults.action rollback" if self.config.action == "stop" else ""
             raise UserError(
                 f"stopped at step {step} by {why} (not finite, or a jump: {shown}); the last checkpoint is kept. A lower "

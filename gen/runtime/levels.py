@@ -1,4 +1,4 @@
-"""The level of a number while a run trains: how far a loss or a gradient norm is outside of its history.
+"""Limits for a loss or a gradient norm while a run trains, computed from the history of its values.
 
 The rules for a loss use differences of losses only (and, as a floor, a tenth of its size), so they mean the same for losses that are
 negative or near zero. A mean and a deviation alone never notice a loss that grows by 2% at each step, because both grow with it.
@@ -13,19 +13,19 @@ from typing import NamedTuple
 START = 50
 """Number of values that must be known before a value can be far from its history."""
 MEMORY = 200
-"""Number of values that the running means remember, roughly."""
+"""Approximate number of values over which the running means average."""
 MAX_DEVIATIONS = 20.0
 """A loss is far outside its history if it is this number of standard deviations above it."""
 MIN_JUMP = 0.1
-"""A loss does not jump by less than this part of its mean."""
+"""Minimum jump of a loss that is reported, as a fraction of its running mean."""
 MAX_START_RATIO = 10.0
-"""Before `START` values are known, a value is far away if it is above this number of times the first one."""
+"""Before START values are known, a value is far away if it is above first + (MAX_START_RATIO - 1) * max(|first|, 1)."""
 MAX_GRADIENT_RATIO = 100.0
-"""A gradient norm is far outside its history if it is above this number of times its highest mean so far."""
+"""A gradient norm is far outside its history if it is larger than this number times its highest running mean so far."""
 MIN_GRADIENT = 0.01
-"""A highest mean of gradient norms counts as at least this."""
+"""Lower bound on the highest running mean of a gradient norm in that rule, so that tiny gradients raise no alarm."""
 LOG_RATIO = 0.288
-"""log of a standard deviation over the geometric mean of the sizes of differences between independent normal numbers."""
+"""log(s / g) for independent normal numbers, with their standard deviation s and the geometric mean g of |x - y|."""
 
 
 class Level(NamedTuple):
@@ -44,11 +44,12 @@ class Level(NamedTuple):
     low: float = 0.0
     """Lowest mean so far."""
     high: float = 0.0
-    """The level at the start. If the number climbs: the highest mean so far."""
+    """Running mean after START values, or the first value if a loss has not fallen by then. For a number that may climb: the highest
+    running mean since then."""
     noise: float = 0.0
     """Standard deviation of the values when the mean was lowest. 0: not known."""
     above: int = 0
-    """Number of values above `limit`, minus the number of values that were not, but at least 0."""
+    """Counter: plus 1 for each value above `limit`, minus 1 for each other value, and never below 0."""
     remarked: int = -MEMORY
     """The count at which a value was last far away."""
 
@@ -59,12 +60,12 @@ class Level(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How the values of a number move in a sound run."""
+    """Which movements of a number are normal in a good run."""
 
     climbs: bool = False
-    """Whether the level may climb. So do the losses of a generator and a discriminator, which lower theirs in turn."""
+    """Whether the level may climb. The losses of a generator and a discriminator do: each player raises the loss of the other."""
     ratio: float | None = None
-    """The limit is this number of times the highest mean. None: the limit is made of differences."""
+    """The limit is this number times the highest running mean. None: the limit is computed from differences of values."""
 
 
 LOSS, PLAYERS, GRADIENT = Kind(), Kind(climbs=True), Kind(climbs=True, ratio=MAX_GRADIENT_RATIO)
@@ -73,8 +74,8 @@ LOSS, PLAYERS, GRADIENT = Kind(), Kind(climbs=True), Kind(climbs=True, ratio=MAX
 def limit(level: Level, kind: Kind) -> float:
     """Returns the value above which a run is far above its best so far. inf: nothing is known yet.
 
-    A loss is far above its best if the model is worse than at the start. The level of the losses of several players says nothing
-    about how good they are. They are far away if they are above their highest level by twice the range of their levels.
+    A loss is far above its best if the model is worse than at the start. The losses of several players don't say how good the players
+    are. Their limit is above their highest level by twice the range of their levels.
     """
     if not level.count:
         return math.inf
@@ -101,7 +102,7 @@ def jump(level: Level, kind: Kind) -> float:
 
 def after(level: Level, value: float, kind: Kind) -> Level:
     """Returns the level after one more value, which must be finite."""
-    # This runs at each step of training, on the host, so it computes no more than it needs.
+    # This runs on the host at each training step, so it must be cheap.
     count, mean, variance, log_noise, last, low, high, noise, above, remarked = level
     count += 1
     if count == 1:

@@ -18,6 +18,9 @@ def tracer(text: str | None, workdir: Path) -> Callable[[range], None]:
     """
     traced = range(0) if text is None else profile_steps(text)
     folder = workdir / "profile" / f"host-{hosts.index():03d}"
+    options = jax.profiler.ProfileOptions()
+    # Calls of Python functions would fill the million events that a trace may have in one step that compiles.
+    options.python_tracer_level = 0
     running = False
 
     def trace(steps: range) -> None:
@@ -26,7 +29,7 @@ def tracer(text: str | None, workdir: Path) -> Callable[[range], None]:
         if running and not wanted:
             jax.profiler.stop_trace()
         elif wanted and not running:
-            jax.profiler.start_trace(folder, create_perfetto_trace=True)
+            jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
         running = wanted
 
     return trace

@@ -1,8 +1,8 @@
-"""The cache of compiled programs. JAX reads and writes it through this class, which keeps a sum with each program.
+"""The cache of compiled programs. JAX reads and writes it through this class, which stores a hash with each program.
 
-JAX's own writes files in place and without sums: one that was cut short by a kill is never made again, one with a flipped byte
-may be run, and a pipe is waited for. Here a program is written in one rename, and compared with its sum when it is read. One that
-is lost or damaged is compiled again, and a line says so.
+JAX's own cache writes files in place and without hashes. A file that is incomplete because of a kill is then never replaced, a program
+with a flipped byte may be run, and a pipe blocks the reader. Here a program is written by one rename, and compared with its hash when
+it is read. A program that is lost or damaged is compiled again, and a line says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Programs:
             content = files.read_bytes(path)
             sum_, program = content[:SUM_BYTES], content[SUM_BYTES:]
             if hashlib.sha256(program).digest() != sum_:
-                raise UserError(f"{path} has another content than its sum says" if content else f"{path} is empty")
+                raise UserError(f"{path} does not match its hash" if content else f"{path} is empty")
         except FileNotFoundError:
             return None
         except (OSError, UserError) as error:

@@ -71,7 +71,7 @@ def delay_signals() -> Iterator[None]:
         with _handle(remember):
             yield
     finally:
-        # By now the previous handlers are back.
+        # The previous handlers are installed again, so they receive the signals.
         for number in came:
             signal.raise_signal(number)
 

@@ -1,6 +1,7 @@
 """Sound: recordings of a folder, or built-in tones, as windows of one length and one sample rate."""
 
+from gen.data.audio.captions import Transcribed
 from gen.data.audio.dataset import Audio
 from gen.data.audio.preprocess import to_float, to_integers
 
-__all__ = ["Audio", "to_float", "to_integers"]
+__all__ = ["Audio", "Transcribed", "to_float", "to_integers"]

@@ -1,4 +1,4 @@
-"""Sound as functions of (seed, step, row): the config, the splits, and how recordings are read."""
+"""The data set of sound: its config and splits. Batches are functions of (seed, step, row)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class Audio(core.Data):
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
     long: Long = "windows"
-    """Longer recordings: windows, cut into consecutive ones; start, only the first one, such as for words with a label."""
+    """Recordings that are longer than a window. windows: cut into consecutive windows. start: only the first window is used, which
+    suits spoken words with a label."""
     pattern: str | None = None
-    """What the names of files say, such as {label}_{speaker}_*.wav. {label} is the class. Other fields can choose splits. With a slash
-    it describes the path below the folder."""
+    """Pattern of the file names, such as {label}_{speaker}_*.wav. {label} is the class, and other fields can choose splits. A pattern
+    with a slash is compared with the whole path below the folder."""
     train: str | None = None
-    """Recordings for training: a slice such as train[:90%], or values of a field of `pattern`, such as "speaker=ann,bob". None, as for
-    the next two: the split that the folder has, or a part of the recordings that no other option chooses."""
+    """Recordings for training: a slice such as train[:90%], or values of a field of `pattern`, such as "speaker=ann,bob". None (also for
+    validation and test): the folder's split of that name, or else a part of the recordings that no other option chooses."""
     validation: str | None = None
     """Recordings for choosing a model."""
     test: str | None = None
@@ -54,7 +55,7 @@ class Audio(core.Data):
     """Hold the set in memory if its windows have at most this number of bytes. Larger sets are decoded when needed, a whole file at a
     time, and are shuffled in a different order."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """As for images: at later starts a random sample of the files is compared with the first reading; all: every byte."""
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
 
     @property
     def samples(self) -> int:
@@ -83,7 +84,7 @@ class Audio(core.Data):
         source = windows.source
         chosen = {name: positions(name, value, source.splits, source.name) for name, value in source.options.items()}
         report_overlap(self.name, chosen)
-        # Splits are of recordings, so that no model is tested on another part of a recording that it has seen.
+        # Splits are made of whole recordings, so that no model is tested on another part of a recording that it was trained on.
         splits = {name: windows.expand(recordings) for name, recordings in chosen.items()}
         reader = open_reader(self, windows, splits)
         examples = Examples(
@@ -106,14 +107,16 @@ class Audio(core.Data):
 
 
 def check(config: Audio) -> None:
-    """Raises: UserError for options that are wrong whatever the recordings are."""
+    """Checks the options that do not depend on the recordings. Raises: UserError if one is wrong."""
     positive = {"batch-size": config.batch_size, "rate": config.rate, "seconds": config.seconds}
     errors.check_positive(**{f"--data.{name}": value for name, value in positive.items()})
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.name == PREFIX or not (config.name == "tones" or config.name.startswith(PREFIX)):
         raise UserError(f"--data.name {config.name!r} is neither tones nor audio:PATH; the fix: --data.name audio:PATH")
     if config.name == "tones" and (config.pattern or any(naming.is_choice(getattr(config, s)) for s in Slices._fields)):
-        raise UserError("tones have no file names, so --data.pattern and its fields have no meaning; leave them out")
+        raise UserError(
+            "the built-in tones have no file names, so --data.pattern and choices by its fields have no effect; leave them out"
+        )
     size = config.samples * config.channels
     if not config.samples >= 2 or size > core.MAX_SIZE:
         raise UserError(
@@ -124,7 +127,7 @@ def check(config: Audio) -> None:
 
 
 def open_windows(config: Audio, slices: dict[str, str]) -> Windows:
-    """Opens the recordings that the config names, and prints what a folder gives. Raises: UserError if they cannot be used."""
+    """Opens the recordings of the config, and prints a description of a folder. Raises: UserError if they cannot be used."""
     shape = config.rate, config.samples, config.channels, config.long
     if config.name == "tones":
         return cut(tones(config.rate, config.seconds, slices), *shape)
@@ -137,12 +140,12 @@ def open_windows(config: Audio, slices: dict[str, str]) -> Windows:
 
 def open_reader(config: Audio, windows: Windows, splits: dict[str, np.ndarray]) -> Reader:
     """Returns a reader from memory if the windows of all splits fit into `config.in_memory`, otherwise from the recordings."""
-    # Splits may overlap or leave recordings out. Each used window is decoded once.
+    # Splits may overlap, and may leave recordings out. Each window that is in a split is decoded once.
     used, source, n = np.unique(np.concatenate(list(splits.values()))), windows.source, len(splits["train"])
     shape = f"{config.rate} {config.samples} {config.channels} {config.long}"
     if 2 * len(used) * config.samples * config.channels <= config.in_memory:
         key = digest.sha256("windows 1", source.fingerprint, shape, used) if source.fingerprint else None
         held = hold(windows.read, used, key, f"decoded windows of {source.name}", config.check == "all")
         return Reader(held.read, held.content, permute(n))
-    # The samples are not hashed here: that would decode the whole set before the first step.
+    # The digest is made of the files and not of the decoded samples: that would need to decode the whole set before the first step.
     return Reader(windows.read, source.content + digest.sha256(shape), permute_by_grain(n))

@@ -1,4 +1,4 @@
-"""Tells a user what a folder of recordings gives: how many, which splits and classes, and what is done to them."""
+"""Describes a folder of recordings for the user: their number, splits and classes, and how they are converted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def print_lines(recordings: Recordings, windows: Windows) -> None:
 
 
 def describe(recordings: Recordings, windows: Windows) -> Iterator[str]:
-    """Yields what a folder gives, one line for each subject."""
+    """Yields lines: the recordings and classes, the splits, the windows, the rates, the channels, and the files that are left out."""
     source, seconds = recordings.source, recordings.source.seconds
     classes = source.classes
     many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, source.labels)}"
     yield f"{len(seconds):,} recordings of {seconds.min():.3g} to {seconds.max():.3g} s ({describe_time(seconds.sum())}), {many}"
     counts = {split: sum(lengths) for split, lengths in source.splits.items()}
     yield from describe_layout(recordings.layout, counts, source.labels, "recordings")
-    # Windows may be too long for a recording, or too short for the end of it.
+    # A recording may be shorter than a window, or have an end that is too short for one more window.
     lengths, per = seconds * windows.rate, np.diff(windows.first)
     padded, several = int((lengths < windows.samples).sum()), int((per > 1).sum())
     cut = int((lengths > per * windows.samples).sum())
@@ -46,7 +46,7 @@ def describe(recordings: Recordings, windows: Windows) -> Iterator[str]:
 
 
 def describe_time(seconds: float) -> str:
-    """Returns a length of time in the unit that suits it."""
+    """Returns a duration as text, in hours, minutes or seconds."""
     unit, name = next(
         (unit, name) for unit, name in ((3600, "hours"), (60, "minutes"), (1, "s")) if seconds >= unit or unit == 1
     )

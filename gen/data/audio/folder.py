@@ -1,4 +1,4 @@
-"""The recordings of a folder. Its sub-folders are classes, or splits whose sub-folders are classes, or names of files say both."""
+"""The recordings of a folder. Classes and splits come from its sub-folders, or from the names of the files."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from gen.data.images.listing import Listing, describe_left_out, list_files
 from gen.errors import UserError
 
 BAD = 0
-"""Rate of a file that can't be read, in a survey."""
+"""Value that a survey has as the rate of a file that can't be read."""
 
 
 class Found(NamedTuple):
-    """The files of a folder, and what their names mean."""
+    """The sound files of a folder, with the classes and splits that their names or sub-folders give."""
 
     root: Path
     listing: Listing
     layout: Layout
     options: Mapping[str, str]
-    """{field: value} of --data.train, ... as slices of the layout's splits."""
+    """{"train", "validation" or "test": slice of the layout's splits}."""
 
 
 class Recordings(NamedTuple):
@@ -49,17 +49,34 @@ class Recordings(NamedTuple):
     headers: np.ndarray
     """Frames, rate and channels of each recording, int64 [N, 3]."""
     left_out: str
-    """What was left out, in words."""
+    """Text that describes the files that were left out."""
 
 
 def find(name: str, options: Mapping[str, str], pattern: str | None) -> Found:
     """Lists the sound files below "audio:PATH", and finds their classes and splits.
 
-    options: {field: value} of --data.train, ... that are given. pattern: --data.pattern.
+    options: the options --data.train, --data.validation and --data.test that are given, by name. pattern: --data.pattern.
 
-    Raises: UserError if there are none, or if names of files or sub-folders are not clear.
+    Raises: UserError if there are no sound files, or if names of files or sub-folders are ambiguous.
     """
     root = find_root(name)
+    listing = list_sounds(root, name)
+    paths = [file.path for file in listing.files]
+    slices = {field: value for field, value in options.items() if not naming.is_choice(value)}
+    if len(slices) < len(options) and pattern is None:
+        choice = next(value for value in options.values() if naming.is_choice(value))
+        raise UserError(
+            f"{choice!r} chooses by a field, and there is no --data.pattern; give one, such as {{label}}_{{speaker}}_*.wav"
+        )
+    # A choice by a field names no sub-folder, so `lay_out` does not get it.
+    layout = lay_out(paths, slices, name) if len(slices) == len(options) else lay_out(paths, {}, name)
+    if pattern is None:
+        return Found(root, listing, layout, slices)
+    return Found(root, listing, *naming.apply_fields(layout, naming.read_fields(pattern, paths, name), options, name))
+
+
+def list_sounds(root: Path, name: str) -> Listing:
+    """Returns the sound files below a folder. name: the --data.name, for errors. Raises: UserError if there are none."""
     listing = list_files(root, sound.ENDINGS)
     if not listing.files:
         others = describe_left_out(listing.left_out)
@@ -67,18 +84,7 @@ def find(name: str, options: Mapping[str, str], pattern: str | None) -> Found:
             f"--data.name {name!r}: there are no sound files in it (endings: {' '.join(sorted(sound.ENDINGS))})"
             + (f"; it has {others}" if others else "")
         )
-    paths = [file.path for file in listing.files]
-    slices = {field: value for field, value in options.items() if not naming.is_choice(value)}
-    if len(slices) < len(options) and pattern is None:
-        choice = next(value for value in options.values() if naming.is_choice(value))
-        raise UserError(
-            f"{choice!r} names a field, and there is no --data.pattern; give one, such as {{label}}_{{speaker}}_*.wav"
-        )
-    # A choice by a field is not the name of a sub-folder, so `lay_out` does not see it.
-    layout = lay_out(paths, slices, name) if len(slices) == len(options) else lay_out(paths, {}, name)
-    if pattern is None:
-        return Found(root, listing, layout, slices)
-    return Found(root, listing, *naming.apply_fields(layout, naming.read_fields(pattern, paths, name), options, name))
+    return listing
 
 
 def count_files(name: str, options: Mapping[str, str], pattern: str | None) -> dict[str, list[int]]:
@@ -94,18 +100,22 @@ def open_folder(options: FolderOptions, pattern: str | None) -> Recordings:
 
     Raises: UserError as `find`, or if a file can't be read.
     """
-    name = options.name
-    root, listing, layout, slices = find(name, options.splits, pattern)
+    return open_found(find(options.name, options.splits, pattern), options)
+
+
+def open_found(found: Found, options: FolderOptions) -> Recordings:
+    """Opens the recordings that the layout uses, in its order. Raises: UserError if a file can't be read."""
+    name, (root, listing, layout, slices) = options.name, found
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)
     paths = [root / listing.files[i].path for i in used]
-    # Before the survey, which would call each file unreadable.
+    # Fails if the packages are not installed. Otherwise the survey would report every file as unreadable.
     version = sound.versions()
     key, what = sha256("sound survey 1", stamp.fingerprint, version), f"lengths and rates of the recordings of {name}"
-    found = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
-    good = readable(name, paths, found["rate"] != BAD, options.skip_bad, "recordings", find_reason)
+    facts = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
+    good = readable(name, paths, facts["rate"] != BAD, options.skip_bad, "recordings", find_reason)
     files = Files([paths[i] for i in good])
-    headers = np.stack([found[field] for field in sound.Header._fields], 1)[good]
+    headers = np.stack([facts[field] for field in sound.Header._fields], 1)[good]
     counts = {split: count_between(good, ends) for split, ends in split_ends(layout).items()}
     source = Source(
         name=name,
@@ -115,7 +125,7 @@ def open_folder(options: FolderOptions, pattern: str | None) -> Recordings:
         classes=layout.classes,
         options=slices,
         decode=files.decode,
-        # Without times and root: a copy of the folder has the same digest.
+        # The digest has neither times nor the folder's path, so a copy of the folder has the same digest.
         content=sha256(*(stamp.content[i] for i in good), version),
         fingerprint=sha256(stamp.fingerprint, version),
     )
@@ -137,7 +147,7 @@ class Files:
 
 
 def survey(paths: Sequence[Path], thorough: bool) -> Arrays:
-    """Reads the header of each file, in threads. thorough: also decode it, to be sure that it can be decoded.
+    """Reads the header of each file, in threads. thorough: also decodes it, to be sure that this works.
 
     Returns {"frames", "rate", "channels"}, int64 [len(paths)] each. A file that can't be read has the rate BAD.
     """
@@ -162,5 +172,5 @@ def find_reason(path: Path) -> str:
         sound.decode(path, sound.read_header(path).rate, 1)
     except ValueError as error:
         return str(error)
-    # The survey may come from the cache, or the file system may have failed only once.
+    # The file can be read now. The survey may come from the cache, or the file system may have failed for a moment.
     return "could not be read when the folder was first surveyed"

@@ -1,6 +1,6 @@
-"""File names that say what a recording is: a pattern such as {label}_{speaker}_*.wav gives each file its fields.
+"""Facts in file names: a pattern such as {label}_{speaker}_*.wav reads the fields of each file.
 
-A field is a class ({label}), or it divides the files into splits: --data.test "speaker=ann,bob".
+The field {label} is the class. Other fields can choose splits: --data.test "speaker=ann,bob".
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Fields = Sequence[Mapping[str, str]]
 def read_fields(pattern: str, paths: Sequence[str], name: str) -> list[dict[str, str]]:
     """Returns the fields of each file. name: the --data.name, for errors.
 
-    A pattern with a slash describes the whole path below the folder, and any other one the file's name.
+    A pattern with a slash is compared with the whole path below the folder, and any other pattern with the file's name.
 
-    Raises: UserError if the pattern has no fields, or one twice, or if a file does not fit.
+    Raises: UserError if the pattern has no field, or has a field twice, or if a file does not fit.
     """
     names = [match[1] for match in FIELD.finditer(pattern) if match[1]]
     if not names or len(set(names)) < len(names):
         raise UserError(
             f"--data.pattern {pattern!r} needs at least one field in braces, each once, such as {{label}}_{{speaker}}_*.wav"
         )
-    # Between the fields, a pattern is plain text.
+    # The parts of a pattern between the fields are plain text.
     texts, found = FIELD.split(pattern)[::2], list(FIELD.finditer(pattern))
     # A field is as short as possible: it ends where the text after it begins.
     parts = [f"(?P<{match[1]}>[^/]+?)" if match[1] else "[^/]*" for match in found]
@@ -48,26 +48,26 @@ def read_fields(pattern: str, paths: Sequence[str], name: str) -> list[dict[str,
 
 
 def is_choice(option: str | None) -> bool:
-    """Returns whether an option names values of a field, such as "speaker=ann,bob", and not a slice of a split."""
+    """Returns whether an option chooses by a field, such as "speaker=ann,bob". Otherwise it is a slice of a split."""
     return option is not None and "=" in option
 
 
 def apply_fields(
     layout: Layout, fields: Fields, options: Mapping[str, str], name: str
 ) -> tuple[Layout, dict[str, str]]:
-    """Returns the layout with the classes and the splits that fields give, and the options with the names of these splits.
+    """Returns the layout with classes and splits from the fields of the file names, and the options as slices of these splits.
 
-    An option that chooses by a field becomes the split of its name. All other files are the split "train", or "rest" if the files for
-    training are chosen too.
+    The files that an option chooses by a field become a split with the option's name. All other files become the split "train", or
+    "rest" if --data.train chooses by a field too.
 
-    fields: of each file of `layout.splits`, in the order of the listing. options: {field of the config: value}, as given.
+    fields: the fields of each file, in the order of the listing. options: the options --data.train, ... that are given, by name.
 
-    Raises: UserError for a field or a value that no file has, or if sub-folders are splits already.
+    Raises: UserError for a field or a value that no file has, or if sub-folders are already splits.
     """
     if LABEL in fields[0]:
         classes = tuple(sorted({each[LABEL] for each in fields}))
         number = {each: i for i, each in enumerate(classes)}
-        # Labels are in the order of the splits, and fields in the order of the listing.
+        # `labels` is in the order of the splits, and `fields` in the order of the listing.
         used = [i for positions in layout.splits.values() for i in positions]
         layout = replace(layout, classes=classes, labels=[number[fields[i][LABEL]] for i in used])
     chosen = {option: choose(option, value, fields, name) for option, value in options.items() if is_choice(value)}
@@ -75,7 +75,7 @@ def apply_fields(
         return layout, dict(options)
     if layout.are_splits:
         raise UserError(
-            f"{name}: its sub-folders are splits, and --data.{next(iter(chosen))} names a field; use one of both"
+            f"{name}: its sub-folders are splits, and --data.{next(iter(chosen))} chooses by a field; use only one of the two"
         )
     named = {i for positions in chosen.values() for i in positions}
     label = dict(zip(layout.splits[WHOLE], layout.labels, strict=True))

@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from gen.core import Array, Batch, Key
 
 LEVELS = 2**15
-"""Half of the 16-bit integers. The host sends these: half of the bytes of float32, and the exact content of most files."""
+"""Integer that stands for the amplitude 1. Batches are sent to the device as int16: half of the bytes of float32, and exact for most
+files."""
 
 
 def to_integers(x: np.ndarray) -> np.ndarray:

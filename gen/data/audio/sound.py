@@ -17,11 +17,12 @@ from gen.files import check_regular
 
 ENDINGS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
 CODECS = {".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3"}
-"""{ending: the format of libsndfile}, for formats that it can be built without."""
+"""{ending: name of its format}, for formats that some builds of libsndfile lack."""
 MAX_SAMPLES = 2**28
 """Upper bound on the samples of a file: 93 minutes of mono at 48 kHz. More would not fit into the memory of a small machine."""
 MAX_AMPLITUDE = 4.0
-"""Decoders overshoot 1 a little. Files far above it hold other units, such as 16-bit integers stored as floats."""
+"""Upper bound on amplitudes. Decoders exceed 1 a little. Files with much larger numbers have other units, such as 16-bit integers that
+were stored as floats."""
 
 
 class Header(NamedTuple):
@@ -44,7 +45,7 @@ def load_soundfile() -> ModuleType:
 
 
 def versions() -> str:
-    """Returns the versions of the decoder and the resampler. Another one may decode the same file to other samples."""
+    """Returns the versions of the decoder and the resampler. Other versions may decode the same file to different samples."""
     soundfile, soxr = load_soundfile(), load_soxr()
     return f"soundfile {soundfile.__version__} {soundfile.__libsndfile_version__}, soxr {soxr.__version__}"
 
@@ -59,24 +60,27 @@ def load_soxr() -> ModuleType:
 
 
 def read_header(source: Path | bytes) -> Header:
-    """Reads the length, the sample rate and the channels of a sound file, or of its content. Raises: ValueError with the reason if it can't be read."""
+    """Reads the length, the sample rate and the channels of a sound file. source: its path, or its content.
+
+    Raises: ValueError with the reason if it can't be read.
+    """
     with open_sound(source) as file:
         return Header(file.frames, file.samplerate, file.channels)
 
 
 def decode(source: Path | bytes, rate: int, channels: int) -> np.ndarray:
-    """Returns a sound file, or its content, as int16 [n, channels], resampled to `rate`.
+    """Returns the samples of a sound file as int16 [n, channels], resampled to `rate`. source: its path, or its content.
 
-    One channel is the mean of those of the file. Two channels of a file with one are equal.
+    Mono is the mean of the file's channels. A mono file gives two equal stereo channels.
 
-    Raises: ValueError with the reason if it can't be read, is silent, or has samples that are not finite or far too loud.
+    Raises: ValueError with the reason if the file can't be read, is silent, or has samples that are not finite or far too loud.
     """
     with open_sound(source) as file:
         x = file.read(dtype="float32", always_2d=True)
         found = file.samplerate
     check_samples(x)
     x = mix(x, channels)
-    # The resampler filters out what the new rate can't hold. Leaving samples out would fold it into the sound.
+    # The resampler removes frequencies that are too high for the new rate. Dropping samples without a filter would cause aliasing.
     if found != rate:
         x = load_soxr().resample(x, found, rate)
     return to_integers(x)
@@ -96,10 +100,10 @@ def check_samples(x: np.ndarray) -> None:
 
 
 def mix(x: np.ndarray, channels: int) -> np.ndarray:
-    """Returns samples [n, C] with this number of channels. Raises: ValueError if there is no usual way."""
+    """Converts samples [n, C] to this number of channels. Raises: ValueError if `channels` is 2 and C is neither 1 nor 2."""
     if x.shape[1] == channels:
         return x
-    # The mean and not the sum: two equal channels keep their loudness.
+    # The mean and not the sum, so that the loudness of two equal channels does not change.
     if channels == 1:
         return x.mean(1, keepdims=True)
     if x.shape[1] == 1:
@@ -115,14 +119,14 @@ def open_sound(source: Path | bytes) -> Iterator[Any]:
     """
     soundfile = load_soundfile()
     try:
-        # Another program may have put a pipe in the place of a listed file.
+        # Since the listing, another program may have replaced the file by a pipe, which could block for ever.
         size = len(source) if isinstance(source, bytes) else check_regular(source)
         if not size:
             raise ValueError("is empty: it has no bytes")
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames == 0:
                 raise ValueError("is empty: it has no samples")
-            # A header may claim anything, and memory is taken for what it claims.
+            # A damaged header may claim any length, and decoding allocates memory for that length.
             if (claimed := file.frames * file.channels) > MAX_SAMPLES:
                 raise ValueError(f"has {claimed:,} samples, and at most {MAX_SAMPLES:,} can be read: cut it into parts")
             yield file

@@ -14,7 +14,7 @@ from gen.errors import UserError
 
 N_TONES = {"train": 500, "validation": 100, "test": 100}
 NOTES = {"C": 0, "D": 2, "E": 4, "G": 7, "A": 9}
-"""{name of a tone: half-tones above C4}."""
+"""{name of a tone: distance from C4, in half-tones}."""
 CHORDS = {
     "C major": (0, 4, 7),
     "D minor": (2, 5, 9),
@@ -22,16 +22,16 @@ CHORDS = {
     "F major": (5, 9, 12),
     "G major": (-5, -1, 2),
 }
-"""{name of a chord: half-tones of its tones above C4}."""
+"""{name of a chord: distance of each of its tones from C4, in half-tones}."""
 C4 = 261.626
-"""In Hz."""
+"""Frequency of the note C4, in Hz."""
 HARMONICS = 4
 MIN_RATE = 4400
 """Samples per second that the highest harmonic needs."""
 
 
 class Source(NamedTuple):
-    """Recordings by position. The splits follow each other."""
+    """Recordings with random access by position. The splits lie one after the other."""
 
     name: str
     """The --data.name of the config."""
@@ -40,11 +40,11 @@ class Source(NamedTuple):
     seconds: np.ndarray
     """Length of each recording, float64 [N]."""
     labels: np.ndarray
-    """Class of each recording, int32 [N]. All are 0 without classes."""
+    """Class of each recording, int32 [N]. All are 0 if there are no classes."""
     classes: tuple[str, ...] | None
     """Name of each class. None: there are no labels."""
     options: Mapping[str, str]
-    """{field: value} of --data.train, ... as slices of `splits`."""
+    """{"train", "validation" or "test": slice of `splits`}."""
     decode: Callable[[int, int, int], np.ndarray]
     """(position, rate, channels) -> the recording, int16 [n, channels]. Raises: UserError if it can't be decoded."""
     content: str
@@ -55,15 +55,14 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Tones:
-    """Tones and chords in memory."""
+    """Synthetic tones and chords, in memory."""
 
     audio: np.ndarray
     """float32 [N, T]."""
     rate: int
 
     def decode(self, position: int, rate: int, channels: int) -> np.ndarray:
-        """Returns one of them, int16 [T, channels]."""
-        # They are made at the rate of the config.
+        """Returns a tone or a chord, int16 [T, channels]. Raises: UserError if `rate` is not the rate at which it was made."""
         if rate != self.rate:
             raise UserError(f"tones are made at {self.rate} Hz, not at {rate}")
         return to_integers(np.repeat(self.audio[position][:, None], channels, axis=1))
@@ -72,9 +71,9 @@ class Tones:
 def tones(rate: int, seconds: float, slices: Mapping[str, str]) -> Source:
     """Returns 700 synthetic sounds of ten classes: five tones (C, D, E, G, A) and five chords, in a fixed random order.
 
-    Each has a random loudness, timbre, decay, tuning and beginning. They need no download.
+    Each sound has a random loudness, timbre, decay, tuning and beginning. Nothing is downloaded.
 
-    rate: samples per second, at least MIN_RATE. seconds: length of each sound. slices: {field: value} of --data.train, ...
+    rate: samples per second, at least MIN_RATE. seconds: length of each sound. slices: {"train", "validation" or "test": slice}.
     """
     if rate < MIN_RATE:
         raise UserError(f"tones need --data.rate {MIN_RATE} or more, and it is {rate}")
@@ -99,10 +98,10 @@ def tones(rate: int, seconds: float, slices: Mapping[str, str]) -> Source:
 def _play(steps: Sequence[int], rate: int, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Returns a tone, or several at once, as float64 [samples] in [-1, 1]. steps: half-tones above C4."""
     t = np.arange(samples) / rate - rng.uniform(0, 0.1) * samples / rate
-    # At most a quarter of a half-tone out of tune.
+    # Random tuning, up to a quarter of a half-tone.
     tuning = 2 ** (rng.uniform(-0.25, 0.25) / 12)
     harmonic = np.arange(1, HARMONICS + 1)
-    # Higher harmonics are softer, as those of most instruments.
+    # Higher harmonics are softer, as in most instruments.
     loudness = rng.uniform(0.2, 1, HARMONICS) / harmonic**1.5
     decay, attack = rng.uniform(1, 6), rng.uniform(0.005, 0.03)
     x = np.zeros(samples)
@@ -112,5 +111,5 @@ def _play(steps: Sequence[int], rate: int, samples: int, rng: np.random.Generato
     # Silence before the beginning, then a short attack and a long decay.
     x *= np.where(t > 0, np.exp(-decay * t) * -np.expm1(-np.maximum(t, 0) / attack), 0)
     x *= rng.uniform(0.3, 0.9) / max(np.abs(x).max(), 1e-9)
-    # No recording is digital silence, whose log-mels are far from those of any sound.
+    # A little noise, as in every real recording. The log-mels of exact zeros would be far from those of any sound.
     return x + rng.normal(0, 1e-3, samples)

@@ -16,7 +16,7 @@ Long = Literal["windows", "start"]
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of all recordings, one after the other. A window that is longer than its recording ends with silence."""
+    """The windows of all recordings, in the order of the recordings. A window is filled up with silence if its recording is too short."""
 
     source: Source
     rate: int
@@ -24,7 +24,7 @@ class Windows:
     """Length of a window."""
     channels: int
     first: np.ndarray
-    """Position of the first window of each recording, and the number of windows, int64 [N + 1]."""
+    """Position of the first window of each recording, then the total number of windows, int64 [N + 1]."""
 
     def expand(self, recordings: np.ndarray) -> np.ndarray:
         """Returns the positions of the windows of these recordings, in order, int64."""
@@ -37,11 +37,10 @@ class Windows:
         """
         recording = np.searchsorted(self.first, positions, side="right") - 1
         audio = np.zeros((len(positions), self.samples, self.channels), np.int16)
-        # Windows of one recording are decoded together.
+        # Groups the windows by their recordings, so that each recording is decoded once.
         order = np.argsort(recording, kind="stable")
         edges = np.flatnonzero(np.diff(recording[order])) + 1
 
-        # A recording is decoded once, however many of its windows are wanted.
         def fill(rows: np.ndarray) -> None:
             i = int(recording[rows[0]])
             x = self.source.decode(i, self.rate, self.channels)
@@ -57,12 +56,12 @@ class Windows:
 
 
 def cut(source: Source, rate: int, samples: int, channels: int, long: Long) -> Windows:
-    """Returns the windows of a source.
+    """Cuts the recordings of a source into windows.
 
-    long: "windows" cuts consecutive windows. What is left at the end is a window if it is at least half of one. "start": only the
-    first window.
+    long: "windows" cuts consecutive windows; the end of a recording is one more window if it has at least half of the length.
+        "start" takes only the first window.
     """
-    # The resampler may give one sample more or less.
+    # Lengths after resampling, which may differ from the real ones by one sample.
     lengths = np.ceil(source.seconds * rate - 1e-6).astype(np.int64)
     counts = np.ones_like(lengths) if long == "start" else np.maximum(1, (lengths + samples // 2) // samples)
     return Windows(source, rate, samples, channels, np.concatenate([[0], np.cumsum(counts)]))

@@ -1,4 +1,4 @@
-"""Image data sets as functions of (seed, step, row): the config, the splits, and how images are read."""
+"""The data set of images: its config and splits. Batches are functions of (seed, step, row)."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class Images(core.Data):
     dequantize: bool = False
     """Add uniform noise as wide as one level. A density of the pixels then bounds the probability of the levels."""
     patch: tuple[int, ...] = ()
-    """Also give each square patch of pixels of this side as one token of a grid: 2x2 binary pixels are a vocabulary of 16. Two
-    numbers: each square of the first side is a cell of the grid, and its patches of the second side are the cell's tokens, on a
-    last axis. Empty: no tokens."""
+    """Also give the image as a grid of tokens. One number: the side of the square patch of pixels that becomes one token; patches of 2x2
+    binary pixels have a vocabulary of 16. Two numbers: the side of a cell of the grid, then the side of the patches in a cell, whose
+    tokens are the last axis. Empty: no tokens."""
     skip_bad: bool = False
     """Skip images of a folder that cannot be read, and print how many."""
     in_memory: int = 2**31
@@ -126,7 +126,7 @@ class Images(core.Data):
 
 
 def check(config: Images) -> None:
-    """Raises: UserError for options that are wrong whatever the images are."""
+    """Checks the options that do not depend on the images. Raises: UserError if one is wrong."""
     errors.check_positive(**{"--data.batch-size": config.batch_size})
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:

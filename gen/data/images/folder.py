@@ -78,7 +78,7 @@ def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOpt
     # Transparent grey images are grey only on a grey background.
     background = pixels.parse_color(options.background)
     grey = (found["kind"][good] == GREY) & ~(alpha & (len(set(background)) > 1))
-    # Marks of images whose pixels are not simply the stored ones. All others have the digest that they always had.
+    # Marks for the digest of images that are turned upright or get a background. All other images have the same digest as before.
     marks = [" upright" * t + f" on {background}" * a for t, a in zip(turned.tolist(), alpha.tolist(), strict=True)]
     return Source(
         name=name,
@@ -143,7 +143,7 @@ def unreadable(path: Path, reason: str) -> UserError:
 
 
 class Stamp(NamedTuple):
-    """What identifies the files of a folder."""
+    """Facts that identify the files of a folder."""
 
     names: list[str]
     """Relative path and size of each file."""
@@ -230,7 +230,7 @@ def find_reason(path: Path) -> str:
         pixels.read_header(path, thorough=True)
     except ValueError as error:
         return str(error)
-    # The survey may come from the cache, or the file system may have failed only once.
+    # The file can be read now. The survey may come from the cache, or the file system may have failed for a moment.
     return "could not be read when the folder was first surveyed"
 
 

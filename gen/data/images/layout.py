@@ -1,4 +1,4 @@
-"""What the sub-folders of a folder of images mean: splits, classes, or nothing."""
+"""The meaning of the sub-folders of a folder of images: splits, classes, or none."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Parts = tuple[str, ...]
 
 
 class Level(NamedTuple):
-    """The sub-folders that tell images from each other."""
+    """The outermost sub-folders among which the images are divided."""
 
     depth: int
-    """Number of sub-folders above them. Each of these holds all images, so it is no class and no split."""
+    """Number of sub-folders above these. Each of them holds all images, so it is neither a class nor a split."""
     names: list[str]
-    """Sorted. []: the images lie directly in the folder above."""
+    """Sorted names of the sub-folders. []: there are none, and the images lie directly in the folder above."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pairs of pictures, each a target and its source: in two sub-folders, or side by side in one picture."""
+"""Pairs of pictures: a source and its target, in two sub-folders or side by side in one picture."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gen.data.images.sources import Record, Source
 from gen.errors import UserError
 
 Place = Literal["folder", "left", "right"]
-"""Where sources are: in a sub-folder, or in this half of each picture."""
+"""Place of the sources: a sub-folder, or one half of each picture."""
 MAX_NAMED = 3
-"""Pictures without a partner that an error names."""
+"""Maximum number of pictures without a partner that an error names."""
 
 
 class Part(NamedTuple):
-    """One folder of pictures: the targets, the sources, or pictures of both."""
+    """One folder of pictures: targets, sources, or pictures that hold both."""
 
     name: str
     """For messages."""
@@ -42,7 +42,7 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
     parts = list_parts(options.name, source)
     layout = lay_out([file.path for file in parts[0].listing.files], options.splits, options.name)
     opened = [folder.open_listed(part.root, part.listing, layout, options._replace(name=part.name)) for part in parts]
-    # The second listing has the order of the first, so position i is a pair in both.
+    # Both parts are in the order of the targets, so position i is the same pair in both.
     pairs = Pairs(opened)
     height, width, _ = opened[0].shape
     return opened[0]._replace(
@@ -50,7 +50,7 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
         shape=(height, width if source == "folder" else width // 2, max(part.shape[2] for part in opened)),
         read=pairs.read,
         unreadable=pairs.unreadable,
-        # The same files with another half as the source are other data.
+        # The digest depends on the place of the sources, because exchanging source and target gives other data.
         content=sha256(*(part.content for part in opened), source),
         fingerprint=sha256("pairs 1", *(str(part.fingerprint) for part in opened), source),
         older_content=None,
@@ -75,7 +75,7 @@ def list_parts(name: str, source: Place) -> list[Part]:
                 f"--data.name {name!r}: there is no sub-folder {part}; pairs are the sub-folders source and target, or, with "
                 "--data.source left, pictures that hold both"
             )
-    # Listings are in the order of the hashes of their paths, which differ if the endings do.
+    # A listing is in the order of the hashes of its paths, which include the endings. So the sources are sorted like the targets.
     targets, sources = (folder.list_found(root / part, f"{name}/{part}") for part in ("target", "source"))
     matched = sources._replace(files=match(targets, sources, name))
     return [Part(f"{name}/target", root / "target", targets), Part(f"{name}/source", root / "source", matched)]
@@ -109,7 +109,7 @@ class Pairs:
     """Reads the files of pairs by position."""
 
     parts: list[Source]
-    """Targets and sources, or pictures of both."""
+    """[targets, sources], or [pictures that hold both]."""
 
     def read(self, positions: Sequence[int]) -> list[Record]:
         """Returns the paths (target and source, or one picture) and labels of these positions."""
@@ -125,14 +125,14 @@ class Pairs:
 def decode_pair(
     paths: tuple[Path, ...], size: int | None, channels: int, background: Color = WHITE, *, source: Place
 ) -> np.ndarray:
-    """Returns target and source as uint8 [2, height, width, channels]. Arguments as of `pixels.decode`.
+    """Returns target and source as uint8 [2, height, width, channels]. See `pixels.decode` for the arguments.
 
     Raises: ValueError with the reason if one of them cannot be read, or if they differ in size.
     """
     found = [pixels.decode(path, None, channels, background) for path in paths]
     if source != "folder":
         if found[0].shape[1] % 2:
-            raise ValueError("has an odd width, so it is no pair side by side")
+            raise ValueError("has an odd width, so it can't be two pictures of the same size side by side")
         left, right = np.split(found[0], 2, axis=1)
         found = [right, left] if source == "left" else [left, right]
     if found[0].shape != found[1].shape:

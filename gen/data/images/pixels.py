@@ -102,7 +102,7 @@ def parse_color(text: str) -> Color:
 def orientation(image: Image.Image) -> int:
     """Returns the orientation in the EXIF or XMP data of an image, from 1 (upright) to 8. It reads no pixels."""
     try:
-        # Not image.getexif(): that of a PNG file decodes the image, since such data may follow the pixels.
+        # Not image.getexif(): for a PNG file it would decode the image, because metadata may come after the pixels.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:
         # Damaged metadata make Pillow raise nearly anything. Viewers show such an image as it is stored.
@@ -119,7 +119,7 @@ def flatten(image: Image.Image, channels: int, background: Color) -> Image.Image
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
-        # A transparent pixel still has a colour, but it is arbitrary: no viewer shows it.
+        # A transparent pixel has a colour too, but it is arbitrary, and no viewer shows it.
         part = image.crop(box).convert("RGBA")
         behind = Image.new("RGBA", part.size, (*background, 255))
         flat.paste(Image.alpha_composite(behind, part).convert(MODES[channels]), box)
@@ -130,7 +130,8 @@ def crop_centre(image: Image.Image, size: int) -> Image.Image:
     """Resizes the shorter side to `size`, and crops the square in the centre."""
     short, long = sorted(image.size)
     if long > MAX_ASPECT * short:
-        # Otherwise one row of 400,000 pixels would become 64 rows of 25,600,000. The same parity keeps the centre.
+        # Without a crop, one row of 400,000 pixels would become 64 rows of 25,600,000. The new length has the same parity, so that the
+        # centre stays the same.
         most = MAX_ASPECT * short + (long - MAX_ASPECT * short) % 2
         width, height = (min(side, most) for side in image.size)
         left, top = (image.width - width) // 2, (image.height - height) // 2

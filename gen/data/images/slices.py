@@ -1,4 +1,4 @@
-"""Slices of splits in the syntax of TFDS, such as train[:90%]: which images they are, and which ones to suggest."""
+"""Slices of splits in the syntax of TFDS, such as train[:90%]: the images that they select, and suggestions for default slices."""
 
 from __future__ import annotations
 

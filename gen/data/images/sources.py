@@ -22,7 +22,7 @@ N_TRAIN_STACKS, N_TEST_STACKS = 30_000, 3_000
 
 
 class Source(NamedTuple):
-    """Encoded images by position. The splits follow each other."""
+    """Encoded images with random access by position. The splits lie one after the other."""
 
     name: str
     """The --data.name of the config."""

@@ -70,7 +70,7 @@ def divide(text: str, separator: str | None) -> Iterator[str]:
 
 
 def describe(name: str, counts: Counter[str], unit: str) -> str:
-    """Returns a line that says how much was kept and dropped. unit: "documents", or which pairs."""
+    """Returns a line that says how much was kept and dropped. unit: name of what is counted, such as "documents"."""
     return f"{name}: {counts['documents']:,} {unit}, {counts['characters']:,} characters; {describe_dropped(counts)}"
 
 

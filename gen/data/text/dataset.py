@@ -115,7 +115,7 @@ class Text(core.Data):
 
 
 def check(config: Text) -> None:
-    """Raises: UserError for options that are wrong whatever the documents are."""
+    """Checks the options that do not depend on the documents. Raises: UserError if one is wrong."""
     errors.check_positive(
         **{
             "--data.batch-size": config.batch_size,
@@ -165,7 +165,7 @@ class Layout(NamedTuple):
     lengths: Mapping[str, int]
     """{feature: tokens in an example}."""
     protocol: Mapping[str, str | int]
-    """How examples are made of the held-out splits. It is stored next to the scores."""
+    """Returns how the held-out splits are divided into examples. It is stored next to the scores."""
 
 
 def lay_out_windows(config: Text, found: Corpus) -> Layout:
@@ -200,8 +200,8 @@ def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
     counted_by_token: also "kneser_ney", in nats per token.
     """
     train, test = found.tokens["train"][-MAX_COUNTED:], found.tokens["test"][:MAX_COUNTED]
-    # Both baselines get bytes: the pieces of the tokens, with a zero byte for each end token.
-    # A tokenizer's pieces are bytes, so xz and byte n-grams see the same text whatever the tokenizer is.
+    # Both baselines get bytes: the bytes of the tokens, with a zero byte for each end token. So xz and the n-grams over bytes see the
+    # same text with every tokenizer.
     pieces = tokenizers.pieces(found.tokenizer)
     pieces[tokenizers.end(found.tokenizer)] = b"\0"
 

@@ -43,7 +43,7 @@ def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
     """
     for path in sorted(folder.rglob("*.py")):
         place = path.relative_to(folder)
-        # A pipe with such a name would be read for ever.
+        # A pipe with such a name would block the reader for ever.
         if EXCLUDED_FOLDERS & set(place.parts) or not path.is_file():
             continue
         try:

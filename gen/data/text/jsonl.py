@@ -30,7 +30,7 @@ MAX_ARRAY_VALUES = 2**23  # objects and arrays in it: empty ones take 24 times t
 BLANK = "\ufeff \t\r\n"
 START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
 PAIRS = (("source", "target"), ("text", "label"), ("text", "target"), ("source", "label"))
-"""Names of the source and of the target of a pair. If a line has several of them, the first is meant."""
+"""Keys of the source and of the target of a pair. If a line has several of these pairs of keys, the first of them is read."""
 
 
 class Line(NamedTuple):
@@ -137,9 +137,9 @@ def find_form(first: Line, named: Mapping[str, str]) -> Form:
 
 
 def guess_fields(where: str, names: Set[str]) -> tuple[str, ...]:
-    """Returns the names of the fields of a line that has these keys: ("text",), or those of a pair.
+    """Returns which of a line's keys are read: ("text",), or the two keys of a pair.
 
-    Raises: UserError if there are no such keys, or too many.
+    Raises: UserError if the line has no such keys, or if its keys are ambiguous.
     """
     if {"text", "label", "target"} <= names:
         raise UserError(

@@ -69,15 +69,16 @@ def make_pairs(
 
 def find_pairs(stream: np.ndarray, end: int) -> Pairs:
     """Returns the positions of all pairs in a stream."""
-    # Ends 0, 2, 4, ... are in front of prompts, and ends 1, 3, 5, ... in front of targets. The length closes the last pair.
+    # A stream is END prompt END target END prompt ... So even end tokens precede prompts, and odd ones precede targets. The length of
+    # the stream is added as the end of the last target.
     ends = np.append(np.flatnonzero(stream == end), len(stream))
     return Pairs(ends[:-1:2] + 1, ends[1::2] + 1, ends[2::2])
 
 
 def select_pairs(split: str, pairs: Pairs, length: int, source_length: int | None) -> tuple[Pairs, Lost]:
-    """Returns the pairs whose target and its end token fit into `length` tokens, and counts of what does not fit.
+    """Returns the pairs whose targets fit into `length` tokens with an end token, and the numbers of pairs that were cut or dropped.
 
-    source_length: tokens of a separate source. None: the prompt shares the `length` tokens with the target.
+    source_length: number of tokens of a separate source. None: the prompt and the target share the `length` tokens.
 
     Raises: UserError if no pair is left.
     """

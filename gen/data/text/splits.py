@@ -47,7 +47,7 @@ def parse(split: str) -> Split:
 
 @dataclass(frozen=True)
 class Writing:
-    """How the text of a document is written: as it is, or a pair as a prompt and a target."""
+    """Settings that turn a document into texts: one text, or a prompt and a target for a pair."""
 
     pair: PairFields | None
     template: str

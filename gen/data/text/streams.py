@@ -38,7 +38,7 @@ class Streams(NamedTuple):
 
         Returns {"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B]}, the bytes of the targets.
         """
-        # Bits per byte are computed from these, whatever the tokenizer is.
+        # Bits per byte, which don't depend on the tokenizer, are computed from the bytes of the targets.
         bytes_ = np.where(counted, self.widths[tokens], 0).sum(1)
         return {
             "tokens": tokens.astype(np.int32),

@@ -1,4 +1,4 @@
-"""Flows from noise to data along straight lines: the family, its networks and its objectives, as a config or a fork names them."""
+"""Flows from noise to data along straight lines: the family, and the networks, objectives and masks that a config can name."""
 
 from gen.families.flow.family import Flow
 from gen.families.flow.masks import AnyOf, Brightness, Coarse, Half, Known, Mask, Rectangle, Scattered

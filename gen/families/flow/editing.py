@@ -1,4 +1,4 @@
-"""Which pictures a request gives to a flow, and what they say of the samples."""
+"""The pictures that a user gives to a flow: checks them, and turns them into the known values of the samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from gen.families.flow.sampling import Request
 
 
 def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, ...], dtype: DTypeLike) -> Known | None:
-    """Returns what the given pictures say of the samples, [n, *axes, C] and [n, *axes, 1]. None: nothing.
+    """Returns the known values of n samples and their mask, [n, *axes, C] and [n, *axes, 1], for the request's mode.
+
+    None: the mode is `generate` or `edit`, which fix no values.
 
     given: "image" [m, height, width, channels] in [-1, 1], and for inpainting "mask" [m, height, width, 1], 1 where the picture is
-    known. Sample i has the picture i modulo m. shape: of one sample.
+    known. Sample i uses picture i modulo m. shape: (*axes, C) of one sample.
 
     Raises: UserError if they are missing, or have another size or number of channels than the request's mode needs.
     """
@@ -35,10 +37,10 @@ def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, .
         case "colorize":
             if shape[-1] == 1:
                 raise UserError("the run has grey pictures, so it has no colours to add")
-            # A picture with colours is as good as a grey one: its colours are not read.
+            # The picture may have colours. Only their mean is read.
             check_shape("the picture", (*x.shape[1:-1], shape[-1]), shape)
             return without_color(x, shape[-1])
-    # To upscale. The mean of a square of pixels is what a smaller picture has in its place.
+    # Mode upscale: each pixel of the smaller picture is the mean of a square of pixels of the sample.
     factor = shape[0] // x.shape[1]
     if factor < 2 or tuple(factor * size for size in x.shape[1:-1]) != shape[:-1]:
         raise UserError(
@@ -63,5 +65,5 @@ def take(given: Mapping[str, Array], name: str, request: Request, dtype: DTypeLi
     if name not in given:
         raise UserError(f"mode {request.mode} needs a picture: give --{name} FILE")
     x = jnp.asarray(given[name], dtype)
-    # One picture serves all samples. Scores of many samples go round the held-out sources.
+    # A single picture is used for all samples. With several pictures, samples use them in turn.
     return x[jnp.arange(request.n) % len(x)]

@@ -2,11 +2,11 @@
 
 family      the hyper-parameters, and the model that they build
 objectives  training losses, from the line between an example and noise
-masks       what the network is given of an example, so that it completes the rest
+masks       masks that show the network a part of an example, so that it learns to complete the rest
 model       the velocity network on a batch, guidance, and samples
-editing     the pictures that a request gives
+editing     pictures that a user gives: to inpaint, upscale, colorize, edit or translate
 samplers    solvers of the differential equation
-sampling    the request, and the ways from noise to examples and back
+sampling    the request, and the functions from noise to examples and back
 likelihood  bits per dimension of held-out examples
 """
 
@@ -44,12 +44,12 @@ class Flow(learner.LearnedFamily):
     label_dropout: float = 0.1
     """Probability that a training example's label and caption are left out, so that samples can be guided."""
     given: Mask | None = None
-    """Mask of what the network is given of each training example, such as AnyOf(). The model then completes pictures. None:
-    nothing is given."""
+    """Mask that shows the network a part of each training example, such as AnyOf(). The model then learns to complete pictures.
+    None: the network sees x_t alone."""
     likelihood_steps: int = 32
     """Steps of the differential equation for bits_per_dim in the final test."""
     likelihood_probes: int = 2
-    """Random vectors for each divergence in bits_per_dim."""
+    """Random vectors with which each divergence in bits_per_dim is estimated, at least 2."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +57,7 @@ class Flow(learner.LearnedFamily):
         check_positive(likelihood_steps=self.likelihood_steps)
         if self.likelihood_probes < 2:
             raise UserError(
-                f"likelihood_probes is {self.likelihood_probes}; their spread is the error, so use at least 2"
+                f"likelihood_probes is {self.likelihood_probes}; the error is estimated from their spread, so use at least 2"
             )
 
     def tiny(self) -> Flow:
@@ -90,7 +90,7 @@ class Flow(learner.LearnedFamily):
             rules=self.network.rules,
             protocol=likelihood.protocol(),
         )
-        # A likelihood takes many evaluations per example, so it is left to the final test.
+        # A likelihood takes many evaluations of the network per example, so only the final test computes it.
         if likelihood.mismatch is not None:
             return parts
 
@@ -108,9 +108,11 @@ class Flow(learner.LearnedFamily):
             jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, dtype))
         source = find_source(spec, feature.shape)
         if source is not None and self.conditional:
-            raise UserError("a flow of pairs reads their sources and no labels; the fix: --model.conditional False")
+            raise UserError(
+                "a flow on pairs reads the sources, and can't also read labels; the fix: --model.conditional False"
+            )
         read = find_conditions(spec) if self.conditional else Conditions()
-        # The encoder is trained with the velocity, and its vector joins that of the time.
+        # The encoder is trained together with the velocity. Its vector is added to the vector of the time.
         encoder = None
         if read.caption is not None:
             encoder = TextEncoder(read.caption.vocab or 1, read.end, width, dtypes)

@@ -19,10 +19,10 @@ from gen.families.vae.likelihoods import log_cell
 from gen.networks.gaussian import LOG_2PI
 
 Probes = Callable[[Array], Array]
-"""(number of the step, int32 []) -> vectors v [K, B, ...] with E[v v^T] = I, or a basis."""
+"""(index of the step, int32 []) -> vectors v [K, B, ...] with E[v v^T] = I, or the vectors of a basis, for tests."""
 WARP = 8.0
-"""Natural logarithm of the ratio between the lengths of the last and the first step. The divergence of a flow to bytes grows like
-1 / t down to t = 0.002, the standard deviation of a dequantized byte."""
+"""Log of the ratio of the last step's length to the first one's. Steps are short near t = 0: on dequantized bytes the divergence
+grows like 1 / t until t is about 0.002, the standard deviation of the dequantization noise."""
 
 
 def log_density(velocity: Velocity, x: Array, steps: int, probes: Probes) -> Array:
@@ -42,7 +42,7 @@ def log_density(velocity: Velocity, x: Array, steps: int, probes: Probes) -> Arr
         v, div = divergence(lambda x: velocity(x, t, t), x, probes(i))
         inner = (i > 0) & (i < steps)
         total += jnp.where(inner, 1.0, 0.5) * rate / steps * div
-        # At the end s = t: only the divergence is needed.
+        # In the last iteration s = t, so x does not move: only the divergence is needed.
         w = velocity(x + (s - t) * v, s, s)
         return (x + (s - t) * (v + w) / 2, total), None
 
@@ -53,12 +53,12 @@ def log_density(velocity: Velocity, x: Array, steps: int, probes: Probes) -> Arr
 
 
 def warp(u: Array) -> tuple[Array, Array]:
-    """Returns the time t of u, both from 0 to 1, and dt/du, which is e^WARP times larger at 1 than at 0."""
+    """Maps u in [0, 1] to (t in [0, 1], dt/du). dt/du is e^WARP times larger at u = 1 than at u = 0."""
     return jnp.expm1(WARP * u) / jnp.expm1(WARP), WARP * jnp.exp(WARP * u) / jnp.expm1(WARP)
 
 
 def divergence(function: Callable[[Array], Array], x: Array, probes: Array) -> tuple[Array, Array]:
-    """Returns function(x) [B, ...] and v^T J v of its Jacobian J at each example, for probes v [K, B, ...]: [K, B]."""
+    """Returns function(x) [B, ...], and v^T J v [K, B] for each probe v [K, B, ...], where J is the Jacobian at an example of x."""
     value, pullback = jax.vjp(function, x)
     pulled = jax.vmap(lambda v: pullback(v)[0])(probes)
     return value, (probes * pulled).sum(tuple(range(2, probes.ndim)))
@@ -84,7 +84,7 @@ class Likelihood:
     steps: int
     """Steps of the differential equation."""
     probes: int
-    """Estimates of each example's likelihood, at least 2: their spread gives the error."""
+    """Number of estimates of each example's likelihood, at least 2. Their spread gives the error."""
 
     @property
     def mismatch(self) -> str | None:
@@ -96,16 +96,16 @@ class Likelihood:
         return None
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the sums over "data" of -log p(x) in nats, and of the variance of its estimates."""
+        """Returns sums over the axis "data" of -log p(x) in nats, and of the variance of the estimates of log p(x)."""
         x, condition = self.model.inputs(batch)
-        # Of an example of which nothing is given, but its source.
+        # The likelihood of whole examples: no pixels are given. A model of pairs still reads the source.
         velocity = self.model.velocity(self.weights(state), condition, context=self.model.context(x, batch))
         probes = partial(draw_probes, axis.example_keys(key, batch["row"]), self.probes, x)
         nll = -log_density(velocity, x, self.steps, probes) - log_cell(self.feature)
         return axis.mean_sums(batch, {"nll_bound": nll.mean(0), "variance": nll.var(0, ddof=1) / self.probes})
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-        """Returns the metrics of a split from its sums. If they have a likelihood, adds it in bits per dimension."""
+        """Returns the metrics of a split from its sums. If the sums have a likelihood of pixels, adds it in bits per dimension."""
         value = means({name: sums[name] for name in sums if name != "variance"})
         if "variance" in sums and self.feature.levels is not None:
             total, count = (float(x) for x in sums["variance"])

@@ -1,4 +1,4 @@
-"""What a flow is given of an example: some pixels, the means of squares of pixels, or the brightness without the colour.
+"""Masks that show a flow a part of an example: some pixels, the means of squares of pixels, or the brightness without the colour.
 
 A config names a mask: `given=Rectangle()`, or `given=AnyOf((Rectangle(), Coarse(4)))`. Subclass `Mask` to add one.
 """
@@ -16,20 +16,19 @@ from gen.core import Array, Key
 from gen.errors import UserError, check_fraction, check_positive
 
 NOTHING_GIVEN = 0.1
-"""Probability that a training example is hidden whole, so that a flow with masks also makes samples of noise alone."""
+"""Probability that nothing of a training example is shown, so that a flow with masks also learns to generate whole pictures."""
 
 
 class Known(NamedTuple):
-    """What is known of examples. The axes in front of the arrays, such as a batch, are the same."""
+    """The known values of examples, and a mask that says where they are. Both arrays have the same leading axes, such as a batch."""
 
     image: Array
     """[..., *axes, C]. The known values, and 0 where nothing is known."""
     mask: Array
-    """[..., *axes, 1]. 1: the value is known. 0: it is hidden. Between: `image` has the mean of values, and this is 1 / their
-    number."""
+    """[..., *axes, 1]. 1: the value is known. 0: it is hidden. 1 / n: only the mean of n values is known, and `image` has that mean."""
 
     def paste(self, x: Array) -> Array:
-        """Returns examples x, shaped as `image`, with the values that are known."""
+        """Returns x, shaped as `image`, with the known values in place of its own. Means are not pasted."""
         return jnp.where(self.mask == 1, self.image, x)
 
 
@@ -38,7 +37,7 @@ class Mask:
     """A way to hide a part of an example."""
 
     def draw(self, key: Key, x: Array) -> Known:
-        """Returns what is given of one example x [*axes, C]. All noise is drawn from the key."""
+        """Draws a mask, and returns the values of one example x [*axes, C] that it shows. All noise is drawn from the key."""
         raise NotImplementedError
 
 
@@ -53,11 +52,11 @@ class Rectangle(Mask):
         check_fraction(outside=self.outside)
 
     def draw(self, key: Key, x: Array) -> Known:
-        # A rectangle of all positions hides an example whole, or shows it whole. Both are rare.
+        # The rectangle may cover the whole example, or nothing of it. Both are rare.
         corner_key, choice_key = jax.random.split(key)
         inside = jnp.ones((*x.shape[:-1], 1), bool)
         for i, size in enumerate(x.shape[:-1]):
-            # Two borders between positions. Their positions are uniform, so that sides of all lengths occur.
+            # The rectangle's two borders on this axis. Both are uniform, so sides of all lengths occur.
             ends = jax.random.randint(jax.random.fold_in(corner_key, i), (2,), 0, size + 1)
             at = along(size, i, x)
             inside &= (ends.min() <= at) & (at < ends.max())
@@ -73,7 +72,7 @@ class Half(Mask):
         axes = x.shape[:-1]
         firsts = [jnp.broadcast_to(along(size, i, x) < size // 2, (*axes, 1)) for i, size in enumerate(axes)]
         first = jnp.stack(firsts)[jax.random.randint(axis_key, (), 0, len(axes))]
-        # Equal to True keeps the first half, and equal to False the second.
+        # A coin decides which half is shown: the first if it is True, and the second if it is False.
         return show(x, first == jax.random.bernoulli(side_key))
 
 
@@ -83,7 +82,7 @@ class Scattered(Mask):
 
     def draw(self, key: Key, x: Array) -> Known:
         rate_key, choice_key = jax.random.split(key)
-        # A fixed rate would leave the network unprepared for pictures of which more or less is known.
+        # With one fixed rate, the network would never see pictures with more or fewer known pixels.
         rate = jax.random.uniform(rate_key, dtype=x.dtype)
         return show(x, jax.random.uniform(choice_key, (*x.shape[:-1], 1), x.dtype) < rate)
 
@@ -97,7 +96,9 @@ class Coarse(Mask):
 
     def __post_init__(self):
         if self.factor < 2:
-            raise UserError(f"factor of Coarse is {self.factor}; squares of 1 hide nothing, so use at least 2")
+            raise UserError(
+                f"factor of Coarse is {self.factor}; a square of one pixel hides nothing, so use at least 2"
+            )
 
     def draw(self, key: Key, x: Array) -> Known:
         return enlarge(shrink(x, self.factor), self.factor)
@@ -109,7 +110,7 @@ class Brightness(Mask):
 
     def draw(self, key: Key, x: Array) -> Known:
         if x.shape[-1] == 1:
-            raise UserError("the mask Brightness needs pictures with colours, and they are grey; choose another mask")
+            raise UserError("the mask Brightness needs colours, and the pictures are grey; choose another mask")
         return without_color(x, x.shape[-1])
 
 
@@ -125,13 +126,13 @@ class AnyOf(Mask):
 
     def draw(self, key: Key, x: Array) -> Known:
         choice_key, draw_key = jax.random.split(key)
-        # Under vmap all masks are drawn and one is kept. They cost nothing next to the network.
+        # Under vmap, `switch` draws all masks and keeps one. That is cheap compared with the network.
         choice = jax.random.randint(choice_key, (), 0, len(self.masks))
         return jax.lax.switch(choice, [mask.draw for mask in self.masks], draw_key, x)
 
 
 def draw_known(mask: Mask, keys: Key, x: Array) -> Known:
-    """Returns what is given of each training example x [B, *axes, C]: a mask's draw, or nothing. keys: [B]."""
+    """Draws a mask for each training example x [B, *axes, C], or hides it whole with probability NOTHING_GIVEN. keys: [B]."""
 
     def draw(key: Key, x: Array) -> Known:
         nothing_key, mask_key = jax.random.split(key)
@@ -147,13 +148,13 @@ def along(size: int, axis: int, x: Array) -> Array:
 
 
 def nothing(x: Array) -> Known:
-    """Returns what is known of examples x [..., C] of which nothing is given."""
+    """Returns the `Known` that hides examples x [..., C] whole."""
     return Known(jnp.zeros_like(x), jnp.zeros_like(x[..., :1]))
 
 
 def show(x: Array, known: Array) -> Known:
     """Returns the values of x [..., C] at the positions that are known, bool [..., 1]."""
-    # Not a product with the mask: that would keep hidden values that are not finite.
+    # `where` and not a product with the mask, because 0 * nan is nan.
     mask = known.astype(x.dtype)
     return Known(jnp.where(known, x, 0), mask)
 
@@ -168,13 +169,13 @@ def shrink(x: Array, factor: int) -> Array:
         raise UserError(
             f"squares of side {factor} do not divide {'x'.join(map(str, sides))} positions; choose a factor that does"
         )
-    # Each axis becomes two: the squares, and the positions inside of one.
+    # Each axis is split in two: the index of a square, and the position inside of it.
     blocks = x.reshape(*(part for size in sides for part in (size // factor, factor)), x.shape[-1])
     return blocks.mean(tuple(range(1, 2 * len(sides), 2)))
 
 
 def enlarge(means: Array, factor: int) -> Known:
-    """Returns what the means of squares [*axes, C] say of an example whose axes are `factor` times longer."""
+    """Returns the `Known` of an example of which the means of squares of side `factor` are known, [*axes, C]."""
     image = means
     for i in range(means.ndim - 1):
         image = image.repeat(factor, axis=i)
@@ -182,6 +183,6 @@ def enlarge(means: Array, factor: int) -> Known:
 
 
 def without_color(x: Array, channels: int) -> Known:
-    """Returns what the mean over the channels of x [..., C] says of examples with `channels` channels."""
+    """Returns the `Known` of examples with `channels` channels of which only the mean colour is known: the mean of x [..., C]."""
     mean = x.mean(-1, keepdims=True)
     return Known(mean.repeat(channels, axis=-1), jnp.full_like(mean, 1 / channels))

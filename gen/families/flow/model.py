@@ -23,9 +23,9 @@ from gen.families.flow.sampling import Request, generate
 from gen.networks import velocity
 
 FEATURES = ("image", "latent")
-"""Names of the features that a flow can model. The first one that the data have is modelled."""
+"""Names of the features that a flow can model. It models the first of them that the data have."""
 GENERATE_CHUNK = 256
-"""Number of examples that are generated at once. It bounds the memory of a large request."""
+"""Number of examples that are generated at once. This bounds the memory of a large request."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class FlowModel:
     dtype: DTypeLike
     """Dtype of examples, noise, times and losses."""
     mask: Mask | None = None
-    """What the network is given of training examples. None: nothing."""
+    """Mask that shows the network a part of each training example. None: it shows nothing."""
     source: tuple[int, ...] | None = None
-    """(*axes, channels) of the source of each example, which the network reads. None: the data have none."""
+    """(*axes, channels) of each example's source, which the network reads. None: the data are no pairs."""
 
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
@@ -55,15 +55,17 @@ class FlowModel:
         return {"velocity": self.network.init(key, read, time, time, *self.conditions.none(1))["params"]}
 
     def apply(self, params: Params, condition: Condition, context: Array | None, x: Array, r: Array, t: Array) -> Array:
-        """Returns the mean velocities from the times r to t [B], shaped as x [B, ...]. context: see `context`."""
+        """Returns the mean velocities between the times r and t [B], shaped as x [B, ...]. context: returned by `context`."""
         variables, read = {"params": params["velocity"]}, add_channels(x, context)
         return self.network.apply(variables, read, r, t, *condition).astype(self.dtype)  # pyright: ignore
 
     def context(self, x: Array, batch: Mapping[str, Array], known: Known | None = None) -> Array | None:
-        """Returns what the network reads next to x_t: [known values, mask, source], [B, *axes, any channels]. None: nothing.
+        """Returns the channels that the network reads in addition to x_t: known values, their mask, and the source, [B, *axes, D].
 
-        x: [B, *axes, C], for its shape and dtype alone. batch: has "source" [B, ...] if the data do. known: of the examples.
-        None: nothing is given.
+        None: the model has neither masks nor sources.
+
+        x: [B, *axes, C], of which only the shape and the dtype are used. batch: has "source" [B, *axes, D] if the data are pairs.
+        known: the known values of the examples. None: nothing is known.
         """
         read = [] if self.mask is None else list(known or nothing(x))
         if self.source is not None:
@@ -80,7 +82,7 @@ class FlowModel:
         x, condition = self.inputs(batch)
         known = None
         if self.mask is not None:
-            # Models without masks keep the noise that they always had.
+            # Keys are split once more only if there is a mask, so that the noise of older runs without masks stays the same.
             drop_keys, mask_keys = split_keys(drop_keys, 2)
             known = draw_known(self.mask, mask_keys, x)
         context = self.context(x, batch, known)
@@ -96,20 +98,21 @@ class FlowModel:
     ) -> Velocity:
         """Returns the velocity that samplers follow, with the request's guidance.
 
-        context: see `context`; needed by a model with masks or sources.
+        context: returned by `context`. A model with masks or sources needs it.
 
-        Raises: UserError for guidance of a model that can't have it.
+        Raises: UserError if the request asks for guidance and the model can't be guided.
         """
         self.check_guidance(request)
         plain = partial(self.apply, params, condition, context)
         guided = partial(self.apply_guided, request, params, condition, context)
 
         def at(x: Array, t: Array, s: Array) -> Array:
-            # Mean velocities are known from earlier times to x alone, so on the way to noise it is the velocity at x.
+            # The network takes r <= t. A sampler goes from t to s, so r = s on the way to an example (s < t). On the way to noise
+            # (s > t) r = t, which gives the velocity at t.
             times = jnp.full(len(x), jnp.minimum(s, t)), jnp.full(len(x), t)
             if request.guidance == 1:
                 return plain(x, *times)
-            # Guidance takes a second evaluation, so the program branches instead of choosing between two results.
+            # `cond` and not `where`: outside of the interval, the second evaluation of the network is not computed.
             inside = (request.guidance_from <= t) & (t <= request.guidance_to)
             return jax.lax.cond(inside, guided, plain, x, *times)
 
@@ -126,7 +129,7 @@ class FlowModel:
         t: Array,
     ) -> Array:
         """Returns velocities as `apply`, guided by the condition. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
-        # One call of the network for both, on a batch of twice the size.
+        # One call computes both velocities, on a batch of twice the size: first with the condition, then without.
         both = jax.tree.map(twice, condition, self.conditions.none(len(x)))
         context, x, r, t = jax.tree.map(lambda a: twice(a, a), (context, x, r, t))
         v, base = jnp.split(self.apply(params, both, context, x, r, t), 2)
@@ -147,11 +150,11 @@ class FlowModel:
             return
         if self.name != "image":
             raise UserError(
-                f"mode {request.mode} changes pictures, and the flow makes latents; the fix: a flow of images"
+                f"mode {request.mode} changes pictures, and this flow generates latents; the fix: use a flow of images"
             )
         if self.source is not None:
             raise UserError(
-                f"mode {request.mode} is for flows without sources, and this one translates them; leave it out"
+                f"mode {request.mode} is for flows without sources, and this flow translates pairs; leave --mode out"
             )
         if request.mode != "edit" and self.mask is None:
             raise UserError(
@@ -159,14 +162,16 @@ class FlowModel:
             )
 
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns samples [n, *axes, C], float32, and the conditions that the model reads: "labels" int32 [n], "captions" int32
-        [n, L]. keys: [n].
+        """Returns {"samples": float32 [n, *axes, C]}, with "labels" int32 [n] or "captions" int32 [n, L] if the model reads them.
 
-        given: may hold labels and prompts (see labels_to_generate and captions_to_generate).
-        It may also hold the pictures that the request's mode needs (`editing`). Known pixels are kept. A model with sources needs
-        "source" [m, *axes, C], of which sample i has the one at i modulo m, and returns "source" [n, *axes, C].
+        A model of pairs also returns "source" [n, *axes, C].
 
-        Raises: UserError for guidance, a label or a mode that the model does not have, or for pictures that do not fit.
+        keys: [n].
+        given: may hold labels and prompts (see labels_to_generate and captions_to_generate), and the pictures that the request's mode
+            needs (see `editing`). Known pixels are kept. A model of pairs needs "source" [m, *axes, C]: sample i translates source
+            i modulo m.
+
+        Raises: UserError for guidance, a label or a mode that the model does not support, or for pictures of a wrong size.
         """
         self.check_mode(request)
         condition = self.conditions.to_generate(request.n, request.label, given)
@@ -185,23 +190,23 @@ class FlowModel:
             noise, condition, context = inputs
             return generate(self.velocity(params, condition, request, context), noise, request, start)
 
-        # Steps of length 0 would divide by 0.
+        # An edit of strength 0 returns the picture. Solving from t = 0 to t = 0 would divide by a step of length 0.
         samples = noise
         if start > 0:
             inputs = noise, condition, self.context(noise, source, known)
             samples = map_chunks(follow, inputs, GENERATE_CHUNK)
         samples = samples.astype(jnp.float32)
         if known is not None:
-            # The network only comes near them.
+            # The network's output is only near the known values, so they are pasted.
             samples = known.paste(samples).astype(jnp.float32)
         if self.name == "image":
-            # Solvers end near the data, and may leave the range of pixels.
+            # A solver's error can lead out of the range of pixels.
             samples = samples.clip(-1, 1)
         return {"samples": samples, **source, **condition.arrays()}
 
 
 def add_channels(x: Array, context: Array | None) -> Array:
-    """Returns x [B, *axes, C] with the channels of the context, if there is one, after its own."""
+    """Returns x [B, *axes, C] with the context's channels appended, if there is a context."""
     return x if context is None else jnp.concatenate([x, context], axis=-1)
 
 
@@ -227,5 +232,7 @@ def find_source(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
     source = spec["source"].shape
     if source[:-1] != shape[:-1]:
-        raise UserError(f"a flow reads sources of the size of its examples, {shape[:-1]}, and they have {source[:-1]}")
+        raise UserError(
+            f"sources must have the size of the examples, {shape[:-1]}, and they have {source[:-1]}; use pairs of one size"
+        )
     return source

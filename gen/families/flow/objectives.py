@@ -28,7 +28,7 @@ class Objective:
     """A training loss, and the request of models that are trained on it."""
 
     request: ClassVar[type[Request]] = Request
-    """How samples are drawn by default."""
+    """Class of the requests to a model that is trained with this loss. Its defaults suit the loss."""
 
     def loss(self, u: Network, params: Params, x: Array, keys: Key) -> Array:
         """Returns the loss of each example, [B]. All noise of an example is drawn from its key.
@@ -43,12 +43,12 @@ class FlowMatching(Objective):
     """|u(x_t, t) - (e - x)|^2, averaged over dimensions. Lipman et al. 2023, equation 23; Liu et al. 2023, equation 1."""
 
     mean: float = 0.0
-    """Mean of the logit of t, which is normal (Esser et al. 2024, equation 19). Higher: more noise."""
+    """Mean of logit(t), which has a normal distribution (Esser et al. 2024, equation 19). Higher: more noise."""
     std: float = 1.0
-    """Standard deviation of the logit of t."""
+    """Standard deviation of logit(t)."""
     weight: Literal["velocity", "data", "noise", "likelihood"] = "velocity"
-    """Whose squared error is the loss. velocity: of e - x. data: of x. noise: of e. likelihood: of x, times the derivative of the
-    signal-to-noise ratio, whose integral over t bounds the likelihood (Kingma et al. 2021, equation 17)."""
+    """Quantity whose squared error is the loss. velocity: e - x. data: x. noise: e. likelihood: x, and the error is multiplied by the
+    derivative of the signal-to-noise ratio. The integral of that loss over t bounds the likelihood (Kingma et al. 2021, equation 17)."""
 
     def __post_init__(self):
         check_finite(mean=self.mean)
@@ -75,22 +75,22 @@ class FlowMatching(Objective):
 
 @dataclass(frozen=True)
 class MeanFlow(Objective):
-    """Learns mean velocities, so that one step leads from noise to an example. Geng et al. 2025, algorithm 1.
+    """Learns the mean velocity between two times, so that one step leads from noise to an example. Geng et al. 2025, algorithm 1.
 
-    It is stable in small models if most pairs have r = t, and if it starts from a flow that was trained by FlowMatching
-    (--init-from).
+    Training is stable in small models if most pairs of times have r = t, and if it starts from a flow that was trained with
+    FlowMatching (--init-from).
     """
 
     request = OneStepRequest
 
     mean: float = -0.4
-    """Mean of the logits of r and t, which are normal."""
+    """Mean of logit(r) and logit(t), which have normal distributions."""
     std: float = 1.0
-    """Standard deviation of these logits."""
+    """Standard deviation of logit(r) and logit(t)."""
     equal: float = 0.75
-    """Fraction of the pairs with r = t, which are flow matching."""
+    """Fraction of the pairs of times with r = t. For these the loss is that of flow matching."""
     power: float = 1.0
-    """p of the adaptive weight 1 / (error + 0.001)^p, which lets no example dominate a gradient. 0: no weight."""
+    """Exponent p of the adaptive weight 1 / (error + 0.001)^p, which keeps an example from dominating a gradient. 0: no weight."""
 
     def __post_init__(self):
         check_finite(mean=self.mean)
@@ -103,12 +103,12 @@ class MeanFlow(Objective):
         e = draw_normal(e_keys, x)
         r, t = self.draw_times(x, *pair_keys)
         x_t, v = interpolate(x, e, t), e - x
-        # du/dt along the path, at parameters without a gradient, because the target has none.
+        # du/dt along the path. The target is a constant, so no gradient flows through these parameters.
         fixed = partial(u, jax.lax.stop_gradient(params))
         _, du_dt = jvp(fixed, (x_t, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
         error = mean_square(u(params, x_t, r, t) - jax.lax.stop_gradient(v - expand(t - r, x) * du_dt))
         weight = jax.lax.stop_gradient((error + 1e-3) ** -self.power)
-        # The value is the error itself. Only its gradient is weighted: with p = 1 the weighted error is always about 1.
+        # The value is the unweighted error, because with p = 1 the weighted error is always about 1. Only the gradient is weighted.
         return jax.lax.stop_gradient(error) + weight * (error - jax.lax.stop_gradient(error))
 
     def draw_times(self, x: Array, first: Key, second: Key, equal: Key) -> tuple[Array, Array]:
@@ -125,7 +125,7 @@ def interpolate(x: Array, e: Array, t: Array) -> Array:
 
 
 def draw_normal(keys: Key, x: Array) -> Array:
-    """Draws standard normal noise shaped as x [B, ...], each example's from its key. keys: [B]."""
+    """Draws standard normal noise shaped as x [B, ...]. The noise of an example is drawn from its key. keys: [B]."""
     return jax.vmap(partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype))(keys)
 
 

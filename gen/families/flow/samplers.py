@@ -1,7 +1,7 @@
 """Solvers of the flow's differential equation dx/dt = v(x, t), as pure functions.
 
-A sampler follows a velocity through `times`, [steps + 1]: down from 1 to 0 it makes samples of noise, and up from 0 to 1 noise of
-examples. All of them are scans, so the program's size does not depend on the number of steps.
+A sampler follows a velocity through `times`, [steps + 1]. Times that fall from 1 to 0 turn noise into samples. Times that rise from
+0 to 1 turn examples into noise. Each sampler is a scan, so the size of the compiled program does not depend on the number of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Sampler = Callable[[Velocity, Array, Array], Array]
 
 
 def euler(velocity: Velocity, x: Array, times: Array) -> Array:
-    """Follows the velocity at the beginning of each step. Order 1; one evaluation per step. It is exact for mean velocities."""
+    """Follows the velocity at the beginning of each step. Order 1; one evaluation per step. With exact mean velocities it is exact."""
 
     def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = ends
@@ -30,7 +30,7 @@ def euler(velocity: Velocity, x: Array, times: Array) -> Array:
 
 
 def heun(velocity: Velocity, x: Array, times: Array) -> Array:
-    """Follows the mean of the velocities at both ends of each step. Order 2; two evaluations per step. Karras et al. 2022."""
+    """Follows the average of the velocities at both ends of each step. Order 2; two evaluations per step. Karras et al. 2022."""
 
     def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = ends
@@ -42,9 +42,9 @@ def heun(velocity: Velocity, x: Array, times: Array) -> Array:
 
 
 def multistep(velocity: Velocity, x: Array, times: Array) -> Array:
-    """Follows a line through the velocities of this step and the last one (Adams and Bashforth).
+    """Extrapolates the velocity linearly from the beginnings of this step and of the previous one (Adams and Bashforth).
 
-    Order 2; one evaluation per step. Steps may have different lengths. The first step is one of `euler`.
+    Order 2; one evaluation per step. Steps may have different lengths. The first step is an Euler step.
     """
 
     def step(carry: tuple[Array, Array, Array], ends: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], None]:

@@ -1,4 +1,4 @@
-"""How a trained flow is sampled: the request, guidance, and the way back from an example to its noise."""
+"""Samples from a trained flow: the request, from noise to examples, and back from examples to their noise."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Request(LabelRequest):
     }
 
     steps: int = 12
-    """Steps from noise to sample. The network is evaluated once per step, by heun twice, and twice as often with guidance."""
+    """Steps from noise to sample. The network is evaluated once per step, and twice with heun. Guidance doubles the evaluations."""
     sampler: Literal["euler", "heun", "multistep"] = "multistep"
     """Solver: Euler (order 1), Heun (order 2) or a second-order multistep method."""
     guidance: float = 1.0
     """Weight w of the label or caption c: v(x) + w (v(x | c) - v(x)). Above 1, samples are more typical of c and less varied."""
     guidance_from: float = 0.0
-    """Guidance is used at times t from here, in [0, 1]. t = 1 is noise. Kynkäänniemi et al. 2024."""
+    """Lower end of the interval of times t in which guidance is used, in [0, 1]. t = 1 is noise. Kynkäänniemi et al. 2024."""
     guidance_to: float = 1.0
-    """Guidance is used at times t up to here."""
+    """Upper end of the interval of times t in which guidance is used, in [0, 1]."""
     mode: Literal["generate", "inpaint", "upscale", "colorize", "edit"] = "generate"
-    """`generate`: samples of noise, or, of pairs, translations of --image. `inpaint`: fills the white part of --mask in --image.
-    `upscale`: samples whose squares of pixels have the means in a smaller --image. `colorize`: samples with the brightness of
-    --image. These three need a model that was trained with masks (`given`). `edit`: adds noise to --image and removes it again
-    (Meng et al. 2022)."""
+    """`generate`: samples from noise; a run on pairs translates --image. `inpaint`: fills the white part of --mask in --image.
+    `upscale`: samples that look like the smaller --image if they are shrunk. `colorize`: samples with the brightness of --image.
+    These three need a model that was trained with masks (`given`). `edit`: adds noise to --image, and removes it again (Meng et al.
+    2022)."""
     strength: float = 0.5
-    """Of an edit: the time t to which noise is added, in [0, 1]. 0 keeps the picture, and 1 keeps nothing of it."""
+    """Mode edit: time t up to which noise is added, in [0, 1]. 0 keeps the picture, and 1 keeps nothing of it."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,22 +63,25 @@ class Request(LabelRequest):
 
 @dataclass(frozen=True)
 class OneStepRequest(Request):
-    """Request of a model of mean velocities. More steps are possible."""
+    """Request to a model of mean velocities (MeanFlow). It takes one step by default."""
 
     steps: int = 1
     sampler: Literal["euler", "heun", "multistep"] = "euler"
 
 
 def generate(velocity: Velocity, noise: Array, request: Request, start: float = 1.0) -> Array:
-    """Follows the velocity from noise [B, ...] at t = 1 to examples at t = 0. start: another time to begin at, in (0, 1]."""
-    # Time runs backwards: it is 1 at the noise.
+    """Follows the velocity from noise [B, ...] at t = 1 to examples at t = 0.
+
+    start: time at which to begin, in (0, 1]. Below 1, `noise` is x_t at that time.
+    """
+    # Times fall from `start` to 0, because t = 1 is noise.
     return SAMPLERS[request.sampler](velocity, noise, start * _times(request, noise)[::-1])
 
 
 def invert(velocity: Velocity, x: Array, request: Request) -> Array:
     """Follows the velocity from examples x [B, ...] at t = 0 to their noise at t = 1, from which `generate` makes them again.
 
-    The difference is the error of the sampler, which falls with request.steps.
+    They come back with an error, which is smaller with more steps (request.steps).
     """
     return SAMPLERS[request.sampler](velocity, x, _times(request, x))
 

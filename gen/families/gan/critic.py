@@ -55,7 +55,7 @@ class Critic:
             loss, d, opt_state, self.optimizer, CriticBatch(real, fake), self.microbatches
         )
         metrics = axis.mean(metrics)
-        # After the mean over devices, so that every device takes the same new strength.
+        # The strength is adapted by metrics that are means over all devices, so that it is equal on every device.
         if self.player.augment:
             examples = axis.total(real.image.shape[0])
             strength = self.player.augment.adapt(stats["augment"], metrics["score/sign"], examples)

@@ -38,7 +38,7 @@ class Judgement(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A batch as the players take it."""
+    """A batch in the form that the players read."""
 
     image: Array
     """[B, H, W, C] in [-1, 1]."""
@@ -130,7 +130,7 @@ class Players(Judge):
         row: int32 [B]. The noise belongs to (key, row).
         """
 
-        # From the key and the row alone, so that sample i does not depend on the number of samples or devices.
+        # Latents are drawn from the key and the row alone, so that sample i does not depend on the number of samples or devices.
         def draw(key: Key) -> Array:
             if truncation is None:
                 return jax.random.normal(key, (self.latent,), self.dtype)
@@ -170,5 +170,5 @@ def pack_images(x: Array, pack: int) -> Array:
 
 
 def _with_new(stats: Stats, player: str, new: Params) -> Stats:
-    """Returns the statistics with the new ones of one player, if its network has any."""
+    """Returns the statistics with those of one player replaced by `new`, if its network has statistics."""
     return stats | {player: new["batch_stats"]} if player in stats else stats

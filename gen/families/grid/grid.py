@@ -1,11 +1,11 @@
-"""Parts that every model of grids shares: the facts about a grid, the settings, and the request."""
+"""Parts that all models of grids share: the facts about a grid, the hyper-parameters, and the request."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax.numpy as jnp
 
@@ -23,19 +23,20 @@ from gen.networks.positions import PADDING
 class Grid:
     """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
 
-    A network also knows tokens that are not in the grids, from V on: the labels, "no label", the mask, and those of captions.
+    The network's embedding also has tokens that never occur in a grid. They are numbered from V on: the labels, "no label", the mask,
+    and the tokens of captions.
     """
 
     shape: tuple[int, ...]
     """Shape of a grid."""
     cells: tuple[int, ...]
-    """Number of cells on each axis: the shape, without its last axis if that is the inner one."""
+    """Number of cells on each axis: the shape of the grid, without its last axis if a cell is that axis (`inner_layers`)."""
     vocab: int
     """V, the size of the vocabulary."""
     classes: int
     """Number of labels. 0: the model has none."""
     pixels: int | None
-    """Number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+    """Number of pixel values in a grid, if its tokens are patches of pixels. None: they are not."""
     caption: Feature | None = None
     """The captions. None: the model reads none."""
 
@@ -51,27 +52,27 @@ class Grid:
 
     @property
     def mask(self) -> int:
-        """The token that marks an unknown one."""
+        """The token that replaces a masked token."""
         return self.vocab + self.classes + 1
 
     @property
     def rows(self) -> int:
-        """Number of tokens that a network knows."""
+        """Number of rows of the network's embedding: all tokens, of grids and others."""
         return self.mask + 1 + ((self.caption.vocab or 0) if self.caption else 0)
 
     @property
     def padding(self) -> int | None:
-        """The token after the end of a caption, which nothing reads. None: the model reads no captions."""
+        """The token that fills a caption up to its full length. Attention ignores it. None: the model reads no captions."""
         return None if self.caption is None else self.mask + 1 + self.end
 
     @property
     def conditions(self) -> Conditions:
-        """What the model reads before a grid."""
+        """The label and the caption, if the model reads them."""
         return Conditions(self.classes or None, self.caption)
 
     @property
     def end(self) -> int:
-        """The token that ends captions, among those of captions."""
+        """The token that ends a caption, in the vocabulary of captions."""
         return self.conditions.end
 
     @property
@@ -80,20 +81,26 @@ class Grid:
         return self.caption.shape[0] if self.caption else 0
 
     def split(self, tokens: Array) -> Array:
-        """Returns grids [B, *shape] as cells, int32 [B, T, J]."""
-        return tokens.reshape(len(tokens), self.length, self.count).astype(jnp.int32)
+        """Returns grids [B, *shape], or the beginnings of grids along the first axis, as cells, int32 [B, T, J]."""
+        return tokens.reshape(len(tokens), -1, self.count).astype(jnp.int32)
+
+    def weights(self, batch: Batch) -> Array:
+        """Returns batch["counted"] as weights of cells, at least float32 [B, T, J]."""
+        counted = batch["counted"]
+        weights = counted.reshape(len(counted), -1, self.count)
+        return weights.astype(jnp.promote_types(counted.dtype, jnp.float32))
 
     def join(self, cells: Array) -> Array:
         """Returns cells [B, T, J] as grids, [B, *shape]."""
         return cells.reshape(len(cells), *self.shape)
 
     def front(self, n: int, condition: Condition) -> Array:
-        """Returns what n rows begin with, int32 [n, L + 1, J]: the caption if the model reads any, and the label."""
+        """Returns the beginnings of n rows, int32 [n, L + 1, J]: the caption if the model reads captions, then the label."""
         label, caption = condition
         if label is None:
             label = jnp.full(n, self.classes, jnp.int32)
         front = self.vocab + label[:, None, None]
-        # The label comes last, since the output at the last place predicts the first cell, and a caption may end before it.
+        # The label comes last: the output there predicts the first cell. The caption may be short, and its last places masked.
         if self.caption is not None:
             if caption is None:
                 caption = jnp.full((n, self.words), self.end, jnp.int32)
@@ -107,7 +114,7 @@ class Grid:
         """
         if "known" not in given:
             return jnp.full((n, self.length, self.count), PADDING, jnp.int32)
-        # Tokens may be unsigned, and PADDING is negative.
+        # int32, because tokens may be unsigned, and PADDING is negative.
         tokens = jnp.asarray(given["tokens"], jnp.int32)
         found = self.split(jnp.where(jnp.asarray(given["known"], bool), tokens, PADDING))
         return jnp.broadcast_to(found, (n, *found.shape[1:]))
@@ -121,7 +128,8 @@ class GridModel(LanguageModel):
     """Feed-forward layers of the head that predicts the tokens of the last axis one after the other, inside of one step of the
     transformer (Lee et al. 2022). 0: every token is a step of the transformer."""
     conditional: bool = False
-    """Condition on the label, which is a token in front of the grid, and on the caption, which is read before it."""
+    """Condition on the label and on the caption, if the data have them. Both are read before the grid: first the caption, then the
+    label as one token."""
     label_dropout: float = 0.0
     """Probability that a training example's label and caption are left out, so that samples can be guided."""
 
@@ -131,7 +139,7 @@ class GridModel(LanguageModel):
         if self.inner_layers < 0:
             raise UserError(f"inner_layers is {self.inner_layers}; it must be at least 0")
         if self.label_dropout and not self.conditional:
-            raise UserError("label_dropout leaves labels out, and the model reads none; the fix: --model.conditional")
+            raise UserError("label_dropout needs a model that reads labels; the fix: --model.conditional")
         if self.network.positions == "relative":
             raise UserError(
                 "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
@@ -143,7 +151,7 @@ class GridModel(LanguageModel):
         return replace(super().tiny(), inner_layers=min(1, self.inner_layers))
 
     def inherit(self, base: core.Family, spec: Spec) -> Self:
-        # As LanguageModel.inherit, but the size of a grid is no field of the config.
+        # As LanguageModel.inherit, but without a context length: the data decide the size of a grid.
         core.Family.inherit(self, base, spec)
         assert isinstance(base, GridModel)
         network = self.network.inherit(base.network, None)
@@ -162,7 +170,7 @@ class GridModel(LanguageModel):
                 f"inner_layers predict the last axis of a grid inside each step, and the only axis is {feature.axes[0]}; the fix: "
                 "--model.inner-layers 0"
             )
-        # The inner axis needs no positions: the head predicts all of it inside of a step.
+        # With `inner_layers` the last axis needs no positions, because the head predicts all of its tokens in one step.
         cells = feature.shape[:-1] if self.inner_layers else feature.shape
         head = self.network.width // self.network.heads
         if self.network.positions == "rotary" and head // 2 < len(cells):
@@ -181,39 +189,81 @@ class GridModel(LanguageModel):
             )
 
     def drop(self, grid: Grid, batch: Batch, keys: Key) -> Condition:
-        """Returns the conditions of training examples, some of them left out. keys: [B]."""
+        """Returns the conditions of training examples, left out with probability `label_dropout`. keys: [B]."""
         return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
     def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of samples. Raises: UserError for a label or guidance that the model can't have."""
+        """Returns the conditions of samples. Raises: UserError for a label or guidance that the model does not support."""
         self.check_guidance(request.guidance)
         return grid.conditions.to_generate(request.n, request.label, given)
 
 
 def count_pixels(tokens: Feature) -> int | None:
-    """Returns the number of pixel values that the tokens of a grid stand for. None: they are not patches of pixels."""
+    """Returns the number of pixel values in a grid, if its tokens are patches of pixels. None: they are not."""
     if tokens.levels is None or tokens.vocab is None:
         return None
-    # A token is a number with one digit for each pixel, so V = levels^(pixels of a patch).
+    # A token encodes a patch as a number in base `levels`, one digit for each pixel, so V = levels^(pixels of a patch).
     return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
 
 
-def measure_grids(grid: Grid, nats: Array, name: str) -> tuple[Array, Metrics]:
+def grid_protocol(grid: Grid, tokens: Mapping[str, object], name: str) -> dict[str, dict[str, object]]:
+    """Returns the protocols of the metrics of `measure_grids`. tokens: how the nats of a token are estimated. name: of those of a grid."""
+    found = {"loss": {**tokens}, name: {**tokens, "unit": "nats"}}
+    return found if grid.pixels is None else found | {"bits_per_dim": {**tokens, "of": name}}
+
+
+COUNTED = "counted_tokens"
+"""Name of the number of tokens of a grid that count, for `mean_over_tokens`. No metric has it."""
+
+
+def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
+    """Returns the nats [B, T, J] without those of tokens that do not count. They are 0 in batch["counted"], if the data have it."""
+    return nats * grid.weights(batch) if "counted" in batch else nats
+
+
+def mean_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
+    """Returns the mean of nats [B, T, J] over the tokens of each example that count, [B]."""
+    if "counted" not in batch:
+        return nats.mean((1, 2))
+    weights = grid.weights(batch)
+    return (nats * weights).sum((1, 2)) / jnp.maximum(weights.sum((1, 2)), 1)
+
+
+def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Array, Metrics]:
     """Returns each grid's nats per token [B], and {name: its nats [B], "bits_per_dim": the same per pixel if it has pixels}.
 
-    nats: [B, T, J].
+    nats: [B, T, J]. If only some tokens count, the metrics also have their number, COUNTED.
     """
-    total = nats.sum((1, 2))
+    total = weigh_tokens(grid, batch, nats).sum((1, 2))
     metrics = {name: total}
     if grid.pixels is not None:
         metrics["bits_per_dim"] = total / (math.log(2) * grid.pixels)
-    return nats.mean((1, 2)), metrics
+    if "counted" in batch:
+        metrics[COUNTED] = grid.weights(batch).sum((1, 2))
+    return mean_tokens(grid, batch, nats), metrics
+
+
+def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
+    """Returns the metrics of a split. "loss" is the mean over all of its tokens that count, however they are divided among grids.
+
+    name: of the nats of a grid.
+    """
+    metrics = core.means(sums)
+    counted = metrics.pop(COUNTED, None)
+    return metrics if counted is None else metrics | {"loss": metrics[name] / counted}
 
 
 @dataclass(frozen=True)
 class GridRequest(LabelRequest, Filters):
     """Which grids to generate."""
 
+    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
+    scores: ClassVar[tuple[str, ...]] = ("continue", "harmonize", "inpaint")
+
+    mode: Literal["generate", "continue", "harmonize", "inpaint"] = "generate"
+    """generate: whole grids. continue: what follows the score of --midi. harmonize: the other voices to the first one of --midi. inpaint:
+    the cells of --image that have a white pixel of --mask, or the part of --midi that --write and --gap name. A causal model does not
+    see what follows a gap. A masked one does."""
     guidance: float = 1.0
     """Weight w of the label: tokens are drawn from the logits u + w (c - u), where c has the label and u does not (Ho and Salimans
     2022). Above 1, samples are more typical of their class and less varied. 0: the label has no effect."""

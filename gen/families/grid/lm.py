@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.families import learner
 from gen.families.conditions import Condition
-from gen.families.grid.grid import GridModel, GridRequest, measure_grids
+from gen.families.grid.grid import GridModel, GridRequest, grid_protocol, mean_over_tokens, mean_tokens, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
 from gen.families.language import losses
 from gen.networks.transformer import RULES, Cache
@@ -24,11 +25,15 @@ Carry = tuple[Array, Cache | None]
 class GridLM(GridModel):
     """A causal model of grids. Its likelihood is exact."""
 
+    def causal(self, spec: Spec) -> CausalGrids:
+        """Returns the functions of the model for grids of this spec. Raises: UserError if the data don't fit this config."""
+        return CausalGrids(self, make_network(self, self.grid(spec), causal=True))
+
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
-        model = CausalGrids(self, make_network(self, self.grid(spec), causal=True))
+        model = self.causal(spec)
         exact = {"tokens": "each given the tokens before it", "conditional": self.conditional}
-        return learner.family(
+        built = learner.family(
             self,
             steps,
             init=model.network.init,
@@ -37,13 +42,14 @@ class GridLM(GridModel):
             sample=model.sample,
             request=GridRequest,
             rules=RULES,
-            protocol={"loss": exact, "nll": exact | {"unit": "nats"}, "bits_per_dim": exact | {"of": "nll"}},
+            protocol=grid_protocol(model.network.grid, exact, "nll"),
         )
+        return built._replace(summarize=partial(mean_over_tokens, name="nll"))
 
 
 @dataclass(frozen=True)
 class CausalGrids:
-    """p(grid | condition) = prod_t p(token_t | condition, tokens before t). params: see GridNetwork."""
+    """p(grid | condition) = prod_t p(token_t | condition, tokens before t). GridNetwork describes `params`."""
 
     config: GridLM
     network: GridNetwork
@@ -56,30 +62,31 @@ class CausalGrids:
         front = self.network.grid.front(len(cells), condition)
         # Step t reads cell t - 1, or the last token in front, and predicts cell t.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
-        output, _ = self.network.read(params, inputs, self.network.positions[:-1], keys)
-        # The tokens of a caption are read and not predicted.
+        output, _ = self.network.read(params, inputs, self.network.positions[: inputs.shape[1]], keys)
+        # The outputs at the caption predict nothing. The output at the label predicts the first cell.
         output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
+        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
         label_keys, dropout_keys = split_keys(keys, 2)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, dropout_keys)
-        return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
+        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch))
-        return measure_grids(self.network.grid, nats, "nll")
+        return measure_grids(self.network.grid, batch, nats, "nll")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
         """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
 
         With captions, the arrays also have them: "captions", int32 [n, L].
 
-        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept. Each of
-        the others is drawn given those before it alone, so the known ones should come first: a masked model (GridMLM) fills any gap.
+        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept.
+            Each unknown token is drawn given the tokens before it alone, so known tokens after it have no effect on it. A masked model
+            (GridMLM) also reads those.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.
         """
@@ -97,7 +104,7 @@ class CausalGrids:
             tokens, log_probs = network.draw(
                 params, output, jnp.take(known, t, axis=1)[:, None], fold_in(keys, t), request
             )
-            # If guided, both halves go on with the same tokens.
+            # With guidance there are two rows for each sample, with and without conditions. Both read the same tokens.
             cells = jnp.tile(tokens, (len(front) // request.n, 1, 1))
             at = jax.lax.dynamic_slice_in_dim(network.positions, t + before, 1)
             output, cache = network.read(params, cells, at, cache=cache, begins=False)

@@ -1,15 +1,15 @@
 """The masked model of grids: predicts masked cells from all others (Chang et al. 2022; Austin et al. 2021).
 
 The fraction of masked cells is drawn from [0, 1] for each example, so the loss bounds the likelihood of a grid (Sahoo et al. 2024).
-A grid is written in a few turns, each of which writes many cells at once, anywhere: so any gap can be filled.
+A grid is sampled in a few turns. A turn draws many cells at once, which may lie anywhere in the grid, so any gap can be filled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.errors import check_not_negative, check_positive
 from gen.families import learner
 from gen.families.conditions import Condition
-from gen.families.grid.grid import GridModel, GridRequest, measure_grids
+from gen.families.grid.grid import GridModel, GridRequest, grid_protocol, mean_over_tokens, mean_tokens, measure_grids
 from gen.families.grid.network import GridNetwork, fold_in, make_network
 from gen.families.language import losses
 from gen.networks.transformer import RULES
@@ -27,14 +27,14 @@ from gen.networks.transformer import RULES
 
 @dataclass(frozen=True)
 class GridMLM(GridModel):
-    """A masked model of grids. The tokens of a cell are masked together."""
+    """A masked model of grids. All tokens of a cell are masked together."""
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
         model = MaskedGrids(self, make_network(self, self.grid(spec), causal=False))
         how = "a fraction of the cells drawn from [0, 1] masked, one draw per grid"
         bound = {"tokens": how, "conditional": self.conditional}
-        return learner.family(
+        built = learner.family(
             self,
             steps,
             init=model.network.init,
@@ -43,29 +43,22 @@ class GridMLM(GridModel):
             sample=model.sample,
             request=Request,
             rules=RULES,
-            protocol={
-                "loss": bound,
-                "nll_bound": bound | {"unit": "nats"},
-                "bits_per_dim": bound | {"of": "nll_bound"},
-            },
+            protocol=grid_protocol(model.network.grid, bound, "nll_bound"),
         )
+        return built._replace(summarize=partial(mean_over_tokens, name="nll_bound"))
 
 
 @dataclass(frozen=True)
 class Request(GridRequest):
     """Which grids to generate."""
 
-    pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
-
     turns: int = 12
     """Number of passes over the grid. Each pass writes some of the unknown cells."""
     order: Literal["confidence", "random"] = "confidence"
-    """confidence: a turn keeps the cells that the model is most sure of, few at first (Chang et al. 2022). random: any cells,
-    equally many in each turn."""
+    """confidence: a turn keeps the cells of which the model is most certain, few in the first turns (Chang et al. 2022). random: a turn
+    keeps random cells, on average the same number in each turn."""
     noise: float = 4.5
-    """With order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
-    mode: Literal["generate", "inpaint"] = "generate"
-    """`generate`: whole grids. `inpaint`: writes the cells of --image that have a white pixel of --mask."""
+    """Order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,7 +72,7 @@ class Masks(NamedTuple):
     chosen: Array
     """bool [B, T]."""
     scale: Array
-    """[B, 1]. Weight of the nats of a masked cell."""
+    """[B, 1]. Weight of the nats of each masked cell."""
 
 
 class Draft(NamedTuple):
@@ -95,21 +88,21 @@ class Draft(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedGrids:
-    """p(masked cells | other cells, condition) as an independent distribution for each masked cell. params: see GridNetwork."""
+    """p(masked cells | other cells, condition): masked cells are independent of each other. GridNetwork describes `params`."""
 
     config: GridMLM
     network: GridNetwork
 
-    def draw_masks(self, keys: Key) -> Masks:
-        """Masks a random fraction t ~ U[0, 1] of the cells of each example. keys: [B].
+    def draw_masks(self, keys: Key, length: int) -> Masks:
+        """Masks a random fraction t ~ U[0, 1] of the cells of each example. keys: [B]. length: number of cells.
 
         The nats of the masked cells, weighted with 1 / t, are on average an upper bound on -log p(grid).
         """
-        length, dtype = self.network.grid.length, self.config.real_dtype()
+        dtype = self.config.real_dtype()
 
         def draw(key: Key) -> tuple[Array, Array]:
             rate_key, choice_key = jax.random.split(key)
-            # At least one cell is masked on average. This bounds the weight.
+            # t is at least 1 / length: then one cell is masked on average. This bounds the weight 1 / t.
             t = jnp.maximum(jax.random.uniform(rate_key, (), dtype), 1 / length)
             return jax.random.uniform(choice_key, (length,), dtype) < t, 1 / t
 
@@ -123,34 +116,35 @@ class MaskedGrids:
         """
         shown = jnp.where(masked[..., None], self.network.grid.mask, cells)
         read = jnp.concatenate([front, shown], axis=1)
-        output, _ = self.network.read(params, read, self.network.positions, keys)
+        output, _ = self.network.read(params, read, self.network.positions[: read.shape[1]], keys)
         return output[:, front.shape[1] :]
 
     def nats(
         self, params: dict[str, Params], batch: Batch, condition: Condition, mask_keys: Key, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns -log p(token | cells shown, condition) / t of masked tokens, 0 elsewhere, and log Z of all, [B, T, J] each.
+        """Returns -log p(token | shown cells, condition) / t at masked tokens and 0 at others, and log Z at all, [B, T, J] each.
 
-        mask_keys, keys (of dropout): [B].
+        mask_keys: [B]. keys: dropout keys [B].
         """
-        grid, masks = self.network.grid, self.draw_masks(mask_keys)
+        grid = self.network.grid
         cells = grid.split(batch["tokens"])
+        masks = self.draw_masks(mask_keys, cells.shape[1])
         output = self.output(params, grid.front(len(cells), condition), cells, masks.chosen, keys)
         nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
-        # Cells that are shown cost nothing: the bound is a sum over the masked ones.
+        # The bound is a sum over the masked cells alone.
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example, [B]."""
+        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, mask_keys, dropout_keys)
-        return (nats + self.config.z_loss * jnp.square(log_z)).mean((1, 2))
+        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch), keys)
-        return measure_grids(self.network.grid, nats, "nll_bound")
+        return measure_grids(self.network.grid, batch, nats, "nll_bound")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
         """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
@@ -158,8 +152,9 @@ class MaskedGrids:
         With captions, the arrays also have them: "captions", int32 [n, L].
 
         given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept, and the
-        others are written to fit them.
-        log_probs: of each token given the cells that its turn has seen.
+            others are drawn given all known tokens.
+
+        "log_probs" has the log-probability of each token given the cells that were known in its turn.
 
         Raises: UserError for a label that the model does not have, or for guidance without label dropout.
         """
@@ -167,7 +162,7 @@ class MaskedGrids:
         condition = self.config.condition(grid, request, given)
         front = self.network.fronts(request.n, condition, request.guidance)
         tokens = grid.known(given, request.n)
-        # A cell of which only some tokens are known is written too, and keeps them.
+        # A cell is unknown if any of its tokens is. Its known tokens are kept.
         draft = Draft(tokens, jnp.zeros(tokens.shape, jnp.float32), (tokens < 0).any(-1))
         to_write = draft.unknown.sum(1)
 
@@ -188,11 +183,14 @@ class MaskedGrids:
         i: Array,
         request: Request,
     ) -> Draft:
-        """Writes some of the unknown cells: turn i of request.turns, i from 0. keys: [n]. to_write: int [n], at the beginning."""
+        """Does turn i of request.turns, from 0: draws some of the unknown cells.
+
+        keys: [n]. to_write: int [n], number of unknown cells before the first turn.
+        """
         times = len(front) // request.n
         cells, masked = jnp.tile(jnp.maximum(draft.tokens, 0), (times, 1, 1)), jnp.tile(draft.unknown, (times, 1))
         output = self.output(params, front, cells, masked, None)
-        # All cells of a turn are drawn independently, given the cells of earlier turns.
+        # Given the cells of earlier turns, all cells of a turn are drawn independently.
         drawn = self.network.draw(params, output, draft.tokens, keys, request)
         order_keys = fold_in(keys, self.network.grid.count)
         if request.order == "random":
@@ -211,9 +209,9 @@ class MaskedGrids:
 
 
 def choose_any(unknown: Array, keys: Key, turns: Array) -> Array:
-    """Chooses each unknown cell with probability 1 / turns, so that all are written in `turns` turns. Sahoo et al. 2024, section 3.2.
+    """Chooses each unknown cell with probability 1 / turns, so that none is left after `turns` turns. Sahoo et al. 2024, section 3.2.
 
-    unknown: bool [B, T]. keys: [B]. turns: [], the number of turns that are left, this one included. Returns bool [B, T].
+    unknown: bool [B, T]. keys: [B]. turns: [], number of turns that are left, including this one. Returns bool [B, T].
     """
 
     def draw(key: Key) -> Array:
@@ -223,19 +221,21 @@ def choose_any(unknown: Array, keys: Key, turns: Array) -> Array:
 
 
 def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, noise: Array) -> Array:
-    """Chooses all unknown cells but the `left` ones with the least confidence, and at least one. Chang et al. 2022, section 3.2.
+    """Chooses the unknown cells with the highest confidence, all but `left` of them, and at least one. Chang et al. 2022, section 3.2.
 
-    The confidence is the log-probability of the drawn tokens plus Gumbel noise, so that not only the easiest cells come first.
+    The confidence is the log-probability of the drawn tokens plus Gumbel noise. Without noise, the easiest cells would always come
+    first.
 
-    unknown: bool [B, T]. log_probs: [B, T]. left: int32 [B]. keys: [B]. noise: [], its temperature. Returns bool [B, T].
+    unknown: bool [B, T]. log_probs: [B, T]. left: int32 [B], number of cells that stay unknown. keys: [B]. noise: [], temperature of
+    the Gumbel noise. Returns bool [B, T].
     """
 
     def draw(key: Key) -> Array:
         return jax.random.gumbel(key, unknown.shape[1:])
 
     confidence = jnp.where(unknown, log_probs + noise * jax.vmap(draw)(keys), jnp.inf)
-    # Sorting twice gives ranks, and cells that are not unknown have the last ones.
+    # Sorting twice gives ranks. Known cells get the last ranks.
     rank = jnp.argsort(jnp.argsort(confidence, axis=1), axis=1)
-    # At least one cell, so that no turn is wasted.
+    # At least one cell is chosen, so that no turn is wasted.
     left = jnp.clip(left, 0, jnp.maximum(unknown.sum(1) - 1, 0))
     return unknown & (rank >= left[:, None])

@@ -23,12 +23,12 @@ class Drawn(NamedTuple):
     tokens: Array
     """int32."""
     log_probs: Array
-    """float32, in nats: of each token under the model with its label, whatever the sampling. 0: the token was given."""
+    """float32. Log-probability of each token in nats, given the conditions, without guidance and filters. 0: the token was given."""
 
 
 @dataclass(frozen=True)
 class GridNetwork:
-    """p(tokens of a cell | what the transformer has read). params: {"transformer": ..., "inner": ... if there is a head}."""
+    """p(tokens of a cell | all that the transformer has read). params: {"transformer": ...}, and "inner" with `inner_layers`."""
 
     grid: Grid
     transformer: Transformer
@@ -47,7 +47,7 @@ class GridNetwork:
 
     @property
     def positions(self) -> Array:
-        """Positions of the caption's tokens, of the token in front and of each cell, int32 [L + 1 + T, A]."""
+        """Positions of the caption's tokens, of the label and of each cell, int32 [L + 1 + T, A], on A axes."""
         return locate_cells(self.grid.cells, self.grid.words)
 
     def read(
@@ -59,18 +59,18 @@ class GridNetwork:
         cache: Cache | None = None,
         begins: bool = True,
     ) -> tuple[Array, Cache | None]:
-        """Reads cells, int32 [B, S, J], at positions int32 [S, A]. Returns (output [B, S, ...] for `logits`, cache with them).
+        """Reads cells, int32 [B, S, J], at positions int32 [S, A]. Returns (output [B, S, ...] for `logits`, the cache with these cells).
 
-        keys: dropout keys [B]. begins: whether the cells begin with what is in front.
+        keys: dropout keys [B]. begins: whether the cells start at the beginning of the row (caption and label).
         """
-        # Each place of the inner axis has its own rows of the embedding.
+        # Each of the J tokens of a cell has its own rows of the embedding.
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
         segment = jnp.zeros(cells.shape[:2], jnp.int32)
         if self.grid.padding is not None:
-            # Nothing sees the places of a caption after its end.
+            # Attention ignores the places after the end of a caption.
             segment = jnp.where(cells[..., 0] == self.grid.padding, PADDING, segment)
         position = jnp.broadcast_to(positions[None], (len(cells), *positions.shape))
-        # Keys without dropout would only be carried along.
+        # Without dropout the keys are not needed. Passing them on would only cost memory.
         if not self.transformer.arch.dropout:
             keys = None
         variables = {"params": params["transformer"]}
@@ -79,41 +79,42 @@ class GridNetwork:
     def logits(self, params: dict[str, Params], output: Array, cells: Array, only: int | None = None) -> Array:
         """Returns logits [B, S, J, V] of the tokens of each cell, given the tokens before them in the cell.
 
-        output: of `read`, from the cells that came before. cells: int32 [B, S, J]. only: the one token of each cell to compute.
+        output: returned by `read` for the cells before. cells: int32 [B, S, J]. only: index of the one token of each cell to compute;
+            None: all.
         """
         if self.inner is None:
-            # The network's other tokens, such as the labels, are never drawn.
+            # The network's other tokens, such as labels, never occur in a grid.
             return output[:, :, None, : self.grid.vocab]
         return self.inner.apply({"params": params["inner"]}, output, cells, only)  # pyright: ignore[reportReturnType]
 
     def draw(self, params: dict[str, Params], output: Array, given: Array, keys: Key, request: GridRequest) -> Drawn:
         """Draws the tokens of cells one after the other.
 
-        output: of `read`, [B, S, ...], or [2 B, S, ...] if guided: the second half was read without labels.
-        given: int32 [B, S, J], the tokens that are known, and PADDING elsewhere. keys: [B].
+        output: returned by `read`, [B, S, ...]; with guidance [2 B, S, ...], where the second half was read without conditions.
+        given: int32 [B, S, J], the known tokens, and PADDING elsewhere. keys: [B].
         """
         tokens, log_probs = jnp.maximum(given, 0), []
-        # The tokens of a cell depend on each other, so they are drawn in turn. There are few of them: the loop is unrolled.
+        # Each token of a cell depends on the ones before it, so they are drawn one after the other. There are few, so this is no scan.
         for j in range(self.grid.count):
             before = tokens if len(output) == len(tokens) else jnp.concatenate([tokens, tokens])
             conditional, logits = guide(self.logits(params, output, before, j)[:, :, 0], len(tokens), request.guidance)
             drawn = choose(keep_likely(logits, request), fold_in(keys, j), request.temperature)
             token = jnp.where(given[..., j] < 0, drawn, given[..., j])
-            # The model's own probability: neither guidance nor temperature change what is reported.
+            # The model's own probability, without guidance and temperature.
             log_prob = jnp.take_along_axis(jax.nn.log_softmax(conditional), token[..., None], axis=-1)[..., 0]
             tokens = tokens.at[..., j].set(token)
             log_probs.append(jnp.where(given[..., j] < 0, log_prob, 0).astype(jnp.float32))
         return Drawn(tokens, jnp.stack(log_probs, axis=-1))
 
     def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
-        """Returns what the rows of n samples begin with, int32 [n, L + 1, J]. If guided, [2 n, ...]: again without conditions."""
+        """Returns the beginnings of n rows, int32 [n, L + 1, J]. With guidance [2 n, ...]: the second half is without conditions."""
         # One batch of twice the size: two caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
         front = self.grid.front(n, condition)
         return front if guidance == 1 else jnp.concatenate([front, self.grid.front(n, Condition())])
 
     def begin_cache(self, params: dict[str, Any], rows: int) -> tuple[dict[str, Any], Cache]:
-        """Returns the parameters as decoding reads them, and an empty cache for what is in front and all cells of `rows` rows."""
-        # On a CPU each layer has its own arrays: see `unstack_layers`.
+        """Returns the parameters in the form that decoding needs, and an empty cache for `rows` rows: their beginnings and all cells."""
+        # On a CPU, decoding needs separate arrays for each layer: see `unstack_layers`.
         unstacked = jax.default_backend() == "cpu"
         if unstacked:
             params = params | {"transformer": unstack_layers(params["transformer"])}
@@ -126,7 +127,7 @@ class GridNetwork:
 def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
     """Returns the network of a config for these grids."""
     arch, dtypes, head = config.network, config.dtypes(), config.inner_layers > 0
-    # One more position on each axis, for the token in front. A caption lies before it on the first axis.
+    # The label takes position 0 of each axis. A caption lies before it, along the first axis.
     axes = (grid.words + grid.cells[0] + 1, *(n + 1 for n in grid.cells[1:]))
     transformer = Transformer(
         arch,
@@ -144,17 +145,17 @@ def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
 def guide(logits: Array, n: int, guidance: float) -> tuple[Array, Array]:
     """Returns (logits with labels, guided logits u + w (c - u)), [n, ...] each. Ho and Salimans 2022, equation 6, w = guidance.
 
-    logits: [n, ...], or [2 n, ...] with the second half read without labels.
+    logits: [n, ...], or with guidance [2 n, ...], where the second half was read without conditions.
     """
     if len(logits) == n:
         return logits, logits
-    # c has the labels, u does not.
+    # c: with conditions. u: without.
     c, u = logits[:n], logits[n:]
     return c, u + guidance * (c - u)
 
 
 def fold_in(keys: Key, number: Array | int) -> Key:
-    """Returns each of the keys [B] with a number folded in."""
+    """Folds a number into each of the keys [B]."""
     return jax.vmap(partial(jax.random.fold_in, data=number))(keys)
 
 

@@ -19,7 +19,7 @@ from gen.families.language.sampling import Sampling, filter_logits
 from gen.networks.positions import PADDING, locate_tokens
 from gen.networks.transformer import Cache, grow_cache
 
-# Bytes of a cache from which on it grows in steps (see `cache_sizes`). Not tuned.
+# A cache of at least this number of bytes grows in steps (see `cache_sizes`). The number was not tuned.
 MIN_GROWING_BYTES = 2**25
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """(tokens, segment, position: int32 [B, T]; cache; whether the tokens begin a text) -> (logits [B, T, V], cache with them)."""
@@ -33,7 +33,7 @@ class Decoded(NamedTuple):
     tokens: Array
     """int32; PADDING after the end of a sample."""
     log_probs: Array
-    """float32, in nats: log-probability of each token under the model itself, whatever the sampling. 0 after the end."""
+    """float32. Log-probability of each token in nats under the model, without temperature and filters. 0 after the end."""
 
 
 class Draft(NamedTuple):
@@ -148,7 +148,7 @@ class Decoder:
         """Reads the newest token of each sample into the cache, and draws the next one."""
         draft, position, cache = cursor
         token = jax.lax.dynamic_slice_in_dim(draft.text, self.width + draft.drawn - 1, 1, axis=1)
-        # A new token belongs to the document of the token before it, also after `end`: such samples are done.
+        # A new token is in the same document as the token before it. That is wrong after `end`, but such samples are finished.
         segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
         logits, cache = self.read(jnp.maximum(token, 0), segment, position, cache, False)
         return Cursor(self.draw(draft, logits[:, -1, : self.vocab]), position + 1, cache)

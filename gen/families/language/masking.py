@@ -50,14 +50,14 @@ def draw_masks(x: Array, counts: Array, key: Key, row: Array, vocab: int, dtype:
 
 
 def draw_bound_masks(x: Array, counts: Array, key: Key, row: Array, vocab: int, dtype: DTypeLike) -> Masks:
-    """Masks a random fraction t ~ U[0, 1] of the tokens of each row. Arguments as of `draw_masks`.
+    """Masks a random fraction t ~ U[0, 1] of the tokens of each row. See `draw_masks` for the arguments.
 
     The nats of the masked tokens, weighted with 1 / t, are on average an upper bound on -log p(text).
     """
     noise = _draw_noise(key, row, x.shape[1], vocab, dtype)
-    # At least one token of a row is masked on average. This bounds the weight.
+    # t is at least 1 / T: then one token of a row is masked on average. This bounds the weight 1 / t.
     t = jnp.maximum(noise.rate, 1 / x.shape[1])[:, None]
-    # A choice of 1 is above every rate: tokens that do not count are never masked.
+    # Tokens that do not count get the number 1, which is above every t, so they are never masked.
     chosen = jnp.where(counts, noise.choice, 1) < t
     return Masks(jnp.where(chosen, vocab, x), chosen, 1 / t)
 

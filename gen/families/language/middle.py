@@ -17,7 +17,7 @@ SENTINELS = 3  # tokens added to the vocabulary, from `vocab` on: before the pre
 
 
 class Rearranged(NamedTuple):
-    """Rows of which some have their middle at the end."""
+    """Rows of tokens. In some of them, the middle of the text was moved to the end."""
 
     tokens: Array
     """int32 [B, T + 1]."""

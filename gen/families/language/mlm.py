@@ -103,7 +103,7 @@ class Examples(NamedTuple):
     chosen_weight: Array
     """[B, T]. Weights of the chosen tokens, over which the accuracy is averaged."""
     loss_weight: Array
-    """[B, T]. Weights of the tokens over which the nats are averaged: the chosen ones, or in the bound all that count."""
+    """[B, T]. Weights in the mean of the nats: of the chosen tokens, or for the bound of all tokens that count."""
     dropout_keys: Array | None = None
     """[B]. None: no dropout."""
 
@@ -124,7 +124,7 @@ class Draft(NamedTuple):
     text: Array
     """int32. The mask where nothing was written yet; PADDING where there is nothing to write."""
     log_probs: Array
-    """float32. Nats of each written token under the model, whatever the sampling."""
+    """float32. Log-probability of each written token in nats under the model, without temperature and filters."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Distributions to draw the next token from: temperature, top-k, top-p, min-p and a repetition penalty.
 
-The filters are those of Hugging Face transformers. Where the probabilities meet a limit exactly, the rounding of float32 does
-not decide which tokens are kept.
+The filters keep the same tokens as in Hugging Face transformers. If a probability is exactly at a limit, float32 rounding does not
+decide whether the token is kept.
 """
 
 from __future__ import annotations

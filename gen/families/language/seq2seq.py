@@ -177,7 +177,7 @@ class Seq2SeqModel:
         Raises: UserError without a source, or for a source that is longer than the training sources.
         """
         if "source" not in given:
-            raise UserError('a target is written for a source; the fix: --source "..."')
+            raise UserError('the model writes a target for a source, and there is none; the fix: --source "..."')
         source, longest = given["source"], self.network.encoder.context
         if source.shape[1] > longest:
             raise UserError(f"a source has {source.shape[1]} tokens, and the model reads {longest}; shorten it")

@@ -1,8 +1,8 @@
-"""Bottlenecks: what passes from the encoder to the decoder of a tokenizer. A config names one: `bottleneck=FSQ((8, 5, 5, 5))`.
+"""Bottlenecks of tokenizers: they turn the encoder's outputs into codes. A config names one: `bottleneck=FSQ((8, 5, 5, 5))`.
 
-A bottleneck takes the encoder's outputs h [B, *grid, inputs]. It gives codes, which are stored and modelled, and vectors z
-[B, *grid, channels], which the decoder reads. `Quantizer` (gen/families/tokenizer/quantizers.py) is the base of those whose codes are
-tokens.
+A bottleneck takes the encoder's outputs h [B, *grid, inputs]. It returns codes, which are stored and modelled, and vectors z
+[B, *grid, channels], which the decoder reads. If the codes are tokens, its base class is `Quantizer`
+(gen/families/tokenizer/quantizers.py).
 
 A bottleneck has no trained parameters. Its `Stats`, such as a codebook of moving averages, belong to State.stats.
 """
@@ -23,7 +23,7 @@ from gen.errors import check_not_negative, check_positive
 from gen.networks.gaussian import Gaussian, gaussian_kl
 
 Stats = Mapping[str, Array]
-"""{name: array} of a bottleneck, estimated from the batches. {}: it has none."""
+"""{name: array} of statistics that a bottleneck estimates from the training batches. {}: it has none."""
 
 
 class Coded(NamedTuple):
@@ -32,7 +32,7 @@ class Coded(NamedTuple):
     z: Array
     """[B, *grid, channels]. Vectors for the decoder. Gradients pass through them to the encoder."""
     codes: Array
-    """Tokens int32 [B, *grid] or [B, *grid, books], or latents [B, *grid, channels]. `decode` makes z of them."""
+    """Tokens int32 [B, *grid] or [B, *grid, books], or latents [B, *grid, channels]. `decode` turns them into z."""
     loss: Array
     """[B]. Loss term of each example."""
     seen: Stats
@@ -40,28 +40,28 @@ class Coded(NamedTuple):
 
 
 class BatchFacts(NamedTuple):
-    """Facts of a global batch that do not depend on the device. `learn` and `encode` get them in training."""
+    """Facts about a global training batch, for `encode` and `learn`. All but `row` are the same on every device."""
 
     key: Key
     """Of the step."""
     row: Array
     """int32 [B]. Positions of this device's examples in the global batch."""
     size: int
-    """Examples in the global batch."""
+    """Number of examples in the global batch."""
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What passes from the encoder to the decoder. Subclass it to add one."""
+    """A map from the encoder's outputs to codes, and from codes to the decoder's inputs. Subclass it to add one."""
 
     @property
     def inputs(self) -> int:
-        """Numbers that the encoder gives for each place of the grid."""
+        """Number of the encoder's outputs for each place of the grid."""
         raise NotImplementedError
 
     @property
     def channels(self) -> int:
-        """Numbers that the decoder reads for each place of the grid."""
+        """Number of the decoder's inputs for each place of the grid."""
         raise NotImplementedError
 
     def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
@@ -84,7 +84,7 @@ class Bottleneck:
         raise NotImplementedError
 
     def draw(self, grid: tuple[int, ...], key: Key) -> Array:
-        """Draws the codes of one example at random, without a model of them: [*grid, ...]."""
+        """Draws random codes of one example, [*grid, ...]. A model of the codes would draw better ones."""
         raise NotImplementedError
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
@@ -110,7 +110,8 @@ class KL(Bottleneck):
     size: int = 4
     """Numbers in the latent of each place."""
     weight: float = 1e-3
-    """Weight of the KL to N(0, 1), in nats per number of the latent. It only keeps latents near 0: a tokenizer needs no prior."""
+    """Weight of the KL to N(0, 1), in nats per number of the latent. A small weight is enough to keep latents near 0: they need not
+    follow the prior, because another model learns their distribution."""
 
     def __post_init__(self):
         check_positive(size=self.size)
@@ -129,10 +130,10 @@ class KL(Bottleneck):
 
     def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
         mean, log_std = jnp.split(h, 2, axis=-1)
-        # An encoder may ask for any deviation, and exp must stay finite.
+        # The encoder's output is unbounded, and exp of it must stay finite.
         q = Gaussian(mean, jnp.clip(log_std, -MAX_LOG_STD, MAX_LOG_STD))
         kl = gaussian_kl(q, Gaussian(jnp.zeros_like(mean), jnp.zeros_like(mean)))
-        # Held-out images are encoded to the mean, so that their codes are the same at each time.
+        # Held-out images are encoded to the mean, so that their codes are always the same.
         z = mean
         if keys is not None:
             noise = jax.vmap(partial(jax.random.normal, shape=mean.shape[1:], dtype=mean.dtype))(keys)
@@ -151,10 +152,10 @@ class KL(Bottleneck):
 
 @dataclass(frozen=True)
 class Fixed(Bottleneck):
-    """The encoder's outputs as they are, for an encoder without parameters, such as the log-mels of a vocoder."""
+    """Takes the encoder's outputs as the codes. For an encoder without parameters, such as the log-mels of a vocoder."""
 
     size: int = 40
-    """Numbers of each place."""
+    """Number of the encoder's outputs for each place."""
 
     def __post_init__(self):
         check_positive(size=self.size)
@@ -180,5 +181,5 @@ class Fixed(Bottleneck):
         return jax.random.normal(key, (*grid, self.size))
 
     def tiny(self) -> Fixed:
-        # The size is that of the encoder.
+        # The encoder decides the size.
         return self

@@ -22,20 +22,20 @@ REVIVAL_NOISE = 0.01
 class VQ(Quantizer):
     """Vector quantization by a codebook of moving averages. van den Oord et al. 2017, section 3.2 and appendix A.1.
 
-    A code that is hardly used gets the vector of a random example, and a little noise (Dhariwal et al. 2020, appendix B.1), so that the codebook does not
-    collapse. At step 0 no code is in use, so the first batch fills the codebook.
+    A code that is hardly used is replaced by a vector of a random example, with a little noise (Dhariwal et al. 2020, appendix
+    B.1), so that the codebook does not collapse. At step 0 no code is in use, so the first batch fills the codebook.
     """
 
     codes: int = 1024
     """Number of codes."""
     size: int = 8
-    """Numbers in a vector. Few of them keep most codes in use (Yu et al. 2022)."""
+    """Length of a code's vector. With short vectors most codes stay in use (Yu et al. 2022)."""
     decay: float = 0.99
-    """Decay of the moving averages of the codes and of their use."""
+    """Decay of the moving averages: of the codes' vectors, and of how often each code is used."""
     commitment: float = 0.25
     """Weight of the squared distance between the encoder's vectors and their codes."""
     revive: float = 0.1
-    """A code that is used less than this fraction of the mean use is replaced. 0: never."""
+    """A code is replaced if it is used less than this fraction of the mean over all codes. 0: never."""
 
     def __post_init__(self):
         check_positive(**{"codes - 1": self.codes - 1, "size": self.size})
@@ -69,15 +69,16 @@ class VQ(Quantizer):
         return self.commitment * jnp.square(x - jax.lax.stop_gradient(embedded)).mean(range(1, x.ndim))
 
     def observe(self, x: Array, codes: Array, batch: BatchFacts) -> Stats:
-        """Returns the uses of each code [codes] and the sum of its vectors [codes, size], both per example, the mean "square" of a
-        vector's numbers, and `candidates` to revive codes.
+        """Returns means over the examples of this device, which the mean over devices makes the same everywhere.
 
-        The candidate of a code is the vector at a random place of a random example of the global batch, divided by the size of that
-        batch. Other devices give 0 for it, so that the mean over all examples is the same on each device.
+        "uses" [codes]: how often each code is used. "sums" [codes, size]: sum of the vectors of each code. "square" []: mean square
+        of a vector's numbers. "candidates" [codes, size]: for each code, the vector at a random place of a random example of the
+        global batch, divided by the number of examples of this device. It is 0 on devices without that example, so the mean over
+        devices is the vector divided by the size of the global batch.
         """
         whole = jnp.promote_types(x.dtype, jnp.float32)
         b, flat = len(x), x.reshape(len(x), -1, self.size).astype(whole)
-        # A product instead of a scatter, whose sum has another order, and so other bits, at each run on a GPU.
+        # A product and not a scatter: on a GPU, a scatter adds in a different order in each run, so its bits differ.
         chosen = jax.nn.one_hot(codes.reshape(-1), self.codes, dtype=flat.dtype)
         sums = jnp.tensordot(chosen, flat.reshape(-1, self.size), ((0,), (0,)), precision="highest")
         # All devices draw the same rows of the global batch. Only the device that holds a row has its vector.
@@ -90,19 +91,20 @@ class VQ(Quantizer):
         return {"uses": chosen.sum(0) / b, "sums": sums / b, "square": square, "candidates": candidates / b}
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
-        """Returns the codebook with each code as the moving average of its vectors, and dead codes revived.
+        """Returns the codebook: each code is the moving average of its vectors, and dead codes are revived.
 
-        van den Oord et al. 2017, equations 6 to 8, for the mean m / N of each code instead of its sum m.
+        van den Oord et al. 2017, equations 6 to 8. The mean m / N of each code is stored, and not the paper's sum m.
         """
         e, before = stats["codebook"], stats["uses"]
         uses = self.decay * before + (1 - self.decay) * seen["uses"]
         sums = self.decay * before[:, None] * e + (1 - self.decay) * seen["sums"]
         moved = jnp.where(uses[:, None] > 0, sums / jnp.maximum(uses, jnp.finfo(uses.dtype).tiny)[:, None], e)
-        # A code that was revived begins with the mean use. So it has many steps to find vectors before it is dead again.
+        # A revived code starts as if it were used as often as the mean code. So it has many steps to find vectors before it counts
+        # as dead again.
         mean_use = seen["uses"].mean()
         dead = uses < self.revive * mean_use
-        # Many places of a batch may be equal, such as those of a background. Without noise, codes that are revived there would be equal
-        # too, and rounding would choose among them, differently on each number of devices.
+        # Many places of a batch may have equal vectors, such as a background. Without noise, codes that are revived from them would be
+        # equal. Rounding would then choose among these codes, and it depends on the number of devices.
         noise = jax.random.normal(jax.random.fold_in(batch.key, 1), e.shape, e.dtype)
         revived = seen["candidates"] * batch.size + REVIVAL_NOISE * jnp.sqrt(seen["square"]) * noise
         return {

@@ -22,9 +22,10 @@ BOTTLENECK = "bottleneck"
 
 @dataclass(frozen=True)
 class Coder:
-    """Examples to codes and back: images or sound.
+    """Encodes images or sound as codes, and decodes them.
 
-    Its parameters are {"encoder": ..., "decoder": ...}, without the encoder if that is fixed. `stats` are those of the bottleneck.
+    The argument `params` is {"encoder": ..., "decoder": ...}. A fixed encoder has no parameters, and no entry. The argument `stats`
+    is the bottleneck's statistics.
     """
 
     encoder: nn.Module
@@ -42,22 +43,22 @@ class Coder:
     dtype: DTypeLike
     """Dtype of examples, vectors and losses."""
 
-    def init(self, key: Key, param_dtype: DTypeLike) -> dict[str, Params]:
-        """Returns the parameters at step 0. The networks have the dtypes that they were built with."""
+    def init(self, key: Key) -> dict[str, Params]:
+        """Returns the parameters at step 0."""
         encoder_key, decoder_key = jax.random.split(key)
-        # Shapes are enough: Flax draws the parameters from the keys.
+        # Flax only uses the shapes of these inputs.
         x, z = jnp.zeros((1, *self.example.shape)), jnp.zeros((1, *self.grid, self.bottleneck.channels))
         found = {
             "encoder": self.encoder.init(encoder_key, x).get("params"),
             "decoder": self.decoder.init(decoder_key, z)["params"],
         }
-        # A fixed encoder, as that of a vocoder, has no parameters, and so no entry.
+        # The fixed encoder of a vocoder has no parameters, and so no entry.
         return {name: params for name, params in found.items() if params}
 
     def encode(
         self, params: Params, stats: Stats, x: Array, keys: Key | None = None, batch: BatchFacts | None = None
     ) -> Coded:
-        """Encodes examples x [B, *axes, C] in [-1, 1]. keys, batch: in training, as `Bottleneck.encode` takes them."""
+        """Encodes examples x [B, *axes, C] in [-1, 1]. keys, batch: only in training; see `Bottleneck.encode`."""
         h = _apply(self.encoder, params.get("encoder", {}), x.astype(self.dtype))
         return self.bottleneck.encode(stats, h, keys, batch)
 

@@ -2,7 +2,7 @@
 
 family          the hyper-parameters, and the model that they build
 coder           encoder, bottleneck and decoder as one object
-bottlenecks     what passes between them: continuous latents (KL), and the base class
+bottlenecks     codes between encoder and decoder: continuous latents (KL), the identity (Fixed), and the base class
 quantizers      bottlenecks whose codes are tokens: FSQ, Residual, and the base class
 codebook        VQ
 reconstruction  the loss of a reconstruction
@@ -15,7 +15,6 @@ quality         PSNR, SSIM, and the quality of sound, with their protocols
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from gen import core
 from gen.core import GenerativeModel, Spec
@@ -38,7 +37,7 @@ from gen.networks.tokenizer import Architecture, Residual
 from gen.optim import Optimizer, schedule
 
 FEATURES = ("image", "audio")
-"""Features that a tokenizer encodes. It encodes the first one that the data have."""
+"""Features that a tokenizer can encode. It encodes the first of them that the data have."""
 AXES = {1: ("time",), 2: ("row", "column"), 3: ("frame", "row", "column")}
 """{number of axes: their names}."""
 
@@ -50,15 +49,16 @@ class Tokenizer(LearnedFamily):
     network: Architecture = Residual()
     """Layers of the encoder and the decoder."""
     bottleneck: Bottleneck = FSQ()
-    """What passes from the encoder to the decoder: FSQ, VQ, Residual or KL."""
+    """Turns the encoder's outputs into codes: FSQ, VQ, Residual or KL; Fixed for a vocoder."""
     reconstruction: Reconstruction = L2()
     """Loss of a reconstruction: L1, L2 or Likelihood; Spectral for sound."""
     adversary: Adversary | None = None
-    """A discriminator that reconstructions must deceive. None: none."""
+    """Loss term of a discriminator that tells reconstructions from images. None: the loss has no such term."""
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
     """Optimizer of the adversary."""
     perceptual: Perceptual | None = None
-    """A classifier whose features of an image and of its reconstruction must be alike. Needs labels. None: none."""
+    """Loss term of a classifier: the distance between its features of an image and of the reconstruction. Needs labels. None: the
+    loss has no such term."""
     classifier_optim: Optimizer = Optimizer(lr=1e-3, weight_decay=0.1)
     """Optimizer of the classifier."""
 
@@ -66,7 +66,7 @@ class Tokenizer(LearnedFamily):
         super().__post_init__()
         if self.adversary and self.microbatches > 1 and (cause := self.adversary.coupling()):
             raise UserError(
-                f"with {cause} the loss of an example depends on the whole batch, which microbatches divide; "
+                f"with {cause} the loss of an example depends on the whole batch, and microbatches would split it; "
                 "the fix: --model.microbatches 1"
             )
 
@@ -83,7 +83,7 @@ class Tokenizer(LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> Tokenizer:
         super().inherit(base, spec)
         assert isinstance(base, Tokenizer)
-        # The fields that decide the shapes of parameters, and the loss that gives the outputs their meaning.
+        # Fields that decide the shapes of parameters, and the loss that decides what the decoder's outputs mean.
         shaped = ("network", "bottleneck", "reconstruction", "adversary", "perceptual")
         return replace(self, **{name: getattr(base, name) for name in shaped})
 
@@ -95,7 +95,7 @@ class Tokenizer(LearnedFamily):
         coder = self.coder(spec)
         model = TokenizerModel(
             coder=coder,
-            learner=make_learner(self, steps, "tokenizer", partial(coder.init, param_dtype=self.param_dtype)),
+            learner=make_learner(self, steps, "tokenizer", coder.init),
             opponent=self._opponent(spec, steps),
             features=self._features(spec, steps),
             microbatches=self.microbatches,
@@ -122,7 +122,7 @@ class Tokenizer(LearnedFamily):
                 f"a tokenizer encodes images or sound, and the data have {', '.join(spec)}; choose data with one of them"
             )
         example = spec[name]
-        # Both terms have networks of images.
+        # The networks of both loss terms read images.
         if name != "image" and (self.adversary or self.perceptual):
             raise UserError("adversary and perceptual compare images, and the data have sound; leave them out")
         self.reconstruction.check(example)
@@ -146,7 +146,7 @@ class Tokenizer(LearnedFamily):
         if self.adversary is None:
             return None
         adversary, image = self.adversary, spec["image"]
-        # If one number added to all scores changes no loss, the bias of the last layer has no gradient.
+        # Some objectives only compare scores. Then the bias of the last layer would have no gradient, so there is none.
         network = Discriminator(adversary.discriminator, None, not adversary.objective.shift_invariant, self.dtypes())
         player = Judge(network, image.shape, classes=None, pack=1, augment=None, dtype=self.real_dtype())
         r1 = schedule(adversary.r1, steps) if adversary.r1 != 0.0 else None

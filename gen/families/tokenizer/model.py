@@ -26,7 +26,7 @@ from gen.optim import descend
 COLUMNS = 8
 """Examples in each row of a picture of reconstructions."""
 USES = "code_uses"
-"""Name of the sums of how often each code is used, [books, codes]."""
+"""Name of the sums that count how often each code is used, [books, codes]."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Request(core.Request):
     """A request to a tokenizer: reconstructions of held-out examples."""
 
     n: int = 64
-    """Number of examples, at most as many as the run keeps. Each row of them is followed by the row of their reconstructions."""
+    """Number of examples, at most the number that the run keeps (64). Rows of examples and rows of their reconstructions alternate."""
 
 
 class Part(NamedTuple):
-    """Inputs of the loss that have one entry per example, so that microbatches can divide them."""
+    """Inputs of the loss with one entry per example. Microbatches are made by splitting these arrays."""
 
     example: Array
     """[B, *axes, C]."""
     row: Array
     """int32 [B]. Positions in the global batch."""
     keys: Key
-    """[B]. For the noise of the bottleneck."""
+    """[B]. Keys of the bottleneck's noise."""
 
 
 class Opponent(NamedTuple):
@@ -53,11 +53,11 @@ class Opponent(NamedTuple):
 
     critic: Critic
     weight: optax.Schedule
-    """Step -> weight of the decoder's loss against it."""
+    """Step -> weight of the adversarial loss term."""
 
 
 class FeatureNetwork(NamedTuple):
-    """The classifier by whose features images are compared."""
+    """The classifier whose features compare images with reconstructions."""
 
     network: Classifier
     optimizer: optax.GradientTransformation
@@ -106,7 +106,7 @@ class TokenizerModel:
         if self.opponent:
             fake_key, critic_key = jax.random.split(opponent_key)
             coded = self.coder.encode(state.params, self.stats(state), x, axis.example_keys(fake_key, row))
-            # The reconstructions are inputs of the loss, so D's gradient does not run through the coder.
+            # Computed outside of D's loss, so that D's gradient does not flow into the coder.
             fake = self.coder.reconstruction.show(self.coder.decode(state.params, coded.z))
             state, metrics = self.opponent.critic.step(state, Examples(x, None, row), fake, critic_key)
         if self.features:
@@ -122,7 +122,7 @@ class TokenizerModel:
         def loss(params: Params, part: Part) -> tuple[Array, tuple[Metrics, Stats]]:
             return self.loss(params, state, part, facts._replace(row=part.row), key)
 
-        # The learner's optimizer has no moments of the other networks, so it must not see them.
+        # The learner gets the coder's parameters alone: its optimizer state has no moments for the other networks.
         own, (metrics, seen), gradient = self.learner.step(
             replace(state, params=coder_parameters(state.params)), loss, examples
         )
@@ -136,9 +136,9 @@ class TokenizerModel:
     def loss(
         self, params: Params, state: State, part: Part, facts: BatchFacts, key: Key
     ) -> tuple[Array, tuple[Metrics, Stats]]:
-        """Returns the loss of the coder: reconstruction + bottleneck + weight * adversary + weight * distance of features.
+        """Returns the coder's loss: reconstruction + bottleneck + weight * adversary + weight * distance of features.
 
-        Esser et al. 2021, equations 4 to 6. Means over the examples. Also returns the terms, and what the bottleneck has seen.
+        Esser et al. 2021, equations 4 to 6. All terms are means over the examples. Also returns the terms by name, and `Coded.seen`.
         """
         x, coder = part.example, self.coder
         coded = coder.encode(params, self.stats(state), x, part.keys, facts)
@@ -148,7 +148,7 @@ class TokenizerModel:
         if self.opponent:
             terms["adversary"] = self.adversarial_loss(self.opponent, state, x, y, part.row, key)
             total += self.opponent.weight(state.step) * terms["adversary"]
-        # Neither D nor the classifier is trained by this loss: the gradient is taken by the coder's parameters alone.
+        # This loss trains neither D nor the classifier: the gradient is taken with respect to the coder's parameters alone.
         if self.features:
             real, fake = (_classify(self.features, state.params["classifier"], image)[1] for image in (x, y))
             terms["features"] = feature_distance(jax.lax.stop_gradient(real), fake).mean()
@@ -159,7 +159,7 @@ class TokenizerModel:
         """Returns the decoder's loss against D, averaged over images x and reconstructions y."""
         real_key, fake_key = jax.random.split(key)
         critic, d = opponent.critic, state.params["discriminator"]
-        # D's new statistics are dropped: they follow the steps of D alone.
+        # D's new statistics are dropped: only D's own steps update them.
         fake = critic.player.judge(d, state.stats, y, None, fake_key, row)
         real = critic.player.judge(d, state.stats, x, None, real_key, row)
         return critic.objective.generator(real.scores, fake.scores).mean()
@@ -215,12 +215,12 @@ class TokenizerModel:
         return uses.at[book, codes].add(jnp.broadcast_to(weight[:, None, None], codes.shape))
 
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Reconstructs given examples. Without any, decodes codes that are drawn at random.
+        """Reconstructs the given examples. If none are given, decodes random codes.
 
         given: may hold "image" [M, H, W, C], or "audio" [M, T, C].
 
-        Returns "samples", float32 in [-1, 1]: rows of examples above their reconstructions, [2 rows, columns, *axes, C], or [n, *axes, C]
-        of random codes; and "codes", [n, *grid, ...].
+        Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. Samples are rows of examples, each followed by the row of
+        their reconstructions, [2 rows, columns, *axes, C]. With random codes they are [n, *axes, C].
         """
         params, stats, coder = self.learner.weights(state), self.stats(state), self.coder
         if coder.name not in given:
@@ -232,7 +232,7 @@ class TokenizerModel:
             return {"samples": coder.show(params, stats, codes), "codes": codes}
         x = given[coder.name][: request.n].astype(jnp.float32)
         y, codes = coder.reconstruct(params, stats, x)
-        # Rows of eight make a compact picture, if they are full.
+        # Rows of eight make a compact picture. If the last row would not be full, all examples are in one row.
         columns = COLUMNS if len(x) % COLUMNS == 0 else len(x)
         pairs = jnp.stack([each.reshape(-1, columns, *each.shape[1:]) for each in (x, y)], 1)
         return {"samples": pairs.reshape(-1, *pairs.shape[2:]), "codes": codes}
@@ -249,16 +249,16 @@ def _classify(features: FeatureNetwork, params: Params, x: Array) -> tuple[Array
 
 
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the metrics of a split: means, the fraction of codes that it uses, and their perplexity.
+    """Returns the metrics of a split: means, the fraction of codes that the split uses, and the perplexity of the codes.
 
-    With several books both are means over the books. The perplexity is exp of the entropy of the codes: the number of codes, if all
-    are used equally often.
+    With several books, the fraction and the perplexity are means over the books. The perplexity is exp of the entropy of the codes.
+    It equals the number of codes if all are used equally often.
     """
     metrics = means({name: pair for name, pair in sums.items() if name != USES})
     if USES not in sums:
         return metrics
     uses = np.asarray(sums[USES][0], np.float64)
-    # A split without examples has no uses at all.
+    # In an empty split all counts are 0.
     p = uses / np.maximum(uses.sum(-1, keepdims=True), 1)
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
     used = float((uses > 0).mean())

@@ -1,4 +1,7 @@
-"""Quality of reconstructions: PSNR and structural similarity (SSIM) of images, and other numbers of sound. [B, *axes, C] in [-1, 1]."""
+"""Quality of reconstructions: PSNR and structural similarity (SSIM) of images; mel distance and SI-SDR of sound.
+
+Examples are [B, *axes, C] in [-1, 1].
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from gen.core import Array, Feature
 from gen.families.tokenizer.spectral import MEASURED_SECONDS, mel_distance, si_sdr
 
 RANGE = 2.0
-"""Difference of the largest and the smallest value of a pixel."""
+"""Difference between the largest and the smallest possible pixel value."""
 MIN_ERROR = 1e-10
 """Lower bound on the mean squared error: equal images have a PSNR of 106 dB, not infinity."""
 WINDOW, DEVIATION = 11, 1.5
@@ -46,7 +49,7 @@ CODE_METRICS = (*CODE_PROTOCOL, "bits_per_second")
 
 
 def measure_quality(x: Array, y: Array, example: Feature, codes: Feature) -> dict[str, Array]:
-    """Returns the quality of reconstructions y of examples x, {metric: [B]}, and of sound the bits of its codes per second."""
+    """Returns the quality of reconstructions y of examples x, {metric: [B]}. For sound, also "bits_per_second" of the codes."""
     if example.sample_rate is None:
         return {"psnr": psnr(x, y), "ssim": ssim(x, y)}
     found = {"si_sdr": si_sdr(x, y), "mel_distance": mel_distance(x, y, example.sample_rate)}
@@ -81,7 +84,7 @@ def ssim(x: Array, y: Array) -> Array:
 
 def blur(x: Array) -> Array:
     """Returns the Gaussian average of each window that lies inside of x [B, *axes, C], [B, *(axis - side + 1), C]."""
-    # One axis after the other, each as a product with a matrix: the window is a product of its sides, and products are fast.
+    # The window is separable, so axes are blurred one after the other. Each blur is a matrix product, which is fast.
     for axis in range(1, x.ndim - 1):
         windows = jnp.asarray(window_matrix(x.shape[axis]), x.dtype)
         x = jnp.moveaxis(jnp.tensordot(windows, x, ((1,), (axis,)), precision="highest"), 0, axis)
@@ -89,7 +92,7 @@ def blur(x: Array) -> Array:
 
 
 def window_matrix(size: int) -> np.ndarray:
-    """Returns the Gaussian windows on an axis, float64 [size - side + 1, size]. The side is the largest odd one up to WINDOW."""
+    """Returns the matrix that blurs an axis, float64 [size - side + 1, size]. The side is the largest odd number up to WINDOW and size."""
     side = min(WINDOW, size - (size + 1) % 2)
     weights = np.exp(-np.square(np.arange(side) - side // 2) / (2 * DEVIATION**2))
     starts = np.arange(size - side + 1)

@@ -15,14 +15,14 @@ from gen.families.tokenizer.bottlenecks import BatchFacts, Bottleneck, Coded, St
 from gen.networks.kernels.sums import as_row
 
 MAX_VOCAB = 2**16
-"""Upper bound on the codes of a place. Encoded data are stored as uint16."""
+"""Upper bound on the vocabulary. Encoded data are stored as uint16."""
 
 
 @dataclass(frozen=True)
 class Quantizer(Bottleneck):
-    """A bottleneck with one code out of `vocab` for each place of the grid. Subclass it to add one.
+    """A bottleneck that gives each place of the grid one of `vocab` codes. Subclass it to add one.
 
-    A vector x = bound(h) is replaced by the vector of its code, embed(assign(x)).
+    Each vector x = bound(h) is replaced by the vector of its code, embed(assign(x)).
     """
 
     @property
@@ -36,7 +36,7 @@ class Quantizer(Bottleneck):
 
     @property
     def spacing(self) -> Array | float:
-        """Factor by which the remainder x - embed(assign(x)) is smaller than x, for `Residual`: [channels], or one number."""
+        """Ratio of the range of the remainder x - embed(assign(x)) to the range of x, [channels] or one number. `Residual` uses it."""
         return 1.0
 
     def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
@@ -45,7 +45,7 @@ class Quantizer(Bottleneck):
         return Feature(grid, "int32", vocab=self.vocab, axes=axes)
 
     def bound(self, h: Array) -> Array:
-        """Returns h in the range of the codes' vectors."""
+        """Maps h to the range of the codes' vectors."""
         return h
 
     def assign(self, stats: Stats, x: Array) -> Array:
@@ -57,7 +57,7 @@ class Quantizer(Bottleneck):
         raise NotImplementedError
 
     def commit(self, x: Array, embedded: Array) -> Array:
-        """Returns the loss of each example, [B], that keeps vectors x [B, ..., channels] near the vectors of their codes."""
+        """Returns a loss of each example, [B], which draws vectors x [B, ..., channels] to the vectors of their codes."""
         return jnp.zeros(len(x), x.dtype)
 
     def tiny(self) -> Quantizer:
@@ -69,7 +69,7 @@ class Quantizer(Bottleneck):
 
     def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
         x = self.bound(h)
-        # The choice of a code has no gradient, so nothing of it is kept for the backward pass.
+        # The choice of a code has no gradient, so it needs no memory for the backward pass.
         codes = self.assign(stats, jax.lax.stop_gradient(x))
         embedded = self.embed(stats, codes).astype(x.dtype)
         seen = {} if batch is None else self.observe(jax.lax.stop_gradient(x), codes, batch)
@@ -96,7 +96,7 @@ class FSQ(Quantizer):
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
-    """Number of levels of each number. Their product is the number of codes."""
+    """Number of levels of each number of a vector. Their product is the number of codes."""
 
     def __post_init__(self):
         if min(self.levels, default=0) < 2:
@@ -119,7 +119,7 @@ class FSQ(Quantizer):
 
     def assign(self, stats: Stats, x: Array) -> Array:
         top = as_row(jnp.array(self.levels) - 1, x.ndim)
-        # Remainders of a Residual may leave [-1, 1] by rounding.
+        # A `Residual` scales remainders to [-1, 1], and rounding errors may lead out of it.
         level = jnp.clip(jnp.round((x + 1) / 2 * top), 0, top).astype(jnp.int32)
         return (level * as_row(self._places(), x.ndim)).sum(-1)
 
@@ -128,7 +128,7 @@ class FSQ(Quantizer):
         return 2 * (codes[..., None] // places % levels) / (levels - 1) - 1
 
     def _places(self) -> Array:
-        """Returns the place value of each level in a code, as of the digits of a number."""
+        """Returns the factor of each level in a code, as 1, 10, 100 are the factors of the digits of a number."""
         return jnp.array([math.prod(self.levels[:i]) for i in range(len(self.levels))])
 
     def tiny(self) -> FSQ:
@@ -145,7 +145,7 @@ class Residual(Bottleneck):
     n: int = 4
     """Number of codes for each place."""
     of: Quantizer = FSQ()
-    """The quantizer of each code. Each has its own statistics."""
+    """Quantizer of every code. Its statistics are kept separately for each code."""
 
     def __post_init__(self):
         check_positive(n=self.n)
@@ -169,10 +169,10 @@ class Residual(Bottleneck):
         rest, total, loss = x, jnp.zeros_like(x), jnp.zeros(len(x), x.dtype)
         codes: list[Array] = []
         seen: list[Stats] = []
-        # A Python loop: the books are few, and each has statistics of its own.
+        # A Python loop and not a scan: there are few books.
         for i in range(self.n):
             own, scale = _book(stats, i), self._scale(i, x.ndim)
-            # What an FSQ leaves over is smaller than the distance of its levels, so it is enlarged to the range of the next book.
+            # An FSQ's remainder is smaller than the distance between levels, so it is scaled up to the range of the next book.
             scaled = rest / scale
             found = self.of.assign(own, jax.lax.stop_gradient(scaled))
             embedded = self.of.embed(own, found).astype(x.dtype)
@@ -181,7 +181,7 @@ class Residual(Bottleneck):
                 seen.append(self.of.observe(jax.lax.stop_gradient(scaled), found, _facts_of_book(batch, i)))
             codes.append(found)
             total += embedded * scale
-            # The codebook is no parameter, so the rest has the gradient of x.
+            # Codes get no gradient, so the remainder has the gradient of x.
             rest -= jax.lax.stop_gradient(embedded * scale)
         return Coded(straight_through(x, total), jnp.stack(codes, -1), loss, _stack(seen))
 
@@ -190,7 +190,7 @@ class Residual(Bottleneck):
         return sum(vectors[1:], vectors[0])
 
     def _scale(self, book: int, rank: int) -> Array:
-        """Returns the factor on the vectors of a book, of this rank."""
+        """Returns the factor by which the vectors of a book are scaled down, with `rank` axes."""
         return as_row(jnp.atleast_1d(self.of.spacing) ** book, rank)
 
     def draw(self, grid: tuple[int, ...], key: Key) -> Array:
@@ -205,7 +205,7 @@ class Residual(Bottleneck):
 
 
 def _facts_of_book(batch: BatchFacts, i: int) -> BatchFacts:
-    """Returns the facts of a batch with another key for each book."""
+    """Returns the facts of a batch with the key of book i."""
     return batch._replace(key=jax.random.fold_in(batch.key, i))
 
 

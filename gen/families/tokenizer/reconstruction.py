@@ -14,14 +14,14 @@ from gen.families.vae.likelihoods import Likelihood as PixelLikelihood
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The loss of a reconstruction, and how the decoder's outputs become one. Subclass it to add one."""
+    """The loss of a reconstruction, and the map from the decoder's outputs to the reconstruction. Subclass it to add one."""
 
     def outputs(self, channels: int) -> int:
-        """Returns how many decoder outputs each pixel of this many channels needs."""
+        """Returns the number of decoder outputs for each pixel. channels: number of channels of a pixel."""
         return channels
 
     def loss(self, outputs: Array, x: Array) -> Array:
-        """Returns the loss of each example, [B], a mean over its numbers. outputs: [B, *axes, outputs]; x: [B, *axes, C]."""
+        """Returns the loss of each example, [B]: a mean over its pixels and channels. outputs: [B, *axes, outputs]; x: [B, *axes, C]."""
         raise NotImplementedError
 
     def show(self, outputs: Array) -> Array:
@@ -29,10 +29,10 @@ class Reconstruction:
         return outputs
 
     def check(self, feature: Feature) -> None:
-        """Raises: UserError if `loss` can't be computed on examples like this."""
+        """Checks that `loss` can be computed on this feature. Raises: UserError if it can't."""
 
     def suit(self, feature: Feature) -> Reconstruction:
-        """Returns this loss with the settings that it takes from the data, such as the sample rate."""
+        """Returns this loss with settings filled in from the data, such as the sample rate."""
         return self
 
     def tiny(self) -> Reconstruction:

@@ -13,22 +13,22 @@ from gen.families.tokenizer.reconstruction import Reconstruction
 from gen.networks.spectra import Mel, log_mels, mel_filters
 
 MEASURED_SECONDS = 0.032
-"""Length of a frame of the mel distance that is measured, at least. The window is a power of 2."""
+"""Minimum length of a frame of the metric `mel_distance`. The number of samples in a frame is a power of 2."""
 MIN_POWER = 1e-10
 
 
 @dataclass(frozen=True)
 class Spectral(Reconstruction):
-    """The mean absolute difference of log-mels, over several lengths of frames, and of samples. Kumar et al. 2023, section 3.5."""
+    """Sum of the mean absolute differences of log-mels, for several lengths of frames, and of samples. Kumar et al. 2023, section 3.5."""
 
     windows: tuple[int, ...] = (64, 256, 1024)
-    """Samples in a frame of each scale. A frame begins every quarter of it."""
+    """Number of samples in a frame, for each scale. The hop between frames is a quarter of it."""
     bands: tuple[int, ...] = (10, 20, 40)
     """Number of mel bands of each scale."""
     samples: float = 1.0
-    """Weight of the mean absolute difference of samples, which fixes the phase."""
+    """Weight of the mean absolute difference of samples, which makes the phase right: log-mels ignore it."""
     rate: int | None = None
-    """Samples per second. None: those of the data."""
+    """Samples per second. None: the rate of the data."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of windows": min(self.windows, default=0)})
@@ -41,12 +41,12 @@ class Spectral(Reconstruction):
             )
 
     def scales(self) -> list[Mel]:
-        """Returns the front end of each scale."""
+        """Returns the settings of the log-mels of each scale."""
         return [Mel(window, window // 4, bands) for window, bands in zip(self.windows, self.bands, strict=True)]
 
     def loss(self, outputs: Array, x: Array) -> Array:
         assert self.rate is not None
-        # Channels are waveforms of their own: [B, C, T].
+        # Each channel is one waveform: [B, C, T].
         y, x = outputs.swapaxes(1, 2), x.swapaxes(1, 2)
         total = self.samples * jnp.abs(y - x).mean((1, 2))
         for mel in self.scales():
@@ -74,7 +74,7 @@ def mel_difference(x: Array, y: Array, rate: int, mel: Mel) -> Array:
 
 
 def measured_mel(rate: int) -> Mel:
-    """Returns the front end of the mel distance that is measured, for this sample rate."""
+    """Returns the settings of the log-mels of the metric `mel_distance`, for this sample rate."""
     window = 2 ** max(4, math.ceil(math.log2(MEASURED_SECONDS * rate)))
     return Mel(window, window // 4, min(40, window // 6))
 
@@ -87,10 +87,10 @@ def mel_distance(x: Array, y: Array, rate: int) -> Array:
 def si_sdr(x: Array, y: Array) -> Array:
     """Returns the scale-invariant ratio of signal and distortion of y, in dB, for each example, [B]. Le Roux et al. 2019, equation 2.
 
-    x: the sound that y should be, [B, T, C]. Channels count as one long waveform.
+    x: the original sound; y: its reconstruction, [B, T, C] each. All channels of an example are joined to one long waveform.
     """
     x, y = (v.reshape(len(v), -1) for v in (x, y))
-    # The target is the part of y along x.
+    # The target is the projection of y on x.
     scale = (x * y).sum(1) / jnp.maximum(jnp.square(x).sum(1), MIN_POWER)
     target = scale[:, None] * x
     # The bounds keep silence and perfect copies finite.

@@ -1,4 +1,4 @@
-"""Loss terms besides the reconstruction, each with a network of its own: an adversary, and the features of a classifier."""
+"""Loss terms that are computed by a second network: a discriminator (`Adversary`), or a classifier (`Perceptual`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class Adversary:
     discriminator: discriminator.Architecture = discriminator.DCGAN()
     """Its network."""
     objective: Objective = NonSaturating()
-    """Losses of both players."""
+    """Losses of the discriminator and of the decoder."""
     weight: Scalar = 0.02
-    """Weight of the decoder's loss against it. A schedule such as Piecewise((1000,), (0.0, 0.02)) lets reconstructions get sharp first."""
+    """Weight of the decoder's adversarial loss. The schedule Piecewise((1000,), (0.0, 0.02)) adds it after 1,000 steps, when
+    reconstructions are good already."""
     r1: Scalar = 0.0
-    """Gamma of R1: its loss gets gamma / 2 |grad D|^2 at images. 0: none."""
+    """Gamma of the R1 penalty: the discriminator's loss gets gamma / 2 |grad D|^2 at real images. 0: no penalty."""
 
     def __post_init__(self):
         check_scalars(check_not_negative, weight=self.weight, r1=self.r1)
@@ -48,8 +49,8 @@ class Adversary:
 class Perceptual:
     """The distance of images in the features of a classifier. Johnson et al. 2016, equation 2; Zhang et al. 2018.
 
-    The classifier is trained next to the tokenizer, on the labels of its images. It is not the one by whose features gen.evaluate
-    compares images: a tokenizer that is trained on those would look better than it is.
+    The classifier is trained next to the tokenizer, on the labels of its images. gen.evaluate compares images by
+    another classifier: with the same one, a tokenizer would score better than it is.
     """
 
     weight: Scalar = 0.1
@@ -69,7 +70,7 @@ class Perceptual:
 
 
 def feature_distance(x: Array, y: Array) -> Array:
-    """Returns 1 - the cosine of feature vectors [B, D], [B]. The length of features changes while their network is trained."""
+    """Returns 1 - cosine of feature vectors x and y [B, D], [B]. It ignores their lengths, which change while the classifier trains."""
 
     def unit(v: Array) -> Array:
         # The constant keeps the gradient finite where all features are 0.

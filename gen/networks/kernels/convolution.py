@@ -8,15 +8,15 @@ All three functions come from one trilinear form, t(x, k, g) = sum(conv(x, k) * 
 - `image_gradient` its derivative by x, a transposed convolution,
 - `kernel_gradient` its derivative by k, a correlation of images.
 
-Each is a derivative of the others, and their gradient rules say so. This alone matters: the kernel's gradient of a transposed
-convolution, as JAX derives it, runs up to 50 times slower on a CPU.
+The derivatives of each of these functions are the other two, and their custom gradient rules use this. It makes a large difference on a
+CPU: the kernel gradient that JAX derives for a transposed convolution is up to 50 times slower.
 
-On a CPU two other forms take over where they are faster (`choose`). They differ from the plain one by rounding.
+On a CPU two other forms are used where they are faster (`choose`). They differ from the plain one by rounding.
 
 - Fourier: t from discrete Fourier transforms of x, k and g, which are small enough to be products with matrices
   (gen.networks.kernels.fourier). A 5x5 kernel on 7x7 pixels takes 1/5 of the multiplications.
-- Taps: one product over all taps of the kernel, with pixels that were copied apart before (`take_patches`) or are added up
-  after (`add_patches`). XLA is slow at transposed convolutions with a stride, and at images of few channels.
+- Taps: one matrix product over all taps of the kernel. Patches of pixels are copied before it (`take_patches`), or added up after it
+  (`add_patches`). XLA is slow at transposed convolutions with a stride, and at images with few channels.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def choose(
 ) -> Array:
     """Returns plain(a, b); on a CPU by_fourier(a, b) if it needs less than half of the multiplications, otherwise cpu(a, b).
 
-    x, kernel: shapes of the image and the kernel, whatever a and b are. cpu: None if the plain form is the fastest. The other
-    forms round more often, so bfloat16 always has the plain form.
+    x, kernel: shapes of the image and the kernel; a and b may be other arrays. cpu: None if the plain form is the fastest. The other
+    forms round more often, so the plain form is always used for bfloat16.
     """
     (batch, *sides, c), (*taps, _, o) = x, kernel
     # 1.5 real products per frequency: a complex product is 3 real ones, and half of the frequencies are conjugates.

@@ -10,8 +10,8 @@ from gen.errors import UserError, check_decay, check_positive
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
 """Tensor parallelism (Shoeybi et al. 2019).
 
-The first matrices of attention and of the feed-forward layer are divided by output channels (the default, the last axis). The
-second ones are divided by input channels, so that no activation between them is sent. The embedding is divided by tokens."""
+The first matrices of attention and of the feed-forward layer are sharded by output channels (the default, the last axis). The second
+matrices are sharded by input channels, so the activations between them are not communicated. The embedding is sharded by tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Architecture:
     positions: Literal["learned", "rotary", "relative"] = "learned"
     """learned: a learned vector per position, up to the length of the training windows. rotary: rotated queries and keys (Su et
     al. 2021). relative: a learned bias per distance (Raffel et al. 2020)."""
+    period: int | None = None
+    """Adds a learned vector for the place of a position in each period of this many, such as the beats of a bar, on the first axis of a
+    grid. None: no such vector."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each part of a block and before the logits."""
     activation: Literal["gelu", "swiglu"] = "gelu"
@@ -57,7 +60,7 @@ class Architecture:
 
     def __post_init__(self):
         check_positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
-        for name in ("kv_heads", "hidden", "logit_cap", "context", "window"):
+        for name in ("kv_heads", "hidden", "logit_cap", "context", "window", "period"):
             if (value := getattr(self, name)) is not None:
                 check_positive(**{name: value})
         if self.width % self.heads:
@@ -80,6 +83,7 @@ class Architecture:
             kv_heads=None if self.kv_heads is None else 2,
             hidden=None if self.hidden is None else 32,
             context=None,
+            period=None if self.period is None else 4,
             window=None if self.window is None else 4,
             unroll=1,
         )

@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
     arch: Architecture
     causal: bool
-    """Whether no position sees a later one. The mask says so too; this lets a kernel skip the hidden half."""
+    """Whether no position sees later positions. The mask says the same, but with this flag a kernel can skip the hidden half."""
     dtypes: Dtypes
 
     @nn.compact
@@ -98,8 +98,8 @@ class Attention(nn.Module):
     ) -> tuple[Array, KeyValue | None]:
         """Returns ([B, T, D], the cached keys and values with the new ones).
 
-        memory: attended to instead of x. stored: keys and values of earlier tokens, which are attended to together with the
-        new ones, which are written into `slot`.
+        memory: attended to instead of x. stored: keys and values of earlier tokens. The new keys and values are written into `slot`,
+        and the queries attend to all of them.
         """
         arch = self.arch
         query_BTNH, key, value = self.project(x_BTD, memory_BSD, stored is not None)

@@ -48,7 +48,9 @@ class Slot(NamedTuple):
 
 
 def empty_cache(arch: Architecture, batch: int, places: int, dtype: DTypeLike, unstacked: bool = False) -> Cache:
-    """Returns a cache with room for `places` tokens of each example. unstacked: as parameters from `unstack_layers` need it."""
+    """Returns a cache with room for `places` tokens of each example. unstacked: the form for
+    parameters from `unstack_layers`.
+    """
     shape = (batch * (arch.kv_heads or arch.heads), places, arch.width // arch.heads)
     stack = (jnp.zeros(shape, dtype),) * arch.layers if unstacked else jnp.zeros((arch.layers, *shape), dtype)
     # Empty places have the segment of padding, so no token attends to them.

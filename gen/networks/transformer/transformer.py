@@ -110,6 +110,11 @@ class Transformer(nn.Module):
             x = x.sum(2)
         if self.arch.positions == "learned":
             x += self.embed_positions(position_BT)
+        if self.arch.period is not None:
+            place_BT = (position_BT if self.axes is None else position_BT[..., 0]) % self.arch.period
+            x += nn.Embed(
+                self.arch.period, self.arch.width, embedding_init=normal(INIT_STD), name="period", **self.dtypes
+            )(place_BT)
         return dropout(x, keys_B, 0, self.arch.dropout)
 
     def embed_positions(self, position_BT: Array) -> Array:

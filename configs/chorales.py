@@ -1,0 +1,39 @@
+"""A causal transformer over four-part chorales, with an exact likelihood: a step reads a frame, and a small head predicts the voices of the
+next one from soprano to bass (Lee et al. 2022). Not scored yet.
+
+Pieces are cut at 2,048 tokens, 512 frames of four voices. Training pieces are transposed inside of the range of their voices.
+
+python train.py chorales --data.name rolls:jsb16thSeparated.json && python sample.py runs/chorales --n 4
+"""
+
+from gen.config import Config, Log, Save
+from gen.data.music import Music
+from gen.families.grid import GridLM
+from gen.networks.transformer import Architecture
+from gen.optim import Optimizer, WarmupCosine
+
+config = Config(
+    model=GridLM(
+        network=Architecture(
+            layers=4,
+            width=192,
+            heads=4,
+            positions="rotary",
+            period=16,
+            norm="rms",
+            activation="swiglu",
+            bias=False,
+            qk_norm=True,
+            dropout=0.2,
+            unroll=4,
+        ),
+        inner_layers=1,
+        ema=0.998,
+        optim=Optimizer("muon", lr=WarmupCosine(5e-3, warmup=100), b1=0.95, weight_decay=0.1, clip=1.0),
+    ),
+    data=Music(name="canons", excerpt=256, transpose=6, batch_size=8),
+    steps=3000,
+    evaluate_every=200,
+    log=Log(request=("n=4",)),
+    save=Save(every=200, best=("loss", "min")),
+)

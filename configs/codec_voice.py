@@ -1,0 +1,13 @@
+"""The codec of codec_speech for the recordings of one speaker, 3 s each: 2.99 kbit/s. Not scored yet.
+
+docs/sound.md makes the folder `voice` of a free set of 568 recordings. Then: python train.py codec_voice
+"""
+
+from dataclasses import replace
+
+from gen.config import load
+from gen.data.audio import Transcribed
+
+codec = load("codec_speech")
+data = Transcribed(name="captions:voice", rate=8000, seconds=3.0, tokenizer="character", length=48, batch_size=8)
+config = replace(codec, data=data, steps=10_000)

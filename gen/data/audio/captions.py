@@ -1,0 +1,132 @@
+"""Recordings with texts, such as the spoken words. All recordings of a text are in one split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gen import core
+from gen.data import captions, digest
+from gen.data.audio import describe, folder
+from gen.data.audio.dataset import Audio, check, open_reader
+from gen.data.audio.folder import Found, Recordings
+from gen.data.audio.preprocess import preprocess
+from gen.data.audio.sources import Source
+from gen.data.audio.windows import cut
+from gen.data.captions import Caption, CaptionOptions
+from gen.data.examples import Examples
+from gen.data.images.folder import FolderOptions
+from gen.data.images.layout import WHOLE, Layout
+from gen.data.text import tokenizers
+from gen.errors import UserError, note
+
+RECORDING = captions.Kind("audio", "recording")
+
+
+@dataclass(frozen=True)
+class Transcribed(CaptionOptions, core.Data):
+    """Recordings with texts: "audio" float32 [B, samples, channels] in [-1, 1), and "caption" int32 [B, length], filled up with the end
+    token.
+
+    Batches also have "group" int32 [B], which is equal for recordings of the same text. It is not in the spec, and models don't read it.
+    """
+
+    name: str = "captions:recordings"
+    """captions:FOLDER. Each recording PATH.wav has its text in PATH.txt. Or one .jsonl file in the folder has a line {"audio": path in
+    the folder, "text": text} for each recording. A line may have "group": a key that variants share."""
+    rate: int = 8000
+    """Samples per second. Other recordings are resampled."""
+    seconds: float = 4.0
+    """Length of a window. Shorter recordings end with silence. Longer recordings are left out, because a part of one does not contain
+    the whole text."""
+    channels: Literal[1, 2] = 1
+    """Mono (1) or stereo (2)."""
+    check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
+    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
+
+    def build(self) -> core.Dataset:
+        """Reads the texts and the recordings. Raises: UserError for a wrong option, recording or text, or for a
+        recording without a text, or a text without a recording.
+        """
+        sound = self.sound()
+        check(sound)
+        captions.check(self)
+        root = captions.find_root(self.name, RECORDING)
+        recordings, pairs = open_recordings(self, root)
+        windows = cut(recordings.source, self.rate, sound.samples, self.channels, "start")
+        describe.print_lines(recordings, windows)
+        texts = captions.encode_pairs(self, pairs, self.name)
+        reader = open_reader(sound, windows, texts.splits)
+        examples = Examples(
+            sizes={split: len(positions) for split, positions in texts.splits.items()},
+            read=partial(texts.read, reader.read),
+            shuffle=reader.shuffle,
+            batch_size=self.batch_size,
+        )
+        return core.Dataset(
+            spec={
+                "audio": core.Feature((sound.samples, self.channels), sample_rate=self.rate),
+                "caption": texts.feature(),
+            },
+            sizes=examples.sizes,
+            digest=digest.sha256(reader.content, texts.digest()),
+            batch=examples.batch,
+            evaluation=examples.evaluation,
+            preprocess=preprocess,
+            files={tokenizers.FILE: texts.dump()},
+            protocol=texts.protocol(self),
+        )
+
+    def sound(self) -> Audio:
+        """Returns the settings of the recordings alone."""
+        return Audio(
+            name=f"audio:{self.name.removeprefix(captions.PREFIX)}",
+            rate=self.rate,
+            seconds=self.seconds,
+            channels=self.channels,
+            long="start",
+            check=self.check,
+            batch_size=self.batch_size,
+        )
+
+
+def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[Caption]]:
+    """Returns the recordings that fit into a window, and their texts. Sub-folders are neither classes nor splits.
+
+    Raises: UserError for a recording or a text that can't be read, or if no recording fits.
+    """
+    listing = folder.list_sounds(root, config.name)
+    pairs = captions.pair_up(root, [file.path for file in listing.files], config.name, RECORDING)
+    # Files of texts are read, so they are not reported as left out.
+    others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
+    # One split and no classes: the texts decide the splits, and sub-folders have no meaning.
+    layout = Layout({WHOLE: list(range(len(pairs)))}, None, [0] * len(pairs))
+    options = FolderOptions(config.name, {}, skip_bad=False, whole=config.check == "all")
+    recordings = folder.open_found(Found(root, listing._replace(left_out=others), layout, {}), options)
+    # A part of a recording does not contain the whole text.
+    fits = np.flatnonzero(recordings.source.seconds <= config.seconds)
+    if not len(fits):
+        raise UserError(
+            f"{config.name}: every recording is longer than {config.seconds:g} s; the fix: --data.seconds "
+            f"{np.ceil(10 * recordings.source.seconds.max()) / 10:g}"
+        )
+    if long := len(pairs) - len(fits):
+        note(f"{config.name}: {long:,} recordings are longer than {config.seconds:g} s and left out (--data.seconds)")
+    source = choose(recordings.source, fits)
+    return recordings._replace(source=source, headers=recordings.headers[fits]), [pairs[i] for i in fits]
+
+
+def choose(source: Source, positions: np.ndarray) -> Source:
+    """Returns the recordings at these positions, as one split."""
+    return source._replace(
+        splits={WHOLE: [len(positions)]},
+        seconds=source.seconds[positions],
+        labels=source.labels[positions],
+        decode=lambda i, rate, channels: source.decode(int(positions[i]), rate, channels),
+        content=digest.sha256(source.content, positions),
+        fingerprint=source.fingerprint and digest.sha256(source.fingerprint, positions),
+    )

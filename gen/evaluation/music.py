@@ -1,0 +1,167 @@
+"""Metrics of models of scores: the likelihood of the voices, and how samples keep the rules of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import numpy as np
+
+from gen.core import Array, Batch, Params
+from gen.data.music import counting
+from gen.evaluation.request import encode_request
+from gen.evaluation.score import Metric, Score
+from gen.evaluation.texts import TextSubject
+from gen.families.grid import GridLM
+from gen.metrics.scores import Harmony, distance, measure
+from gen.optim import adapters
+
+MAX_SAMPLES = 64
+"""Scores that are generated if --n is not given. A score has hundreds of frames."""
+
+
+@dataclass(frozen=True, eq=False)
+class MusicSubject(TextSubject):
+    """A run that generates scores."""
+
+    medium = "scores"
+
+    def rolls(self, split: str) -> list[np.ndarray]:
+        """Returns the windows of a split without padding, int32 [frames, voices] each."""
+        found = []
+        for batch in self.data.evaluation(split, self.run.config.data.batch_size):
+            rows = zip(batch["tokens"], batch["frames"], batch["weight"], strict=True)
+            found += [tokens[:frames] for tokens, frames, weight in rows if weight]
+        return found
+
+    @cached_property
+    def voice_nats(self) -> np.ndarray:
+        """-log p of each token of the held-out split given the tokens before it, in nats, float64 [frames, voices]."""
+        config = self.run.config.model
+        assert isinstance(config, GridLM)
+        causal = config.causal(self.data.spec)
+
+        def nats(params: dict[str, Params], batch: Batch) -> tuple[Array, Array]:
+            seen = self.data.preprocess(batch, jax.random.key(0), False)
+            found, _ = causal.nats(params, seen, causal.network.grid.conditions.of(seen))
+            return found.reshape(seen["tokens"].shape), seen["counted"] * seen["weight"][:, None, None]
+
+        # The weights that samples are drawn with.
+        compiled, found = jax.jit(nats), []
+        params = adapters.merge_adapter(config.adapter, self.state.ema or self.state.params, self.state.frozen)
+        for batch in self.data.evaluation(self.options.split, self.run.config.data.batch_size):
+            x, counted = jax.device_get(compiled(params, batch))
+            # All voices of a frame count, or none.
+            found.append(x[counted[:, :, 0] > 0])
+        return np.concatenate(found).astype(np.float64)
+
+    @cached_property
+    def counted_nats(self) -> np.ndarray:
+        """The same by the counting baseline."""
+        train, held_out = self.rolls("train"), self.rolls(self.options.split)
+        nats = counting.count_nats(train, held_out, self.data.spec["tokens"].vocab or 0)
+        return nats.reshape(-1, held_out[0].shape[1])
+
+    @cached_property
+    def held_out(self) -> Harmony:
+        """The numbers of the held-out split."""
+        return measure(self.rolls(self.options.split))
+
+    @property
+    def n(self) -> int:
+        """Number of scores to generate."""
+        return self.options.n or MAX_SAMPLES
+
+    @cached_property
+    def generated(self) -> list[np.ndarray]:
+        """Generated scores, int32 [frames, voices] each."""
+        request = self.run.model.request(**{**self.request, "n": self.n})
+        made = self.run.generate(self.step, self.options.seed, request, {}, {}, self.options.base)
+        return list(np.asarray(made["samples"]))
+
+
+@dataclass(frozen=True)
+class Voices(Metric[MusicSubject]):
+    """Nats of the voices: of a frame, and of the tokens of all voices but the first, which are given the first one up to their frame.
+
+    The second number tells how well a model harmonizes a melody. The counting baseline has both too.
+    """
+
+    name: str = "voices"
+    subject = MusicSubject
+    generates = False
+
+    def unsuited(self, subject: MusicSubject) -> str | None:
+        if isinstance(subject.run.config.model, GridLM):
+            return None
+        return "it needs the exact likelihood of a causal model (GridLM)"
+
+    def plan(self, subject: MusicSubject) -> list[Score]:
+        def score(nats: np.ndarray) -> Iterable[float]:
+            return [float(nats.sum(1).mean()), *([float(nats[:, 1:].mean())] if nats.shape[1] > 1 else [])]
+
+        facts = {"tokens": "each given the tokens before it", "unit": "nats"}
+        names = ("nats_per_frame", "nats_given_first_voice")[: min(2, subject.data.spec["tokens"].shape[1])]
+        counted = tuple(f"counting_{name}" for name in names)
+        return [
+            Score(names, subject.run_protocol | facts, lambda: score(subject.voice_nats)),
+            Score(counted, subject.split_protocol | facts | {"baseline": True}, lambda: score(subject.counted_nats)),
+        ]
+
+
+@dataclass(frozen=True)
+class Rules(Metric[MusicSubject]):
+    """How samples keep the rules of the data: distances of the histograms of tones and steps to the held-out split, and the shares of
+    parallels and of doubled leading tones.
+
+    Each number is also computed for the training split ("_real"), and for training scores whose voices come from different pieces
+    ("_shuffled"). Lower is better, down to the numbers of the training split.
+    """
+
+    name: str = "rules"
+    subject = MusicSubject
+
+    def plan(self, subject: MusicSubject) -> list[Score]:
+        names = ("tone_distance", "step_distance", "parallels", "doubled_leading")
+        drawn = {"samples": subject.n, "seed": subject.options.seed} | encode_request(subject.request)
+        protocol = subject.run_protocol | drawn
+
+        def numbers(rolls: Iterable[np.ndarray]) -> Iterable[float]:
+            found, other = measure(list(rolls)), subject.held_out
+            return (
+                distance(found.tones, other.tones),
+                distance(found.steps, other.steps),
+                found.parallels,
+                found.doubled,
+            )
+
+        train = subject.split_protocol | {"of": "train"}
+        return [
+            Score(names, protocol, lambda: numbers(subject.generated)),
+            Score(tuple(f"{name}_real" for name in names), train, lambda: numbers(subject.rolls("train"))),
+            Score(
+                tuple(f"{name}_shuffled" for name in names),
+                train | {"voices": "of different pieces"},
+                lambda: numbers(shuffle_voices(subject.rolls("train"))),
+            ),
+            Score(
+                tuple(f"{name}_held_out" for name in names[2:]),
+                subject.split_protocol,
+                lambda: (subject.held_out.parallels, subject.held_out.doubled),
+            ),
+        ]
+
+
+def shuffle_voices(rolls: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns scores whose voice v is that of the score v places later, cut to the shorter one. int [frames, voices] each."""
+    shuffled = []
+    for i in range(len(rolls)):
+        parts = [rolls[(i + v) % len(rolls)][:, v] for v in range(rolls[i].shape[1])]
+        shuffled.append(np.stack([part[: min(map(len, parts))] for part in parts], axis=1))
+    return shuffled
+
+
+METRICS: tuple[Metric[MusicSubject], ...] = (Voices(), Rules())
+"""The metrics that are computed for a run that generates scores, after those of texts."""

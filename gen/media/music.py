@@ -1,0 +1,263 @@
+"""Scores: MIDI files, a sheet of piano rolls, sound by a small synthesizer, and a page with a player for each sample."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from gen.core import Given, Medium, Request, RunView, Shown, Spec
+from gen.data.music import midi
+from gen.data.music.roll import AXES, HELD, REST, STEPS_PER_QUARTER, hold, pitches_of, vocabulary
+from gen.errors import UserError
+from gen.families.labels import class_names
+from gen.files import read_bytes
+from gen.media.arrays import FILES, name_samples
+from gen.media.audio import encode_wav, make_page
+
+MAX_DRAWN = 16
+"""Samples on the sheet."""
+FRAME, PITCH, BORDER = 2, 3, 6
+"""In pixels: the width of a frame, the height of a semitone, and the space between two samples."""
+COLORS = ((196, 50, 40), (40, 120, 190), (60, 150, 60), (120, 70, 150), (200, 140, 20), (90, 90, 90))
+"""Of the voices. More voices begin again at the first."""
+BAR = 4
+"""Quarter notes between two lines of the sheet."""
+RATE = 11_025
+"""Samples per second of the rendered sound. It has room for the highest note of a piano and no more, since samples take minutes."""
+HARMONICS = np.array([1, 0.5, 0.3, 0.15, 0.08])
+"""Amplitudes of a tone and its overtones."""
+ATTACK, RELEASE, DECAY = 0.01, 0.05, 1.2
+"""In seconds: how long a note begins and ends, and after how long a held note is 1 / e as loud."""
+A4, A4_HERTZ = 69, 440.0
+"""The MIDI number of the tuning tone, and its frequency in Hz."""
+MAX_BYTES = 2**20
+"""Upper bound on a given MIDI file. A manifest holds its content."""
+GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """A score that samples continue, harmonize, or fill in."""
+
+    midi: Path | None = None
+    """A MIDI file that is kept in part: see --mode."""
+    write: tuple[int, ...] = ()
+    """Numbers of the voices to write anew, from 1 on. None: all of them, and with --mode harmonize all but the first."""
+    gap: str | None = None
+    """With --mode inpaint: part of the file to write anew, in quarter notes: FROM:TO, such as 8:16, or 8: for everything from there on."""
+    content: tyro.conf.Suppress[str] = ""
+    """Content of the file, in base64, as a manifest keeps it."""
+
+    def __post_init__(self):
+        if self.gap is not None and (not GAP.fullmatch(self.gap) or self.gap == ":"):
+            raise UserError(
+                f"--gap {self.gap!r} is no part of a score; give it as FROM:TO in quarter notes, such as 8:16"
+            )
+
+
+@dataclass(frozen=True)
+class Scores(Medium):
+    """Rolls int32 [n, frames, voices] of tokens. See gen.data.music.roll."""
+
+    features: ClassVar[Mapping[str, int]] = {"tokens": 2}
+    options: ClassVar[type] = ScoreOptions
+
+    def read_options(self, options: ScoreOptions) -> ScoreOptions:
+        """Returns the options with the content of --midi. Raises: UserError if it can't be read, or if mido is not installed."""
+        # Samples are MIDI files. Without the package, this must fail before they are drawn.
+        midi.load_mido()
+        if options.midi is None:
+            return options
+        try:
+            content = read_bytes(options.midi, MAX_BYTES)
+        except FileNotFoundError:
+            raise UserError(f"--midi {options.midi}: No such file or directory") from None
+        except OSError as error:
+            raise UserError(f"--midi {options.midi}: {error.strerror}") from None
+        return replace(options, midi=None, content=base64.b64encode(content).decode())
+
+    def complete(self, options: ScoreOptions, request: Request, run: RunView) -> ScoreOptions:
+        """Returns the options with the voices that --mode harmonize writes: all but the first, unless --write names others."""
+        if getattr(request, "mode", "generate") != "harmonize" or options.write:
+            return options
+        return replace(options, write=tuple(range(2, run.spec["tokens"].shape[1] + 1)))
+
+    def check(self, options: ScoreOptions, request: Request, run: RunView) -> None:
+        """Raises: UserError if the request's mode takes no score and one is given, or the other way round."""
+        mode = getattr(request, "mode", "generate")
+        voices = run.spec["tokens"].shape[1]
+        if mode == "generate":
+            if options.content or options.write or options.gap:
+                raise UserError(
+                    f"--midi, --write and --gap need --mode {', '.join(request.scores) or 'of another model'}"
+                )
+            return
+        if not options.content:
+            raise UserError(f"mode {mode} needs a score: give --midi FILE")
+        if wrong := [voice for voice in options.write if not 1 <= voice <= voices]:
+            raise UserError(f"--write {wrong[0]}: the model has the voices 1 to {voices}")
+        if mode == "continue" and (options.write or options.gap):
+            raise UserError(
+                "mode continue keeps the whole score; leave --write and --gap out, or choose --mode inpaint"
+            )
+        if mode == "harmonize" and options.gap:
+            raise UserError("mode harmonize writes whole voices; leave --gap out, or choose --mode inpaint")
+        if mode == "harmonize" and not options.write:
+            raise UserError("the model has one voice, so a melody has no other ones; choose another --mode")
+        if mode == "inpaint" and not (options.write or options.gap):
+            raise UserError("mode inpaint needs the part to write: give --write VOICES, --gap FROM:TO, or both")
+
+    def give(self, options: ScoreOptions, run: RunView) -> Given:
+        """Returns the given score as "tokens" and "known", [1, frames, voices].
+
+        Raises: UserError if it is no score on the grid of the run, is too long, or if nothing is left to write.
+        """
+        # A model may be given validation examples for other things than scores.
+        reference = run.reference()
+        if not options.content:
+            return Given(reference)
+        roll, shape = read_score(options, run), run.spec["tokens"].shape
+        tokens = np.full((1, *shape), REST, np.int32)
+        tokens[0, : len(roll)] = roll
+        known = find_known(options, len(roll), shape, _steps(run))
+        return Given({**reference, "tokens": tokens, "known": known[None]})
+
+    def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ScoreOptions | None = None) -> Shown:
+        """Returns samples.png, a sheet of piano rolls, and samples.wav, the first sample as sound.
+
+        With options also each sample as samples/NUMBER.mid and samples/NUMBER.wav, and samples.html, a page that plays them. Samples
+        that complete a score have its length.
+        """
+        made, steps = np.asarray(samples["samples"]), _steps(run)
+        rolls = made.reshape(-1, *run.spec["tokens"].shape)
+        if options is not None and options.content and (options.write or options.gap):
+            rolls = rolls[:, : len(read_score(options, run))]
+        # Without tokens for held notes, equal ones in a row are one note.
+        if not _tells_onsets(run):
+            rolls = np.stack([hold(roll) for roll in rolls])
+        files = {
+            "samples.png": draw_sheet(rolls[:MAX_DRAWN], steps),
+            "samples.wav": encode_wav(render(rolls[0], steps), RATE),
+        }
+        if options is None:
+            return Shown(files)
+        labels, names = samples.get("labels"), class_names(run.spec)
+        stems = name_samples(len(rolls), labels, names)
+        for stem, roll in zip(stems, rolls, strict=True):
+            files[f"{FILES}/{stem}.mid"] = midi.encode(roll, steps)
+            files[f"{FILES}/{stem}.wav"] = encode_wav(render(roll, steps), RATE)
+        files["samples.html"] = make_page(stems, 4, "piano rolls").encode()
+        arrays = {"label_names": np.array(names)} if names and labels is not None else {}
+        return Shown(files, arrays)
+
+
+SCORES = Scores()
+
+
+def is_score(spec: Spec) -> bool:
+    """Returns whether the tokens of the data are rolls."""
+    tokens = spec.get("tokens")
+    # Other data may have these axes too, and their tokens are no notes.
+    return tokens is not None and tokens.axes == AXES and tokens.vocab in map(vocabulary, (False, True))
+
+
+def _steps(run: RunView) -> int:
+    """Returns the frames of a quarter note of a run."""
+    return getattr(run.data, "steps", STEPS_PER_QUARTER)
+
+
+def _tells_onsets(run: RunView) -> bool:
+    """Returns whether the tokens of a run tell held notes from repeated ones."""
+    return (run.spec["tokens"].vocab or 0) > HELD
+
+
+def read_score(options: ScoreOptions, run: RunView) -> np.ndarray:
+    """Returns the given score as a roll, int16 [frames, voices], with the tokens of a run. Raises: UserError if it does not fit."""
+    frames, voices = run.spec["tokens"].shape
+    try:
+        roll = midi.decode(base64.b64decode(options.content), _steps(run), voices)
+    except ValueError as error:
+        raise UserError(f"--midi: the file {error}") from None
+    if len(roll) > frames:
+        raise UserError(f"--midi: the file has {len(roll):,} frames, and the model's windows have {frames:,}; cut it")
+    return roll if _tells_onsets(run) else pitches_of(roll)
+
+
+def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int) -> np.ndarray:
+    """Returns which tokens of a window are kept, bool [frames, voices].
+
+    n: frames of the given score. With neither --write nor --gap, all of it is kept, and what follows is written. Otherwise a part of it
+    is written, and the rests after its end are kept.
+
+    Raises: UserError if nothing is left to write.
+    """
+    frame, voice = np.arange(shape[0])[:, None], np.arange(1, shape[1] + 1)[None]
+    if options.write or options.gap:
+        written = (frame < n) & np.isin(voice, options.write or voice)
+        found = GAP.fullmatch(options.gap or ":")
+        assert found is not None, "ScoreOptions checks it"
+        start, end = (float(found[name]) * steps if found[name] not in ("", ".") else None for name in ("start", "end"))
+        written &= (frame >= (start or 0)) & (frame < (n if end is None else end))
+    else:
+        written = np.broadcast_to(frame >= n, shape)
+    if not written.any():
+        raise UserError("--midi: nothing is left to write; give another --gap, or a shorter file")
+    return ~written
+
+
+def draw_sheet(rolls: np.ndarray, steps: int) -> bytes:
+    """Returns a PNG of piano rolls, one below the other. rolls: int [n, frames, voices]. steps: frames of a quarter note."""
+    # One range for all, so that strips can be compared.
+    pitch = pitches_of(rolls)
+    sounding = pitch[pitch < REST]
+    low, high = (int(sounding.min()), int(sounding.max())) if sounding.size else (60, 72)
+    strips = [draw_roll(roll, low, high, steps) for roll in rolls]
+    content = io.BytesIO()
+    Image.fromarray(np.concatenate(strips)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def draw_roll(roll: np.ndarray, low: int, high: int, steps: int) -> np.ndarray:
+    """Returns a piano roll as pixels, uint8 [height, width, 3]: time to the right, pitches from `low` to `high` upwards."""
+    height, width = (high - low + 1) * PITCH, len(roll) * FRAME
+    picture = np.full((height + BORDER, width, 3), 255, np.uint8)
+    picture[:height, :: BAR * steps * FRAME] = 225
+    # The first voice is drawn last, since it is the melody.
+    for voice in reversed(range(roll.shape[1])):
+        for note in midi.notes_of(roll[:, voice]):
+            top = (high - note.pitch) * PITCH
+            # A note ends a pixel early, so that repeated ones can be told apart.
+            picture[top : top + PITCH, note.start * FRAME : note.end * FRAME - 1] = COLORS[voice % len(COLORS)]
+    return picture
+
+
+def render(roll: np.ndarray, steps: int) -> np.ndarray:
+    """Returns a roll, int [frames, voices], as sound, float64 [samples, 1] in [-1, 1]: a sum of decaying sines for each note."""
+    frame = midi.TEMPO / 1e6 / steps
+    # The last note sounds on after the last frame.
+    x = np.zeros(round((len(roll) * frame + RELEASE) * RATE) + 1)
+    for column in roll.T:
+        for note in midi.notes_of(column):
+            start, tone = round(note.start * frame * RATE), play(note.pitch, (note.end - note.start) * frame)
+            x[start : start + len(tone)] += tone[: len(x) - start]
+    # Chords may be louder than 1. A quiet sample stays quiet.
+    return (x / max(np.abs(x).max(), 1.0))[:, None]
+
+
+def play(pitch: int, seconds: float) -> np.ndarray:
+    """Returns a note as float64 [samples]. It sounds on for RELEASE seconds. pitch: MIDI number."""
+    t = np.arange(round((seconds + RELEASE) * RATE)) / RATE
+    hertz = A4_HERTZ * 2 ** ((pitch - A4) / 12) * np.arange(1, len(HARMONICS) + 1)
+    # Overtones that the rate can't hold would sound as other tones.
+    loud = 0.2 * HARMONICS * (hertz < RATE / 2)
+    envelope = np.minimum(t / ATTACK, 1) * np.exp(-t / DECAY) * np.clip((seconds + RELEASE - t) / RELEASE, 0, 1)
+    return envelope * (loud @ np.sin(2 * np.pi * hertz[:, None] * t))

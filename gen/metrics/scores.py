@@ -1,0 +1,97 @@
+"""Numbers of scores by the rules of four-part writing: tones, steps of the voices, parallels, and doubled leading tones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from gen.data.music.roll import REST, pitches_of
+
+OCTAVE, FIFTH = 12, 7
+"""In semitones."""
+MAX_STEP = 12
+"""Largest step of a voice that has a bin of its own, in semitones. Larger ones share the last."""
+MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
+MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
+"""How well each pitch class fits a key, from its tonic on (Krumhansl and Kessler 1982)."""
+
+
+class Harmony(NamedTuple):
+    """Numbers of a set of scores."""
+
+    tones: np.ndarray
+    """Share of each pitch class among the frames in which voices sound, [12]."""
+    steps: np.ndarray
+    """Share of each step of a voice from one note to the next, in semitones from -MAX_STEP to MAX_STEP, [25]."""
+    parallels: float
+    """Of the moments in which two voices move, the share in which both move by the same step a fifth or an octave apart."""
+    doubled: float
+    """Share of the frames in which two or more voices have the leading tone of the piece's key."""
+
+
+def measure(rolls: Sequence[np.ndarray]) -> Harmony:
+    """Returns the numbers of scores, int [frames, voices] each, of which at least one has notes."""
+    pitches = [pitches_of(roll) for roll in rolls]
+    # Sums over all pieces and not means of pieces: a short one counts less.
+    tones = np.sum([count_tones(pitch) for pitch in pitches], axis=0)
+    steps = np.sum([count_steps(pitch) for pitch in pitches], axis=0)
+    found, moves = np.sum([count_parallels(pitch) for pitch in pitches], axis=0)
+    doubled = np.concatenate([doubled_leading(pitch) for pitch in pitches])
+    return Harmony(
+        tones / max(1, tones.sum()),
+        steps / max(1, steps.sum()),
+        float(found / max(1, moves)),
+        float(doubled.mean()),
+    )
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the total variation distance of two histograms, in [0, 1]."""
+    return float(np.abs(a - b).sum() / 2)
+
+
+def count_tones(pitch: np.ndarray) -> np.ndarray:
+    """Returns how often each pitch class sounds, int [12]. pitch: int [frames, voices], REST for silence."""
+    return np.bincount(pitch[pitch != REST] % OCTAVE, minlength=OCTAVE)
+
+
+def count_steps(pitch: np.ndarray) -> np.ndarray:
+    """Returns how often each step from one pitch of a voice to another one follows, int [2 MAX_STEP + 1]. Rests end a melody."""
+    before, after = pitch[:-1], pitch[1:]
+    step = (after - before)[(before != after) & (before != REST) & (after != REST)]
+    return np.bincount(np.clip(step, -MAX_STEP, MAX_STEP) + MAX_STEP, minlength=2 * MAX_STEP + 1)
+
+
+def count_parallels(pitch: np.ndarray) -> tuple[int, int]:
+    """Returns (parallel fifths, octaves and unisons; moments in which two voices move), over all pairs of voices."""
+    before, after = pitch[:-1], pitch[1:]
+    moves = (before != after) & (before != REST) & (after != REST)
+    found = both = 0
+    for a, b in combinations(range(pitch.shape[1]), 2):
+        # A voice that stays makes no parallel with one that moves.
+        together = moves[:, a] & moves[:, b]
+        apart = np.abs(after[:, a] - after[:, b]) % OCTAVE
+        # Equal steps keep the interval.
+        same = (after - before)[:, a] == (after - before)[:, b]
+        found += int((together & same & np.isin(apart, (0, FIFTH))).sum())
+        both += int(together.sum())
+    return found, both
+
+
+def doubled_leading(pitch: np.ndarray) -> np.ndarray:
+    """Returns for each frame whether two or more voices have the tone a semitone below the tonic, bool [frames]."""
+    leading = (find_tonic(pitch) - 1) % OCTAVE
+    return ((pitch != REST) & (pitch % OCTAVE == leading)).sum(1) > 1
+
+
+def find_tonic(pitch: np.ndarray) -> int:
+    """Returns the pitch class of the tonic of the key whose profile correlates most with the tones (Krumhansl 1990, chapter 4)."""
+    tones = count_tones(pitch).astype(float)
+    # Row k is the profile of the key on k.
+    profiles = [np.roll(profile, k) for profile in (MAJOR, MINOR) for k in range(OCTAVE)]
+    centred = tones - tones.mean()
+    fits = [centred @ (profile - profile.mean()) / np.linalg.norm(profile - profile.mean()) for profile in profiles]
+    return int(np.argmax(fits)) % OCTAVE
