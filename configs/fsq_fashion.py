@@ -1,6 +1,6 @@
 """A tokenizer of Fashion-MNIST, by finite scalar quantization (Mentzer et al. 2023). An image becomes 7x7 codes with 1,024 values each.
-Not scored yet. A shortened run (--steps 1200) had a validation PSNR of 24.0 dB, an SSIM of 0.816 and all codes in use after 900
-steps. The TSTR of its reconstructions was 0.863 (10,000 images).
+TSTR of its reconstructions of 54,000 training images: 0.882 (real images 0.884, one Gaussian per class 0.847). On the test split: PSNR
+25.9 dB, SSIM 0.859, and all codes in use. About 30 minutes of CPU time on one core.
 
 Prepare the data first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR
@@ -22,6 +22,6 @@ config = Config(
         optim=Optimizer(lr=WarmupCosine(2e-3, warmup=200), clip=1.0),
     ),
     data=Images(name="fashion_mnist", batch_size=64),
-    steps=10_000,
+    steps=5000,
     save=Save(best=("psnr", "max")),
 )
