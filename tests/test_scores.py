@@ -185,4 +185,5 @@ def test_a_run_is_sampled_verified_and_scored(tiny, tmp_path, capsys):
     np.testing.assert_allclose(found["nats_per_frame"], 4 * found["loss"], rtol=1e-4)
     np.testing.assert_allclose(found["counting_nats_per_frame"], 4 * found["counting_nats_per_token"], rtol=1e-6)
     assert found["counting_nats_given_first_voice"] < found["nats_given_first_voice"]
+    assert 0 <= found["doubled_leading_harmonized"] <= 1
     assert 0 <= found["tone_distance_real"] <= 1 and 0 <= found["parallels"] <= 1

@@ -9,12 +9,13 @@ from functools import cached_property
 import jax
 import numpy as np
 
-from gen.core import Array, Batch, Params
+from gen.core import Array, Batch, HostBatch, Params
 from gen.data.music import counting
 from gen.evaluation.request import encode_request
 from gen.evaluation.score import Metric, Score
 from gen.evaluation.texts import TextSubject
 from gen.families.grid import GridLM
+from gen.families.labels import GIVEN
 from gen.metrics.scores import Harmony, distance, measure
 from gen.optim import adapters
 
@@ -28,13 +29,17 @@ class MusicSubject(TextSubject):
 
     medium = "scores"
 
+    def windows(self, split: str) -> HostBatch:
+        """Returns the windows of a split, each once: a gen.core.HostBatch of all of them."""
+        batches = list(self.data.evaluation(split, self.run.config.data.batch_size))
+        whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        # The last batch has padding.
+        return {name: x[whole["weight"] > 0] for name, x in whole.items()}
+
     def rolls(self, split: str) -> list[np.ndarray]:
-        """Returns the windows of a split without padding, int32 [frames, voices] each."""
-        found = []
-        for batch in self.data.evaluation(split, self.run.config.data.batch_size):
-            rows = zip(batch["tokens"], batch["frames"], batch["weight"], strict=True)
-            found += [tokens[:frames] for tokens, frames, weight in rows if weight]
-        return found
+        """Returns the windows of a split without what does not count, int32 [frames, voices] each."""
+        windows = self.windows(split)
+        return [tokens[:n] for tokens, n in zip(windows["tokens"], windows["frames"].tolist(), strict=True)]
 
     @cached_property
     def voice_nats(self) -> np.ndarray:
@@ -81,6 +86,19 @@ class MusicSubject(TextSubject):
         made = self.run.generate(self.step, self.options.seed, request, {}, {}, self.options.base)
         return list(np.asarray(made["samples"]))
 
+    @cached_property
+    def harmonized(self) -> list[np.ndarray]:
+        """The held-out scores with all voices but the first written anew, int32 [frames, voices] each."""
+        windows = self.windows(self.options.split)
+        tokens, n = windows["tokens"], windows["frames"]
+        frame, voice = np.arange(tokens.shape[1])[None, :, None], np.arange(tokens.shape[2])[None, None]
+        given = {"tokens": tokens, "known": (voice == 0) | (frame >= n[:, None, None])}
+        if "label" in windows:
+            given[GIVEN] = windows["label"]
+        request = self.run.model.request(**{**self.request, "n": len(tokens)})
+        made = self.run.generate(self.step, self.options.seed, request, given, {}, self.options.base)
+        return [roll[:count] for roll, count in zip(made["samples"], n.tolist(), strict=True)]
+
 
 @dataclass(frozen=True)
 class Voices(Metric[MusicSubject]):
@@ -114,7 +132,8 @@ class Voices(Metric[MusicSubject]):
 @dataclass(frozen=True)
 class Rules(Metric[MusicSubject]):
     """How samples keep the rules of the data: distances of the histograms of tones and steps to the held-out split, and the shares of
-    parallels and of doubled leading tones.
+    parallels and of doubled leading tones. The last two also for the held-out scores with all voices but the first written anew
+    ("_harmonized").
 
     Each number is also computed for the training split ("_real"), and for training scores whose voices come from different pieces
     ("_shuffled"). Lower is better, down to the numbers of the training split.
@@ -137,9 +156,15 @@ class Rules(Metric[MusicSubject]):
                 found.doubled,
             )
 
+        def harmonized() -> Iterable[float]:
+            found = measure(subject.harmonized)
+            return found.parallels, found.doubled
+
         train = subject.split_protocol | {"of": "train"}
+        harmonies = subject.run_protocol | drawn | {"samples": "the held-out scores, given the first voice"}
         return [
             Score(names, protocol, lambda: numbers(subject.generated)),
+            Score(tuple(f"{name}_harmonized" for name in names[2:]), harmonies, harmonized),
             Score(tuple(f"{name}_real" for name in names), train, lambda: numbers(subject.rolls("train"))),
             Score(
                 tuple(f"{name}_shuffled" for name in names),
