@@ -23,14 +23,17 @@ from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 from gen.families import labels, learner
 from gen.families.flow import DiT, Flow
-from gen.families.tokenizer import FSQ, KL, Residual, Tokenizer
+from gen.families.tokenizer import FSQ, KL, VQ, Residual, Tokenizer
 from gen.media.image import ImageOptions
 from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.images import read_split
 from gen.networks import tokenizer
-from gen.runs import codec, directory, encoded
+from gen.runs import base, codec, directory, encoded
 from gen.runs.code_images import CODE_IMAGES
 from gen.runs.encoded import Encoded
+from gen.runs.merge import merge
+from gen.runs.run import Run
+from gen.train import build, train
 from tests.untrained import make_run
 
 DIGITS = Images(name="digits", train="train[:300]", validation="train[300:400]", test="test[:150]", batch_size=8)
@@ -149,6 +152,25 @@ def test_each_epoch_takes_the_next_form_of_every_image(coded):
     assert max(len(found) for found in forms.values()) == 2
 
 
+def test_images_are_encoded_again_if_they_are_seen_in_another_way(coded, monkeypatch):
+    """Their bytes are the same, so only the config says that they have noise."""
+    config = Encoded(data=DIGITS, tokenizer=str(coded), batch_size=8)
+    config.build()
+
+    class EncodedAgainError(Exception):
+        pass
+
+    def encode_again(*_):
+        raise EncodedAgainError
+
+    monkeypatch.setattr(encoded, "encode_all", encode_again)
+    for changed in ({"dequantize": True}, {"flip": True}):
+        with pytest.raises(EncodedAgainError):
+            replace(config, data=replace(DIGITS, **changed)).build()
+    # Settings of a launch change no code.
+    replace(config, data=replace(DIGITS, check="all", batch_size=4)).build()
+
+
 @pytest.mark.slow
 def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(autoencoder):
     run = autoencoder
@@ -163,6 +185,44 @@ def test_latents_have_a_deviation_of_one_and_are_decoded_as_they_were(autoencode
     x = DIGITS.build().preprocess(jax.device_put(pictures), jax.random.key(0), False)["image"]
     whole = codec.open_codec(run)
     np.testing.assert_allclose(copy.show(latent), whole.show(whole.encode(x)), atol=5e-3)
+
+
+# --- a tokenizer that starts from another one ---
+
+
+def begin(config: Config, workdir: Path) -> core.State:
+    """Returns the state of step 0 of a run that starts from another one."""
+    config = base.resolve_config(config)
+    run = Run(config, workdir, *build(config), base.choose_base(config, workdir))
+    return run.state_at(0)
+
+
+@pytest.fixture(scope="module")
+def vector_quantized(tmp_path_factory) -> Path:
+    return tokenizer_run(tmp_path_factory.mktemp("runs") / "vq", replace(TINY, bottleneck=VQ(8, 2)))
+
+
+def test_a_tokenizer_begins_with_the_codebook_of_its_base(vector_quantized, tmp_path):
+    """Without it, the decoder of the base reads vectors that mean nothing."""
+    config = Config(model=TINY, data=DIGITS, steps=5, seed=1, parallel=Parallel(devices=1))
+    known = gen.open(vector_quantized).trained.restore(5).stats["bottleneck"]
+    assert jnp.abs(known["codebook"]).max() > 0.1
+    for name in ("full", "lora"):
+        found = begin(replace(config, init_from=str(vector_quantized), finetune=name), tmp_path / name)
+        np.testing.assert_array_equal(found.stats["bottleneck"]["codebook"], known["codebook"])
+
+
+@pytest.mark.slow
+def test_a_merged_tokenizer_keeps_its_codebook(vector_quantized, tmp_path):
+    config = Config(model=TINY, data=DIGITS, steps=2, parallel=Parallel(devices=1))
+    train(replace(config, init_from=str(vector_quantized), finetune="lora"), tmp_path / "lora")
+    merge(tmp_path / "lora", tmp_path / "merged")
+    lora, merged = (gen.open(tmp_path / name) for name in ("lora", "merged"))
+    codebooks = [run.trained.restore(2).stats["bottleneck"]["codebook"] for run in (lora, merged)]
+    np.testing.assert_array_equal(*codebooks)
+    for found, expected in zip(*(run.generate(n=2).values() for run in (merged, lora)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert codec.open_codec(tmp_path / "merged").arrays["stats/codebook"].shape == (8, 2)
 
 
 # --- a run on codes ---

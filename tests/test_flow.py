@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 from gen.core import Array, Feature, Params, State
 from gen.errors import UserError
 from gen.families.conditions import Condition
-from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, UNet
+from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, Scattered, UNet
 from gen.families.flow.likelihood import draw_probes, log_density
 from gen.families.flow.model import FlowModel
 from gen.families.flow.objectives import expand
@@ -283,6 +284,49 @@ def test_a_sample_depends_on_its_key_alone(params, monkeypatch):
     assert many["samples"].shape == (10, 5, 4, 1)
     np.testing.assert_array_equal(many["labels"], np.arange(10) % 3)
     np.testing.assert_allclose(many["samples"][:2], few["samples"], atol=1e-5)
+
+
+class Watched:
+    """A network that keeps what it was last given."""
+
+    def apply(self, variables: Params, read: Array, *given: Array) -> Array:
+        self.given = read, *given
+        return read[..., :1]
+
+
+@pytest.mark.parametrize(("objective", "r"), [(FlowMatching(), 0.75), (MeanFlow(), 0.25)])
+def test_samplers_get_means_over_intervals_only_if_these_are_trained(objective, r):
+    """From t = 0.75 to 0.25, a network that was trained on velocities must not be asked for r < t."""
+    network = Watched()
+    flow = replace(replace(TINY, objective=objective).flow_model(SPEC), network=network)
+    velocity, x = flow.velocity({"velocity": {}}, Condition(jnp.zeros(3, int))), jnp.zeros((3, 5, 4, 1))
+    for t, s, begin in ((0.75, 0.25, r), (0.25, 0.75, 0.25), (0.5, 0.5, 0.5)):
+        velocity(x, jnp.float32(t), jnp.float32(s))
+        _, *times, _, _ = network.given
+        np.testing.assert_array_equal(times, [[begin] * 3, [t] * 3])
+
+
+@pytest.mark.parametrize("objective", [FlowMatching(), MeanFlow(equal=0.25)])
+def test_draws_of_an_example_do_not_depend_on_each_other(objective):
+    """A key that two of them share would change what is learned, and no loss would show it."""
+    n, network = len(KEYS), Watched()
+    spec = {"image": Feature((2, 2, 1), levels=256), "label": LABEL}
+    config = replace(TINY, given=Scattered(), label_dropout=0.5)
+    flow = replace(config.flow_model(spec), network=network)
+    # The examples are 0, so x_t is t e.
+    flow.loss(objective, {"velocity": {}}, {"image": jnp.zeros((n, 2, 2, 1)), "label": jnp.zeros(n, int)}, KEYS)
+    read, r, t, label, _ = map(np.asarray, network.given)
+    assert ((r < t).mean() == pytest.approx(0.75, abs=0.04)) if isinstance(objective, MeanFlow) else (r == t).all()
+    draws = {
+        "times": np.stack([r, t], 1),
+        "noise": read[..., 0].reshape(n, -1) / t[:, None],
+        "mask": read[..., 2].reshape(n, -1),
+        "no label": label[:, None] == 3,
+    }
+    for a, b in itertools.combinations(draws, 2):
+        for x, y in itertools.product(draws[a].T, draws[b].T):
+            # The correlation of 4000 independent pairs has a standard deviation of 0.016.
+            assert abs(np.corrcoef(x, y)[0, 1]) < 0.08, f"{a} depends on {b}"
 
 
 @pytest.mark.slow

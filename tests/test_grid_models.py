@@ -19,10 +19,11 @@ from gen.errors import UserError
 from gen.families.conditions import Condition
 from gen.families.grid import GridLM, GridMLM, lm, mlm
 from gen.families.grid.grid import GridModel, GridRequest, mean_over_tokens, measure_grids
-from gen.families.grid.network import make_network
+from gen.families.grid.network import GridNetwork, make_network
 from gen.families.language import LM
+from gen.networks.dtypes import module_dtypes
 from gen.networks.positions import grid_rotations, locate_cells, rotate
-from gen.networks.transformer import Architecture
+from gen.networks.transformer import Architecture, InnerHead
 
 CLASSES = 3
 SMALL = Architecture(layers=2, width=16, heads=4)
@@ -123,6 +124,41 @@ def test_tokens_that_do_not_count_are_left_out():
     found = mean_over_tokens(sums | {"loss": (1.0, 2.0)}, "nll")
     np.testing.assert_allclose(found["loss"], (nats[0].sum() + nats[1, :2].sum()) / 12, rtol=1e-5)
     assert found.keys() == {"nll", "loss"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_place_of_a_cell_sees_itself_not_even_by_what_is_rounded(dtype):
+    head = InnerHead(SMALL, VOCAB, 4, 1, module_dtypes(dtype, "float32"))
+    rng = np.random.default_rng(3)
+    tokens, state = rng.integers(0, VOCAB, (50, 2, 4)), jnp.asarray(rng.normal(size=(50, 2, 16)), dtype)
+    shapes = jax.eval_shape(head.init, KEY, state, tokens)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape), x.dtype), shapes)
+    logits = jax.jit(head.apply)
+    before = np.asarray(logits(params, state, tokens))
+    for place in range(4):
+        changed = tokens.copy()
+        changed[..., place] = (changed[..., place] + 1) % VOCAB
+        after = np.asarray(logits(params, state, changed))
+        np.testing.assert_array_equal(after[:, :, : place + 1], before[:, :, : place + 1])
+        assert place == 3 or (after[:, :, place + 1 :] != before[:, :, place + 1 :]).all(-1).any()
+
+
+def test_masks_do_not_depend_on_which_labels_are_left_out(monkeypatch):
+    parts, params = parts_of(MASKED, (2, 3))
+    n, read = 4000, []
+
+    def watch(self: GridNetwork, params: Any, cells: jax.Array, *_: Any) -> tuple[jax.Array, None]:
+        read.append(np.asarray(cells[..., 0]))
+        return jnp.zeros((*cells.shape[:2], VOCAB)), None
+
+    monkeypatch.setattr(GridNetwork, "read", watch)
+    batch = {"tokens": jnp.zeros((n, 2, 3), int), "label": jnp.zeros(n, int)}
+    parts.loss(params, batch, jax.random.split(KEY, n))
+    (cells,) = read
+    left_out, masked = cells[:, 0] == VOCAB + CLASSES, cells[:, 1:] == parts.network.grid.mask
+    for cell in masked.T:
+        # The correlation of 4000 independent pairs has a standard deviation of 0.016.
+        assert abs(np.corrcoef(left_out, cell)[0, 1]) < 0.08
 
 
 def test_rotary_positions_rotate_a_part_of_the_head_for_each_axis():

@@ -124,6 +124,18 @@ def test_a_cell_is_known_if_none_of_its_pixels_is_hidden():
     assert known_cells(mask, (2, 3, 4))[0, 1, 1].tolist() == [False] * 4
 
 
+def test_a_pixel_between_two_cells_belongs_to_both():
+    """Strides of 4 make 3x2 cells of 10x7 pixels."""
+    mask = np.ones((1, 10, 7, 1), np.float32)
+    assert known_cells(mask, (3, 2)).all()
+    # Row 3 lies in cells 0 and 1: they end at 10 / 3. Column 3 lies in both columns.
+    mask[0, 3, 3] = 0
+    np.testing.assert_array_equal(known_cells(mask, (3, 2))[0], [[False, False], [False, False], [True, True]])
+    mask[0, 3] = 1
+    mask[0, 9, 6] = 0
+    np.testing.assert_array_equal(known_cells(mask, (3, 2))[0], [[True, True], [True, True], [True, False]])
+
+
 @pytest.mark.slow
 def test_grids_of_patches_are_inpainted(files, tmp_path):
     data = Images(name="digits", binarize="dynamic", patch=(2,))

@@ -20,6 +20,7 @@ from gen.families.vae import DiscretizedLogistic
 from gen.networks import discriminator, tokenizer
 from gen.networks.dtypes import module_dtypes
 from gen.networks.layers import Conv
+from gen.optim.adapters import LoRA
 
 RNG = np.random.default_rng(0)
 SPEC = {"image": Feature((8, 8, 1), levels=17), "label": Feature((), "int32", classes=3)}
@@ -219,6 +220,7 @@ def test_every_reconstruction_loss_is_a_mean_over_pixels(reconstruction):
             lambda: replace(TINY, adversary=Adversary(objective=RelativisticAverage()), microbatches=2),
             "with the objective RelativisticAverage",
         ),
+        (lambda: replace(TINY, adversary=Adversary()).with_adapter(LoRA()), "the encoder and the decoder alone"),
     ],
 )
 def test_wrong_configs_are_short_errors(build, message):

@@ -18,7 +18,7 @@ from gen.config.command_line import DryRun, Launch, override, read_trust
 from gen.config.encoding import MAX_INT, decode, encode, walk
 from gen.config.experiment import Config
 from gen.config.files import load
-from gen.config.identity import difference, digest, identity, identity_changed
+from gen.config.identity import difference, digest, identity, identity_changed, settings
 from gen.config.launch import Alarms, Faults, Log, Parallel, Save, profile_steps
 from gen.config.objects import parse_object, scalar
 from gen.config.warmups import check_warmups
@@ -47,5 +47,6 @@ __all__ = [
     "profile_steps",
     "read_trust",
     "scalar",
+    "settings",
     "walk",
 ]

@@ -22,6 +22,11 @@ def digest(config: Config) -> str:
     return _sha256(identity(config))
 
 
+def settings(part: object) -> object:
+    """Returns a part of a config, such as its data, as JSON values without launch fields."""
+    return _without_launch(encode(part), part)
+
+
 def difference(old: Config, new: Config) -> list[str]:
     """Returns a line "field: old -> new" for each field in which two identities differ.
 

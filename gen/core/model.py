@@ -72,6 +72,9 @@ class GenerativeModel(NamedTuple):
     """Number of examples that must share a device. The batch on each device is a multiple of it."""
     rules: Rules = ()
     """Tensor parallelism (--parallel.tensor): rules that say which axis of which parameters is sharded."""
+    inherited: tuple[str, ...] = ()
+    """Entries of State.stats without which the weights mean nothing, such as a codebook. A run that starts from another keeps
+    them."""
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,21 @@ def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
 def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Returns which tokens of a grid are known, bool [1, *shape]. A token is known if all pixels of its cell are known.
 
-    mask: [1, height, width, 1], 1 where a pixel is known. shape: (rows, columns, ...) of the grid, which divide the pixels.
+    mask: [1, height, width, 1], 1 where a pixel is known. shape: (rows, columns, ...) of the grid. If they do not divide the pixels,
+    a pixel between two cells belongs to both.
     """
     rows, columns = shape[:2]
-    parts = mask.reshape(1, rows, mask.shape[1] // rows, columns, mask.shape[2] // columns)
-    known = (parts == 1).all((2, 4))
+    hidden = (mask[0, ..., 0] != 1).astype(int)
+    cells = cover(rows, mask.shape[1]) @ hidden @ cover(columns, mask.shape[2]).T
+    known = cells == 0
     return np.broadcast_to(known.reshape(1, rows, columns, *(1,) * (len(shape) - 2)), (1, *shape))
+
+
+def cover(cells: int, pixels: int) -> np.ndarray:
+    """Returns which pixels of an axis each cell covers, as 0 or 1, int [cells, pixels]."""
+    # Both lie on an axis of length cells * pixels, on which all edges are whole numbers.
+    cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels)[None] * cells
+    return ((pixel < cell + pixels) & (cell < pixel + cells)).astype(int)
 
 
 def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:

@@ -181,6 +181,19 @@ def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
     return jax.tree.map(lambda x, own: x.astype(own.dtype), found, like)
 
 
+def with_stats(state: State, base: Base, names: tuple[str, ...]) -> State:
+    """Returns the state of step 0 with these entries of the base's statistics, placed as in `state`. Others begin anew."""
+    if not set(names) & state.stats.keys():
+        return state
+    theirs = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("stats",)).stats
+    kept = {name: state.stats[name] for name in names if name in state.stats}
+    placed = {
+        name: jax.tree.map(lambda x, own: jax.device_put(x.astype(own.dtype), own.sharding), theirs[name], like)
+        for name, like in kept.items()
+    }
+    return replace(state, stats=state.stats | placed)
+
+
 def with_base(state: State, abstract: State, base: Base | None) -> State:
     """Returns a restored state with the base's weights in `frozen`, placed as in `abstract`."""
     if not jax.tree.leaves(abstract.frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen import config as configs
 from gen import core, errors, files
 from gen.core import Array, Batch, Dataset, Feature, HostBatch, Key
 from gen.data.audio import Audio, Transcribed
@@ -67,9 +69,10 @@ class Encoded(core.Data):
         _check_shape(codec, images, self.tokenizer)
         name, feature = code_feature(codec.coder)
         digest = sha256(f"encoded {FORMAT}", images.digest, codec.digest, str(self.variants))
-        arrays = load_or_make(
-            digest, partial(encode_all, codec, images, self.variants, self.tokenizer), f"codes by {self.tokenizer}"
-        )
+        # The digest of images is that of their bytes. What the tokenizer sees of them, such as mirrored forms, is up to the config.
+        seen = json.dumps(configs.settings(replace(self.data, batch_size=1)), sort_keys=True)
+        make = partial(encode_all, codec, images, self.variants, self.tokenizer)
+        arrays = load_or_make(sha256(digest, seen), make, f"codes by {self.tokenizer}")
         n = images.sizes["train"]
         examples = Examples(
             sizes=images.sizes,

@@ -60,7 +60,7 @@ def merge(workdir: Path, out: Path, moved: str | None = None, trust: tuple[str, 
 def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     # The averages alone suffice: samples are made with them, and training continues from them with a new optimizer.
     step = run.choose_step()
-    state = checkpoint.restore(run.checkpoints, step, run.abstract, items=("params", "ema"))
+    state = checkpoint.restore(run.checkpoints, step, run.abstract, items=("params", "ema", "stats"))
     weights = read_weights(base, run.abstract.frozen)
     merged = run.config.lora.merge(state.ema or state.params, weights)
     kept = {name: run.read_file(name) for name in KEPT_FILES if (run.workdir / name).exists()}
@@ -71,9 +71,8 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     constant = {name: content for name, content in kept.items() if name != "reference.npz"}
     directory.write_config(folder, config, run.facts.data, kept=constant)
     with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
-        whole = State(
-            jax.numpy.int32(step), params=merged, opt_state={}, ema=begin_average(merged) if state.ema else {}
-        )
+        averages = begin_average(merged) if state.ema else {}
+        whole = State(jax.numpy.int32(step), params=merged, opt_state={}, ema=averages, stats=state.stats)
         save(whole, checkpoint.Facts(merged=json.dumps(base.record(run.workdir)._asdict())))
 
 

@@ -53,7 +53,8 @@ class Run:
         if self.base is None:
             return self.engine.init()
         # A run that trains an adapter keeps the base's weights in `frozen`. Other runs continue to train them, in `params`.
-        return self.engine.init(runs_base.read_weights(self.base, abstract.frozen or abstract.params))
+        state = self.engine.init(runs_base.read_weights(self.base, abstract.frozen or abstract.params))
+        return runs_base.with_stats(state, self.base, self.model.inherited)
 
     def state_to_test(self, step: int) -> State:
         """Returns the state of a checkpoint without its optimizer, placed on the devices."""

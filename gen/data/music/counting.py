@@ -86,13 +86,7 @@ def contexts_of(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-ORDER = (
-    ("voice", "own"),
-    ("above",),
-    ("beat", "age"),
-    ("others",),
-    ("before",),
-)
+ORDER = (("voice", "own"), ("beat", "age"), ("above",), ("others",), ("before",))
 """What each kind of context adds: see `_describe`."""
 
 

@@ -117,4 +117,5 @@ class Flow(learner.LearnedFamily):
         if read.caption is not None:
             encoder = TextEncoder(read.caption.vocab or 1, read.end, width, dtypes)
         network = Velocity(self.network.trunk(feature.shape, dtypes), width, read.classes, dtypes, encoder)
-        return FlowModel(network, name, feature.shape, read, self.label_dropout, dtype, self.given, source)
+        about = network, name, feature.shape, read, self.label_dropout, dtype, self.given, source
+        return FlowModel(*about, self.objective.intervals)

@@ -46,6 +46,8 @@ class FlowModel:
     """Mask that shows the network a part of each training example. None: it shows nothing."""
     source: tuple[int, ...] | None = None
     """(*axes, channels) of each example's source, which the network reads. None: the data are no pairs."""
+    intervals: bool = False
+    """Whether the network was trained on mean velocities over intervals, r < t. Otherwise it is only asked for velocities, r = t."""
 
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
@@ -107,9 +109,10 @@ class FlowModel:
         guided = partial(self.apply_guided, request, params, condition, context)
 
         def at(x: Array, t: Array, s: Array) -> Array:
-            # The network takes r <= t. A sampler goes from t to s, so r = s on the way to an example (s < t). On the way to noise
-            # (s > t) r = t, which gives the velocity at t.
-            times = jnp.full(len(x), jnp.minimum(s, t)), jnp.full(len(x), t)
+            # The network takes r <= t. A sampler goes from t to s. So if the network knows means over intervals, r = s on the way to an
+            # example (s < t). Otherwise, and on the way to noise (s > t), r = t, which gives the velocity at t.
+            r = jnp.minimum(s, t) if self.intervals else t
+            times = jnp.full(len(x), r), jnp.full(len(x), t)
             if request.guidance == 1:
                 return plain(x, *times)
             # `cond` and not `where`: outside of the interval, the second evaluation of the network is not computed.

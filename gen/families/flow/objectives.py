@@ -29,6 +29,8 @@ class Objective:
 
     request: ClassVar[type[Request]] = Request
     """Class of the requests to a model that is trained with this loss. Its defaults suit the loss."""
+    intervals: ClassVar[bool] = False
+    """Whether the loss trains mean velocities over intervals, r < t. Otherwise samplers ask for velocities alone, r = t."""
 
     def loss(self, u: Network, params: Params, x: Array, keys: Key) -> Array:
         """Returns the loss of each example, [B]. All noise of an example is drawn from its key.
@@ -82,6 +84,7 @@ class MeanFlow(Objective):
     """
 
     request = OneStepRequest
+    intervals = True
 
     mean: float = -0.4
     """Mean of logit(r) and logit(t), which have normal distributions."""

@@ -15,9 +15,10 @@ quality         PSNR, SSIM, and the quality of sound, with their protocols
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 from gen import core
-from gen.core import GenerativeModel, Spec
+from gen.core import Adapter, GenerativeModel, Spec
 from gen.errors import UserError
 from gen.families.gan.critic import Critic
 from gen.families.gan.penalties import Penalties
@@ -25,7 +26,7 @@ from gen.families.gan.players import Judge
 from gen.families.labels import num_classes
 from gen.families.learner import LearnedFamily, make_learner
 from gen.families.tokenizer.bottlenecks import Bottleneck
-from gen.families.tokenizer.coder import Coder
+from gen.families.tokenizer.coder import BOTTLENECK, Coder
 from gen.families.tokenizer.model import FeatureNetwork, Opponent, Request, TokenizerModel, summarize
 from gen.families.tokenizer.quality import CODE_METRICS, PROTOCOL, SOUND_PROTOCOL
 from gen.families.tokenizer.quantizers import FSQ
@@ -87,6 +88,14 @@ class Tokenizer(LearnedFamily):
         shaped = ("network", "bottleneck", "reconstruction", "adversary", "perceptual")
         return replace(self, **{name: getattr(base, name) for name in shaped})
 
+    def with_adapter(self, adapter: Adapter | None) -> Self:
+        if adapter and (self.adversary or self.perceptual):
+            raise UserError(
+                "an adapter changes the encoder and the decoder alone, and the base was trained against an adversary or the features of "
+                "a classifier; the fix: --finetune full"
+            )
+        return super().with_adapter(adapter)
+
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or sound of this spec.
 
@@ -111,6 +120,7 @@ class Tokenizer(LearnedFamily):
             request=Request,
             losses=tuple(name for name, has_it in losses.items() if has_it),
             together=self.microbatches,
+            inherited=(BOTTLENECK,),
             protocol={name: about[name] for name in about if coder.codes.vocab or name not in CODE_METRICS},
         )
 

@@ -43,8 +43,10 @@ class InnerHead(nn.Module):
         readout = self.param("head", normal(INIT_STD), shape, dtypes["param_dtype"]).astype(dtypes["dtype"])
         # Tokens of different places are different things, such as the codes of two codebooks, so each place has its own rows.
         e_BTJD = table(tokens_BTJ + self.vocab * place_J[None, None])
-        # The sum without a token's own vector holds only the tokens before it.
-        z_BTJD = state_BTD[:, :, None] + position(place_J)[None, None] + jnp.cumsum(e_BTJD, axis=2) - e_BTJD
+        # Each place gets the sum of the vectors before it. To subtract its own vector from a sum with it would leave what was
+        # rounded, and in bfloat16 that tells the token.
+        before_BTJD = jnp.pad(e_BTJD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
+        z_BTJD = state_BTD[:, :, None] + position(place_J)[None, None] + jnp.cumsum(before_BTJD, axis=2)
         if only is not None:
             # Decoding needs one place at a time.
             z_BTJD, readout = z_BTJD[:, :, only : only + 1], readout[only : only + 1]
@@ -53,5 +55,9 @@ class InnerHead(nn.Module):
             z_BTJD += FeedForward(self.arch, dtypes, name=f"feed_forward_{i}")(y)
         z_BTJD = norm(self.arch, dtypes, "norm")(z_BTJD)
         real = jnp.promote_types(z_BTJD.dtype, jnp.float32)
-        logits = jnp.einsum("btjd,jdv->btjv", z_BTJD, readout, preferred_element_type=real)
-        return cap_logits(logits, self.arch)
+        # One product for each place: XLA has no product of bfloat16 over a batch of matrices on a CPU that gives float32.
+        logits = [
+            jnp.einsum("btd,dv->btv", z_BTJD[:, :, j], matrix, preferred_element_type=real)
+            for j, matrix in enumerate(readout)
+        ]
+        return cap_logits(jnp.stack(logits, axis=2), self.arch)
