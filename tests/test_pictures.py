@@ -20,6 +20,8 @@ from gen.config import Config, load
 from gen.core import Request
 from gen.data.images import Images
 from gen.errors import UserError
+from gen.evaluation.image_subject import ImageSubject
+from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 from gen.families.flow import AnyOf, Flow, UNet
 from gen.families.grid import GridMLM
@@ -150,7 +152,7 @@ def test_grids_of_patches_are_inpainted(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_codes_are_inpainted(files, workdir, tmp_path, monkeypatch):
+def test_codes_are_inpainted(files, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = Images(name="digits", train="train[:64]", validation="train[64:96]", test="test[:32]")
     tokenizer = Tokenizer(network=Residual((4,), (2,)), bottleneck=FSQ((3, 2)))
@@ -166,12 +168,13 @@ def test_codes_are_inpainted(files, workdir, tmp_path, monkeypatch):
     np.testing.assert_array_equal(samples[:, :, :half], codes[:, :, :half].repeat(3, 0))
     with pytest.raises(UserError, match="the mask has 9x9 pixels, and the run has 8x8"):
         run.generate(**asked, mask=files["large"])
-    # Codes and pixels are completed by one command.
+    # Many pictures are completed at a time.
     monkeypatch.setattr(inpainting, "CHUNK", 2)
-    for path, request in ((run.trained.workdir, "turns=2"), (workdir, "steps=2")):
-        subject = inpainting.open_run_to_complete(path, Options((path,), request=(request,)), labelled=False)
-        some, hidden = ImageSet(subject.held_out.image[:3]), inpainting.hide_centre((8, 8))
-        made = inpainting.complete(subject, some, hidden, 2, labelled=False).each
-        assert made.shape == (3, 2, 8, 8, 1)
-        np.testing.assert_array_equal(made[:, :, ~hidden], some.image[:, None][:, :, ~hidden].repeat(2, 1))
-        assert (made[:, 0] != made[:, 1]).any() and (made[:, 0] != some.image).any()
+    path = run.trained.workdir
+    subject = open_subject(path, Options((path,), request=("turns=2",)))
+    assert isinstance(subject, ImageSubject)
+    some, hidden = ImageSet(subject.held_out.image[:3]), inpainting.hide_centre((8, 8))
+    made = inpainting.complete(subject, some, hidden, 2, labelled=False).each
+    assert made.shape == (3, 2, 8, 8, 1)
+    np.testing.assert_array_equal(made[:, :, ~hidden], some.image[:, None][:, :, ~hidden].repeat(2, 1))
+    assert (made[:, 0] != made[:, 1]).any() and (made[:, 0] != some.image).any()
