@@ -188,7 +188,7 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
             seen = data.preprocess(jax.device_put(batch), data_key, True)
             return {"image": seen["image"], "label": seen["label"]}, {}
         case GridLM():
-            label_keys, _ = axis.split_keys(axis.example_keys(model_key, batch["row"]), 2)
+            label_keys, _ = axis.split_keys(axis.example_keys(model_key, jnp.asarray(batch["row"])), 2)
             label = drop_labels(jnp.asarray(batch["label"]), label_keys, model.label_dropout, CLASSES)
             return {"tokens": batch["tokens"], "label": label}, {}
     return {"tokens": batch["tokens"]}, {}

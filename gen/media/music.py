@@ -167,7 +167,7 @@ def is_score(spec: Spec) -> bool:
     """Returns whether the tokens of the data are rolls."""
     tokens = spec.get("tokens")
     # Other data may have these axes too, and their tokens are no notes.
-    return tokens is not None and tokens.axes == AXES and tokens.vocab in map(vocabulary, (False, True))
+    return tokens is not None and tokens.axes == AXES and tokens.vocab in (vocabulary(False), vocabulary(True))
 
 
 def _steps(run: RunView) -> int:
