@@ -52,18 +52,19 @@ def config_files() -> list[str]:
 
 
 def one_per_family(files: Iterable[str]) -> list[str]:
-    """Returns one config file for each class of model, preferably one on built-in data."""
+    """Returns one config file for each class of model, preferably on built-in data, and conditional."""
     return _one_per(files, lambda model: f"{type(model).__module__}.{type(model).__qualname__}")
 
 
 def one_per_folder(files: Iterable[str]) -> list[str]:
-    """Returns one config file for each folder of families, such as gen/families/language, preferably one on built-in data."""
+    """Returns one config file for each folder of families, such as gen/families/language, preferably on built-in data, and conditional."""
     return _one_per(files, lambda model: type(model).__module__.rpartition(".")[0])
 
 
 def _one_per(files: Iterable[str], key: Callable[[Family], str]) -> list[str]:
     chosen: dict[str, str] = {}
-    for file in sorted(files, key=lambda file: not is_built_in(file)):
+    # A conditional model has more that can go wrong: its labels, and those that are left out.
+    for file in sorted(files, key=lambda file: (not is_built_in(file), not is_conditional(file))):
         chosen.setdefault(key(load(file).model), file)
     return sorted(chosen.values(), key=lambda file: Path(file).stem)
 
@@ -76,6 +77,11 @@ def is_own(file: str) -> bool:
 def is_built_in(file: str) -> bool:
     """Returns whether the data of a config come with a Python package."""
     return getattr(load(file).data, "name", "") in BUILT_IN
+
+
+def is_conditional(file: str) -> bool:
+    """Returns whether the model of a config reads labels or captions."""
+    return bool(getattr(load(file).model, "conditional", False))
 
 
 def has_unet(file: str) -> bool:

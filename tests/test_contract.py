@@ -37,8 +37,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Chooses the configs that a test runs on. The more a test compiles, the fewer.
 
     any_file: every config. config_file: every config; fast for one per folder of families on built-in data unless it has a U-Net,
-    slow for one per family, and long for the others. family_file: one config per family, long beyond one family per folder. engine_file: the same,
-    long beyond GANs and VAEs, since the test is about the engine more than about the family.
+    slow for one per family, and long for the others. family_file: one config per family, long beyond one family per folder.
+    engine_file: the same, long beyond GANs and VAEs, since the test is about the engine more than about the family.
     """
     given = metafunc.config.getoption("config")
     files = given or contract.config_files()
