@@ -1,4 +1,7 @@
-"""Flow matching on Fashion-MNIST (Lipman et al. 2023), sized for 45 minutes of training on two cores. Not scored yet.
+"""Flow matching on Fashion-MNIST (Lipman et al. 2023), sized for 45 minutes of training on two cores.
+
+It is not good enough yet. 10,000 samples without guidance have a TSTR of 0.820 (real images 0.865, one Gaussian per class 0.833) and a
+Fréchet distance of 2.9 (training images 0.3). Some samples have bright specks. It took 84 minutes of CPU time on one core.
 
 Prepare the data first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR
