@@ -5,7 +5,8 @@ python train.py kl_folder --data.name folder:PATH
 python train.py latent_flow_folder --data.data.name folder:PATH     (sub-folders are classes; --model.conditional uses them)
 python sample.py runs/latent_flow_folder --n 16
 
-Every picture is encoded twice, since each form may be mirrored. Other sizes must be those of the autoencoder: --data.data.size 64
+Every picture is encoded twice, each time mirrored with probability 1/2. If the autoencoder was trained on pictures of another size,
+give the same size here: --data.data.size 64
 On a large GPU, a larger network is better: --model.network "DiT(layers=12, width=768, heads=12, patch=(2,))"
 """
 
