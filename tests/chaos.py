@@ -33,7 +33,8 @@ import tyro
 
 from tests import same
 from tests.places import BEFORE_IMPORTS, PLACES, SIGNALS, Counts, Kill, install
-from tests.starts import CHEAP, ENGINES, SCENARIOS, End, Folders, fork, make_data, start, wait
+from tests.processes import CHEAP
+from tests.starts import ENGINES, SCENARIOS, End, Folders, fork, make_data, start, wait
 
 MAX_STARTS = 12
 """Kills of one run, at most."""

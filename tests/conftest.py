@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -24,12 +25,7 @@ from gen.data.music import Music
 from gen.data.text import Text
 from gen.media.audio import encode_wav
 
-# These flags cut the compile time to a quarter, and the number of memory maps. A process may have 65,530 maps; LLVM crashes
-# beyond that. Tests that start processes (test_run.py) compile as users do.
-CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if jax.__version_info__ < (0, 11):  # later versions refuse the flag: they have no other emitters
-    CHEAP += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAP}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {processes.CHEAP}"
 
 # A program is compiled once: for all processes of `pytest -n 2`, and for all processes that the tests start. These inherit the
 # folder from the environment. The files of a cache with a maximum size are locked while they are written.

@@ -42,8 +42,6 @@ from tests.processes import ROOT, free_port
 
 MAX_SECONDS = 600
 """A start that takes longer hangs."""
-CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-"""XLA flags that cut the compile time to a quarter."""
 
 
 class Engine(NamedTuple):
