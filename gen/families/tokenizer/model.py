@@ -186,9 +186,9 @@ class TokenizerModel:
         """Returns the statistics of the bottleneck, in training and for the weights that are evaluated.
 
         With `ema`, the evaluated weights are averages, and the codebook was learned from the vectors of the raw encoder. It is itself a
-        moving average of these vectors. On digits, with 256 codes and a constant learning rate, held-out reconstructions were at least as
-        good with this codebook (PSNR 27.0 dB after 900 steps) as with its moving average (26.9), and as with a codebook that the averaged
-        encoder's vectors had learned (26.9). The raw weights gave 26.6.
+        moving average of these vectors. On digits, with 256 codes, a constant learning rate and one seed, the PSNR of held-out images was
+        27.0 dB with this codebook after 900 steps, 26.9 with its moving average, and 26.9 with a codebook that had learned from the averaged
+        encoder. The raw weights gave 26.6. The SSIM was 0.90, 0.89, 0.92 and 0.87, and the order of the first and third changed over time.
         """
         return state.stats.get(BOTTLENECK, {})
 
