@@ -40,7 +40,8 @@ class Flow(learner.LearnedFamily):
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         m = FlowModel(self, spec["image"].shape, labels.num_classes(spec))
         init = partial(m.init, x=jnp.zeros((1, *m.shape)), t=jnp.zeros(1), label=jnp.zeros(1, jnp.int32))
-        return learner.family(self, steps, init=init, loss=m.loss, sample=m.sample, request=Request)
+        held_out = partial(m.loss, training=False)
+        return learner.family(self, steps, init=init, loss=m.loss, evaluate=held_out, sample=m.sample, request=Request)
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,13 @@ class FlowModel(nn.Module):
             h += dense(width)(nn.silu(dense(width)(norm()(h)) + condition))
         return dense(x[0].size)(norm()(h)).reshape(x.shape)
 
-    def loss(self, params: Params, batch: Batch, keys: Key) -> Array:
+    def loss(self, params: Params, batch: Batch, keys: Key, training: bool = True) -> Array:
         """Returns |v(x_t, t, label) - (e - x)|^2 of each example at a random t. Liu et al. 2023, equation 1."""
         x, (e_keys, t_keys, label_keys) = batch["image"].astype(self.config.real_dtype()), split_keys(keys, 3)
         e = jax.vmap(partial(jax.random.normal, shape=self.shape, dtype=x.dtype))(e_keys)
         t = jax.vmap(partial(jax.random.uniform, shape=(1, 1, 1), dtype=x.dtype))(t_keys)
-        label = labels.drop_labels(batch["label"], label_keys, self.config.label_dropout, self.classes)
+        rate = self.config.label_dropout if training else 0.0
+        label = labels.drop_labels(batch["label"], label_keys, rate, self.classes)
         v: Array = self.apply(params, (1 - t) * x + t * e, t[:, 0, 0, 0], label)  # pyright: ignore
         return jnp.square(v - (e - x)).mean((1, 2, 3))
 

@@ -1,5 +1,6 @@
 """Recordings as data: formats, resampling, windows, names of files, the cache, and files that are no sound."""
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -172,9 +173,12 @@ def write_bad(path: Path, how: str) -> None:
             write(path, np.where(np.arange(100) == 9, np.nan, 0.1), subtype="FLOAT")
         case "normalize":
             write(path, 1000 * sine(0.1), subtype="FLOAT")
+        case "cut off":
+            write(path, sine(0.1))
+            path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize("how", ["text", "empty", "no samples", "silent", "NaN", "normalize"])
+@pytest.mark.parametrize("how", ["text", "empty", "no samples", "silent", "NaN", "normalize", "cut off"])
 def test_a_file_that_is_no_sound_is_named_or_skipped(words, how, caplog):
     path = words / "no_c_0.wav"
     write_bad(path, how)
@@ -190,6 +194,37 @@ def test_a_file_that_is_no_sound_is_named_or_skipped(words, how, caplog):
     with caplog.at_level(logging.WARNING):
         data = audio_of(words, long="start", train="train", validation="train", test="train", skip_bad=True).build()
     assert data.sizes["train"] == 12 and "skipped 1 of 13 recordings" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.flac", "a.mp3"])
+def test_a_file_that_is_shorter_than_its_header_says_is_no_sound(tmp_path, name):
+    """Otherwise its last window would end with silence."""
+    path = write(tmp_path / name, sine(2.0, 200, 8000), 8000)
+    assert len(sound.decode(path, 8000, 1)) == 16_000
+    # An odd chunk that comes before the samples, and a file that a pipe has made: its length is unknown.
+    if name == "a.wav":
+        whole = path.read_bytes()
+        at = whole.index(b"data")
+        odd, unknown = b"note\x03\0\0\0abc\0", b"data\xff\xff\xff\xff"
+        assert len(sound.decode(whole[:at] + odd + unknown + whole[at + 8 :], 8000, 1)) == 16_000
+        with pytest.raises(ValueError, match="cut off"):
+            sound.decode(whole[:at] + odd + whole[at:-1], 8000, 1)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="lost sync" if name == "a.flac" else "is cut off: it has .* copy it again"):
+        sound.decode(path, 8000, 1)
+
+
+def test_the_length_of_an_mp3_without_counts_is_counted(tmp_path):
+    """libsndfile estimates it by the number of bytes, which is not an error of the file."""
+    path = write(tmp_path / "a.mp3", np.random.default_rng(0).normal(0, 0.1, (1152, 2)), 16_000)
+    content = path.read_bytes()
+    # The first frame has the counts and no sound. Each frame begins with the same two bytes.
+    content = content[content.index(content[:2], 4) :]
+    n = len(sound.decode(content, 16_000, 2))
+    assert n == sound.read_header(content).frames != soundfile.SoundFile(io.BytesIO(content)).frames
+    # A title that has the name of the counts.
+    tagged = b"ID3\x03\0\0\0\0\1\0" + b"Info".ljust(128) + content
+    assert sound.read_header(tagged).frames == n
 
 
 def test_the_second_build_reads_the_cache_and_heals_it(words, cache, monkeypatch, capsys):

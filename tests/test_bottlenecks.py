@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gen.errors import UserError
-from gen.families.tokenizer import FSQ, KL, VQ, Quantizer, Residual
+from gen.families.tokenizer import FSQ, KL, VQ, Quantizer, Residual, codebook
 from gen.families.tokenizer.bottlenecks import BatchFacts, Bottleneck
 
 RNG = np.random.default_rng(0)
@@ -141,12 +141,33 @@ def test_the_first_batch_fills_the_codebook_and_parts_of_a_batch_agree():
         np.testing.assert_allclose(array, whole[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.parametrize("most", [2**24, 50, 1])
+def test_sums_by_code_in_parts_of_bounded_size(monkeypatch, most):
+    """23 rows of 4 codes are one part, two parts, or a part for each row."""
+    monkeypatch.setattr(codebook, "MAX_ONE_HOT", most)
+    rng = np.random.default_rng(0)
+    x, codes = rng.normal(size=(23, 3)).astype(np.float32), rng.integers(0, 4, 23)
+    one_hot, sizes = jax.nn.one_hot, []
+
+    def watched(codes: jax.Array, n: int, dtype: jnp.dtype) -> jax.Array:
+        sizes.append(codes.size * n)
+        return one_hot(codes, n, dtype=dtype)
+
+    monkeypatch.setattr(jax.nn, "one_hot", watched)
+    uses, sums = codebook.sum_by_code(jnp.asarray(x), jnp.asarray(codes), 4)
+    expected = np.zeros((4, 3))
+    np.add.at(expected, codes, x)
+    np.testing.assert_allclose(sums, expected, atol=1e-5)
+    np.testing.assert_array_equal(uses, np.bincount(codes, minlength=4))
+    assert max(sizes) <= max(most, 4)
+
+
 def test_codes_that_are_revived_at_equal_places_differ():
     vq = VQ(16, 2)
     stats, x = vq.begin(jax.random.key(1), jnp.float32), jnp.full((4, 3, 3, 2), 0.5)
-    codebook = vq.learn(stats, vq.encode(stats, x, None, FACTS).seen, FACTS)["codebook"]
-    assert len(np.unique(codebook, axis=0)) == 16
-    np.testing.assert_allclose(codebook, 0.5, atol=0.05)
+    found = vq.learn(stats, vq.encode(stats, x, None, FACTS).seen, FACTS)["codebook"]
+    assert len(np.unique(found, axis=0)) == 16
+    np.testing.assert_allclose(found, 0.5, atol=0.05)
 
 
 def test_only_dead_codes_are_revived():

@@ -127,6 +127,17 @@ def test_codes_are_those_of_the_images_and_keep_their_labels(coded):
     assert data.preprocess(jax.device_put(codes), jax.random.key(0), True)["tokens"].dtype == np.int32
 
 
+def test_a_tokenizer_that_was_trained_on_other_splits_is_named(coded, generator, monkeypatch, capsys):
+    """Test examples of the codes may be training examples of the tokenizer."""
+    # No data are encoded here.
+    monkeypatch.setattr(encoded, "load_or_make", lambda *_: {"scale": np.float32(1)})
+    said: list[bool] = []
+    for run, data in ((coded, DIGITS), (coded, replace(DIGITS, test="train[:150]")), (generator, DIGITS)):
+        Encoded(data=data, tokenizer=str(run)).build()
+        said.append(f"{run} was trained on other data or other splits" in capsys.readouterr().err)
+    assert said == [False, True, False]
+
+
 def test_images_are_encoded_once(coded, monkeypatch):
     config = Encoded(data=DIGITS, tokenizer=str(coded), batch_size=8)
     first = config.build()

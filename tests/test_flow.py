@@ -14,12 +14,12 @@ import pytest
 
 from gen.core import Array, Feature, Params, State
 from gen.errors import UserError
-from gen.families.conditions import Condition
+from gen.families.conditions import Condition, Conditions
 from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, Scattered, UNet
 from gen.families.flow.likelihood import draw_probes, log_density
 from gen.families.flow.model import FlowModel
 from gen.families.flow.objectives import expand
-from gen.families.flow.samplers import SAMPLERS, Velocity
+from gen.families.flow.samplers import SAMPLERS, Velocity, no_jumps
 from gen.families.flow.sampling import generate, invert
 from gen.optim import Optimizer
 
@@ -50,10 +50,30 @@ def test_samplers_converge_with_their_order(name: str, order: int, warp: int, do
 
     def error(steps: int) -> float:
         times = jnp.linspace(1, 0, steps + 1) ** warp
-        found = SAMPLERS[name](oscillating, x, times)
+        found = SAMPLERS[name](oscillating, x, times, no_jumps)
         return float(jnp.abs(found - x * jnp.exp(-jnp.sin(5.0) / 5)).max())
 
     assert np.log2(error(64) / error(128)) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("follow", "interval"), [(generate, {"guidance_to": 0.5}), (invert, {"guidance_from": 0.5})], ids=["down", "up"]
+)
+def test_multistep_begins_again_where_the_velocity_jumps(follow, interval, double: None):
+    """At an end of the interval of guidance, a line through both sides of the jump would make an error of order 1."""
+    x, sign = jnp.asarray([[1.0], [-2.0]]), -1 if follow is generate else 1
+
+    def error(steps: int) -> float:
+        request = Request(steps=steps, guidance=2.0, **interval)
+
+        def velocity(x: Array, t: Array, s: Array) -> Array:
+            return oscillating(x, t, s) + jnp.where(request.guided(t), x, 0.0)
+
+        # The jump adds x for half of the time.
+        exact = x * jnp.exp(sign * (jnp.sin(5.0) / 5 + 0.5))
+        return float(jnp.abs(follow(velocity, x, request) - exact).max())
+
+    assert np.log2(error(64) / error(128)) == pytest.approx(2, abs=0.15)
 
 
 def test_euler_makes_one_exact_step_with_mean_velocities():
@@ -62,7 +82,7 @@ def test_euler_makes_one_exact_step_with_mean_velocities():
         return x * (jnp.exp((jnp.sin(5 * s) - jnp.sin(5 * t)) / 5) - 1) / (s - t)
 
     x = jnp.asarray([[1.0], [-2.0]])
-    found = SAMPLERS["euler"](mean, x, jnp.asarray([1.0, 0.0]))
+    found = SAMPLERS["euler"](mean, x, jnp.asarray([1.0, 0.0]), no_jumps)
     np.testing.assert_allclose(found, x * jnp.exp(-jnp.sin(5.0) / 5), rtol=1e-6)
 
 
@@ -223,7 +243,7 @@ def test_mean_flow_has_no_loss_at_the_mean_velocity():
 
 
 def test_the_gradient_of_mean_flow_is_weighted_and_leaves_the_target_fixed():
-    x = jnp.full((50, 1), 0.7)
+    x = jnp.full((50, 3), 0.7)
 
     def u(params: Array, x_t: Array, r: Array, t: Array) -> Array:
         return straight(0.0, None, x_t, r, t) + params * expand(t - r, x_t)
@@ -233,8 +253,10 @@ def test_the_gradient_of_mean_flow_is_weighted_and_leaves_the_target_fixed():
         return np.asarray(jax.jacobian(lambda slope: losses(objective, u, x, slope))(jnp.float32(0.3)))
 
     plain, weighted = gradients(0.0), gradients(1.0)
-    # The error is (t - r) (slope + the fixed slope): its square has the gradient 2 (0.6 (t - r)) (t - r).
+    # The error of each of the three numbers is (t - r) (slope + the fixed slope): its square has the gradient 2 (0.6 (t - r)) (t - r).
     error = 0.3 * plain
+    # The weight is that of their sum, and the value of the loss is their mean.
+    np.testing.assert_allclose(losses(MeanFlow(equal=0.0), u, x, jnp.float32(0.3)), error / 3, rtol=1e-4)
     np.testing.assert_allclose(weighted, plain / (error + 1e-3), rtol=1e-3)
 
 
@@ -269,6 +291,8 @@ def test_guidance_extrapolates_from_no_label_inside_its_interval(params):
         plain = [flow.velocity(params, Condition(label))(x, t, t) for label in classes]
         return [flow.velocity(params, Condition(classes[0]), request)(x, t, t), *plain]
 
+    assert request.guided(jnp.asarray([0.1, 0.2, 0.3, 0.5, 0.6])).tolist() == [False, True, True, True, False]
+    assert not Request(guidance_to=0.5).guided(jnp.asarray([0.2, 0.8])).any(), "without guidance there is no jump"
     for time, w in ((0.1, 1), (0.3, 3), (0.6, 1)):
         guided, v, base = velocities(jnp.float32(time))
         assert jnp.abs(v - base).max() > 1e-2
@@ -344,6 +368,36 @@ def test_bits_per_dimension_of_the_test(params):
     assert found["bits_per_dim"] == pytest.approx(float(bits), abs=4 * found["bits_per_dim_error"])
     assert 0 < found["bits_per_dim_error"] < 1
     assert model.protocol["bits_per_dim"]["steps"] == 2
+
+
+def test_held_out_examples_keep_their_labels(monkeypatch):
+    """Label dropout is for training alone."""
+    model = TINY.build(SPEC, 10)
+    dropped: list[float] = []
+
+    def drop(self, condition, keys, rate):
+        dropped.append(rate)
+        return condition
+
+    monkeypatch.setattr(Conditions, "drop", drop)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    batch = {"image": jnp.zeros((4, 5, 4, 1)), "label": jnp.arange(4) % 3, "row": jnp.arange(4), "weight": jnp.ones(4)}
+    for function, rates in ((model.evaluate, []), (model.update, [0.1])):
+        one = jax.vmap(function, in_axes=(None, None, None), axis_name="data", axis_size=1)
+        jax.eval_shape(one, state, batch, jax.random.key(0))
+        assert dropped == rates
+
+
+def test_protocols_say_what_is_given():
+    sources = {"image": SPEC["image"], "source": Feature((5, 4, 3))}
+    for config, spec, given in (
+        (TINY, SPEC, ("label",)),
+        (replace(TINY, conditional=False), SPEC, ()),
+        (replace(TINY, conditional=False), sources, ("source",)),
+        (TINY, {"image": SPEC["image"], "caption": Feature((3,), "int32", vocab=5, end=0)}, ("caption",)),
+    ):
+        protocol = config.build(spec, 10).protocol
+        assert {protocol[name]["conditional"] for name in ("loss", "nll_bound", "bits_per_dim")} == {given}
 
 
 def test_discrete_pixels_have_no_density():

@@ -273,6 +273,10 @@ def test_the_bound_is_reported_if_the_likelihood_matches_the_pixels_and_otherwis
     assert "--data.binarize" in grey.protocol["nll_bound"]["refused"]
     assert "--data.binarize" in grey.protocol["bits_per_dim"]["refused"]
     assert "refused" not in TINY.build(BINARY, 1).protocol["nll_bound"]
+    labelled = {**BINARY, "label": Feature((), "int32", classes=3)}
+    for config, given in ((TINY, ()), (replace(TINY, conditional=True), ("label",))):
+        protocol = config.build(labelled, 1).protocol
+        assert {protocol[name]["conditional"] for name in ("neg_elbo", "nll_bound", "bits_per_dim")} == {given}
     density = replace(TINY, likelihood=ContinuousBernoulli()).build({"image": Feature((2, 2, 1))}, 1).summarize(sums)
     assert "nll_bound" in density and "bits_per_dim" not in density  # the levels are unknown, so no bits
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from gen.core import Array, Batch, HostBatch, Params
 from gen.data.music import counting
-from gen.evaluation.request import encode_request
 from gen.evaluation.score import Metric, Score
 from gen.evaluation.texts import TextSubject
 from gen.families.grid import GridLM
@@ -144,8 +143,7 @@ class Rules(Metric[MusicSubject]):
 
     def plan(self, subject: MusicSubject) -> list[Score]:
         names = ("tone_distance", "step_distance", "parallels", "doubled_leading")
-        drawn = {"samples": subject.n, "seed": subject.options.seed} | encode_request(subject.request)
-        protocol = subject.run_protocol | drawn
+        protocol = subject.sampled_protocol | {"samples": subject.n}
 
         def numbers(rolls: Iterable[np.ndarray]) -> Iterable[float]:
             found, other = measure(list(rolls)), subject.held_out
@@ -161,7 +159,7 @@ class Rules(Metric[MusicSubject]):
             return found.parallels, found.doubled
 
         train = subject.split_protocol | {"of": "train"}
-        harmonies = subject.run_protocol | drawn | {"samples": "the held-out scores, given the first voice"}
+        harmonies = subject.sampled_protocol | {"samples": "the held-out scores, given the first voice"}
         return [
             Score(names, protocol, lambda: numbers(subject.generated)),
             Score(tuple(f"{name}_harmonized" for name in names[2:]), harmonies, harmonized),

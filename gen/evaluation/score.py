@@ -13,7 +13,8 @@ import tyro
 from gen.core import Dataset, State
 from gen.errors import UserError, check_positive, check_seed
 from gen.evaluation.labels import LabelRule
-from gen.evaluation.request import parse_request
+from gen.evaluation.measure import split_facts
+from gen.evaluation.request import encode_request, parse_request
 from gen.runs.trained import TrainedRun
 
 
@@ -108,6 +109,23 @@ class Subject:
     def request(self) -> dict[str, object]:
         """Fields of the request that the options change. Raises: UserError if the run's family has no such field."""
         return parse_request(self.run.model.request, self.options.request, spec=self.run.spec)
+
+    @property
+    def split_protocol(self) -> dict[str, object]:
+        """Protocol of a number that depends on the held-out split and not on the run, such as a baseline. Runs of images have others."""
+        return split_facts(self.data, self.options.split)
+
+    @property
+    def run_protocol(self) -> dict[str, object]:
+        """Protocol of a number that depends on the held-out split and on the run. Runs of images have others."""
+        # The numbers of an adapter depend on its base too.
+        base = self.run.facts.base
+        return self.split_protocol | {"checkpoint": self.step} | ({} if base is None else {"base": base.sha256})
+
+    @property
+    def sampled_protocol(self) -> dict[str, object]:
+        """Protocol of a number that depends on the held-out split and on samples of the run. Metrics add the number of samples."""
+        return self.run_protocol | {"seed": self.options.seed} | encode_request(self.request)
 
 
 class Score(NamedTuple):

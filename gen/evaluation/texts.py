@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 from gen.config import Parallel
 from gen.data.preprocess import with_preprocess
-from gen.evaluation.measure import measure, split_facts
+from gen.evaluation.measure import measure
 from gen.evaluation.score import Metric, Score, Subject
 from gen.families.language import LM
 from gen.metrics.labels import score_labels
@@ -31,18 +31,6 @@ class TextSubject(Subject):
         engine = compile_engine(model, Parallel(devices=1), config.seed, config.data.batch_size)
         batches = self.data.evaluation(self.options.split, config.data.batch_size)
         return measure(self.run.model, engine.test, self.state, batches)
-
-    @property
-    def split_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and not on the run."""
-        return split_facts(self.data, self.options.split)
-
-    @property
-    def run_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and on the run."""
-        # The numbers of an adapter depend on its base too.
-        base = self.run.facts.base
-        return self.split_protocol | {"checkpoint": self.step} | ({} if base is None else {"base": base.sha256})
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,12 @@ class Conditions:
     """The captions. None: it reads none."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features that the model reads, for protocols."""
+        found = {"label": self.classes, "caption": self.caption}
+        return tuple(name for name, value in found.items() if value is not None)
+
+    @property
     def end(self) -> int:
         """The token that ends captions."""
         return (self.caption.end or 0) if self.caption else 0

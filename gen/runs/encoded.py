@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,10 @@ from gen.data.images import Images
 from gen.data.order import Shuffle, permute
 from gen.errors import UserError, check_positive
 from gen.families.tokenizer.coder import Coder
+from gen.runs import directory
 from gen.runs.code_images import CODE_IMAGES
 from gen.runs.code_sounds import CODE_SOUNDS
-from gen.runs.codec import CHUNK_NUMBERS, SCALE, Codec, open_codec
+from gen.runs.codec import CHUNK_NUMBERS, FILE, SCALE, Codec, open_codec
 
 FORMAT = 1
 """Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
@@ -67,6 +69,7 @@ class Encoded(core.Data):
         """
         codec, images = open_codec(files.expand_user(self.tokenizer)), self.data.build()
         _check_shape(codec, images, self.tokenizer)
+        report_other_data(files.expand_user(self.tokenizer), images)
         name, feature = code_feature(codec.coder)
         digest = sha256(f"encoded {FORMAT}", images.digest, codec.digest, str(self.variants))
         # The digest of images is that of their bytes. What the tokenizer sees of them, such as mirrored forms, is up to the config.
@@ -133,6 +136,21 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
     if (known.levels == 2) != (image.levels == 2):
         kinds = ["binary" if feature.levels == 2 else "grey or coloured" for feature in (known, image)]
         raise UserError(f"the tokenizer {tokenizer} encodes {kinds[0]} pixels, and the data have {kinds[1]} ones")
+
+
+def report_other_data(tokenizer: Path, images: Dataset) -> None:
+    """Prints a line if a tokenizer's run was trained on other data or splits than these: their test examples may be its training examples.
+
+    Nothing is known of the data of a copy that a run on codes keeps, and nothing is printed.
+    """
+    if (tokenizer / FILE).exists():
+        return
+    _, facts = directory.read_config(tokenizer)
+    if facts.data != images.digest:
+        errors.note(
+            f"the tokenizer {tokenizer} was trained on other data or other splits, so it may have been trained on held-out examples of these "
+            f"data, and scores are then too good; the fix: the data and the splits of {tokenizer}/config.json"
+        )
 
 
 def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> Arrays:

@@ -73,12 +73,12 @@ def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, .
     unpacked = _check_array(folder / ARRAY, most) if is_array else 0
     for name in names:
         path = folder / name
-        if name in facts:
-            if name.startswith("_"):
-                _check_json(path)
-        elif is_array and CHUNK.fullmatch(name):
+        is_fact = name in facts
+        if is_fact and name.startswith("_"):
+            _check_json(path)
+        elif not is_fact and is_array and CHUNK.fullmatch(name):
             _check_chunk(path, unpacked)
-        elif name != ARRAY:
+        elif not is_fact and name != ARRAY:
             raise _unknown(path)
 
 

@@ -111,7 +111,7 @@ def open_found(found: Found, options: FolderOptions) -> Recordings:
     paths = [root / listing.files[i].path for i in used]
     # Fails if the packages are not installed. Otherwise the survey would report every file as unreadable.
     version = sound.versions()
-    key, what = sha256("sound survey 1", stamp.fingerprint, version), f"lengths and rates of the recordings of {name}"
+    key, what = sha256("sound survey 2", stamp.fingerprint, version), f"lengths and rates of the recordings of {name}"
     facts = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
     good = readable(name, paths, facts["rate"] != BAD, options.skip_bad, "recordings", find_reason)
     files = Files([paths[i] for i in good])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,17 @@ MAX_SAMPLES = 2**28
 MAX_AMPLITUDE = 4.0
 """Upper bound on amplitudes. Decoders exceed 1 a little. Files with much larger numbers have other units, such as 16-bit integers that
 were stored as floats."""
+
+SAMPLE_CHUNKS: dict[bytes, tuple[bytes, Literal["little", "big"]]] = {
+    b"RIFF": (b"data", "little"),
+    b"FORM": (b"SSND", "big"),
+}
+"""{first bytes of a WAV or AIFF file: (name of the chunk with its samples, order of the bytes in its length)}."""
+UNKNOWN_LENGTH = 0x7FFF0000
+"""Lengths from here on mean "until the end of the file". A program that writes to a pipe can't know the length."""
+
+MAX_FIRST_FRAME = 1441
+"""Bytes of the longest frame of an MP3."""
 
 
 class Header(NamedTuple):
@@ -65,7 +76,9 @@ def read_header(source: Path | bytes) -> Header:
     Raises: ValueError with the reason if it can't be read.
     """
     with open_sound(source) as file:
-        return Header(file.frames, file.samplerate, file.channels)
+        # An estimate may be too long, and the last window would end with silence.
+        frames = len(file.read(always_2d=True)) if has_estimated_length(source, file) else file.frames
+        return Header(frames, file.samplerate, file.channels)
 
 
 def decode(source: Path | bytes, rate: int, channels: int) -> np.ndarray:
@@ -73,11 +86,14 @@ def decode(source: Path | bytes, rate: int, channels: int) -> np.ndarray:
 
     Mono is the mean of the file's channels. A mono file gives two equal stereo channels.
 
-    Raises: ValueError with the reason if the file can't be read, is silent, or has samples that are not finite or far too loud.
+    Raises: ValueError with the reason if the file can't be read, is cut off, is silent, or has samples that are not finite or far too
+    loud.
     """
     with open_sound(source) as file:
         x = file.read(dtype="float32", always_2d=True)
         found = file.samplerate
+        if len(x) < file.frames and not has_estimated_length(source, file):
+            raise ValueError(cut_off(f"{len(x):,} of {file.frames:,} samples"))
     check_samples(x)
     x = mix(x, channels)
     # The resampler removes frequencies that are too high for the new rate. Dropping samples without a filter would cause aliasing.
@@ -111,6 +127,48 @@ def mix(x: np.ndarray, channels: int) -> np.ndarray:
     raise ValueError(f"has {x.shape[1]} channels, which can't be mixed down to {channels}: use --data.channels 1")
 
 
+def check_whole(content: BinaryIO, size: int) -> None:
+    """Checks that a WAV or AIFF file has all the samples that its header counts. libsndfile reads a file that is cut off without a word.
+
+    content: the file, at its beginning. size: number of its bytes. Raises: ValueError with the numbers if it is cut off.
+    """
+    kind = content.read(12)[:4]
+    if kind not in SAMPLE_CHUNKS:
+        return
+    name, order = SAMPLE_CHUNKS[kind]
+    # The file is a list of chunks: a name of 4 bytes, a length of 4 bytes, and this many bytes, filled up to an even number.
+    while len(head := content.read(8)) == 8:
+        length, at = int.from_bytes(head[4:], order), content.tell()
+        if head[:4] == name:
+            if at + length > size and length < UNKNOWN_LENGTH:
+                raise ValueError(cut_off(f"{size - at:,} of {length:,} bytes of its samples"))
+            return
+        content.seek(at + length + length % 2)
+
+
+def has_estimated_length(source: Path | bytes, file: Any) -> bool:
+    """Returns whether libsndfile only estimates the number of samples of an open file: that of an MP3 whose first frame has no counts."""
+    if file.format != "MP3":
+        return False
+    with open_bytes(source) as content:
+        start = content.read(10)
+        # Tags with the title and the like come first. Their length has 7 bits in each byte.
+        tags = 10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(start[6:])) if start[:3] == b"ID3" else 0
+        content.seek(tags)
+        first = content.read(MAX_FIRST_FRAME)
+    return not any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def open_bytes(source: Path | bytes) -> BinaryIO:
+    """Opens a file, or its content, for reading."""
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
+def cut_off(found: str) -> str:
+    """Returns the reason why a file that is shorter than its header says can't be read. found: the part of it that is there."""
+    return f"is cut off: it has {found}; copy it again"
+
+
 @contextmanager
 def open_sound(source: Path | bytes) -> Iterator[Any]:
     """Yields the open file, a soundfile.SoundFile. source: its path or its content.
@@ -123,6 +181,8 @@ def open_sound(source: Path | bytes) -> Iterator[Any]:
         size = len(source) if isinstance(source, bytes) else check_regular(source)
         if not size:
             raise ValueError("is empty: it has no bytes")
+        with open_bytes(source) as content:
+            check_whole(content, size)
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if file.frames == 0:
                 raise ValueError("is empty: it has no samples")

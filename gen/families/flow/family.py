@@ -85,10 +85,11 @@ class Flow(learner.LearnedFamily):
             steps,
             init=model.init,
             loss=partial(model.loss, self.objective),
+            evaluate=partial(model.loss, self.objective, training=False),
             sample=model.sample,
             request=self.objective.request,
             rules=self.network.rules,
-            protocol=likelihood.protocol(),
+            protocol={"loss": {"conditional": model.given}} | likelihood.protocol(),
         )
         # A likelihood takes many evaluations of the network per example, so only the final test computes it.
         if likelihood.mismatch is not None:

@@ -119,6 +119,8 @@ class Likelihood:
         if self.mismatch is not None:
             return {"bits_per_dim": {"refused": self.mismatch}}
         solver = {"solver": "heun", "steps": self.steps, "warp": WARP, "probes": self.probes}
+        # A likelihood given the label can't be compared with one without it.
+        solver |= {"conditional": self.model.given}
         return {
             "nll_bound": {**solver, "unit": "nats", "source": "Chen et al. 2018, equation 8"},
             "bits_per_dim": {**solver, "of": "nll_bound"},

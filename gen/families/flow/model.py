@@ -49,6 +49,11 @@ class FlowModel:
     intervals: bool = False
     """Whether the network was trained on mean velocities over intervals, r < t. Otherwise it is only asked for velocities, r = t."""
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the features that the network reads in addition to x_t, for protocols: none, or label, caption, source."""
+        return (*self.conditions.names, *(() if self.source is None else ("source",)))
+
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
         x, time = jnp.zeros((1, *self.shape), self.dtype), jnp.zeros(1, self.dtype)
@@ -78,8 +83,8 @@ class FlowModel:
         """Returns the examples [B, ...] of a batch, and their conditions."""
         return batch[self.name].astype(self.dtype), self.conditions.of(batch)
 
-    def loss(self, objective: Objective, params: Params, batch: Batch, keys: Key) -> Array:
-        """Returns the objective of each example, [B], with some labels and captions left out. keys: [B]."""
+    def loss(self, objective: Objective, params: Params, batch: Batch, keys: Key, training: bool = True) -> Array:
+        """Returns the objective of each example, [B]. keys: [B]. training: whether to leave out some labels and captions."""
         noise_keys, drop_keys = split_keys(keys, 2)
         x, condition = self.inputs(batch)
         known = None
@@ -88,7 +93,8 @@ class FlowModel:
             drop_keys, mask_keys = split_keys(drop_keys, 2)
             known = draw_known(self.mask, mask_keys, x)
         context = self.context(x, batch, known)
-        condition = self.conditions.drop(condition, drop_keys, self.label_dropout)
+        if training:
+            condition = self.conditions.drop(condition, drop_keys, self.label_dropout)
 
         def u(params: Params, x: Array, r: Array, t: Array) -> Array:
             return self.apply(params, condition, context, x, r, t)
@@ -116,8 +122,7 @@ class FlowModel:
             if request.guidance == 1:
                 return plain(x, *times)
             # `cond` and not `where`: outside of the interval, the second evaluation of the network is not computed.
-            inside = (request.guidance_from <= t) & (t <= request.guidance_to)
-            return jax.lax.cond(inside, guided, plain, x, *times)
+            return jax.lax.cond(request.guided(t), guided, plain, x, *times)
 
         return at
 

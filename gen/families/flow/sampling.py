@@ -60,6 +60,10 @@ class Request(LabelRequest):
                 "to <= 1"
             )
 
+    def guided(self, t: Array) -> Array:
+        """Returns whether guidance changes the velocity at the times t, bool [...]."""
+        return (self.guidance != 1) & (self.guidance_from <= t) & (t <= self.guidance_to)
+
 
 @dataclass(frozen=True)
 class OneStepRequest(Request):
@@ -75,7 +79,7 @@ def generate(velocity: Velocity, noise: Array, request: Request, start: float = 
     start: time at which to begin, in (0, 1]. Below 1, `noise` is x_t at that time.
     """
     # Times fall from `start` to 0, because t = 1 is noise.
-    return SAMPLERS[request.sampler](velocity, noise, start * _times(request, noise)[::-1])
+    return SAMPLERS[request.sampler](velocity, noise, start * _times(request, noise)[::-1], request.guided)
 
 
 def invert(velocity: Velocity, x: Array, request: Request) -> Array:
@@ -83,7 +87,7 @@ def invert(velocity: Velocity, x: Array, request: Request) -> Array:
 
     They come back with an error, which is smaller with more steps (request.steps).
     """
-    return SAMPLERS[request.sampler](velocity, x, _times(request, x))
+    return SAMPLERS[request.sampler](velocity, x, _times(request, x), request.guided)
 
 
 def _times(request: Request, x: Array) -> Array:

@@ -32,7 +32,7 @@ class GridLM(GridModel):
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
         model = self.causal(spec)
-        exact = {"tokens": "each given the tokens before it", "conditional": self.conditional}
+        exact = {"tokens": "each given the tokens before it", "conditional": model.network.grid.conditions.names}
         built = learner.family(
             self,
             steps,

@@ -33,7 +33,7 @@ class GridMLM(GridModel):
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
         model = MaskedGrids(self, make_network(self, self.grid(spec), causal=False))
         how = "a fraction of the cells drawn from [0, 1] masked, one draw per grid"
-        bound = {"tokens": how, "conditional": self.conditional}
+        bound = {"tokens": how, "conditional": model.network.grid.conditions.names}
         built = learner.family(
             self,
             steps,

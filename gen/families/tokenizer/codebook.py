@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,6 +17,8 @@ from gen.networks.kernels.sums import as_row
 
 REVIVAL_NOISE = 0.01
 """Standard deviation of the noise on the vector of a revived code, as a fraction of the root mean square of all vectors."""
+MAX_ONE_HOT = 2**24
+"""Upper bound on the numbers of a matrix of one-hot codes: 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,7 @@ class VQ(Quantizer):
         """
         whole = jnp.promote_types(x.dtype, jnp.float32)
         b, flat = len(x), x.reshape(len(x), -1, self.size).astype(whole)
-        # A product and not a scatter: on a GPU, a scatter adds in a different order in each run, so its bits differ.
-        chosen = jax.nn.one_hot(codes.reshape(-1), self.codes, dtype=flat.dtype)
-        sums = jnp.tensordot(chosen, flat.reshape(-1, self.size), ((0,), (0,)), precision="highest")
+        uses, sums = sum_by_code(flat.reshape(-1, self.size), codes.reshape(-1), self.codes)
         # All devices draw the same rows of the global batch. Only the device that holds a row has its vector.
         row_key, place_key = jax.random.split(batch.key)
         row = jax.random.randint(row_key, (self.codes,), 0, batch.size)
@@ -88,7 +89,7 @@ class VQ(Quantizer):
         here = row[:, None] == batch.row[None]
         candidates = jnp.where(here.any(1)[:, None], flat[here.argmax(1), place], 0)
         square = jnp.square(flat).mean()
-        return {"uses": chosen.sum(0) / b, "sums": sums / b, "square": square, "candidates": candidates / b}
+        return {"uses": uses / b, "sums": sums / b, "square": square, "candidates": candidates / b}
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
         """Returns the codebook: each code is the moving average of its vectors, and dead codes are revived.
@@ -114,3 +115,31 @@ class VQ(Quantizer):
 
     def tiny(self) -> VQ:
         return replace(self, codes=8, size=2)
+
+
+def sum_by_code(x: Array, codes: Array, n: int) -> tuple[Array, Array]:
+    """Returns how often each code is used [n], and the sum of the vectors of each code [n, D], in the dtype of x.
+
+    x: [N, D]; codes: int32 [N] in [0, n). The bits are the same in each run, and memory is bounded by MAX_ONE_HOT.
+    """
+
+    def add(x: Array, codes: Array) -> tuple[Array, Array]:
+        # A product and not a scatter: on a GPU, a scatter adds in a different order in each run, so its bits differ.
+        chosen = jax.nn.one_hot(codes, n, dtype=x.dtype)
+        return chosen.sum(0), jnp.tensordot(chosen, x, ((0,), (0,)), precision="highest")
+
+    # A part has one row at least.
+    parts = min(len(x), math.ceil(len(x) * n / MAX_ONE_HOT))
+    if parts == 1:
+        return add(x, codes)
+    # The rows that fill up the last part have the code n, which is the zero vector as one-hot.
+    padding = -len(x) % parts
+    x, codes = jnp.pad(x, ((0, padding), (0, 0))), jnp.pad(codes, (0, padding), constant_values=n)
+
+    def step(sums: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        return add(*part), None
+
+    # Part i has the rows i, i + parts, ...: neighbours stay on their device when the rows are sharded.
+    divided = x.reshape(-1, parts, x.shape[1]).swapaxes(0, 1), codes.reshape(-1, parts).swapaxes(0, 1)
+    zero = jnp.zeros(n, x.dtype), jnp.zeros((n, x.shape[1]), x.dtype)
+    return jax.lax.scan(step, zero, divided)[0]

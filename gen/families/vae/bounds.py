@@ -96,6 +96,8 @@ class BoundReport:
     """Why the likelihood gives no bound on these images. None: it gives one."""
     samples: int
     """K of the test."""
+    conditional: tuple[str, ...] = ()
+    """Names of the features that the likelihood is conditional on."""
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | np.ndarray]:
         """Returns the metrics of a split from its sums.
@@ -118,11 +120,12 @@ class BoundReport:
 
     def protocol(self) -> dict[str, dict[str, object]]:
         """Returns how each metric is estimated, or the reason why it is not reported."""
-        bound: dict[str, object] = {"samples": self.samples, "source": "Burda et al. 2016, equation 8"}
+        given = {"conditional": self.conditional}
+        bound: dict[str, object] = {"samples": self.samples, "source": "Burda et al. 2016, equation 8", **given}
         if self.mismatch is not None:
             bound = {"refused": self.mismatch}
         return {
-            "neg_elbo": {"samples": self.samples, "unit": "nats"},
+            "neg_elbo": {"samples": self.samples, "unit": "nats", **given},
             "nll_bound": {**bound, "unit": "nats"},
             "bits_per_dim": {**bound, "of": "nll_bound"},
             "active_units": {"threshold": MIN_ACTIVE_VARIANCE, "source": "Burda et al. 2016, section 5"},

@@ -110,7 +110,8 @@ class VAE(LearnedFamily):
         """
         model = self.latent_model(spec)
         learner = make_learner(self, steps, "vae", partial(model.init, param_dtype=self.param_dtype))
-        report = BoundReport(model.image, self.likelihood.mismatch(model.image), self.test_samples)
+        given = ("label",) if self.conditional else ()
+        report = BoundReport(model.image, self.likelihood.mismatch(model.image), self.test_samples, given)
         return GenerativeModel(
             init=learner.init,
             update=Training(self._objective(model, steps), learner, self.samples).update,
