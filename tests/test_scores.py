@@ -132,8 +132,11 @@ def test_parts_that_make_no_sense(mode, options, reason):
         ask()
 
 
-def test_scores_that_do_not_fit_the_run():
+def test_scores_that_do_not_fit_the_run(tmp_path):
     request = GridRequest(mode="continue")
+    (tmp_path / "empty.mid").touch()
+    with pytest.raises(UserError, match=r"--midi .*empty\.mid is empty: it has no bytes"):
+        SCORES.read_options(ScoreOptions(midi=tmp_path / "empty.mid"))
     with pytest.raises(UserError, match="needs a score"):
         SCORES.check(ScoreOptions(), request, view())
     with pytest.raises(UserError, match="has 20 frames, and the model's windows have 16"):

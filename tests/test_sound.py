@@ -253,9 +253,18 @@ def test_the_parts_of_a_recording_that_are_kept():
     assert find_kept(100, audio, 10, "0.75:").tolist() == [True] * 7 + [False] * 3
     with pytest.raises(UserError, match="nothing is left to write"):
         find_kept(100, audio, 10, None)
+    assert find_kept(10, audio, 10, None).sum() == 1
+    with pytest.raises(UserError, match=r"the file has 0\.09 s, and a code has 0\.1 s; give a longer one"):
+        find_kept(9, audio, 10, None)
     for file, gap in ((None, "0:1"), *((Path("f"), gap) for gap in ("x", ":", ".:", "0.6:0.3", "0.3:0.3"))):
         with pytest.raises(UserError, match="--gap"):
             SoundOptions(file, gap)
+
+
+def test_an_empty_recording_is_refused(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(UserError, match=r"--audio .*empty\.wav is empty: it has no bytes"):
+        CODE_SOUNDS.read_options(SoundOptions(tmp_path / "empty.wav"))
 
 
 @pytest.mark.parametrize("medium", [SOUND, CODE_SOUNDS, ARRAYS], ids=lambda medium: type(medium).__name__)
@@ -263,5 +272,5 @@ def test_a_mode_of_pictures_or_scores_is_refused_where_there_are_none(medium):
     for request in (GridRequest(mode="harmonize"), GridRequest(mode="inpaint"), flow.Request(mode="edit")):
         with pytest.raises(UserError, match=f"mode {request.mode} changes a picture or a score"):
             medium.check(medium.options(), request, view(SPEC))
-    for request in (GridRequest(), vae.Request(mode="interpolate"), Request()):
+    for request in (GridRequest(), flow.Request(), vae.Request(mode="interpolate"), Request()):
         medium.check(medium.options(), request, view(SPEC))

@@ -85,6 +85,9 @@ class Scores(Medium):
             raise UserError(f"--midi {options.midi}: No such file or directory") from None
         except OSError as error:
             raise UserError(f"--midi {options.midi}: {error.strerror}") from None
+        # Without content, the option would have no effect.
+        if not content:
+            raise UserError(f"--midi {options.midi} is empty: it has no bytes")
         return replace(options, midi=None, content=base64.b64encode(content).decode())
 
     def complete(self, options: ScoreOptions, request: Request, run: RunView) -> ScoreOptions:

@@ -67,6 +67,9 @@ class CodeSounds(CodeImages):
             content = read_bytes(options.audio, MAX_BYTES)
         except FileNotFoundError:
             raise UserError(f"--audio {options.audio}: No such file or directory") from None
+        # Without content, the option would have no effect.
+        if not content:
+            raise UserError(f"--audio {options.audio} is empty: it has no bytes")
         return replace(options, audio=None, content=base64.b64encode(content).decode())
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
@@ -119,11 +122,15 @@ def read_recording(content: bytes, audio: Feature) -> np.ndarray:
 def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarray:
     """Returns which places of a grid of codes are kept, bool [places]: those that lie inside of the recording, outside of the gap.
 
-    n: samples of the recording. Raises: UserError if nothing is left to write.
+    n: samples of the recording. Raises: UserError if it is shorter than a place, or if nothing is left to write.
     """
     rate = audio.sample_rate or 1
     edges = np.arange(places + 1) * audio.shape[0] / places
     kept = edges[1:] <= n
+    if not kept.any():
+        raise UserError(
+            f"--audio: the file has {n / rate:.3g} s, and a code has {edges[1] / rate:.3g} s; give a longer one"
+        )
     if gap is not None:
         start, end = (seconds * rate for seconds in parse(gap))
         # Places that overlap with the gap are drawn again.
