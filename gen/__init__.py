@@ -92,7 +92,7 @@ class Run:
 
         request, options = self._split(settings)
         view = self.trained.view()
-        options = self.medium.read_options(options)
+        options = self.medium.complete(self.medium.read_options(options), request, view)
         self.medium.check(options, request, view)
         given = self.medium.give(options, view)
         chosen = self.trained.choose_step(step)
@@ -108,7 +108,7 @@ class Run:
 
             Path("digits.png").write_bytes(run.show(run.generate(n=9))["samples.png"])
         """
-        options = _make(self.medium.options, settings)
+        options = self.medium.read_options(_make(self.medium.options, settings))
         return dict(self.medium.show(samples, self.trained.view(), options).files)
 
     def score(self, *metrics: str, **options: object) -> dict[str, float]:
@@ -152,12 +152,27 @@ class Run:
 
 
 def _make(kind: type[Dataclass], settings: Mapping[str, object]) -> Dataclass:
-    """Returns a dataclass with these fields, lists as tuples. Raises: UserError that names the nearest field."""
-    from dataclasses import fields
+    """Returns a dataclass with these fields, lists as tuples and names of files as paths.
 
-    # A list is what people write, and a frozen dataclass needs a tuple.
+    Raises: UserError that names the nearest field.
+    """
+    from dataclasses import fields
+    from pathlib import Path
+    from re import search
+
+    from gen.files import expand_paths
+
     _check_names(settings, [f.name for f in fields(kind)])
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+    # Types are texts where a module has `from __future__ import annotations`.
+    paths = {f.name for f in fields(kind) if search(r"\bPath\b", str(f.type))}
+
+    def convert(name: str, value: object) -> object:
+        # A list is what people write, and a frozen dataclass needs a tuple.
+        if isinstance(value, list):
+            return tuple(value)
+        return Path(value) if name in paths and isinstance(value, str) else value
+
+    return expand_paths(kind(**{name: convert(name, value) for name, value in settings.items()}))
 
 
 def _check_names(settings: Mapping[str, object], known: Sequence[str]) -> None:

@@ -97,8 +97,11 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     # A manifest and the folder's name hold the number of a class, and not its name, which might change.
     options = replace(options, request=with_class_number(options.request, run.spec))
     read = medium.read_options(options.medium)
-    outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
+    # Checked before samples are drawn, which may take long.
+    if not (nearest := next(path for path in (folder, *folder.parents) if path.exists())).is_dir():
+        raise UserError(f"{nearest} is not a folder; the fix: another --out")
+    outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
     _check_no_others(folder, outputs)
     files.check_targets(folder, [*outputs, "manifest.json"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -292,6 +292,15 @@ def test_a_prompt_that_the_run_cannot_read_is_one_short_error(run, options, mess
         sample.main([str(run), "--n", "2", *options])
 
 
+def test_a_prompt_for_a_model_that_reads_no_captions_is_one_short_error(captions, tmp_path):
+    data = Captioned(name=f"captions:{captions}", tokenizer="character", length=8, batch_size=8)
+    config = Config(model=Flow(network=UNet((4,))), data=data, steps=1, parallel=Parallel(devices=1))
+    run = make_run(tmp_path / "run", config)
+    with pytest.raises(UserError, match="trained without reading captions; leave --prompt out"):
+        sample.main([str(run), "--n", "1", "--steps", "1", "--prompt", "red", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def train_flow(captions: Path, folder: Path) -> Path:
     """Trains a flow on captioned pictures. Returns its run."""
     data = Captioned(name=f"captions:{captions}", tokenizer="character", length=8, batch_size=16)

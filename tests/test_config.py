@@ -169,6 +169,10 @@ def test_the_data_and_launch_settings_are_objects_too():
         (["--model.network"], "--model.network has no value; give it a class, such as Perceptron, Residual"),
         (["--model.network", "--steps", "3"], "has no value"),
         (["--model.prior", "strange_lab.flow:Config"], r"--trust strange_lab\.flow"),
+        *(
+            (["--data", f"{kind}:x"], f"--data takes a class; the fix: --data.name {kind}:x")
+            for kind in ("audio", "captions", "folder", "jsonl", "midi", "pairs", "rolls", "text")
+        ),
     ],
 )
 def test_an_object_that_does_not_fit_is_refused(arguments, named):

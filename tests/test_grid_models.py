@@ -322,6 +322,8 @@ TEXT = {"tokens": Feature((9,), "int32", vocab=VOCAB)}
             "without label dropout",
         ),
         (lambda: made_by(GUIDED, (2, 3), GridRequest(n=2, label=9)), "labels 0 to 2"),
+        (lambda: made_by(GUIDED, (2, 3), GridRequest(n=2, mode="inpaint")), "mode inpaint keeps a part"),
+        (lambda: made_by(MASKED, (2, 3), mlm.Request(n=2, mode="harmonize")), "mode harmonize keeps a part"),
         (lambda: GridRequest(guidance=-1.0), "guidance is -1"),
     ],
 )

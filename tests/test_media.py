@@ -158,6 +158,13 @@ def test_data_of_no_medium_train_and_are_sampled_as_arrays(workdir, capsys):
     assert "verified: samples.png, samples.npz, byte for byte" in capsys.readouterr().out
 
 
+def test_an_output_that_is_no_folder_is_refused_before_samples_are_drawn(workdir, monkeypatch):
+    monkeypatch.setattr(sample, "make_outputs", None)
+    for out in (workdir / "config.json", workdir / "config.json" / "out"):
+        with pytest.raises(UserError, match=r"config\.json is not a folder; the fix: another --out"):
+            sample.main([str(workdir), "--n", "2", "--out", str(out)])
+
+
 def test_a_command_opens_its_run_once(workdir, monkeypatch):
     opened = []
     for name in ("read_config", "read_spec"):
@@ -211,6 +218,8 @@ def test_a_run_is_opened_from_python(workdir):
     assert run.config.steps == 60
     with pytest.raises(UserError, match="there is no setting 'nn'; did you mean n"):
         run.generate(nn=5)
+    with pytest.raises(UserError, match=r"n is 10{20}; it must be below 2147483648"):
+        run.generate(n=10**20)
     with pytest.raises(UserError, match="is not a run directory"):
         gen.open(workdir / "samples")
 

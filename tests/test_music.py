@@ -167,7 +167,7 @@ BAD = {
     "off the grid": (notes_file([(0, 100, 60, 0)]), "off the grid: voice 1 has a note from 0 to 0.83"),
     "no length": (notes_file([(0, 0, 60, 0), (0, 480, 64, 0)]), "does not end|off the grid"),
     "a chord": (notes_file([(0, 480, 60, 0), (240, 480, 64, 0)]), "sound at once in voice 1, in frame 2"),
-    "many voices": (notes_file(*[[(0, 480, 60, i)] for i in range(5)]), "has 5 voices .* use --data.voices 5"),
+    "many voices": (notes_file(*[[(0, 480, 60, i)] for i in range(5)]), "has 5 voices .* train with --data.voices 5"),
     "patterns": (notes_file([(0, 480, 60, 0)], type=2), "MIDI type 2"),
     "too long": (notes_file([(0, 2**27, 60, 0)], beat=24), "lasts 22,369,621 frames"),
 }

@@ -56,7 +56,8 @@ def files(tmp_path_factory) -> dict[str, str]:
         "mask": white,
         "small": pixels[::2, ::2],
         "color": np.stack([pixels] * 3, -1),
-        "large": np.zeros((9, 9), np.uint8),
+        "large": np.full((9, 9), 255, np.uint8),
+        "black": np.zeros((8, 8), np.uint8),
     }
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / f"{name}.png")
@@ -93,6 +94,7 @@ def test_the_other_modes_from_python(workdir, files):
         ({"image": "image"}, "--image is not used by mode generate; .* --mode inpaint or --mode upscale"),
         ({"mode": "inpaint", "image": "color", "mask": "mask"}, "the picture is of 3 channels, and it must be grey"),
         ({"mode": "inpaint", "image": "image", "mask": "color"}, "the mask has colours"),
+        ({"mode": "inpaint", "image": "image", "mask": "black"}, "the mask is black, so nothing is left to fill"),
         ({"mode": "inpaint", "image": "image", "mask": "large"}, "the mask has 9x9 pixels, and the run has 8x8"),
         ({"mode": "edit", "image": "large"}, "the picture has 9x9 pixels, and the run has 8x8"),
         ({"mode": "upscale", "image": "large"}, "smaller by a whole factor"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from untrained import make_run
 
+import gen
 from gen import sample
 from gen.core import Feature, RunView
 from gen.data.music import Music, midi
@@ -131,16 +132,22 @@ def test_parts_that_make_no_sense(mode, options, reason):
         ask()
 
 
-def test_scores_that_do_not_fit_the_run():
+def test_scores_that_do_not_fit_the_run(tmp_path):
     request = GridRequest(mode="continue")
+    (tmp_path / "empty.mid").touch()
+    with pytest.raises(UserError, match=r"--midi .*empty\.mid is empty: it has no bytes"):
+        SCORES.read_options(ScoreOptions(midi=tmp_path / "empty.mid"))
     with pytest.raises(UserError, match="needs a score"):
         SCORES.check(ScoreOptions(), request, view())
     with pytest.raises(UserError, match="has 20 frames, and the model's windows have 16"):
         SCORES.give(given(np.concatenate([CADENCE, CADENCE[:4]])), view())
+    with pytest.raises(UserError, match=r"has 2 voices .*, more than 1: remove some, or train"):
+        SCORES.give(given(CADENCE[:, :2]), view({"tokens": Feature((16, 1), "int32", vocab=HELD, axes=AXES)}))
     with pytest.raises(UserError, match="off the grid"):
         SCORES.give(given(CADENCE[3:5]), view(steps=2))
-    with pytest.raises(UserError, match="no part of a score"):
-        ScoreOptions(gap="8")
+    for gap, reason in (("8", "is not FROM:TO"), ("8:4", "ends before it begins"), ("4:4", "ends before it begins")):
+        with pytest.raises(UserError, match=f"--gap '{gap}' {reason}.* in quarter notes, such as 8:16"):
+            ScoreOptions(gap=gap)
     with pytest.raises(UserError, match="No such file"):
         SCORES.read_options(ScoreOptions(midi=Path("missing.mid")))
 
@@ -179,6 +186,12 @@ def test_a_run_is_sampled_verified_and_scored(tiny, tmp_path, capsys):
         roll = midi.decode((tmp_path / f"out/samples/0000{i}.mid").read_bytes(), 4, 4)
         np.testing.assert_array_equal(roll[:12, 0] % HELD, CADENCE[:12, 0])
     assert sample.main(["--verify", str(tmp_path / "out" / "manifest.json")]) == 0
+    # Python takes the name of a file as the command line does, and the same voices are written by default.
+    opened, melody = gen.open(run), str(tmp_path / "melody.mid")
+    made = opened.generate(n=2, mode="harmonize", midi=melody)
+    np.testing.assert_array_equal(made["samples"], np.load(tmp_path / "out" / "samples.npz")["samples"])
+    shown = opened.show(made, midi=melody, write=[2, 3, 4])
+    assert shown["samples.wav"] == (tmp_path / "out" / "samples.wav").read_bytes()
     found = scores(Options((run,), n=2))[str(run)]
     # The weights of step 0 know nothing: nearly the logarithm of the vocabulary.
     assert abs(found["loss"] - np.log(HELD)) < 0.3

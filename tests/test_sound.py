@@ -13,15 +13,19 @@ from PIL import Image
 from untrained import make_run
 
 from gen import sample
-from gen.core import Feature, RunView
+from gen.core import Feature, Request, RunView
 from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation.plan import open_subject
 from gen.evaluation.score import Options
 from gen.evaluation.sound import SoundReconstructions, spectrogram_mel
+from gen.families.flow import sampling as flow
+from gen.families.grid.grid import GridRequest
 from gen.families.tokenizer import FSQ, L2, Adversary, Fixed, Residual, Spectral, Tokenizer
 from gen.families.tokenizer.quality import measure_quality
 from gen.families.tokenizer.spectral import mel_distance, si_sdr
+from gen.families.vae import sampling as vae
+from gen.media.arrays import ARRAYS
 from gen.media.audio import BORDER, MEL_HEIGHT, SOUND, WAVE_HEIGHT, WIDTH, encode_wav
 from gen.networks import tokenizer
 from gen.networks.spectra import Mel, log_mels
@@ -249,6 +253,24 @@ def test_the_parts_of_a_recording_that_are_kept():
     assert find_kept(100, audio, 10, "0.75:").tolist() == [True] * 7 + [False] * 3
     with pytest.raises(UserError, match="nothing is left to write"):
         find_kept(100, audio, 10, None)
-    for file, gap in ((None, "0:1"), (Path("f"), "x"), (Path("f"), ":")):
+    assert find_kept(10, audio, 10, None).sum() == 1
+    with pytest.raises(UserError, match=r"the file has 0\.09 s, and a code has 0\.1 s; give a longer one"):
+        find_kept(9, audio, 10, None)
+    for file, gap in ((None, "0:1"), *((Path("f"), gap) for gap in ("x", ":", ".:", "0.6:0.3", "0.3:0.3"))):
         with pytest.raises(UserError, match="--gap"):
             SoundOptions(file, gap)
+
+
+def test_an_empty_recording_is_refused(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(UserError, match=r"--audio .*empty\.wav is empty: it has no bytes"):
+        CODE_SOUNDS.read_options(SoundOptions(tmp_path / "empty.wav"))
+
+
+@pytest.mark.parametrize("medium", [SOUND, CODE_SOUNDS, ARRAYS], ids=lambda medium: type(medium).__name__)
+def test_a_mode_of_pictures_or_scores_is_refused_where_there_are_none(medium):
+    for request in (GridRequest(mode="harmonize"), GridRequest(mode="inpaint"), flow.Request(mode="edit")):
+        with pytest.raises(UserError, match=f"mode {request.mode} changes a picture or a score"):
+            medium.check(medium.options(), request, view(SPEC))
+    for request in (GridRequest(), flow.Request(), vae.Request(mode="interpolate"), Request()):
+        medium.check(medium.options(), request, view(SPEC))

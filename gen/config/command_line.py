@@ -16,7 +16,7 @@ from gen.config.objects import choices, dataclasses_in, parse_object, scalar
 from gen.errors import UserError
 from gen.optim import Schedule
 
-FILES = ("folder", "text", "jsonl")
+FILES = ("audio", "captions", "folder", "jsonl", "midi", "pairs", "rolls", "text")
 """Words before the colon in a `--data.name` that is a path. Users give them to `--data`, too."""
 
 

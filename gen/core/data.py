@@ -10,6 +10,7 @@ import numpy as np
 
 from gen.core.features import Spec
 from gen.core.state import Array, Batch, HostBatch, Key
+from gen.errors import UserError
 
 
 class Dataset(NamedTuple):
@@ -97,7 +98,13 @@ class Medium:
         return options
 
     def check(self, options: Any, request: Any, run: RunView) -> None:
-        """Raises: UserError if the options have an input that the request does not use, or lack one that it needs. request: of the family."""
+        """Raises: UserError if the options have an input that the request does not use, or lack one that it needs. request: of the family.
+
+        By default a mode that takes a picture or a score is refused, because the options have neither.
+        """
+        mode = getattr(request, "mode", "generate")
+        if mode != "generate" and (mode in request.pictures or mode in request.scores):
+            raise UserError(f"mode {mode} changes a picture or a score, and the samples are neither; leave --mode out")
 
     def give(self, options: Any, run: RunView) -> Given:
         """Returns the input that the options ask for. Raises: UserError if the run can't take it."""

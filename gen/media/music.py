@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from gen.families.labels import class_names
 from gen.files import read_bytes
 from gen.media.arrays import FILES, name_samples
 from gen.media.audio import encode_wav, make_page
+from gen.media.gap import Gap, parse_gap
 
 MAX_DRAWN = 16
 """Samples on the sheet."""
@@ -41,7 +41,11 @@ A4, A4_HERTZ = 69, 440.0
 """The MIDI number of the tuning tone, and its frequency in Hz."""
 MAX_BYTES = 2**20
 """Upper bound on a given MIDI file. A manifest holds its content."""
-GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
+
+
+def parse(gap: str) -> Gap:
+    """Returns the part of a score that --gap names, in quarter notes. Raises: UserError as `parse_gap`."""
+    return parse_gap(gap, "quarter notes", "8:16")
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,8 @@ class ScoreOptions:
     """Content of the file, in base64, as a manifest keeps it."""
 
     def __post_init__(self):
-        if self.gap is not None and (not GAP.fullmatch(self.gap) or self.gap == ":"):
-            raise UserError(
-                f"--gap {self.gap!r} is no part of a score; give it as FROM:TO in quarter notes, such as 8:16"
-            )
+        if self.gap is not None:
+            parse(self.gap)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ class Scores(Medium):
             raise UserError(f"--midi {options.midi}: No such file or directory") from None
         except OSError as error:
             raise UserError(f"--midi {options.midi}: {error.strerror}") from None
+        # Without content, the option would have no effect.
+        if not content:
+            raise UserError(f"--midi {options.midi} is empty: it has no bytes")
         return replace(options, midi=None, content=base64.b64encode(content).decode())
 
     def complete(self, options: ScoreOptions, request: Request, run: RunView) -> ScoreOptions:
@@ -203,10 +208,9 @@ def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int
     frame, voice = np.arange(shape[0])[:, None], np.arange(1, shape[1] + 1)[None]
     if options.write or options.gap:
         written = (frame < n) & np.isin(voice, options.write or voice)
-        found = GAP.fullmatch(options.gap or ":")
-        assert found is not None, "ScoreOptions checks it"
-        start, end = (float(found[name]) * steps if found[name] not in ("", ".") else None for name in ("start", "end"))
-        written &= (frame >= (start or 0)) & (frame < (n if end is None else end))
+        if options.gap:
+            start, end = (quarters * steps for quarters in parse(options.gap))
+            written &= (frame >= start) & (frame < end)
     else:
         written = np.broadcast_to(frame >= n, shape)
     if not written.any():

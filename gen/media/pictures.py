@@ -30,7 +30,8 @@ def embed_pictures(options: Options) -> Options:
 
     Raises: UserError if one of them can't be read.
     """
-    files = {name: file for name in PICTURES if (file := getattr(options, name)) and not file.startswith(EMBEDDED)}
+    given = {name: file for name in PICTURES if (file := getattr(options, name)) is not None}
+    files = {name: file for name, file in given.items() if not file.startswith(EMBEDDED)}
     return replace(options, **{name: embed(name, file) for name, file in files.items()}) if files else options  # pyright: ignore
 
 
@@ -72,7 +73,7 @@ def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
 
     The mask is 1 where the picture is known, which is its black part, and 0 in the white part.
 
-    Raises: UserError if the mask has colours.
+    Raises: UserError if the mask has colours, or no white part.
     """
     found: dict[str, np.ndarray] = {}
     if image is not None:
@@ -83,6 +84,8 @@ def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
             raise UserError("the mask has colours; give a grey picture: white is filled, and black is kept")
         # Lossy formats, such as JPEG, change black to nearly black, so the mask is thresholded.
         found["mask"] = (white[None] < 128).astype(np.float32)
+        if found["mask"].all():
+            raise UserError("the mask is black, so nothing is left to fill; make the part to fill white")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +17,17 @@ from gen.data.audio import sound, to_float
 from gen.errors import UserError, note
 from gen.files import read_bytes
 from gen.media.audio import SOUND
+from gen.media.gap import Gap, parse_gap
 from gen.media.prompts import encode_prompts
 from gen.runs.code_images import CodeImages, read_kept_codec
 
 MAX_BYTES = 2**24
 """Upper bound on the bytes of a given file. A manifest holds its content."""
-GAP = re.compile(r"(?P<start>\d*\.?\d*):(?P<end>\d*\.?\d*)")
+
+
+def parse(gap: str) -> Gap:
+    """Returns the part of a recording that --gap names, in seconds. Raises: UserError as `parse_gap`."""
+    return parse_gap(gap, "seconds", "0.3:0.6")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class SoundOptions:
     def __post_init__(self):
         if self.gap is not None and self.audio is None and not self.content:
             raise UserError("--gap needs a recording; give it by --audio FILE")
-        if self.gap is not None and (not GAP.fullmatch(self.gap) or self.gap == ":"):
-            raise UserError(f"--gap {self.gap!r} is not FROM:TO; give both in seconds, such as 0.3:0.6")
+        if self.gap is not None:
+            parse(self.gap)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class CodeSounds(CodeImages):
             content = read_bytes(options.audio, MAX_BYTES)
         except FileNotFoundError:
             raise UserError(f"--audio {options.audio}: No such file or directory") from None
+        # Without content, the option would have no effect.
+        if not content:
+            raise UserError(f"--audio {options.audio} is empty: it has no bytes")
         return replace(options, audio=None, content=base64.b64encode(content).decode())
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
@@ -115,17 +122,19 @@ def read_recording(content: bytes, audio: Feature) -> np.ndarray:
 def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarray:
     """Returns which places of a grid of codes are kept, bool [places]: those that lie inside of the recording, outside of the gap.
 
-    n: samples of the recording. Raises: UserError if nothing is left to write.
+    n: samples of the recording. Raises: UserError if it is shorter than a place, or if nothing is left to write.
     """
     rate = audio.sample_rate or 1
     edges = np.arange(places + 1) * audio.shape[0] / places
     kept = edges[1:] <= n
+    if not kept.any():
+        raise UserError(
+            f"--audio: the file has {n / rate:.3g} s, and a code has {edges[1] / rate:.3g} s; give a longer one"
+        )
     if gap is not None:
-        found = GAP.fullmatch(gap)
-        assert found is not None, "SoundOptions checks it"
-        start, end = (float(found[name]) * rate if found[name] not in ("", ".") else None for name in ("start", "end"))
+        start, end = (seconds * rate for seconds in parse(gap))
         # Places that overlap with the gap are drawn again.
-        kept &= (edges[1:] <= (start or 0)) | (edges[:-1] >= (audio.shape[0] if end is None else end))
+        kept &= (edges[1:] <= start) | (edges[:-1] >= end)
     if kept.all():
         raise UserError(
             "--audio fills the model's window, so nothing is left to write; give a --gap, or a shorter file"

@@ -18,6 +18,7 @@ from gen.config import Config, Parallel, walk
 from gen.core import Array, Data, Dataset, GenerativeModel, Request, RunView, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, say
+from gen.families import captions
 from gen.families.labels import with_class_number
 from gen.media import find_medium
 from gen.runs import base as runs_base
@@ -27,6 +28,8 @@ from gen.runs.encoded import Encoded
 from gen.runtime import backend, engine
 
 MAX_FILE_BYTES = 2**28
+MAX_COUNT = 2**31
+"""Upper bound on the whole numbers of a request, such as its number of samples."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +172,25 @@ class TrainedRun:
         given: input arrays; None: the reference examples. functions: more arguments of the model's `generate`.
         base: where the base of an adapter is now, if it was moved.
 
-        Raises: UserError if the model does not take the functions, if the request names a class that the data don't have, or if
-        memory does not suffice.
+        Raises: UserError if the model does not take the functions or prompts, if the request names a class that the data don't have,
+        if a number of the request is too large, or if memory does not suffice.
         """
         request = with_class_number(request, self.spec)
+        for name, value in vars(request).items():
+            # JAX has no arrays of such a length, and raises several kinds of errors.
+            if isinstance(value, int) and value >= MAX_COUNT:
+                raise UserError(f"{name} is {value}; it must be below {MAX_COUNT}")
         # Only models that write token by token take a function of each token.
         if functions.keys() - inspect.signature(self.model.generate).parameters.keys():
             raise UserError("the model writes at all positions at once; leave out --stream and --stop")
         state = self.restore(step, base)
         inputs = state, jax.random.key(seed), self.reference() if given is None else given
         # Compiled ahead, so that its memory is known before anything runs: too much of it would end other processes.
-        program = jax.jit(partial(self.model.generate, request=request, **functions)).lower(*inputs).compile()
+        lowered = jax.jit(partial(self.model.generate, request=request, **functions)).lower(*inputs)
+        # An unconditional model ignores captions, also those of a user, who would not notice it.
+        if captions.GIVEN in inputs[-1] and "captions" not in lowered.out_info:
+            raise UserError(f"the model of {self.workdir} was trained without reading captions; leave --prompt out")
+        program = lowered.compile()
         if size := program.memory_analysis():
             files.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "generating these samples")
         return jax.device_get(program(*inputs))

@@ -124,7 +124,9 @@ def mix(x: np.ndarray, channels: int) -> np.ndarray:
         return x.mean(1, keepdims=True)
     if x.shape[1] == 1:
         return x.repeat(channels, axis=1)
-    raise ValueError(f"has {x.shape[1]} channels, which can't be mixed down to {channels}: use --data.channels 1")
+    raise ValueError(
+        f"has {x.shape[1]} channels, which can't be mixed down to {channels}: make it stereo, or train with --data.channels 1"
+    )
 
 
 def check_whole(content: BinaryIO, size: int) -> None:

@@ -63,7 +63,8 @@ def decode(content: bytes, steps: int, voices: int) -> np.ndarray:
         raise ValueError("has no notes")
     if (found := max(parts) + 1) > voices:
         raise ValueError(
-            f"has {found} voices (tracks and channels with notes), more than {voices}: use --data.voices {found}"
+            f"has {found} voices (tracks and channels with notes), more than {voices}: remove some, or train with "
+            f"--data.voices {found}"
         )
     beat = file.ticks_per_beat
     frames = max(note.end for part in parts.values() for note in part) * steps // beat

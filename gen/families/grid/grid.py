@@ -107,12 +107,17 @@ class Grid:
             front = jnp.concatenate([self.mask + 1 + caption[..., None], front], axis=1)
         return jnp.broadcast_to(front, (n, self.words + 1, self.count))
 
-    def known(self, given: Mapping[str, Array], n: int) -> Array:
+    def known(self, given: Mapping[str, Array], request: GridRequest) -> Array:
         """Returns the cells that `given` prescribes, int32 [n, T, J], with PADDING at unknown tokens.
 
         given: "tokens" [1, *shape] or [n, *shape], and "known" bool of the same shape. Without "known", nothing is known.
+
+        Raises: UserError if nothing is known, and the request's mode keeps a part of a grid.
         """
+        n = request.n
         if "known" not in given:
+            if request.mode != "generate":
+                raise UserError(f"mode {request.mode} keeps a part of a picture or a score, and none is given")
             return jnp.full((n, self.length, self.count), PADDING, jnp.int32)
         # int32, because tokens may be unsigned, and PADDING is negative.
         tokens = jnp.asarray(given["tokens"], jnp.int32)

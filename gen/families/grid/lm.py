@@ -88,11 +88,11 @@ class CausalGrids:
             Each unknown token is drawn given the tokens before it alone, so known tokens after it have no effect on it. A masked model
             (GridMLM) also reads those.
 
-        Raises: UserError for a label that the model does not have, or for guidance without label dropout.
+        Raises: UserError for a label that the model does not have, for guidance without label dropout, or for a mode without its input.
         """
         network, grid = self.network, self.network.grid
         condition = self.config.condition(grid, request, given)
-        known = grid.known(given, request.n)
+        known = grid.known(given, request)
         front = network.fronts(request.n, condition, request.guidance)
         params, cache = network.begin_cache(params, len(front))
         before = front.shape[1]

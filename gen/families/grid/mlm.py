@@ -156,12 +156,12 @@ class MaskedGrids:
 
         "log_probs" has the log-probability of each token given the cells that were known in its turn.
 
-        Raises: UserError for a label that the model does not have, or for guidance without label dropout.
+        Raises: UserError for a label that the model does not have, for guidance without label dropout, or for a mode without its input.
         """
         grid = self.network.grid
         condition = self.config.condition(grid, request, given)
         front = self.network.fronts(request.n, condition, request.guidance)
-        tokens = grid.known(given, request.n)
+        tokens = grid.known(given, request)
         # A cell is unknown if any of its tokens is. Its known tokens are kept.
         draft = Draft(tokens, jnp.zeros(tokens.shape, jnp.float32), (tokens < 0).any(-1))
         to_write = draft.unknown.sum(1)
