@@ -76,7 +76,7 @@ class UNet(Architecture):
 
     def tiny(self) -> UNet:
         stages = min(2, len(self.widths))
-        return replace(self, widths=(4,) * stages, blocks=1, attention=(stages,) * bool(self.attention), heads=2)
+        return replace(self, widths=(8,) * stages, blocks=1, attention=(stages,) * bool(self.attention), heads=2)
 
 
 class Trunk(nn.Module):
