@@ -1,6 +1,7 @@
 """Recordings with texts: their folder, their splits, and models that speak a text."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from gen.config import Config, Parallel
 from gen.data.audio import Audio, Transcribed
 from gen.data.text import tokenizers
 from gen.errors import UserError
-from gen.evaluation.plan import open_subject
+from gen.evaluation.plan import open_subject, plan_scores
 from gen.evaluation.score import Options
 from gen.evaluation.sound import CaptionedSound
 from gen.families.captions import GIVEN
 from gen.families.grid import GridLM
 from gen.families.tokenizer import FSQ, Residual, Spectral, Tokenizer
+from gen.metrics.recognizer import Recipe, load_recognizer
 from gen.networks import tokenizer
 from gen.networks.transformer import Architecture
 from gen.runs.encoded import Encoded
@@ -147,3 +149,15 @@ def test_held_out_texts_are_spoken_for_scores(run):
     assert held_out is not None
     assert {tuple(row) for row in given.tolist()} == {tuple(row) for row in held_out.tolist()}
     assert subject.data.spec["image"].shape[-1] == 1
+
+
+@pytest.mark.slow
+def test_the_word_error_of_speech_is_planned_and_measured(run, monkeypatch):
+    recipe = Recipe(width=8, dilations=(1,), steps=2, warmup=1)
+    monkeypatch.setattr("gen.evaluation.sound.load_recognizer", partial(load_recognizer, recipe=recipe))
+    subject = open_subject(run, Options((run,), metrics=("words",)))
+    made, real = plan_scores(subject).scores
+    assert all(error >= 0 for score in (made, real) for error in score.compute())
+    assert made.protocol["recognizer"]["width"] == 8
+    # The same weights come from the cache.
+    assert load_recognizer(subject.data, recipe=recipe).protocol["weights"] == made.protocol["weights"]
