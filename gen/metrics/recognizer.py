@@ -35,6 +35,8 @@ MAX_RECORDINGS = 4000
 """Upper bound on the training recordings, whose frames are held in memory."""
 CHUNK = 64
 """Recordings that are read or recognized at a time."""
+Carry = tuple[Params, optax.OptState]
+"""The parameters, and the state of the optimizer."""
 BLANK = 0
 """The logit of "no character". Character i of the alphabet has the logit i + 1."""
 
@@ -46,7 +48,7 @@ class Recipe:
     width: int = 128
     dilations: tuple[int, ...] = (1, 1, 2, 2)
     dropout: float = 0.2
-    steps: int = 3000
+    steps: int = 2000
     warmup: int = 200
     batch_size: int = 16
     learning_rate: float = 2e-3
@@ -194,12 +196,10 @@ def _fit(
     def loss(params: Params, rows: Array, keys: Key) -> Array:
         augment_keys, dropout_keys = split_keys(keys, 2)
         x = jax.vmap(partial(augment, recipe=recipe))(frames[rows].astype(jnp.float32), augment_keys)
-        logits = network.apply(params, x, dropout_keys)
+        logits: Array = network.apply(params, x, dropout_keys)  # pyright: ignore[reportAssignmentType]
         nats = optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), labels[rows], padding[rows], blank_id=BLANK)
         # Nats per character, so that long texts don't count less than short ones.
         return nats.sum() / (1 - padding[rows]).sum()
-
-    Carry = tuple[Params, optax.OptState]
 
     def step(carry: Carry, at: tuple[Array, Array]) -> tuple[Carry, None]:
         (params, opt_state), (rows, number) = carry, at
