@@ -19,6 +19,8 @@ from gen.data.audio.frames import frames_feature, to_frames
 from gen.data.images.captions import Captioned
 from gen.data.text import tokenizers
 from gen.errors import UserError
+from gen.evaluation.plan import open_subject, plan_scores
+from gen.evaluation.score import Options
 from gen.families.language import Seq2Seq
 from gen.families.language.sources import make_reader
 from gen.families.tokenizer import FSQ, Residual, Spectral, Tokenizer
@@ -191,6 +193,9 @@ def test_captions_of_a_given_picture_are_written_and_verified(emoji, captions, t
         with pytest.raises(UserError, match=message):
             sample.main([str(run), *wrong, "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
+    # gen.evaluate scores the texts, next to n-grams.
+    plan = plan_scores(open_subject(run, Options((run,))))
+    assert {"loss", "bits_per_byte", "kneser_ney"} <= {name for score in plan.scores for name in score.names}
 
 
 @pytest.mark.slow
