@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from gen.config import Config
+from gen.core import Data
 from gen.data.audio import Audio, Transcribed
 from gen.data.images import Images
 from gen.data.images.captions import Captioned
@@ -158,6 +159,7 @@ def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_fac
     from untrained import make_run
 
     from gen.runs.encoded import Encoded
+    from gen.runs.to_text import ToText
 
     folder = tmp_path_factory.mktemp("tokenizers")
 
@@ -171,8 +173,13 @@ def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_fac
 
     def shrink(name: str) -> Config:
         config = load(name if name.endswith(".py") else str(CONFIGS / f"{name}.py"))
-        data = replace(config.data, batch_size=8)
-        if isinstance(data, Text):
+        return replace(config, model=config.model.tiny(), data=shrink_data(config.data), steps=100)
+
+    def shrink_data(data: Data) -> Data:
+        data = replace(data, batch_size=8)
+        if isinstance(data, ToText):
+            data = replace(data, data=shrink_data(data.data))
+        elif isinstance(data, Text):
             source = f"jsonl:{texts}" if data.name.startswith("jsonl:") else "pydoc"
             source_length = data.source_length and 6
             data = replace(
@@ -200,6 +207,6 @@ def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_fac
             data = replace(data, name="tones", seconds=0.1, pattern=None, train=None, validation=None, test=None)
         elif isinstance(data, Music):
             data = replace(data, name="canons", frames=16, excerpt=data.excerpt and 8)
-        return replace(config, model=config.model.tiny(), data=data, steps=100)
+        return data
 
     return shrink

@@ -15,10 +15,11 @@ from _pytest.mark import ParameterSet
 
 from gen import config as configs
 from gen.config import Config, Parallel
-from gen.core import Dataset, Family, GenerativeModel, HostBatch, State
+from gen.core import Dataset, GenerativeModel, HostBatch, State
 from gen.data.preprocess import with_preprocess
 from gen.networks.unet import UNet
 from gen.optim import Optimizer
+from gen.runs.to_text import ToText
 from gen.runtime.engine import Engine, compile_engine
 from gen.train import feed
 
@@ -53,19 +54,25 @@ def config_files() -> list[str]:
 
 def one_per_family(files: Iterable[str]) -> list[str]:
     """Returns one config file for each class of model, preferably on built-in data, and conditional."""
-    return _one_per(files, lambda model: f"{type(model).__module__}.{type(model).__qualname__}")
+    return _one_per(files, family_name)
 
 
 def one_per_folder(files: Iterable[str]) -> list[str]:
     """Returns one config file for each folder of families, such as gen/families/language, preferably on built-in data, and conditional."""
-    return _one_per(files, lambda model: type(model).__module__.rpartition(".")[0])
+    return _one_per(files, lambda config: type(config.model).__module__.rpartition(".")[0])
 
 
-def _one_per(files: Iterable[str], key: Callable[[Family], str]) -> list[str]:
+def family_name(config: Config) -> str:
+    """Returns the class of the model, and whether its sources are texts or grids: these have encoders of their own."""
+    model, grids = type(config.model), " of grids" if isinstance(config.data, ToText) else ""
+    return f"{model.__module__}.{model.__qualname__}{grids}"
+
+
+def _one_per(files: Iterable[str], key: Callable[[Config], str]) -> list[str]:
     chosen: dict[str, str] = {}
     # A conditional model has more that can go wrong: its labels, and those that are left out.
     for file in sorted(files, key=lambda file: (not is_built_in(file), not is_conditional(file))):
-        chosen.setdefault(key(load(file).model), file)
+        chosen.setdefault(key(load(file)), file)
     return sorted(chosen.values(), key=lambda file: Path(file).stem)
 
 

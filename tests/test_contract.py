@@ -117,7 +117,7 @@ def check_samples(data: Dataset, model: GenerativeModel, state: State, batch: Ho
     tokens = data.spec.get("tokens")
     is_text = tokens is not None and tokens.axes is None
     request = replace(model.request(), n=5, **{"tokens": 6} if is_text else {})
-    given = {"source": batch["source"][:1]} if "source" in data.spec else {}
+    given = {"source": data.preprocess(batch, jax.random.key(0), False)["source"][:1]} if "source" in data.spec else {}
     generate = jax.jit(lambda state, key: model.generate(state, key, given, request))
     one, other = (np.asarray(generate(state, jax.random.key(k))["samples"]) for k in (0, 1))
     if tokens is not None:

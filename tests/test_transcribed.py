@@ -1,6 +1,8 @@
 """Recordings with texts: their folder, their splits, and models that speak a text."""
 
 import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from gen.config import Config, Parallel
 from gen.data.audio import Audio, Transcribed
 from gen.data.text import tokenizers
 from gen.errors import UserError
-from gen.evaluation.plan import open_subject
+from gen.evaluation.plan import open_subject, plan_scores
 from gen.evaluation.score import Options
 from gen.evaluation.sound import CaptionedSound
 from gen.families.captions import GIVEN
 from gen.families.grid import GridLM
 from gen.families.tokenizer import FSQ, Residual, Spectral, Tokenizer
+from gen.metrics.recognizer import Recipe, load_recognizer
 from gen.networks import tokenizer
+from gen.networks.spectra import Mel
 from gen.networks.transformer import Architecture
 from gen.runs.encoded import Encoded
 from tests.untrained import make_run
@@ -147,3 +151,17 @@ def test_held_out_texts_are_spoken_for_scores(run):
     assert held_out is not None
     assert {tuple(row) for row in given.tolist()} == {tuple(row) for row in held_out.tolist()}
     assert subject.data.spec["image"].shape[-1] == 1
+
+
+@pytest.mark.slow
+def test_the_word_error_of_speech_is_planned_and_measured(run, monkeypatch):
+    # The recordings are so short that only short frames have room for their texts.
+    monkeypatch.setattr("gen.metrics.recognizer.choose_mel", lambda audio: Mel(window=32, hop=8, bands=4))
+    recipe = Recipe(width=8, dilations=(1,), steps=2, warmup=1)
+    monkeypatch.setattr("gen.evaluation.sound.load_recognizer", partial(load_recognizer, recipe=recipe))
+    subject = open_subject(run, Options((run,), metrics=("words",)))
+    made, real = plan_scores(subject).scores
+    assert all(error >= 0 for score in (made, real) for error in score.compute())
+    assert dict(made.protocol)["recognizer"] == asdict(recipe)
+    # The same weights come from the cache.
+    assert load_recognizer(subject.data, recipe=recipe).protocol["weights"] == made.protocol["weights"]

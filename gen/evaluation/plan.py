@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from gen.core import Dataset
 from gen.errors import UserError
-from gen.evaluation import captions, images, music, pairs, texts
+from gen.evaluation import captions, images, music, pairs, texts, words
 from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_folder import FolderSubject, is_image_folder
 from gen.evaluation.image_subject import ImageSubject
@@ -33,7 +33,14 @@ SUBJECTS: dict[str, type[Subject]] = {
     "tokens": TextSubject,
 }
 """{feature of the data: kind of runs}. The first feature that the data have decides."""
-METRICS: tuple[Metric[Any], ...] = (*images.METRICS, *captions.METRICS, *pairs.METRICS, *texts.METRICS, *music.METRICS)
+METRICS: tuple[Metric[Any], ...] = (
+    *images.METRICS,
+    *captions.METRICS,
+    *words.METRICS,
+    *pairs.METRICS,
+    *texts.METRICS,
+    *music.METRICS,
+)
 """gen's own metrics. Scores are planned and shown in this order, and metrics from outside follow."""
 
 

@@ -25,7 +25,7 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
     metrics: tuple[str, ...] | None = None
-    """Metrics to compute: tstr, frechet, kid, inception or prdc for images, captions for images of captions, psnr for pairs,
+    """Metrics to compute: tstr, frechet, kid, inception or prdc for images, captions for images of captions, words for speech, psnr for pairs,
     likelihood or labels for texts, likelihood, voices or rules for scores, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
     that apply."""
     n: int | None = None

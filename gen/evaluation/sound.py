@@ -16,6 +16,7 @@ from gen.data.digest import sha256
 from gen.evaluation.captions import CaptionedSubject
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.reconstructions import ReconstructionSubject
+from gen.metrics.recognizer import Trained, load_recognizer
 from gen.networks.spectra import Mel, log_mels
 
 SIDE = 32
@@ -75,6 +76,11 @@ class CaptionedSound(SoundSubject, CaptionedSubject):
     """A run on recordings with texts. If the model reads texts, it speaks the texts of the held-out split."""
 
     medium = "sound with texts"
+
+    @cached_property
+    def recognizer(self) -> Trained:
+        """Reads recordings."""
+        return load_recognizer(self.data)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from gen import files
 from gen.config import Config
-from gen.core import Dataset, Feature, Params, Spec, State
+from gen.core import Data, Dataset, Feature, Params, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, note
 from gen.runs import checkpoint, directory, owner
@@ -96,8 +97,18 @@ def build_data(config: Config) -> Dataset:
     if config.init_from is None or not (location(config) / tokenizers.FILE).exists():
         return config.data.build()
     path = location(config)
-    data, known = replace(config.data, tokenizer=str(path)).build(), directory.read_spec(path)
+    data, known = with_changes(config.data, {"tokenizer": str(path)}).build(), directory.read_spec(path)
     return data._replace(spec={name: _widen(feature, known.get(name)) for name, feature in data.spec.items()})
+
+
+def with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
+    """Returns the data with these fields changed. Fields that `data` lacks are changed in the data that it wraps (Encoded, ToText)."""
+    inner = getattr(data, "data", None)
+    if not isinstance(inner, Data):
+        return replace(data, **changes)
+    own = {f.name for f in fields(data)}
+    rest = {name: value for name, value in changes.items() if name not in own}
+    return replace(data, data=with_changes(inner, rest), **{k: v for k, v in changes.items() if k in own})
 
 
 def _widen(feature: Feature, known: Feature | None) -> Feature:

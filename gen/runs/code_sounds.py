@@ -61,16 +61,7 @@ class CodeSounds(CodeImages):
 
     def read_options(self, options: SoundOptions) -> SoundOptions:
         """Returns the options with the content of --audio. Raises: UserError if it can't be read."""
-        if options.audio is None:
-            return options
-        try:
-            content = read_bytes(options.audio, MAX_BYTES)
-        except FileNotFoundError:
-            raise UserError(f"--audio {options.audio}: No such file or directory") from None
-        # Without content, the option would have no effect.
-        if not content:
-            raise UserError(f"--audio {options.audio} is empty: it has no bytes")
-        return replace(options, audio=None, content=base64.b64encode(content).decode())
+        return options if options.audio is None else replace(options, audio=None, content=embed_sound(options.audio))
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
         """Returns the codes of the given recording, which of them are kept, and the prompts.
@@ -95,6 +86,18 @@ class CodeSounds(CodeImages):
 
 
 CODE_SOUNDS = CodeSounds()
+
+
+def embed_sound(file: Path) -> str:
+    """Returns the content of the file of --audio, in base64. Raises: UserError if it can't be read."""
+    try:
+        content = read_bytes(file, MAX_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"--audio {file}: No such file or directory") from None
+    # Without content, the option would have no effect.
+    if not content:
+        raise UserError(f"--audio {file} is empty: it has no bytes")
+    return base64.b64encode(content).decode()
 
 
 def read_recording(content: bytes, audio: Feature) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from gen import config as configs
 from gen import files
 from gen.config import Config, Parallel, walk
-from gen.core import Array, Data, Dataset, GenerativeModel, Request, RunView, Spec, State
+from gen.core import Array, Dataset, GenerativeModel, Request, RunView, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, say
 from gen.families import captions
@@ -147,7 +147,7 @@ class TrainedRun:
         # A stranger's config must not make gen read another run, so examples are always encoded by the run's copy of the tokenizer.
         if isinstance(data, Encoded) or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
             changes["tokenizer"] = str(self.workdir)
-        found = _with_changes(data, changes).build()
+        found = runs_base.with_changes(data, changes).build()
         if not directory.is_same_data(self.facts.data, found, self.workdir):
             raise UserError(f"the data are not those that {self.workdir} was trained on (their digests differ)")
         return found
@@ -208,16 +208,6 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
     spec = directory.read_spec(workdir)
     checkpoint.check_owner(workdir, owner.warn)
     return TrainedRun(workdir, config, facts, spec, config.model.build(spec, config.steps))
-
-
-def _with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
-    """Returns the data with these fields changed. Fields that `data` lacks are changed in the data that it wraps (Encoded)."""
-    inner = getattr(data, "data", None)
-    if not isinstance(inner, Data):
-        return replace(data, **changes)
-    own = {f.name for f in fields(data)}
-    rest = {name: value for name, value in changes.items() if name not in own}
-    return replace(data, data=_with_changes(inner, rest), **{k: v for k, v in changes.items() if k in own})
 
 
 def sample_command(workdir: Path, config: Config) -> str:

@@ -14,7 +14,7 @@ from gen.core import Array, Batch, Feature, Key, Metrics, Spec
 from gen.errors import UserError, check_fraction
 from gen.families.conditions import Condition, Conditions, find_conditions
 from gen.families.labels import LabelRequest
-from gen.families.language.language import LanguageModel
+from gen.families.language.language import LanguageModel, check_axes
 from gen.families.language.sampling import Filters
 from gen.networks.positions import PADDING
 
@@ -177,11 +177,7 @@ class GridModel(LanguageModel):
             )
         # With `inner_layers` the last axis needs no positions, because the head predicts all of its tokens in one step.
         cells = feature.shape[:-1] if self.inner_layers else feature.shape
-        head = self.network.width // self.network.heads
-        if self.network.positions == "rotary" and head // 2 < len(cells):
-            raise UserError(
-                f"a head of {head} channels has too few pairs to rotate for {len(cells)} axes; use fewer --model.network.heads"
-            )
+        check_axes(self.network, len(cells))
         read = find_conditions(spec) if self.conditional else Conditions()
         return Grid(feature.shape, cells, feature.vocab, read.classes or 0, count_pixels(feature), read.caption)
 

@@ -91,6 +91,19 @@ def check_no_source(spec: Spec) -> None:
         )
 
 
+def check_axes(arch: Architecture, axes: int) -> None:
+    """Checks that a network can tell the positions on a grid of this many axes. Raises: UserError if it can't."""
+    if arch.positions == "relative":
+        raise UserError(
+            "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
+        )
+    head = arch.width // arch.heads
+    if arch.positions == "rotary" and head // 2 < axes:
+        raise UserError(
+            f"a head of {head} channels has too few pairs to rotate for {axes} axes; use fewer --model.network.heads"
+        )
+
+
 def context(arch: Architecture, length: int) -> int:
     """Returns the number of positions that a network trained on windows of `length` targets is used on.
 

@@ -1,28 +1,45 @@
-"""Sequence to sequence (Sutskever et al. 2014; Vaswani et al. 2017): predicts a target text from a source text."""
+"""Sequence to sequence (Sutskever et al. 2014; Vaswani et al. 2017): predicts a text from a source.
+
+The source is a text, or a grid, such as a picture, whose caption the model writes (Xu et al. 2015).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gen import axis
-from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
-from gen.errors import UserError
+from gen.core import Array, Batch, Family, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
+from gen.errors import UserError, check_positive
 from gen.families import learner
 from gen.families.language import decoding, language, losses
 from gen.families.language.language import LanguageModel, Tokens
 from gen.families.language.lm import Request
-from gen.networks.positions import PADDING, locate_tokens
+from gen.families.language.sources import Memory, Reader, make_reader
+from gen.networks.positions import locate_tokens
 from gen.networks.transformer import RULES, Cache, Transformer, empty_cache, unstack_layers
 
 
 @dataclass(frozen=True)
 class Seq2Seq(LanguageModel):
     """An encoder that reads the source, and a decoder that writes the target."""
+
+    patch: tuple[int, ...] = (4,)
+    """Sides of a patch, for sources that are pictures, log-mel frames or latents: one for each axis, or one number for all axes. The
+    encoder reads each patch as one position. If the side does not divide an axis, the axis is padded with zeros."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(**{"the smallest side of patch": min(self.patch, default=0)})
+
+    def inherit(self, base: Family, spec: Spec) -> Seq2Seq:
+        own = super().inherit(base, spec)
+        assert isinstance(base, Seq2Seq)
+        return replace(own, patch=base.patch)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         model = self.model(spec, steps)
@@ -45,27 +62,18 @@ class Seq2Seq(LanguageModel):
         if source is None:
             raise UserError("sequence to sequence needs pairs of source and target; the fix: --data.pairs separate")
         context, arch, dtypes = language.context(self.network, tokens.length), self.network, self.dtypes()
-        encoder = Transformer(arch, tokens.vocab, source.shape[0], causal=False, dtypes=dtypes, readout=False)
+        reader = make_reader(arch, source, tokens.vocab, tokens.end, self.patch, dtypes)
         decoder = Transformer(arch, tokens.vocab, context, causal=True, dtypes=dtypes, cross=True)
-        network = EncoderDecoder(encoder, decoder, tokens.end)
+        network = EncoderDecoder(reader, decoder, tokens.end)
         own = learner.make_learner(self, steps, "transformer", network.init, weighted=True)
         return Seq2SeqModel(self, tokens, network, own)
-
-
-class Memory(NamedTuple):
-    """Sources as the decoder reads them."""
-
-    output: Array
-    """[B, S, D]. The encoder's output."""
-    segment: Array
-    """int32 [B, S]. PADDING where there is no token, otherwise 0."""
 
 
 class Examples(NamedTuple):
     """A batch as the loss takes it. Each array has one entry per example, so that it can be split into microbatches."""
 
     source: Array
-    """int32 [B, S]."""
+    """int32 [B, S], or a grid [B, ...]."""
     tokens: Array
     """int32 [B, T + 1]. The targets are tokens[:, 1:]."""
     weight: Array
@@ -78,7 +86,7 @@ class Examples(NamedTuple):
 class EncoderDecoder:
     """The two networks. params: {"encoder": ..., "decoder": ...}."""
 
-    encoder: Transformer
+    reader: Reader
     decoder: Transformer
     end: int | None
     """Token that ends a text."""
@@ -86,32 +94,23 @@ class EncoderDecoder:
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
         encoder_key, decoder_key = jax.random.split(key)
-        source, target = jnp.zeros((1, self.encoder.context), jnp.int32), jnp.zeros((1, 1), jnp.int32)
+        target = jnp.zeros((1, 1), jnp.int32)
         # Shapes alone decide the parameters, so the decoder is initialized with an empty memory.
-        output = jnp.zeros((*source.shape, self.encoder.arch.width), self.encoder.dtypes["dtype"])
-        memory = Memory(output, jnp.zeros(source.shape, jnp.int32))
+        output = jnp.zeros((1, 1, self.decoder.arch.width), self.decoder.dtypes["dtype"])
+        memory = Memory(output, jnp.zeros((1, 1), jnp.int32))
         return {
-            "encoder": self.encoder.init(encoder_key, source, *locate_tokens(source, None))["params"],
+            "encoder": self.reader.init(encoder_key),
             "decoder": self.decoder.init(decoder_key, target, *locate_tokens(target, self.end), None, None, *memory)[
                 "params"
             ],
         }
 
     def encode(self, params: dict[str, Params], source: Array, keys: Array | None) -> Memory:
-        """Reads sources, int32 [B, S]. Tokens below 0, and all from the first `end` on, are padding."""
-        # A source may be padded on the left (prompts, by PADDING) and on the right (training data, by `end`).
-        padding = source < 0
-        if self.end is not None:
-            padding |= jnp.cumsum(source == self.end, axis=1) > 0
-        segment = jnp.where(padding, PADDING, 0)
-        # Positions count tokens only, so that padding on the left does not move a source.
-        position = jnp.maximum(jnp.cumsum(~padding, axis=1, dtype=jnp.int32) - 1, 0)
-        variables = {"params": params["encoder"]}
-        output, _ = self.encoder.apply(variables, jnp.maximum(source, 0), segment, position, keys)
-        return Memory(output, segment)
+        """Reads sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
+        return self.reader.encode(params["encoder"], source, keys)
 
     def logits(self, params: dict[str, Params], source: Array, target: Array, keys: Array | None) -> Array:
-        """Returns logits [B, T, V] of the token after each of target[:, :t]. source: int32 [B, S]; target: int32 [B, T]."""
+        """Returns logits [B, T, V] of the token after each of target[:, :t]. source: [B, ...]; target: int32 [B, T]."""
         # A row is one target, then padding with `end`, which does not count: the whole row may be one segment.
         position = jnp.broadcast_to(jnp.arange(target.shape[1], dtype=jnp.int32)[None], target.shape)
         encoder_keys, decoder_keys = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -170,18 +169,16 @@ class Seq2SeqModel:
         request: Request,
         listen: decoding.Listener | None = None,
     ) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "source": int32 [B, S]}, B = sources * request.n.
+        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "source": [B, ...]}, B = sources * request.n.
 
-        given: "source" int32 [P, S], with PADDING on the left of shorter sources.
+        given: "source" int32 [P, S], with PADDING on the left of shorter sources, or a grid [P, ...].
 
-        Raises: UserError without a source, or for a source that is longer than the training sources.
+        Raises: UserError without a source, or for a source that is longer than the training sources, or a grid of another shape.
         """
         if "source" not in given:
             raise UserError('the model writes a target for a source, and there is none; the fix: --source "..."')
-        source, longest = given["source"], self.network.encoder.context
-        if source.shape[1] > longest:
-            raise UserError(f"a source has {source.shape[1]} tokens, and the model reads {longest}; shorten it")
-        source = jnp.repeat(source, request.n, axis=0)
+        self.network.reader.check(given["source"])
+        source = jnp.repeat(given["source"], request.n, axis=0)
         # The source is encoded once. Each token reads the same memory.
         params, decoder = self.learner.weights(state), self.network.decoder
         memory = self.network.encode(params, source, None)

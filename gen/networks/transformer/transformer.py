@@ -43,7 +43,9 @@ class Transformer(nn.Module):
     """A transformer. Its parameters "prefix" [P, D], if there are any, are read before the tokens of each text."""
 
     arch: Architecture
-    vocab: int
+    vocab: int | None
+    """Size of the vocabulary. None: positions have vectors instead of tokens, [B, T, C] floats, which a linear layer embeds. Then
+    there are no logits."""
     context: int
     """Number of learned positions."""
     causal: bool
@@ -55,7 +57,8 @@ class Transformer(nn.Module):
     """Whether the output is logits, or (of an encoder) the normalized activations before them."""
     axes: tuple[int, ...] | None = None
     """For a grid: the number of positions on each axis. `tokens` are then int32 [B, T, J], the J tokens of each position, which
-    are embedded as a sum, and `position` is int32 [B, T, A], see `gen.networks.positions.locate_cells`. None: a text."""
+    are embedded as a sum, or floats [B, T, C] without a vocabulary, and `position` is int32 [B, T, A], see
+    `gen.networks.positions.locate_cells`. None: a text."""
 
     @nn.compact
     def __call__(
@@ -76,9 +79,11 @@ class Transformer(nn.Module):
         memory [B, S, D], memory_segment int32 [B, S]: output of an encoder, with PADDING where there is no token.
         begins: whether these tokens are the first of their text, so that the prefix comes before them.
         """
-        embedding = nn.Embed(
-            self.vocab, self.arch.width, embedding_init=normal(INIT_STD), name="embedding", **self.dtypes
-        )
+        width = self.arch.width
+        if self.vocab is None:
+            embedding = nn.Dense(width, name="vectors", **self.dtypes)
+        else:
+            embedding = nn.Embed(self.vocab, width, embedding_init=normal(INIT_STD), name="embedding", **self.dtypes)
         x = self.embed(embedding, tokens_BT, position_BT, keys_B)
         # Present only if an adapter added it (gen.optim.adapters.Prompt), so `init` does not create it.
         prefix: Array = self.get_variable("params", "prefix", jnp.zeros((0, self.arch.width))).astype(x.dtype)
@@ -101,12 +106,15 @@ class Transformer(nn.Module):
         x, cache = self.run_layers(tokens.x_BTD, segment_BS, shared, cache)
         # The prefix was there to be attended to. It has no output.
         x = norm(self.arch, self.dtypes, "norm")(x[:, -tokens_BT.shape[1] :])
-        return (self.read_logits(embedding, x) if self.readout else x), cache
+        if not self.readout:
+            return x, cache
+        assert isinstance(embedding, nn.Embed), "vectors have no logits"
+        return self.read_logits(embedding, x), cache
 
-    def embed(self, embedding: nn.Embed, tokens_BT: Array, position_BT: Array, keys_B: Array | None) -> Array:
+    def embed(self, embedding: nn.Module, tokens_BT: Array, position_BT: Array, keys_B: Array | None) -> Array:
         """Returns the input of the first block, [B, T, D]."""
-        x = embedding(tokens_BT)
-        if self.axes is not None:
+        x: Array = embedding(tokens_BT)
+        if self.axes is not None and self.vocab is not None:
             x = x.sum(2)
         if self.arch.positions == "learned":
             x += self.embed_positions(position_BT)
@@ -217,7 +225,7 @@ class Transformer(nn.Module):
         else:
             product = partial(jax.lax.dot_general, preferred_element_type=real)
             head = nn.Dense(
-                self.vocab,
+                embedding.num_embeddings,
                 use_bias=False,
                 kernel_init=normal(INIT_STD),
                 dot_general=product,  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,78 @@
+"""The word error of generated speech by a small recognizer of the data's own, next to the error on real recordings of the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from gen.core import Array, Key, State
+from gen.evaluation.score import Metric, Score
+from gen.evaluation.sound import CaptionedSound
+from gen.families.captions import GIVEN
+from gen.metrics.edits import Errors, error_rates
+from gen.metrics.recognizer import frames_of, read_recordings
+
+SPEAK_CHUNK = 64
+"""Texts that are spoken per call of `generate`. The numbers depend on it, since each chunk has its own key."""
+
+
+@dataclass(frozen=True)
+class Words(Metric[CaptionedSound]):
+    """Errors of words and characters that a recognizer makes on generated and on real recordings of the held-out texts."""
+
+    name: str = "words"
+    subject = CaptionedSound
+
+    def unsuited(self, subject: CaptionedSound) -> str | None:
+        return None if subject.captioned else "the model reads no texts (--model.conditional)"
+
+    def plan(self, subject: CaptionedSound) -> list[Score]:
+        def score() -> Iterable[float]:
+            real = read_recordings(subject.data, subject.options.split)
+            return error_rates(subject.recognizer.read(speak(subject)[: len(real.texts)]), real.texts)
+
+        def score_real() -> Iterable[float]:
+            frames, texts = read_recordings(subject.data, subject.options.split)
+            return error_rates(subject.recognizer.read(frames), texts)
+
+        recognizer = dict(subject.recognizer.protocol)
+        # Each text is spoken as often as it is in the split, so the number does not depend on --n.
+        spoken = {"n_fake": subject.n_held_out, "texts": "each recording's once"}
+        return [
+            Score(names(""), subject.compared_protocol | spoken | recognizer, score),
+            Score(names("_real"), subject.held_out_protocol | recognizer, score_real),
+        ]
+
+
+def names(end: str) -> tuple[str, ...]:
+    """Returns the names of the numbers of `Errors` for recordings of one kind."""
+    return tuple(f"{name}_error{end}" for name in Errors._fields)
+
+
+def speak(subject: CaptionedSound) -> np.ndarray:
+    """Returns the frames of generated recordings of the held-out texts, in the order of the split, float16 [N, F, bands]."""
+    model, audio, given = subject.run.model, subject.data.spec["audio"], subject.run.reference()
+    request = model.request(n=SPEAK_CHUNK, **subject.request)
+    texts, seed = subject.held_out.caption, jax.random.key(subject.options.seed)
+    assert texts is not None
+
+    @jax.jit
+    def generate(state: State, key: Key, texts: np.ndarray) -> Array:
+        made = model.generate(state, key, {**given, GIVEN: texts}, request)
+        return frames_of(subject.run.to_images(made)["samples"], audio)
+
+    spoken = []
+    for i, start in enumerate(range(0, len(texts), SPEAK_CHUNK)):
+        # The last chunk is filled up with its last text, so that all chunks compile once.
+        rows = np.minimum(np.arange(start, start + SPEAK_CHUNK), len(texts) - 1)
+        frames = generate(subject.state, jax.random.fold_in(seed, i), texts[rows])
+        # Sound that is not finite is silence to the recognizer: every word is then an error.
+        spoken.append(np.nan_to_num(np.asarray(frames), nan=-1, posinf=-1, neginf=-1).astype(np.float16))
+    return np.concatenate(spoken)[: len(texts)]
+
+
+METRICS: tuple[Metric[CaptionedSound], ...] = (Words(),)
+"""The metrics of speech."""

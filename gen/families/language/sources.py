@@ -1,0 +1,145 @@
+"""What an encoder reads: texts, grids of tokens, or grids of vectors, such as pictures in patches and log-mel frames."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from gen.core import Array, Feature, Params
+from gen.errors import UserError
+from gen.families.language.language import check_axes
+from gen.networks.dit import to_patches
+from gen.networks.dtypes import Dtypes
+from gen.networks.positions import PADDING, locate_cells
+from gen.networks.transformer import Architecture, Transformer
+
+SHARED = ("book", "part")
+"""Axes whose tokens share a position, since they describe the same place."""
+
+
+class Memory(NamedTuple):
+    """Sources as the decoder reads them."""
+
+    output: Array
+    """[B, S, D]. The encoder's output."""
+    segment: Array
+    """int32 [B, S]. PADDING where there is no token, otherwise 0."""
+
+
+class Inputs(NamedTuple):
+    """Sources as the encoder reads them."""
+
+    tokens: Array
+    """int32 [B, S], int32 [B, S, J], or floats [B, S, C]."""
+    segment: Array
+    """int32 [B, S]. PADDING where there is no token, otherwise 0."""
+    position: Array
+    """int32 [B, S], or on a grid int32 [B, S, A]."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An encoder of sources. A subclass says how the numbers of a source become its input."""
+
+    encoder: Transformer
+    source: Feature
+
+    def prepare(self, source: Array) -> Inputs:
+        """Returns the encoder's input for sources [B, ...]."""
+        raise NotImplementedError
+
+    def check(self, source: Array) -> None:
+        """Raises: UserError if the model can't read sources of this shape, [B, ...]."""
+        raise NotImplementedError
+
+    def init(self, key: Array) -> Params:
+        """Returns the encoder's parameters at step 0."""
+        one = jnp.zeros((1, *self.source.shape), self.source.dtype)
+        return self.encoder.init(key, *self.prepare(one))["params"]
+
+    def encode(self, params: Params, source: Array, keys: Array | None) -> Memory:
+        """Reads sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
+        inputs = self.prepare(source)
+        output, _ = self.encoder.apply({"params": params}, *inputs, keys)
+        return Memory(output, inputs.segment)
+
+
+@dataclass(frozen=True)
+class TextReader(Reader):
+    """Reads texts, int32 [B, S]. Tokens below 0, and all from the first `end` on, are padding."""
+
+    end: int | None
+    """Token that ends a text."""
+
+    def prepare(self, source: Array) -> Inputs:
+        # A source may be padded on the left (prompts, by PADDING) and on the right (training data, by `end`).
+        padding = source < 0
+        if self.end is not None:
+            padding |= jnp.cumsum(source == self.end, axis=1) > 0
+        # Positions count tokens only, so that padding on the left does not move a source.
+        position = jnp.maximum(jnp.cumsum(~padding, axis=1, dtype=jnp.int32) - 1, 0)
+        return Inputs(jnp.maximum(source, 0), jnp.where(padding, PADDING, 0), position)
+
+    def check(self, source: Array) -> None:
+        if source.shape[1] > self.encoder.context:
+            raise UserError(
+                f"a source has {source.shape[1]} tokens, and the model reads {self.encoder.context}; shorten it"
+            )
+
+
+@dataclass(frozen=True)
+class GridReader(Reader):
+    """Reads grids: tokens int32 [B, *axes], where the tokens along one of the axes SHARED share a position, or vectors [B, *axes, C]."""
+
+    cells: tuple[int, ...]
+    """Number of positions on each axis."""
+    patch: tuple[int, ...]
+    """Sides of a patch of vectors, one for each axis."""
+
+    def prepare(self, source: Array) -> Inputs:
+        if self.source.vocab is None:
+            tokens = to_patches(source, self.patch)
+        else:
+            cells = source.reshape(len(source), math.prod(self.cells), -1)
+            # Each of the tokens of a position has its own rows of the embedding.
+            tokens = cells + self.source.vocab * jnp.arange(cells.shape[2], dtype=jnp.int32)[None, None]
+        # locate_cells counts from 1, since it leaves 0 to a label.
+        position = locate_cells(self.cells)[1:] - 1
+        segment = jnp.zeros(tokens.shape[:2], jnp.int32)
+        return Inputs(tokens, segment, jnp.broadcast_to(position[None], (len(source), *position.shape)))
+
+    def check(self, source: Array) -> None:
+        if source.shape[1:] != self.source.shape:
+            found, wanted = ("x".join(map(str, shape)) for shape in (source.shape[1:], self.source.shape))
+            raise UserError(f"a source has the shape {found}, and the model reads {wanted}; give it that shape")
+
+
+def make_reader(
+    arch: Architecture, source: Feature, vocab: int, end: int | None, patch: tuple[int, ...], dtypes: Dtypes
+) -> Reader:
+    """Returns the encoder for sources of a feature. Raises: UserError if the network or the patches don't fit them.
+
+    vocab, end: of texts. patch: sides of a patch of vectors, one for each axis, or one for all axes.
+    """
+    if source.axes is None and len(source.shape) == 1:
+        encoder = Transformer(arch, vocab, source.shape[0], causal=False, dtypes=dtypes, readout=False)
+        return TextReader(encoder, source, end)
+    if source.vocab is None:
+        sizes = source.shape[:-1]
+        if len(patch) not in (1, len(sizes)):
+            raise UserError(
+                f"patch has {len(patch)} sides, and a source of shape {source.shape} has {len(sizes)} axes and channels; give one "
+                "side, or one for each axis"
+            )
+        patch = patch * (len(sizes) // len(patch))
+        cells, rows = tuple(-(-size // side) for size, side in zip(sizes, patch, strict=True)), None
+    else:
+        assert source.axes is not None
+        cells = source.shape[:-1] if source.axes[-1] in SHARED else source.shape
+        patch, rows = (), source.vocab * (math.prod(source.shape) // math.prod(cells))
+    check_axes(arch, len(cells))
+    encoder = Transformer(arch, rows, math.prod(cells), causal=False, dtypes=dtypes, readout=False, axes=cells)
+    return GridReader(encoder, source, cells, patch)
