@@ -315,8 +315,8 @@ def train_grid(captions: Path, folder: Path) -> Path:
     return coded(captions, folder, model, 400, lambda workdir, config: train(config, workdir))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("train_run", [train_flow, pytest.param(train_grid, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("train_run", [train_flow, train_grid])
 def test_the_colour_follows_the_prompt(captions, tmp_path, monkeypatch, train_run):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = train_run(captions, tmp_path)

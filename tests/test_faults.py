@@ -273,7 +273,7 @@ def test_bad_steps_are_left_out_of_calls_of_several(spiky, tmp_path):
     ("action", "together", "stops"),
     # A signal is counted by calls: with 8 steps per call the third one ends at step 17.
     [
-        ("skip", 1, (23, 24, 30, 39, 40, 58)),
+        pytest.param("skip", 1, (23, 24, 30, 39, 40, 58), marks=pytest.mark.long),
         pytest.param("rollback", 1, (23, 24, 30, 39, 40, 58), marks=pytest.mark.long),
         ("rollback", 8, (3, 20, 23, 40)),
     ],

@@ -449,7 +449,10 @@ def test_mean_flow_starts_from_a_flow():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "size"), [(FlowMatching(std=2.0), 0.0), (MeanFlow(mean=0.0, equal=0.5), 1.0)])
+@pytest.mark.parametrize(
+    ("objective", "size"),
+    [pytest.param(FlowMatching(std=2.0), 0.0, marks=pytest.mark.long), (MeanFlow(mean=0.0, equal=0.5), 1.0)],
+)
 def test_one_step_leads_to_the_data_with_mean_velocities(objective, size):
     """The data are at -1 and 1. One step of a velocity leads to their mean, 0, and one of a mean velocity to one of them."""
     spec = {"latent": Feature((2, 1))}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gen import axis
+from gen.config import Parallel
 from gen.core import Array, Batch, State
 from gen.data.text import Text, tokenizers
 from gen.errors import UserError
@@ -40,6 +41,7 @@ def workdir(tiny, tmp_path_factory) -> Iterator[Path]:
     data = replace(config.data, name=f"jsonl:{folder / 'lines.jsonl'}", length=48, batch_size=16)
     network = replace(config.model.network, width=32)
     config = replace(config, model=replace(config.model, network=network), data=data, steps=300, evaluate_every=0)
+    config = replace(config, parallel=Parallel(devices=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         train(config, folder / "run")

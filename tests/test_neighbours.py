@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gen import sample
+from gen.config import Parallel
 from gen.data.images import Images
 from gen.errors import UserError
 from gen.media import image
@@ -43,7 +44,8 @@ def test_neighbours_agree_with_a_full_search_across_chunks(data):
 @pytest.mark.slow
 def test_samples_of_a_run_come_with_neighbours_and_other_data_are_refused(tiny, tmp_path, monkeypatch):
     config = tiny("vae_digits")
-    config = replace(config, steps=2, evaluate_every=0, log=replace(config.log, tensorboard=False))
+    log = replace(config.log, tensorboard=False)
+    config = replace(config, steps=2, evaluate_every=0, log=log, parallel=Parallel(devices=1))
     train(config, tmp_path)
     model = trained.open_run(tmp_path).model
     options = sample.Options(tmp_path, model.request(n=4), image.ImageOptions(neighbours=True), out=tmp_path / "out")

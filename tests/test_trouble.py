@@ -68,7 +68,9 @@ def test_a_run_that_may_explode_goes_on_keeps_a_good_checkpoint_and_repeats_its_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lm_pydoc", "mlm_pydoc", "seq2seq_docstring"])
+@pytest.mark.parametrize(
+    "name", ["lm_pydoc", *(pytest.param(name, marks=pytest.mark.long) for name in ("mlm_pydoc", "seq2seq_docstring"))]
+)
 def test_a_text_model_that_explodes_tells_at_once_and_stops(name, tiny, tmp_path, capsys):
     config = tiny(name)
     model = replace(config.model, optim=replace(config.model.optim, lr=Piecewise((120,), (1e-3, 30.0)), clip=None))

@@ -22,7 +22,7 @@ from gen.networks.kernels.forward import jvp
 Network = Callable[[Params, Array, Array, Array], Array]
 """(parameters, x, r, t) -> the mean velocity of the path through x, from the time r to the time t, shaped as x [B, ...]."""
 MEAN_FLOW_C = 1e-3
-"""c of MeanFlow's adaptive weight, as in the paper. The authors' code for ImageNet has 0.01. Both are small next to a squared norm."""
+"""c of MeanFlow's adaptive weight. Geng et al. 2025 give it as an example. It is small next to a squared norm."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class MeanFlow(Objective):
     equal: float = 0.75
     """Fraction of the pairs of times with r = t. For these the loss is that of flow matching."""
     power: float = 1.0
-    """Exponent p of the adaptive weight 1 / (error + 0.001)^p, which keeps an example from dominating a gradient (section 4.3). The
+    """Exponent p of the adaptive weight 1 / (error + 0.001)^p, which keeps an example from dominating a gradient. The
     error is the squared L2 norm, a sum over dimensions. 0: no weight."""
 
     def __post_init__(self):

@@ -137,7 +137,7 @@ def sum_by_code(x: Array, codes: Array, n: int) -> tuple[Array, Array]:
     x, codes = jnp.pad(x, ((0, padding), (0, 0))), jnp.pad(codes, (0, padding), constant_values=n)
 
     def step(sums: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        return add(*part), None
+        return jax.tree.map(jnp.add, sums, add(*part)), None
 
     # Part i has the rows i, i + parts, ...: neighbours stay on their device when the rows are sharded.
     divided = x.reshape(-1, parts, x.shape[1]).swapaxes(0, 1), codes.reshape(-1, parts).swapaxes(0, 1)
