@@ -17,7 +17,7 @@ from gen.evaluation.sound import CaptionedSound
 from gen.families.captions import GIVEN
 from gen.metrics import recognizer
 from gen.metrics.edits import edit_distance, error_rates
-from gen.metrics.recognizer import Examples, Recipe, augment, decode, encode, fits, stretch, train
+from gen.metrics.recognizer import Examples, Recipe, augment, decode, encode, fits, spell, stretch, train
 from gen.networks.recognizer import around
 
 PLAIN = Recipe(speed=0, pitch=0, noise=0, masks=0)
@@ -50,6 +50,12 @@ def test_greedy_decoding_of_a_hand_example():
     path = [3, 0, 1, 1, 3, 1, 0, 0, 2, 2, 0, 2, 3]
     assert decode(np.array(path), "ab ") == "a abb"
     assert decode(np.zeros(4, int), "ab ") == ""
+
+
+def test_words_are_those_of_a_lexicon():
+    lexicon = ["the", "level", "label", "be"]
+    assert spell("thee lebel bx", lexicon) == "the level be"
+    assert spell("", lexicon) == ""
 
 
 def test_texts_are_labels_without_characters_that_the_alphabet_lacks():
@@ -99,7 +105,7 @@ def test_a_layer_reads_two_positions_on_each_side():
         np.testing.assert_array_equal(found[0, t], np.concatenate(wanted))
 
 
-def spell(texts: list[str], frames: int) -> np.ndarray:
+def light(texts: list[str], frames: int) -> np.ndarray:
     """Returns frames in which each letter lights a band of its own for five frames."""
     found = np.full((len(texts), frames, 4), -1, np.float16)
     for row, text in zip(found, texts, strict=True):
@@ -113,8 +119,8 @@ def test_a_recognizer_learns_to_read():
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abc "), 5)) for _ in range(80)]
     recipe = Recipe(16, (1,), 0, steps=200, warmup=10, learning_rate=1e-2, noise=0.05, masks=0, pitch=0)
-    params = train(Examples(spell(texts[:60], 32), texts[:60]), "abc ", recipe, seed=0)
-    found = recognizer.recognize(params, spell(texts[60:], 32), "abc ", recipe)
+    params = train(Examples(light(texts[:60], 32), texts[:60]), "abc ", recipe, seed=0)
+    found = recognizer.recognize(params, light(texts[60:], 32), "abc ", recipe)
     assert error_rates(found, [" ".join(text.split()) for text in texts[60:]]).character < 0.1
 
 

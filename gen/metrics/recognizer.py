@@ -7,6 +7,7 @@ small data sets don't suffice for that.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from gen.data.digest import sha256
 from gen.data.order import permute
 from gen.data.text import tokenizers
 from gen.errors import UserError
+from gen.metrics.edits import edit_distance
 from gen.networks.recognizer import STACKED, Recognizer
 from gen.networks.spectra import Mel
 
@@ -117,6 +119,21 @@ def decode(best: np.ndarray, alphabet: str) -> str:
     """Returns the text of the likeliest outputs, int [T]: equal neighbours are one character, and blanks are left out."""
     kept = best[np.insert(np.diff(best) != 0, 0, True)]
     return " ".join("".join(alphabet[i - 1] for i in kept if i != BLANK).split())
+
+
+def spell(text: str, lexicon: Sequence[str]) -> str:
+    """Returns a text whose words are replaced by the nearest ones of a lexicon, by their edit distance. The first one wins a tie."""
+    return " ".join(min(lexicon, key=partial(edit_distance, word)) for word in text.split())
+
+
+def count_words(data: Dataset) -> list[str]:
+    """Returns the words of the texts of all splits, the most frequent first."""
+    coder, counts = tokenizers.load(data.files[tokenizers.FILE]), Counter[str]()
+    for split, size in data.sizes.items():
+        for batch in data.evaluation(split, min(CHUNK, size)):
+            for row in batch["caption"][batch["weight"] > 0].tolist():
+                counts.update(tokenizers.decode(coder, row).split())
+    return sorted(counts, key=lambda word: (-counts[word], word))
 
 
 def fits(labels: np.ndarray, padding: np.ndarray, positions: int) -> np.ndarray:
@@ -233,7 +250,7 @@ class Trained(NamedTuple):
     """A trained recognizer."""
 
     read: Callable[[np.ndarray], list[str]]
-    """Frames [N, F, bands] -> texts."""
+    """Frames [N, F, bands] -> texts, of words of the lexicon."""
     protocol: Mapping[str, object]
     """The recipe, and the SHA-256 of the weights."""
 
@@ -248,14 +265,24 @@ def load_recognizer(data: Dataset, recipe: Recipe = Recipe()) -> Trained:
         examples = read_recordings(data, "train")
         alphabet = "".join(sorted(set("".join(examples.texts))))
         params = train(examples, alphabet, recipe, seed=0)
-        letters = np.array([ord(character) for character in alphabet], np.int32)
-        return {"alphabet": letters, **jax.device_get(flatten_dict(params, sep="."))}
+        texts = {"alphabet": alphabet, "lexicon": " ".join(count_words(data))}
+        letters = {name: np.array([ord(character) for character in text], np.int32) for name, text in texts.items()}
+        return {**letters, **jax.device_get(flatten_dict(params, sep="."))}
 
     # The key contains everything on which the weights depend.
     key = sha256(f"recognizer {FORMAT}", data.digest, repr(sorted(data.spec.items())), repr(recipe))
     arrays = dict(sorted(load_or_make(key, make, "a recognizer of speech").items()))
     digest = sha256(*(part for pair in arrays.items() for part in pair))
-    alphabet = "".join(map(chr, arrays.pop("alphabet").tolist()))
-    params = jax.device_put(unflatten_dict(arrays, sep="."))
-    protocol = {"recognizer": asdict(recipe), "frames": asdict(choose_mel(data.spec["audio"])), "weights": digest}
-    return Trained(partial(recognize, params, alphabet=alphabet, recipe=recipe), protocol)
+    alphabet, words = ("".join(map(chr, arrays.pop(name).tolist())) for name in ("alphabet", "lexicon"))
+    params, lexicon = jax.device_put(unflatten_dict(arrays, sep=".")), words.split()
+
+    def read(frames: np.ndarray) -> list[str]:
+        return [spell(text, lexicon) for text in recognize(params, frames, alphabet, recipe)]
+
+    protocol = {
+        "recognizer": asdict(recipe),
+        "frames": asdict(choose_mel(data.spec["audio"])),
+        "lexicon": f"the {len(lexicon)} words of all texts",
+        "weights": digest,
+    }
+    return Trained(read, protocol)
