@@ -12,7 +12,6 @@ import tyro
 
 from gen.data.audio import Transcribed
 from gen.errors import run_command
-from gen.metrics.edits import error_rates
 from gen.metrics.recognizer import load_recognizer, read_recordings
 
 
@@ -27,7 +26,7 @@ def main(folder: tyro.conf.Positional[Path], rate: int = 8000, seconds: float = 
         frames, texts = read_recordings(data, split)
         words = [word for text in texts for word in text.split()]
         known = known or set(words)
-        errors, unseen = error_rates(recognizer.read(frames), texts), sum(word not in known for word in words)
+        errors, unseen = recognizer.errors(frames, texts), sum(word not in known for word in words)
         print(
             f"{split}: {len(texts)} recordings, {len(words)} words, of which {unseen} are not in train: "
             f"word error {errors.word:.3f}, character error {errors.character:.3f}"

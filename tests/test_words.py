@@ -130,10 +130,11 @@ def test_texts_that_are_too_long_for_their_recordings_are_refused():
 
 
 def test_real_and_generated_speech_are_read_by_one_recognizer(monkeypatch):
-    """Real recordings are read without an error, and the third of three generated ones has a wrong word."""
+    """Real recordings are read without an error. A generated one has a wrong word, and another one a word that is only spelled wrong."""
     real = Examples(np.zeros((3, 2, 4), np.float16), ["good day", "yes", "no no"])
-    read = {0.0: real.texts, 1.0: ["good day", "yes", "no so"]}
-    trained = recognizer.Trained(lambda frames: read[float(frames.max())], {"weights": "abc"})
+    read = {0.0: real.texts, 1.0: ["good day", "yess", "no so"]}
+    lexicon = ["no", "so", "good", "day", "yes"]
+    trained = recognizer.Trained(lambda frames: read[float(frames.max())], lexicon, {"weights": "abc"})
     subject = SimpleNamespace(
         data=None,
         recognizer=trained,
@@ -149,7 +150,7 @@ def test_real_and_generated_speech_are_read_by_one_recognizer(monkeypatch):
         "word_error_real",
         "character_error_real",
     )
-    assert list(made.compute()) == [1 / 5, 1 / 16] and list(known.compute()) == [0, 0]
+    assert list(made.compute()) == [1 / 5, 2 / 16] and list(known.compute()) == [0, 0]
     assert made.protocol == {"n_fake": 3, "run": "r", "texts": "each recording's once", "weights": "abc"}
     assert known.protocol == {"n": 3, "weights": "abc"}
 

@@ -12,7 +12,7 @@ from gen.core import Array, Key, State
 from gen.evaluation.score import Metric, Score
 from gen.evaluation.sound import CaptionedSound
 from gen.families.captions import GIVEN
-from gen.metrics.edits import Errors, error_rates
+from gen.metrics.edits import Errors
 from gen.metrics.recognizer import frames_of, read_recordings
 
 SPEAK_CHUNK = 64
@@ -32,11 +32,11 @@ class Words(Metric[CaptionedSound]):
     def plan(self, subject: CaptionedSound) -> list[Score]:
         def score() -> Iterable[float]:
             real = read_recordings(subject.data, subject.options.split)
-            return error_rates(subject.recognizer.read(speak(subject)[: len(real.texts)]), real.texts)
+            return subject.recognizer.errors(speak(subject)[: len(real.texts)], real.texts)
 
         def score_real() -> Iterable[float]:
             frames, texts = read_recordings(subject.data, subject.options.split)
-            return error_rates(subject.recognizer.read(frames), texts)
+            return subject.recognizer.errors(frames, texts)
 
         recognizer = dict(subject.recognizer.protocol)
         # Each text is spoken as often as it is in the split, so the number does not depend on --n.

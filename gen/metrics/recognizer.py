@@ -27,7 +27,7 @@ from gen.data.digest import sha256
 from gen.data.order import permute
 from gen.data.text import tokenizers
 from gen.errors import UserError
-from gen.metrics.edits import edit_distance
+from gen.metrics.edits import Errors, edit_distance, error_rates
 from gen.networks.recognizer import STACKED, Recognizer
 from gen.networks.spectra import Mel
 
@@ -250,9 +250,20 @@ class Trained(NamedTuple):
     """A trained recognizer."""
 
     read: Callable[[np.ndarray], list[str]]
-    """Frames [N, F, bands] -> texts, of words of the lexicon."""
+    """Frames [N, F, bands] -> texts, spelled as they sound."""
+    lexicon: Sequence[str]
+    """The words of the data's texts, the most frequent first."""
     protocol: Mapping[str, object]
     """The recipe, and the SHA-256 of the weights."""
+
+    def errors(self, frames: np.ndarray, texts: Sequence[str]) -> Errors:
+        """Returns the errors on recordings of these texts. frames: [N, F, bands].
+
+        Before words are counted, each becomes the nearest one of the lexicon, because its spelling says little about speech.
+        """
+        heard = self.read(frames)
+        spelled = [spell(text, self.lexicon) for text in heard]
+        return Errors(error_rates(spelled, texts).word, error_rates(heard, texts).character)
 
 
 def load_recognizer(data: Dataset, recipe: Recipe = Recipe()) -> Trained:
@@ -276,13 +287,10 @@ def load_recognizer(data: Dataset, recipe: Recipe = Recipe()) -> Trained:
     alphabet, words = ("".join(map(chr, arrays.pop(name).tolist())) for name in ("alphabet", "lexicon"))
     params, lexicon = jax.device_put(unflatten_dict(arrays, sep=".")), words.split()
 
-    def read(frames: np.ndarray) -> list[str]:
-        return [spell(text, lexicon) for text in recognize(params, frames, alphabet, recipe)]
-
     protocol = {
         "recognizer": asdict(recipe),
         "frames": asdict(choose_mel(data.spec["audio"])),
         "lexicon": f"the {len(lexicon)} words of all texts",
         "weights": digest,
     }
-    return Trained(read, protocol)
+    return Trained(partial(recognize, params, alphabet=alphabet, recipe=recipe), lexicon, protocol)
