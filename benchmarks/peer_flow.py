@@ -192,7 +192,7 @@ def draw_flow(batch: int) -> Callable[[], dict[str, Tensor]]:
 
     def next_batch() -> dict[str, Tensor]:
         x, label = draw().values()
-        t = torch.randn(batch, device=x.device).sigmoid()
+        t = (1.5 * torch.randn(batch, device=x.device)).sigmoid()
         return {"image": x, "label": drop_labels(label), "e": torch.randn_like(x), "t": t}
 
     return next_batch

@@ -1,7 +1,7 @@
 """Flow matching on Fashion-MNIST (Lipman et al. 2023), sized for 45 minutes of training on two cores.
 
-It is not good enough yet. 10,000 samples without guidance have a TSTR of 0.820 (real images 0.865, one Gaussian per class 0.833) and a
-Fréchet distance of 2.9 (training images 0.3). Some samples have bright specks. It took 84 minutes of CPU time on one core.
+It is not good enough yet: TSTR of 10,000 samples by 12 evaluations of the network, without guidance, is 0.834 (real images 0.865, one
+Gaussian per class 0.832), and the Fréchet distance is 1.53 (training images 0.30). The training took 74 minutes of CPU time.
 
 Prepare the data first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR
@@ -9,16 +9,18 @@ python -m gen.data.prepare fashion_mnist --source DIR
 
 from gen.config import Config
 from gen.data.images import Images
-from gen.families.flow import Flow, UNet
+from gen.families.flow import Flow, FlowMatching, UNet
 from gen.optim import Optimizer, WarmupCosine
 
 config = Config(
     model=Flow(
         network=UNet(widths=(48, 96), attention=(2,), patch=2),
+        # More times near 1, where sampling begins, than with std=1.
+        objective=FlowMatching(std=1.5),
         conditional=True,
-        ema=0.999,
+        ema=0.9995,
         optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
     ),
-    data=Images(name="fashion_mnist"),
-    steps=4000,
+    data=Images(name="fashion_mnist", batch_size=64),
+    steps=18_000,
 )

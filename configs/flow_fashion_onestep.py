@@ -14,6 +14,6 @@ flow = load("flow_fashion")
 config = replace(
     flow,
     model=replace(flow.model, objective=MeanFlow(), optim=Optimizer(lr=WarmupCosine(5e-4, warmup=200), clip=1.0)),
-    steps=4000,
+    steps=8000,
     init_from="runs/flow_fashion",
 )

@@ -1,7 +1,10 @@
-"""A causal transformer over the 7x7 codes of Fashion-MNIST by a trained tokenizer, with the label in front: not scored yet.
+"""A causal transformer over the 7x7 codes of Fashion-MNIST by a trained tokenizer, with the label in front.
 
 Every training image is a grid of 49 tokens with 1,024 values each. The label is left out for a tenth of the images, so samples can be
 guided. No model of the codes can beat the scores of the tokenizer's reconstructions (python -m gen.evaluate runs/fsq_fashion).
+
+TSTR of 54,000 samples without guidance: 0.853 (real images 0.884, reconstructions 0.882, one Gaussian per class 0.847). Fréchet
+distance: 1.79 (training images 0.18). The training took about an hour of CPU time.
 
 python train.py fsq_fashion && python train.py tokens_fashion && python -m gen.evaluate runs/tokens_fashion --n 54000
 """
