@@ -58,6 +58,7 @@ def step_of(workdir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.long
 def test_two_hosts_go_through_faults_on_the_curve_of_one(whole, env, tmp_path):
     """A signal to one host, the death of each, and at the end one host with two devices and another engine."""
     workdir, arguments = tmp_path / "run", [*RUN, "--workdir", tmp_path / "run"]
