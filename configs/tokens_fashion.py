@@ -4,7 +4,7 @@ Every training image is a grid of 49 tokens with 1,024 values each. The label is
 guided. No model of the codes can beat the scores of the tokenizer's reconstructions (python -m gen.evaluate runs/fsq_fashion).
 
 TSTR of 54,000 samples without guidance: 0.853 (real images 0.884, reconstructions 0.882, one Gaussian per class 0.847). Fréchet
-distance: 1.79 (training images 0.18). The training took about an hour of CPU time.
+distance: 1.79 (training images 0.18). With guidance of 1.5: 0.848 and 3.99. The training took about an hour of CPU time.
 
 python train.py fsq_fashion && python train.py tokens_fashion && python -m gen.evaluate runs/tokens_fashion --n 54000
 """
