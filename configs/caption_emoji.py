@@ -1,8 +1,7 @@
 """Captions of OpenMoji's drawings: an encoder that reads a drawing in patches, and a decoder that writes its name (Xu et al. 2015;
 Dosovitskiy et al. 2021): not scored yet.
 
-Names are held out by group: all variants of a drawing by skin tone are one group. Many names can't be guessed from the drawing alone,
-such as those of flags.
+All variants of a drawing by skin tone are in one split. Many names can't be guessed from a drawing. The names of flags are an example.
 
 python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
 python train.py caption_emoji

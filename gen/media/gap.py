@@ -24,7 +24,7 @@ def parse_gap(text: str, what: str, example: str) -> Gap:
 
     what: the unit, for errors. example: a part that makes sense.
 
-    Raises: UserError if it is no such text, has neither number, or ends before it begins.
+    Raises: UserError if the text is not FROM:TO, if both numbers are missing, or if TO is not after FROM.
     """
     found = FORM.fullmatch(text)
     if found is None or text == ":":

@@ -92,7 +92,7 @@ class Exchange:
         return tokenizers.end(self.tokenizer)
 
     def preprocess(self, batch: Batch, key: Key, training: bool) -> Batch:
-        """Returns what a model sees of a batch with captions. See `ToText`."""
+        """Turns a batch with captions into one with sources and tokens, as `ToText` describes it."""
         source = self.data.preprocess(batch, key, training)[self.name]
         if self.name == "audio":
             source = to_frames(source, self.data.spec["audio"].sample_rate or 1, self.mel)

@@ -187,7 +187,7 @@ class TrainedRun:
         inputs = state, jax.random.key(seed), self.reference() if given is None else given
         # Compiled ahead, so that its memory is known before anything runs: too much of it would end other processes.
         lowered = jax.jit(partial(self.model.generate, request=request, **functions)).lower(*inputs)
-        # An unconditional model ignores captions, also those of a user, who would not notice it.
+        # A model that reads no captions would ignore a prompt, and the user would not notice.
         if captions.GIVEN in inputs[-1] and "captions" not in lowered.out_info:
             raise UserError(f"the model of {self.workdir} was trained without reading captions; leave --prompt out")
         program = lowered.compile()

@@ -149,7 +149,10 @@ def check_whole(content: BinaryIO, size: int) -> None:
 
 
 def has_estimated_length(source: Path | bytes, file: Any) -> bool:
-    """Returns whether libsndfile only estimates the number of samples of an open file: that of an MP3 whose first frame has no counts."""
+    """Returns whether the number of samples of an open file is an estimate.
+
+    libsndfile estimates it for an MP3 whose first frame doesn't count the frames.
+    """
     if file.format != "MP3":
         return False
     with open_bytes(source) as content:

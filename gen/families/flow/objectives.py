@@ -115,8 +115,8 @@ class MeanFlow(Objective):
         mean = mean_square(u(params, x_t, r, t) - jax.lax.stop_gradient(v - expand(t - r, x) * du_dt))
         error = mean * x[0].size
         weight = jax.lax.stop_gradient((error + MEAN_FLOW_C) ** -self.power)
-        # The gradient is that of the weighted error. The value is the mean square, as in FlowMatching, because with p = 1 the weighted
-        # error is always about 1.
+        # This has the value of the mean square, as in FlowMatching, and the gradient of the weighted error. The weighted error itself
+        # would be a useless value: with p = 1 it is always about 1.
         return jax.lax.stop_gradient(mean) + weight * (error - jax.lax.stop_gradient(error))
 
     def draw_times(self, x: Array, first: Key, second: Key, equal: Key) -> tuple[Array, Array]:

@@ -1,4 +1,7 @@
-"""What an encoder reads: texts, grids of tokens, or grids of vectors, such as pictures in patches and log-mel frames."""
+"""Encoders of sources.
+
+A source is a text, a grid of tokens, or a grid of vectors. Pictures in patches and log-mel frames are grids of vectors.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Memory(NamedTuple):
     output: Array
     """[B, S, D]. The encoder's output."""
     segment: Array
-    """int32 [B, S]. PADDING where there is no token, otherwise 0."""
+    """int32 [B, S]. 0 at tokens, and PADDING elsewhere."""
 
 
 class Inputs(NamedTuple):
@@ -35,7 +38,7 @@ class Inputs(NamedTuple):
     tokens: Array
     """int32 [B, S], int32 [B, S, J], or floats [B, S, C]."""
     segment: Array
-    """int32 [B, S]. PADDING where there is no token, otherwise 0."""
+    """int32 [B, S]. 0 at tokens, and PADDING elsewhere."""
     position: Array
     """int32 [B, S], or on a grid int32 [B, S, A]."""
 
