@@ -302,6 +302,14 @@ def test_bits_per_dimension_count_the_pixels_of_the_tokens():
 TEXT = {"tokens": Feature((9,), "int32", vocab=VOCAB)}
 
 
+@pytest.mark.parametrize(("model", "metric"), [(GUIDED, "nll"), (MASKED, "nll_bound")], ids=["causal", "masked"])
+def test_the_protocol_says_what_is_given(model, metric):
+    spec = spec_of((2, 2))
+    assert model.build(spec, 10).protocol[metric]["conditional"] == ("label",)
+    alone = replace(model, conditional=False, label_dropout=0.0)
+    assert alone.build(spec, 10).protocol[metric]["conditional"] == ()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
