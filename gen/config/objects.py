@@ -79,7 +79,7 @@ def choices(hint: object) -> dict[str, type]:
     # A class that was defined twice, as in a config file that was loaded twice, counts as its latest version.
     while left:
         cls = left.pop(0)
-        left += cls.__subclasses__()
+        left = cls.__subclasses__() + left
         if is_dataclass(cls) and not is_abstract(cls):
             found[cls.__name__] = cls
     return found

@@ -31,8 +31,8 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class WarmupCosine(Schedule):
-    """Rises linearly from 0 to `peak`, then falls to `end` along half a cosine. Loshchilov and Hutter 2017, equation 5."""
+class WarmupDecay(Schedule):
+    """Rises linearly from 0 to `peak`, then falls to `end` at the end of the run. Subclasses choose the form of the fall."""
 
     peak: float
     """Value after the warm-up."""
@@ -47,38 +47,37 @@ class WarmupCosine(Schedule):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        return _bounds_after_warmup(self.warmup, self.peak, self.end)
+        # A warm-up starts at 0.
+        values = (0.0, self.peak, self.end) if self.warmup else (self.peak, self.end)
+        return min(values), max(values)
 
     def build(self, steps: int) -> optax.Schedule:
-        # `alpha` is the final value as a fraction of the peak, which is undefined for a peak of 0.
-        down = optax.cosine_decay_schedule(
-            self.peak, max(1, steps - self.warmup), alpha=self.end / self.peak if self.peak else 0.0
-        )
-        return _after_warmup(self.warmup, self.peak, down)
+        fall = self.fall(max(1, steps - self.warmup))
+        if not self.warmup:
+            return fall
+        # `fall` counts its steps from the end of the warm-up.
+        return optax.join_schedules([optax.linear_schedule(0.0, self.peak, self.warmup), fall], [self.warmup])
+
+    def fall(self, steps: int) -> optax.Schedule:
+        """Returns the function from `peak` at step 0 to `end` at step `steps`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class WarmupLinear(Schedule):
+class WarmupCosine(WarmupDecay):
+    """Rises linearly from 0 to `peak`, then falls to `end` along half a cosine. Loshchilov and Hutter 2017, equation 5."""
+
+    def fall(self, steps: int) -> optax.Schedule:
+        # `alpha` is the final value as a fraction of the peak, which is undefined for a peak of 0.
+        return optax.cosine_decay_schedule(self.peak, steps, alpha=self.end / self.peak if self.peak else 0.0)
+
+
+@dataclass(frozen=True)
+class WarmupLinear(WarmupDecay):
     """Rises linearly from 0 to `peak`, then falls linearly to `end`."""
 
-    peak: float
-    """Value after the warm-up."""
-    warmup: int = 0
-    """Steps of the linear rise."""
-    end: float = 0.0
-    """Value at the end of the run."""
-
-    def __post_init__(self):
-        _check_warmup(self.warmup)
-        _check_finite(self, self.peak, self.end)
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return _bounds_after_warmup(self.warmup, self.peak, self.end)
-
-    def build(self, steps: int) -> optax.Schedule:
-        down = optax.linear_schedule(self.peak, self.end, max(1, steps - self.warmup))
-        return _after_warmup(self.warmup, self.peak, down)
+    def fall(self, steps: int) -> optax.Schedule:
+        return optax.linear_schedule(self.peak, self.end, steps)
 
 
 @dataclass(frozen=True)
@@ -166,19 +165,6 @@ def check_scalars(check: Callable[..., None], **scalars: Scalar | None) -> None:
 def _check_finite(of: Schedule, *values: float) -> None:
     if not all(map(math.isfinite, values)):
         raise UserError(f"{of}: its values must be finite numbers")
-
-
-def _bounds_after_warmup(warmup: int, peak: float, end: float) -> tuple[float, float]:
-    # A warm-up starts at 0.
-    values = (0.0, peak, end) if warmup else (peak, end)
-    return min(values), max(values)
-
-
-def _after_warmup(warmup: int, peak: float, then: optax.Schedule) -> optax.Schedule:
-    if not warmup:
-        return then
-    # `then` counts its steps from the end of the warm-up.
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), then], [warmup])
 
 
 def _check_warmup(warmup: int) -> None:
