@@ -13,7 +13,8 @@ import pytest
 
 from gen.errors import Requeue
 from gen.runs import checkpoint
-from gen.runtime import signals
+from gen.runtime import failures, signals
+from gen.runtime import hosts as runtime_hosts
 from tests.processes import QUICK, environment, hosts, statuses, until
 
 pytestmark = pytest.mark.slow  # several processes that wait for each other
@@ -147,6 +148,27 @@ def test_hosts_without_a_cluster_name_the_fix(env, tmp_path):
     assert done.returncode == 2
     assert "--parallel.coordinator HOST:PORT" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("UNAVAILABLE: Gloo all-reduce failed: Connection closed by peer"),
+        ValueError("Barrier Id: save::0 failed"),
+        # Orbax raises it if the other host was killed while both saved.
+        TimeoutError("Timed out while waiting for async_write_complete barrier."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_of_a_lost_host_asks_for_a_restart(error, monkeypatch):
+    monkeypatch.setattr(failures, "WAIT_SECONDS", 0.0)
+    with pytest.raises(type(error)), runtime_hosts.requeue_if_lost():
+        raise error  # with one host it is a bug
+    monkeypatch.setattr(runtime_hosts, "count", lambda: 2)
+    with pytest.raises(Requeue, match="another host has ended"), runtime_hosts.requeue_if_lost():
+        raise error
+    with pytest.raises(ValueError, match="a bug"), runtime_hosts.requeue_if_lost():
+        raise ValueError("a bug")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

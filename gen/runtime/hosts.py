@@ -164,7 +164,8 @@ def requeue_if_lost() -> Iterator[None]:
     """Turns the runtime's error into a Requeue if another host is gone. For code in which hosts work together."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # JaxRuntimeError is a RuntimeError; Orbax wraps it in both kinds
+    # JaxRuntimeError is a RuntimeError. Orbax wraps it in all three kinds.
+    except (RuntimeError, ValueError, TimeoutError) as error:
         if count() == 1 or not re.search(LOST, str(error)):
             raise
         failure = failures.reason()
