@@ -32,9 +32,11 @@ def main() -> None:
 
         dry_run(launch)
     else:
+        from gen.runtime import hosts
         from gen.train import train
 
         train(launch.config, expand_user(launch.config.workdir or f"runs/{Path(name).stem}"))
+        hosts.disconnect()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Run:
     def show(self, samples: Mapping[str, np.ndarray], **settings: object) -> dict[str, bytes]:
         """Returns samples as files {file name: content}, such as {"samples.png": ...} or {"samples.txt": ...}.
 
-        samples: arrays from `generate`. settings: fields of the medium's options, such as the `prompt` given to `generate`.
+        samples: arrays from `generate`. settings: fields of `self.medium.options`, such as the `prompt` given to `generate`.
 
             Path("digits.png").write_bytes(run.show(run.generate(n=9))["samples.png"])
         """

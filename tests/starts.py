@@ -35,7 +35,7 @@ from gen.families.language.language import LanguageModel
 from gen.families.vae import VAE
 from gen.networks.vae import Perceptron
 from gen.optim.adapters import LoRA
-from gen.runtime.hosts import exit_process
+from gen.runtime import hosts
 from tests import places
 from tests.places import Counts, Kill
 from tests.processes import ROOT, free_port
@@ -220,7 +220,7 @@ def fork(function: Callable[[], object], output: Path, counts: Counts | None = N
         os.dup2(file, 2)
         if counts is not None:
             places.arm(counts, kill)
-        run_command(function, exit_process)
+        run_command(function, hosts.exit_process)
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
@@ -254,9 +254,7 @@ def _train(config: Config, spikes: tuple[int, ...], at: Folders) -> None:
     if spikes:
         gen.train.with_preprocess = _spoil(gen.train.with_preprocess, spikes)
     gen.train.train(config, at.run)
-    if jax.distributed.is_initialized():
-        # Otherwise done at the end of Python.
-        jax.distributed.shutdown()
+    hosts.disconnect()
 
 
 def _spoil(build: Callable[..., GenerativeModel], spikes: tuple[int, ...]) -> Callable[..., GenerativeModel]:

@@ -92,3 +92,13 @@ def test_killed_runs_end_like_runs_left_alone():
     command = [sys.executable, "-m", "tests.chaos", "--sample"]
     done = subprocess.run(command, cwd=ROOT, env=inherited(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_host_whose_partner_is_killed_ends_without_a_traceback():
+    """During a save it asks for a restart. When the run is done, the loss makes no difference."""
+    plan = "hosts, hosts2:1:KILL:before:finish save:1, hosts2:1:KILL:before:close log:1, hosts2"
+    command = [sys.executable, "-m", "tests.chaos", "--replay", plan]
+    done = subprocess.run(command, cwd=ROOT, env=inherited(os.environ), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert "2 kills, 0 failures" in done.stdout

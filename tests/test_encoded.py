@@ -1,7 +1,9 @@
 """Data through a tokenizer's run: codes and their cache, the copy of the tokenizer in a new run, decoded samples, and scores."""
 
+import importlib
 import json
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -350,6 +352,36 @@ def test_the_ceiling_of_a_tokenizer_is_the_score_of_its_reconstructions(coded):
     assert len(read_split(DIGITS.build(), "test").image) == 150
     with pytest.raises(UserError, match="leave them out"):
         scores(Options((coded,), labels="uniform"))
+
+
+# --- classes from outside of gen ---
+
+
+def test_a_tokenizer_of_an_outside_class_is_read_with_trust(tmp_path, monkeypatch):
+    (tmp_path / "outside_levels.py").write_text(
+        "from dataclasses import dataclass\nfrom gen.families.tokenizer import FSQ\n\n"
+        "@dataclass(frozen=True)\nclass Levels(FSQ):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("outside_levels")
+    coded = tokenizer_run(tmp_path / "coded", replace(TINY, bottleneck=own.Levels((3, 2))))
+    data = Encoded(data=DIGITS, tokenizer=str(coded), batch_size=8)
+    workdir = make_run(
+        tmp_path / "codes", Config(model=Independent(), data=data, steps=5, parallel=Parallel(devices=1))
+    )
+
+    monkeypatch.delitem(sys.modules, "outside_levels")
+    codec.read_codec.cache_clear()
+    run = gen.open(workdir)
+    samples = run.generate(n=2)
+    with pytest.raises(
+        UserError, match=r"names 'outside_levels.Levels', which is not part of gen.*--trust outside_levels"
+    ):
+        run.show(samples)
+    run = gen.open(workdir, trust=["outside_levels"])
+    assert "samples.png" in run.show(run.generate(n=2))
+    with pytest.raises(UserError, match="--trust outside_level: No module named"):
+        gen.open(workdir, trust=["outside_level"])
 
 
 # --- errors ---

@@ -15,7 +15,7 @@ imports it. Python must find the module: below the folder of sample.py, or below
 
 from gen.config.alarm import Alarm
 from gen.config.command_line import DryRun, Launch, override, read_trust
-from gen.config.encoding import MAX_INT, decode, encode, walk
+from gen.config.encoding import MAX_INT, decode, encode, import_trusted, walk
 from gen.config.experiment import Config
 from gen.config.files import load
 from gen.config.identity import difference, digest, identity, identity_changed, settings
@@ -41,6 +41,7 @@ __all__ = [
     "encode",
     "identity",
     "identity_changed",
+    "import_trusted",
     "load",
     "override",
     "parse_object",

@@ -58,6 +58,20 @@ def decode(kind: object, value: object, trust: Sequence[str] = (), at: str = "co
     return _decode_plain(kind, value, at)
 
 
+def import_trusted(modules: Sequence[str]) -> None:
+    """Imports the modules that a user trusts, so that objects of their classes can be read.
+
+    Raises: UserError if there is no such module.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"--trust {module}: {error}; the fix: PYTHONPATH=FOLDER, where FOLDER holds {module.partition('.')[0]}"
+            ) from None
+
+
 def import_class(name: str, kind: type, trust: Sequence[str] = (), at: str = "config") -> type:
     """Returns the dataclass "module.Class" if it is a concrete `kind`.
 

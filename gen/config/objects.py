@@ -59,7 +59,7 @@ def scalar(text: str) -> float | Schedule:
 
 
 def dataclasses_in(hint: object) -> tuple[type, ...]:
-    """Returns the dataclasses in a field's declared type: of `A | None` and of `tuple[A, ...]` it is (A,)."""
+    """Returns the dataclasses in a type hint: (A,) for `A | None` and for `tuple[A, ...]`."""
     if isinstance(hint, type) and is_dataclass(hint):
         return (hint,)
     return tuple(cls for member in typing.get_args(hint) for cls in dataclasses_in(member))

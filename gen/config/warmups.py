@@ -18,8 +18,7 @@ def check_warmups(config: Config) -> None:
     """
     for path, schedule in find_schedules(config.model, "model"):
         warmup = getattr(schedule, "warmup", 0)
-        # A discriminator makes several steps in each step of the run, and its schedules count them.
-        steps = config.model.count_steps(path.split(".")[1], config.steps)
+        steps = count_schedule_steps(config, path)
         if warmup > steps:
             longer = config.steps * -(-warmup // steps)
             shorter = f'--{path.replace("_", "-")} "{replace(schedule, warmup=steps // 10)}"'
@@ -29,6 +28,14 @@ def check_warmups(config: Config) -> None:
                 f"{path} warms up for {warmup} steps, and the run has {steps}, so it would never reach its peak; the fix: "
                 f"{shorter}, or a longer run: --steps {longer}"
             )
+
+
+def count_schedule_steps(config: Config, path: str) -> int:
+    """Returns the number of steps that the schedule at "model.field..." counts in a whole run.
+
+    A discriminator may make several steps in each step of the run, and its schedules count them.
+    """
+    return config.model.count_steps(path.split(".")[1], config.steps)
 
 
 def find_schedules(x: object, path: str) -> Iterator[tuple[str, Schedule]]:

@@ -115,9 +115,10 @@ class Medium:
         raise NotImplementedError
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Decodes samples that encode images, such as codes: returns them with "samples" as images float32 [n, H, W, C] in [-1, 1].
+        """Decodes samples that encode images or sound, such as codes. Other samples are returned unchanged.
 
-        Other samples are returned unchanged. This may run inside of a compiled function.
+        The result has "samples" as images float32 [n, H, W, C] in [-1, 1], or as sound float32 [n, T, C]. This may run inside of a
+        compiled function.
         """
         return samples
 
@@ -142,5 +143,5 @@ class Data:
         raise NotImplementedError
 
     def medium(self) -> Medium | None:
-        """Returns the medium of this data's samples. None: gen.media chooses one by the names of the features."""
+        """Returns the medium of this data's samples. None: gen.media chooses one by the spec."""
         return None

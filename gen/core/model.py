@@ -94,7 +94,7 @@ class Family:
         raise NotImplementedError
 
     def inherit(self, base: Family, spec: Spec) -> Family:
-        """Returns this family with every field that decides a parameter's shape copied from `base`, for fine-tuning.
+        """Returns a copy for fine-tuning, in which `base` gives all fields that decide the shapes of parameters.
 
         spec: the spec that the base was trained on. Raises: UserError if the base is of another family.
         """

@@ -19,8 +19,9 @@ def parse_request(
 ) -> dict[str, object]:
     """Returns {field: value} of the assignments "FIELD=VALUE" whose value differs from the request's default.
 
-    request: the family's request, a dataclass. A value is written as in Python, but strings need no quotes. count: name of the option
-    that sets `n` instead. None: `n` is a field like all others. spec: the features of the data; `label` may be a class name of theirs.
+    request: the class of the family's requests. A value is written as in Python, but strings need no quotes. count: name of the
+    option that sets `n`, so that an assignment can't. None: an assignment may set `n`. spec: features of the data, in which a
+    `label` that is a class name is looked up. None: a label must be a number.
 
     Raises: UserError for a text that is not an assignment, an unknown field (naming the nearest), or a wrong value.
     """

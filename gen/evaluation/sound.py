@@ -26,7 +26,7 @@ LOW, HIGH = -9.0, 3.0
 
 
 def spectrogram_mel(audio: Feature) -> Mel:
-    """Returns the settings of the spectrograms of a feature."""
+    """Returns settings of log-mels that give about SIDE frames and at most SIDE bands for sound of this length and rate."""
     # A power of 2 near the hop that gives SIDE frames. At least 16, so that a frame has enough frequencies.
     hop = max(16, 2 ** round(math.log2(max(1, audio.shape[0] / SIDE))))
     return Mel(window=2 * hop, hop=hop, bands=min(SIDE, hop // 4))

@@ -51,11 +51,11 @@ def class_names(spec: Spec) -> tuple[str, ...]:
 
 
 def find_class(asked: str, spec: Spec) -> int:
-    """Returns the number of a class that a user names, or whose number the user gives as text.
+    """Returns the number of a class. asked: its name, or its number as text, whose range is not checked.
 
-    A name comes first. If classes have numbers as names, as folders 1 to 12, then a text is always a name.
+    If any name is a number, such as a folder 12, then the text is always a name.
 
-    Raises: UserError that names the nearest class, if there is no such class.
+    Raises: UserError that names the nearest class or lists all, if no class has this name.
     """
     names = class_names(spec)
     if asked in names:

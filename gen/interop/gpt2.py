@@ -160,7 +160,7 @@ def describe(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str,
 
 
 def from_gpt2(read: Callable[[str], np.ndarray], layers: int) -> Params:
-    """Returns the parameters of the tensors: the inverse of `to_gpt2`. Reads one tensor at a time."""
+    """Returns a run's parameters: the inverse of `to_gpt2`. read: name -> tensor. Only one tensor is read at a time."""
     flat = {leaf: jnp.asarray(read(name)) for name, leaf in WHOLE.items()}
     # A run stacks its layers, and splits query, key and value.
     for name, leaves in LAYER.items():

@@ -60,7 +60,7 @@ class Images(Medium):
     options: ClassVar[type] = ImageOptions
 
     def read_options(self, options: ImageOptions) -> ImageOptions:
-        """Returns the options with the given pictures themselves. Raises: UserError if one can't be read."""
+        """Returns the options with the content of the pictures in place of their paths. Raises: UserError if one can't be read."""
         return embed_pictures(options)
 
     def check(self, options: ImageOptions, request: Request, run: RunView) -> None:

@@ -50,7 +50,7 @@ def parse(gap: str) -> Gap:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """A score that samples continue, harmonize, or fill in."""
+    """The score to continue, harmonize or fill in, and the part of it to write."""
 
     midi: Path | None = None
     """A MIDI file that is kept in part: see --mode."""
@@ -68,7 +68,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class Scores(Medium):
-    """Rolls int32 [n, frames, voices] of tokens. See gen.data.music.roll."""
+    """Music, as tokens int32 [n, frames, voices]. See gen.data.music.roll."""
 
     features: ClassVar[Mapping[str, int]] = {"tokens": 2}
     options: ClassVar[type] = ScoreOptions

@@ -22,7 +22,7 @@ class Duplicates(NamedTuple):
 
 
 class ClassCover(NamedTuple):
-    """Number of predicted classes, and entropy (nats) of the mean predicted distribution. The entropy is at most log K."""
+    """Number of predicted classes, and entropy (nats) of the mean predicted distribution. It is at most log(number of classes)."""
 
     classes_real: float
     class_entropy_real: float

@@ -34,7 +34,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def inception(path: Path) -> Features:
-    """Returns the features [B, 2048] and class probabilities [B, 1008] of Inception-v3, for images [B, H, W, 1 or 3].
+    """Returns Inception-v3 as a feature extractor. See `extract` for its inputs and outputs.
 
     path: a .safetensors or .npz file of its weights.
 

@@ -59,7 +59,7 @@ class Architecture:
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         """Returns the module `(x [B, H, W, C], label [B, classes] or None, keys, train) -> features [B, F]`.
 
-        Its label is one to join to the image, and its keys are for `dropout`.
+        label: None if it is not joined to the image. keys: [B], for `dropout`.
         """
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class Discriminator(nn.Module):
 
 
 class Dense(nn.Module):
-    """Trunk of a `Perceptron`."""
+    """Trunk of a `Perceptron`: a multilayer perceptron, [B, H, W, C] -> features [B, widths[-1]]."""
 
     arch: Perceptron
     dtypes: Dtypes
@@ -181,7 +181,7 @@ class Dense(nn.Module):
 
 
 class Strided(nn.Module):
-    """Trunk of a `DCGAN`."""
+    """Trunk of a `DCGAN`: strided convolutions, [B, H, W, C] -> features [B, F] of all positions and channels."""
 
     arch: DCGAN
     dtypes: Dtypes
@@ -203,7 +203,7 @@ class Strided(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Trunk of a `Residual`."""
+    """Trunk of a `Residual`: residual blocks, then a sum over positions, [B, H, W, C] -> features [B, widths[-1]]."""
 
     arch: Residual
     dtypes: Dtypes

@@ -59,7 +59,7 @@ HALVE = Pool(partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2)))
 
 
 def block_a(name: str, pooled: int) -> Block:
-    """Returns a block at 35 x 35. pooled: channels of the branch with the pool."""
+    """Returns a block at 35 x 35. pooled: output channels of the branch that begins with average pooling."""
     return Block(
         name,
         [

@@ -26,7 +26,7 @@ NEAR_ZERO = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 
 @dataclass(frozen=True)
 class UNet(Architecture):
-    """A U-Net. Stages on the way down halve the resolution, and stages on the way up double it."""
+    """A U-Net. Each stage but the first halves the resolution on the way down, and doubles it on the way up."""
 
     widths: tuple[int, ...] = (64, 128)
     """Channels of each stage."""
@@ -70,7 +70,7 @@ class UNet(Architecture):
             )
         if min(shape[:2]) < self.patch * 2 ** (len(self.widths) - 1):
             raise UserError(
-                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages, each of which halves them; use fewer widths"
+                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages: each but the first halves them; use fewer widths"
             )
         return Trunk(self, shape, dtypes)
 

@@ -105,10 +105,10 @@ def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | N
 def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> list[str]:
     """Checks that a directory has no run yet, or holds the run of this config and of these data.
 
-    Returns the digests of the run's identity by the versions of gen that have written its config.json.
+    Returns the digests of the config that versions of gen wrote to its config.json. []: there is no run.
 
-    Raises: UserError with the difference if it holds another config, other data or another base; if config.json, spec.json or
-    tokenizer.json were lost or changed since a checkpoint was saved.
+    Raises: UserError if it holds another config (with the differences), other data or another base, or if config.json, spec.json
+    or tokenizer.json were lost or changed since a checkpoint was saved.
     """
     if not (workdir / "config.json").exists():
         # Without config.json, the checkpoints could be continued with other settings.
@@ -163,8 +163,8 @@ def write_config(
 ) -> None:
     """Writes config.json.
 
-    data: the digest of the data set. kept: {name: content} of the run's files that never change. identities: digests of the run's
-    identity by older versions of gen, which its checkpoints may hold.
+    data: the digest of the data set. kept: {name: content} of the run's files that never change. identities: digests of this
+    config by older versions of gen. The run's checkpoints may hold them.
     """
     identity = configs.digest(config)
     content = {"format": FORMAT, "identity": identity, "data": data, "config": configs.encode(config)}
@@ -179,7 +179,7 @@ def write_config(
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
     """Returns the config of a run, and the other entries of config.json.
 
-    Only families, kinds of data and the modules in `trust` are imported.
+    Only families, kinds of data and the modules in `trust`, which may be outside of gen, are imported.
 
     Raises: UserError if there is no run, if its config.json is not a config, or if a link leads out of the run.
     """
@@ -194,6 +194,8 @@ def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFa
     base = _decode_base(content["base"], workdir) if "base" in content else None
     # A stranger's run must not make gen read or write files elsewhere.
     files.check_contained(workdir)
+    # Other files of the run may name their classes too, such as the copy of a tokenizer.
+    configs.import_trusted(trust)
     config = configs.decode(Config, content["config"], trust)
     facts = RunFacts(content["data"], base, content["format"], content["identity"], content["config"])
     owner.check_config(workdir, content, config)

@@ -113,7 +113,7 @@ def _check_chunk(path: Path, unpacked: int) -> None:
 
 
 class Frame(NamedTuple):
-    """The header of a frame of Zstandard."""
+    """The header of a Zstandard frame."""
 
     unpacked: int
     """Bytes to which it unpacks."""

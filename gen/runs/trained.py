@@ -153,7 +153,7 @@ class TrainedRun:
         return found
 
     def to_images(self, samples: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Decodes samples that encode images, such as codes, to images. Other samples are returned unchanged."""
+        """Decodes samples that encode images or sound, such as codes. Other samples are returned unchanged."""
         return find_medium(self.config.data, self.spec).to_images(samples, self.view())
 
     def generate(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gen.config import Config
-from gen.config.encoding import walk
+from gen.config.warmups import count_schedule_steps, find_schedules
 from gen.core import Family
 from gen.errors import UserError
 from gen.optim import Optimizer, Schedule
@@ -86,13 +86,10 @@ def _round(x: float) -> float:
 
 def unreached(config: Config) -> list[str]:
     """Returns a warning for each schedule whose warm-up is longer than the run."""
-    schedules = {x for x in walk(config.model) if isinstance(x, Schedule)}
-    # The schedules of a discriminator count its own steps.
-    steps = config.steps * getattr(config.model, "critic_steps", 1)
     return [
-        f"{schedule} never reaches its value after the warm-up: the run has {config.steps} steps; the fix: a shorter warm-up"
-        for schedule in sorted(schedules, key=str)
-        if getattr(schedule, "warmup", 0) > steps
+        f"{path} {schedule} never reaches its value after the warm-up: it counts {steps} steps; the fix: a shorter warm-up"
+        for path, schedule in find_schedules(config.model, "model")
+        if getattr(schedule, "warmup", 0) > (steps := count_schedule_steps(config, path))
     ]
 
 

@@ -115,9 +115,9 @@ def _shown(value: str | None) -> str:
 
 
 def check_devices(processes: Iterable[int]) -> None:
-    """Checks that each host has the same number of devices. processes: the number of the host of each device.
+    """Checks that each host has the same number of devices. processes: index of the host of each device.
 
-    Raises: UserError on every host if not.
+    Raises: UserError on every host if the numbers differ.
     """
     counts = Counter(processes)
     if len(set(counts.values())) > 1:

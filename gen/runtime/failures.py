@@ -58,6 +58,7 @@ class _Shared:
         self.known = threading.Event()
         # Whether this process has ended without a failure.
         self.ended = threading.Event()
+        self.watcher: threading.Thread | None = None
         # The first thread that ends the process keeps it, so that one reason is printed.
         self.ending = threading.Lock()
 
@@ -112,15 +113,19 @@ def place() -> tuple[int, int]:
 
 def watch() -> None:
     """Starts the thread that looks for the failure of another host, and ends this process if it does not end by itself."""
-    thread = threading.Thread(target=_watch, name="failures", daemon=True)
-    thread.start()
+    _shared.watcher = threading.Thread(target=_watch, name="failures", daemon=True)
+    _shared.watcher.start()
+    atexit.register(stop_watching)
 
-    def stop() -> None:
-        # JAX frees its client at the end of the process, which must not happen while a thread uses it.
-        _shared.ended.set()
-        thread.join()
 
-    atexit.register(stop)
+def stop_watching() -> None:
+    """Ends the thread of `watch`. From now on, this process ends by status 0 if another host is lost.
+
+    Call it before JAX frees its client, which must not happen while a thread uses it.
+    """
+    _shared.ended.set()
+    if _shared.watcher is not None:
+        _shared.watcher.join()
 
 
 def _watch() -> None:
@@ -147,8 +152,9 @@ def _end(status: int, message: str | None) -> NoReturn:
     """Ends the process from another thread than the main one, unless another thread does so already."""
     if not _shared.ending.acquire(blocking=False):
         time.sleep(OWN_SECONDS)
-    with suppress(OSError):
-        os.write(2, f"{printable(message or '')}\n".encode(errors="backslashreplace"))
+    if message is not None:
+        with suppress(OSError):
+            os.write(2, f"{printable(message)}\n".encode(errors="backslashreplace"))
     os._exit(status)
 
 
@@ -179,6 +185,8 @@ def catch_abort() -> Iterator[None]:
 
 def _lost(*status: object) -> None:
     """Ends the process because the runtime has lost another host. It runs in a thread of the runtime."""
+    if _shared.ended.is_set():
+        _end(0, None)
     # If that host has failed by itself, or if the main thread has noticed it too, there is a better reason than this one.
     failure = reason()
     end = end_of(failure.error() if failure else Requeue(LOST))

@@ -172,18 +172,38 @@ def requeue_if_lost() -> Iterator[None]:
         raise (failure.error() if failure else Requeue(failures.LOST)) from error
 
 
+def disconnect() -> None:
+    """Ends the connection with the other hosts. Call it when the run is done: a host that is lost then makes no difference.
+
+    If one is lost, this process ends here, by status 0.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    _flush()
+    failures.stop_watching()
+    try:
+        jax.distributed.shutdown()
+    except RuntimeError:
+        # JAX would try it again at the end of Python, and print a traceback.
+        exit_process(0)
+
+
 def exit_process(status: int) -> None:
-    """Ends this process after a failure. With several hosts it ends at once: a normal exit would wait for the others."""
+    """Ends this process. With several hosts it ends at once: a normal exit would wait for the others."""
     host, number = failures.place()
     if number == 1:
         sys.exit(status)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+    _flush()
     # The others lose their connection as soon as the first host ends.
     if host == 0:
         time.sleep(FAILURE_SECONDS)
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
 
 
 def _first_line(error: BaseException) -> str:

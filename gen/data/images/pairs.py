@@ -60,7 +60,10 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
 
 
 def count_pairs(name: str, source: Place) -> dict[str, list[int]]:
-    """Returns {split: [number of pairs]} of "pairs:PATH" if no option names a split. Raises: UserError as `open_pairs`."""
+    """Returns {split: [number of pairs]} of "pairs:PATH". Its sub-folders train, val and test are splits; without them it is one split.
+
+    Raises: UserError as `open_pairs`.
+    """
     return count_splits([file.path for file in list_parts(name, source)[0].listing.files], name)
 
 
@@ -82,7 +85,10 @@ def list_parts(name: str, source: Place) -> list[Part]:
 
 
 def match(targets: Listing, sources: Listing, name: str) -> list[ListedFile]:
-    """Returns the source of each target. Raises: UserError for a picture without a partner, or with two."""
+    """Returns the source of each target, which has the same path but for the ending.
+
+    Raises: UserError for a picture without a partner, or with two.
+    """
     target, source = by_stem(targets, f"{name}/target"), by_stem(sources, f"{name}/source")
     lone = [f"target/{target[stem].path}" for stem in sorted(target.keys() - source.keys())]
     lone += [f"source/{source[stem].path}" for stem in sorted(source.keys() - target.keys())]

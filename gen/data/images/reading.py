@@ -37,7 +37,7 @@ THREAD_RECORDS = 16  # records that a thread decodes at once: fewer would make s
 def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: bool = False) -> Held:
     """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before.
 
-    whole: compare every byte of the cache with its sum, not only a sample.
+    whole: check every byte of the cache against its hash, not only a sample.
     """
     # Another version of Pillow may decode or resize to other pixels, and so may another `pixels.decode`: count that up.
     key = digest.sha256(str(source.fingerprint), str(tuple(decoding)), used, f"pillow {PIL.__version__}, decode 2")

@@ -48,9 +48,9 @@ def find_split(name: str, splits: Mapping[str, object]) -> str | None:
 
 
 def positions(field: str, option: str, splits: Splits, name: str) -> np.ndarray:
-    """Returns the positions, int64 [n], of the images that an option names.
+    """Returns the positions, int64 [n], of the images of a slice such as "train[:90%]". Positions count through all splits.
 
-    field: name of the option, for errors. name: the --data.name, for errors.
+    option: the slice. field: name of the option, for errors. name: the --data.name, for errors.
 
     Raises: UserError if the syntax is wrong, the split does not exist, or no examples are left.
     """

@@ -1,4 +1,4 @@
-"""Writes pairs of a function and the first sentence of its docstring, from the Python source files of a folder:
+"""Writes pairs of a function and the first paragraph of its docstring, from the Python source files of a folder:
 `python -m gen.data.text.docstrings OUT.jsonl [FOLDER]`. The default folder is Python's standard library.
 """
 
@@ -26,7 +26,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Options:
-    """Write pairs of a function and the first sentence of its docstring, as lines of JSON with "source" and "target"."""
+    """Write pairs of a function and the first paragraph of its docstring, as lines of JSON with "source" and "target"."""
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT.jsonl")]
     """The file to write."""
@@ -37,9 +37,9 @@ class Options:
 
 
 def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
-    """Yields (path in the folder, function, first sentence of its docstring) for all functions, in the order of the paths.
+    """Yields (path in the folder, function, first paragraph of its docstring) for all functions that have one, by path.
 
-    Files that are not valid Python or not UTF-8, and the folders EXCLUDED_FOLDERS, are left out.
+    Skips the folders EXCLUDED_FOLDERS, and files that are not valid Python or not UTF-8.
     """
     for path in sorted(folder.rglob("*.py")):
         place = path.relative_to(folder)
@@ -59,7 +59,7 @@ def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
 
 
 def pairs(folder: Path) -> Iterator[dict[str, str]]:
-    """Yields {"source": a function without its docstring, "target": the first sentence of the docstring}."""
+    """Yields {"source": a function without its docstring, "target": the first paragraph of the docstring}."""
     for _, node, target in functions(folder):
         # The first statement is the docstring. A function with nothing else says nothing about its target.
         node.body = node.body[1:]

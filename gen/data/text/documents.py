@@ -89,13 +89,13 @@ def text(path: Path, whole: bool = False) -> Source:
 
 
 def find_files(path: Path, ending: str) -> list[Path]:
-    """Returns the file, or the sorted files below the folder whose names have this ending.
+    """Returns [path] if it is a file. If it is a folder, returns the sorted files below it whose names have this ending.
 
-    A link to a regular file is followed, wherever that file is: data stores such as DVC, git-annex and the cache of Hugging
-    Face consist of links. Names that begin with a dot are ignored. Linked folders, and everything that is not a regular file,
-    are left out. Prints a line about the links and about what is left out, if there is any.
+    A link to a regular file is followed, even out of the folder: data stores such as DVC, git-annex and the cache of Hugging
+    Face consist of links. Names that begin with a dot are ignored. Links to folders, pipes and devices are left out. Prints a
+    line if something is left out, or if links lead out of the folder.
 
-    Raises: UserError if there are none.
+    Raises: UserError if there is no such path, or the folder has no such file.
     """
     path = expand_user(path)
     if not path.exists():

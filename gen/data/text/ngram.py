@@ -40,7 +40,7 @@ def baselines(train: bytes, test: bytes) -> dict[str, float]:
 def xz(train: bytes, test: bytes) -> float:
     """Returns the bits per byte by which `test`, appended to `train`, increases the compressed size of xz -9e.
 
-    The window of xz is as long as both texts, at most 1.5 GiB. Compression needs about 11 times the window in memory.
+    The window of xz covers both texts together, up to 1.5 GiB. Compression needs about 11 times the window in memory.
 
     Raises: UserError if the test text is empty.
     """

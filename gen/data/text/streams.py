@@ -36,7 +36,7 @@ class Streams(NamedTuple):
 
         tokens: integers [B, T + 1]. counted: bool [B, T + 1], whether each token is a target.
 
-        Returns {"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B]}, the bytes of the targets.
+        Returns {"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B], number of bytes of the targets}.
         """
         # Bits per byte, which don't depend on the tokenizer, are computed from the bytes of the targets.
         bytes_ = np.where(counted, self.widths[tokens], 0).sum(1)

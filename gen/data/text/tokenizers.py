@@ -69,7 +69,8 @@ def bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 def load(content: bytes, name: str = FILE) -> Tokenizer:
     """Returns the tokenizer of a tokenizer.json. name: for errors.
 
-    Raises: UserError if it is damaged, has no token `END`, changes texts, or its tokens are neither bytes nor characters.
+    Raises: UserError if it is damaged, lacks the token `END`, normalizes texts, has more than MAX_VOCABULARY tokens, or has tokens
+    that are made of neither bytes nor characters.
     """
     with _as_user_error(f"{name} is not a tokenizer of the Hugging Face tokenizers library"):
         tokenizer = Tokenizer.from_buffer(content)

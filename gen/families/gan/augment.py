@@ -26,9 +26,10 @@ class Augmentation:
         return jnp.ones((), jnp.float32)
 
     def apply(self, images: Array, key: Key, row: Array, p: Array) -> Array:
-        """Returns images [B, H, W, C] in [-1, 1] transformed, same shape and dtype. Colours may leave the range.
+        """Returns images [B, H, W, C] in [-1, 1] transformed, same shape and dtype. Values may leave the range.
 
-        row: int32 [B]. The noise belongs to (key, row) and is the same in every dtype. Twice differentiable in the images.
+        row: int32 [B]. The noise depends on (key, row) alone, and is the same in every dtype. p: strength, []. Twice differentiable
+        in the images.
         """
         real = jnp.promote_types(images.dtype, jnp.float32)
         p = jnp.asarray(p, jnp.float32)

@@ -104,7 +104,7 @@ class LeastSquares(Smoothed):
     loss_at_zero: ClassVar[float] = 0.5
 
     def discriminator(self, real: Array, fake: Array) -> Array:
-        """(D(x) - t)^2 / 2 + D(G(z))^2 / 2, with the target t."""
+        """(D(x) - t)^2 / 2 + D(G(z))^2 / 2, with the target t = 1 - smoothing."""
         return (jnp.square(real - self.target) + jnp.square(fake)) / 2
 
     def generator(self, real: Array, fake: Array) -> Array:

@@ -43,7 +43,7 @@ def gradient_penalty(critic: Critic, x: Array, one_sided: bool) -> Array:
 def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
     """Returns points drawn uniformly from the lines between real and generated images, [B, H, W, C].
 
-    row: int32 [B]. The noise belongs to (key, row). Gulrajani et al. 2017, algorithm 1.
+    row: int32 [B]. The noise depends on (key, row) alone. Gulrajani et al. 2017, algorithm 1.
     """
 
     def draw(key: Key) -> Array:
@@ -71,7 +71,7 @@ class Penalties(NamedTuple):
         """Returns the sum of the penalties, a scalar averaged over examples.
 
         on_real, on_fake: D with the noise of the real images and of the generated ones. real, fake: [B, H, W, C].
-        row: int32 [B]. The noise belongs to (key, row). step: int32 [].
+        row: int32 [B]. The noise depends on (key, row) alone. step: int32 [].
         """
         penalty = jnp.zeros((), real.dtype)
         if self.gradient:

@@ -82,10 +82,10 @@ class Judge:
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
 
     def judge(self, d: Params, stats: Stats, x: Array, label: Array | None, key: Key | None, row: Array) -> Judgement:
-        """Returns D(T(x)), where T is the augmentation.
+        """Returns D's scores and features of the augmented images, and D's new statistics.
 
-        x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise belongs to (key, row).
-        key: None if D is not being trained: no augmentation, no dropout, and running averages in normalizations.
+        x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise depends on (key, row) alone.
+        key: None in evaluation: no augmentation, no dropout, and running averages in normalizations.
         """
         keys = None
         if key is not None:
@@ -127,7 +127,7 @@ class Players(Judge):
     def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
         """Draws z ~ N(0, I), [B, latent], or from the part of N(0, I) within `truncation` of 0 in each dimension.
 
-        row: int32 [B]. The noise belongs to (key, row).
+        row: int32 [B]. The noise depends on (key, row) alone.
         """
 
         # Latents are drawn from the key and the row alone, so that sample i does not depend on the number of samples or devices.

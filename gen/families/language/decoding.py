@@ -112,7 +112,7 @@ class Decoder:
         return Draft(draft.drawn + 1, text, log_probs, seen, done)
 
     def choose(self, logits: Array, drawn: Array) -> Array:
-        """Returns a token for each row of logits [B, V], int32 [B]. drawn: [], folded into the key of each row."""
+        """Returns a token for each row of logits [B, V], int32 [B]. drawn: [], the number of tokens drawn before."""
         if self.sampling.temperature == 0:
             return logits.argmax(-1).astype(jnp.int32)
 

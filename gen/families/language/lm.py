@@ -54,7 +54,7 @@ class LM(LanguageModel):
         )
 
     def model(self, spec: Spec, steps: int) -> CausalModel:
-        """Returns the functions that `build` is made of. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
         tokens = language.tokens(spec)
         language.check_no_source(spec)
         if self.fill_in_the_middle and tokens.end is None:

@@ -53,7 +53,7 @@ class MLM(LanguageModel):
         )
 
     def model(self, spec: Spec, steps: int) -> MaskedModel:
-        """Returns the functions that `build` is made of. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
         tokens = language.tokens(spec)
         language.check_no_source(spec)
         context = language.context(self.network, tokens.length)

@@ -57,7 +57,7 @@ class Seq2Seq(LanguageModel):
         )
 
     def model(self, spec: Spec, steps: int) -> Seq2SeqModel:
-        """Returns the functions that `build` is made of. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
         tokens, source = language.tokens(spec), spec.get("source")
         if source is None:
             raise UserError("sequence to sequence needs pairs of source and target; the fix: --data.pairs separate")

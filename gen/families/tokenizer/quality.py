@@ -66,10 +66,10 @@ def psnr(x: Array, y: Array) -> Array:
 
 
 def ssim(x: Array, y: Array) -> Array:
-    """Returns the mean structural similarity of each example, [B]: 1 for equal examples.
+    """Returns the mean structural similarity of x and y, [B, *axes, C] in [-1, 1] each, as [B]. Equal examples have 1.
 
-    Means are over channels and over the places where the window lies inside of the example. The window is smaller for examples of
-    fewer than 11 pixels. Wang et al. 2004, equation 13, with the constants and the window of section 3.C.
+    The mean is over channels and over all positions where the window fits. The window has 11 pixels, or fewer on a shorter axis.
+    Wang et al. 2004, equation 13, with the constants and the window of section 3.C.
     """
     mean_x, mean_y = blur(x), blur(y)
     # Rounding must not make a variance negative.

@@ -84,7 +84,10 @@ class Sampler:
     def generate(
         self, params: Params, z_key: Key, x_key: Key, given: Mapping[str, Array], request: Request
     ) -> dict[str, Array]:
-        """Draws z from the prior, and decodes it: samples [N, H, W, C]. A conditional model adds "labels", int32 [N]."""
+        """Draws z from the prior, and decodes it.
+
+        Returns {"samples": [N, H, W, C], "latents": [N, D]}, and "labels", int32 [N], if the model is conditional.
+        """
         labels = labels_to_generate(request.n, request.label, self.model.classes, given)
         z = self._draw_prior(params, z_key, jnp.arange(request.n), request.temperature)
         images = self._images(params, x_key, z, self.model.one_hot(labels), request)

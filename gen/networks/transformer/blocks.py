@@ -123,7 +123,7 @@ class Attention(nn.Module):
         return out, stored
 
     def project(self, x_BTD: Array, memory_BSD: Array | None, cached: bool) -> tuple[Array, Array, Array]:
-        """Returns queries [B, T, N, H] of x, and keys and values [B, S, K, H] of the memory, or of x without one."""
+        """Returns queries [B, T, heads, H] of x, and keys and values [B, S, kv_heads, H] of the memory, or of x if it is None."""
         arch, width = self.arch, self.arch.width // self.arch.heads
         n, k = arch.heads, arch.kv_heads or arch.heads
         of_query, of_key, of_value = (

@@ -138,9 +138,10 @@ class Transformer(nn.Module):
         return sum(parts[1:], parts[0])
 
     def visibility(self, tokens: Embedded, segment_BS: Array, cache: Cache | None, prefix: int) -> Visibility:
-        """Returns the mask [B, 1, T, S] of the self-attention, and its bias or rotation if positions are not learned.
+        """Returns the mask of the self-attention, bool [B, 1, T, S], and its bias or rotation if positions are not learned.
 
-        T are the new tokens. S are the same, or with a cache all of its places. prefix: number of positions of the prefix.
+        T: number of new tokens, the queries. S: number of keys, which are the same tokens, or all slots of the cache.
+        prefix: number of positions of the prefix.
         """
         arch, (x, segment_BT, position_BT) = self.arch, tokens
         # Places in the row, not positions in a document: a row may hold padding and several documents.
