@@ -7,7 +7,7 @@ Images and kernels are not mirrored here as in benchmarks/peers.py, because no c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -121,12 +121,12 @@ def moving_average(params: Iterable[Tensor], decay: float = 0.999) -> Callable[[
     def update() -> None:
         i = next(steps)
         with torch.no_grad():
-            torch._foreach_lerp_(average, params, 1 - min(decay, (1 + i) / (10 + i)))
+            torch._foreach_lerp_(average, params, 1 - min(decay, (1 + i) / (10 + i)))  # pyright: ignore
 
     return update
 
 
-def descend(loss: Tensor, optimizers: Iterable[Any], params: list[Tensor], clip: float | None = None) -> None:
+def descend(loss: Tensor, optimizers: Iterable[Any], params: Sequence[Tensor], clip: float | None = None) -> None:
     """Makes one optimizer step."""
     for optimizer in optimizers:
         optimizer.zero_grad()

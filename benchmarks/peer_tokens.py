@@ -181,14 +181,15 @@ class Grid(nn.Module):
     @torch.inference_mode()
     def decode(self, label: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draws grids of tokens, or reads given ones. Returns the tokens [B, 49] and their log-probabilities."""
-        attention, positions = self.layers[0].attention, self.positions()
-        heads, dtype = attention.heads, positions.dtype
-        size = (2, len(self.layers), len(label), heads, SIDE**2, positions.shape[1] // heads)
+        layers: Any = self.layers
+        heads, positions = layers[0].attention.heads, self.positions()
+        dtype = positions.dtype
+        size = (2, len(layers), len(label), heads, SIDE**2, positions.shape[1] // heads)
         keys, values = torch.empty(size, dtype=dtype, device=label.device)
         token, found = VOCAB + label, []
         for i in range(SIDE**2):
             x = self.embedding(token)[:, None] + positions[i]
-            for layer, key, value in zip(self.layers, keys, values, strict=True):
+            for layer, key, value in zip(layers, keys, values, strict=True):
                 x = layer.read(x, key, value, i)
             log_p = self.logits(x[:, 0]).log_softmax(-1)
             token = torch.multinomial(log_p.exp(), 1)[:, 0] if given is None else given[:, i]
@@ -236,14 +237,15 @@ class Muon:
         i, b = next(self.steps), self.decay
         grads: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in self.params:
+            assert p.grad is not None
             for part in self.parts(p.grad):
                 grads[part.shape].append(part)
         for shape, parts in self.groups.items():
             g = torch.stack(grads[shape])
             m = self.momentum[shape].lerp_(g, 1 - b)
             direction = orthogonalize(b / (1 - b ** (i + 1)) * m + (1 - b) / (1 - b**i) * g)
-            torch._foreach_mul_(parts, 1 - self.lr * DECAY)
-            torch._foreach_add_(parts, list(direction), alpha=-self.lr * 0.2 * max(shape) ** 0.5)
+            torch._foreach_mul_(parts, 1 - self.lr * DECAY)  # pyright: ignore
+            torch._foreach_add_(parts, list(direction), alpha=-self.lr * 0.2 * max(shape) ** 0.5)  # pyright: ignore
 
 
 def orthogonalize(x: Tensor) -> Tensor:

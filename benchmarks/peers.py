@@ -136,7 +136,7 @@ class Inception(nn.Module):
         for layer in layers:
             match layer:
                 case self.parts.Conv(name, out, kernel, stride, padding):
-                    around = tuple(side // 2 if padding == "SAME" else 0 for side in kernel)
+                    around: Any = tuple(side // 2 if padding == "SAME" else 0 for side in kernel)
                     made = [nn.Conv2d(width, out, kernel, stride, around, bias=False), nn.BatchNorm2d(out, eps=1e-3)]
                     self.layers[(scope + name).replace(".", "/")] = nn.Sequential(*made, nn.ReLU(inplace=True))
                     width = out
@@ -185,7 +185,7 @@ def dcgan(G: nn.Module, D: nn.Module, adam: Any) -> Step:
         D.requires_grad_(True)
         i = next(steps)
         with torch.no_grad():
-            torch._foreach_lerp_(average, g_params, 1 - min(0.999, (1 + i) / (10 + i)))
+            torch._foreach_lerp_(average, g_params, 1 - min(0.999, (1 + i) / (10 + i)))  # pyright: ignore
         return [d_loss, g_loss]
 
     return step
@@ -519,7 +519,7 @@ def grid_decoding() -> Side:
 def sampling(dtype: str, setting: set[str]) -> Side:
     """Returns the side that samples 64 images from a flow, with 20 evaluations of a U-Net."""
     layout = torch.channels_last if "channels_last" in setting else torch.contiguous_format
-    net = peer_flow.make_unet().eval().to(DEVICE, memory_format=layout)
+    net = peer_flow.make_unet().eval().to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
     if "compile" in setting:
         net.compile()
     cast = torch.autocast(DEVICE.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
@@ -549,7 +549,7 @@ def statistics(setting: set[str]) -> Side:
     if "compile" in setting:
         net.compile()
     layout = torch.channels_last if "channels_last" in setting else torch.contiguous_format
-    net = net.to(DEVICE, memory_format=layout)
+    net = net.to(DEVICE, memory_format=layout)  # pyright: ignore[reportCallIssue]
     pixels = torch.rand(32, 3, 32, 32) * 2 - 1
 
     @torch.no_grad()
