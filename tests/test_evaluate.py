@@ -609,6 +609,19 @@ def test_a_folder_that_can_not_be_scored_is_one_short_error(scored, folder, tmp_
         scores(Options((plain,), ("kid",), data_of=scored))
 
 
+def test_a_run_without_its_config_is_no_folder_of_images(scored, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(scored, run)
+    (run / "samples").mkdir(exist_ok=True)
+    Image.new("L", (8, 8)).save(run / "samples" / "step_0000010.png")
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        scores(Options((run,)))
+    (run / "config.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"config\.json"):
+        scores(Options((run,)))
+
+
 def test_samples_are_written_one_file_each_and_verified(workdir, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [str(workdir), "--n", "12", "--files", "--out", str(out)]

@@ -20,14 +20,16 @@ from gen.evaluation.labels import LabelRule
 from gen.families.labels import class_names
 from gen.files import check_targets
 from gen.metrics.images import ImageSet
+from gen.runs import checkpoint
 
 # sample.py --files writes the label of an image into its name.
 LABEL = re.compile(r"_label(\d+)(_|$)")
 
 
 def is_image_folder(path: Path) -> bool:
-    """Returns whether a path is a folder with images that is not a run."""
-    return path.is_dir() and not (path / "config.json").exists() and bool(list_images(path).files)
+    """Returns whether a path is a folder with images that is not a run, not even one whose config.json was lost."""
+    is_run = os.path.lexists(path / "config.json") or checkpoint.steps(path / "checkpoints")
+    return path.is_dir() and not is_run and bool(list_images(path).files)
 
 
 @dataclass(frozen=True, eq=False)
