@@ -56,7 +56,7 @@ def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Trains in `workdir`, from its newest sound checkpoint if there is one, and tests the best checkpoint in the end.
+    """Trains in `workdir`, from its newest undamaged checkpoint if there is one, and tests the best checkpoint in the end.
 
     On several hosts, each calls it with the same config.
 

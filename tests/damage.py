@@ -1,7 +1,7 @@
 """Damages a run directory in every way, and uses it: python -m tests.damage --count 200
 
 One file of a small run is deleted, cut, emptied, flipped, zeroed, extended, or replaced by a folder, a link, a pipe or another file.
-Then the run is trained on, sampled and scored. Each use must give the numbers of a sound run, or name the file, or end with status 2
+Then the run is trained on, sampled and scored. Each use must give the numbers of an undamaged run, or name the file, or end with status 2
 and one line that names it. Wrong are a traceback, and other numbers without a word.
 """
 
@@ -216,7 +216,7 @@ def judge(damage: Damage, end: End, sound: End) -> str:
 
 
 class Bench:
-    """Small sound runs, and how their uses end."""
+    """Small undamaged runs, and how their uses end."""
 
     def __init__(self, folder: Path, runs: tuple[str, ...] = ("vae", "lm")):
         self.folder = folder

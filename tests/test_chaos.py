@@ -73,7 +73,7 @@ def test_the_other_host_ends_for_the_same_reason(other, problem):
 
 
 def test_a_start_that_does_not_go_on_is_a_failure():
-    assert chaos.judge(Start("pmap1"), End([2], "error: no sound checkpoint"), fired=False)
+    assert chaos.judge(Start("pmap1"), End([2], "error: no undamaged checkpoint"), fired=False)
     assert chaos.judge(Start("pmap1"), End([0], ""), fired=False) is None
 
 

@@ -134,7 +134,7 @@ def test_damage_is_named_and_the_previous_step_is_used(folder, damage):
 def test_no_sound_checkpoint_is_an_error_and_an_empty_folder_gives_none(folder, tmp_path):
     for step in (1, 2, 3):
         (folder / str(step) / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no sound checkpoint"):
+    with pytest.raises(UserError, match="no undamaged checkpoint"):
         checkpoint.newest(folder, lambda _: None)
     assert checkpoint.newest(tmp_path / "nothing", NEVER) is None
 

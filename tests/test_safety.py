@@ -312,7 +312,7 @@ def test_a_sealed_checkpoint_of_another_model_is_a_short_error(name, foreigners)
     step = foreigners / "checkpoints" / "2"
     edited(step / name, lambda facts: facts.update({key: [3] for key in facts}))
     manifest.seal(step)
-    with pytest.raises(UserError, match="is sound, but not of this model"):
+    with pytest.raises(UserError, match="is undamaged, but not of this model"):
         sampled(foreigners)
 
 

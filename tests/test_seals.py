@@ -60,7 +60,7 @@ def test_a_save_that_ends_before_its_seal_leaves_no_step(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "seal", full)
-        with pytest.raises(UserError, match=r"No space left on device.*sound checkpoints: none"):
+        with pytest.raises(UserError, match=r"No space left on device.*undamaged checkpoints: none"):
             saved(folder, Save(), {1: 0.0})
     assert [path.name for path in folder.iterdir()] == ["1.unsealed"]
     assert checkpoint.newest(folder, NEVER) is None
@@ -87,7 +87,7 @@ def test_if_one_step_was_sealed_training_does_not_begin_again(tmp_path):
     (folder / "1" / "manifest.json").write_text("{")
     reseal(folder / "2", step=None)
     (folder / "2" / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no sound checkpoint"):
+    with pytest.raises(UserError, match="no undamaged checkpoint"):
         checkpoint.newest(folder, lambda text: None)
 
 
@@ -115,14 +115,14 @@ def test_a_file_that_changes_after_it_was_hashed_is_hashed_again(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_was_copied_to_another_number_is_unsound(run, config, capsys):
+def test_a_checkpoint_that_was_copied_to_another_number_counts_as_damaged(run, config, capsys):
     folder = run / "checkpoints"
     shutil.copytree(folder / "2", folder / "3")
     shutil.copytree(folder / "2", folder / "80")
     assert checkpoint.damage(folder, 3) == "it is a copy of step 2"
     train(config, run)
     said = capsys.readouterr().out
-    assert f"{folder}/80 is unsound and not used: it is a copy of step 2" in said
+    assert f"{folder}/80 is damaged and not used: it is a copy of step 2" in said
     assert "finished: 4 steps" in said
 
 
@@ -133,7 +133,7 @@ def test_a_copy_of_an_older_version_is_named_when_it_is_restored(run, config):
         train(replace(config, steps=8), run)
 
 
-def test_a_checkpoint_of_another_run_is_unsound(run):
+def test_a_checkpoint_of_another_run_counts_as_damaged(run):
     disown(run, 4)
     assert checkpoint.damage(run / "checkpoints", 4) == "it was saved with another config.json"
     assert open_run(run).choose_step() == 2

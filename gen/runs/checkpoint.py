@@ -157,7 +157,7 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
     """Yields a Saver, and waits for its last save in the end.
 
     The folder is in a run directory, whose files the checkpoints will remember. Steps after `start`, where training continues, are
-    set aside as unsound. They are removed as soon as a later step is sealed. What killed saves left is removed.
+    set aside as damaged. They are removed as soon as a later step is sealed. What killed saves left is removed.
     """
     best_score, of = hosts.broadcast(lambda: _begin(folder, config, start))
     save = Saver(folder, config, best_score, of)
@@ -174,7 +174,7 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
 
 
 def _begin(folder: Path, config: Save, start: int) -> list[Any]:
-    """Tidies the folder. Returns the score of the best sound checkpoint in it (-inf: there is none, or no score), and the owner."""
+    """Tidies the folder. Returns the score of the best undamaged checkpoint in it (-inf: there is none, or no score), and the owner."""
     _tidy(folder, start)
     of = owner.describe(folder.parent, directory.read_examples(folder.parent))
     step = None if config.best is None else best(folder, config, warn=lambda text: None)
@@ -213,7 +213,7 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
             # Orbax raises nearly anything if its own files were edited.
             reason = f"{error}.".splitlines()[0]
             _forget(error)
-            raise UserError(f"checkpoint {folder / str(step)} is sound, but not of this model: {reason}") from None
+            raise UserError(f"checkpoint {folder / str(step)} is undamaged, but not of this model: {reason}") from None
     # An item without arrays is not saved, so it is empty after restoring.
     empty = {k: {} for k in ("params", "opt_state", "ema", "stats", "frozen")}
     return State(**{"step": abstract.step, **empty, **{k: found[k] for k in wanted}})
@@ -248,8 +248,8 @@ def _short_disk_errors(folder: Path) -> Iterator[None]:
         reason = explain(error)
         if reason is None:
             raise
-        sound = ", ".join(str(s) for s in steps(folder) if damage(folder, s) is None) or "none"
-        raise UserError(f"saving in {folder} failed: {reason}; sound checkpoints: {sound}") from error
+        undamaged = ", ".join(str(s) for s in steps(folder) if damage(folder, s) is None) or "none"
+        raise UserError(f"saving in {folder} failed: {reason}; undamaged checkpoints: {undamaged}") from error
 
 
 def _leave_out_closed_loops(previous: Callable[[sys.UnraisableHookArgs], object]) -> Callable[..., None]:

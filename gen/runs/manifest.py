@@ -1,7 +1,7 @@
 """Manifests: SHA-256 sums that tell whether each file of a checkpoint is as it was written.
 
 A checkpoint is written in a folder with another name, sealed by a manifest, and then renamed to its step. A step that disagrees
-with its manifest, or was saved at another step or by another run, is unsound. It is never used: Orbax itself would restore an
+with its manifest, or was saved at another step or by another run, counts as damaged. It is never used: Orbax itself would restore an
 array with a flipped bit silently.
 """
 

@@ -41,7 +41,7 @@ class Facts(NamedTuple):
 
 
 def steps(folder: Path) -> list[int]:
-    """Returns the committed steps in ascending order, sound or not."""
+    """Returns the steps of all checkpoints in ascending order, damaged ones included."""
     if not folder.is_dir():
         return []
     # "007" is not how gen names a step.
@@ -49,16 +49,16 @@ def steps(folder: Path) -> list[int]:
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
-    """Returns the newest sound step. None: there is no checkpoint, or none was ever sealed. warn: receives a line for each damaged
+    """Returns the newest undamaged step. None: there is no checkpoint, or none was ever sealed. warn: receives a line for each damaged
     step.
 
-    Raises: UserError if checkpoints were sealed and none is sound.
+    Raises: UserError if checkpoints were sealed and all are damaged.
     """
     found = steps(folder)
     if found and not any(was_sealed(folder / str(step)) for step in found):
         warn(f"no checkpoint in {folder} was ever sealed (the first save was interrupted); training begins at step 0")
         return None
-    return _first_sound(folder, found[::-1], warn)
+    return _first_undamaged(folder, found[::-1], warn)
 
 
 def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
@@ -87,7 +87,7 @@ def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
 
 
 def scheduled(folder: Path) -> int | None:
-    """Returns the newest sound step that the config asked for. None: there is none.
+    """Returns the newest undamaged step that the config asked for. None: there is none.
 
     Other steps depend on when a run was stopped, or on `save.best`, which may change between launches. So a rollback to them
     would not be reproducible.
@@ -96,15 +96,15 @@ def scheduled(folder: Path) -> int | None:
 
 
 def newest_with(folder: Path, fact: Literal["due", "healthy"]) -> int | None:
-    """Returns the newest sound step that has this fact. None: there is none."""
+    """Returns the newest undamaged step that has this fact. None: there is none."""
     found = [step for step in sorted(steps(folder), reverse=True) if _has(folder, step, fact)]
     return next((step for step in found if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
-    """Returns the sound step with the best validation metric, without one the newest sound step. Otherwise as `newest`."""
+    """Returns the undamaged step with the best validation metric, without one the newest undamaged step. Otherwise as `newest`."""
     ranked = sorted(steps(folder), key=lambda step: (score(folder, step, config), step), reverse=True)
-    return _first_sound(folder, ranked, warn)
+    return _first_undamaged(folder, ranked, warn)
 
 
 def read_facts(folder: Path, step: int) -> Facts:
@@ -194,14 +194,14 @@ def value_of(validation: Mapping[str, float], config: Save) -> float:
     return value if end == "max" else -value
 
 
-def _first_sound(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
+def _first_undamaged(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
     for step in order:
         reason = damage(folder, step)
         if reason is None:
             return step
-        warn(f"checkpoint {folder / str(step)} is unsound and not used: {reason}")
+        warn(f"checkpoint {folder / str(step)} is damaged and not used: {reason}")
     if order:
         raise UserError(
-            f"no sound checkpoint in {folder}; the fix: restore the folder, or start again in another --workdir"
+            f"no undamaged checkpoint in {folder}; the fix: restore the folder, or start again in another --workdir"
         )
     return None

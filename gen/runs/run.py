@@ -93,7 +93,7 @@ class Start(NamedTuple):
     facts: checkpoint.Facts
     """The facts of the checkpoint; the defaults if there is none."""
     damaged: list[str]
-    """A line for each checkpoint that was newer but unsound."""
+    """A line for each checkpoint that was newer but damaged."""
     finished: bool
     """Whether all steps are done and tested."""
 
@@ -101,7 +101,7 @@ class Start(NamedTuple):
 def open_start(run: Run, held: ExitStack) -> Start:
     """Locks the run directory until `held` is closed, and returns where the run starts. All hosts call it.
 
-    Raises: UserError if the directory belongs to another run, is in use, or has no sound checkpoint.
+    Raises: UserError if the directory belongs to another run, is in use, or has no undamaged checkpoint.
     """
     found = hosts.broadcast(partial(_find_start, run, held))
     # On several hosts it has come as JSON, where a NamedTuple is a list.

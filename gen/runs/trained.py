@@ -57,7 +57,7 @@ class TrainedRun:
         return files.check_fits(engine.on_one_device(shapes), self.workdir)
 
     def choose_step(self, step: int | None = None) -> int:
-        """Returns the step of a sound checkpoint: the given step, or with None the best one.
+        """Returns the step of an undamaged checkpoint: the given step, or with None the best one.
 
         Raises: UserError if there is no such checkpoint, or if it is damaged.
         """
