@@ -63,9 +63,9 @@ def train(config: Config, workdir: Path) -> None:
     Raises: Requeue if the process must be started again, because a signal stopped it or another host has ended.
     """
     begun = time.monotonic()
-    # A run that was begun by an older version has to be finished with the schedules that it was begun with.
+    # A run that was begun by an older version has to be finished with the config that it was begun with.
     if not (workdir / "config.json").exists():
-        configs.check_warmups(config)
+        configs.check_new_run(config)
     with signals.exit_on_signal(config.parallel.grace_seconds), failures.tell_failure(), ExitStack() as held:
         # First of all, so that each host hears of a failure of another one.
         backend.meet_hosts(config.parallel)

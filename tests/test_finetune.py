@@ -330,6 +330,14 @@ WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
     "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is not a regular"),
     "no rank": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(rank=0)}), "rank is 0"),
     "no size": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(alpha=0.0)}), "alpha is 0"),
+    "a rank of full": (
+        lambda tiny: narrow(tiny, init_from="base", lora=LoRA(rank=3)),
+        "lora.rank .*--finetune lora, or",
+    ),
+    "a length of LoRA": (
+        lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=3)}),
+        "prompt.length .*finetune lora;",
+    ),
     "no prompt": (lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=0)}), "length is 0"),
     "windows that are too long": (too_long, "has 8 learned positions, and windows have 9; the fix: --data.length 8"),
 }
@@ -342,6 +350,15 @@ def test_an_unusable_base_is_refused_before_anything_is_written(what, copied, ti
     with pytest.raises(UserError, match=message):
         train(make(tiny), Path("new"))
     assert not Path("new").exists()
+
+
+def test_a_run_that_began_with_settings_of_another_adapter_is_continued_and_opened(copied, tiny, monkeypatch):
+    config = narrow(tiny, init_from="base", lora=LoRA(rank=3))
+    with monkeypatch.context() as older:
+        older.setattr("gen.config.check_new_run", lambda _: None)
+        train(config, Path("older"))
+    train(replace(config, steps=5), Path("older"))
+    assert gen.open("older").generate(n=1)["samples"].shape[0] == 1
 
 
 def test_runs_that_are_no_lora_adapters_are_not_merged(copied, capsys):
