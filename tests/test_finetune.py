@@ -524,12 +524,13 @@ def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
 
 
 def tree_of(rng: np.random.Generator) -> dict[str, Any]:
-    """Returns matrices, some of them stacked, the kernel of a convolution, and vectors."""
+    """Returns matrices, some of them stacked, the kernels of two convolutions, and vectors."""
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return {
         "dense": {"kernel": draw(6, 5), "bias": draw(5)},
         "layers": {"kernel": draw(3, 6, 5), "bias": draw(3, 5), "scale": draw(3, 6)},
         "convolution": {"kernel": draw(3, 2, 4, 7), "bias": draw(7)},
+        "sound": {"kernel": draw(3, 4, 7)},
         "other": draw(6, 5),
     }
 
@@ -547,6 +548,8 @@ def test_low_rank_changes_follow_the_paper():
         "layers/kernel/b": (3, 2, 5),
         "convolution/kernel/a": (3 * 2 * 4, 2),
         "convolution/kernel/b": (2, 7),
+        "sound/kernel/a": (3 * 4, 2),
+        "sound/kernel/b": (2, 7),
     }
     merge = quickly(adapter.merge)
     assert_same(merge(trained, base), base)
@@ -556,6 +559,7 @@ def test_low_rank_changes_follow_the_paper():
         "dense": a["dense"] @ b["dense"],
         "layers": np.stack([a["layers"][i] @ b["layers"][i] for i in range(3)]),
         "convolution": np.tensordot(a["convolution"].reshape(3, 2, 4, 2), b["convolution"], axes=1),
+        "sound": (a["sound"] @ b["sound"]).reshape(3, 4, 7),
     }
     merged = merge(jax.tree.map(np.float32, trained), base)
     for name, of in change.items():
