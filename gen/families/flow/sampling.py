@@ -59,6 +59,16 @@ class Request(LabelRequest):
                 f"guidance_from is {self.guidance_from} and guidance_to is {self.guidance_to}; they are times, 0 <= from < "
                 "to <= 1"
             )
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Raises: UserError for a field that differs from its default, and has no effect with the other fields."""
+        if self.mode != "edit" and self.strength != type(self).strength:
+            raise UserError(f"strength is not used by mode {self.mode}; the fix: --mode edit, or leave --strength out")
+        for name in ("guidance_from", "guidance_to"):
+            if self.guidance == 1 and getattr(self, name) != getattr(type(self), name):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{name} is not used by guidance 1; the fix: --guidance above 1, or leave {option} out")
 
     def guided(self, t: Array) -> Array:
         """Returns whether guidance changes the velocity at the times t, bool [...]."""
