@@ -12,6 +12,8 @@ from gen.core.features import Spec
 from gen.core.state import Array, Batch, Key, Metrics, Params, Rules, State, Sums
 from gen.errors import UserError, check_positive
 
+MAX_SAMPLES = 100_000
+"""Largest number of samples in one request. All of them are in memory together."""
 LAUNCH = {"launch": True}
 """Metadata of a config field that may change between launches of one run: it is not part of the run's identity."""
 
@@ -136,3 +138,5 @@ class Request:
 
     def __post_init__(self):
         check_positive(n=self.n)
+        if self.n > MAX_SAMPLES:
+            raise UserError(f"n is {self.n}; a request has at most {MAX_SAMPLES} samples; use other seeds for more")

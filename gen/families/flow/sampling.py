@@ -13,9 +13,6 @@ from gen.errors import UserError, check_fraction, check_not_negative, check_posi
 from gen.families.flow.samplers import SAMPLERS, Velocity
 from gen.families.labels import LabelRequest
 
-MAX_SAMPLES = 100_000
-"""Largest number of samples in one request."""
-
 
 @dataclass(frozen=True)
 class Request(LabelRequest):
@@ -52,8 +49,6 @@ class Request(LabelRequest):
         check_fraction(strength=self.strength)
         check_positive(steps=self.steps)
         check_not_negative(guidance=self.guidance)
-        if self.n > MAX_SAMPLES:
-            raise UserError(f"n is {self.n}; a request has at most {MAX_SAMPLES} samples; use other seeds for more")
         if not 0 <= self.guidance_from < self.guidance_to <= 1:
             raise UserError(
                 f"guidance_from is {self.guidance_from} and guidance_to is {self.guidance_to}; they are times, 0 <= from < "
