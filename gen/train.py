@@ -32,8 +32,6 @@ from gen.runtime import engine as runtime_engine
 from gen.runtime.engine import Engine
 from gen.runtime.feed import calls, feed, stacked
 
-__all__ = ["build", "calls", "feed", "stacked", "train"]
-
 
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     """Returns the data set, the model and the engine of a run. Nothing is written.

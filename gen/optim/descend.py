@@ -12,6 +12,7 @@ import optax
 
 from gen import axis
 from gen.core import Array, Params
+from gen.networks.dtypes import widen
 
 Aux = TypeVar("Aux")
 Examples = TypeVar("Examples")
@@ -110,7 +111,7 @@ def at_least_float32(tree: Params) -> Params:
 
     A moving average in bfloat16 would not move: bfloat16 has 8 bits of precision, and a decay of 0.99 changes an average by less.
     """
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    return jax.tree.map(widen, tree)
 
 
 def begin_average(params: Params) -> Params:
