@@ -128,7 +128,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
                 read += logger.settle()
             # The engine shares the notice of a signal among all hosts, so that they stop after the same step.
             stopping = _is_noticed(read)
-            rolling_back = _heed(run, record, read, save, logger) and config.faults.action == "rollback"
+            rolling_back = _record_steps(run, record, read, save, logger) and config.faults.action == "rollback"
             if rolling_back and stopping:
                 # Nothing is saved: the next start continues from the checkpoint to which this would roll back.
                 break
@@ -152,10 +152,10 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
         raise Requeue(f"stopped at step {step}, as asked; the same command continues from the last checkpoint")
 
 
-def _heed(
+def _record_steps(
     run: Run, record: faults.Record, read: list[log.StepMetrics], save: checkpoint.Saver, logger: log.RunLog
 ) -> bool:
-    """Records the metrics of steps, and reports those outside of the run's history. Returns whether a change was discarded.
+    """Records the metrics of steps, and reports bad steps and warnings. Returns whether the change of a step was discarded.
 
     Raises: UserError if bad steps end the run.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,6 +35,17 @@ class Feature:
     "book" counts the tokens of one place of the grid. None: a sequence, as text is."""
     names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
     """For a label: the name of each class. They describe the data to people: no model depends on them. None: unknown."""
+
+    @property
+    def log_cell(self) -> float:
+        """Log volume of the cell of an example's levels, in nats. 0 if the feature is not dequantized, or its levels are unknown.
+
+        Added to the log density of dequantized examples, it bounds the log probability of the levels (Theis et al. 2016,
+        section 3.1).
+        """
+        if not self.dequantized or not self.levels:
+            return 0.0
+        return math.prod(self.shape) * math.log(2 / self.levels)
 
 
 Spec = Mapping[str, Feature]
