@@ -32,7 +32,7 @@ class Feature:
     """Whether uniform noise of one level's width was added, so that a density bounds the probability of the levels."""
     axes: tuple[str, ...] | None = None
     """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") of an image. A last axis
-    "book" counts the tokens of one place of the grid. None: a sequence, as text is."""
+    "book" numbers the tokens of one place of the grid. None: a sequence, as text is."""
     names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
     """For a label: the name of each class. They describe the data to people: no model depends on them. None: unknown."""
 

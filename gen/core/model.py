@@ -111,12 +111,16 @@ class Family:
     def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
         """Returns the parameters of a trained model of this family for the start of another one, whose parameters are shaped as `like`.
 
-        It changes what depends on the data, such as the vectors of classes. By default nothing does. Parameters may be shapes alone.
+        A subclass replaces parameters that depend on the data, such as the vectors of classes. By default all are kept. Both trees
+        may have shapes instead of arrays.
         """
         return params
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns this family with its parameters as a fixed base and the adapter, if any, trained. Raises: UserError if it can't."""
+        """Returns this family, which keeps its parameters fixed and trains the adapter. None: it trains its parameters.
+
+        Raises: UserError if the family has no adapters.
+        """
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 
 
@@ -125,13 +129,13 @@ class Request:
     """A request for samples. A family adds its fields in a subclass."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """{value of the field `mode`: names of the pictures that it takes, "image" and "mask"}. sample.py asks for them. They are in
-    `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known.
-    "source", like "image", is for runs of pairs. Without it, validation examples are translated."""
+    """{value of the field `mode`: names of the pictures that it takes}. sample.py asks for the pictures, and `given` of `generate` has
+    them: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known. Runs of pairs take a
+    "source" instead of an "image", with the same axes. If a user gives none, validation examples are translated."""
 
     scores: ClassVar[tuple[str, ...]] = ()
-    """Values of the field `mode` that take a score: --midi of sample.py. In `given` of `generate` it is "tokens", and "known" says which
-    of them are kept."""
+    """Values of the field `mode` that take a score: --midi of sample.py. `given` of `generate` has its "tokens", and "known": which of
+    them are kept."""
 
     n: int = 64
     """Number of samples."""
