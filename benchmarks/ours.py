@@ -44,6 +44,7 @@ from gen.networks.transformer import Architecture
 from gen.networks.vae import Perceptron, Residual
 from gen.optim import Optimizer, rules
 from gen.runtime import backend
+from gen.runtime.feed import calls, feed, stacked
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 CHECKED = 3  # steps that both sides make from the same weights, to compare them
@@ -125,9 +126,9 @@ def training(config: Config, dtype: Dtype) -> Side:
         model = replace(model, network=replace(model.network, dropout=0.0))
     config = replace(config, model=model, parallel=Parallel(cpu_devices=1))
     data, built, engine = train.build(config)
-    feed = train.feed(data, built, config, engine.rows)
+    read = feed(data, built, config, engine.rows)
     steps = config.steps_per_call
-    called = train.stacked(feed, config)
+    called = stacked(read, config)
     batches = [called(range(steps * i + 1, steps * (i + 1) + 1)) for i in range(BATCHES)]
     state = engine.init()
     numbers = count()
@@ -145,10 +146,10 @@ def training(config: Config, dtype: Dtype) -> Side:
         kept = {f"before/{name}": x for name, x in flat(state.params).items()}
         for i in range(CHECKED):
             key = jax.random.fold_in(jax.random.key(config.seed), i)
-            seen, drawn = inputs(data, feed(i), model, key)
+            seen, drawn = inputs(data, read(i), model, key)
             kept |= {f"step{i}/{name}": np.asarray(x) for name, x in (seen | drawn).items()}
         losses: dict[str, list[Any]] = {}
-        for call in train.calls(replace(config, steps=CHECKED), 0):
+        for call in calls(replace(config, steps=CHECKED), 0):
             state, metrics = engine.update(state, called(call))
             for name, values in metrics.items():
                 if name.startswith("loss"):

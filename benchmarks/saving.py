@@ -35,7 +35,7 @@ from gen.networks.transformer import Architecture
 from gen.runs import checkpoint
 from gen.runtime import backend
 from gen.runtime import engine as runtime_engine
-from gen.train import feed
+from gen.runtime.feed import feed
 
 CONFIG = Config(
     model=LM(network=Architecture(layers=14, width=768, heads=12), dtype="bfloat16"),

@@ -68,9 +68,7 @@ class Run:
     @property
     def medium(self) -> Medium:
         """The medium of the run's samples: images, texts or others."""
-        from gen.media import find_medium
-
-        return find_medium(self.trained.config.data, self.trained.spec)
+        return self.trained.medium
 
     def generate(
         self, *, seed: int = 0, step: int | None = None, base: str | None = None, **settings: object
@@ -91,15 +89,8 @@ class Run:
         from gen.errors import check_seed
 
         request, options = self._split(settings)
-        view = self.trained.view()
-        options = self.medium.complete(self.medium.read_options(options), request, view)
-        self.medium.check(options, request, view)
-        given = self.medium.give(options, view)
-        chosen = self.trained.choose_step(step)
-        arrays = self.trained.generate(chosen, check_seed(seed), request, given.arrays, given.functions, base)
-        if given.finish is not None:
-            given.finish(arrays)
-        return arrays
+        chosen, read = self.trained.choose_step(step), self.medium.read_options(options)
+        return self.trained.draw(chosen, check_seed(seed), request, read, base).arrays
 
     def show(self, samples: Mapping[str, np.ndarray], **settings: object) -> dict[str, bytes]:
         """Returns samples as files {file name: content}, such as {"samples.png": ...} or {"samples.txt": ...}.

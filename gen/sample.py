@@ -14,10 +14,9 @@ import tyro
 
 from gen import config as configs
 from gen import files
-from gen.core import Medium, Request
+from gen.core import Request
 from gen.errors import UserError, check_seed, note, say, show
 from gen.families.labels import with_class_number
-from gen.media import find_medium
 from gen.media.arrays import pack_arrays
 from gen.runs import checkpoint
 from gen.runs.provenance import CheckpointRecord, Manifest, conditions, read_manifest, write_manifest
@@ -85,23 +84,22 @@ def main(arguments: Sequence[str]) -> int:
 def _sample_command(arguments: Sequence[str]) -> int:
     # The options depend on the run's family, so the run is opened before the other arguments are read.
     run = open_run(files.expand_user(arguments[0]), configs.read_trust(arguments))
-    medium = find_medium(run.config.data, run.spec)
-    options = tyro.cli(Options[run.model.request, medium.options], args=list(arguments), prog="sample.py")
-    sample(files.expand_paths(options), run, medium)
+    options = tyro.cli(Options[run.model.request, run.medium.options], args=list(arguments), prog="sample.py")
+    sample(files.expand_paths(options), run)
     return 0
 
 
-def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medium) -> Path:
+def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
     """Generates samples, and writes them with their manifest. Returns the folder."""
     step = run.choose_step(options.step)
     # A manifest and the folder's name hold the number of a class, and not its name, which might change.
     options = replace(options, request=with_class_number(options.request, run.spec))
-    read = medium.read_options(options.medium)
+    read = run.medium.read_options(options.medium)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
     # Checked before samples are drawn, which may take long.
     if not (nearest := next(path for path in (folder, *folder.parents) if path.exists())).is_dir():
         raise UserError(f"{nearest} is not a folder; the fix: another --out")
-    outputs = make_outputs(run, medium, step, options.seed, options.request, read, options.base)
+    outputs = make_outputs(run, step, options.seed, options.request, read, options.base)
     _check_no_others(folder, outputs)
     files.check_targets(folder, [*outputs, "manifest.json"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +124,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun, medium: Medi
     if (done := max(checkpoint.steps(run.checkpoints))) < run.config.steps:
         note(f"{run.workdir} is not finished: {done} of {run.config.steps} steps")
     # An empty text is printed too: it ends the line of a sample that was streamed.
-    if (text := medium.describe(outputs, read)) is not None:
+    if (text := run.medium.describe(outputs, read)) is not None:
         show(text)
     say(f"{folder}: {', '.join([*_summarize(outputs), 'manifest.json'])}")
     return folder
@@ -151,22 +149,16 @@ def _summarize(outputs: Iterable[str]) -> list[str]:
 
 
 def make_outputs(
-    run: TrainedRun, medium: Medium, step: int, seed: int, request: Request, options: Dataclass, base: str | None
+    run: TrainedRun, step: int, seed: int, request: Request, options: Dataclass, base: str | None
 ) -> dict[str, bytes]:
     """Returns {file name: content} of samples: the files of the medium, and samples.npz with all arrays.
 
     options: of the medium. base: where the base of an adapter is now, if it was moved.
     """
+    drawn = run.draw(step, seed, request, options, base)
     # The medium reads the run through a view. Training has the same view, so it shows samples in the same way.
-    view = run.view()
-    options = medium.complete(options, request, view)
-    medium.check(options, request, view)
-    given = medium.give(options, view)
-    arrays = run.generate(step, seed, request, given.arrays, given.functions, base)
-    if given.finish is not None:
-        given.finish(arrays)
-    shown = medium.show(arrays, view, options)
-    return {**shown.files, "samples.npz": pack_arrays({**arrays, **shown.arrays})}
+    shown = run.medium.show(drawn.arrays, run.view(), drawn.options)
+    return {**shown.files, "samples.npz": pack_arrays({**drawn.arrays, **shown.arrays})}
 
 
 def verify(options: Verify) -> int:
@@ -174,12 +166,11 @@ def verify(options: Verify) -> int:
     manifest = read_manifest(options.verify)
     run = open_run(options.run or options.verify.parent / manifest.run, options.trust)
     step = run.choose_step(manifest.checkpoint.step)
-    medium = find_medium(run.config.data, run.spec)
     request = configs.decode(run.model.request, manifest.request, options.trust, at="request")
-    asked = configs.decode(medium.options, manifest.medium, options.trust, at="medium")
+    asked = configs.decode(run.medium.options, manifest.medium, options.trust, at="medium")
     if options.data_dir is not None and hasattr(asked, "data_dir"):
         asked = replace(asked, data_dir=options.data_dir)
-    outputs = make_outputs(run, medium, step, manifest.seed, request, asked, options.base)
+    outputs = make_outputs(run, step, manifest.seed, request, asked, options.base)
 
     differences = _compare_outputs(manifest, options.verify.parent, outputs)
     # If versions or devices differ, that may explain a difference, so they are printed too.

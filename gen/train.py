@@ -32,8 +32,6 @@ from gen.runtime import engine as runtime_engine
 from gen.runtime.engine import Engine
 from gen.runtime.feed import calls, feed, stacked
 
-__all__ = ["build", "calls", "feed", "stacked", "train"]
-
 
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
     """Returns the data set, the model and the engine of a run. Nothing is written.
@@ -63,9 +61,9 @@ def train(config: Config, workdir: Path) -> None:
     Raises: Requeue if the process must be started again, because a signal stopped it or another host has ended.
     """
     begun = time.monotonic()
-    # A run that was begun by an older version has to be finished with the schedules that it was begun with.
+    # A run that was begun by an older version has to be finished with the config that it was begun with.
     if not (workdir / "config.json").exists():
-        configs.check_warmups(config)
+        configs.check_new_run(config)
     with signals.exit_on_signal(config.parallel.grace_seconds), failures.tell_failure(), ExitStack() as held:
         # First of all, so that each host hears of a failure of another one.
         backend.meet_hosts(config.parallel)
@@ -130,7 +128,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
                 read += logger.settle()
             # The engine shares the notice of a signal among all hosts, so that they stop after the same step.
             stopping = _is_noticed(read)
-            rolling_back = _heed(run, record, read, save, logger) and config.faults.action == "rollback"
+            rolling_back = _record_steps(run, record, read, save, logger) and config.faults.action == "rollback"
             if rolling_back and stopping:
                 # Nothing is saved: the next start continues from the checkpoint to which this would roll back.
                 break
@@ -154,10 +152,10 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
         raise Requeue(f"stopped at step {step}, as asked; the same command continues from the last checkpoint")
 
 
-def _heed(
+def _record_steps(
     run: Run, record: faults.Record, read: list[log.StepMetrics], save: checkpoint.Saver, logger: log.RunLog
 ) -> bool:
-    """Records the metrics of steps, and reports those outside of the run's history. Returns whether a change was discarded.
+    """Records the metrics of steps, and reports bad steps and warnings. Returns whether the change of a step was discarded.
 
     Raises: UserError if bad steps end the run.
     """

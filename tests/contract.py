@@ -21,7 +21,7 @@ from gen.networks.unet import UNet
 from gen.optim import Optimizer
 from gen.runs.to_text import ToText
 from gen.runtime.engine import Engine, compile_engine
-from gen.train import feed
+from gen.runtime.feed import feed
 
 ROOT = Path(__file__).parent.parent
 OWN = (ROOT / "configs", ROOT / "examples")

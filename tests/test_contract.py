@@ -28,7 +28,7 @@ from gen.families.gan import GAN
 from gen.families.vae import VAE
 from gen.runs import checkpoint
 from gen.runtime import engine as runtime_engine
-from gen.train import calls, feed, stacked
+from gen.runtime.feed import calls, feed, stacked
 
 DOUBLE = "pmap on 8", "fsdp and tensor 2 on 8"
 """Engines that are compared in double precision, where differences of rounding stay small for many steps."""

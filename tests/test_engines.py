@@ -9,7 +9,7 @@ from contract import ENGINES, build, drift, run
 from gen import axis, errors
 from gen.config import Parallel, Save
 from gen.runtime import engine as runtime_engine
-from gen.train import calls
+from gen.runtime.feed import calls
 
 
 @pytest.fixture(autouse=True)

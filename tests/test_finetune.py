@@ -330,6 +330,14 @@ WRONG: dict[str, tuple[Callable[[Any], Config], str]] = {
     "no expression": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(path="(")}), r"lora.path '\(' is not a regular"),
     "no rank": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(rank=0)}), "rank is 0"),
     "no size": (lambda tiny: narrow(tiny, **LORA | {"lora": LoRA(alpha=0.0)}), "alpha is 0"),
+    "a rank of full": (
+        lambda tiny: narrow(tiny, init_from="base", lora=LoRA(rank=3)),
+        "lora.rank .*--finetune lora, or",
+    ),
+    "a length of LoRA": (
+        lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=3)}),
+        "prompt.length .*finetune lora;",
+    ),
     "no prompt": (lambda tiny: narrow(tiny, **LORA | {"prompt": Prompt(length=0)}), "length is 0"),
     "windows that are too long": (too_long, "has 8 learned positions, and windows have 9; the fix: --data.length 8"),
 }
@@ -342,6 +350,15 @@ def test_an_unusable_base_is_refused_before_anything_is_written(what, copied, ti
     with pytest.raises(UserError, match=message):
         train(make(tiny), Path("new"))
     assert not Path("new").exists()
+
+
+def test_a_run_that_began_with_settings_of_another_adapter_is_continued_and_opened(copied, tiny, monkeypatch):
+    config = narrow(tiny, init_from="base", lora=LoRA(rank=3))
+    with monkeypatch.context() as older:
+        older.setattr("gen.config.check_new_run", lambda _: None)
+        train(config, Path("older"))
+    train(replace(config, steps=5), Path("older"))
+    assert gen.open("older").generate(n=1)["samples"].shape[0] == 1
 
 
 def test_runs_that_are_no_lora_adapters_are_not_merged(copied, capsys):
@@ -507,12 +524,13 @@ def test_engines_and_devices_agree_on_an_adapted_model(monkeypatch):
 
 
 def tree_of(rng: np.random.Generator) -> dict[str, Any]:
-    """Returns matrices, some of them stacked, the kernel of a convolution, and vectors."""
+    """Returns matrices, some of them stacked, the kernels of two convolutions, and vectors."""
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     return {
         "dense": {"kernel": draw(6, 5), "bias": draw(5)},
         "layers": {"kernel": draw(3, 6, 5), "bias": draw(3, 5), "scale": draw(3, 6)},
         "convolution": {"kernel": draw(3, 2, 4, 7), "bias": draw(7)},
+        "sound": {"kernel": draw(3, 4, 7)},
         "other": draw(6, 5),
     }
 
@@ -530,6 +548,8 @@ def test_low_rank_changes_follow_the_paper():
         "layers/kernel/b": (3, 2, 5),
         "convolution/kernel/a": (3 * 2 * 4, 2),
         "convolution/kernel/b": (2, 7),
+        "sound/kernel/a": (3 * 4, 2),
+        "sound/kernel/b": (2, 7),
     }
     merge = quickly(adapter.merge)
     assert_same(merge(trained, base), base)
@@ -539,6 +559,7 @@ def test_low_rank_changes_follow_the_paper():
         "dense": a["dense"] @ b["dense"],
         "layers": np.stack([a["layers"][i] @ b["layers"][i] for i in range(3)]),
         "convolution": np.tensordot(a["convolution"].reshape(3, 2, 4, 2), b["convolution"], axes=1),
+        "sound": (a["sound"] @ b["sound"]).reshape(3, 4, 7),
     }
     merged = merge(jax.tree.map(np.float32, trained), base)
     for name, of in change.items():

@@ -15,7 +15,7 @@ import pytest
 from gen.core import Array, Feature, Params, State
 from gen.errors import UserError
 from gen.families.conditions import Condition, Conditions
-from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, Request, Scattered, UNet
+from gen.families.flow import DiT, Flow, FlowMatching, MeanFlow, OneStepRequest, Request, Scattered, UNet
 from gen.families.flow.likelihood import draw_probes, log_density
 from gen.families.flow.model import FlowModel
 from gen.families.flow.objectives import expand
@@ -292,7 +292,7 @@ def test_guidance_extrapolates_from_no_label_inside_its_interval(params):
         return [flow.velocity(params, Condition(classes[0]), request)(x, t, t), *plain]
 
     assert request.guided(jnp.asarray([0.1, 0.2, 0.3, 0.5, 0.6])).tolist() == [False, True, True, True, False]
-    assert not Request(guidance_to=0.5).guided(jnp.asarray([0.2, 0.8])).any(), "without guidance there is no jump"
+    assert not Request().guided(jnp.asarray([0.2, 0.8])).any(), "without guidance there is no jump"
     for time, w in ((0.1, 1), (0.3, 3), (0.6, 1)):
         guided, v, base = velocities(jnp.float32(time))
         assert jnp.abs(v - base).max() > 1e-2
@@ -475,6 +475,10 @@ def test_one_step_leads_to_the_data_with_mean_velocities(objective, size):
     [
         (lambda: Request(steps=0), "steps is 0"),
         (lambda: Request(guidance_from=0.5, guidance_to=0.5), "they are times"),
+        (lambda: Request(guidance_to=0.5), "guidance_to is not used by guidance 1; .* leave --guidance-to out"),
+        (lambda: Request(guidance_from=0.5), "guidance_from is not used by guidance 1"),
+        (lambda: Request(strength=0.6), "strength is not used by mode generate; the fix: --mode edit"),
+        (lambda: OneStepRequest(mode="colorize", strength=0.6), "not used by mode colorize"),
         (lambda: Request(n=10**6), "other seeds"),
         (lambda: FlowMatching(std=0), "std is 0"),
         (lambda: MeanFlow(equal=1.5), "equal is 1.5"),

@@ -30,7 +30,7 @@ from gen.families.gan import (
 from gen.networks import discriminator, generator
 from gen.optim import Optimizer, Scalar, Warmup, WarmupLinear
 from gen.optim.historical import historical_averaging
-from gen.train import feed
+from gen.runtime.feed import feed
 
 DURATION = 100
 

@@ -24,7 +24,6 @@ from gen.families.vae import (
     StandardNormal,
     VampPrior,
 )
-from gen.families.vae.likelihoods import log_cell
 from gen.families.vae.priors import Encode
 from gen.networks.gaussian import Gaussian as Normal
 
@@ -171,12 +170,12 @@ def test_a_discretized_logistic_of_other_levels_is_refused_with_the_fix():
 def test_a_uniform_density_of_dequantized_pixels_has_the_bits_of_uniform_levels(levels):
     image = Feature((3, 2, 1), levels=levels, dequantized=True)
     x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, image.shape), jnp.float32)
-    nats = ContinuousBernoulli().log_prob(jnp.zeros(image.shape), x) + log_cell(image)
+    nats = ContinuousBernoulli().log_prob(jnp.zeros(image.shape), x) + image.log_cell
     assert -float(nats) / 6 / math.log(2) == pytest.approx(math.log2(levels), abs=1e-5)
 
 
 def test_the_cell_of_discrete_pixels_has_no_volume_term():
-    assert log_cell(BYTES) == log_cell(UNKNOWN) == 0
+    assert BYTES.log_cell == UNKNOWN.log_cell == 0
 
 
 def no_encoder(x: Array) -> Normal:

@@ -218,7 +218,7 @@ def test_a_run_is_opened_from_python(workdir):
     assert run.config.steps == 60
     with pytest.raises(UserError, match="there is no setting 'nn'; did you mean n"):
         run.generate(nn=5)
-    with pytest.raises(UserError, match=r"n is 10{20}; it must be below 2147483648"):
+    with pytest.raises(UserError, match=r"n is 10{20}; a request has at most 100000 samples"):
         run.generate(n=10**20)
     with pytest.raises(UserError, match="is not a run directory"):
         gen.open(workdir / "samples")

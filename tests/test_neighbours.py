@@ -50,7 +50,7 @@ def test_samples_of_a_run_come_with_neighbours_and_other_data_are_refused(tiny, 
     model = trained.open_run(tmp_path).model
     options = sample.Options(tmp_path, model.request(n=4), image.ImageOptions(neighbours=True), out=tmp_path / "out")
 
-    sample.sample(options, trained.open_run(tmp_path), image.IMAGE)
+    sample.sample(options, trained.open_run(tmp_path))
 
     arrays = np.load(tmp_path / "out" / "samples.npz")
     assert arrays["neighbour_index"].shape == arrays["neighbour_distance"].shape == (4, NEIGHBOURS)
@@ -60,4 +60,4 @@ def test_samples_of_a_run_come_with_neighbours_and_other_data_are_refused(tiny, 
     make_old(tmp_path)
     edit(tmp_path / "config.json", lambda found: found.update(data="0" * 64))
     with pytest.raises(UserError, match=r"not those that .* was trained on"):
-        sample.sample(options, trained.open_run(tmp_path), image.IMAGE)
+        sample.sample(options, trained.open_run(tmp_path))

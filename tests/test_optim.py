@@ -168,6 +168,8 @@ MATRICES = {
     "dense": {"kernel": (24, 6), "bias": (6,)},
     "wide": {"kernel": (5, 30)},
     "conv": {"kernel": (3, 3, 4, 8)},
+    "sound": {"kernel": (3, 8, 8)},
+    "video": {"kernel": (2, 3, 3, 2, 8)},
     "layers": {"kernel": (3, 16, 8)},
     "token": {"embedding": (9, 4)},
 }
@@ -177,14 +179,18 @@ def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam():
     params = normal_tree(RNG, MATRICES)
     tx = Optimizer(rule="muon", lr=1.0).build(1)
     moved = jax.tree.map(np.asarray, jax.jit(lambda grads: tx.update(grads, tx.init(grads), grads)[0])(params))
-    conv = moved["conv"]["kernel"].reshape(36, 8)
-    matrices = [moved["dense"]["kernel"], moved["wide"]["kernel"], conv, *moved["layers"]["kernel"]]
+
+    # A convolution's kernel is one matrix [*window in, out], and kernels of stacked layers are a matrix each.
+    def split(tree: Params) -> list[np.ndarray]:
+        single = [tree[name]["kernel"] for name in ("dense", "wide", "conv", "sound", "video")]
+        return [np.asarray(x).reshape(-1, x.shape[-1]) for x in (*single, *tree["layers"]["kernel"])]
+
+    matrices = split(moved)
     for matrix in matrices:
         size = np.linalg.svd(matrix, compute_uv=False) / (0.2 * math.sqrt(max(matrix.shape)))
         assert size.min() > 0.5 and size.max() < 1.3, size
-    # The singular vectors must stay, so that the update descends. A convolution's kernel is a matrix [h w in, out].
-    gradients = [params["dense"]["kernel"], params["wide"]["kernel"], params["conv"]["kernel"].reshape(36, 8)]
-    for gradient, matrix in zip([*gradients, *params["layers"]["kernel"]], matrices, strict=True):
+    # The singular vectors must stay, so that the update descends.
+    for gradient, matrix in zip(split(params), matrices, strict=True):
         u, _, v = np.linalg.svd(gradient, full_matrices=False)
         expected = -0.2 * math.sqrt(max(matrix.shape)) * u @ v
         assert (expected * matrix).sum() / np.linalg.norm(expected) / np.linalg.norm(matrix) > 0.97

@@ -65,6 +65,11 @@ def files(tmp_path_factory) -> dict[str, str]:
     return {name: str(folder / f"{name}.png") for name in [*pictures, "text", "missing"]}
 
 
+def test_a_number_of_a_request_that_no_array_can_have_is_refused(workdir):
+    with pytest.raises(UserError, match=r"steps is 10{20}; it must be below 2147483648"):
+        gen.open(workdir).generate(steps=10**20)
+
+
 @pytest.mark.slow
 def test_inpainting_writes_samples_and_a_manifest_that_makes_them_again(workdir, files, tmp_path):
     asked = [str(workdir), "--mode", "inpaint", "--image", files["image"], "--mask", files["mask"], "--n", "2"]

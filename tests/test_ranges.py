@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gen import core
-from gen.config import Config, check_warmups
+from gen.config import Config, check_new_run
 from gen.config.objects import choices, dataclasses_in
 from gen.data.images import Images
 from gen.data.music import Music
@@ -118,7 +118,7 @@ def test_the_configs_that_are_checked_include_every_kind():
 )
 def test_a_warm_up_longer_than_the_run_is_refused_with_one_that_fits(model, named):
     with pytest.raises(UserError) as error:
-        check_warmups(Config(model=model, data=Images(), steps=100))
+        check_new_run(Config(model=model, data=Images(), steps=100))
     assert named in str(error.value)
 
 
@@ -126,4 +126,4 @@ def test_a_warm_up_that_ends_in_the_run_is_taken():
     """The discriminator makes five steps in each step of the run, and its schedules count them."""
     slow = Optimizer(lr=WarmupCosine(1e-3, warmup=500))
     model = GAN(critic_steps=5, discriminator_optim=slow, generator_optim=Optimizer(lr=WarmupCosine(1e-3, warmup=100)))
-    check_warmups(Config(model=model, data=Images(), steps=100))
+    check_new_run(Config(model=model, data=Images(), steps=100))

@@ -1,6 +1,7 @@
 """The rooms of gen/ and their order: imports point downwards only, and never in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 GEN = Path(__file__).parent.parent / "gen"
@@ -58,6 +59,12 @@ def test_every_room_has_a_floor_and_imports_point_downwards():
         if room(module) != room(other) and floor[room(module)] <= floor[room(other)]
     ]
     assert not upwards, "\n".join(upwards)
+
+
+def test_the_list_for_contributors_has_the_same_floors():
+    listed = re.findall(r"^    gen/(\S+(?: \S+)*)  ", (GEN.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    floors = [{name.removesuffix(".py") for name in names.split()} for names in listed]
+    assert floors[::-1] == [set(names) for names in FLOORS]
 
 
 def test_no_modules_import_each_other_in_a_circle():

@@ -31,7 +31,7 @@ from gen.families.vae import (
     losses,
 )
 from gen.families.vae.latent import Draw, LatentModel, Terms
-from gen.families.vae.sampling import Request
+from gen.families.vae.sampling import GENERATE_CHUNK, Request
 from gen.networks.vae import Decoder, Encoder, Perceptron, Residual
 from gen.optim import Optimizer, Warmup
 
@@ -448,6 +448,25 @@ def test_a_sample_does_not_depend_on_the_number_of_samples(deep):
     assert len(np.unique(many["samples"], axis=0)) > 3
 
 
+def test_a_large_request_is_decoded_in_parts():
+    """Its samples are those of a small one, and eight parts need hardly more memory than one."""
+    model, state = build(replace(TINY, network=Perceptron(hidden=(512,)), conditional=True))
+
+    def memory(n: int) -> int:
+        program = (
+            jax.jit(lambda state: model.generate(state, jax.random.key(3), {}, Request(n=n))).lower(state).compile()
+        )
+        size = program.memory_analysis()
+        assert size is not None
+        return size.temp_size_in_bytes
+
+    assert memory(8 * GENERATE_CHUNK) < 2 * memory(GENERATE_CHUNK)
+    few, many = (generate((model, state), n=n, pixels="sample") for n in (3, GENERATE_CHUNK + 44))
+    for name in ("latents", "samples", "labels"):
+        assert len(many[name]) == GENERATE_CHUNK + 44
+        np.testing.assert_allclose(few[name], many[name][:3], rtol=1e-6)
+
+
 def test_sampled_pixels_are_binary_under_a_bernoulli_and_means_are_not(deep):
     assert set(np.unique(generate(deep, n=9, pixels="sample")["samples"])) == {-1.0, 1.0}
     assert np.abs(generate(deep, n=9)["samples"]).max() < 1
@@ -527,7 +546,7 @@ def test_an_impossible_config_is_refused(fields, message):
         (lambda: DiscretizedLogistic(17, components=0), "components"),
         (lambda: VampPrior(0), "components"),
         (lambda: Request(n=0), "n is 0"),
-        (lambda: Request(n=100_001), "at most 100000"),
+        (lambda: Request(n=100_001), "at most 100000 samples; use other seeds"),
         (lambda: Request(label=1, mode="traverse"), "--label with mode generate"),
         (lambda: Request(temperature=-1.0), "temperature"),
         (lambda: replace(TINY, likelihood=DiscretizedLogistic(256)).build(GREY, 1), "--model.likelihood.levels 17"),

@@ -20,8 +20,8 @@ from gen.config.experiment import Config
 from gen.config.files import load
 from gen.config.identity import difference, digest, identity, identity_changed, settings
 from gen.config.launch import Alarms, Faults, Log, Parallel, Save, profile_steps
+from gen.config.new_run import check_new_run
 from gen.config.objects import parse_object, scalar
-from gen.config.warmups import check_warmups
 
 __all__ = [
     "MAX_INT",
@@ -34,7 +34,7 @@ __all__ = [
     "Log",
     "Parallel",
     "Save",
-    "check_warmups",
+    "check_new_run",
     "decode",
     "difference",
     "digest",

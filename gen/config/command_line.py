@@ -17,7 +17,7 @@ from gen.errors import UserError
 from gen.optim import Schedule
 
 FILES = ("audio", "captions", "folder", "jsonl", "midi", "pairs", "rolls", "text")
-"""Words before the colon in a `--data.name` that is a path. Users give them to `--data`, too."""
+"""Kinds of files: the words before the colon in `--data.name folder:PICTURES`. Users often write `--data folder:PICTURES` instead."""
 
 
 @dataclass(frozen=True)

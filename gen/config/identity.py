@@ -42,12 +42,12 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def identity_changed(then: str, stored: Mapping[str, object], config: Config) -> bool:
-    """Returns whether a digest that was taken of a run's identity, perhaps by an older version of gen, no longer holds.
+    """Returns whether a run has another identity than the one whose digest was written, perhaps by an older version of gen.
 
     then: the digest, as a manifest has it. stored: the "config" of the run's config.json. config: `stored`, decoded.
 
-    A newer version of gen may have other names of classes, and more fields, for which an old run has the defaults. So two digests
-    are accepted: that of the config as gen decodes it now, and that of the stored names and fields.
+    Since then, classes may have got other names, and more fields, which have their defaults in an old run. So the digest may be taken
+    of the config as gen decodes it now, or of the names and fields in config.json.
     """
     return then not in (digest(config), _sha256(_identity(stored, config)))
 
@@ -79,7 +79,7 @@ def _sha256(value: object) -> str:
 
 
 def _flat(x: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yields (dotted path, value) of what a dict holds at any depth."""
+    """Yields (dotted path, value) of each value in nested dicts."""
     if isinstance(x, Mapping):
         for key, value in x.items():
             yield from _flat(value, f"{path}.{key}" if path else key)

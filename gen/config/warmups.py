@@ -12,10 +12,7 @@ from gen.optim import Schedule
 
 
 def check_warmups(config: Config) -> None:
-    """Checks the schedules of a run that is about to be trained. Finished runs with such schedules can still be opened.
-
-    Raises: UserError for a schedule whose `warmup` is longer than the run: it would never reach its peak.
-    """
+    """Raises: UserError for a schedule whose `warmup` is longer than the run: it would never reach its peak."""
     for path, schedule in find_schedules(config.model, "model"):
         warmup = getattr(schedule, "warmup", 0)
         steps = count_schedule_steps(config, path)

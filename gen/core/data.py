@@ -25,7 +25,8 @@ class Dataset(NamedTuple):
     batch: Callable[[int, int, range], HostBatch]
     """(seed, step, rows) -> these rows of a training batch: uint8 and integers, with "row" and "index"."""
     evaluation: Callable[..., Iterator[HostBatch]]
-    """(split, batch size[, rows]) -> the split in order, in batches (these rows of each). The last has padding of "weight" 0."""
+    """(split, batch size[, rows]) -> the split in order, in batches, or these rows of each batch. The last batch is filled up with
+    examples of "weight" 0."""
     preprocess: Callable[[Batch, Key, bool], Batch]
     """(batch, key, training) -> what the model sees. Runs in the compiled step. Its noise is drawn from (key, row)."""
     files: Mapping[str, bytes] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,9 +32,20 @@ class Feature:
     """Whether uniform noise of one level's width was added, so that a density bounds the probability of the levels."""
     axes: tuple[str, ...] | None = None
     """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") of an image. A last axis
-    "book" counts the tokens of one place of the grid. None: a sequence, as text is."""
+    "book" numbers the tokens of one place of the grid. None: a sequence, as text is."""
     names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
     """For a label: the name of each class. They describe the data to people: no model depends on them. None: unknown."""
+
+    @property
+    def log_cell(self) -> float:
+        """Log volume of the cell of an example's levels, in nats. 0 if the feature is not dequantized, or its levels are unknown.
+
+        Added to the log density of dequantized examples, it bounds the log probability of the levels (Theis et al. 2016,
+        section 3.1).
+        """
+        if not self.dequantized or not self.levels:
+            return 0.0
+        return math.prod(self.shape) * math.log(2 / self.levels)
 
 
 Spec = Mapping[str, Feature]

@@ -12,6 +12,8 @@ from gen.core.features import Spec
 from gen.core.state import Array, Batch, Key, Metrics, Params, Rules, State, Sums
 from gen.errors import UserError, check_positive
 
+MAX_SAMPLES = 100_000
+"""Largest number of samples in one request. All of them are in memory together."""
 LAUNCH = {"launch": True}
 """Metadata of a config field that may change between launches of one run: it is not part of the run's identity."""
 
@@ -109,12 +111,16 @@ class Family:
     def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
         """Returns the parameters of a trained model of this family for the start of another one, whose parameters are shaped as `like`.
 
-        It changes what depends on the data, such as the vectors of classes. By default nothing does. Parameters may be shapes alone.
+        A subclass replaces parameters that depend on the data, such as the vectors of classes. By default all are kept. Both trees
+        may have shapes instead of arrays.
         """
         return params
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns this family with its parameters as a fixed base and the adapter, if any, trained. Raises: UserError if it can't."""
+        """Returns this family, which keeps its parameters fixed and trains the adapter. None: it trains its parameters.
+
+        Raises: UserError if the family has no adapters.
+        """
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 
 
@@ -123,16 +129,18 @@ class Request:
     """A request for samples. A family adds its fields in a subclass."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """{value of the field `mode`: names of the pictures that it takes, "image" and "mask"}. sample.py asks for them. They are in
-    `given` of `generate`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known.
-    "source", like "image", is for runs of pairs. Without it, validation examples are translated."""
+    """{value of the field `mode`: names of the pictures that it takes}. sample.py asks for the pictures, and `given` of `generate` has
+    them: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known. Runs of pairs take a
+    "source" instead of an "image", with the same axes. If a user gives none, validation examples are translated."""
 
     scores: ClassVar[tuple[str, ...]] = ()
-    """Values of the field `mode` that take a score: --midi of sample.py. In `given` of `generate` it is "tokens", and "known" says which
-    of them are kept."""
+    """Values of the field `mode` that take a score: --midi of sample.py. `given` of `generate` has its "tokens", and "known": which of
+    them are kept."""
 
     n: int = 64
     """Number of samples."""
 
     def __post_init__(self):
         check_positive(n=self.n)
+        if self.n > MAX_SAMPLES:
+            raise UserError(f"n is {self.n}; a request has at most {MAX_SAMPLES} samples; use other seeds for more")

@@ -25,12 +25,14 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
     metrics: tuple[str, ...] | None = None
-    """Metrics to compute: tstr, frechet, kid, inception or prdc for images, captions for images of captions, words for speech, psnr for pairs,
-    likelihood or labels for texts, likelihood, voices or rules for scores, or package.module:Metric for one from outside gen (it needs --trust). None: all of gen's metrics
-    that apply."""
+    """Metrics to compute. None: all metrics of gen that apply.
+    Images and sound: tstr, frechet, kid, inception, prdc.
+    Images of captions: captions. Pairs: psnr. Speech: words.
+    Texts: likelihood, labels. Scores of music: likelihood, voices, rules.
+    From outside gen: package.module:Metric, with --trust."""
     n: int | None = None
-    """Number of images or scores to generate, or of images to take from a folder. None: 64 scores; 10,000 images, or as many as there are training images, or images
-    in the smallest folder, if that is fewer."""
+    """Number of images or scores of music to generate, or of images to take from a folder.
+    None: 64 for scores of music. For images 10,000, or the size of the training split or of the smallest folder, if smaller."""
     seed: int = 0
     """Seed of the generated images and of their labels, and of the choice of shots."""
     labels: LabelRule = "training"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Generic, Literal, Self, TypeVar
 
-import jax
 import jax.numpy as jnp
 import optax
 import tyro
@@ -218,4 +217,4 @@ def _losses(loss: ExampleLoss, params: Params, batch: Batch) -> Metrics:
                 f"{name} has the shape {jnp.shape(x)} for {len(keys)} examples; return one number per example, [B], and leave the "
                 "mean over examples to learner.family"
             )
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), values)
+    return descend.at_least_float32(values)

@@ -19,7 +19,7 @@ from gen.axis import shard_examples
 from gen.core import Array, Rules
 from gen.errors import UserError, check_positive
 from gen.networks import transformer
-from gen.networks.dtypes import Dtypes
+from gen.networks.dtypes import Dtypes, widen
 from gen.networks.embedding import sinusoidal
 from gen.networks.kernels.normalization import normalize_examples
 from gen.networks.layers import Dense
@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 def normalize(x: Array) -> Array:
     """Returns x [..., D] with mean 0 and variance 1 over its last axis, computed in at least float32."""
-    whole = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    whole = widen(x)
     return normalize_examples(whole, jnp.ones(x.shape[-1], whole.dtype), True).astype(x.dtype)
 
 

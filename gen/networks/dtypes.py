@@ -23,3 +23,8 @@ def module_dtypes(dtype: str, param_dtype: str) -> Dtypes:
             "JAX turns float64 into float32 unless it is enabled; the fix: JAX_ENABLE_X64=1 in the environment"
         )
     return {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """Returns x in at least float32. bfloat16 is too coarse for sums of many terms, and for codes, which are rounded."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from gen.core import Array, Feature
 from gen.errors import UserError, check_positive
-from gen.networks.dtypes import Dtypes
+from gen.networks.dtypes import Dtypes, widen
 from gen.networks.layers import ACTIVATIONS, Activation, Conv
 from gen.networks.vae_trunks import Block
 
@@ -135,8 +134,3 @@ class Decoder(nn.Module):
 def side(stride: int) -> int:
     """Returns the kernel size for a stride. Kernels overlap, so that neighbouring outputs share inputs."""
     return max(3, 2 * stride)
-
-
-def widen(x: Array) -> Array:
-    """Returns x in at least float32. bfloat16 is too coarse for codes, which are rounded, and for losses, which are sums."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

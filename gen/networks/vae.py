@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from gen.core import Array
 from gen.errors import UserError, check_positive
-from gen.networks.dtypes import Dtypes
+from gen.networks.dtypes import Dtypes, widen
 from gen.networks.gaussian import Gaussian
 from gen.networks.layers import Activation, Dense
 from gen.networks.limits import limit_size
@@ -119,11 +119,6 @@ class Head(nn.Module):
         mean, log_std = jnp.split(widen(Dense(2 * self.size, **self.dtypes)(x)), 2, axis=-1)
         # Without limits, one extreme output makes the KL dominate the batch, or infinite.
         return Gaussian(limit_size(mean, MAX_MEAN), jnp.clip(log_std, -8.0, 4.0))
-
-
-def widen(x: Array) -> Array:
-    """Returns x as float32, or float64 if it is. Log-probabilities are sums of many terms, too many for bfloat16."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def concatenate(fixed: Array | None, x: Array) -> Array:

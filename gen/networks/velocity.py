@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array, Params, Rules
-from gen.networks.dtypes import Dtypes
+from gen.networks.dtypes import Dtypes, widen
 from gen.networks.embedding import sinusoidal
 from gen.networks.layers import Dense
 
@@ -82,7 +82,7 @@ class Velocity(nn.Module):
         if self.encoder is not None:
             condition += self.encoder(caption)
         v = self.trunk(x, nn.silu(condition))
-        return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+        return widen(v)
 
 
 def change_classes(params: Params, like: Params) -> Params:

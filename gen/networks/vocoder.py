@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from gen.core import Array, Feature
 from gen.errors import UserError, check_positive
-from gen.networks.dtypes import Dtypes
+from gen.networks.dtypes import Dtypes, widen
 from gen.networks.kernels.sums import as_row
 from gen.networks.layers import Conv, Dense
 from gen.networks.spectra import Mel, istft, log_mels
-from gen.networks.tokenizer import Architecture, widen
+from gen.networks.tokenizer import Architecture
 
 MAX_LOG_MAGNITUDE = 5.0
 """Bound on the log of a magnitude, whose exp must not overflow. Siuzdak 2023 clips magnitudes at 100."""

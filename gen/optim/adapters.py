@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gen.core import Adapter, Array, Key, Params
 from gen.errors import UserError, check_positive
+from gen.optim.kernels import matrix_axes
 
 VECTORS = ("bias", "scale")
 """Names of vectors. Stacked over layers they have two axes, but are not matrices."""
@@ -45,11 +46,12 @@ class LoRA(Adapter):
             raise UserError(f"lora.path {self.path!r} matches no matrix of the base")
         trained: Leaves = {}
         for i, (path, w) in enumerate(sorted(matrices.items())):
-            layers, rows, columns = matrix_shape(w.shape)
+            axes = matrix_axes("/".join(path), w.ndim)
+            layers, rows = w.shape[: len(axes.layers)], math.prod(w.shape[axis] for axis in axes.rows)
             a = jax.random.normal(jax.random.fold_in(key, i), (*layers, rows, self.rank), w.dtype)
             trained[(*path, "a")] = a / math.sqrt(rows)
             # B begins at 0, so that step 0 computes what the base computes.
-            trained[(*path, "b")] = jnp.zeros((*layers, self.rank, columns), w.dtype)
+            trained[(*path, "b")] = jnp.zeros((*layers, self.rank, w.shape[axes.columns]), w.dtype)
         return unflatten_dict(trained)
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
@@ -86,21 +88,6 @@ class Prompt(Adapter):
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
         return base | {"transformer": base["transformer"] | {"prefix": trained["prefix"]}}
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """Returns (axes of layers, rows, columns) of a kernel.
-
-    Kernels are [in, out], stacked over layers [L, in, out], or of convolutions [height, width, in, out]. The rows of a
-    convolution are all axes but the last.
-    """
-    match shape:
-        case (rows, columns):
-            return (), rows, columns
-        case (layers, rows, columns):
-            return (layers,), rows, columns
-        case _:
-            return (), math.prod(shape[:-1]), shape[-1]
 
 
 def split_trained(

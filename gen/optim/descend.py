@@ -12,6 +12,7 @@ import optax
 
 from gen import axis
 from gen.core import Array, Params
+from gen.networks.dtypes import widen
 
 Aux = TypeVar("Aux")
 Examples = TypeVar("Examples")
@@ -65,9 +66,11 @@ def descend(
 ) -> Descent[Aux]:
     """Does one optimizer step on `loss(params, batch) -> (scalar, aux)`, both means over the batch's examples.
 
+    The gradient is averaged over "data" before the step.
+
     microbatches: number of parts of the batch whose gradients are computed one after the other and averaged. It must divide
-    the batch. Then gradients are averaged over "data".
-    weight: [], how much the global batch counts next to the other batches of an accumulated gradient. None: as much as they do.
+    the batch.
+    weight: [], how much the global batch counts next to the other batches of an accumulated gradient. None: all count equally.
     """
 
     def differentiate(part: Examples) -> tuple[tuple[Array, Aux], Params]:
@@ -108,9 +111,10 @@ def _average_parts(
 def at_least_float32(tree: Params) -> Params:
     """Returns the tree with each array of less than 32 bits as float32.
 
-    A moving average in bfloat16 would not move: bfloat16 has 8 bits of precision, and a decay of 0.99 changes an average by less.
+    A moving average in bfloat16 would not move: bfloat16 has 8 bits of precision, and with a decay of 0.99 a step changes
+    an average by less than its last bit.
     """
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    return jax.tree.map(widen, tree)
 
 
 def begin_average(params: Params) -> Params:

@@ -14,6 +14,7 @@ from optax import contrib
 
 from gen.core import Array, Params
 from gen.errors import check_decay, check_not_negative
+from gen.optim.kernels import matrix_axes
 from gen.optim.schedules import Scalar, check_scalars
 
 Value = TypeVar("Value")
@@ -85,10 +86,10 @@ class Muon(Rule):
 
     def build(self, at: At) -> optax.GradientTransformation:
         def choose(path: str, p: Array) -> str:
-            return "muon" if _matrix_axes(path, p) else "adam"
+            return "muon" if _dimension_numbers(path, p) else "adam"
 
         def direction(b1: Scalar) -> optax.GradientTransformation:
-            return contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_all_matrix_axes)  # pyright: ignore[reportArgumentType]
+            return contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_all_dimension_numbers)  # pyright: ignore[reportArgumentType]
 
         # Each of the two sees only its own leaves, and keeps no state for the others.
         muon = optax.chain(scheduled(direction, at, b1=self.momentum), optax.stateless(_scale_like_adam))
@@ -126,36 +127,26 @@ def map_with_path(function: Callable[[str, Array], Value], params: Params) -> Pa
 def _scale_like_adam(updates: Params, params: Params | None) -> Params:
     """Scales orthogonal updates to the size of Adam's, so that one learning rate serves both. Liu et al. 2025, equation 4."""
 
-    def scale(u: Array) -> Array:
-        # Kernels stacked over layers [L, in, out] are a matrix each; all axes of a convolution but the last are its input.
-        fan_in = u.shape[1] if u.ndim == 3 else math.prod(u.shape[:-1])
-        return 0.2 * max(fan_in, u.shape[-1]) ** 0.5 * u
+    def scale(path: str, u: Array) -> Array:
+        axes = matrix_axes(path, u.ndim)
+        fan_in = math.prod(u.shape[axis] for axis in axes.rows)
+        return 0.2 * max(fan_in, u.shape[axes.columns]) ** 0.5 * u
 
-    return jax.tree.map(scale, updates)
+    return map_with_path(scale, updates)
 
 
-def _matrix_axes(path: str, p: Array) -> contrib.MuonDimensionNumbers | None:
-    """Returns which axes of a kernel are its input and its output; None if it is not a matrix.
-
-    Kernels are [in, out], [height, width, in, out], or stacked over layers [L, in, out].
-    """
+def _dimension_numbers(path: str, p: Array) -> contrib.MuonDimensionNumbers | None:
+    """Returns which axes of a kernel are its input and its output; None if it is not a matrix."""
     # Embeddings have two axes too, but their rows are looked up one by one: they are not matrices in Muon's sense.
-    if not path.endswith("kernel"):
+    if not path.endswith("kernel") or p.ndim < 2:
         return None
-    match p.ndim:
-        case 2:
-            return contrib.MuonDimensionNumbers(0, 1)
-        case 3:
-            return contrib.MuonDimensionNumbers(1, 2)
-        case 4:
-            return contrib.MuonDimensionNumbers((0, 1, 2), 3)
-        case _:
-            return None
+    axes = matrix_axes(path, p.ndim)
+    return contrib.MuonDimensionNumbers(axes.rows, axes.columns)
 
 
-def _all_matrix_axes(params: Params) -> Params:
-    def axes_or_mask(path: str, p: Array) -> contrib.MuonDimensionNumbers | Array | None:
+def _all_dimension_numbers(params: Params) -> Params:
+    def numbers_or_mask(path: str, p: Array) -> contrib.MuonDimensionNumbers | Array | None:
         # optax calls this inside of the partition, where other leaves are masked nodes without an ndim.
-        return _matrix_axes(path, p) if hasattr(p, "ndim") else p
+        return _dimension_numbers(path, p) if hasattr(p, "ndim") else p
 
-    return map_with_path(axes_or_mask, params)
+    return map_with_path(numbers_or_mask, params)

@@ -35,7 +35,7 @@ def dry_run(launch: configs.Launch) -> None:
 
     Raises: UserError for a mistake in the config, or devices that cannot be planned for.
     """
-    configs.check_warmups(launch.config)
+    configs.check_new_run(launch.config)
     config, target = base.resolve_config(launch.config), launch.plan
     if target.devices is None:
         show(json.dumps({"identity": configs.digest(config), "config": configs.encode(config)}, indent=1))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from gen import config as configs
 from gen import files
 from gen.config import Config, Parallel, walk
-from gen.core import Array, Dataset, GenerativeModel, Request, RunView, Spec, State
+from gen.core import Array, Dataset, GenerativeModel, Medium, Request, RunView, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, say
 from gen.families import captions
@@ -30,6 +30,15 @@ from gen.runtime import backend, engine
 MAX_FILE_BYTES = 2**28
 MAX_COUNT = 2**31
 """Upper bound on the whole numbers of a request, such as its number of samples."""
+
+
+class Drawn(NamedTuple):
+    """Samples of a run."""
+
+    arrays: dict[str, np.ndarray]
+    """The arrays that the model generated: {"samples": [n, ...], ...}."""
+    options: Any
+    """The medium's options, with those that the request decided, for `Medium.show`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,11 @@ class TrainedRun:
     @property
     def checkpoints(self) -> Path:
         return self.workdir / "checkpoints"
+
+    @property
+    def medium(self) -> Medium:
+        """The medium of the run's samples: images, texts or others."""
+        return find_medium(self.config.data, self.spec)
 
     @cached_property
     def abstract(self) -> State:
@@ -154,7 +168,23 @@ class TrainedRun:
 
     def to_images(self, samples: Mapping[str, Array]) -> Mapping[str, Array]:
         """Decodes samples that encode images or sound, such as codes. Other samples are returned unchanged."""
-        return find_medium(self.config.data, self.spec).to_images(samples, self.view())
+        return self.medium.to_images(samples, self.view())
+
+    def draw(self, step: int, seed: int, request: Request, options: Any, base: str | None = None) -> Drawn:
+        """Returns samples for a user's request: `generate`, with the inputs that the medium's options ask for.
+
+        options: of the medium, as `Medium.read_options` returns them. base: where the base of an adapter is now, if it was moved.
+
+        Raises: UserError if the options do not suit the request or the run, and as `generate`.
+        """
+        view, medium = self.view(), self.medium
+        options = medium.complete(options, request, view)
+        medium.check(options, request, view)
+        given = medium.give(options, view)
+        arrays = self.generate(step, seed, request, given.arrays, given.functions, base)
+        if given.finish is not None:
+            given.finish(arrays)
+        return Drawn(arrays, options)
 
     def generate(
         self,

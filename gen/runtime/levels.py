@@ -44,8 +44,8 @@ class Level(NamedTuple):
     low: float = 0.0
     """Lowest mean so far."""
     high: float = 0.0
-    """Running mean after START values, or the first value if a loss has not fallen by then. For a number that may climb: the highest
-    running mean since then."""
+    """A loss: the running mean after START values, or the first value if the mean had not fallen by then. A number that may climb: its
+    highest running mean since START values."""
     noise: float = 0.0
     """Standard deviation of the values when the mean was lowest. 0: not known."""
     above: int = 0

@@ -117,6 +117,14 @@ class Flow(learner.LearnedFamily):
         encoder = None
         if read.caption is not None:
             encoder = TextEncoder(read.caption.vocab or 1, read.end, width, dtypes)
-        network = Velocity(self.network.trunk(feature.shape, dtypes), width, read.classes, dtypes, encoder)
-        about = network, name, feature.shape, read, self.label_dropout, dtype, self.given, source
-        return FlowModel(*about, self.objective.intervals)
+        return FlowModel(
+            network=Velocity(self.network.trunk(feature.shape, dtypes), width, read.classes, dtypes, encoder),
+            name=name,
+            shape=feature.shape,
+            conditions=read,
+            label_dropout=self.label_dropout,
+            dtype=dtype,
+            mask=self.given,
+            source=source,
+            intervals=self.objective.intervals,
+        )

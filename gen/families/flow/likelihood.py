@@ -15,7 +15,6 @@ from gen import axis
 from gen.core import Array, Batch, Feature, Key, Params, State, Sums, means
 from gen.families.flow.model import FlowModel
 from gen.families.flow.samplers import Velocity
-from gen.families.vae.likelihoods import log_cell
 from gen.networks.gaussian import LOG_2PI
 
 Probes = Callable[[Array], Array]
@@ -101,7 +100,7 @@ class Likelihood:
         # The likelihood of whole examples: no pixels are given. A model of pairs still reads the source.
         velocity = self.model.velocity(self.weights(state), condition, context=self.model.context(x, batch))
         probes = partial(draw_probes, axis.example_keys(key, batch["row"]), self.probes, x)
-        nll = -log_density(velocity, x, self.steps, probes) - log_cell(self.feature)
+        nll = -log_density(velocity, x, self.steps, probes) - self.feature.log_cell
         return axis.mean_sums(batch, {"nll_bound": nll.mean(0), "variance": nll.var(0, ddof=1) / self.probes})
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class MeanFlow(Objective):
     std: float = 1.0
     """Standard deviation of logit(r) and logit(t)."""
     equal: float = 0.75
-    """Fraction of the pairs of times with r = t. For these the loss is that of flow matching."""
+    """Fraction of the pairs of times with r = t. Their loss is the loss of flow matching."""
     power: float = 1.0
     """Exponent p of the adaptive weight 1 / (error + 0.001)^p, which keeps an example from dominating a gradient. The
     error is the squared L2 norm, a sum over dimensions. 0: no weight."""

@@ -13,9 +13,6 @@ from gen.errors import UserError, check_fraction, check_not_negative, check_posi
 from gen.families.flow.samplers import SAMPLERS, Velocity
 from gen.families.labels import LabelRequest
 
-MAX_SAMPLES = 100_000
-"""Largest number of samples in one request."""
-
 
 @dataclass(frozen=True)
 class Request(LabelRequest):
@@ -52,13 +49,21 @@ class Request(LabelRequest):
         check_fraction(strength=self.strength)
         check_positive(steps=self.steps)
         check_not_negative(guidance=self.guidance)
-        if self.n > MAX_SAMPLES:
-            raise UserError(f"n is {self.n}; a request has at most {MAX_SAMPLES} samples; use other seeds for more")
         if not 0 <= self.guidance_from < self.guidance_to <= 1:
             raise UserError(
                 f"guidance_from is {self.guidance_from} and guidance_to is {self.guidance_to}; they are times, 0 <= from < "
                 "to <= 1"
             )
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Raises: UserError for a field that differs from its default, and has no effect with the other fields."""
+        if self.mode != "edit" and self.strength != type(self).strength:
+            raise UserError(f"strength is not used by mode {self.mode}; the fix: --mode edit, or leave --strength out")
+        for name in ("guidance_from", "guidance_to"):
+            if self.guidance == 1 and getattr(self, name) != getattr(type(self), name):
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(f"{name} is not used by guidance 1; the fix: --guidance above 1, or leave {option} out")
 
     def guided(self, t: Array) -> Array:
         """Returns whether guidance changes the velocity at the times t, bool [...]."""

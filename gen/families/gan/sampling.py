@@ -9,28 +9,23 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen import core
 from gen.core import Array, Key
-from gen.errors import UserError, check_positive
+from gen.errors import check_positive
 from gen.families.gan.players import Players
-from gen.families.labels import labels_to_generate
+from gen.families.labels import LabelRequest, labels_to_generate
 
 ROW_LENGTH = 8
 """Number of images in a row of an interpolation."""
 GENERATE_CHUNK = 1024
 """Number of images that are generated at once. It bounds the memory of a large request."""
-MAX_IMAGES = 100_000
-"""Largest number of images in one request."""
 
 
 @dataclass(frozen=True)
-class Request(core.Request):
+class Request(LabelRequest):
     """Which images to generate."""
 
     mode: Literal["generate", "interpolate"] = "generate"
     """generate: independent samples. interpolate: rows of 8 images from one sample to the next, along great circles (slerp)."""
-    label: str | int | None = None
-    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
     truncation: float | None = None
     """Draw latents from the part of the standard normal within this distance of 0 (Brock et al. 2019). Smaller values give
     more typical images with less variety. None: the whole normal."""
@@ -39,8 +34,6 @@ class Request(core.Request):
         super().__post_init__()
         if self.truncation is not None:
             check_positive(truncation=self.truncation)
-        if self.n > MAX_IMAGES:
-            raise UserError(f"n is {self.n}; a request has at most {MAX_IMAGES} images; use other seeds for more")
 
     @property
     def rows(self) -> int:

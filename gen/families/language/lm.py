@@ -72,7 +72,7 @@ class LM(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Request(Sampling):
+class Request(core.Request, Sampling):
     """What to generate."""
 
     n: int = 4
@@ -82,7 +82,8 @@ class Request(Sampling):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(n=self.n, tokens=self.tokens)
+        Sampling.__post_init__(self)
+        check_positive(tokens=self.tokens)
 
 
 class Examples(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen import axis
+from gen import axis, core
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_positive
 from gen.families import learner
@@ -74,7 +74,7 @@ class MLM(LanguageModel):
 
 
 @dataclass(frozen=True)
-class Request(Sampling):
+class Request(core.Request, Sampling):
     """What to generate."""
 
     n: int = 4
@@ -86,7 +86,8 @@ class Request(Sampling):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(n=self.n, turns=self.turns)
+        Sampling.__post_init__(self)
+        check_positive(turns=self.turns)
         if self.tokens is not None:
             check_positive(tokens=self.tokens)
 

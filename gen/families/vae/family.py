@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import jax.numpy as jnp
-
 from gen import core
 from gen.core import GenerativeModel, Spec
 from gen.errors import UserError, check_not_negative, check_positive
@@ -142,7 +140,7 @@ class VAE(LearnedFamily):
             image,
             classes,
             # bfloat16 is for activations only: latents, log-probabilities and sums need float32.
-            jnp.promote_types(self.dtype, jnp.float32),
+            self.real_dtype(),
         )
 
     def _objective(self, model: LatentModel, steps: int) -> Objective:

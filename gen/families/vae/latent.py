@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from gen import axis
 from gen.core import Array, Feature, Key, Params
-from gen.families.vae.likelihoods import Likelihood, log_cell
+from gen.families.vae.likelihoods import Likelihood
 from gen.families.vae.priors import Encode, Prior
 from gen.networks import gaussian
 from gen.networks.gaussian import Gaussian
@@ -202,7 +202,7 @@ class LatentModel:
         return draw._replace(context=context)
 
     def _log_px(self, params: Params, x: Array, label: Array | None, draw: Draw) -> Array:
-        return self.likelihood.log_prob(self.decode(params, draw, label), x[None]) + log_cell(self.image)
+        return self.likelihood.log_prob(self.decode(params, draw, label), x[None]) + self.image.log_cell
 
     def _log_p_top(self, params: Params, draw: Draw) -> Array:
         return self.prior.log_prob(params.get("prior"), self._top_posterior(params), draw.z[0])

@@ -194,14 +194,3 @@ class DiscretizedLogistic(Likelihood):
         mean, log_scale = jnp.split(outputs[..., m:].reshape(*outputs.shape[:-1], m, -1), 2, axis=-1)
         # Narrower scales have their whole mass in one level, and their gradients vanish.
         return log_pi, mean, jnp.maximum(limit_above(log_scale, MAX_LOG_SCALE), -7.0)
-
-
-def log_cell(image: Feature) -> float:
-    """Returns the log volume of one quantization cell of an image, in nats. 0 if x is discrete or its levels are unknown.
-
-    Added to the log density of dequantized pixels, it bounds the log mass of the discrete pixels (Theis et al. 2016,
-    section 3.1).
-    """
-    if not image.dequantized or not image.levels:
-        return 0.0
-    return math.prod(image.shape) * math.log(2 / image.levels)

@@ -9,20 +9,21 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from gen import axis, core
+from gen import axis
 from gen.core import Array, Key, Params, State
 from gen.errors import UserError, check_positive
-from gen.families.labels import labels_to_generate
+from gen.families.chunks import map_chunks
+from gen.families.labels import LabelRequest, labels_to_generate
 from gen.families.vae.latent import LatentModel
 
 COLUMNS = 8
 """Images in each row of an interpolation or a traversal."""
-MAX_IMAGES = 100_000
-"""Upper bound on the images of one request."""
+GENERATE_CHUNK = 1024
+"""Number of images that are decoded at once. It bounds the memory of a large request."""
 
 
 @dataclass(frozen=True)
-class Request(core.Request):
+class Request(LabelRequest):
     """A request to a VAE."""
 
     n: int = 64
@@ -31,8 +32,6 @@ class Request(core.Request):
     """`generate`: samples of the model. `reconstruct`: held-out images, each next to its reconstruction. `interpolate`: each
     row leads from one held-out image to the next. `traverse`: each row moves one latent of a held-out image from -3 to 3; the
     latents with the largest KL come first."""
-    label: str | int | None = None
-    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
     temperature: float = 1.0
     """Factor on the standard deviation of the prior."""
     pixels: Literal["mean", "sample"] = "mean"
@@ -41,8 +40,6 @@ class Request(core.Request):
     def __post_init__(self):
         super().__post_init__()
         check_positive(temperature=self.temperature)
-        if self.n > MAX_IMAGES:
-            raise UserError(f"n is {self.n}; at most {MAX_IMAGES} at once; use several seeds for more")
         if self.label is not None and self.mode != "generate":
             raise UserError(
                 f"mode {self.mode} keeps the labels of its held-out examples; use --label with mode generate"
@@ -145,12 +142,17 @@ class Sampler:
 
     def _images(self, params: Params, x_key: Key, z: Sequence[Array], label: Array | None, request: Request) -> Array:
         """Decodes latents, [N, D] for each group, to images [N, H, W, C]."""
-        outputs = self.model.decode(params, self.model.with_latents(params, z), label)
-        if request.pixels == "mean":
-            return self.model.likelihood.mean(outputs).astype(jnp.float32)
-        # A key for each image: its pixels do not depend on the number of images.
-        keys = jax.vmap(lambda i: jax.random.fold_in(x_key, i))(jnp.arange(outputs.shape[0]))
-        return jax.vmap(self.model.likelihood.sample)(outputs, keys).astype(jnp.float32)
+
+        def decode(inputs: tuple[Sequence[Array], Array | None, Array]) -> Array:
+            z, label, index = inputs
+            outputs = self.model.decode(params, self.model.with_latents(params, z), label)
+            if request.pixels == "mean":
+                return self.model.likelihood.mean(outputs).astype(jnp.float32)
+            # A key for each image: its pixels do not depend on the number of images.
+            keys = jax.vmap(lambda i: jax.random.fold_in(x_key, i))(index)
+            return jax.vmap(self.model.likelihood.sample)(outputs, keys).astype(jnp.float32)
+
+        return map_chunks(decode, (z, label, jnp.arange(len(z[0]))), GENERATE_CHUNK)
 
     def _draw_prior(self, params: Params, key: Key, index: Array, temperature: float) -> list[Array]:
         """Draws z ~ p(z), [N, D] for each group. A sample depends on its index, not on how many are drawn."""

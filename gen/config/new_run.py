@@ -1,0 +1,28 @@
+"""Checks of a run that is about to begin. A run that began without them can still be continued, sampled and scored."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from gen.config.experiment import Config
+from gen.config.warmups import check_warmups
+from gen.errors import UserError
+
+
+def check_new_run(config: Config) -> None:
+    """Raises: UserError for a warm-up that is longer than the run, or settings of an adapter that is not trained."""
+    _check_adapters(config)
+    check_warmups(config)
+
+
+def _check_adapters(config: Config) -> None:
+    """Raises: UserError if `lora` or `prompt` has settings, and `finetune` is another: all weights would be trained instead."""
+    for name in ("lora", "prompt"):
+        given, default = getattr(config, name), getattr(Config, name)
+        if name == config.finetune or given == default:
+            continue
+        changed = [f.name for f in fields(default) if getattr(given, f.name) != getattr(default, f.name)]
+        setting = ".".join([name, *changed[:1]])
+        raise UserError(
+            f"{setting} has no effect with finetune {config.finetune}; the fix: --finetune {name}, or leave --{setting} out"
+        )
