@@ -30,8 +30,8 @@ class MLM(LanguageModel):
     """A masked language model."""
 
     rate: float | None = 0.15
-    """Fraction of tokens to mask and predict. None: drawn uniformly from [0, 1] for each example (absorbing diffusion), which
-    gives a likelihood bound and allows generation."""
+    """Fraction of tokens to mask and predict. The tokens that end documents are never masked. None: drawn uniformly from [0, 1] for each
+    example, with ends (absorbing diffusion), which gives a likelihood bound and allows generation."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,7 +66,7 @@ class MLM(LanguageModel):
 
     def protocol(self) -> dict[str, dict[str, str]]:
         """Returns how each metric is estimated. Only the bound on the likelihood gives bits per byte."""
-        how, names = f"{self.rate} masked", ["loss", "accuracy", "perplexity"]
+        how, names = f"{self.rate} masked, ends are not masked", ["loss", "accuracy", "perplexity"]
         if self.rate is None:
             how = "a fraction drawn from [0, 1] masked, one draw per window"
             names.append("bits_per_byte")
@@ -151,10 +151,13 @@ class MaskedModel:
     def examples(self, batch: Batch, key: Key) -> Examples:
         """Returns the examples of a batch with masks drawn, and weights that are not normalized yet."""
         x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.loss_dtype())
-        draw = masking.draw_bound_masks
+        counts, draw = batch["counted"][:, 1:] > 0, masking.draw_bound_masks
         if self.config.rate is not None:
             draw = partial(masking.draw_masks, rate=self.config.rate)
-        masks = draw(x, batch["counted"][:, 1:] > 0, key, batch["row"], self.tokens.vocab, weight.dtype)
+            if self.tokens.end is not None:
+                # Segments and positions show where documents end (see `predict`), so ends need no prediction.
+                counts &= x != self.tokens.end
+        masks = draw(x, counts, key, batch["row"], self.tokens.vocab, weight.dtype)
         chosen_weight = masks.chosen * weight
         # The bound is a sum over all tokens of the text: a token that is shown costs 0 nats, and it counts.
         loss_weight = weight if self.config.rate is None else chosen_weight
@@ -162,8 +165,8 @@ class MaskedModel:
 
     def predict(self, params: dict[str, Params], examples: Examples) -> Prediction:
         """Predicts the targets of each example."""
-        # In the bound a document's end may be masked too. Attention that stopped at the ends of documents would reveal it, so
-        # the window is one segment.
+        # The bound is of whole texts, so ends are masked like all tokens. Attention that stopped at the ends of documents would reveal
+        # them, so the window is one segment.
         end = None if self.config.rate is None else self.tokens.end
         segment, position = locate_tokens(examples.tokens, end)
         logits = self.logits(params, examples.shown, segment, position, examples.dropout_keys)
