@@ -135,11 +135,11 @@ class MaskedGrids:
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
+        """Returns the mean nats of the tokens of each example that count, [B]. The gradient is of nats + z_loss log(Z)^2."""
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, mask_keys, dropout_keys)
-        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
+        return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
