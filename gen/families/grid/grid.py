@@ -145,10 +145,6 @@ class GridModel(LanguageModel):
             raise UserError(f"inner_layers is {self.inner_layers}; it must be at least 0")
         if self.label_dropout and not self.conditional:
             raise UserError("label_dropout needs a model that reads labels; the fix: --model.conditional")
-        if self.network.positions == "relative":
-            raise UserError(
-                "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
-            )
         if self.network.context is not None:
             raise UserError("network.context is for texts, and the data decide the size of a grid; leave it out")
 
@@ -266,8 +262,8 @@ class GridRequest(LabelRequest, Filters):
     the cells of --image that have a white pixel of --mask, or the part of --midi that --write and --gap name. A causal model does not
     see what follows a gap. A masked one does."""
     guidance: float = 1.0
-    """Weight w of the label: tokens are drawn from the logits u + w (c - u), where c has the label and u does not (Ho and Salimans
-    2022). Above 1, samples are more typical of their class and less varied. 0: the label has no effect."""
+    """Weight of the label and the caption: tokens are drawn from the logits u + guidance (c - u), where c has them and u does not (Ho and
+    Salimans 2022, with w = guidance - 1). Above 1, samples are more typical of their class and less varied. 0: no effect."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -143,7 +143,9 @@ def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
 
 
 def guide(logits: Array, n: int, guidance: float) -> tuple[Array, Array]:
-    """Returns (logits with labels, guided logits u + w (c - u)), [n, ...] each. Ho and Salimans 2022, equation 6, w = guidance.
+    """Returns (logits c with conditions, guided logits u + guidance (c - u)), [n, ...] each.
+
+    Ho and Salimans 2022, equation 6, with w = guidance - 1.
 
     logits: [n, ...], or with guidance [2 n, ...], where the second half was read without conditions.
     """
