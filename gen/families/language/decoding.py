@@ -206,8 +206,3 @@ def decode(
 
         draft = jax.lax.while_loop(decoder.unfinished, refill, draft)
     return Decoded(draft.text[:, width:], draft.log_probs)
-
-
-def row_keys(key: Key, n: int) -> Array:
-    """Returns a key for each of n samples, [n]. The key of a sample depends only on its number."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))

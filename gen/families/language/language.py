@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -43,10 +42,6 @@ class LanguageModel(LearnedFamily):
         super().inherit(base, spec)
         assert isinstance(base, LanguageModel)
         return replace(self, network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1))
-
-    def loss_dtype(self) -> DTypeLike:
-        """Returns the dtype of weights and losses: the dtype of activations, but at least float32."""
-        return jnp.promote_types(self.dtype, jnp.float32)
 
 
 class Tokens(NamedTuple):
@@ -124,10 +119,10 @@ def init_params(network: Transformer, end: int | None, key: Key) -> dict[str, Pa
 
 
 def dropout_keys(arch: Architecture, key: Key, row: Array) -> Array | None:
-    """Returns a key for each example [B], folded from its row, so that no device changes the noise. None: no dropout."""
+    """Returns `axis.example_keys(key, row)`, [B]. None: no dropout."""
     if not arch.dropout:
         return None
-    return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
+    return axis.example_keys(key, row)
 
 
 def target_weights(batch: Batch, dtype: DTypeLike) -> Array:

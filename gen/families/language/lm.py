@@ -143,13 +143,13 @@ class CausalModel:
             batch = batch | {"tokens": rearranged.tokens, "counted": rearranged.counted}
             moved = rearranged.moved
         keys = language.dropout_keys(self.config.network, dropout_key, batch["row"])
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         count = language.count_tokens(weight)
         return Examples(batch["tokens"], language.normalize_weights(weight, count), moved, keys), count
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
         """Returns the sums of loss and bits per byte, and the loss at each position of a window ("loss_by_place", [T])."""
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         nats, _ = self.nats(self.learner.weights(state), Examples(batch["tokens"], weight))
         # The later a token is in its window, the more context it has: this curve shows how much the model uses.
         by_place = {"loss_by_place": ((nats * weight).sum(0), weight.sum(0))}
@@ -190,7 +190,7 @@ class CausalModel:
             read,
             empty,
             prompt,
-            decoding.row_keys(key, len(prompt)),
+            axis.example_keys(key, jnp.arange(len(prompt))),
             request,
             n=request.tokens,
             limit=None if endless else self.network.context,

@@ -18,7 +18,7 @@ from gen import axis
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_positive
 from gen.families import learner
-from gen.families.language import decoding, language, losses, masking
+from gen.families.language import language, losses, masking
 from gen.families.language.language import LanguageModel, Tokens
 from gen.families.language.sampling import Sampling, filter_logits
 from gen.networks.positions import PADDING, locate_tokens
@@ -150,7 +150,7 @@ class MaskedModel:
 
     def examples(self, batch: Batch, key: Key) -> Examples:
         """Returns the examples of a batch with masks drawn, and weights that are not normalized yet."""
-        x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.loss_dtype())
+        x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.real_dtype())
         counts, draw = batch["counted"][:, 1:] > 0, masking.draw_bound_masks
         if self.config.rate is not None:
             draw = partial(masking.draw_masks, rate=self.config.rate)
@@ -171,7 +171,7 @@ class MaskedModel:
         segment, position = locate_tokens(examples.tokens, end)
         logits = self.logits(params, examples.shown, segment, position, examples.dropout_keys)
         nats, log_z = losses.cross_entropy(logits, examples.tokens)
-        right = (logits.argmax(-1) == examples.tokens).astype(self.config.loss_dtype())
+        right = (logits.argmax(-1) == examples.tokens).astype(self.config.real_dtype())
         return Prediction(nats * examples.scale, log_z, right)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
@@ -225,7 +225,7 @@ class MaskedModel:
             )
         before = jnp.repeat(before, request.n, axis=0)
         after = jnp.broadcast_to(after, (len(before), after.shape[1]))
-        params, keys = self.learner.weights(state), decoding.row_keys(key, len(before))
+        params, keys = self.learner.weights(state), axis.example_keys(key, jnp.arange(len(before)))
         text = jnp.concatenate([before, jnp.full((len(before), tokens), self.mask, jnp.int32), after], axis=1)
 
         # In the last turn every token that is still masked is written.

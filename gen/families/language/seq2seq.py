@@ -136,12 +136,12 @@ class Seq2SeqModel:
         inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
         logits = self.network.logits(params, examples.source, inputs, examples.dropout_keys)
         nats, log_z = losses.cross_entropy(logits, targets)
-        return nats, log_z, (logits.argmax(-1) == targets).astype(self.config.loss_dtype())
+        return nats, log_z, (logits.argmax(-1) == targets).astype(self.config.real_dtype())
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens of the targets."""
         keys = language.dropout_keys(self.config.network, key, batch["row"])
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         count = language.count_tokens(weight)
         examples = Examples(batch["source"], batch["tokens"], language.normalize_weights(weight, count), keys)
 
@@ -155,7 +155,7 @@ class Seq2SeqModel:
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
         """Returns the sums of loss, bits per byte and accuracy."""
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         examples = Examples(batch["source"], batch["tokens"], weight)
         nats, _, right = self.predict(self.learner.weights(state), examples)
         accuracy = {"accuracy": ((right * weight).sum(), weight.sum())}
@@ -196,7 +196,7 @@ class Seq2SeqModel:
             read,
             empty,
             jnp.full((len(source), 1), self.tokens.end or 0, jnp.int32),
-            decoding.row_keys(key, len(source)),
+            axis.example_keys(key, jnp.arange(len(source))),
             request,
             # A target never outgrows the decoder's context, so the cache is never refilled.
             n=min(request.tokens, decoder.context - 1),
