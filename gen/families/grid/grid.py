@@ -203,12 +203,6 @@ def count_pixels(tokens: Feature) -> int | None:
     return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
 
 
-def grid_protocol(grid: Grid, tokens: Mapping[str, object], name: str) -> dict[str, dict[str, object]]:
-    """Returns the protocols of the metrics of `measure_grids`. tokens: how the nats of a token are estimated. name: of those of a grid."""
-    found = {"loss": {**tokens}, name: {**tokens, "unit": "nats"}}
-    return found if grid.pixels is None else found | {"bits_per_dim": {**tokens, "of": name}}
-
-
 COUNTED = "counted_tokens"
 """Name of the number of tokens of a grid that count, for `mean_over_tokens`. No metric has it."""
 

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import io_callback
 
-from gen.core import Array, Key
-from gen.families.language.sampling import Sampling, filter_logits
+from gen.core import Array
+from gen.families.language.sampling import Sampling, draw_tokens, filter_logits, fold_in
 from gen.networks.positions import PADDING, locate_tokens
 from gen.networks.transformer import Cache, grow_cache
 
@@ -94,7 +94,8 @@ class Decoder:
 
     def draw(self, draft: Draft, logits: Array) -> Draft:
         """Draws the next token of each sample from its logits [B, V]."""
-        token = self.choose(filter_logits(logits, draft.seen, self.sampling), draft.drawn)
+        choice = filter_logits(logits, draft.seen, self.sampling)
+        token = draw_tokens(choice, fold_in(self.keys, draft.drawn), self.sampling.temperature)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
         # Samples that have ended take part until all have: shapes are fixed. Nothing more is written for them.
         log_prob = jnp.where(draft.done[:, None], 0.0, log_prob).astype(jnp.float32)
@@ -110,16 +111,6 @@ class Decoder:
             # Ordered: the listener sees the tokens in the order in which they are drawn.
             done |= io_callback(self.listen, jax.ShapeDtypeStruct(done.shape, bool), shown, ordered=True)
         return Draft(draft.drawn + 1, text, log_probs, seen, done)
-
-    def choose(self, logits: Array, drawn: Array) -> Array:
-        """Returns a token for each row of logits [B, V], int32 [B]. drawn: [], the number of tokens drawn before."""
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1).astype(jnp.int32)
-
-        def sample(key: Key, row: Array) -> Array:
-            return jax.random.categorical(jax.random.fold_in(key, drawn), row)
-
-        return jax.vmap(sample)(self.keys, logits).astype(jnp.int32)
 
     def fill(self, draft: Draft, count: int) -> Draft:
         """Reads the last `count` tokens of the text into an empty cache, then draws tokens until the cache is full.

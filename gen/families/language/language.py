@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from gen import axis, core
-from gen.core import Array, Batch, Key, Params, Spec, Sums
+from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_not_negative
-from gen.families.learner import LearnedFamily
+from gen.families.learner import LearnedFamily, Learner
 from gen.networks.positions import locate_tokens
-from gen.networks.transformer import Architecture, Transformer
+from gen.networks.transformer import RULES, Architecture, Transformer
 
 # Loss per token above which the perplexity exp(loss) means nothing and may overflow. It stops growing there.
 MAX_NATS = 30.0
@@ -42,6 +42,34 @@ class LanguageModel(LearnedFamily):
         super().inherit(base, spec)
         assert isinstance(base, LanguageModel)
         return replace(self, network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1))
+
+
+class TokenModel(Protocol):
+    """The functions of a language model that a GenerativeModel is made of."""
+
+    @property
+    def config(self) -> LanguageModel: ...
+    @property
+    def learner(self) -> Learner: ...
+
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]: ...
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums: ...
+    def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Any) -> dict[str, Array]: ...
+
+
+def assemble(model: TokenModel, request: type, protocol: Mapping[str, Mapping[str, object]]) -> GenerativeModel:
+    """Returns the GenerativeModel of these functions. request: the class of `generate`'s request. protocol: {metric: how it is estimated}."""
+    return GenerativeModel(
+        init=model.learner.init,
+        update=model.update,
+        evaluate=model.evaluate,
+        summarize=summarize,
+        generate=model.generate,
+        request=request,
+        together=model.config.microbatches,
+        rules=RULES,
+        protocol=protocol,
+    )
 
 
 class Tokens(NamedTuple):

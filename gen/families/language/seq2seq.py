@@ -21,7 +21,7 @@ from gen.families.language.language import LanguageModel, Tokens
 from gen.families.language.lm import Request
 from gen.families.language.sources import Memory, Reader, make_reader
 from gen.networks.positions import locate_tokens
-from gen.networks.transformer import RULES, Cache, Transformer, empty_cache, unstack_layers
+from gen.networks.transformer import Cache, Transformer, begin_decoding
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,8 @@ class Seq2Seq(LanguageModel):
         return replace(own, patch=base.patch)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        model = self.model(spec, steps)
-        names = ("loss", "perplexity", "bits_per_byte", "accuracy")
-        return GenerativeModel(
-            init=model.learner.init,
-            update=model.update,
-            evaluate=model.evaluate,
-            summarize=language.summarize,
-            generate=model.generate,
-            request=Request,
-            together=self.microbatches,
-            rules=RULES,
-            protocol={name: {"tokens": "of the targets"} for name in names},
-        )
+        names, how = ("loss", "perplexity", "bits_per_byte", "accuracy"), "of the targets"
+        return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> Seq2SeqModel:
         """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
@@ -147,8 +136,8 @@ class Seq2SeqModel:
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
             nats, log_z, _ = self.predict(params, examples)
-            mean = language.token_mean(nats, examples.weight)
-            return mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.weight), mean
+            mean = language.token_mean(losses.with_z_loss(nats, log_z, self.config.z_loss), examples.weight)
+            return mean, mean
 
         state, value, gradient = self.learner.step(state, loss, examples, count)
         return state, {"loss": axis.mean(value), "gradient": gradient}
@@ -180,17 +169,12 @@ class Seq2SeqModel:
         self.network.reader.check(given["source"])
         source = jnp.repeat(given["source"], request.n, axis=0)
         # The source is encoded once. Each token reads the same memory.
-        params, decoder = self.learner.weights(state), self.network.decoder
-        memory = self.network.encode(params, source, None)
-        # On a CPU each layer has its own arrays: see `unstack_layers`.
-        unstacked = jax.default_backend() == "cpu"
-        variables = {"params": unstack_layers(params["decoder"]) if unstacked else params["decoder"]}
+        weights, decoder = self.learner.weights(state), self.network.decoder
+        memory = self.network.encode(weights, source, None)
+        params, empty = begin_decoding(decoder, weights["decoder"], len(source))
 
         def read(tokens: Array, segment: Array, position: Array, cache: Cache, begins: bool) -> tuple[Array, Cache]:
-            return decoder.apply(variables, tokens, segment, position, None, cache, *memory)  # pyright: ignore
-
-        def empty(places: int) -> Cache:
-            return empty_cache(decoder.arch, len(source), places, decoder.dtypes["dtype"], unstacked)
+            return decoder.apply({"params": params}, tokens, segment, position, None, cache, *memory)  # pyright: ignore
 
         decoded = decoding.decode(
             read,
