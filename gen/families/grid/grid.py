@@ -23,8 +23,8 @@ from gen.networks.positions import PADDING
 class Grid:
     """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
 
-    The network's embedding also has tokens that never occur in a grid. They are numbered from V on: the labels, "no label", the mask,
-    and the tokens of captions.
+    The network's embedding also has tokens that never occur in a grid, numbered from V: the labels, "no label", the mask, and the
+    tokens of captions.
     """
 
     shape: tuple[int, ...]
@@ -100,7 +100,7 @@ class Grid:
         if label is None:
             label = jnp.full(n, self.classes, jnp.int32)
         front = self.vocab + label[:, None, None]
-        # The label comes last: the output there predicts the first cell. The caption may be short, and its last places masked.
+        # The label comes last: the output there predicts the first cell. A short caption ends with masked tokens.
         if self.caption is not None:
             if caption is None:
                 caption = jnp.full((n, self.words), self.end, jnp.int32)
@@ -208,7 +208,7 @@ COUNTED = "counted_tokens"
 
 
 def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
-    """Returns the nats [B, T, J] without those of tokens that do not count. They are 0 in batch["counted"], if the data have it."""
+    """Returns the nats [B, T, J], with 0 for tokens that do not count: batch["counted"] is 0 there, if the data have it."""
     return nats * grid.weights(batch) if "counted" in batch else nats
 
 
@@ -237,7 +237,7 @@ def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Arr
 def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
     """Returns the metrics of a split. "loss" is the mean over all of its tokens that count, however they are divided among grids.
 
-    name: of the nats of a grid.
+    name: metric with the nats of a whole grid.
     """
     metrics = core.means(sums)
     counted = metrics.pop(COUNTED, None)

@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class GridNetwork:
-    """p(tokens of a cell | all that the transformer has read). params: {"transformer": ...}, and "inner" with `inner_layers`."""
+    """p(tokens of a cell | caption, label and cells that were read). params: {"transformer": ...}, and "inner" with `inner_layers`."""
 
     grid: Grid
     transformer: Transformer
@@ -62,11 +62,11 @@ class GridNetwork:
 
         keys: dropout keys [B]. begins: whether the cells start at the beginning of the row (caption and label).
         """
-        # Each of the J tokens of a cell has its own rows of the embedding.
+        # The J tokens of a cell have separate rows of the embedding.
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
         segment = jnp.zeros(cells.shape[:2], jnp.int32)
         if self.grid.padding is not None:
-            # Attention ignores the places after the end of a caption.
+            # Attention ignores the padding after the end of a caption.
             segment = jnp.where(cells[..., 0] == self.grid.padding, PADDING, segment)
         position = jnp.broadcast_to(positions[None], (len(cells), *positions.shape))
         # Without dropout the keys are not needed. Passing them on would only cost memory.
@@ -107,7 +107,7 @@ class GridNetwork:
 
     def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
         """Returns the beginnings of n rows, int32 [n, L + 1, J]. With guidance [2 n, ...]: the second half is without conditions."""
-        # One batch of twice the size: two caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
+        # One batch of twice the size: two separate caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
         front = self.grid.front(n, condition)
         return front if guidance == 1 else jnp.concatenate([front, self.grid.front(n, Condition())])
 

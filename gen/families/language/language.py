@@ -18,7 +18,7 @@ from gen.families.learner import LearnedFamily, Learner
 from gen.networks.positions import locate_tokens
 from gen.networks.transformer import RULES, Architecture, Transformer
 
-# Loss per token above which the perplexity exp(loss) means nothing and may overflow. It stops growing there.
+# The perplexity exp(loss) is computed of at most this loss per token. Above, it means nothing and may overflow.
 MAX_NATS = 30.0
 
 
@@ -170,7 +170,7 @@ def count_tokens(weight: Array) -> Array:
 def normalize_weights(weight: Array, count: Array) -> Array:
     """Returns weights [B, T] scaled so that `token_mean` averages over the tokens of the global batch.
 
-    Devices may hold different numbers of tokens that count, so the mean of their own means would be wrong.
+    Devices may hold different numbers of tokens that count, so the mean of the devices' means would be wrong.
 
     count: `count_tokens(weight)`. It is below 1 if fewer tokens count than there are devices.
     """

@@ -141,8 +141,8 @@ class CausalModel:
         weight = language.target_weights(batch, self.config.real_dtype())
         nats, _ = self.nats(self.learner.weights(state), Examples(batch["tokens"], weight))
         # The later a token is in its window, the more context it has: this curve shows how much the model uses.
-        by_place = {"loss_by_place": ((nats * weight).sum(0), weight.sum(0))}
-        return axis.total(language.token_sums(nats, weight, batch) | by_place)
+        by_position = {"loss_by_place": ((nats * weight).sum(0), weight.sum(0))}
+        return axis.total(language.token_sums(nats, weight, batch) | by_position)
 
     def generate(
         self,
