@@ -21,6 +21,7 @@ import tyro
 
 from benchmarks import machine
 from benchmarks.machine import Watch
+from gen.axis import example_keys
 from gen.config import Parallel
 from gen.core import Array, Feature
 from gen.data.text import Text
@@ -66,7 +67,7 @@ def compare(arch: Architecture, batch: int, steps: int, watch: Watch) -> tuple[f
     def write() -> Array:
         empty = lambda room: empty_cache(arch, batch, room, jnp.float32, apart)
         greedy = decoding.Sampling(temperature=0.0)
-        keys = decoding.row_keys(jax.random.key(0), batch)
+        keys = example_keys(jax.random.key(0), jnp.arange(batch))
         how: dict[str, Any] = {"n": steps, "limit": None, "vocab": VOCAB, "end": None}
         return decoding.decode(read, empty, prompt, keys, greedy, **how).tokens
 

@@ -30,17 +30,18 @@ from test_transformer import (
     reference,
 )
 
+from gen.axis import example_keys
 from gen.core import Params
 from gen.errors import UserError
 from gen.families.language import decoding
-from gen.families.language.decoding import Decoded, decode, row_keys
+from gen.families.language.decoding import Decoded, decode
 from gen.families.language.sampling import Sampling, filter_logits
 from gen.networks.positions import PADDING
 from gen.networks.transformer import Architecture, Cache, empty_cache, unstack_layers
 
 WIDTH, N = 6, 6
 PROMPTS = np.array([C[1:7], [2, *A], [PADDING, 9, *B, 5], [PADDING] * 5 + [7], [PADDING, PADDING, 1, 1, 8, END]])
-KEYS = row_keys(KEY, len(PROMPTS))
+KEYS = example_keys(KEY, jnp.arange(len(PROMPTS)))
 QUIET = 40.0  # subtracted from the logit of END, so that all samples reach their maximum length
 GREEDY = Sampling(temperature=0)
 
@@ -275,7 +276,7 @@ def bigram(
         options = {"end": None, **kwargs}
         return decode(read, empty, prompt, keys, sampling, n=n, limit=limit, vocab=len(table), **options)
 
-    return jax.device_get(quickly(run)(prompt, row_keys(KEY, len(prompt))))
+    return jax.device_get(quickly(run)(prompt, example_keys(KEY, jnp.arange(len(prompt)))))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.6, top_k=3, repetition_penalty=1.5)], ids=str)

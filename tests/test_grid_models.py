@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract import assert_close
 from scipy.special import log_softmax
 from test_transformer import KEY, quickly, reference
 
+from gen.axis import split_keys
 from gen.core import Feature
 from gen.data import from_arrays
 from gen.errors import UserError
@@ -283,6 +285,31 @@ def test_the_bound_of_a_uniform_model_is_the_entropy_on_average():
     assert abs(np.mean(nats) - expected) < 4 * error
 
 
+@pytest.mark.parametrize("config", [GUIDED, MASKED], ids=["causal", "masked"])
+def test_the_loss_is_the_nats_and_its_gradient_also_of_the_z_loss(config):
+    """So the losses of training and of held-out grids compare, with and without a z-loss."""
+    config, rng = replace(config, label_dropout=0.0), np.random.default_rng(8)
+    batch = {"tokens": rng.integers(0, VOCAB, (4, 2, 3)), "label": rng.integers(0, CLASSES, 4)}
+    keys = jax.random.split(KEY, 4)
+    parts, params = parts_of(config, (2, 3))
+    weighted, _ = parts_of(replace(config, z_loss=0.1), (2, 3))
+    mask_keys = () if isinstance(config, GridLM) else (split_keys(keys, 3)[0],)
+
+    def mean_loss(params: Any) -> jax.Array:
+        return weighted.loss(params, batch, keys).mean()
+
+    def expected(params: Any) -> tuple[jax.Array, jax.Array]:
+        nats, log_z = parts.nats(params, batch, Condition(jnp.asarray(batch["label"])), *mask_keys)
+        return nats.mean() + 0.1 * jnp.square(log_z).mean(), nats.mean()
+
+    value, gradient = quickly(jax.value_and_grad(mean_loss))(params)
+    (_, nats), both = quickly(jax.value_and_grad(expected, has_aux=True))(params)
+    np.testing.assert_allclose(value, nats, rtol=1e-6)
+    assert_close(gradient, both, 1e-4)
+    if isinstance(config, GridLM):
+        np.testing.assert_allclose(value, quickly(weighted.evaluate)(params, batch, keys)[0].mean(), rtol=1e-6)
+
+
 def test_labels_are_left_out_at_their_rate():
     parts, _ = parts_of(GUIDED, (2, 3))
     label = np.random.default_rng(4).integers(0, CLASSES, 2000)
@@ -317,7 +344,7 @@ def test_the_protocol_says_what_is_given(model, metric):
         (lambda: LM(network=SMALL).build(spec_of((2, 3)), 1), "grids of tokens, with the axes row, column"),
         (lambda: GUIDED.build({"tokens": spec_of((2, 3))["tokens"]}, 1), "needs labels"),
         (lambda: GridLM(label_dropout=0.1), "--model.conditional"),
-        (lambda: GridLM(network=replace(SMALL, positions="relative")), "positions rotary"),
+        (lambda: GridLM(network=replace(SMALL, positions="relative")).build(spec_of((2, 3)), 1), "positions rotary"),
         (lambda: GridLM(network=replace(SMALL, context=9)), "network.context is for texts"),
         (
             lambda: replace(INNER, network=replace(ROTARY, heads=8, kv_heads=None)).build(spec_of((2, 2, 3)), 1),

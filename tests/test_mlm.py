@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax, softmax
 from test_lm import MASKED, PROMPTS, SGD, SPEC, T, averages, engine_of, first, on_one_device, writer
-from test_transformer import KEY, SMALL, VOCAB, quickly, reference
+from test_transformer import END, KEY, SMALL, VOCAB, quickly, reference
 
 from gen.core import GenerativeModel, State
 from gen.families.language import MLM, mlm
@@ -64,6 +64,24 @@ def test_chosen_tokens_are_shown_as_the_mask_a_random_token_or_themselves():
     assert (
         stats.chisquare([masks, others, right], np.array([0.8, 0.1 * 10 / 11, 0.1 + 0.1 / 11]) * chosen).pvalue > 1e-3
     )
+
+
+def test_ends_of_documents_are_never_masked_at_a_fixed_rate():
+    """Positions restart there, which would show them. The rate is the fraction of the other tokens that count."""
+    rng = np.random.default_rng(6)
+    batch: Any = plain_batch(np.where(rng.random((16000, T)) < 0.4, END, 5))
+    batch["counted"][:, 4:6] = 0
+    others = int((batch["counted"] * (batch["tokens"] != END)).sum())
+    for rate in (0.15, 1.0):
+        model, state = reader(MLM(network=READER, rate=rate), 40.0 * np.eye(VOCAB)[3])
+        sums = jax.device_get(model.evaluate(state, batch, KEY))
+        assert sums["accuracy"][1] == sums["loss"][1]
+        assert stats.binomtest(int(sums["loss"][1]), others, rate).pvalue > 1e-3
+        assert "ends are not masked" in model.protocol["loss"]["tokens"]
+    hidden = {"tokens": np.full_like(batch["tokens"], END)}
+    assert model.evaluate(state, batch | hidden, KEY)["loss"][1] == 0
+    bound, state = reader(MLM(network=READER, rate=None), np.zeros(VOCAB))
+    assert bound.evaluate(state, batch | hidden, KEY)["accuracy"][1] > 0, "the bound has the nats of ends too"
 
 
 P = softmax(np.random.default_rng(4).normal(size=VOCAB))

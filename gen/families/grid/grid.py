@@ -23,8 +23,8 @@ from gen.networks.positions import PADDING
 class Grid:
     """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
 
-    The network's embedding also has tokens that never occur in a grid. They are numbered from V on: the labels, "no label", the mask,
-    and the tokens of captions.
+    The network's embedding also has tokens that never occur in a grid, numbered from V: the labels, "no label", the mask, and the
+    tokens of captions.
     """
 
     shape: tuple[int, ...]
@@ -100,7 +100,7 @@ class Grid:
         if label is None:
             label = jnp.full(n, self.classes, jnp.int32)
         front = self.vocab + label[:, None, None]
-        # The label comes last: the output there predicts the first cell. The caption may be short, and its last places masked.
+        # The label comes last: the output there predicts the first cell. A short caption ends with masked tokens.
         if self.caption is not None:
             if caption is None:
                 caption = jnp.full((n, self.words), self.end, jnp.int32)
@@ -145,10 +145,6 @@ class GridModel(LanguageModel):
             raise UserError(f"inner_layers is {self.inner_layers}; it must be at least 0")
         if self.label_dropout and not self.conditional:
             raise UserError("label_dropout needs a model that reads labels; the fix: --model.conditional")
-        if self.network.positions == "relative":
-            raise UserError(
-                "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
-            )
         if self.network.context is not None:
             raise UserError("network.context is for texts, and the data decide the size of a grid; leave it out")
 
@@ -207,18 +203,12 @@ def count_pixels(tokens: Feature) -> int | None:
     return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
 
 
-def grid_protocol(grid: Grid, tokens: Mapping[str, object], name: str) -> dict[str, dict[str, object]]:
-    """Returns the protocols of the metrics of `measure_grids`. tokens: how the nats of a token are estimated. name: of those of a grid."""
-    found = {"loss": {**tokens}, name: {**tokens, "unit": "nats"}}
-    return found if grid.pixels is None else found | {"bits_per_dim": {**tokens, "of": name}}
-
-
 COUNTED = "counted_tokens"
 """Name of the number of tokens of a grid that count, for `mean_over_tokens`. No metric has it."""
 
 
 def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
-    """Returns the nats [B, T, J] without those of tokens that do not count. They are 0 in batch["counted"], if the data have it."""
+    """Returns the nats [B, T, J], with 0 for tokens that do not count: batch["counted"] is 0 there, if the data have it."""
     return nats * grid.weights(batch) if "counted" in batch else nats
 
 
@@ -247,7 +237,7 @@ def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Arr
 def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
     """Returns the metrics of a split. "loss" is the mean over all of its tokens that count, however they are divided among grids.
 
-    name: of the nats of a grid.
+    name: metric with the nats of a whole grid.
     """
     metrics = core.means(sums)
     counted = metrics.pop(COUNTED, None)
@@ -266,8 +256,8 @@ class GridRequest(LabelRequest, Filters):
     the cells of --image that have a white pixel of --mask, or the part of --midi that --write and --gap name. A causal model does not
     see what follows a gap. A masked one does."""
     guidance: float = 1.0
-    """Weight w of the label: tokens are drawn from the logits u + w (c - u), where c has the label and u does not (Ho and Salimans
-    2022). Above 1, samples are more typical of their class and less varied. 0: the label has no effect."""
+    """Weight of the label and the caption: tokens are drawn from the logits u + guidance (c - u), where c has them and u does not (Ho and
+    Salimans 2022, with w = guidance - 1). Above 1, samples are more typical of their class and less varied. 0: no effect."""
 
     def __post_init__(self):
         super().__post_init__()

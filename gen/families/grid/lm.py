@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
-from gen.families import learner
 from gen.families.conditions import Condition
-from gen.families.grid.grid import GridModel, GridRequest, grid_protocol, mean_over_tokens, mean_tokens, measure_grids
-from gen.families.grid.network import GridNetwork, fold_in, make_network
+from gen.families.grid.assemble import assemble
+from gen.families.grid.grid import GridModel, GridRequest, mean_tokens, measure_grids
+from gen.families.grid.network import GridNetwork, make_network
 from gen.families.language import losses
-from gen.networks.transformer import RULES, Cache
+from gen.families.language.sampling import fold_in
+from gen.networks.transformer import Cache
 
 Carry = tuple[Array, Cache | None]
 """The network's output at the newest cell, and the cache with all cells so far."""
@@ -31,20 +31,7 @@ class GridLM(GridModel):
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
-        model = self.causal(spec)
-        exact = {"tokens": "each given the tokens before it", "conditional": model.network.grid.conditions.names}
-        built = learner.family(
-            self,
-            steps,
-            init=model.network.init,
-            loss=model.loss,
-            evaluate=model.evaluate,
-            sample=model.sample,
-            request=GridRequest,
-            rules=RULES,
-            protocol=grid_protocol(model.network.grid, exact, "nll"),
-        )
-        return built._replace(summarize=partial(mean_over_tokens, name="nll"))
+        return assemble(self.causal(spec), steps, GridRequest, "each given the tokens before it", "nll")
 
 
 @dataclass(frozen=True)
@@ -68,11 +55,11 @@ class CausalGrids:
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
+        """Returns the mean nats of the tokens of each example that count, [B]. The gradient is of nats + z_loss log(Z)^2."""
         label_keys, dropout_keys = split_keys(keys, 2)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, dropout_keys)
-        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
+        return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""

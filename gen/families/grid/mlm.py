@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,12 +16,12 @@ import jax.numpy as jnp
 from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
 from gen.errors import check_not_negative, check_positive
-from gen.families import learner
 from gen.families.conditions import Condition
-from gen.families.grid.grid import GridModel, GridRequest, grid_protocol, mean_over_tokens, mean_tokens, measure_grids
-from gen.families.grid.network import GridNetwork, fold_in, make_network
-from gen.families.language import losses
-from gen.networks.transformer import RULES
+from gen.families.grid.assemble import assemble
+from gen.families.grid.grid import GridModel, GridRequest, mean_tokens, measure_grids
+from gen.families.grid.network import GridNetwork, make_network
+from gen.families.language import losses, masking
+from gen.families.language.sampling import fold_in
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,7 @@ class GridMLM(GridModel):
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
         model = MaskedGrids(self, make_network(self, self.grid(spec), causal=False))
         how = "a fraction of the cells drawn from [0, 1] masked, one draw per grid"
-        bound = {"tokens": how, "conditional": model.network.grid.conditions.names}
-        built = learner.family(
-            self,
-            steps,
-            init=model.network.init,
-            loss=model.loss,
-            evaluate=model.evaluate,
-            sample=model.sample,
-            request=Request,
-            rules=RULES,
-            protocol=grid_protocol(model.network.grid, bound, "nll_bound"),
-        )
-        return built._replace(summarize=partial(mean_over_tokens, name="nll_bound"))
+        return assemble(model, steps, Request, how, "nll_bound")
 
 
 @dataclass(frozen=True)
@@ -66,15 +53,6 @@ class Request(GridRequest):
         check_not_negative(noise=self.noise)
 
 
-class Masks(NamedTuple):
-    """Which cells of a batch are masked."""
-
-    chosen: Array
-    """bool [B, T]."""
-    scale: Array
-    """[B, 1]. Weight of the nats of each masked cell."""
-
-
 class Draft(NamedTuple):
     """Grids while they are being written."""
 
@@ -92,22 +70,6 @@ class MaskedGrids:
 
     config: GridMLM
     network: GridNetwork
-
-    def draw_masks(self, keys: Key, length: int) -> Masks:
-        """Masks a random fraction t ~ U[0, 1] of the cells of each example. keys: [B]. length: number of cells.
-
-        The nats of the masked cells, weighted with 1 / t, are on average an upper bound on -log p(grid).
-        """
-        dtype = self.config.real_dtype()
-
-        def draw(key: Key) -> tuple[Array, Array]:
-            rate_key, choice_key = jax.random.split(key)
-            # t is at least 1 / length: then one cell is masked on average. This bounds the weight 1 / t.
-            t = jnp.maximum(jax.random.uniform(rate_key, (), dtype), 1 / length)
-            return jax.random.uniform(choice_key, (length,), dtype) < t, 1 / t
-
-        chosen, scale = jax.vmap(draw)(keys)
-        return Masks(chosen, scale[:, None])
 
     def output(self, params: dict[str, Params], front: Array, cells: Array, masked: Array, keys: Key | None) -> Array:
         """Returns the network's output [B, T, ...] at each cell of a grid, for GridNetwork.logits.
@@ -128,18 +90,18 @@ class MaskedGrids:
         """
         grid = self.network.grid
         cells = grid.split(batch["tokens"])
-        masks = self.draw_masks(mask_keys, cells.shape[1])
+        masks = masking.draw_bound_masks(mask_keys, cells.shape[1], self.config.real_dtype())
         output = self.output(params, grid.front(len(cells), condition), cells, masks.chosen, keys)
         nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
         # The bound is a sum over the masked cells alone.
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean of nats + z_loss log(Z)^2 over the tokens of each example that count, [B]."""
+        """Returns the mean nats of the tokens of each example that count, [B]. The gradient is of nats + z_loss log(Z)^2."""
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, mask_keys, dropout_keys)
-        return mean_tokens(self.network.grid, batch, nats + self.config.z_loss * jnp.square(log_z))
+        return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
         """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
@@ -194,7 +156,7 @@ class MaskedGrids:
         drawn = self.network.draw(params, output, draft.tokens, keys, request)
         order_keys = fold_in(keys, self.network.grid.count)
         if request.order == "random":
-            now = choose_any(draft.unknown, order_keys, request.turns - i)
+            now = masking.choose_any(draft.unknown, order_keys, request.turns - i)
         else:
             # Chang et al. 2022, section 3.2: after turn i a fraction cos(pi / 2 (i + 1) / turns) of the cells is unknown.
             done = (i + 1) / request.turns
@@ -206,18 +168,6 @@ class MaskedGrids:
             jnp.where(now[..., None], drawn.log_probs, draft.log_probs),
             draft.unknown & ~now,
         )
-
-
-def choose_any(unknown: Array, keys: Key, turns: Array) -> Array:
-    """Chooses each unknown cell with probability 1 / turns, so that none is left after `turns` turns. Sahoo et al. 2024, section 3.2.
-
-    unknown: bool [B, T]. keys: [B]. turns: [], number of turns that are left, including this one. Returns bool [B, T].
-    """
-
-    def draw(key: Key) -> Array:
-        return jax.random.uniform(key, unknown.shape[1:]) * turns < 1
-
-    return unknown & jax.vmap(draw)(keys)
 
 
 def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, noise: Array) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 from gen.core import Array, Key, Params
 from gen.families.conditions import Condition
 from gen.families.grid.grid import Grid, GridModel, GridRequest
-from gen.families.language.sampling import keep_likely
+from gen.families.language.sampling import draw_tokens, fold_in, keep_likely
 from gen.networks.positions import PADDING, locate_cells
-from gen.networks.transformer import Cache, InnerHead, Transformer, empty_cache, unstack_layers
+from gen.networks.transformer import Cache, InnerHead, Transformer, begin_decoding
 
 
 class Drawn(NamedTuple):
@@ -28,7 +27,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class GridNetwork:
-    """p(tokens of a cell | all that the transformer has read). params: {"transformer": ...}, and "inner" with `inner_layers`."""
+    """p(tokens of a cell | caption, label and cells that were read). params: {"transformer": ...}, and "inner" with `inner_layers`."""
 
     grid: Grid
     transformer: Transformer
@@ -63,11 +62,11 @@ class GridNetwork:
 
         keys: dropout keys [B]. begins: whether the cells start at the beginning of the row (caption and label).
         """
-        # Each of the J tokens of a cell has its own rows of the embedding.
+        # The J tokens of a cell have separate rows of the embedding.
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
         segment = jnp.zeros(cells.shape[:2], jnp.int32)
         if self.grid.padding is not None:
-            # Attention ignores the places after the end of a caption.
+            # Attention ignores the padding after the end of a caption.
             segment = jnp.where(cells[..., 0] == self.grid.padding, PADDING, segment)
         position = jnp.broadcast_to(positions[None], (len(cells), *positions.shape))
         # Without dropout the keys are not needed. Passing them on would only cost memory.
@@ -98,7 +97,7 @@ class GridNetwork:
         for j in range(self.grid.count):
             before = tokens if len(output) == len(tokens) else jnp.concatenate([tokens, tokens])
             conditional, logits = guide(self.logits(params, output, before, j)[:, :, 0], len(tokens), request.guidance)
-            drawn = choose(keep_likely(logits, request), fold_in(keys, j), request.temperature)
+            drawn = draw_tokens(keep_likely(logits, request), fold_in(keys, j), request.temperature)
             token = jnp.where(given[..., j] < 0, drawn, given[..., j])
             # The model's own probability, without guidance and temperature.
             log_prob = jnp.take_along_axis(jax.nn.log_softmax(conditional), token[..., None], axis=-1)[..., 0]
@@ -108,20 +107,14 @@ class GridNetwork:
 
     def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
         """Returns the beginnings of n rows, int32 [n, L + 1, J]. With guidance [2 n, ...]: the second half is without conditions."""
-        # One batch of twice the size: two caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
+        # One batch of twice the size: two separate caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
         front = self.grid.front(n, condition)
         return front if guidance == 1 else jnp.concatenate([front, self.grid.front(n, Condition())])
 
     def begin_cache(self, params: dict[str, Any], rows: int) -> tuple[dict[str, Any], Cache]:
         """Returns the parameters in the form that decoding needs, and an empty cache for `rows` rows: their beginnings and all cells."""
-        # On a CPU, decoding needs separate arrays for each layer: see `unstack_layers`.
-        unstacked = jax.default_backend() == "cpu"
-        if unstacked:
-            params = params | {"transformer": unstack_layers(params["transformer"])}
-        # A trained prefix (see gen.optim.adapters) takes places in the cache too.
-        places = len(params["transformer"].get("prefix", ())) + self.grid.words + 1 + self.grid.length
-        arch, dtype = self.transformer.arch, self.transformer.dtypes["dtype"]
-        return params, empty_cache(arch, rows, places, dtype, unstacked)
+        transformer, empty = begin_decoding(self.transformer, params["transformer"], rows)
+        return params | {"transformer": transformer}, empty(self.grid.words + 1 + self.grid.length)
 
 
 def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
@@ -143,7 +136,9 @@ def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
 
 
 def guide(logits: Array, n: int, guidance: float) -> tuple[Array, Array]:
-    """Returns (logits with labels, guided logits u + w (c - u)), [n, ...] each. Ho and Salimans 2022, equation 6, w = guidance.
+    """Returns (logits c with conditions, guided logits u + guidance (c - u)), [n, ...] each.
+
+    Ho and Salimans 2022, equation 6, with w = guidance - 1.
 
     logits: [n, ...], or with guidance [2 n, ...], where the second half was read without conditions.
     """
@@ -152,15 +147,3 @@ def guide(logits: Array, n: int, guidance: float) -> tuple[Array, Array]:
     # c: with conditions. u: without.
     c, u = logits[:n], logits[n:]
     return c, u + guidance * (c - u)
-
-
-def fold_in(keys: Key, number: Array | int) -> Key:
-    """Folds a number into each of the keys [B]."""
-    return jax.vmap(partial(jax.random.fold_in, data=number))(keys)
-
-
-def choose(logits: Array, keys: Key, temperature: float) -> Array:
-    """Returns a token for each of the logits [B, S, V], int32 [B, S]. keys: [B]."""
-    if temperature == 0:
-        return logits.argmax(-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import io_callback
 
-from gen.core import Array, Key
-from gen.families.language.sampling import Sampling, filter_logits
+from gen.core import Array
+from gen.families.language.sampling import Sampling, draw_tokens, filter_logits, fold_in
 from gen.networks.positions import PADDING, locate_tokens
 from gen.networks.transformer import Cache, grow_cache
 
@@ -24,7 +24,7 @@ MIN_GROWING_BYTES = 2**25
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """(tokens, segment, position: int32 [B, T]; cache; whether the tokens begin a text) -> (logits [B, T, V], cache with them)."""
 Listener = Callable[[Array], Array]
-"""Newest tokens [B] -> bool [B], the samples that shall end. It runs on the host after each token."""
+"""Newest tokens [B] -> bool [B], the samples to end. It runs on the host after each token."""
 
 
 class Decoded(NamedTuple):
@@ -73,7 +73,7 @@ class Decoder:
     """P, the number of tokens of the prompts."""
     n: int
     capacity: int
-    """Number of positions that a full cache holds."""
+    """Number of tokens that a full cache holds."""
     vocab: int
     end: int | None
     listen: Listener | None
@@ -94,13 +94,13 @@ class Decoder:
 
     def draw(self, draft: Draft, logits: Array) -> Draft:
         """Draws the next token of each sample from its logits [B, V]."""
-        token = self.choose(filter_logits(logits, draft.seen, self.sampling), draft.drawn)
+        choice = filter_logits(logits, draft.seen, self.sampling)
+        token = draw_tokens(choice, fold_in(self.keys, draft.drawn), self.sampling.temperature)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
         # Samples that have ended take part until all have: shapes are fixed. Nothing more is written for them.
         log_prob = jnp.where(draft.done[:, None], 0.0, log_prob).astype(jnp.float32)
         shown = jnp.where(draft.done, PADDING, token)
-        place = self.width + draft.drawn
-        text = jax.lax.dynamic_update_slice_in_dim(draft.text, shown[:, None], place, axis=1)
+        text = jax.lax.dynamic_update_slice_in_dim(draft.text, shown[:, None], self.width + draft.drawn, axis=1)
         log_probs = jax.lax.dynamic_update_slice_in_dim(draft.log_probs, log_prob, draft.drawn, axis=1)
         seen = draft.seen | jax.nn.one_hot(token, self.vocab, dtype=bool)
         done = draft.done
@@ -110,16 +110,6 @@ class Decoder:
             # Ordered: the listener sees the tokens in the order in which they are drawn.
             done |= io_callback(self.listen, jax.ShapeDtypeStruct(done.shape, bool), shown, ordered=True)
         return Draft(draft.drawn + 1, text, log_probs, seen, done)
-
-    def choose(self, logits: Array, drawn: Array) -> Array:
-        """Returns a token for each row of logits [B, V], int32 [B]. drawn: [], the number of tokens drawn before."""
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1).astype(jnp.int32)
-
-        def sample(key: Key, row: Array) -> Array:
-            return jax.random.categorical(jax.random.fold_in(key, drawn), row)
-
-        return jax.vmap(sample)(self.keys, logits).astype(jnp.int32)
 
     def fill(self, draft: Draft, count: int) -> Draft:
         """Reads the last `count` tokens of the text into an empty cache, then draws tokens until the cache is full.
@@ -141,7 +131,7 @@ class Decoder:
         return cursor.draft
 
     def has_room(self, cursor: Cursor) -> Array:
-        """Returns whether `extend` has a token to draw, and a free place in the cache for the one before it."""
+        """Returns whether `extend` has a token to draw, and a free slot in the cache for the token before it."""
         return self.unfinished(cursor.draft) & (cursor.cache.length < cursor.cache.segment.shape[1])
 
     def extend(self, cursor: Cursor) -> Cursor:
@@ -154,17 +144,16 @@ class Decoder:
         return Cursor(self.draw(draft, logits[:, -1, : self.vocab]), position + 1, cache)
 
     def sizes(self, count: int) -> list[int]:
-        """Returns the sizes that a cache passes through from `count` places up to its full capacity."""
+        """Returns the sizes that a cache passes through from `count` slots up to its full capacity."""
         shapes = jax.tree.leaves(jax.eval_shape(lambda: self.empty(self.capacity)))
         return cache_sizes(count, self.capacity, sum(x.size * x.dtype.itemsize for x in shapes))
 
 
 def cache_sizes(count: int, capacity: int, nbytes: int) -> list[int]:
-    """Returns the sizes of a cache that holds `count` places at first and `capacity` in the end, where it has `nbytes` bytes.
+    """Returns the sizes of a cache that has `count` slots at first and `capacity` in the end, when it takes `nbytes` bytes.
 
-    Attention to places that are still empty takes as long as attention to full ones. On a CPU a large
-    cache therefore grows in quarters, and each size has a loop of its own. Elsewhere, and for small caches, compiling more
-    loops would cost more than it saves.
+    Attention to empty slots takes as long as attention to full ones. On a CPU a large cache therefore grows in quarters, and each
+    size has its own loop. On other backends, and for small caches, compiling more loops would cost more than it saves.
     """
     if jax.default_backend() != "cpu" or nbytes < MIN_GROWING_BYTES:
         return [capacity]
@@ -187,14 +176,14 @@ def decode(
 ) -> Decoded:
     """Decodes up to n tokens after each prompt: until the token `end`, or until the listener ends the sample.
 
-    read: the network. empty: number of places -> an empty cache for them.
+    read: the network. empty: number of tokens -> an empty cache for them.
     prompt: int32 [B, P], with PADDING on the left of shorter prompts. keys: [B], one per sample.
     limit: number of positions that the network can attend to; None: no limit. If prompt and sample are longer, the network
     reads the last limit / 2 of them again each time it reaches the limit.
     vocab: V, the number of tokens to draw from; the network may have more logits.
     """
     width = prompt.shape[1]
-    # Places for all tokens but the last, which is drawn and never read.
+    # Room for all tokens but the last, which is drawn and never read.
     total = width + n - 1
     capacity = total if limit is None else min(total, limit)
     decoder = Decoder(read, empty, keys, sampling, width, n, capacity, vocab, end, listen)
@@ -206,8 +195,3 @@ def decode(
 
         draft = jax.lax.while_loop(decoder.unfinished, refill, draft)
     return Decoded(draft.text[:, width:], draft.log_probs)
-
-
-def row_keys(key: Key, n: int) -> Array:
-    """Returns a key for each of n samples, [n]. The key of a sample depends only on its number."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(n))

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from gen import axis, core
-from gen.core import Array, Batch, Key, Params, Spec, Sums
+from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_not_negative
-from gen.families.learner import LearnedFamily
+from gen.families.learner import LearnedFamily, Learner
 from gen.networks.positions import locate_tokens
-from gen.networks.transformer import Architecture, Transformer
+from gen.networks.transformer import RULES, Architecture, Transformer
 
-# Loss per token above which the perplexity exp(loss) means nothing and may overflow. It stops growing there.
+# The perplexity exp(loss) is computed of at most this loss per token. Above, it means nothing and may overflow.
 MAX_NATS = 30.0
 
 
@@ -44,9 +43,33 @@ class LanguageModel(LearnedFamily):
         assert isinstance(base, LanguageModel)
         return replace(self, network=self.network.inherit(base.network, spec["tokens"].shape[0] - 1))
 
-    def loss_dtype(self) -> DTypeLike:
-        """Returns the dtype of weights and losses: the dtype of activations, but at least float32."""
-        return jnp.promote_types(self.dtype, jnp.float32)
+
+class TokenModel(Protocol):
+    """The functions of a language model that a GenerativeModel is made of."""
+
+    @property
+    def config(self) -> LanguageModel: ...
+    @property
+    def learner(self) -> Learner: ...
+
+    def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]: ...
+    def evaluate(self, state: State, batch: Batch, key: Key) -> Sums: ...
+    def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Any) -> dict[str, Array]: ...
+
+
+def assemble(model: TokenModel, request: type, protocol: Mapping[str, Mapping[str, object]]) -> GenerativeModel:
+    """Returns the GenerativeModel of these functions. request: the class of `generate`'s request. protocol: {metric: how it is estimated}."""
+    return GenerativeModel(
+        init=model.learner.init,
+        update=model.update,
+        evaluate=model.evaluate,
+        summarize=summarize,
+        generate=model.generate,
+        request=request,
+        together=model.config.microbatches,
+        rules=RULES,
+        protocol=protocol,
+    )
 
 
 class Tokens(NamedTuple):
@@ -124,10 +147,10 @@ def init_params(network: Transformer, end: int | None, key: Key) -> dict[str, Pa
 
 
 def dropout_keys(arch: Architecture, key: Key, row: Array) -> Array | None:
-    """Returns a key for each example [B], folded from its row, so that no device changes the noise. None: no dropout."""
+    """Returns `axis.example_keys(key, row)`, [B]. None: no dropout."""
     if not arch.dropout:
         return None
-    return jax.vmap(lambda r: jax.random.fold_in(key, r))(row)
+    return axis.example_keys(key, row)
 
 
 def target_weights(batch: Batch, dtype: DTypeLike) -> Array:
@@ -147,7 +170,7 @@ def count_tokens(weight: Array) -> Array:
 def normalize_weights(weight: Array, count: Array) -> Array:
     """Returns weights [B, T] scaled so that `token_mean` averages over the tokens of the global batch.
 
-    Devices may hold different numbers of tokens that count, so the mean of their own means would be wrong.
+    Devices may hold different numbers of tokens that count, so the mean of the devices' means would be wrong.
 
     count: `count_tokens(weight)`. It is below 1 if fewer tokens count than there are devices.
     """

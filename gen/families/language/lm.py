@@ -18,7 +18,7 @@ from gen.families.language import decoding, language, losses, middle
 from gen.families.language.language import LanguageModel, Tokens
 from gen.families.language.sampling import Sampling
 from gen.networks.positions import locate_tokens
-from gen.networks.transformer import RULES, Cache, Transformer, empty_cache, unstack_layers
+from gen.networks.transformer import Cache, Transformer, begin_decoding
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,8 @@ class LM(LanguageModel):
         return replace(own, fill_in_the_middle=base.fill_in_the_middle)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        model = self.model(spec, steps)
-        protocol = {"tokens": "each given the tokens before it"}
-        return GenerativeModel(
-            init=model.learner.init,
-            update=model.update,
-            evaluate=model.evaluate,
-            summarize=language.summarize,
-            generate=model.generate,
-            request=Request,
-            together=self.microbatches,
-            rules=RULES,
-            protocol=dict.fromkeys(("loss", "perplexity", "bits_per_byte"), protocol),
-        )
+        names, how = ("loss", "perplexity", "bits_per_byte"), "each given the tokens before it"
+        return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> CausalModel:
         """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
@@ -126,9 +115,9 @@ class CausalModel:
         """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens that count."""
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
-            nats, log_z = self.nats(params, examples)
+            nats = losses.with_z_loss(*self.nats(params, examples), self.config.z_loss)
             mean = language.token_mean(nats, examples.weight)
-            return mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.weight), mean
+            return mean, mean
 
         examples, count = self.examples(batch, key)
         state, value, gradient = self.learner.step(state, loss, examples, count)
@@ -144,17 +133,17 @@ class CausalModel:
             batch = batch | {"tokens": rearranged.tokens, "counted": rearranged.counted}
             moved = rearranged.moved
         keys = language.dropout_keys(self.config.network, dropout_key, batch["row"])
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         count = language.count_tokens(weight)
         return Examples(batch["tokens"], language.normalize_weights(weight, count), moved, keys), count
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
         """Returns the sums of loss and bits per byte, and the loss at each position of a window ("loss_by_place", [T])."""
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         nats, _ = self.nats(self.learner.weights(state), Examples(batch["tokens"], weight))
         # The later a token is in its window, the more context it has: this curve shows how much the model uses.
-        by_place = {"loss_by_place": ((nats * weight).sum(0), weight.sum(0))}
-        return axis.total(language.token_sums(nats, weight, batch) | by_place)
+        by_position = {"loss_by_place": ((nats * weight).sum(0), weight.sum(0))}
+        return axis.total(language.token_sums(nats, weight, batch) | by_position)
 
     def generate(
         self,
@@ -172,26 +161,20 @@ class CausalModel:
         Raises: UserError if the prompt is longer than the context, or the model was not trained to fill in the middle.
         """
         prompt = jnp.repeat(self.prompt(given), request.n, axis=0)
-        arch, params = self.config.network, self.learner.weights(state)["transformer"]
-        # On a CPU each layer has its own arrays: see `unstack_layers`.
-        unstacked = jax.default_backend() == "cpu"
-        variables = {"params": unstack_layers(params) if unstacked else params}
-        # A trained prefix (see gen.optim.adapters) takes places in the cache too.
-        prefix = len(params.get("prefix", ()))
+        arch = self.config.network
+        params, empty = begin_decoding(self.network, self.learner.weights(state)["transformer"], len(prompt))
         # With a window the network never looks further back than in training, so a text may grow beyond the context.
         endless = arch.window is not None and arch.positions != "learned"
 
         def read(tokens: Array, segment: Array, position: Array, cache: Cache, begins: bool) -> tuple[Array, Cache]:
+            variables = {"params": params}
             return self.network.apply(variables, tokens, segment, position, cache=cache, begins=begins)  # pyright: ignore
-
-        def empty(places: int) -> Cache:
-            return empty_cache(arch, len(prompt), prefix + places, self.network.dtypes["dtype"], unstacked)
 
         decoded = decoding.decode(
             read,
             empty,
             prompt,
-            decoding.row_keys(key, len(prompt)),
+            axis.example_keys(key, jnp.arange(len(prompt))),
             request,
             n=request.tokens,
             limit=None if endless else self.network.context,

@@ -39,7 +39,7 @@ def prompt(prefix: Array, suffix: Array, vocab: int) -> Array:
 def move_middles(batch: Batch, key: Key, rate: float, vocab: int, end: int | None) -> Rearranged:
     """Moves the middle of a random `rate` of the rows to the end. Bavarian et al. 2022, section 3 (PSM).
 
-    A row a b c, cut at two uniformly random places, becomes [prefix] a [suffix] c [middle] b [end]. A row keeps its length:
+    A row a b c, cut at two uniformly random points, becomes [prefix] a [suffix] c [middle] b [end]. A row keeps its length:
     its last tokens, one for each inserted token, are lost. The sentinels never count as targets; the end always does.
 
     batch: "tokens" and "counted" [B, T + 1], and "row" [B].
@@ -53,7 +53,7 @@ def move_middles(batch: Batch, key: Key, rate: float, vocab: int, end: int | Non
 
     chosen, cuts = axis.per_example(draw, key, batch["row"])
     a, b = cuts[:, :1], cuts[:, 1:]
-    # Columns of the inserted tokens in the new row, and for every other column the one in the old row that it comes from.
+    # Columns of the inserted tokens in the new row. `source` has the column of the old row that each other column comes from.
     suffix, middle, last = a + 1, a + 2 + kept - b, kept + SENTINELS
     column = jnp.arange(kept + SENTINELS + 1, dtype=jnp.int32)[None]
     source = jnp.where(
@@ -64,9 +64,9 @@ def move_middles(batch: Batch, key: Key, rate: float, vocab: int, end: int | Non
     new_tokens, new_counted = (jnp.take_along_axis(x, source, axis=1) for x in (tokens, counted))
     # Columns and tokens of the insertions: prefix, suffix, middle, end.
     inserted = [(jnp.zeros_like(a), vocab), (suffix, vocab + 1), (middle, vocab + 2), (jnp.full_like(a, last), end)]
-    for place, token in inserted:
-        new_tokens = jnp.where(column == place, token, new_tokens)
-        new_counted = jnp.where(column == place, column == last, new_counted)
+    for index, token in inserted:
+        new_tokens = jnp.where(column == index, token, new_tokens)
+        new_counted = jnp.where(column == index, column == last, new_counted)
     return Rearranged(
         tokens=jnp.where(chosen[:, None], new_tokens, tokens),
         counted=jnp.where(chosen[:, None], new_counted, counted),

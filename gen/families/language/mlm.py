@@ -18,11 +18,11 @@ from gen import axis, core
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec, State, Sums
 from gen.errors import UserError, check_positive
 from gen.families import learner
-from gen.families.language import decoding, language, losses, masking
+from gen.families.language import language, losses, masking
 from gen.families.language.language import LanguageModel, Tokens
-from gen.families.language.sampling import Sampling, filter_logits
+from gen.families.language.sampling import Sampling, draw_tokens, filter_logits, fold_in
 from gen.networks.positions import PADDING, locate_tokens
-from gen.networks.transformer import RULES, Transformer
+from gen.networks.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class MLM(LanguageModel):
     """A masked language model."""
 
     rate: float | None = 0.15
-    """Fraction of tokens to mask and predict. None: drawn uniformly from [0, 1] for each example (absorbing diffusion), which
-    gives a likelihood bound and allows generation."""
+    """Fraction of tokens to mask and predict. The tokens that end documents are never masked. None: drawn uniformly from [0, 1] for each
+    example, with ends (absorbing diffusion), which gives a likelihood bound and allows generation."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,18 +39,7 @@ class MLM(LanguageModel):
             raise UserError(f"rate is {self.rate}; it must be in (0, 1], or None")
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        model = self.model(spec, steps)
-        return GenerativeModel(
-            init=model.learner.init,
-            update=model.update,
-            evaluate=model.evaluate,
-            summarize=language.summarize,
-            generate=model.generate,
-            request=Request,
-            together=self.microbatches,
-            rules=RULES,
-            protocol=self.protocol(),
-        )
+        return language.assemble(self.model(spec, steps), Request, self.protocol())
 
     def model(self, spec: Spec, steps: int) -> MaskedModel:
         """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
@@ -66,7 +55,7 @@ class MLM(LanguageModel):
 
     def protocol(self) -> dict[str, dict[str, str]]:
         """Returns how each metric is estimated. Only the bound on the likelihood gives bits per byte."""
-        how, names = f"{self.rate} masked", ["loss", "accuracy", "perplexity"]
+        how, names = f"{self.rate} masked, ends are not masked", ["loss", "accuracy", "perplexity"]
         if self.rate is None:
             how = "a fraction drawn from [0, 1] masked, one draw per window"
             names.append("bits_per_byte")
@@ -104,7 +93,7 @@ class Examples(NamedTuple):
     chosen_weight: Array
     """[B, T]. Weights of the chosen tokens, over which the accuracy is averaged."""
     loss_weight: Array
-    """[B, T]. Weights in the mean of the nats: of the chosen tokens, or for the bound of all tokens that count."""
+    """[B, T]. Weights in the mean of the nats. With a fixed rate only the chosen tokens have one. In the bound all tokens that count do."""
     dropout_keys: Array | None = None
     """[B]. None: no dropout."""
 
@@ -151,25 +140,28 @@ class MaskedModel:
 
     def examples(self, batch: Batch, key: Key) -> Examples:
         """Returns the examples of a batch with masks drawn, and weights that are not normalized yet."""
-        x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.loss_dtype())
-        draw = masking.draw_bound_masks
-        if self.config.rate is not None:
-            draw = partial(masking.draw_masks, rate=self.config.rate)
-        masks = draw(x, batch["counted"][:, 1:] > 0, key, batch["row"], self.tokens.vocab, weight.dtype)
-        chosen_weight = masks.chosen * weight
-        # The bound is a sum over all tokens of the text: a token that is shown costs 0 nats, and it counts.
-        loss_weight = weight if self.config.rate is None else chosen_weight
-        return Examples(x, masks.shown, masks.chosen * masks.scale, chosen_weight, loss_weight)
+        x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.real_dtype())
+        counts, keys = batch["counted"][:, 1:] > 0, axis.example_keys(key, batch["row"])
+        if self.config.rate is None:
+            masks = masking.draw_bound_masks(keys, x.shape[1], weight.dtype)
+            chosen = counts & masks.chosen
+            # The bound is a sum over all tokens of the text: a token that is shown costs 0 nats, and it counts.
+            return Examples(x, jnp.where(chosen, self.mask, x), chosen * masks.scale, chosen * weight, weight)
+        if self.tokens.end is not None:
+            # Segments and positions show where documents end (see `predict`), so ends need no prediction.
+            counts &= x != self.tokens.end
+        shown, chosen = masking.mask_at_rate(x, counts, keys, self.tokens.vocab, weight.dtype, self.config.rate)
+        return Examples(x, shown, chosen.astype(weight.dtype), chosen * weight, chosen * weight)
 
     def predict(self, params: dict[str, Params], examples: Examples) -> Prediction:
         """Predicts the targets of each example."""
-        # In the bound a document's end may be masked too. Attention that stopped at the ends of documents would reveal it, so
-        # the window is one segment.
+        # The bound is of whole texts, so ends are masked like all tokens. Attention that stopped at the ends of documents would reveal
+        # them, so the window is one segment.
         end = None if self.config.rate is None else self.tokens.end
         segment, position = locate_tokens(examples.tokens, end)
         logits = self.logits(params, examples.shown, segment, position, examples.dropout_keys)
         nats, log_z = losses.cross_entropy(logits, examples.tokens)
-        right = (logits.argmax(-1) == examples.tokens).astype(self.config.loss_dtype())
+        right = (logits.argmax(-1) == examples.tokens).astype(self.config.real_dtype())
         return Prediction(nats * examples.scale, log_z, right)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
@@ -185,9 +177,8 @@ class MaskedModel:
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Metrics]:
             nats, log_z, right = self.predict(params, examples)
-            mean = language.token_mean(nats, examples.loss_weight)
-            total = mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.loss_weight)
-            return total, {"loss": mean, "accuracy": language.token_mean(right, examples.chosen_weight)}
+            mean = language.token_mean(losses.with_z_loss(nats, log_z, self.config.z_loss), examples.loss_weight)
+            return mean, {"loss": mean, "accuracy": language.token_mean(right, examples.chosen_weight)}
 
         state, metrics, gradient = self.learner.step(state, loss, examples, count)
         return state, axis.mean(metrics) | {"gradient": gradient}
@@ -223,7 +214,7 @@ class MaskedModel:
             )
         before = jnp.repeat(before, request.n, axis=0)
         after = jnp.broadcast_to(after, (len(before), after.shape[1]))
-        params, keys = self.learner.weights(state), decoding.row_keys(key, len(before))
+        params, keys = self.learner.weights(state), axis.example_keys(key, jnp.arange(len(before)))
         text = jnp.concatenate([before, jnp.full((len(before), tokens), self.mask, jnp.int32), after], axis=1)
 
         # In the last turn every token that is still masked is written.
@@ -246,15 +237,10 @@ class MaskedModel:
         position = jnp.maximum(jnp.cumsum(~padding, axis=1, dtype=jnp.int32) - 1, 0)
         logits = self.logits(params, jnp.maximum(draft.text, 0), segment, position)
 
-        def draw(key: Key, row: Array, logits: Array) -> tuple[Array, Array]:
-            choose_key, token_key = jax.random.split(jax.random.fold_in(key, i))
-            seen = jax.nn.one_hot(row, self.tokens.vocab, dtype=bool).any(0, keepdims=True)
-            choice = filter_logits(logits, seen, request)
-            token = choice.argmax(-1) if request.temperature == 0 else jax.random.categorical(token_key, choice)
-            now = jax.random.uniform(choose_key, row.shape) * (request.turns - i) < 1
-            return (row == self.mask) & now, token.astype(jnp.int32)
-
+        choose_keys, token_keys = axis.split_keys(fold_in(keys, i), 2)
+        seen = jax.nn.one_hot(draft.text, self.tokens.vocab, dtype=bool).any(1, keepdims=True)
         # All tokens of a turn are drawn independently, given the tokens of earlier turns.
-        now, token = jax.vmap(draw)(keys, draft.text, logits)
+        token = draw_tokens(filter_logits(logits, seen, request), token_keys, request.temperature)
+        now = masking.choose_any(draft.text == self.mask, choose_keys, request.turns - i)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], axis=-1)[..., 0]
         return Draft(jnp.where(now, token, draft.text), jnp.where(now, log_prob, draft.log_probs).astype(jnp.float32))

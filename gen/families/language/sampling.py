@@ -7,11 +7,12 @@ decide whether the token is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from gen.core import Array
+from gen.core import Array, Key
 from gen.errors import UserError, check_positive
 
 # Relative error of sums of float32 probabilities. A probability that differs from a limit by less is equal to it.
@@ -54,9 +55,9 @@ class Sampling(Filters):
 
 
 def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
-    """Returns the logits [B, V] to draw the next token of a text from: -inf for tokens that `sampling` excludes.
+    """Returns the logits [..., V] to draw a token of a text from: -inf for tokens that `sampling` excludes.
 
-    seen: bool [B, V], tokens that already occur in the text.
+    seen: bool, broadcasts to [..., V]. Tokens that already occur in the text.
     """
     if sampling.repetition_penalty != 1:
         worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
@@ -82,6 +83,18 @@ def keep_likely(logits: Array, sampling: Filters) -> Array:
         least = sampling.min_p * (1 - ROUNDING) * p.max(axis=-1, keepdims=True)
         logits = jnp.where(p < least, -jnp.inf, logits)
     return logits
+
+
+def draw_tokens(logits: Array, keys: Key, temperature: float) -> Array:
+    """Draws a token from each of the logits [B, ..., V], int32 [B, ...]. keys: [B]. Temperature 0: the most likely token."""
+    if temperature == 0:
+        return logits.argmax(-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def fold_in(keys: Key, number: Array | int) -> Key:
+    """Folds a number, such as the number of a token or of a turn, into each of the keys [B]."""
+    return jax.vmap(partial(jax.random.fold_in, data=number))(keys)
 
 
 def _keep_nucleus(logits: Array, top_p: float) -> Array:

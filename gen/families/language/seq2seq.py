@@ -21,7 +21,7 @@ from gen.families.language.language import LanguageModel, Tokens
 from gen.families.language.lm import Request
 from gen.families.language.sources import Memory, Reader, make_reader
 from gen.networks.positions import locate_tokens
-from gen.networks.transformer import RULES, Cache, Transformer, empty_cache, unstack_layers
+from gen.networks.transformer import Cache, Transformer, begin_decoding
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,8 @@ class Seq2Seq(LanguageModel):
         return replace(own, patch=base.patch)
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        model = self.model(spec, steps)
-        names = ("loss", "perplexity", "bits_per_byte", "accuracy")
-        return GenerativeModel(
-            init=model.learner.init,
-            update=model.update,
-            evaluate=model.evaluate,
-            summarize=language.summarize,
-            generate=model.generate,
-            request=Request,
-            together=self.microbatches,
-            rules=RULES,
-            protocol={name: {"tokens": "of the targets"} for name in names},
-        )
+        names, how = ("loss", "perplexity", "bits_per_byte", "accuracy"), "of the targets"
+        return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> Seq2SeqModel:
         """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
@@ -136,26 +125,26 @@ class Seq2SeqModel:
         inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
         logits = self.network.logits(params, examples.source, inputs, examples.dropout_keys)
         nats, log_z = losses.cross_entropy(logits, targets)
-        return nats, log_z, (logits.argmax(-1) == targets).astype(self.config.loss_dtype())
+        return nats, log_z, (logits.argmax(-1) == targets).astype(self.config.real_dtype())
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens of the targets."""
         keys = language.dropout_keys(self.config.network, key, batch["row"])
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         count = language.count_tokens(weight)
         examples = Examples(batch["source"], batch["tokens"], language.normalize_weights(weight, count), keys)
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
             nats, log_z, _ = self.predict(params, examples)
-            mean = language.token_mean(nats, examples.weight)
-            return mean + self.config.z_loss * language.token_mean(jnp.square(log_z), examples.weight), mean
+            mean = language.token_mean(losses.with_z_loss(nats, log_z, self.config.z_loss), examples.weight)
+            return mean, mean
 
         state, value, gradient = self.learner.step(state, loss, examples, count)
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
         """Returns the sums of loss, bits per byte and accuracy."""
-        weight = language.target_weights(batch, self.config.loss_dtype())
+        weight = language.target_weights(batch, self.config.real_dtype())
         examples = Examples(batch["source"], batch["tokens"], weight)
         nats, _, right = self.predict(self.learner.weights(state), examples)
         accuracy = {"accuracy": ((right * weight).sum(), weight.sum())}
@@ -180,23 +169,18 @@ class Seq2SeqModel:
         self.network.reader.check(given["source"])
         source = jnp.repeat(given["source"], request.n, axis=0)
         # The source is encoded once. Each token reads the same memory.
-        params, decoder = self.learner.weights(state), self.network.decoder
-        memory = self.network.encode(params, source, None)
-        # On a CPU each layer has its own arrays: see `unstack_layers`.
-        unstacked = jax.default_backend() == "cpu"
-        variables = {"params": unstack_layers(params["decoder"]) if unstacked else params["decoder"]}
+        weights, decoder = self.learner.weights(state), self.network.decoder
+        memory = self.network.encode(weights, source, None)
+        params, empty = begin_decoding(decoder, weights["decoder"], len(source))
 
         def read(tokens: Array, segment: Array, position: Array, cache: Cache, begins: bool) -> tuple[Array, Cache]:
-            return decoder.apply(variables, tokens, segment, position, None, cache, *memory)  # pyright: ignore
-
-        def empty(places: int) -> Cache:
-            return empty_cache(decoder.arch, len(source), places, decoder.dtypes["dtype"], unstacked)
+            return decoder.apply({"params": params}, tokens, segment, position, None, cache, *memory)  # pyright: ignore
 
         decoded = decoding.decode(
             read,
             empty,
             jnp.full((len(source), 1), self.tokens.end or 0, jnp.int32),
-            decoding.row_keys(key, len(source)),
+            axis.example_keys(key, jnp.arange(len(source))),
             request,
             # A target never outgrows the decoder's context, so the cache is never refilled.
             n=min(request.tokens, decoder.context - 1),

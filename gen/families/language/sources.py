@@ -20,7 +20,7 @@ from gen.networks.positions import PADDING, locate_cells
 from gen.networks.transformer import Architecture, Transformer
 
 SHARED = ("book", "part")
-"""Axes whose tokens share a position, since they describe the same place."""
+"""Axes whose tokens share a position, since they describe the same point."""
 
 
 class Memory(NamedTuple):
@@ -107,7 +107,7 @@ class GridReader(Reader):
             tokens = to_patches(source, self.patch)
         else:
             cells = source.reshape(len(source), math.prod(self.cells), -1)
-            # Each of the tokens of a position has its own rows of the embedding.
+            # The J tokens of a position have separate rows of the embedding.
             tokens = cells + self.source.vocab * jnp.arange(cells.shape[2], dtype=jnp.int32)[None, None]
         # locate_cells counts from 1, since it leaves 0 to a label.
         position = locate_cells(self.cells)[1:] - 1

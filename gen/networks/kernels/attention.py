@@ -23,7 +23,7 @@ def store_mask(mask: Array) -> Array:
     """Returns the same mask, bool [B, ...], as an array that is in memory on a CPU.
 
     A loop computes it there. XLA would otherwise fuse its formula into every use, and compute it again for each score of each
-    layer. Elsewhere it is not not mask, which costs nothing.
+    layer. On other backends the two negations cancel.
     """
 
     def loop(hidden: Array) -> Array:

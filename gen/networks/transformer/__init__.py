@@ -8,7 +8,18 @@ The layers' parameters are stacked on a leading axis L.
 
 from gen.networks.transformer.architecture import RULES, Architecture
 from gen.networks.transformer.cache import Cache, empty_cache, grow_cache
+from gen.networks.transformer.decoding import begin_decoding
 from gen.networks.transformer.inner import InnerHead
 from gen.networks.transformer.transformer import Transformer, unstack_layers
 
-__all__ = ["RULES", "Architecture", "Cache", "InnerHead", "Transformer", "empty_cache", "grow_cache", "unstack_layers"]
+__all__ = [
+    "RULES",
+    "Architecture",
+    "Cache",
+    "InnerHead",
+    "Transformer",
+    "begin_decoding",
+    "empty_cache",
+    "grow_cache",
+    "unstack_layers",
+]

@@ -32,8 +32,8 @@ class Architecture:
     """learned: a learned vector per position, up to the length of the training windows. rotary: rotated queries and keys (Su et
     al. 2021). relative: a learned bias per distance (Raffel et al. 2020)."""
     period: int | None = None
-    """Adds a learned vector for the place of a position in each period of this many, such as the beats of a bar, on the first axis of a
-    grid. None: no such vector."""
+    """Adds a learned vector for each position modulo this period, such as the beats of a bar. On a grid, positions on the first axis
+    count. None: no such vector."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each part of a block and before the logits."""
     activation: Literal["gelu", "swiglu"] = "gelu"
@@ -41,7 +41,7 @@ class Architecture:
     bias: bool = True
     """Whether dense layers and norms add a bias."""
     tied: bool = True
-    """Whether the logits use the matrix of the embedding, instead of one of their own."""
+    """Whether the logits use the matrix of the embedding, instead of another one."""
     dropout: float = 0.0
     """Dropout rate of the embeddings and of the output of each part of a block."""
     qk_norm: bool = False
@@ -51,7 +51,7 @@ class Architecture:
     context: int | None = None
     """Number of positions that the model is used on, and of learned positions. None: the length of the training windows."""
     window: int | None = None
-    """Attend to this many positions only, the own one included. Texts may then be longer than the training windows. None: to
+    """Attend to this many positions only, including the query's own. Texts may then be longer than the training windows. None: to
     all positions."""
     remat: bool = False
     """Whether the backward pass computes each block's activations again instead of keeping them: less memory, more time."""

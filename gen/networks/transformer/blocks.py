@@ -16,13 +16,13 @@ from gen.networks.transformer.architecture import Architecture
 from gen.networks.transformer.cache import KeyValue, Slot, read_layer, write_slot
 from gen.networks.transformer.layers import FeedForward, Linear, linear, norm, residual_std
 
-# Dropout layers of a block: after attention, cross-attention and feed-forward. Each has noise of its own, and layer 0 is the
-# dropout of the embedding.
+# Dropout layers of a block: after attention, cross-attention and feed-forward. Each has its own noise. Layer 0 is the dropout of
+# the embedding.
 PARTS = 3
 
 
 class Visibility(NamedTuple):
-    """Which positions attend to which, and how their places in the text change the scores."""
+    """Which positions attend to which, and how their distance changes the scores."""
 
     mask: Array | None = None
     """bool, broadcasts to [B, N, T, S]. True: t attends to s. None: all positions do."""
@@ -38,13 +38,13 @@ class Shared(NamedTuple):
     dropout_keys: Array | None
     """[B]. None: no dropout."""
     visible: Visibility
-    """Of the self-attention."""
-    place: Array | None
-    """int32 []. Place in the cache where the new tokens are written. None: no cache."""
+    """For the self-attention."""
+    start: Array | None
+    """int32 []. First slot of the cache that the new tokens are written to. None: no cache."""
     memory_BSD: Array | None
     """Output of an encoder. None: no cross-attention."""
     memory_visible: Visibility
-    """Of the cross-attention."""
+    """For the cross-attention."""
 
 
 class Block(nn.Module):
@@ -61,13 +61,13 @@ class Block(nn.Module):
     ) -> tuple[tuple[Array, KeyValue | None], None]:
         """carry: x [B, T, D], and the cached keys and values; layer: number of the block, int32 []. Returns (carry, None)."""
         (x, stored), arch, dtypes = carry, self.arch, self.dtypes
-        # Keeps activations sharded by example at each turn of the loop, where the compiler would choose again.
+        # Keeps activations sharded by example in each turn of the loop. Otherwise the compiler may choose another sharding.
         x = shard_examples.get()(x)
 
         def drop(y: Array, part: int) -> Array:
             return dropout(y, shared.dropout_keys, PARTS * layer + part, arch.dropout)  # pyright: ignore[reportArgumentType]
 
-        slot = None if shared.place is None else Slot(layer, shared.place)
+        slot = None if shared.start is None else Slot(layer, shared.start)
         attention = Attention(arch, self.causal, dtypes, name="attention")
         y, stored = attention(norm(arch, dtypes, "attention_norm")(x), shared.visible, stored=stored, slot=slot)
         x += drop(y, 1)

@@ -1,6 +1,6 @@
 """The cache of keys and values: with it, decoding a token computes one position instead of the whole text.
 
-Keys and values are stored as [B K, S, H]: B examples with K heads each, S positions, H channels of a head. In this
+Keys and values are stored as [B K, S, H]: B examples with K heads each, S slots, H channels of a head. In this
 layout, attention from a single position needs no transposed copy of them (see `gen.networks.attention.attend_cached`).
 """
 
@@ -26,9 +26,9 @@ class Cache(NamedTuple):
     key: Stack
     value: Stack
     segment: Array
-    """int32 [B, S]. Segment of each place, see `gen.networks.positions.locate_tokens`; PADDING where it is empty."""
+    """int32 [B, S]. Segment of each slot, see `gen.networks.positions.locate_tokens`; PADDING where the slot is empty."""
     length: Array
-    """int32 []. Number of places that are filled, out of S. It is the same for all examples, as shorter prompts are padded."""
+    """int32 []. Number of slots that are filled, out of S. It is the same for all examples, as shorter prompts are padded."""
 
 
 class KeyValue(NamedTuple):
@@ -43,23 +43,21 @@ class Slot(NamedTuple):
 
     layer: Array | int
     """int32 []. Index on the axis L. Ignored by arrays of one layer."""
-    place: Array
+    start: Array
     """int32 []. First index on the axis S."""
 
 
-def empty_cache(arch: Architecture, batch: int, places: int, dtype: DTypeLike, unstacked: bool = False) -> Cache:
-    """Returns a cache with room for `places` tokens of each example. unstacked: the form for
-    parameters from `unstack_layers`.
-    """
-    shape = (batch * (arch.kv_heads or arch.heads), places, arch.width // arch.heads)
+def empty_cache(arch: Architecture, batch: int, slots: int, dtype: DTypeLike, unstacked: bool = False) -> Cache:
+    """Returns a cache with room for `slots` tokens of each example. unstacked: the form for parameters from `unstack_layers`."""
+    shape = (batch * (arch.kv_heads or arch.heads), slots, arch.width // arch.heads)
     stack = (jnp.zeros(shape, dtype),) * arch.layers if unstacked else jnp.zeros((arch.layers, *shape), dtype)
-    # Empty places have the segment of padding, so no token attends to them.
-    segment = jnp.full((batch, places), PADDING, jnp.int32)
+    # Empty slots have the segment of padding, so no token attends to them.
+    segment = jnp.full((batch, slots), PADDING, jnp.int32)
     return Cache(stack, stack, segment, jnp.zeros((), jnp.int32))
 
 
 def grow_cache(cache: Cache, more: int) -> Cache:
-    """Returns the cache with `more` empty places at its end."""
+    """Returns the cache with `more` empty slots at its end."""
 
     def grow(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, more), (0, 0)])
@@ -75,12 +73,12 @@ def write_slot(stored: KeyValue, key_BTKH: Array, value_BTKH: Array, slot: Slot)
 
 
 def _write(old: Array, new_BTKH: Array, slot: Slot) -> Array:
-    # XLA clamps a start that is too large. Callers make sure that there is room for all T places.
+    # XLA clamps a start that is too large. Callers make sure that all T tokens have room.
     b, t, k, h = new_BTKH.shape
     new, zero = new_BTKH.swapaxes(1, 2).reshape(b * k, t, h).astype(old.dtype), jnp.zeros((), jnp.int32)
     if old.ndim == 4:
-        return jax.lax.dynamic_update_slice(old, new[None], (slot.layer, zero, slot.place, zero))
-    return jax.lax.dynamic_update_slice(old, new, (zero, slot.place, zero))
+        return jax.lax.dynamic_update_slice(old, new[None], (slot.layer, zero, slot.start, zero))
+    return jax.lax.dynamic_update_slice(old, new, (zero, slot.start, zero))
 
 
 def read_layer(stored: KeyValue, slot: Slot) -> KeyValue:

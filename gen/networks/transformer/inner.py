@@ -15,13 +15,12 @@ class InnerHead(nn.Module):
     """p(token j | state, tokens before j) for each of the J tokens of a step. Lee et al. 2022 (RQ-Transformer), section 3.2.2.
 
     The paper's depth transformer reads z_j = state + position_j + sum_{i < j} E_i(token_i). That sum already has all tokens before
-    j, each with a table of its own, so feed-forward layers take the place of the paper's attention: no cache, and a fraction of
-    the time.
+    j, each from its own table, so feed-forward layers replace the paper's attention: no cache, and a fraction of the time.
     """
 
     arch: Architecture
     vocab: int
-    """V, the number of tokens at each place of the inner axis."""
+    """V, the size of the vocabulary. Each index of the inner axis has the same."""
     count: int
     """J."""
     layers: int
@@ -30,32 +29,32 @@ class InnerHead(nn.Module):
 
     @nn.compact
     def __call__(self, state_BTD: Array, tokens_BTJ: Array, only: int | None = None) -> Array:
-        """Returns logits [B, T, J, V] in at least float32. Those of token j depend on the tokens before j alone.
+        """Returns logits [B, T, J, V] in at least float32. The logits of token j depend only on the tokens before j.
 
         state: [B, T, D], the transformer's output without readout. tokens: int32 [B, T, J].
-        only: the one place j to compute, which gives [B, T, 1, V]. None: all.
+        only: the one index j to compute, which gives [B, T, 1, V]. None: all.
         """
         width, dtypes = self.arch.width, self.dtypes
-        place_J = jnp.arange(self.count, dtype=jnp.int32)
+        index_J = jnp.arange(self.count, dtype=jnp.int32)
         table = nn.Embed(self.count * self.vocab, width, embedding_init=normal(INIT_STD), name="embedding", **dtypes)
         position = nn.Embed(self.count, width, embedding_init=normal(INIT_STD), name="position", **dtypes)
         shape = (self.count, width, self.vocab)
         readout = self.param("head", normal(INIT_STD), shape, dtypes["param_dtype"]).astype(dtypes["dtype"])
-        # Tokens of different places are different things, such as the codes of two codebooks, so each place has its own rows.
-        e_BTJD = table(tokens_BTJ + self.vocab * place_J[None, None])
-        # Each place gets the sum of the vectors before it. To subtract its own vector from a sum with it would leave what was
-        # rounded, and in bfloat16 that tells the token.
+        # Tokens of different indices are different things, such as the codes of two codebooks, so each index has its own rows.
+        e_BTJD = table(tokens_BTJ + self.vocab * index_J[None, None])
+        # Each token gets the sum of the vectors before it. Not cumsum(e) - e: its rounding error depends on e_j, so in bfloat16 token j
+        # would see itself.
         before_BTJD = jnp.pad(e_BTJD[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
-        z_BTJD = state_BTD[:, :, None] + position(place_J)[None, None] + jnp.cumsum(before_BTJD, axis=2)
+        z_BTJD = state_BTD[:, :, None] + position(index_J)[None, None] + jnp.cumsum(before_BTJD, axis=2)
         if only is not None:
-            # Decoding needs one place at a time.
+            # Decoding needs one token at a time.
             z_BTJD, readout = z_BTJD[:, :, only : only + 1], readout[only : only + 1]
         for i in range(self.layers):
             y = norm(self.arch, dtypes, f"norm_{i}")(z_BTJD)
             z_BTJD += FeedForward(self.arch, dtypes, name=f"feed_forward_{i}")(y)
         z_BTJD = norm(self.arch, dtypes, "norm")(z_BTJD)
         real = jnp.promote_types(z_BTJD.dtype, jnp.float32)
-        # One product for each place: XLA has no product of bfloat16 over a batch of matrices on a CPU that gives float32.
+        # One product for each index: XLA has no product of bfloat16 over a batch of matrices on a CPU that gives float32.
         logits = [
             jnp.einsum("btd,dv->btv", z_BTJD[:, :, j], matrix, preferred_element_type=real)
             for j, matrix in enumerate(readout)

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         tokens = Embedded(x, segment_BT, position_BT + (len(prefix) if self.axes is None else 0))
         if begins and len(prefix):
             tokens = prepend(prefix, tokens)
-        # S is what may be attended to: the tokens themselves, or all places of the cache with the tokens written into it.
+        # S is what may be attended to: the tokens themselves, or all slots of the cache with the tokens written into it.
         segment_BS = tokens.segment_BT
         if cache is not None:
             segment_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment_BS, cache.length, axis=1)
@@ -99,12 +99,12 @@ class Transformer(nn.Module):
         shared = Shared(
             dropout_keys=keys_B,
             visible=self.visibility(tokens, segment_BS, cache, len(prefix)),
-            place=None if cache is None else cache.length,
+            start=None if cache is None else cache.length,
             memory_BSD=memory_BSD,
             memory_visible=Visibility(memory_mask),
         )
         x, cache = self.run_layers(tokens.x_BTD, segment_BS, shared, cache)
-        # The prefix was there to be attended to. It has no output.
+        # The prefix is only attended to. It has no output.
         x = norm(self.arch, self.dtypes, "norm")(x[:, -tokens_BT.shape[1] :])
         if not self.readout:
             return x, cache
@@ -119,10 +119,10 @@ class Transformer(nn.Module):
         if self.arch.positions == "learned":
             x += self.embed_positions(position_BT)
         if self.arch.period is not None:
-            place_BT = (position_BT if self.axes is None else position_BT[..., 0]) % self.arch.period
+            phase_BT = (position_BT if self.axes is None else position_BT[..., 0]) % self.arch.period
             x += nn.Embed(
                 self.arch.period, self.arch.width, embedding_init=normal(INIT_STD), name="period", **self.dtypes
-            )(place_BT)
+            )(phase_BT)
         return dropout(x, keys_B, 0, self.arch.dropout)
 
     def embed_positions(self, position_BT: Array) -> Array:
@@ -144,14 +144,14 @@ class Transformer(nn.Module):
         prefix: number of positions of the prefix.
         """
         arch, (x, segment_BT, position_BT) = self.arch, tokens
-        # Places in the row, not positions in a document: a row may hold padding and several documents.
+        # Indices in the row, not positions in a document: a row may hold padding and several documents.
         index_T = jnp.arange(x.shape[1], dtype=jnp.int32)
         index_S = index_T
         if cache is not None:
             index_T += cache.length
             index_S = jnp.arange(cache.segment.shape[1], dtype=jnp.int32)
         distance_TS = index_T[:, None] - index_S[None]
-        # A position sees its own document, but with a window only its last places. Every position sees the prefix. In a causal
+        # A position sees its own document, but with a window only the nearest tokens. Every position sees the prefix. In a causal
         # network no position sees a later one. Padding sees padding, so that no row of the softmax is empty.
         mask = segment_BT[:, None, :, None] == segment_BS[:, None, None, :]
         if arch.window is not None:
