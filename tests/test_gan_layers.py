@@ -156,6 +156,18 @@ def test_minibatch_discrimination_sums_the_closeness_to_the_rest_of_the_global_b
     np.testing.assert_allclose(found.reshape(8, -1), np.concatenate([x, near], axis=1), rtol=1e-4, atol=1e-6)
 
 
+def test_minibatch_discrimination_of_a_padded_batch_on_several_devices():
+    x, layer, weight = normal(8, 5), MinibatchDiscrimination(3, 2, DTYPES), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
+    params = layer.init(KEY, x)
+    alone = over_devices(functools.partial(layer.apply, params), 1)(x[weight])[0]
+
+    def pair(both: jax.Array) -> Any:
+        return layer.apply(params, both[:, :5], both[:, 5])
+
+    found = over_devices(pair, 4)(np.concatenate([x, weight[:, None]], axis=1, dtype=np.float32)).reshape(8, -1)
+    np.testing.assert_allclose(found[weight][:, 5:], alone[:, 5:] * 7 / 4, rtol=1e-4, atol=1e-6)
+
+
 def test_dropout_belongs_to_the_example_and_keeps_the_mean():
     keys = jax.vmap(functools.partial(jax.random.fold_in, KEY))(jnp.arange(400))
     x = np.ones((400, 10, 10), np.float32)

@@ -141,17 +141,20 @@ class Discriminator(nn.Module):
     dtypes: Dtypes
 
     @nn.compact
-    def __call__(self, x: Array, label: Array | None, keys: Array | None, train: bool) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, label: Array | None, keys: Array | None, train: bool, weight: Array | None = None
+    ) -> tuple[Array, Array]:
         """Returns scores [B] and features [B, F].
 
-        x: [B, H, W, C]. label: [B, classes] one-hot or None. keys: [B], for the noise of dropout. None: no dropout.
+        x: [B, H, W, C]. label: [B, classes] one-hot or None. keys: [B], for the noise of dropout. None: no dropout. weight: [B], 0 for
+        padding, which changes no score of another example. None: no padding.
         """
         projected, joined = (label, None) if self.conditioning == "projection" else (None, label)
         features = self.arch.trunk(self.dtypes)(x, joined, keys, train)
         # Only the score reads the closeness to other examples. Projection and feature matching use the features without it.
         read = features
         if self.arch.minibatch:
-            read = MinibatchDiscrimination(self.arch.minibatch, MINIBATCH_DIMS, self.dtypes)(features)
+            read = MinibatchDiscrimination(self.arch.minibatch, MINIBATCH_DIMS, self.dtypes)(features, weight)
         scores = self.linear(read, 1, self.bias, train)[:, 0]
         if projected is not None:
             embedding = self.linear(projected.astype(features.dtype), features.shape[-1], False, train)

@@ -130,18 +130,19 @@ class GANModel:
         players, dtype, (g, d) = self.players, self.players.dtype, _raw(state)
         x, label, row = self.examples(batch)
         x_fake, _ = players.make(g, state.stats, players.latents(key, row), label, train=False)
-        real = players.judge(d, state.stats, x, label, None, row).scores
-        fake = players.judge(d, state.stats, x_fake, label, None, row).scores
+        weight = batch["weight"].reshape(-1, players.pack).min(-1).astype(dtype)
+        real = players.judge(d, state.stats, x, label, None, row, weight).scores
+        fake = players.judge(d, state.stats, x_fake, label, None, row, weight).scores
         values = {
             "score_real": real,
             "score_fake": fake,
             "paired_accuracy": (real > fake).astype(dtype),
         }
         if self.objective.loss_at_zero:
-            excess = self.objective.discriminator(real, fake) - self.objective.min_loss
+            scores = _with_mean_on_padding(real, weight), _with_mean_on_padding(fake, weight)
+            excess = self.objective.discriminator(*scores) - self.objective.min_loss
             # In parts of the loss of an indifferent D, so that the limit means the same for every objective.
             values["saturation"] = (excess < MAX_SATURATED_LOSS * self.objective.loss_at_zero).astype(dtype)
-        weight = batch["weight"].reshape(-1, players.pack).min(-1).astype(dtype)
         return axis.total({name: ((weight * v).sum(), weight.sum()) for name, v in values.items()})
 
     # --- sampling ---
@@ -184,3 +185,12 @@ class GANModel:
 def _raw(state: State) -> tuple[Params, Params]:
     """Returns the parameters of G and of D."""
     return state.params["generator"], state.params["discriminator"]
+
+
+def _with_mean_on_padding(scores: Array, weight: Array) -> Array:
+    """Returns the scores [N], where padding (weight 0) has the mean score of the other examples of the global batch.
+
+    An objective may compare scores with the mean of the batch, which then is the mean of these others.
+    """
+    total, count = axis.total(((weight * scores).sum(), weight.sum()))
+    return jnp.where(weight > 0, scores, total / jnp.maximum(count, 1))

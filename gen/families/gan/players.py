@@ -81,11 +81,21 @@ class Judge:
             return None
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
 
-    def judge(self, d: Params, stats: Stats, x: Array, label: Array | None, key: Key | None, row: Array) -> Judgement:
+    def judge(
+        self,
+        d: Params,
+        stats: Stats,
+        x: Array,
+        label: Array | None,
+        key: Key | None,
+        row: Array,
+        weight: Array | None = None,
+    ) -> Judgement:
         """Returns D's scores and features of the augmented images, and D's new statistics.
 
         x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise depends on (key, row) alone.
         key: None in evaluation: no augmentation, no dropout, and running averages in normalizations.
+        weight: [B / pack], 0 for packs that are padding, which changes no score of another pack. None: no padding.
         """
         keys = None
         if key is not None:
@@ -96,7 +106,7 @@ class Judge:
             keys = jax.vmap(functools.partial(jax.random.fold_in, dropout_key))(row[:: self.pack])
         # Spectral and batch normalization return new statistics only in training; otherwise `new` is what they were given.
         variables = {"params": d, "batch_stats": stats.get("discriminator", {})}
-        inputs = pack_images(x, self.pack), label, keys, key is not None
+        inputs = pack_images(x, self.pack), label, keys, key is not None, weight
         (scores, features), new = self.discriminator.apply(variables, *inputs, mutable=["batch_stats"])
         stats = _with_new(stats, "discriminator", new)
         return Judgement(scores.astype(self.dtype), features.astype(self.dtype), stats)
