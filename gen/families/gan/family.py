@@ -185,6 +185,8 @@ class GAN(core.Family):
             protocol=PROTOCOL,
             batches=self.critic_steps,
             together=self.pack * self.microbatches,
+            # Without them, spectral norms would begin with random vectors, and G would not be normalized as in the base.
+            inherited=("generator", "discriminator"),
         )
 
     def players(self, spec: Spec) -> Players:

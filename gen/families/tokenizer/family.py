@@ -120,7 +120,7 @@ class Tokenizer(LearnedFamily):
             request=Request,
             losses=tuple(name for name, has_it in losses.items() if has_it),
             together=self.microbatches,
-            inherited=(BOTTLENECK,),
+            inherited=(BOTTLENECK, "discriminator"),
             protocol={name: about[name] for name in about if coder.codes.vocab or name not in CODE_METRICS},
         )
 
