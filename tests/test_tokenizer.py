@@ -185,6 +185,22 @@ def test_the_coder_is_trained_against_its_own_copy_of_each_network():
     assert alone.params.keys() == {"encoder", "decoder"}
 
 
+def test_no_key_of_a_step_is_split_twice(monkeypatch):
+    """The reconstructions that D sees, D's noise, and the noise of D in the coder's step are independent."""
+    model = replace(TINY, bottleneck=KL(2), adversary=Adversary(discriminator.DCGAN((4,), dropout=0.5))).build(SPEC, 10)
+    state, split, seen = jax.eval_shape(model.init, jax.random.key(0)), jax.random.split, []
+
+    def watched(key: jax.Array, num: int = 2) -> jax.Array:
+        seen.append(key)
+        return split(key, num)
+
+    monkeypatch.setattr(jax.random, "split", watched)
+    update = jax.vmap(model.update, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
+    jax.eval_shape(update, state, batch_of(4), jax.random.key(1))
+    assert len(seen) > 5
+    assert len({id(key) for key in seen}) == len(seen)
+
+
 @pytest.mark.parametrize("reconstruction", [L1(), Likelihood(DiscretizedLogistic(17))])
 def test_every_reconstruction_loss_is_a_mean_over_pixels(reconstruction):
     config = replace(TINY, reconstruction=reconstruction)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,7 +102,7 @@ class Judge:
             if self.augment:
                 x = self.augment.apply(x, augment_key, row, stats["augment"])
             # One key per pack: the first row of the pack names it.
-            keys = jax.vmap(functools.partial(jax.random.fold_in, dropout_key))(row[:: self.pack])
+            keys = axis.example_keys(dropout_key, row[:: self.pack])
         # Spectral and batch normalization return new statistics only in training; otherwise `new` is what they were given.
         variables = {"params": d, "batch_stats": stats.get("discriminator", {})}
         inputs = pack_images(x, self.pack), label, keys, key is not None, weight

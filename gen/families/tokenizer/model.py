@@ -101,10 +101,9 @@ class TokenizerModel:
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes one step of the adversary and of the classifier, if there are any, then one step of the coder against them."""
-        noise_key, codes_key, opponent_key = jax.random.split(key, 3)
+        noise_key, codes_key, fake_key, critic_key, adversary_key = jax.random.split(key, 5)
         x, row, metrics = batch[self.coder.name].astype(self.coder.dtype), batch["row"], {}
         if self.opponent:
-            fake_key, critic_key = jax.random.split(opponent_key)
             coded = self.coder.encode(state.params, self.stats(state), x, axis.example_keys(fake_key, row))
             # Computed outside of D's loss, so that D's gradient does not flow into the coder.
             fake = self.coder.reconstruction.show(self.coder.decode(state.params, coded.z))
@@ -113,7 +112,7 @@ class TokenizerModel:
             state, more = self.classifier_step(state, self.features, x, batch["label"])
             metrics |= more
         facts = BatchFacts(codes_key, row, axis.total(len(row)))
-        state, more = self.coder_step(state, Part(x, row, axis.example_keys(noise_key, row)), facts, opponent_key)
+        state, more = self.coder_step(state, Part(x, row, axis.example_keys(noise_key, row)), facts, adversary_key)
         return state, metrics | more
 
     def coder_step(self, state: State, examples: Part, facts: BatchFacts, key: Key) -> tuple[State, Metrics]:
