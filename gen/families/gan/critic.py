@@ -83,7 +83,7 @@ class Critic:
         def on_fake(x: Array) -> Array:
             return self.player.judge(d, stats, x, label, fake_key, row).scores
 
-        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row, step)
+        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row[:: self.player.pack], step)
         loss = self.objective.discriminator(real.scores, fake.scores).mean()
         metrics = {
             "loss/discriminator": loss,

@@ -41,15 +41,17 @@ def gradient_penalty(critic: Critic, x: Array, one_sided: bool) -> Array:
 
 
 def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
-    """Returns points drawn uniformly from the lines between real and generated images, [B, H, W, C].
+    """Returns points drawn uniformly from the lines between real and generated inputs of D, [B, H, W, C].
 
-    row: int32 [B]. The noise depends on (key, row) alone. Gulrajani et al. 2017, algorithm 1.
+    row: int32 [N], one for each input of D, which is B / N images. The noise depends on (key, row) alone. Gulrajani et al. 2017,
+    algorithm 1.
     """
 
     def draw(key: Key) -> Array:
         return jax.random.uniform(key, (1, 1, 1), real.dtype)
 
-    t = axis.per_example(draw, key, row)
+    # The images of a pack have the same t: the line is between two packs.
+    t = jnp.repeat(axis.per_example(draw, key, row), len(real) // len(row), axis=0)
     return real + t * (fake - real)
 
 
@@ -71,7 +73,7 @@ class Penalties(NamedTuple):
         """Returns the sum of the penalties, a scalar averaged over examples.
 
         on_real, on_fake: D with the noise of the real images and of the generated ones. real, fake: [B, H, W, C].
-        row: int32 [B]. The noise depends on (key, row) alone. step: int32 [].
+        row: int32 [N], one for each score. The noise depends on (key, row) alone. step: int32 [].
         """
         penalty = jnp.zeros((), real.dtype)
         if self.gradient:
