@@ -164,6 +164,24 @@ def test_originals_are_above_their_reconstructions():
     np.testing.assert_allclose(few[1], made["samples"][1, :3], atol=1e-6)
 
 
+def test_more_reconstructions_than_examples_are_refused():
+    """The default asks for all that the run keeps."""
+    model = TINY.build(SPEC, 10)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+
+    def made(given: int, n: int) -> tuple[int, ...]:
+        def generate(state, x):
+            return model.generate(state, jax.random.key(0), {"image": x}, Request(n=n))["codes"]
+
+        return jax.eval_shape(generate, state, images(given)).shape
+
+    assert made(20, Request().n)[0] == 20
+    assert made(100, 100)[0] == 100
+    for given, n in ((64, 100), (20, 50)):
+        with pytest.raises(UserError, match=f"n is {n}, and the run keeps {given} .* --n {given}"):
+            made(given, n)
+
+
 # --- training ---
 
 

@@ -13,6 +13,7 @@ import optax
 
 from gen import axis, core
 from gen.core import Array, Batch, Key, Metrics, Params, State, Sums, means
+from gen.errors import UserError
 from gen.families.gan.critic import Critic
 from gen.families.gan.players import Examples
 from gen.families.learner import Learner
@@ -220,10 +221,12 @@ class TokenizerModel:
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """Reconstructs the given examples. If none are given, decodes random codes.
 
-        given: may hold "image" [M, H, W, C], or "audio" [M, T, C].
+        given: may hold "image" [M, H, W, C], or "audio" [M, T, C]. If there are fewer than the default of `Request.n`, all are reconstructed.
 
         Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. Samples are rows of examples, each followed by the row of
         their reconstructions, [2 rows, columns, *axes, C]. With random codes they are [n, *axes, C].
+
+        Raises: UserError for more examples than are given.
         """
         params, stats, coder = self.learner.weights(state), self.stats(state), self.coder
         if coder.name not in given:
@@ -233,6 +236,11 @@ class TokenizerModel:
 
             codes = axis.per_example(draw, key, jnp.arange(request.n))
             return {"samples": coder.show(params, stats, codes), "codes": codes}
+        if len(given[coder.name]) < request.n != Request.n:
+            raise UserError(
+                f"n is {request.n}, and the run keeps {len(given[coder.name])} held-out examples to reconstruct; "
+                f"the fix: --n {len(given[coder.name])}"
+            )
         x = given[coder.name][: request.n].astype(jnp.float32)
         y, codes = coder.reconstruct(params, stats, x)
         # Rows of eight make a compact picture. If the last row would not be full, all examples are in one row.
