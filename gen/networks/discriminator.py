@@ -44,17 +44,13 @@ class Architecture:
     """Number of kernels of minibatch discrimination over the global batch (Salimans et al. 2016). 0: none."""
 
     def __post_init__(self):
-        # A subclass may have no widths, and no norm either (see `coupling`).
-        check_positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
         check_decay(dropout=self.dropout)
         if self.minibatch < 0:
             raise UserError(f"minibatch is {self.minibatch}; it must be a number of kernels, or 0 for none")
 
-    def coupling(self) -> str | None:
-        """Returns why a score depends on other examples of the batch, or None if it does not."""
-        if self.minibatch:
-            return "minibatch discrimination"
-        return "batch normalization" if getattr(self, "norm", "none") == "batch" else None
+    def couplings(self) -> dict[str, str]:
+        """Returns why a score depends on other examples of the batch, {cause: the option that avoids it}. {}: it does not."""
+        return {"minibatch discrimination": "minibatch 0"} if self.minibatch else {}
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         """Returns the module `(x [B, H, W, C], label [B, classes] or None, keys, train) -> features [B, F]`.
@@ -74,6 +70,10 @@ class Perceptron(Architecture):
 
     widths: tuple[int, ...] = (1024, 512, 256)
     """Units of the hidden layers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_widths(self.widths)
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Dense(self, dtypes)
@@ -99,7 +99,11 @@ class DCGAN(Architecture):
 
     def __post_init__(self):
         super().__post_init__()
+        check_widths(self.widths)
         check_positive(kernel=self.kernel)
+
+    def couplings(self) -> dict[str, str]:
+        return super().couplings() | ({"batch normalization": "norm layer"} if self.norm == "batch" else {})
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Strided(self, dtypes)
@@ -121,6 +125,7 @@ class Residual(Architecture):
 
     def __post_init__(self):
         super().__post_init__()
+        check_widths(self.widths)
         check_attention(self.attention, len(self.widths))
         check_not_negative(halvings=self.halvings)
 
@@ -129,6 +134,11 @@ class Residual(Architecture):
 
     def tiny(self) -> Residual:
         return replace(self, widths=(4,) * len(self.widths), minibatch=min(self.minibatch, 2))
+
+
+def check_widths(widths: tuple[int, ...]) -> None:
+    """Raises: UserError if one of a discriminator's widths is not above 0."""
+    check_positive(**{"the discriminator's width": min(widths, default=1)})
 
 
 class Discriminator(nn.Module):

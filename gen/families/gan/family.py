@@ -109,12 +109,11 @@ class GAN(core.Family):
     def _check_coupling(self) -> None:
         """Refuses what needs the loss of an example to depend on that example alone, if it does not."""
         penalties = [name for name in ("gradient_penalty", "r1", "r2") if getattr(self, name) != 0.0]
-        if penalties and (cause := self.discriminator.coupling()):
-            # Only some discriminators have the option `norm`.
-            norm = " --model.discriminator.norm layer" if getattr(self.discriminator, "norm", "none") == "batch" else ""
+        if penalties and (causes := self.discriminator.couplings()):
             raise UserError(
-                f"{penalties[0]} penalizes the gradient of each score with respect to its own image, but with {cause} a score "
-                f"depends on the whole batch; the fix: --model.discriminator.minibatch 0{norm}"
+                f"{penalties[0]} penalizes the gradient of each score with respect to its own image, but with "
+                f"{' and '.join(causes)} a score depends on the whole batch; the fix: "
+                + " ".join(f"--model.discriminator.{option}" for option in causes.values())
             )
         if self.microbatches > 1 and (cause := self._coupling()):
             raise UserError(
@@ -126,7 +125,7 @@ class GAN(core.Family):
         """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
         # Packs are neighbours, and microbatches take examples in strides.
         return (
-            self.discriminator.coupling()
+            next(iter(self.discriminator.couplings()), None)
             or ("batch normalization" if self.generator.norm == "batch" else None)
             or ("feature matching" if self.feature_matching else None)
             or ("packs of images" if self.pack > 1 else None)
