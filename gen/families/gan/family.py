@@ -16,7 +16,7 @@ from gen.families.gan.critic import Critic
 from gen.families.gan.losses import NonSaturating, Objective
 from gen.families.gan.model import GANModel
 from gen.families.gan.penalties import Penalties
-from gen.families.gan.players import Players
+from gen.families.gan.players import DiscriminatorModel, GeneratorModel
 from gen.families.gan.sampling import Request
 from gen.families.labels import num_classes
 from gen.networks import discriminator, generator
@@ -162,17 +162,15 @@ class GAN(core.Family):
         )
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        players = self.players(spec)
+        generator, discriminator = self.players(spec)
         d_optimizer = self.discriminator_optim.build(self.count_steps("discriminator_optim", steps))
         model = GANModel(
-            players=players,
-            objective=self.objective,
-            critic=Critic(players, self.objective, self.penalties(steps), d_optimizer, self.microbatches),
-            feature_matching=self.feature_matching,
+            generator=generator,
             g_optimizer=self.generator_optim.build(steps),
+            critic=Critic(discriminator, self.objective, self.penalties(steps), d_optimizer, self.microbatches),
+            feature_matching=self.feature_matching,
             critic_steps=self.critic_steps,
             ema=self.ema,
-            microbatches=self.microbatches,
         )
         return GenerativeModel(
             init=model.init,
@@ -188,23 +186,21 @@ class GAN(core.Family):
             inherited=("generator", "discriminator"),
         )
 
-    def players(self, spec: Spec) -> Players:
-        """Returns the networks for images of this spec. Raises: UserError if they do not fit the data."""
+    def players(self, spec: Spec) -> tuple[GeneratorModel, DiscriminatorModel]:
+        """Returns G and D for images of this spec. Raises: UserError if they do not fit the data."""
         if "image" not in spec:
             raise UserError(f"a GAN models images, and the data have {', '.join(spec)}; choose a set of images")
         shape, dtypes = spec["image"].shape, module_dtypes(self.dtype, self.param_dtype)
         # If one number added to all scores changes no loss, the bias of the last layer has no gradient.
         bias = not self.objective.shift_invariant
-        return Players(
-            generator=self.generator.build(shape, self.conditioning, dtypes),
-            discriminator=Discriminator(self.discriminator, self.conditioning, bias, dtypes),
-            shape=shape,
-            latent=self.latent,
-            classes=num_classes(spec) if self.conditioning else None,
-            pack=self.pack,
-            augment=self.augment,
-            # Latents, images and scores stay at least float32: losses and penalties need the precision.
-            dtype=jnp.promote_types(self.dtype, jnp.float32),
+        classes = num_classes(spec) if self.conditioning else None
+        # Latents, images and scores stay at least float32: losses and penalties need the precision.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        g = self.generator.build(shape, self.conditioning, dtypes)
+        d = Discriminator(self.discriminator, self.conditioning, bias, dtypes)
+        return (
+            GeneratorModel(g, self.latent, classes, dtype),
+            DiscriminatorModel(d, shape, classes, self.pack, self.augment, dtype),
         )
 
     def penalties(self, steps: int) -> Penalties:

@@ -49,14 +49,6 @@ class Part(NamedTuple):
     """[B]. Keys of the bottleneck's noise."""
 
 
-class Opponent(NamedTuple):
-    """The adversary."""
-
-    critic: Critic
-    weight: optax.Schedule
-    """Step -> weight of the adversarial loss term."""
-
-
 class FeatureNetwork(NamedTuple):
     """The classifier whose features compare images with reconstructions."""
 
@@ -73,10 +65,11 @@ class TokenizerModel:
     coder: Coder
     learner: Learner
     """Trains the coder."""
-    opponent: Opponent | None
+    critic: Critic | None
+    """Trains the discriminator of the adversary."""
+    adversary_weight: optax.Schedule
+    """Step -> weight of the adversary's loss term."""
     features: FeatureNetwork | None
-    microbatches: int
-    """Number of parts of the batch whose gradients are computed one after the other and averaged."""
 
     def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
         """Returns the state of step 0. params: start from these parameters instead of random ones."""
@@ -87,10 +80,10 @@ class TokenizerModel:
             stats[BOTTLENECK] = own
         others: dict[str, Params] = {}
         opt_state = dict(state.opt_state)
-        if self.opponent:
-            d, d_stats = self.opponent.critic.player.init_discriminator(critic_key)
+        if self.critic:
+            d, d_stats = self.critic.discriminator.init(critic_key)
             others["discriminator"] = d = params["discriminator"] if params else d
-            opt_state["discriminator"] = self.opponent.critic.optimizer.init(d)
+            opt_state["discriminator"] = self.critic.optimizer.init(d)
             stats |= d_stats
         if self.features:
             c = self.features.network.init(classifier_key, jnp.zeros((1, *self.coder.example.shape)))["params"]
@@ -104,11 +97,11 @@ class TokenizerModel:
         """Makes one step of the adversary and of the classifier, if there are any, then one step of the coder against them."""
         noise_key, codes_key, fake_key, critic_key, adversary_key = jax.random.split(key, 5)
         x, row, metrics = batch[self.coder.name].astype(self.coder.dtype), batch["row"], {}
-        if self.opponent:
+        if self.critic:
             coded = self.coder.encode(state.params, self.stats(state), x, axis.example_keys(fake_key, row))
             # Computed outside of D's loss, so that D's gradient does not flow into the coder.
             fake = self.coder.reconstruction.show(self.coder.decode(state.params, coded.z))
-            state, metrics = self.opponent.critic.step(state, Examples(x, None, row), fake, critic_key)
+            state, metrics = self.critic.step(state, Examples(x, None, row), fake, critic_key)
         if self.features:
             state, more = self.classifier_step(state, self.features, x, batch["label"])
             metrics |= more
@@ -145,9 +138,9 @@ class TokenizerModel:
         outputs = coder.decode(params, coded.z)
         terms = {"reconstruction": coder.reconstruction.loss(outputs, x).mean(), "bottleneck": coded.loss.mean()}
         total, y = terms["reconstruction"] + terms["bottleneck"], coder.reconstruction.show(outputs)
-        if self.opponent:
-            terms["adversary"] = self.adversarial_loss(self.opponent, state, x, y, part.row, key)
-            total += self.opponent.weight(state.step) * terms["adversary"]
+        if self.critic:
+            terms["adversary"] = self.adversarial_loss(self.critic, state, x, y, part.row, key)
+            total += self.adversary_weight(state.step) * terms["adversary"]
         # This loss trains neither D nor the classifier: the gradient is taken with respect to the coder's parameters alone.
         if self.features:
             real, fake = (_classify(self.features, state.params["classifier"], image)[1] for image in (x, y))
@@ -155,13 +148,13 @@ class TokenizerModel:
             total += self.features.weight(state.step) * terms["features"]
         return total, ({"loss": total, **terms}, coded.seen)
 
-    def adversarial_loss(self, opponent: Opponent, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
+    def adversarial_loss(self, critic: Critic, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
         """Returns the decoder's loss against D, averaged over images x and reconstructions y."""
         real_key, fake_key = jax.random.split(key)
-        critic, d = opponent.critic, state.params["discriminator"]
+        d = state.params["discriminator"]
         # D's new statistics are dropped: only D's own steps update them.
-        fake = critic.player.judge(d, state.stats, y, None, fake_key, row)
-        real = critic.player.judge(d, state.stats, x, None, real_key, row)
+        fake = critic.discriminator.score(d, state.stats, y, None, fake_key, row)
+        real = critic.discriminator.score(d, state.stats, x, None, real_key, row)
         return critic.objective.generator(real.scores, fake.scores).mean()
 
     def classifier_step(self, state: State, features: FeatureNetwork, x: Array, label: Array) -> tuple[State, Metrics]:
@@ -172,7 +165,8 @@ class TokenizerModel:
             return optax.softmax_cross_entropy_with_integer_labels(logits, examples[1]).mean(), ()
 
         before, opt_state = state.params["classifier"], state.opt_state["classifier"]
-        new = descend.descend(loss, before, opt_state, features.optimizer, (x, label), self.microbatches)
+        parts = self.learner.config.microbatches
+        new = descend.descend(loss, before, opt_state, features.optimizer, (x, label), parts)
         state = replace(
             state,
             params=state.params | {"classifier": new.params},
