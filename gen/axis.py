@@ -1,4 +1,8 @@
-"""The mapped axis "data": averages and sums over all devices, and noise that belongs to the example, not to the device."""
+"""The mapped axis "data": averages and sums over all devices, and noise that belongs to the example, not to the device.
+
+`fold_in(key, i)` equals `split(key, n)[i]`, bit for bit. So a key that was split is not given to `example_keys` or `per_example`,
+nor split or folded again: the noise would be the same.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +71,6 @@ def split_keys(keys: Key, n: int) -> tuple[Key, ...]:
 def per_example(draw: Callable[[Key], Tree], key: Key, row: Array) -> Tree:
     """Draws noise that belongs to each example, whichever device holds it.
 
-    row: int32 [B], positions in the global batch. Returns `draw(fold_in(key, r))` for each row r, stacked: [B, ...].
+    row: int32 [B], positions in the global batch. Returns `draw` of each of the `example_keys`, stacked: [B, ...].
     """
-    return jax.vmap(lambda r: draw(jax.random.fold_in(key, r)))(row)
+    return jax.vmap(draw)(example_keys(key, row))

@@ -170,6 +170,29 @@ def test_codes_that_are_revived_at_equal_places_differ():
     np.testing.assert_allclose(found, 0.5, atol=0.05)
 
 
+def test_each_draw_of_a_step_has_its_own_key(monkeypatch):
+    """The rows and the places that codes are revived from, and the noise on them."""
+    seen, parents = [], []
+
+    def watch(name: str, to: list[tuple[int, ...]]) -> None:
+        function = getattr(jax.random, name)
+
+        def watched(key: jax.Array, *rest: object, **more: object) -> jax.Array:
+            to.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+            return function(key, *rest, **more)
+
+        monkeypatch.setattr(jax.random, name, watched)
+
+    vq = VQ(16, 2)
+    stats, x = vq.begin(jax.random.key(1), jnp.float32), inputs(vq)
+    for name in ("normal", "randint"):
+        watch(name, seen)
+    watch("fold_in", parents)
+    vq.learn(stats, vq.encode(stats, x, None, FACTS).seen, FACTS)
+    assert len(seen) == len(set(seen)) == 3
+    assert not parents, "folding a key that was split gives the same keys again"
+
+
 def test_only_dead_codes_are_revived():
     vq = VQ(4, 2, decay=0.5, revive=0.2)
     x = inputs(vq)

@@ -180,6 +180,23 @@ def test_the_gradient_penalty_is_at_uniform_points_between_a_real_and_a_generate
     assert abs(share - 0.75) < 4 * np.sqrt(0.75 * 0.25 / n)
 
 
+def test_the_gradient_penalty_of_packs_is_on_the_line_between_two_packs():
+    """D is steep where the mean of a pack is above -0.8, which is 90% of the line between packs of -1 and of 1."""
+    config = replace(TINY, pack=2, discriminator=discriminator.Perceptron((1,)), gradient_penalty=1.0)
+    model, n = replace(config, objective=Wasserstein()).build(SPEC, 1), 4000
+    d = {
+        "Dense_0": {"Dense_0": {"kernel": jnp.ones((2 * PIXELS, 1)), "bias": jnp.full(1, 2 * 0.8 * PIXELS)}},
+        "Dense_1": {"kernel": jnp.ones((1, 1))},
+    }
+    g = {"Dense_0": {"kernel": jnp.zeros((3, PIXELS)), "bias": jnp.full(PIXELS, -20.0)}}
+    state = replace(blank(model), params={"generator": g, "discriminator": d})
+    batch = {**batches_of(1, n), "image": jnp.ones((1, n, 2, 2, 1))}
+    _, metrics = jax.jit(on_one_device(model.update, 1))(state, batch, KEY)
+    steep, flat = (np.sqrt(2 * PIXELS) * np.array([1, 0.2]) - 1) ** 2
+    share = (float(metrics["penalty"]) - flat) / (steep - flat)
+    assert abs(share - 0.9) < 4 * np.sqrt(0.9 * 0.1 / (n / 2)), "98% if each image had its own point"
+
+
 DIGITS = Images(name="digits", batch_size=8)
 PIECES = {
     "packs": {

@@ -23,9 +23,19 @@ BATCH_NORM = discriminator.DCGAN(norm="batch")
         ({"r1": -1.0}, "r1 is -1.0; it must be at least 0"),
         ({"feature_matching": float("nan")}, "feature_matching is nan"),
         ({"ema": 1.0}, "ema is 1.0; it must be at least 0 and below 1"),
-        ({"r1": 1.0, "discriminator": BATCH_NORM}, "r1 .* batch normalization .*--model.discriminator.norm"),
+        (
+            {"r1": 1.0, "discriminator": BATCH_NORM},
+            "r1 .* batch normalization .* fix: --model.discriminator.norm layer$",
+        ),
+        (
+            {"r1": 1.0, "discriminator": replace(BATCH_NORM, minibatch=1)},
+            "minibatch discrimination and batch normalization .* fix: --model.discriminator.minibatch 0 --model.discriminator.norm",
+        ),
         ({"r2": Warmup(1.0, 9), "discriminator": BATCH_NORM}, "r2 .* --model.discriminator.norm"),
-        ({"gradient_penalty": 1.0, "discriminator": discriminator.Perceptron(minibatch=1)}, "minibatch 0"),
+        (
+            {"gradient_penalty": 1.0, "discriminator": discriminator.Perceptron(minibatch=1)},
+            "fix: --model.discriminator.minibatch 0$",
+        ),
         ({"microbatches": 2, "objective": RelativisticAverage()}, "objective RelativisticAverage .*--model.microb"),
         ({"augment": ADA(), "objective": Relativistic()}, "mean nothing with the objective Relativistic; use Diff"),
         ({"augment": ADA(), "objective": Wasserstein()}, "mean nothing with the objective Wasserstein; use Diff"),

@@ -16,7 +16,7 @@ from gen.networks import generator
 from gen.networks.discriminator import downsample
 from gen.networks.generator import upsample
 from gen.networks.layers import Conv, Dense, MinibatchDiscrimination, Norm, SelfAttention, dropout, spectral_norm
-from gen.networks.virtual_batch_norm import REFERENCES
+from gen.networks.virtual_batch_norm import REFERENCES, virtual_batch_norm
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,17 @@ def test_virtual_normalization_uses_the_references_and_the_example_itself(shape)
         by = x[:n] if i < n else np.concatenate([x[:n], x[i : i + 1]])
         expected = (x[i] - by.mean(axes, np.float64)) / np.sqrt(by.var(axes, np.float64) + 1e-5)
         np.testing.assert_allclose(y[i], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "mean", "std"), [(jnp.float32, 300, 0.1), (jnp.bfloat16, 10, 0.3)])
+def test_virtual_normalization_is_exact_where_the_mean_is_much_larger_than_the_deviation(dtype, mean, std):
+    n, x = REFERENCES, jnp.asarray(mean + std * normal(REFERENCES + 3, 4, 4, 8), dtype)
+    found = virtual_batch_norm(x)
+    assert found.dtype == dtype
+    by = np.asarray(x, np.float64)
+    expected = (by[:n] - by[:n].mean((0, 1, 2))) / by[:n].std((0, 1, 2))
+    np.testing.assert_allclose(np.asarray(found[:n], np.float64), expected, rtol=0.01, atol=0.02)
+    assert np.asarray(found[n:], np.float64).std() == pytest.approx(1, abs=0.1)
 
 
 def test_a_virtually_normalized_generator_makes_each_image_independently_of_the_others():
@@ -143,6 +154,18 @@ def test_minibatch_discrimination_sums_the_closeness_to_the_rest_of_the_global_b
             near[i] += np.exp(-np.abs(m[i] - m[j]).sum(-1))
     found = over_devices(functools.partial(layer.apply, params), devices)(x)
     np.testing.assert_allclose(found.reshape(8, -1), np.concatenate([x, near], axis=1), rtol=1e-4, atol=1e-6)
+
+
+def test_minibatch_discrimination_of_a_padded_batch_on_several_devices():
+    x, layer, weight = normal(8, 5), MinibatchDiscrimination(3, 2, DTYPES), np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
+    params = layer.init(KEY, x)
+    alone = over_devices(functools.partial(layer.apply, params), 1)(x[weight])[0]
+
+    def pair(both: jax.Array) -> Any:
+        return layer.apply(params, both[:, :5], both[:, 5])
+
+    found = over_devices(pair, 4)(np.concatenate([x, weight[:, None]], axis=1, dtype=np.float32)).reshape(8, -1)
+    np.testing.assert_allclose(found[weight][:, 5:], alone[:, 5:] * 7 / 4, rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_belongs_to_the_example_and_keeps_the_mean():

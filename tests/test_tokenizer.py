@@ -164,6 +164,24 @@ def test_originals_are_above_their_reconstructions():
     np.testing.assert_allclose(few[1], made["samples"][1, :3], atol=1e-6)
 
 
+def test_more_reconstructions_than_examples_are_refused():
+    """The default asks for all that the run keeps."""
+    model = TINY.build(SPEC, 10)
+    state = jax.eval_shape(model.init, jax.random.key(0))
+
+    def made(given: int, n: int) -> tuple[int, ...]:
+        def generate(state, x):
+            return model.generate(state, jax.random.key(0), {"image": x}, Request(n=n))["codes"]
+
+        return jax.eval_shape(generate, state, images(given)).shape
+
+    assert made(20, Request().n)[0] == 20
+    assert made(100, 100)[0] == 100
+    for given, n in ((64, 100), (20, 50)):
+        with pytest.raises(UserError, match=f"n is {n}, and the run keeps {given} .* --n {given}"):
+            made(given, n)
+
+
 # --- training ---
 
 
@@ -183,6 +201,22 @@ def test_the_coder_is_trained_against_its_own_copy_of_each_network():
     plain = TINY.build(SPEC, 10)
     alone = mapped(plain.update, jax.jit(plain.init)(jax.random.key(0)), batch_of(4), jax.random.key(1))[0]
     assert alone.params.keys() == {"encoder", "decoder"}
+
+
+def test_no_key_of_a_step_is_split_twice(monkeypatch):
+    """The reconstructions that D sees, D's noise, and the noise of D in the coder's step are independent."""
+    model = replace(TINY, bottleneck=KL(2), adversary=Adversary(discriminator.DCGAN((4,), dropout=0.5))).build(SPEC, 10)
+    state, split, seen = jax.eval_shape(model.init, jax.random.key(0)), jax.random.split, []
+
+    def watched(key: jax.Array, num: int = 2) -> jax.Array:
+        seen.append(key)
+        return split(key, num)
+
+    monkeypatch.setattr(jax.random, "split", watched)
+    update = jax.vmap(model.update, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
+    jax.eval_shape(update, state, batch_of(4), jax.random.key(1))
+    assert len(seen) > 5
+    assert len({id(key) for key in seen}) == len(seen)
 
 
 @pytest.mark.parametrize("reconstruction", [L1(), Likelihood(DiscretizedLogistic(17))])

@@ -44,17 +44,13 @@ class Architecture:
     """Number of kernels of minibatch discrimination over the global batch (Salimans et al. 2016). 0: none."""
 
     def __post_init__(self):
-        # A subclass may have no widths, and no norm either (see `coupling`).
-        check_positive(**{"the discriminator's width": min(getattr(self, "widths", (1,)), default=1)})
         check_decay(dropout=self.dropout)
         if self.minibatch < 0:
             raise UserError(f"minibatch is {self.minibatch}; it must be a number of kernels, or 0 for none")
 
-    def coupling(self) -> str | None:
-        """Returns why a score depends on other examples of the batch, or None if it does not."""
-        if self.minibatch:
-            return "minibatch discrimination"
-        return "batch normalization" if getattr(self, "norm", "none") == "batch" else None
+    def couplings(self) -> dict[str, str]:
+        """Returns why a score depends on other examples of the batch, {cause: the option that avoids it}. {}: it does not."""
+        return {"minibatch discrimination": "minibatch 0"} if self.minibatch else {}
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         """Returns the module `(x [B, H, W, C], label [B, classes] or None, keys, train) -> features [B, F]`.
@@ -74,6 +70,10 @@ class Perceptron(Architecture):
 
     widths: tuple[int, ...] = (1024, 512, 256)
     """Units of the hidden layers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_widths(self.widths)
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Dense(self, dtypes)
@@ -99,7 +99,11 @@ class DCGAN(Architecture):
 
     def __post_init__(self):
         super().__post_init__()
+        check_widths(self.widths)
         check_positive(kernel=self.kernel)
+
+    def couplings(self) -> dict[str, str]:
+        return super().couplings() | ({"batch normalization": "norm layer"} if self.norm == "batch" else {})
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         return Strided(self, dtypes)
@@ -121,6 +125,7 @@ class Residual(Architecture):
 
     def __post_init__(self):
         super().__post_init__()
+        check_widths(self.widths)
         check_attention(self.attention, len(self.widths))
         check_not_negative(halvings=self.halvings)
 
@@ -129,6 +134,11 @@ class Residual(Architecture):
 
     def tiny(self) -> Residual:
         return replace(self, widths=(4,) * len(self.widths), minibatch=min(self.minibatch, 2))
+
+
+def check_widths(widths: tuple[int, ...]) -> None:
+    """Raises: UserError if one of a discriminator's widths is not above 0."""
+    check_positive(**{"the discriminator's width": min(widths, default=1)})
 
 
 class Discriminator(nn.Module):
@@ -141,17 +151,20 @@ class Discriminator(nn.Module):
     dtypes: Dtypes
 
     @nn.compact
-    def __call__(self, x: Array, label: Array | None, keys: Array | None, train: bool) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, label: Array | None, keys: Array | None, train: bool, weight: Array | None = None
+    ) -> tuple[Array, Array]:
         """Returns scores [B] and features [B, F].
 
-        x: [B, H, W, C]. label: [B, classes] one-hot or None. keys: [B], for the noise of dropout. None: no dropout.
+        x: [B, H, W, C]. label: [B, classes] one-hot or None. keys: [B], for the noise of dropout. None: no dropout. weight: [B], 0 for
+        padding, which changes no score of another example. None: no padding.
         """
         projected, joined = (label, None) if self.conditioning == "projection" else (None, label)
         features = self.arch.trunk(self.dtypes)(x, joined, keys, train)
         # Only the score reads the closeness to other examples. Projection and feature matching use the features without it.
         read = features
         if self.arch.minibatch:
-            read = MinibatchDiscrimination(self.arch.minibatch, MINIBATCH_DIMS, self.dtypes)(features)
+            read = MinibatchDiscrimination(self.arch.minibatch, MINIBATCH_DIMS, self.dtypes)(features, weight)
         scores = self.linear(read, 1, self.bias, train)[:, 0]
         if projected is not None:
             embedding = self.linear(projected.astype(features.dtype), features.shape[-1], False, train)

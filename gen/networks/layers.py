@@ -169,7 +169,8 @@ class BatchNorm(nn.Module):
 def spectral_norm(layer: Dense | Conv, enabled: bool, train: bool) -> Callable[[Array], Array]:
     """Returns the layer with its kernel divided by an estimate of its largest singular value, or the layer itself.
 
-    The estimate makes one power iteration per training step. Miyato et al. 2018, algorithm 1.
+    In training, each forward pass makes one power iteration. A step of D keeps two: that of the real images, and that of the generated
+    ones. In Miyato et al. 2018, algorithm 1, it makes one.
     """
     if not enabled:
         return layer  # pyright: ignore[reportReturnType]
@@ -252,12 +253,23 @@ class MinibatchDiscrimination(nn.Module):
     dtypes: Dtypes
 
     @nn.compact
-    def __call__(self, features: Array) -> Array:
-        """Returns [B, F + kernels] for features [B, F]."""
+    def __call__(self, features: Array, weight: Array | None = None) -> Array:
+        """Returns [B, F + kernels] for features [B, F].
+
+        weight: [B], 1, or 0 for padding, which is close to nothing. The closeness to the others is scaled as if the batch had no padding.
+        None: no padding.
+        """
         m = Dense(self.kernels * self.dims, use_bias=False, **self.dtypes)(features)
         m = m.reshape(-1, self.kernels, self.dims)
         # Each device compares its own examples with all examples. Parameters are initialized outside of the axis "data".
         others = m if self.is_initializing() else jax.lax.all_gather(m, "data", tiled=True)
         distance = jnp.abs(m[:, None] - others[None, :]).sum(-1)  # [B, global B, kernels]
-        closeness = jnp.exp(-distance).sum(1) - 1  # without the example itself, whose distance is 0
+        near = jnp.exp(-distance)
+        # Subtracting 1 leaves out the example itself, whose distance is 0.
+        if weight is None:
+            closeness = near.sum(1) - 1
+        else:
+            counted = jax.lax.all_gather(weight, "data", tiled=True).astype(near.dtype)
+            full = (len(counted) - 1) / jnp.maximum(counted.sum() - 1, 1)
+            closeness = full * ((near * counted[None, :, None]).sum(1) - 1)
         return jnp.concatenate([features, closeness.astype(features.dtype)], axis=-1)

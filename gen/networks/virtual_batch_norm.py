@@ -19,12 +19,16 @@ REFERENCES = 64
 
 
 def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
-    """Returns x [B, ..., C] normalized, where the first REFERENCES examples are the references.
+    """Returns x [B, ..., C] normalized, same dtype, where the first REFERENCES examples are the references. Moments are at least float32.
 
     The references are normalized by their own moments. Each other example is normalized by the moments of the references and
     of itself together.
     """
-    n, axes = REFERENCES, tuple(range(1, x.ndim - 1))
+    n, axes, dtype = REFERENCES, tuple(range(1, x.ndim - 1)), x.dtype
+    x = x.astype(jnp.promote_types(dtype, jnp.float32))
+    # The result does not depend on a constant that is subtracted first. Without it, E x^2 - (E x)^2 would lose all digits where the
+    # mean is much larger than the standard deviation, and could be negative.
+    x -= jax.lax.stop_gradient(x[:n].mean((0, *axes), keepdims=True))
 
     def combine(moment: Array) -> Array:
         """Returns the moment [B, 1, ..., C] that normalizes each example. moment: of each example alone, same shape."""
@@ -34,7 +38,7 @@ def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
         return jnp.concatenate([jnp.broadcast_to(references, moment[:n].shape), own])
 
     mean, square = combine(x.mean(axes, keepdims=True)), combine(jnp.square(x).mean(axes, keepdims=True))
-    return (x - mean) * jax.lax.rsqrt(square - jnp.square(mean) + epsilon)
+    return ((x - mean) * jax.lax.rsqrt(square - jnp.square(mean) + epsilon)).astype(dtype)
 
 
 class ReferencedGenerator(nn.Module):

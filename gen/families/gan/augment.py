@@ -5,7 +5,6 @@ They keep D from memorizing a small data set. The generator's optimum stays the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from gen import axis
 from gen.core import Array, Key
 from gen.errors import UserError
 
@@ -33,12 +33,11 @@ class Augmentation:
         """
         real = jnp.promote_types(images.dtype, jnp.float32)
         p = jnp.asarray(p, jnp.float32)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(row)
 
         def transform(x: Array, key: Key) -> Array:
             return self.one(x, key, p)
 
-        return jax.vmap(transform)(images.astype(real), keys).astype(images.dtype)
+        return jax.vmap(transform)(images.astype(real), axis.example_keys(key, row)).astype(images.dtype)
 
     def one(self, x: Array, key: Key, p: Array) -> Array:
         """Returns one image [H, W, C], float32 or float64, transformed."""

@@ -13,7 +13,7 @@ from gen import axis
 from gen.core import Array, Key, Metrics, Params, State
 from gen.families.gan.losses import Objective
 from gen.families.gan.penalties import Penalties
-from gen.families.gan.players import Examples, Judge, Stats
+from gen.families.gan.players import DiscriminatorModel, Examples, Stats
 from gen.optim import descend
 
 
@@ -37,7 +37,7 @@ class CriticAux(NamedTuple):
 class Critic:
     """D and how it is trained. D's parameters and its optimizer's state have the name "discriminator" in a State."""
 
-    player: Judge
+    discriminator: DiscriminatorModel
     objective: Objective
     penalties: Penalties
     optimizer: optax.GradientTransformation
@@ -56,9 +56,9 @@ class Critic:
         )
         metrics = axis.mean(metrics)
         # The strength is adapted by metrics that are means over all devices, so that it is equal on every device.
-        if self.player.augment:
+        if self.discriminator.augment:
             examples = axis.total(real.image.shape[0])
-            strength = self.player.augment.adapt(stats["augment"], metrics["score/sign"], examples)
+            strength = self.discriminator.augment.adapt(stats["augment"], metrics["score/sign"], examples)
             stats, metrics = stats | {"augment": strength}, metrics | {"augment": strength}
         state = replace(
             state,
@@ -72,18 +72,18 @@ class Critic:
         """Returns D's loss on real and generated images plus its penalties, averaged over the examples."""
         (x, label, row), x_fake = batch
         real_key, fake_key, penalty_key = jax.random.split(key, 3)
-        real = self.player.judge(d, stats, x, label, real_key, row)
-        fake = self.player.judge(d, real.stats, x_fake, label, fake_key, row)
+        real = self.discriminator.score(d, stats, x, label, real_key, row)
+        fake = self.discriminator.score(d, real.stats, x_fake, label, fake_key, row)
         stats = fake.stats
 
         # The penalties see D with the noise and the statistics with which it scored these images.
         def on_real(x: Array) -> Array:
-            return self.player.judge(d, stats, x, label, real_key, row).scores
+            return self.discriminator.score(d, stats, x, label, real_key, row).scores
 
         def on_fake(x: Array) -> Array:
-            return self.player.judge(d, stats, x, label, fake_key, row).scores
+            return self.discriminator.score(d, stats, x, label, fake_key, row).scores
 
-        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row, step)
+        penalty = self.penalties(on_real, on_fake, x, x_fake, penalty_key, row[:: self.discriminator.pack], step)
         loss = self.objective.discriminator(real.scores, fake.scores).mean()
         metrics = {
             "loss/discriminator": loss,

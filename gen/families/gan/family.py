@@ -16,7 +16,7 @@ from gen.families.gan.critic import Critic
 from gen.families.gan.losses import NonSaturating, Objective
 from gen.families.gan.model import GANModel
 from gen.families.gan.penalties import Penalties
-from gen.families.gan.players import Players
+from gen.families.gan.players import DiscriminatorModel, GeneratorModel
 from gen.families.gan.sampling import Request
 from gen.families.labels import num_classes
 from gen.networks import discriminator, generator
@@ -109,12 +109,11 @@ class GAN(core.Family):
     def _check_coupling(self) -> None:
         """Refuses what needs the loss of an example to depend on that example alone, if it does not."""
         penalties = [name for name in ("gradient_penalty", "r1", "r2") if getattr(self, name) != 0.0]
-        if penalties and (cause := self.discriminator.coupling()):
-            # Only some discriminators have the option `norm`.
-            norm = " --model.discriminator.norm layer" if getattr(self.discriminator, "norm", "none") == "batch" else ""
+        if penalties and (causes := self.discriminator.couplings()):
             raise UserError(
-                f"{penalties[0]} penalizes the gradient of each score with respect to its own image, but with {cause} a score "
-                f"depends on the whole batch; the fix: --model.discriminator.minibatch 0{norm}"
+                f"{penalties[0]} penalizes the gradient of each score with respect to its own image, but with "
+                f"{' and '.join(causes)} a score depends on the whole batch; the fix: "
+                + " ".join(f"--model.discriminator.{option}" for option in causes.values())
             )
         if self.microbatches > 1 and (cause := self._coupling()):
             raise UserError(
@@ -126,7 +125,7 @@ class GAN(core.Family):
         """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
         # Packs are neighbours, and microbatches take examples in strides.
         return (
-            self.discriminator.coupling()
+            next(iter(self.discriminator.couplings()), None)
             or ("batch normalization" if self.generator.norm == "batch" else None)
             or ("feature matching" if self.feature_matching else None)
             or ("packs of images" if self.pack > 1 else None)
@@ -163,17 +162,15 @@ class GAN(core.Family):
         )
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        players = self.players(spec)
+        generator, discriminator = self.players(spec)
         d_optimizer = self.discriminator_optim.build(self.count_steps("discriminator_optim", steps))
         model = GANModel(
-            players=players,
-            objective=self.objective,
-            critic=Critic(players, self.objective, self.penalties(steps), d_optimizer, self.microbatches),
-            feature_matching=self.feature_matching,
+            generator=generator,
             g_optimizer=self.generator_optim.build(steps),
+            critic=Critic(discriminator, self.objective, self.penalties(steps), d_optimizer, self.microbatches),
+            feature_matching=self.feature_matching,
             critic_steps=self.critic_steps,
             ema=self.ema,
-            microbatches=self.microbatches,
         )
         return GenerativeModel(
             init=model.init,
@@ -185,25 +182,25 @@ class GAN(core.Family):
             protocol=PROTOCOL,
             batches=self.critic_steps,
             together=self.pack * self.microbatches,
+            # Without them, spectral norms would begin with random vectors, and G would not be normalized as in the base.
+            inherited=("generator", "discriminator"),
         )
 
-    def players(self, spec: Spec) -> Players:
-        """Returns the networks for images of this spec. Raises: UserError if they do not fit the data."""
+    def players(self, spec: Spec) -> tuple[GeneratorModel, DiscriminatorModel]:
+        """Returns G and D for images of this spec. Raises: UserError if they do not fit the data."""
         if "image" not in spec:
             raise UserError(f"a GAN models images, and the data have {', '.join(spec)}; choose a set of images")
         shape, dtypes = spec["image"].shape, module_dtypes(self.dtype, self.param_dtype)
         # If one number added to all scores changes no loss, the bias of the last layer has no gradient.
         bias = not self.objective.shift_invariant
-        return Players(
-            generator=self.generator.build(shape, self.conditioning, dtypes),
-            discriminator=Discriminator(self.discriminator, self.conditioning, bias, dtypes),
-            shape=shape,
-            latent=self.latent,
-            classes=num_classes(spec) if self.conditioning else None,
-            pack=self.pack,
-            augment=self.augment,
-            # Latents, images and scores stay at least float32: losses and penalties need the precision.
-            dtype=jnp.promote_types(self.dtype, jnp.float32),
+        classes = num_classes(spec) if self.conditioning else None
+        # Latents, images and scores stay at least float32: losses and penalties need the precision.
+        dtype = jnp.promote_types(self.dtype, jnp.float32)
+        g = self.generator.build(shape, self.conditioning, dtypes)
+        d = Discriminator(self.discriminator, self.conditioning, bias, dtypes)
+        return (
+            GeneratorModel(g, self.latent, classes, dtype),
+            DiscriminatorModel(d, shape, classes, self.pack, self.augment, dtype),
         )
 
     def penalties(self, steps: int) -> Penalties:

@@ -13,8 +13,8 @@ from gen import axis
 from gen.core import Array, Batch, Key, Metrics, Params, State, Sums
 from gen.families.chunks import map_chunks
 from gen.families.gan.critic import Critic
-from gen.families.gan.losses import Objective, feature_matching
-from gen.families.gan.players import Examples, Players, Stats
+from gen.families.gan.losses import feature_matching
+from gen.families.gan.players import Examples, GeneratorModel, Stats
 from gen.families.gan.sampling import GENERATE_CHUNK, ROW_LENGTH, Draw, Request, draw_inputs
 from gen.optim import descend
 
@@ -26,36 +26,35 @@ MAX_SATURATED_LOSS = 0.01
 class GANModel:
     """A generator and a discriminator that are trained in turn. Its methods are the functions of a GenerativeModel."""
 
-    players: Players
-    objective: Objective
+    generator: GeneratorModel
+    g_optimizer: optax.GradientTransformation
     critic: Critic
+    """D, its optimizer, and the objective of both players."""
     feature_matching: float
     """Weight of feature matching in G's loss. 0: none."""
-    g_optimizer: optax.GradientTransformation
     critic_steps: int
     """Steps of D for each step of G."""
     ema: float
     """Decay of the moving average of G's parameters. 0: none."""
-    microbatches: int
-    """Number of parts of the batch whose gradients are computed one after the other and averaged."""
 
     def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
         """Returns the state of step 0. params: start from these parameters instead of random ones."""
-        random, stats = self.players.init(key)
-        params = params or random
+        g_key, d_key = jax.random.split(key)
+        (g, g_stats), (d, d_stats) = self.generator.init(g_key), self.critic.discriminator.init(d_key)
+        params = params or {"generator": g, "discriminator": d}
         g, d = params["generator"], params["discriminator"]
         return State(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state={"generator": self.g_optimizer.init(g), "discriminator": self.critic.optimizer.init(d)},
             ema={"generator": descend.begin_average(g)} if self.ema else {},
-            stats=stats,
+            stats=g_stats | d_stats,
         )
 
     def examples(self, batch: Batch) -> Examples:
         """Returns the parts of a batch that the players read."""
-        image = batch["image"].astype(self.players.dtype)
-        return Examples(image, self.players.one_hot(batch.get("label")), batch["row"])
+        image = batch["image"].astype(self.generator.dtype)
+        return Examples(image, self.generator.one_hot(batch.get("label")), batch["row"])
 
     # --- training ---
 
@@ -78,9 +77,9 @@ class GANModel:
     def critic_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
         """Generates one image for each real one, and makes one optimizer step of D. `state.step` does not change."""
         z_key, loss_key = jax.random.split(key)
-        z = self.players.latents(z_key, real.row)
+        z = self.generator.latents(z_key, real.row)
         # The images are inputs of the loss, so D's gradient does not run through G.
-        fake, _ = self.players.make(state.params["generator"], state.stats, z, real.label)
+        fake, _ = self.generator.make(state.params["generator"], state.stats, z, real.label)
         return self.critic.step(state, real, fake, loss_key)
 
     def generator_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
@@ -91,7 +90,7 @@ class GANModel:
 
         g, opt_state = state.params["generator"], state.opt_state["generator"]
         g, opt_state, value, stats, gradients = descend.descend(
-            loss, g, opt_state, self.g_optimizer, real, self.microbatches
+            loss, g, opt_state, self.g_optimizer, real, self.critic.microbatches
         )
         ema = {}
         if self.ema:
@@ -109,12 +108,13 @@ class GANModel:
         """Returns G's loss against D, averaged over the examples, and the statistics with G's new ones."""
         x, label, row = examples
         z_key, real_key, fake_key = jax.random.split(key, 3)
-        x_fake, new = self.players.make(g, stats, self.players.latents(z_key, row), label)
+        x_fake, new = self.generator.make(g, stats, self.generator.latents(z_key, row), label)
         # Real scores and features are for relativistic objectives and feature matching. XLA removes them if nothing reads them.
         # D's new statistics are dropped: they follow the steps of D alone.
-        fake = self.players.judge(d, stats, x_fake, label, fake_key, row)
-        real = self.players.judge(d, stats, x, label, real_key, row)
-        loss = self.objective.generator(real.scores, fake.scores).mean()
+        discriminator = self.critic.discriminator
+        fake = discriminator.score(d, stats, x_fake, label, fake_key, row)
+        real = discriminator.score(d, stats, x, label, real_key, row)
+        loss = self.critic.objective.generator(real.scores, fake.scores).mean()
         if self.feature_matching:
             loss += self.feature_matching * feature_matching(real.features, fake.features)
         return loss, new
@@ -127,21 +127,23 @@ class GANModel:
         batch: {name: [B, ...]}. A pack counts only if all of its images do.
         """
         # G's raw weights, because D was trained against them and not against their average.
-        players, dtype, (g, d) = self.players, self.players.dtype, _raw(state)
+        discriminator, objective, dtype = self.critic.discriminator, self.critic.objective, self.generator.dtype
+        g, d = _raw(state)
         x, label, row = self.examples(batch)
-        x_fake, _ = players.make(g, state.stats, players.latents(key, row), label, train=False)
-        real = players.judge(d, state.stats, x, label, None, row).scores
-        fake = players.judge(d, state.stats, x_fake, label, None, row).scores
+        x_fake, _ = self.generator.make(g, state.stats, self.generator.latents(key, row), label, train=False)
+        weight = batch["weight"].reshape(-1, discriminator.pack).min(-1).astype(dtype)
+        real = discriminator.score(d, state.stats, x, label, None, row, weight).scores
+        fake = discriminator.score(d, state.stats, x_fake, label, None, row, weight).scores
         values = {
             "score_real": real,
             "score_fake": fake,
             "paired_accuracy": (real > fake).astype(dtype),
         }
-        if self.objective.loss_at_zero:
-            excess = self.objective.discriminator(real, fake) - self.objective.min_loss
+        if objective.loss_at_zero:
+            scores = _with_mean_on_padding(real, weight), _with_mean_on_padding(fake, weight)
+            excess = objective.discriminator(*scores) - objective.min_loss
             # In parts of the loss of an indifferent D, so that the limit means the same for every objective.
-            values["saturation"] = (excess < MAX_SATURATED_LOSS * self.objective.loss_at_zero).astype(dtype)
-        weight = batch["weight"].reshape(-1, players.pack).min(-1).astype(dtype)
+            values["saturation"] = (excess < MAX_SATURATED_LOSS * objective.loss_at_zero).astype(dtype)
         return axis.total({name: ((weight * v).sum(), weight.sum()) for name, v in values.items()})
 
     # --- sampling ---
@@ -156,23 +158,24 @@ class GANModel:
 
         Raises: UserError for a label that the model does not have.
         """
-        players, (g, d), stats = self.players, _raw(state), state.stats
+        generator, discriminator = self.generator, self.critic.discriminator
+        (g, d), stats = _raw(state), state.stats
         if self.ema:
             g = state.ema["generator"]
-            stats = players.standing_statistics(g, stats)
+            stats = generator.standing_statistics(g, stats)
 
         def make(inputs: Draw) -> tuple[Array, Array | None]:
             z, label = inputs
-            x, _ = players.make(g, stats, z, label, train=False)
-            if not players.scores_alone():
+            x, _ = generator.make(g, stats, z, label, train=False)
+            if not discriminator.scores_alone():
                 return x.astype(jnp.float32), None
-            scores = players.judge(d, stats, x, label, None, jnp.arange(len(z))).scores
+            scores = discriminator.score(d, stats, x, label, None, jnp.arange(len(z))).scores
             return x.astype(jnp.float32), scores.astype(jnp.float32)
 
-        draw = draw_inputs(players, key, given, request)
-        x, scores = map_chunks(make, draw._replace(labels=players.one_hot(draw.labels)), GENERATE_CHUNK)
+        draw = draw_inputs(generator, key, given, request)
+        x, scores = map_chunks(make, draw._replace(labels=generator.one_hot(draw.labels)), GENERATE_CHUNK)
         if request.mode == "interpolate":
-            x = x.reshape(request.rows, ROW_LENGTH, *players.shape)
+            x = x.reshape(request.rows, ROW_LENGTH, *x.shape[1:])
         out = {"samples": x, "latents": draw.latents}
         if scores is not None:
             out["scores"] = scores
@@ -184,3 +187,12 @@ class GANModel:
 def _raw(state: State) -> tuple[Params, Params]:
     """Returns the parameters of G and of D."""
     return state.params["generator"], state.params["discriminator"]
+
+
+def _with_mean_on_padding(scores: Array, weight: Array) -> Array:
+    """Returns the scores [N], where padding (weight 0) has the mean score of the other examples of the global batch.
+
+    An objective may compare scores with the mean of the batch, which then is the mean of these others.
+    """
+    total, count = axis.total(((weight * scores).sum(), weight.sum()))
+    return jnp.where(weight > 0, scores, total / jnp.maximum(count, 1))

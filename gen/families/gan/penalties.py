@@ -13,15 +13,15 @@ from jax.nn import relu
 from gen import axis
 from gen.core import Array, Key
 
-Critic = Callable[[Array], Array]
-"""Images [B, ...] -> scores [N]. Each score belongs to B / N neighbouring images (more than one if they are packed)."""
+Score = Callable[[Array], Array]
+"""D alone: images [B, ...] -> scores [N]. Each score belongs to B / N neighbouring images (more than one if they are packed)."""
 
 
-def squared_gradient(critic: Critic, x: Array) -> Array:
+def squared_gradient(score: Score, x: Array) -> Array:
     """Returns |grad_x D(x)|^2 of each score, [N]: R1 at real images, R2 at generated ones. Mescheder et al. 2018."""
 
     def total(x: Array) -> tuple[Array, Array]:
-        scores = critic(x)
+        scores = score(x)
         return scores.sum(), scores
 
     # No two scores depend on the same image, so the gradient of the sum holds the gradient of each score. Batch normalization would
@@ -30,26 +30,28 @@ def squared_gradient(critic: Critic, x: Array) -> Array:
     return jnp.square(gradient).reshape(scores.shape[0], -1).sum(-1)
 
 
-def gradient_penalty(critic: Critic, x: Array, one_sided: bool) -> Array:
+def gradient_penalty(score: Score, x: Array, one_sided: bool) -> Array:
     """Returns (|grad_x D(x)| - 1)^2 of each score, [N], at points x. Gulrajani et al. 2017, equation 3.
 
     one_sided: penalize only norms above 1 (section 4 of that paper; Petzka et al. 2018).
     """
     # The constant keeps the gradient of the root finite where D is flat.
-    norm = jnp.sqrt(squared_gradient(critic, x) + 1e-12)
+    norm = jnp.sqrt(squared_gradient(score, x) + 1e-12)
     return jnp.square(relu(norm - 1) if one_sided else norm - 1)
 
 
 def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
-    """Returns points drawn uniformly from the lines between real and generated images, [B, H, W, C].
+    """Returns points drawn uniformly from the lines between real and generated inputs of D, [B, H, W, C].
 
-    row: int32 [B]. The noise depends on (key, row) alone. Gulrajani et al. 2017, algorithm 1.
+    row: int32 [N], one for each input of D, which is B / N images. The noise depends on (key, row) alone. Gulrajani et al. 2017,
+    algorithm 1.
     """
 
     def draw(key: Key) -> Array:
         return jax.random.uniform(key, (1, 1, 1), real.dtype)
 
-    t = axis.per_example(draw, key, row)
+    # The images of a pack have the same t: the line is between two packs.
+    t = jnp.repeat(axis.per_example(draw, key, row), len(real) // len(row), axis=0)
     return real + t * (fake - real)
 
 
@@ -66,12 +68,12 @@ class Penalties(NamedTuple):
     """Step -> gamma of R2, the same at generated images. None: no R2."""
 
     def __call__(
-        self, on_real: Critic, on_fake: Critic, real: Array, fake: Array, key: Key, row: Array, step: Array
+        self, on_real: Score, on_fake: Score, real: Array, fake: Array, key: Key, row: Array, step: Array
     ) -> Array:
         """Returns the sum of the penalties, a scalar averaged over examples.
 
         on_real, on_fake: D with the noise of the real images and of the generated ones. real, fake: [B, H, W, C].
-        row: int32 [B]. The noise depends on (key, row) alone. step: int32 [].
+        row: int32 [N], one for each score. The noise depends on (key, row) alone. step: int32 [].
         """
         penalty = jnp.zeros((), real.dtype)
         if self.gradient:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,14 +18,14 @@ from gen.networks.discriminator import Discriminator
 from gen.networks.layers import MOMENTUM
 
 STANDING_SAMPLES = 1024
-"""Number of images from which `Players.standing_statistics` estimates the moments of G's batch normalizations."""
+"""Number of images from which `GeneratorModel.standing_statistics` estimates the moments of G's batch normalizations."""
 
 Stats = dict[str, Params]
 """Statistics that are not trained: "generator" and "discriminator" if the network has any, and "augment", the strength of
 the augmentation, if there is one."""
 
 
-class Judgement(NamedTuple):
+class Scored(NamedTuple):
     """Output of D for a batch of images. B / pack is the number of packs."""
 
     scores: Array
@@ -49,30 +48,22 @@ class Examples(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judge:
-    """D alone, for models that make their images in another way than a GAN."""
+class GeneratorModel:
+    """G, which makes images from latents."""
 
-    discriminator: Discriminator
-    shape: tuple[int, ...]
-    """Shape of an image: height, width, channels."""
+    network: nn.Module
+    latent: int
+    """Dimensions of z."""
     classes: int | None
     """Number of classes if the model is conditional. None: unconditional."""
-    pack: int
-    """Number of images that D scores together, as the channels of one (PacGAN, Lin et al. 2018)."""
-    augment: Augmentation | None
-    """Random transformation of every image that D sees in training."""
     dtype: DTypeLike
-    """Dtype of latents, images and scores."""
+    """Dtype of latents and images."""
 
-    def init_discriminator(self, key: Key) -> tuple[Params, Stats]:
-        """Returns D's parameters and statistics of step 0."""
-        label = None if self.classes is None else jnp.zeros((1, self.classes))
-        height, width, channels = self.shape
-        x = jnp.zeros((1, height, width, channels * self.pack))
-        variables = self.discriminator.init(key, x, label, None, False)
-        stats: Stats = {"discriminator": variables["batch_stats"]} if "batch_stats" in variables else {}
-        if self.augment:
-            stats["augment"] = self.augment.start()
+    def init(self, key: Key) -> tuple[Params, Stats]:
+        """Returns the parameters and the statistics of step 0."""
+        z, label = jnp.zeros((1, self.latent)), None if self.classes is None else jnp.zeros((1, self.classes))
+        variables = self.network.init(key, z, label, False)
+        stats: Stats = {"generator": variables["batch_stats"]} if "batch_stats" in variables else {}
         return variables["params"], stats
 
     def one_hot(self, label: Array | None) -> Array | None:
@@ -80,49 +71,6 @@ class Judge:
         if label is None or self.classes is None:
             return None
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
-
-    def judge(self, d: Params, stats: Stats, x: Array, label: Array | None, key: Key | None, row: Array) -> Judgement:
-        """Returns D's scores and features of the augmented images, and D's new statistics.
-
-        x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise depends on (key, row) alone.
-        key: None in evaluation: no augmentation, no dropout, and running averages in normalizations.
-        """
-        keys = None
-        if key is not None:
-            augment_key, dropout_key = jax.random.split(key)
-            if self.augment:
-                x = self.augment.apply(x, augment_key, row, stats["augment"])
-            # One key per pack: the first row of the pack names it.
-            keys = jax.vmap(functools.partial(jax.random.fold_in, dropout_key))(row[:: self.pack])
-        # Spectral and batch normalization return new statistics only in training; otherwise `new` is what they were given.
-        variables = {"params": d, "batch_stats": stats.get("discriminator", {})}
-        inputs = pack_images(x, self.pack), label, keys, key is not None
-        (scores, features), new = self.discriminator.apply(variables, *inputs, mutable=["batch_stats"])
-        stats = _with_new(stats, "discriminator", new)
-        return Judgement(scores.astype(self.dtype), features.astype(self.dtype), stats)
-
-    def scores_alone(self) -> bool:
-        """Returns whether D scores each image by itself once it is trained."""
-        return self.pack == 1 and not self.discriminator.arch.minibatch
-
-
-@dataclass(frozen=True)
-class Players(Judge):
-    """G and D. Their parameters are {"generator": ..., "discriminator": ...}; their statistics are `Stats`."""
-
-    generator: nn.Module
-    latent: int
-    """Dimensions of z."""
-
-    def init(self, key: Key) -> tuple[dict[str, Params], Stats]:
-        """Returns the parameters and the statistics of step 0."""
-        g_key, d_key = jax.random.split(key)
-        z, label = jnp.zeros((1, self.latent)), None if self.classes is None else jnp.zeros((1, self.classes))
-        g = self.generator.init(g_key, z, label, False)
-        d, stats = self.init_discriminator(d_key)
-        if "batch_stats" in g:
-            stats["generator"] = g["batch_stats"]
-        return {"generator": g["params"], "discriminator": d}, stats
 
     def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
         """Draws z ~ N(0, I), [B, latent], or from the part of N(0, I) within `truncation` of 0 in each dimension.
@@ -144,7 +92,7 @@ class Players(Judge):
         label: [B, classes] one-hot or None. train: normalize by the moments of this batch. False: by running averages.
         """
         variables = {"params": g, "batch_stats": stats.get("generator", {})}
-        images, new = self.generator.apply(variables, z, label, train, mutable=["batch_stats"])
+        images, new = self.network.apply(variables, z, label, train, mutable=["batch_stats"])
         return images.astype(self.dtype), _with_new(stats, "generator", new)
 
     def standing_statistics(self, g: Params, stats: Stats) -> Stats:
@@ -161,6 +109,68 @@ class Players(Judge):
         _, new = on_one_device(g, zero, z, label)
         # A running average that starts at 0 holds (1 - MOMENTUM) times the moment after one batch.
         return new | {"generator": jax.tree.map(lambda m: m / (1 - MOMENTUM), new["generator"])}
+
+
+@dataclass(frozen=True)
+class DiscriminatorModel:
+    """D, which scores images, wherever they come from."""
+
+    network: Discriminator
+    shape: tuple[int, ...]
+    """Shape of an image: height, width, channels."""
+    classes: int | None
+    """Number of classes if the model is conditional. None: unconditional."""
+    pack: int
+    """Number of images that D scores together, as the channels of one (PacGAN, Lin et al. 2018)."""
+    augment: Augmentation | None
+    """Random transformation of every image that D sees in training."""
+    dtype: DTypeLike
+    """Dtype of scores and features."""
+
+    def init(self, key: Key) -> tuple[Params, Stats]:
+        """Returns the parameters and the statistics of step 0."""
+        label = None if self.classes is None else jnp.zeros((1, self.classes))
+        height, width, channels = self.shape
+        x = jnp.zeros((1, height, width, channels * self.pack))
+        variables = self.network.init(key, x, label, None, False)
+        stats: Stats = {"discriminator": variables["batch_stats"]} if "batch_stats" in variables else {}
+        if self.augment:
+            stats["augment"] = self.augment.start()
+        return variables["params"], stats
+
+    def score(
+        self,
+        d: Params,
+        stats: Stats,
+        x: Array,
+        label: Array | None,
+        key: Key | None,
+        row: Array,
+        weight: Array | None = None,
+    ) -> Scored:
+        """Returns D's scores and features of the augmented images, and D's new statistics.
+
+        x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise depends on (key, row) alone.
+        key: None in evaluation: no augmentation, no dropout, and running averages in normalizations.
+        weight: [B / pack], 0 for packs that are padding, which changes no score of another pack. None: no padding.
+        """
+        keys = None
+        if key is not None:
+            augment_key, dropout_key = jax.random.split(key)
+            if self.augment:
+                x = self.augment.apply(x, augment_key, row, stats["augment"])
+            # One key per pack: the first row of the pack names it.
+            keys = axis.example_keys(dropout_key, row[:: self.pack])
+        # Spectral and batch normalization return new statistics only in training; otherwise `new` is what they were given.
+        variables = {"params": d, "batch_stats": stats.get("discriminator", {})}
+        inputs = pack_images(x, self.pack), label, keys, key is not None, weight
+        (scores, features), new = self.network.apply(variables, *inputs, mutable=["batch_stats"])
+        stats = _with_new(stats, "discriminator", new)
+        return Scored(scores.astype(self.dtype), features.astype(self.dtype), stats)
+
+    def scores_alone(self) -> bool:
+        """Returns whether D scores each image by itself once it is trained."""
+        return self.pack == 1 and not self.network.arch.minibatch
 
 
 def pack_images(x: Array, pack: int) -> Array:

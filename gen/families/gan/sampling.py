@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gen.core import Array, Key
 from gen.errors import check_positive
-from gen.families.gan.players import Players
+from gen.families.gan.players import GeneratorModel
 from gen.families.labels import LabelRequest, labels_to_generate
 
 ROW_LENGTH = 8
@@ -50,7 +50,7 @@ class Draw(NamedTuple):
     """int32 [N]. None: the model is unconditional."""
 
 
-def draw_inputs(players: Players, key: Key, given: Mapping[str, Array], request: Request) -> Draw:
+def draw_inputs(generator: GeneratorModel, key: Key, given: Mapping[str, Array], request: Request) -> Draw:
     """Draws the latents and the labels of a request. An interpolation has rows * ROW_LENGTH images.
 
     given: may hold the labels of the images (gen.families.labels.GIVEN).
@@ -59,8 +59,8 @@ def draw_inputs(players: Players, key: Key, given: Mapping[str, Array], request:
     """
     # Each row of an interpolation needs two ends, and neighbouring rows share one.
     n = request.n if request.mode == "generate" else request.rows + 1
-    latents = players.latents(key, jnp.arange(n), request.truncation)
-    labels = labels_to_generate(n, request.label, players.classes, given)
+    latents = generator.latents(key, jnp.arange(n), request.truncation)
+    labels = labels_to_generate(n, request.label, generator.classes, given)
     if request.mode == "generate":
         return Draw(latents, labels)
     # A row keeps the label of the sample that it starts from.

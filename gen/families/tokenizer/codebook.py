@@ -83,7 +83,7 @@ class VQ(Quantizer):
         b, flat = len(x), x.reshape(len(x), -1, self.size).astype(whole)
         uses, sums = sum_by_code(flat.reshape(-1, self.size), codes.reshape(-1), self.codes)
         # All devices draw the same rows of the global batch. Only the device that holds a row has its vector.
-        row_key, place_key = jax.random.split(batch.key)
+        row_key, place_key, _ = jax.random.split(batch.key, 3)
         row = jax.random.randint(row_key, (self.codes,), 0, batch.size)
         place = jax.random.randint(place_key, (self.codes,), 0, flat.shape[1])
         here = row[:, None] == batch.row[None]
@@ -106,7 +106,9 @@ class VQ(Quantizer):
         dead = uses < self.revive * mean_use
         # Many places of a batch may have equal vectors, such as a background. Without noise, codes that are revived from them would be
         # equal. Rounding would then choose among these codes, and it depends on the number of devices.
-        noise = jax.random.normal(jax.random.fold_in(batch.key, 1), e.shape, e.dtype)
+        # `observe` uses the other keys.
+        _, _, noise_key = jax.random.split(batch.key, 3)
+        noise = jax.random.normal(noise_key, e.shape, e.dtype)
         revived = seen["candidates"] * batch.size + REVIVAL_NOISE * jnp.sqrt(seen["square"]) * noise
         return {
             "codebook": jnp.where(dead[:, None], revived, moved),

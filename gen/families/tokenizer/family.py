@@ -22,12 +22,12 @@ from gen.core import Adapter, GenerativeModel, Spec
 from gen.errors import UserError
 from gen.families.gan.critic import Critic
 from gen.families.gan.penalties import Penalties
-from gen.families.gan.players import Judge
+from gen.families.gan.players import DiscriminatorModel
 from gen.families.labels import num_classes
 from gen.families.learner import LearnedFamily, make_learner
 from gen.families.tokenizer.bottlenecks import Bottleneck
 from gen.families.tokenizer.coder import BOTTLENECK, Coder
-from gen.families.tokenizer.model import FeatureNetwork, Opponent, Request, TokenizerModel, summarize
+from gen.families.tokenizer.model import FeatureNetwork, Request, TokenizerModel, summarize
 from gen.families.tokenizer.quality import CODE_METRICS, PROTOCOL, SOUND_PROTOCOL
 from gen.families.tokenizer.quantizers import FSQ
 from gen.families.tokenizer.reconstruction import L2, Reconstruction
@@ -105,9 +105,9 @@ class Tokenizer(LearnedFamily):
         model = TokenizerModel(
             coder=coder,
             learner=make_learner(self, steps, "tokenizer", coder.init),
-            opponent=self._opponent(spec, steps),
+            critic=self._critic(spec, steps),
+            adversary_weight=schedule(self.adversary.weight if self.adversary else 0.0, steps),
             features=self._features(spec, steps),
-            microbatches=self.microbatches,
         )
         about = PROTOCOL if coder.name == "image" else SOUND_PROTOCOL
         losses = {"loss": True, "loss/discriminator": self.adversary, "loss/classifier": self.perceptual}
@@ -120,7 +120,7 @@ class Tokenizer(LearnedFamily):
             request=Request,
             losses=tuple(name for name, has_it in losses.items() if has_it),
             together=self.microbatches,
-            inherited=(BOTTLENECK,),
+            inherited=(BOTTLENECK, "discriminator"),
             protocol={name: about[name] for name in about if coder.codes.vocab or name not in CODE_METRICS},
         )
 
@@ -152,19 +152,19 @@ class Tokenizer(LearnedFamily):
             dtype=self.real_dtype(),
         )
 
-    def _opponent(self, spec: Spec, steps: int) -> Opponent | None:
+    def _critic(self, spec: Spec, steps: int) -> Critic | None:
         if self.adversary is None:
             return None
         adversary, image = self.adversary, spec["image"]
         # Some objectives only compare scores. Then the bias of the last layer would have no gradient, so there is none.
         network = Discriminator(adversary.discriminator, None, not adversary.objective.shift_invariant, self.dtypes())
-        player = Judge(network, image.shape, classes=None, pack=1, augment=None, dtype=self.real_dtype())
+        # Reconstructions are scored one by one, without labels: a decoder that must look real needs no class.
+        dtype = self.real_dtype()
+        discriminator = DiscriminatorModel(network, image.shape, classes=None, pack=1, augment=None, dtype=dtype)
         r1 = schedule(adversary.r1, steps) if adversary.r1 != 0.0 else None
         penalties = Penalties(gradient=0.0, one_sided=False, r1=r1, r2=None)
-        # Reconstructions are scored one by one, without labels: a decoder that must look real needs no class.
         optimizer = self.discriminator_optim.build(steps)
-        critic = Critic(player, adversary.objective, penalties, optimizer, self.microbatches)
-        return Opponent(critic, schedule(adversary.weight, steps))
+        return Critic(discriminator, adversary.objective, penalties, optimizer, self.microbatches)
 
     def _features(self, spec: Spec, steps: int) -> FeatureNetwork | None:
         if self.perceptual is None:

@@ -13,6 +13,7 @@ import optax
 
 from gen import axis, core
 from gen.core import Array, Batch, Key, Metrics, Params, State, Sums, means
+from gen.errors import UserError
 from gen.families.gan.critic import Critic
 from gen.families.gan.players import Examples
 from gen.families.learner import Learner
@@ -48,14 +49,6 @@ class Part(NamedTuple):
     """[B]. Keys of the bottleneck's noise."""
 
 
-class Opponent(NamedTuple):
-    """The adversary."""
-
-    critic: Critic
-    weight: optax.Schedule
-    """Step -> weight of the adversarial loss term."""
-
-
 class FeatureNetwork(NamedTuple):
     """The classifier whose features compare images with reconstructions."""
 
@@ -72,10 +65,11 @@ class TokenizerModel:
     coder: Coder
     learner: Learner
     """Trains the coder."""
-    opponent: Opponent | None
+    critic: Critic | None
+    """Trains the discriminator of the adversary."""
+    adversary_weight: optax.Schedule
+    """Step -> weight of the adversary's loss term."""
     features: FeatureNetwork | None
-    microbatches: int
-    """Number of parts of the batch whose gradients are computed one after the other and averaged."""
 
     def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
         """Returns the state of step 0. params: start from these parameters instead of random ones."""
@@ -86,10 +80,10 @@ class TokenizerModel:
             stats[BOTTLENECK] = own
         others: dict[str, Params] = {}
         opt_state = dict(state.opt_state)
-        if self.opponent:
-            d, d_stats = self.opponent.critic.player.init_discriminator(critic_key)
+        if self.critic:
+            d, d_stats = self.critic.discriminator.init(critic_key)
             others["discriminator"] = d = params["discriminator"] if params else d
-            opt_state["discriminator"] = self.opponent.critic.optimizer.init(d)
+            opt_state["discriminator"] = self.critic.optimizer.init(d)
             stats |= d_stats
         if self.features:
             c = self.features.network.init(classifier_key, jnp.zeros((1, *self.coder.example.shape)))["params"]
@@ -101,19 +95,18 @@ class TokenizerModel:
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes one step of the adversary and of the classifier, if there are any, then one step of the coder against them."""
-        noise_key, codes_key, opponent_key = jax.random.split(key, 3)
+        noise_key, codes_key, fake_key, critic_key, adversary_key = jax.random.split(key, 5)
         x, row, metrics = batch[self.coder.name].astype(self.coder.dtype), batch["row"], {}
-        if self.opponent:
-            fake_key, critic_key = jax.random.split(opponent_key)
+        if self.critic:
             coded = self.coder.encode(state.params, self.stats(state), x, axis.example_keys(fake_key, row))
             # Computed outside of D's loss, so that D's gradient does not flow into the coder.
             fake = self.coder.reconstruction.show(self.coder.decode(state.params, coded.z))
-            state, metrics = self.opponent.critic.step(state, Examples(x, None, row), fake, critic_key)
+            state, metrics = self.critic.step(state, Examples(x, None, row), fake, critic_key)
         if self.features:
             state, more = self.classifier_step(state, self.features, x, batch["label"])
             metrics |= more
         facts = BatchFacts(codes_key, row, axis.total(len(row)))
-        state, more = self.coder_step(state, Part(x, row, axis.example_keys(noise_key, row)), facts, opponent_key)
+        state, more = self.coder_step(state, Part(x, row, axis.example_keys(noise_key, row)), facts, adversary_key)
         return state, metrics | more
 
     def coder_step(self, state: State, examples: Part, facts: BatchFacts, key: Key) -> tuple[State, Metrics]:
@@ -145,9 +138,9 @@ class TokenizerModel:
         outputs = coder.decode(params, coded.z)
         terms = {"reconstruction": coder.reconstruction.loss(outputs, x).mean(), "bottleneck": coded.loss.mean()}
         total, y = terms["reconstruction"] + terms["bottleneck"], coder.reconstruction.show(outputs)
-        if self.opponent:
-            terms["adversary"] = self.adversarial_loss(self.opponent, state, x, y, part.row, key)
-            total += self.opponent.weight(state.step) * terms["adversary"]
+        if self.critic:
+            terms["adversary"] = self.adversarial_loss(self.critic, state, x, y, part.row, key)
+            total += self.adversary_weight(state.step) * terms["adversary"]
         # This loss trains neither D nor the classifier: the gradient is taken with respect to the coder's parameters alone.
         if self.features:
             real, fake = (_classify(self.features, state.params["classifier"], image)[1] for image in (x, y))
@@ -155,13 +148,13 @@ class TokenizerModel:
             total += self.features.weight(state.step) * terms["features"]
         return total, ({"loss": total, **terms}, coded.seen)
 
-    def adversarial_loss(self, opponent: Opponent, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
+    def adversarial_loss(self, critic: Critic, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
         """Returns the decoder's loss against D, averaged over images x and reconstructions y."""
         real_key, fake_key = jax.random.split(key)
-        critic, d = opponent.critic, state.params["discriminator"]
+        d = state.params["discriminator"]
         # D's new statistics are dropped: only D's own steps update them.
-        fake = critic.player.judge(d, state.stats, y, None, fake_key, row)
-        real = critic.player.judge(d, state.stats, x, None, real_key, row)
+        fake = critic.discriminator.score(d, state.stats, y, None, fake_key, row)
+        real = critic.discriminator.score(d, state.stats, x, None, real_key, row)
         return critic.objective.generator(real.scores, fake.scores).mean()
 
     def classifier_step(self, state: State, features: FeatureNetwork, x: Array, label: Array) -> tuple[State, Metrics]:
@@ -172,7 +165,8 @@ class TokenizerModel:
             return optax.softmax_cross_entropy_with_integer_labels(logits, examples[1]).mean(), ()
 
         before, opt_state = state.params["classifier"], state.opt_state["classifier"]
-        new = descend.descend(loss, before, opt_state, features.optimizer, (x, label), self.microbatches)
+        parts = self.learner.config.microbatches
+        new = descend.descend(loss, before, opt_state, features.optimizer, (x, label), parts)
         state = replace(
             state,
             params=state.params | {"classifier": new.params},
@@ -221,10 +215,12 @@ class TokenizerModel:
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """Reconstructs the given examples. If none are given, decodes random codes.
 
-        given: may hold "image" [M, H, W, C], or "audio" [M, T, C].
+        given: may hold "image" [M, H, W, C], or "audio" [M, T, C]. If there are fewer than the default of `Request.n`, all are reconstructed.
 
         Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. Samples are rows of examples, each followed by the row of
         their reconstructions, [2 rows, columns, *axes, C]. With random codes they are [n, *axes, C].
+
+        Raises: UserError for more examples than are given.
         """
         params, stats, coder = self.learner.weights(state), self.stats(state), self.coder
         if coder.name not in given:
@@ -234,6 +230,11 @@ class TokenizerModel:
 
             codes = axis.per_example(draw, key, jnp.arange(request.n))
             return {"samples": coder.show(params, stats, codes), "codes": codes}
+        if len(given[coder.name]) < request.n != Request.n:
+            raise UserError(
+                f"n is {request.n}, and the run keeps {len(given[coder.name])} held-out examples to reconstruct; "
+                f"the fix: --n {len(given[coder.name])}"
+            )
         x = given[coder.name][: request.n].astype(jnp.float32)
         y, codes = coder.reconstruct(params, stats, x)
         # Rows of eight make a compact picture. If the last row would not be full, all examples are in one row.

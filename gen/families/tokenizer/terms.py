@@ -30,16 +30,16 @@ class Adversary:
 
     def __post_init__(self):
         check_scalars(check_not_negative, weight=self.weight, r1=self.r1)
-        if self.r1 != 0.0 and (cause := self.discriminator.coupling()):
+        if self.r1 != 0.0 and (causes := self.discriminator.couplings()):
             raise UserError(
-                f"r1 penalizes the gradient of each score with respect to its own image, but with {cause} a score depends on the "
-                "whole batch; leave one of the two out"
+                "r1 penalizes the gradient of each score with respect to its own image, but with "
+                f"{' and '.join(causes)} a score depends on the whole batch; leave one of the two out"
             )
 
     def coupling(self) -> str | None:
         """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
-        name = type(self.objective).__name__
-        return self.discriminator.coupling() or (f"the objective {name}" if self.objective.couples else None)
+        objective = f"the objective {type(self.objective).__name__}" if self.objective.couples else None
+        return next(iter(self.discriminator.couplings()), objective)
 
     def tiny(self) -> Adversary:
         return replace(self, discriminator=self.discriminator.tiny())

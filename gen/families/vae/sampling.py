@@ -149,7 +149,7 @@ class Sampler:
             if request.pixels == "mean":
                 return self.model.likelihood.mean(outputs).astype(jnp.float32)
             # A key for each image: its pixels do not depend on the number of images.
-            keys = jax.vmap(lambda i: jax.random.fold_in(x_key, i))(index)
+            keys = axis.example_keys(x_key, index)
             return jax.vmap(self.model.likelihood.sample)(outputs, keys).astype(jnp.float32)
 
         return map_chunks(decode, (z, label, jnp.arange(len(z[0]))), GENERATE_CHUNK)
