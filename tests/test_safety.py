@@ -285,7 +285,7 @@ def test_a_spec_with_impossible_sizes_is_refused(feature, foreigners):
 def test_nothing_larger_than_memory_is_allocated(foreigners, monkeypatch):
     manifest = sampled(foreigners)
     edited(manifest, lambda facts: facts["request"].update(n=100_000))
-    monkeypatch.setattr(files.os, "sysconf", lambda _: 2**13)
+    monkeypatch.setattr(files.os, "sysconf", lambda _: 2**12)
     with pytest.raises(UserError, match="generating these samples needs 0 GiB"):
         sample.verify(sample.Verify(manifest))
     monkeypatch.undo()
