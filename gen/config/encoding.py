@@ -61,7 +61,7 @@ def decode(kind: object, value: object, trust: Sequence[str] = (), at: str = "co
 def import_trusted(modules: Sequence[str]) -> None:
     """Imports the modules that a user trusts, so that objects of their classes can be read.
 
-    Raises: UserError if there is no such module.
+    Raises: UserError if a module can't be imported.
     """
     for module in modules:
         try:

@@ -169,8 +169,8 @@ class BatchNorm(nn.Module):
 def spectral_norm(layer: Dense | Conv, enabled: bool, train: bool) -> Callable[[Array], Array]:
     """Returns the layer with its kernel divided by an estimate of its largest singular value, or the layer itself.
 
-    In training, each forward pass makes one power iteration. A step of D keeps two: that of the real images, and that of the generated
-    ones. In Miyato et al. 2018, algorithm 1, it makes one.
+    In training, each forward pass makes one power iteration. So a step of D makes two, on the real and on the generated images. In
+    Miyato et al. 2018, algorithm 1, it makes one.
     """
     if not enabled:
         return layer  # pyright: ignore[reportReturnType]

@@ -72,14 +72,13 @@ def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, .
     is_array = ARRAY in names
     unpacked = _check_array(folder / ARRAY, most) if is_array else 0
     for name in names:
-        path = folder / name
-        is_fact = name in facts
-        if is_fact and name.startswith("_"):
-            _check_json(path)
-        elif not is_fact and is_array and CHUNK.fullmatch(name):
-            _check_chunk(path, unpacked)
-        elif not is_fact and name != ARRAY:
-            raise _unknown(path)
+        if name in facts:
+            if name.startswith("_"):
+                _check_json(folder / name)
+        elif is_array and CHUNK.fullmatch(name):
+            _check_chunk(folder / name, unpacked)
+        elif name != ARRAY:
+            raise _unknown(folder / name)
 
 
 def _check_array(path: Path, most: int) -> int:

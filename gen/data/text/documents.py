@@ -95,7 +95,7 @@ def find_files(path: Path, ending: str) -> list[Path]:
     Face consist of links. Names that begin with a dot are ignored. Links to folders, pipes and devices are left out. Prints a
     line if something is left out, or if links lead out of the folder.
 
-    Raises: UserError if there is no such path, or the folder has no such file.
+    Raises: UserError if the path does not exist, or no file in the folder has this ending.
     """
     path = expand_user(path)
     if not path.exists():
@@ -107,13 +107,15 @@ def find_files(path: Path, ending: str) -> list[Path]:
     for entry in _entries(path):
         if entry.is_dir():
             counts["links to folders"] += entry.is_symlink()
-        elif not entry.name.endswith(ending):
+            continue
+        if not entry.name.endswith(ending):
             others[Path(entry.name).suffix or "no ending"] += 1
-        elif entry.is_file():
-            found.append(Path(entry.path))
-            outside += not gen_files.is_inside(found[-1], path) if entry.is_symlink() else 0
-        else:
+            continue
+        if not entry.is_file():
             counts["broken links, pipes and devices"] += 1
+            continue
+        found.append(Path(entry.path))
+        outside += entry.is_symlink() and not gen_files.is_inside(found[-1], path)
     left_out = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     if not found:
         reasons = [f"it has {_join_counts(others)}"] if others else []

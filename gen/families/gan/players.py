@@ -161,7 +161,7 @@ class DiscriminatorModel:
                 x = self.augment.apply(x, augment_key, row, stats["augment"])
             # One key per pack: the first row of the pack names it.
             keys = axis.example_keys(dropout_key, row[:: self.pack])
-        # Spectral and batch normalization return new statistics only in training; otherwise `new` is what they were given.
+        # Spectral and batch normalization change their statistics only in training.
         variables = {"params": d, "batch_stats": stats.get("discriminator", {})}
         inputs = pack_images(x, self.pack), label, keys, key is not None, weight
         (scores, features), new = self.network.apply(variables, *inputs, mutable=["batch_stats"])
