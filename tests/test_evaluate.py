@@ -617,6 +617,8 @@ def test_a_run_without_its_config_is_no_folder_of_images(scored, tmp_path):
     (run / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
         scores(Options((run,)))
+    # A link is noticed even before the first checkpoint.
+    shutil.rmtree(run / "checkpoints")
     (run / "config.json").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"config\.json"):
         scores(Options((run,)))
