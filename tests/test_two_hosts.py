@@ -87,6 +87,24 @@ def test_a_limit_of_file_sizes_in_a_save_is_one_line(env, tmp_path):
     assert "File too large; the fix: raise the limit of file sizes (ulimit -f)" in done.stderr
 
 
+UNAWAITED = """
+from gen.runs import checkpoint
+
+def {name}():
+    async def write_fragment(): pass
+    return write_fragment()
+
+{name}()
+"""
+
+
+@pytest.mark.parametrize(("name", "times"), [("async_serialize_from_host", 0), ("of_ours", 1)])
+def test_only_writes_that_orbax_never_began_are_left_out_of_the_warnings(name, times, env):
+    code = UNAWAITED.format(name=name)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stderr.count("never awaited") == times, done.stderr
+
+
 def shell(command: str, env: dict[str, str], workdir: Path) -> tuple[int, str]:
     """The status of train.py in a shell's command, and what is printed to stderr."""
     train = f"{sys.executable} {ROOT}/train.py vae_digits {' '.join(QUICK)} --steps 20 --workdir {workdir}"

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -277,6 +278,8 @@ def _is_unexplained(record: logging.LogRecord) -> bool:
 
 # If several writes fail, asyncio reports those for which nobody has waited.
 logging.getLogger("asyncio").addFilter(_is_unexplained)
+# If a write fails before others of its array have begun, Python warns of them when it ends.
+warnings.filterwarnings("ignore", "coroutine 'async_serialize.*' was never awaited", RuntimeWarning)
 # Threads of tensorstore may still call it after the last save.
 sys.unraisablehook = _leave_out_closed_loops(sys.unraisablehook)
 # Orbax reports each step of its work through absl, as a warning or an error. Real errors are raised.
