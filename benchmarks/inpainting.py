@@ -18,6 +18,7 @@ import tyro
 from benchmarks.study import Numbers, table
 from gen.core import Array, Key, State
 from gen.data.images.pixels import to_bytes
+from gen.derived.code_images import CodeImages
 from gen.errors import UserError, check_positive, run_command
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.plan import open_subject
@@ -27,7 +28,6 @@ from gen.media import find_medium
 from gen.media.image import Images, png
 from gen.metrics.images import ImageSet, extract_features, read_training, to_float
 from gen.metrics.psnr import QUERY_CHUNK, psnr
-from gen.runs.code_images import CodeImages
 
 CHUNK = 100
 """Images that are completed at a time."""

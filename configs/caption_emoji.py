@@ -10,10 +10,10 @@ python sample.py runs/caption_emoji --image drawing.png --n 4
 
 from gen.config import Config, Save
 from gen.data.images.captions import Captioned
+from gen.derived import ToText
 from gen.families.language import Seq2Seq
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.to_text import ToText
 
 config = Config(
     model=Seq2Seq(

@@ -11,9 +11,9 @@ python train.py kl_imagenet_256 && python train.py dit_imagenet_256
 from dataclasses import replace
 
 from gen.config import Config, Parallel, load
+from gen.derived import Encoded
 from gen.families.flow import DiT, Flow
 from gen.optim import Optimizer
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=Flow(

@@ -11,9 +11,9 @@ On a large GPU, a larger network is better: --model.network "DiT(layers=12, widt
 """
 
 from gen.config import Config, load
+from gen.derived import Encoded
 from gen.families.flow import DiT, Flow
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=Flow(

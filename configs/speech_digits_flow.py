@@ -11,10 +11,10 @@ python -m gen.evaluate runs/speech_digits_flow
 
 from gen.config import Config
 from gen.data.audio import Audio
+from gen.derived import Encoded
 from gen.families.flow import Flow
 from gen.networks.dit import DiT
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=Flow(

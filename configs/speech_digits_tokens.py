@@ -12,10 +12,10 @@ python -m gen.evaluate runs/speech_digits_tokens
 
 from gen.config import Config, Save
 from gen.data.audio import Audio
+from gen.derived import Encoded
 from gen.families.grid import GridLM
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=GridLM(

@@ -11,10 +11,10 @@ python sample.py runs/text_to_image_emoji --prompt "red heart" --n 16 --guidance
 
 from gen.config import Config, Save
 from gen.data.images.captions import Captioned
+from gen.derived import Encoded
 from gen.families.grid import GridLM
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=GridLM(

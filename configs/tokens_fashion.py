@@ -11,10 +11,10 @@ python train.py fsq_fashion && python train.py tokens_fashion && python -m gen.e
 
 from gen.config import Config, Save
 from gen.data.images import Images
+from gen.derived import Encoded
 from gen.families.grid import GridLM
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=GridLM(

@@ -8,10 +8,10 @@ python train.py codec_tones && python train.py tones_tokens && python sample.py 
 
 from gen.config import Config, Save
 from gen.data.audio import Audio
+from gen.derived import Encoded
 from gen.families.grid import GridLM
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=GridLM(

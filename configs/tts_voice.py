@@ -9,10 +9,10 @@ python sample.py runs/tts_voice --prompt "good evening" --n 4 --guidance 2
 """
 
 from gen.config import Config, Save, load
+from gen.derived import Encoded
 from gen.families.grid import GridLM
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer, WarmupCosine
-from gen.runs.encoded import Encoded
 
 config = Config(
     model=GridLM(

@@ -158,8 +158,7 @@ def tiny(pictures: Path, captions: Path, spoken: Path, texts: Path, tmp_path_fac
     from contract import load
     from untrained import make_run
 
-    from gen.runs.encoded import Encoded
-    from gen.runs.to_text import ToText
+    from gen.derived import Encoded, ToText
 
     folder = tmp_path_factory.mktemp("tokenizers")
 

@@ -17,9 +17,9 @@ from gen import config as configs
 from gen.config import Config, Parallel
 from gen.core import Dataset, GenerativeModel, HostBatch, State
 from gen.data.preprocess import with_preprocess
+from gen.derived import ToText
 from gen.networks.unet import UNet
 from gen.optim import Optimizer
-from gen.runs.to_text import ToText
 from gen.runtime.engine import Engine, compile_engine
 from gen.runtime.feed import feed
 

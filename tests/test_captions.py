@@ -20,6 +20,7 @@ from gen.config import Config, Parallel
 from gen.core import Feature
 from gen.data.images.captions import Captioned
 from gen.data.text import tokenizers
+from gen.derived import Encoded
 from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation.score import Options
@@ -36,7 +37,6 @@ from gen.metrics.captions import Recipe, load_scorer
 from gen.networks.tokenizer import Residual
 from gen.networks.transformer import Architecture
 from gen.optim import Optimizer
-from gen.runs.encoded import Encoded
 from gen.runs.trained import open_run
 from gen.train import train
 from tests.untrained import make_run

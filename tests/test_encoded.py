@@ -18,6 +18,8 @@ from gen import core
 from gen.config import Config, Parallel
 from gen.core import Feature, GenerativeModel, Spec
 from gen.data.images import Images
+from gen.derived import Encoded, codec, encoded
+from gen.derived.code_images import CODE_IMAGES
 from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation import image_subject, images
@@ -30,9 +32,7 @@ from gen.media.image import ImageOptions
 from gen.metrics.classifier import Recipe, classifier_features
 from gen.metrics.images import read_split
 from gen.networks import tokenizer
-from gen.runs import base, codec, directory, encoded
-from gen.runs.code_images import CODE_IMAGES
-from gen.runs.encoded import Encoded
+from gen.runs import base, directory
 from gen.runs.merge import merge
 from gen.runs.run import Run
 from gen.train import build, train
@@ -104,7 +104,7 @@ def autoencoder(small, tmp_path_factory) -> Path:
 
 
 def codes_of(run: Path, x: jax.Array) -> np.ndarray:
-    """Returns the codes of images by the tokenizer of a run, without gen.runs.codec."""
+    """Returns the codes of images by the tokenizer of a run, without gen.derived.codec."""
     trained = gen.open(run).trained
     state = trained.restore(5)
     coder = trained.config.model.coder(trained.spec)  # pyright: ignore

@@ -19,6 +19,8 @@ from gen import sample
 from gen.config import Config, load
 from gen.core import Request
 from gen.data.images import Images
+from gen.derived import Encoded
+from gen.derived.codec import open_codec
 from gen.errors import UserError
 from gen.evaluation.image_subject import ImageSubject
 from gen.evaluation.plan import open_subject
@@ -31,8 +33,6 @@ from gen.media.pictures import EMBEDDED, known_cells, read_pictures
 from gen.metrics.images import ImageSet
 from gen.networks.tokenizer import Residual
 from gen.networks.transformer import Architecture
-from gen.runs.codec import open_codec
-from gen.runs.encoded import Encoded
 from tests.untrained import make_run
 
 

@@ -23,6 +23,7 @@ from gen.config import Config, Parallel
 from gen.core import GenerativeModel, State
 from gen.data.images import Images
 from gen.data.text import Text
+from gen.derived import Encoded
 from gen.errors import UserError
 from gen.families.conditions import Condition
 from gen.families.flow import DiT, Flow
@@ -31,7 +32,6 @@ from gen.optim import descend
 from gen.plan import count as plan_count
 from gen.plan import devices as plan_devices
 from gen.plan import hlo, inputs, report
-from gen.runs.encoded import Encoded
 from gen.runtime import engine as runtime_engine
 
 ROOT = Path(__file__).parent.parent

@@ -14,6 +14,7 @@ from gen.config.objects import choices, dataclasses_in
 from gen.data.images import Images
 from gen.data.music import Music
 from gen.data.text import Text
+from gen.derived import Encoded
 from gen.errors import UserError
 from gen.evaluation.score import Options
 from gen.families.flow import Flow
@@ -26,7 +27,6 @@ from gen.families.language.seq2seq import Seq2Seq
 from gen.families.tokenizer import Tokenizer
 from gen.families.vae import VAE
 from gen.optim import Group, Optimizer, Piecewise, Schedule, Warmup, WarmupCosine, WarmupLinear
-from gen.runs.encoded import Encoded
 
 FAMILIES = (GAN, VAE, LM, MLM, Seq2Seq, GridLM, GridMLM, Tokenizer, Flow)  # imported, so that `choices` finds them
 REQUIRED: dict[type, dict[str, Any]] = {

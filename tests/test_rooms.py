@@ -19,6 +19,7 @@ FLOORS = [  # from the ground up; a room imports from itself and from lower floo
     ("media",),
     ("runtime",),
     ("runs",),
+    ("derived",),
     ("evaluation",),
     ("plan", "interop"),
     ("train", "sample", "evaluate", "cache"),

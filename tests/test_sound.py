@@ -14,6 +14,9 @@ from untrained import make_run
 
 from gen import sample
 from gen.core import Feature, Request, RunView
+from gen.derived import Encoded
+from gen.derived.code_sounds import CODE_SOUNDS, SoundOptions, find_kept
+from gen.derived.codec import open_codec
 from gen.errors import UserError
 from gen.evaluate import scores
 from gen.evaluation.plan import open_subject
@@ -30,9 +33,6 @@ from gen.media.audio import BORDER, MEL_HEIGHT, SOUND, WAVE_HEIGHT, WIDTH, encod
 from gen.networks import tokenizer
 from gen.networks.spectra import Mel, log_mels
 from gen.networks.vocoder import Vocoder
-from gen.runs.code_sounds import CODE_SOUNDS, SoundOptions, find_kept
-from gen.runs.codec import open_codec
-from gen.runs.encoded import Encoded
 from gen.runs.trained import open_run
 
 RNG = np.random.default_rng(0)

@@ -18,6 +18,7 @@ from gen.data.audio import Audio, Transcribed
 from gen.data.audio.frames import frames_feature, to_frames
 from gen.data.images.captions import Captioned
 from gen.data.text import tokenizers
+from gen.derived import Encoded, ToText
 from gen.errors import UserError
 from gen.evaluation.plan import open_subject, plan_scores
 from gen.evaluation.score import Options
@@ -29,9 +30,7 @@ from gen.networks.spectra import Mel
 from gen.networks.transformer import Architecture
 from gen.runs import directory
 from gen.runs.base import build_data
-from gen.runs.encoded import Encoded
 from gen.runs.features import encode_spec
-from gen.runs.to_text import ToText
 
 ARCH = Architecture(1, 16, 2, positions="learned")
 MEL = Mel(window=64, hop=32, bands=6)

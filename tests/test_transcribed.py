@@ -13,6 +13,7 @@ from gen import sample
 from gen.config import Config, Parallel
 from gen.data.audio import Audio, Transcribed
 from gen.data.text import tokenizers
+from gen.derived import Encoded
 from gen.errors import UserError
 from gen.evaluation.plan import open_subject, plan_scores
 from gen.evaluation.score import Options
@@ -24,7 +25,6 @@ from gen.metrics.recognizer import Recipe, load_recognizer
 from gen.networks import tokenizer
 from gen.networks.spectra import Mel
 from gen.networks.transformer import Architecture
-from gen.runs.encoded import Encoded
 from tests.untrained import make_run
 
 soundfile = pytest.importorskip("soundfile")

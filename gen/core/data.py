@@ -132,6 +132,9 @@ class Medium:
 class Data:
     """A kind of data and its settings: the `data` of a config. Subclass it to add a kind."""
 
+    keeps_tokenizer: ClassVar[bool] = False
+    """Whether `tokenizer` is a run directory. Each run on these data then keeps a copy of that tokenizer, from which it reads them."""
+
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
 

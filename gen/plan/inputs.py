@@ -17,10 +17,10 @@ from gen.core import Batch, Dataset, Feature, GenerativeModel, HostBatch, Key, S
 from gen.data.images import Images
 from gen.data.images.preprocess import preprocess
 from gen.data.text import Text, dataset
+from gen.derived.encoded import Encoded, code_feature, convert
 from gen.errors import UserError
 from gen.families.tokenizer import Tokenizer
 from gen.runs import base
-from gen.runs.encoded import Encoded, code_feature, convert
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "imagenet2012": 1000, "mnist": 10}
 """{data set of TFDS: number of its classes}."""

@@ -24,7 +24,6 @@ from gen.media import find_medium
 from gen.runs import base as runs_base
 from gen.runs import checkpoint, directory, owner
 from gen.runs.directory import RunFacts
-from gen.runs.encoded import Encoded
 from gen.runtime import backend, engine
 
 MAX_FILE_BYTES = 2**28
@@ -159,7 +158,7 @@ class TrainedRun:
         # If the tokenizer was trained on the data, it is trained again. Otherwise it is read from the run, because its file may be gone.
         was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
         # A stranger's config must not make gen read another run, so examples are always encoded by the run's copy of the tokenizer.
-        if isinstance(data, Encoded) or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
+        if data.keeps_tokenizer or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
             changes["tokenizer"] = str(self.workdir)
         found = runs_base.with_changes(data, changes).build()
         if not directory.is_same_data(self.facts.data, found, self.workdir):

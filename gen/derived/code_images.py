@@ -1,4 +1,4 @@
-"""The medium of codes of images: decodes them by the copy of the tokenizer that the run keeps. gen.runs.code_sounds: codes of sound."""
+"""The medium of codes of images: decodes them by the copy of the tokenizer that the run keeps. gen.derived.code_sounds: codes of sound."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from gen.core import Array, Dataset, Given, Medium, Request, RunView, Shown
+from gen.derived.codec import FILE, WEIGHTS, Codec, read_codec
 from gen.errors import UserError
 from gen.media.image import IMAGE, ImageOptions
 from gen.media.pictures import check_given, known_cells, read_pictures
 from gen.media.prompts import encode_prompts
-from gen.runs.codec import FILE, WEIGHTS, Codec, read_codec
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import tyro
 
 from gen.core import Array, Feature, Given, Medium, RunView
 from gen.data.audio import sound, to_float
+from gen.derived.code_images import CodeImages, read_kept_codec
 from gen.errors import UserError, note
 from gen.files import read_bytes
 from gen.media.audio import SOUND
 from gen.media.gap import Gap, parse_gap
 from gen.media.prompts import encode_prompts
-from gen.runs.code_images import CodeImages, read_kept_codec
 
 MAX_BYTES = 2**24
 """Upper bound on the bytes of a given file. A manifest holds its content."""

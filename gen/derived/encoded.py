@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,12 @@ from gen.data.digest import sha256
 from gen.data.examples import Examples
 from gen.data.images import Images
 from gen.data.order import Shuffle, permute
+from gen.derived.code_images import CODE_IMAGES
+from gen.derived.code_sounds import CODE_SOUNDS
+from gen.derived.codec import CHUNK_NUMBERS, FILE, SCALE, Codec, open_codec
 from gen.errors import UserError, check_positive
 from gen.families.tokenizer.coder import Coder
 from gen.runs import directory
-from gen.runs.code_images import CODE_IMAGES
-from gen.runs.code_sounds import CODE_SOUNDS
-from gen.runs.codec import CHUNK_NUMBERS, FILE, SCALE, Codec, open_codec
 
 FORMAT = 1
 """Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
@@ -44,6 +45,8 @@ class Encoded(core.Data):
     Tokenizers with the bottleneck KL, and vocoders, give latents. They are divided by their standard deviation on the training split
     (Rombach et al. 2022, appendix G).
     """
+
+    keeps_tokenizer: ClassVar[bool] = True
 
     data: core.Data = Images()
     """Data of images or sound. The batch_size of these data is not used."""

@@ -14,9 +14,9 @@ from gen.data.cache import Arrays, load_or_make
 from gen.data.digest import sha256
 from gen.data.images.captions import Captioned
 from gen.data.text import tokenizers
+from gen.derived.described import DESCRIBED
 from gen.errors import UserError
 from gen.networks.spectra import Mel
-from gen.runs.described import DESCRIBED
 
 FORMAT = "to text 1"
 """Part of the digest. Raise its number if sources or tokens are computed differently."""

@@ -18,12 +18,12 @@ from gen.data.audio import to_float
 from gen.data.audio.frames import to_frames
 from gen.data.images import pixels
 from gen.data.text import tokenizers
+from gen.derived.code_images import read_kept_codec
+from gen.derived.code_sounds import embed_sound, read_recording
+from gen.derived.encoded import Encoded
 from gen.errors import UserError
 from gen.media.pictures import EMBEDDED, embed
 from gen.media.text import RULE, join_texts
-from gen.runs.code_images import read_kept_codec
-from gen.runs.code_sounds import embed_sound, read_recording
-from gen.runs.encoded import Encoded
 
 MAX_EXAMPLES = 16
 """Validation examples that are described if nothing is given."""
