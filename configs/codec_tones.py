@@ -1,8 +1,8 @@
 """A codec of synthetic tones and chords, which need no download, by residual finite scalar quantization (Zeghidour et al. 2021; Mentzer
-et al. 2023). Not scored yet: after 1,000 of the 2,000 steps its mel distance on the validation split was 0.83 nats, with 86% of the
-codes in use.
+et al. 2023).
 
-It has 100 frames per second, and 3 codes per frame with 64 values each: 1.8 kbit/s.
+On the test split: mel distance 0.755 nats, and 90% of the codes in use. TSTR of the reconstructions: 0.79 (real sounds and one Gaussian
+per class: 1.00). About 3 minutes of CPU time. It has 100 frames per second, and 3 codes per frame with 64 values each: 1.8 kbit/s.
 
 `python sample.py runs/codec_tones` writes rows of recordings above their reconstructions, with a page that plays them.
 """
