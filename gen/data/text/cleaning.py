@@ -25,8 +25,8 @@ def clean(
     body: the field that is measured and divided: the text of a document, or the target of a pair.
     separator: a regular expression (re.MULTILINE) on which the body is divided into documents. Its matches are left out.
     min_characters: documents with fewer characters are dropped. White space at the ends does not count.
-    counts: is increased by the "documents" and "characters" that are kept, and by what is dropped: "duplicates" (exact copies
-    of an earlier document in any split), "short", and "control characters".
+    counts: is increased by the numbers of kept "documents" and "characters", and of dropped "duplicates" (exact copies of an earlier
+    document in any split), "short" documents, and "control characters".
     """
     seen: set[bytes] = set()
     for document in documents:

@@ -26,7 +26,7 @@ from gen.files import check_regular, read_bytes
 SCALARS = (str, int, float)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_ARRAY_BYTES = 2**28  # largest size of a file that is one JSON array
-MAX_ARRAY_VALUES = 2**23  # largest number of objects and arrays in such a file. In memory they may take 24 times their bytes
+MAX_ARRAY_VALUES = 2**23  # largest number of objects and arrays in it, which may take 24 times their bytes of memory
 BLANK = "\ufeff \t\r\n"
 START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
 PAIRS = (("source", "target"), ("text", "label"), ("text", "target"), ("source", "label"))
