@@ -187,6 +187,7 @@ def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, 
             raise UserError(f"{line.where}: {name} has no {kind.noun} {path!r}; add it, or remove the line")
         if path in found:
             raise UserError(f"{line.where}: {path} has a caption already; keep one line for each {kind.noun}")
+        # Without a group, examples with the same text are a group, so that a text is never in two splits.
         found[path] = Caption(text, group or text)
     return found
 

@@ -37,6 +37,7 @@ def permute_by_grain(n: int) -> Shuffle:
     """Returns a Shuffle of [0, n) by Grain's index shuffle. It needs no memory, so it suits data sets that are too large
     for `permute`.
     """
+    # Grain computes each position from its index, so no permutation is stored.
     import grain
 
     @lru_cache(maxsize=2)

@@ -23,6 +23,7 @@ def edit_distance(found: Sequence[object], true: Sequence[object]) -> int:
     Source: Wagner and Fischer 1974.
     """
     # row[j]: distance of the items of `found` that were read so far to the first j items of `true`.
+    # A single row of the table of distances is enough, because it is updated in place.
     row = list(range(len(true) + 1))
     for i, item in enumerate(found, start=1):
         before, row[0] = row[0], i

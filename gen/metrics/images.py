@@ -93,6 +93,7 @@ def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
 
     @jax.jit
     def show(batch: Batch) -> dict[str, Array]:
+        # A fixed key, so that random preprocessing, such as noise, is the same at each reading.
         seen = data.preprocess(batch, jax.random.key(0), False)
         return {name: seen[name] for name in names}
 

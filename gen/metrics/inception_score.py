@@ -42,6 +42,7 @@ def inception_score(sums: Predictions) -> float:
     """
     if sums.count < 1:
         raise UserError("the inception score needs at least one image, and there are no images")
+    # The mean of KL(p_x || mean p) is the mean of sum p_x log p_x, minus sum mean p log mean p.
     return float(np.exp(sums.p_log_p / sums.count - p_log_p(sums.p / sums.count)))
 
 

@@ -51,6 +51,7 @@ def kid(real: ArrayLike, fake: ArrayLike, subsets: int = 100, size: int = 1000, 
         raise UserError(
             f"{fewest} samples contain no subset of {size}; use more samples, or a smaller size for all runs to compare"
         )
+    # A fixed seed, so that the distance of the same features is the same number.
     rng = np.random.default_rng(seed)
 
     def draw(features: np.ndarray) -> np.ndarray:

@@ -117,6 +117,7 @@ def encode(texts: Sequence[str], alphabet: str) -> tuple[np.ndarray, np.ndarray]
 
 def decode(best: np.ndarray, alphabet: str) -> str:
     """Returns the text of the likeliest output at each position, int [T]. Equal neighbours are merged first, then blanks are dropped."""
+    # A doubled letter is written with a blank between its two positions, so merging must come before dropping blanks.
     kept = best[np.insert(np.diff(best) != 0, 0, True)]
     return " ".join("".join(alphabet[i - 1] for i in kept if i != BLANK).split())
 

@@ -95,6 +95,7 @@ def find_tonic(pitch: np.ndarray) -> int:
     tones = count_tones(pitch).astype(float)
     # Profile k is of the major key on pitch class k, and profile 12 + k of the minor key on k.
     profiles = [np.roll(profile, k) for profile in (MAJOR, MINOR) for k in range(OCTAVE)]
+    # A correlation without the norm of the tones, which is the same for all profiles.
     centred = tones - tones.mean()
     fits = [centred @ (profile - profile.mean()) / np.linalg.norm(profile - profile.mean()) for profile in profiles]
     return int(np.argmax(fits)) % OCTAVE

@@ -40,6 +40,7 @@ def patches(x: Array, size: int, stride: int) -> Array:
     """
     outputs = [-(-side // stride) for side in x.shape[1:3]]
     missing = [max((n - 1) * stride + size - side, 0) for n, side in zip(outputs, x.shape[1:3], strict=True)]
+    # As in XLA, an odd number of padding pixels has the extra pixel at the end.
     x = jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
     rows, columns = ((n - 1) * stride + 1 for n in outputs)
     seen = [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]

@@ -136,6 +136,7 @@ def embed_positions(grid: Sequence[int], width: int, dtype: DTypeLike) -> Array:
     part = width // len(grid)
     coordinates = [jnp.asarray(c.reshape(-1), dtype) for c in np.indices(grid)]
     parts = jnp.concatenate([sinusoidal(c, part) for c in coordinates], axis=-1)
+    # Channels that can't be divided equally among the axes stay 0.
     return jnp.pad(parts, ((0, 0), (0, width - part * len(grid))))
 
 
@@ -160,6 +161,7 @@ def from_patches(x: Array, patch: tuple[int, ...], shape: tuple[int, ...]) -> Ar
     """
     n, (*axes, channels) = len(patch), shape
     grid = [-(-size // side) for size, side in zip(axes, patch, strict=True)]
+    # [B, grid 1, grid 2, ..., side 1, side 2, ..., C] -> [B, grid 1, side 1, grid 2, side 2, ..., C]
     order = (0, *(i for pair in zip(range(1, n + 1), range(n + 1, 2 * n + 1), strict=True) for i in pair), 2 * n + 1)
     x = x.reshape(len(x), *grid, *patch, channels).transpose(order)
     x = x.reshape(len(x), *(size * side for size, side in zip(grid, patch, strict=True)), channels)

@@ -20,6 +20,7 @@ def sinusoidal(x: Array, width: int, max_period: float = 10_000.0) -> Array:
     # max(..., 1): a width of 2 or 3 has the frequency 1 alone.
     frequency = jnp.exp(-math.log(max_period) / max(half - 1, 1) * jnp.arange(half, dtype=x.dtype))
     angle = x[..., None] * frequency.reshape((1,) * x.ndim + (half,))
+    # The arrangement of Ho et al. 2020 has all sines first. In Vaswani et al. 2017, sines and cosines alternate.
     waves = [jnp.sin(angle), jnp.cos(angle)]
     odd = [jnp.zeros((*x.shape, 1), x.dtype)] if width % 2 else []
     return jnp.concatenate(waves + odd, axis=-1)

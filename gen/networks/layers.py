@@ -219,6 +219,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Returns [B, H, W, C] for x [B, H, W, C]."""
         b, h, w, c = x.shape
+        # Queries and keys have c / 8 channels and values c / 2, as in the authors' code.
         query = self.pointwise(x, max(1, c // 8), train).reshape(b, h * w, -1)
         key = pool(self.pointwise(x, max(1, c // 8), train))
         value = pool(self.pointwise(x, max(1, c // 2), train))

@@ -124,6 +124,7 @@ def mel_filters(rate: int, mel: Mel) -> np.ndarray:
         raise UserError(
             f"mel bands from {mel.low:g} to {high:g} Hz do not lie in [0, {rate / 2:g}]; change low or high"
         )
+    # Each band goes from the centre of the band before it to the centre of the band after it.
     edges = to_hertz(np.linspace(to_mel(mel.low), to_mel(high), mel.bands + 2))
     frequencies = np.arange(mel.bins) * rate / mel.window
     # A triangle is the minimum of a rising and a falling line.

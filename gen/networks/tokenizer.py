@@ -117,6 +117,7 @@ class Decoder(nn.Module):
     def __call__(self, z: Array) -> Array:
         """Maps z [B, *grid, D] to [B, *shape]."""
         arch, (*axes, outputs) = self.arch, self.shape
+        # The sizes of the encoder in reverse order, without the smallest, which is the input of the decoder.
         sizes = arch.sizes(tuple(axes))[-2::-1]
         widths = (*arch.widths[-2::-1], outputs)
         # The first convolution combines neighbouring positions, because the vector of one position has only a few numbers.

@@ -178,6 +178,7 @@ def space_to_depth(x: Array, side: int) -> Array:
     b, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
     x = x.reshape(b, -(-height // side), side, -(-width // side), side, channels)
+    # [B, h, side, w, side, C] -> [B, h, w, side, side, C]
     return x.swapaxes(2, 3).reshape(b, x.shape[1], x.shape[3], -1)
 
 

@@ -99,6 +99,7 @@ def change_classes(params: Params, like: Params) -> Params:
         return params
     others = {name: value for name, value in params.items() if name != TABLE}
     layer = params[LAST]
+    # The last row of the table is the vector of "no label".
     none = jnp.zeros_like(layer["bias"]) if table is None else table[-1]
     if wanted is None:
         return {**others, LAST: {**layer, "bias": layer["bias"] + none}}

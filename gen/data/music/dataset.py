@@ -47,8 +47,8 @@ class Music(core.Data):
     frames: int = 512
     """Number of frames of a window. Longer pieces are cut into consecutive windows, and each window is an example."""
     excerpt: int | None = None
-    """Number of frames of the random excerpt of each window that a training step reads. An excerpt starts every 16 frames: at a bar,
-    if a frame is a sixteenth. None: steps read whole windows, which is slower if most pieces are shorter than a window."""
+    """Number of frames of the random excerpt of each window that a training step reads. An excerpt starts at a multiple of 16
+    frames, which is a bar if a frame is a sixteenth. None: steps read whole windows, which is slower if most pieces are shorter than a window."""
     transpose: int = 0
     """Transpose training pieces by a random number of semitones, at most this number up or down. No voice leaves the range that it has
     in the training pieces."""
