@@ -31,7 +31,9 @@ def test_a_program_that_differs_names_the_host_and_the_files(monkeypatch):
         return [value, value, other]
 
     monkeypatch.setattr(hosts, "gather", gather)
-    with pytest.raises(UserError, match=r"update on host 2 is not that of host 0 .*gen differ: families/x.py\)"):
+    with pytest.raises(
+        UserError, match=r"update on host 2 differs from the program of host 0.*gen differ: families/x.py\)"
+    ):
         agreement.check_same_program("update", "module")
 
 

@@ -1,6 +1,6 @@
-"""Data sets as pure functions of (seed, step, row), and the parts that a fork builds its own data sets from.
+"""Data sets, whose batches are pure functions of (seed, step, rows), and parts to build your own data sets from.
 
-gen.data.images.Images and gen.data.text.Text are the kinds that a config names. `from_arrays` makes a data set of arrays.
+Configs name kinds of data such as gen.data.images.Images and gen.data.text.Text. `from_arrays` makes a data set of arrays in memory.
 """
 
 from gen.data.arrays import from_arrays

@@ -18,9 +18,9 @@ from gen.data.preprocess import scale_levels
 from gen.errors import UserError, check_positive
 
 SPLITS = ("train", "validation", "test")
-ADDED = ("row", "index", "weight")  # names that every batch adds
+ADDED = ("row", "index", "weight")  # arrays that are added to every batch, so their names are taken
 TOKENS = ("tokens", "source")  # names whose integers are always tokens
-UNSEEN = ("counted", "bytes")  # arrays that language models read and that are not features
+UNSEEN = ("counted", "bytes")  # arrays for the loss of language models. They are not features
 BYTE_LEVELS = 256
 
 Arrays = Mapping[str, np.ndarray]
@@ -32,7 +32,7 @@ def from_arrays(
 ) -> Dataset:
     """Returns a data set of the arrays of three splits, which stay in memory.
 
-    A kind of data of your own is then a config with a one-line `build`:
+    To add your own kind of data, write a config whose `build` calls this function:
 
         @dataclass(frozen=True)
         class Noise(gen.core.Data):
@@ -43,21 +43,22 @@ def from_arrays(
                 split = {"train": image[200:], "validation": image[:100], "test": image[100:200]}
                 return from_arrays({name: {"image": x} for name, x in split.items()}, self.batch_size)
 
-    splits: {"train", "validation", "test": {name: array [N, ...]}}. All three are needed, with the same names and shapes.
-    batch_size: the `batch_size` of the config, which decides the rows of each step.
-    features: meanings of the numbers, for names whose meaning is not to be inferred.
+    splits: {split: {name: array [N, ...]}} for the splits "train", "validation" and "test". All three are needed, with the same names
+        and the same shapes of an example.
+    batch_size: examples of a global training batch.
+    features: {name: feature} for arrays whose feature should not be inferred from the array.
 
     A feature is inferred from the dtype of its array:
 
     - uint8 of rank 2 or more, such as "image" [N, H, W, C]: 256 levels. The model sees them as float32 in [-1, 1].
-    - Integers of shape [N], such as "label": classes, of which there are the largest value + 1 in all splits.
-    - Other integers, and always "tokens" and "source": tokens, of a vocabulary of the largest value + 1.
+    - Integers of shape [N], such as "label": classes. Their number is the largest value in all splits + 1.
+    - Other integers, and always "tokens" and "source": tokens. The size of the vocabulary is the largest value in all splits + 1.
     - Floats, such as "latent" or "points": float32, unchanged. An "image" must be in [-1, 1].
 
-    Language models also read "counted" [N, T + 1] (1 for tokens that are predicted) and "bytes" [N] (bytes that they
-    represent). If "tokens" [N, T + 1] come without them, all tokens but the first count, as one byte each.
+    Language models also read "counted" [N, T + 1] (1 for tokens in the loss, otherwise 0) and "bytes" [N] (number of bytes of text
+    that these tokens represent). If there are "tokens" [N, T + 1] without them, every token but the first counts, as one byte.
 
-    Raises: UserError for a missing split, arrays that do not fit each other, or values outside of their feature.
+    Raises: UserError for a missing split, arrays that differ in names or shapes, or values that their feature does not allow.
     """
     check_positive(**{"batch_size": batch_size})
     check_splits(splits)
@@ -93,13 +94,16 @@ class InMemory:
 
 
 def scale_bytes(batch: Batch, key: Key, training: bool, *, levels: Mapping[str, int]) -> Batch:
-    """Returns the batch with the named uint8 features as float32: level 0 becomes -1, and the last level 1."""
+    """Returns the batch with uint8 features as float32 in [-1, 1]: level 0 becomes -1, and the last level 1.
+
+    levels: {name of a uint8 feature: number of its levels}.
+    """
     scaled = {name: scale_levels(batch[name].astype(jnp.float32), n - 1) for name, n in levels.items()}
     return {**batch, **scaled}
 
 
 def check_splits(splits: Mapping[str, Arrays]) -> None:
-    """Raises: UserError unless all three splits have the same arrays, each of at least one example."""
+    """Raises: UserError unless all three splits have arrays of the same names and shapes, with at least one example."""
     for split in SPLITS:
         if split not in splits:
             raise UserError(
@@ -133,7 +137,7 @@ def count(arrays: Arrays) -> int:
 
 
 def convert(name: str, values: np.ndarray) -> np.ndarray:
-    """Returns the values with the dtype of a HostBatch: uint8 for levels, float32, or int32.
+    """Returns the array in the dtype that batches have: uint8 for levels, float32 for floats, and int32 for other integers.
 
     Raises: UserError for other dtypes, integers that are negative or too large, and floats that are not finite.
     """
@@ -153,7 +157,7 @@ def convert(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def make_spec(arrays: Mapping[str, Arrays], features: Mapping[str, Feature]) -> dict[str, Feature]:
-    """Returns the given or inferred feature of each array that models see. Raises: UserError for one that does not fit."""
+    """Returns {name: given or inferred feature} of the arrays that models see. Raises: UserError for a feature that does not fit."""
     spec = {}
     for name in arrays["train"]:
         if name not in UNSEEN:
@@ -168,13 +172,13 @@ def make_spec(arrays: Mapping[str, Arrays], features: Mapping[str, Feature]) -> 
 
 
 def infer_feature(name: str, parts: list[np.ndarray]) -> Feature:
-    """Returns the feature that the converted arrays of all splits have by their dtype and values."""
+    """Infers the feature of an array from its dtype and values. parts: the converted array of each split."""
     shape, dtype = parts[0].shape[1:], parts[0].dtype
     if dtype == np.float32:
         return Feature(shape)
     if dtype == np.uint8:
         return Feature(shape, levels=BYTE_LEVELS)
-    # A class may be missing in one split, so all of them are looked at.
+    # A class may be missing in a split, so the values of all splits count.
     size = max(int(x.max()) for x in parts) + 1
     if shape or name in TOKENS:
         return Feature(shape, "int32", vocab=size)
@@ -182,7 +186,7 @@ def infer_feature(name: str, parts: list[np.ndarray]) -> Feature:
 
 
 def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
-    """Raises: UserError if the converted arrays of all splits are not examples of the feature."""
+    """Raises: UserError if an array does not fit its feature. parts: the converted array of each split."""
     if any(x.dtype != parts[0].dtype for x in parts):
         raise UserError(f"{name!r} has different dtypes in the splits; convert all of them to one")
     if feature.shape != parts[0].shape[1:]:
@@ -193,7 +197,7 @@ def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
         raise UserError(
             f"each example of {name!r} has {math.prod(feature.shape)} numbers; at most {MAX_SIZE} are allowed"
         )
-    # Models index tables by labels, where one that is out of range would silently be another class.
+    # Models look up rows of tables by label. A label that is out of range would silently read the row of another class.
     if name == "label" and (feature.shape or parts[0].dtype != np.int32):
         raise UserError(
             f"'label' is {parts[0].dtype} of shape [N, {', '.join(map(str, feature.shape))}]; it must be integers [N], the number of"
@@ -216,7 +220,7 @@ def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
 
 
 def add_counted(arrays: Arrays) -> Arrays:
-    """Returns the arrays of a split with the "counted" and "bytes" of its tokens, if it has tokens without them."""
+    """Returns the arrays of a split with "counted" and "bytes" added, if it has "tokens" without them (see `from_arrays`)."""
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 2:
         return arrays

@@ -1,12 +1,12 @@
 """A cache of arrays that take long to compute, in the user's cache folder.
 
     KEY/NAME.npy     an array
-    KEY/sums.json    hashes of all arrays. Its modification time is the last use. A process that maps the arrays locks this file
-    KEY/seen.json    size, times and inode of each file when its whole content was last compared
+    KEY/sums.json    hashes of all arrays. Its modification time is the last use. A process that uses the arrays locks this file
+    KEY/seen.json    size, times and inode of each array's file when its whole content was last compared with the hashes
 
-An entry that is lost or damaged is computed again, and a line says so. At each use the content is compared with the hashes: the
-whole content if the size, the times or the inode of a file have changed, otherwise SAMPLE_CHUNKS random chunks of 1 MiB (all of an
-entry of up to 128 MiB). `--data.check all` compares every byte.
+If an entry is damaged, a message is printed, and the arrays are computed again. At each use, the content of each file is compared with
+its hashes. If the size, the times or the inode of a file have changed, the whole file is compared. Of all other files together,
+SAMPLE_CHUNKS random chunks of 1 MiB are compared, which is everything for an entry of up to 128 MiB. `--data.check all` compares every byte.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Arrays = dict[str, np.ndarray]
 FORMAT = 1
 """Version of sums.json."""
 MIN_MAPPED = 2**20
-"""Bytes of a file from which on it is mapped instead of read. A map takes a file descriptor."""
+"""Files of at least this number of bytes are mapped into memory. Smaller files are read, because a map takes a file descriptor."""
 
 
 class Damaged(Exception):
-    """An entry of the cache can't be used. Its message is the reason."""
+    """Raised if an entry of the cache can't be used. The message is the reason."""
 
 
 class ArraySums(NamedTuple):
@@ -49,23 +49,25 @@ class ArraySums(NamedTuple):
     size: int
     """Number of bytes."""
     chunks: bytes
-    """Hashes of its chunks, SUM_BYTES each."""
+    """SHA-256 of each chunk of the file, one after the other, SUM_BYTES each."""
 
 
 def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", whole: bool = False) -> Arrays:
     """Returns the arrays that the cache holds under this key, or makes and saves them.
 
-    The arrays are read-only: memory maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default ~/.cache/gen), if they are large. If the
-    cache cannot be written, the result of `make` is returned as it is.
+    The arrays are read-only. Large arrays are memory maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default ~/.cache/gen). If the cache
+    can't be written, a message is printed, and the result of `make` is returned.
 
-    what: names the arrays, for messages and for `python -m gen.cache`. whole: compare every byte with its sum.
+    key: a SHA-256 of everything that decides the arrays. what: describes the arrays in messages and in `python -m gen.cache`. whole:
+    compare every byte with the hashes, not only a sample.
     """
     folder = cache_folder() / key
     # No lock is needed: folders appear whole, by a rename.
     kept = load_or_say(folder, what, whole)
     if kept is not None:
         return kept
-    # `save` compares another random sample, which might miss the damage. So a damaged entry is always replaced.
+    # The folder exists, but could not be loaded. `save` would compare another random sample, which might miss the damage. So it must
+    # replace the folder.
     is_damaged = os.path.lexists(folder)
     arrays = make()
     try:
@@ -78,7 +80,7 @@ def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", who
 
 
 def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
-    """Returns the arrays in a folder. None: there are none, or they are damaged, which a line says."""
+    """Returns the arrays in a folder. None: the folder does not exist, or it is damaged. Prints a message if it is damaged."""
     try:
         return load(folder, whole)
     except Damaged as damage:
@@ -89,7 +91,7 @@ def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
 def load(folder: Path, whole: bool = False) -> Arrays | None:
     """Returns the arrays in a folder as {name: array}. None: there is no such folder.
 
-    whole: compare every byte with its sum.
+    whole: compare every byte with the hashes, not only a sample.
 
     Raises: Damaged with the reason.
     """
@@ -98,7 +100,7 @@ def load(folder: Path, whole: bool = False) -> Arrays | None:
         if not os.path.lexists(folder):
             return None
         sums = read_sums(folder)
-        # Before the files are compared, so that no process removes them in between.
+        # Locks the entry before its files are compared, so that no other process removes them in between.
         lock = limit.lock_shared(folder / SUMS)
         check_content(folder, sums, whole)
         arrays = {name: map_array(folder / f"{name}.npy", lock) for name in sums}
@@ -115,14 +117,14 @@ def load(folder: Path, whole: bool = False) -> Arrays | None:
 
 
 def reason_of(error: Exception) -> str:
-    """Returns a short reason, with the path if the error has one."""
+    """Returns a short reason for an error, with the path if the error has one."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 
 def read_sums(folder: Path) -> dict[str, ArraySums]:
-    """Returns the sums of an entry. Raises: OSError, UserError or ValueError if they are missing or damaged."""
+    """Returns {name of an array: its hashes} of an entry. Raises: OSError, UserError or ValueError if sums.json is missing or damaged."""
     if not folder.is_dir():
         raise UserError(f"{folder} is {files.name_kind(folder.lstat().st_mode)}, and not a folder")
     path = folder / SUMS
@@ -133,7 +135,7 @@ def read_sums(folder: Path) -> dict[str, ArraySums]:
         old = any(folder.glob("*.npy"))
         raise UserError(f"{path} is missing" + (", or an older version has made the entry" if old else "")) from None
     try:
-        # A flip in the sums themselves must not condemn sound arrays in the words of another fault.
+        # sums.json has a hash of itself. Without it, a flipped bit in sums.json would be reported as damage of an array.
         sealed = content.pop("sha256")
         found = {name: ArraySums(size, bytes.fromhex(chunks)) for name, (size, chunks) in content["arrays"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -144,14 +146,16 @@ def read_sums(folder: Path) -> dict[str, ArraySums]:
 
 
 def seal(content: object) -> str:
-    """Returns the sum of the other entries of a sums.json."""
+    """Returns the SHA-256 of the content of sums.json without its key "sha256"."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None:
-    """Compares the files of an entry with their hashes: whole files if their facts have changed, and a sample of the other files.
+    """Compares the files of an entry with their hashes: changed files as a whole, and a random sample of the other files.
 
-    Raises: UserError that names a wrong file; OSError.
+    A file counts as changed if its size, times or inode are not as in seen.json. whole: compare all files as a whole.
+
+    Raises: UserError that names the first wrong file; OSError.
     """
     seen, found = read_seen(folder), {}
     for name, (size, chunks) in sums.items():
@@ -169,14 +173,14 @@ def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None
         wrong = find_wrong(folder / f"{name}.npy", sums[name].chunks, chosen)
         if wrong is not None:
             raise UserError(f"{folder / name}.npy does not match its hash, in MiB {wrong}")
-    # Only now: a process that is killed while it compares must not leave facts of files that were not compared.
+    # Written last: a process that is killed while it compares must not leave facts of files that were not compared.
     if any(new):
         with contextlib.suppress(OSError):
             write_json(folder / SEEN, found)
 
 
 def read_seen(folder: Path) -> dict[str, FileFacts]:
-    """Returns the facts of the files of an entry when they were compared as a whole. {}: unknown."""
+    """Returns {name: facts of the array's file when it was last compared as a whole}, from seen.json. {}: unknown."""
     try:
         return {name: FileFacts(*facts) for name, facts in files.read_json(folder / SEEN).items()}
     except (OSError, UserError, TypeError, AttributeError):
@@ -184,9 +188,11 @@ def read_seen(folder: Path) -> dict[str, FileFacts]:
 
 
 def map_array(path: Path, lock: int) -> np.ndarray:
-    """Returns the array in a file, read-only. lock: a descriptor that stays open as long as a map does."""
+    """Returns the array in a file, read-only. lock: file descriptor of the entry's lock. A memory map keeps a
+    copy of it open, so that the entry is locked as long as the array is used.
+    """
     if files.check_regular(path) < MIN_MAPPED:
-        # In memory, so that nothing that happens to the file later changes it.
+        # The array is in memory, so later changes of the file can't change it.
         array = np.load(path)
         array.flags.writeable = False
         return array
@@ -199,10 +205,10 @@ def map_array(path: Path, lock: int) -> np.ndarray:
 def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None:
     """Writes the arrays to a temporary folder, syncs it, and renames it, so that a reader sees all of them or none.
 
-    If two processes write at the same time, one of them wins. Both write the same content. Entries that were not used for the
-    longest time are removed if the cache has become too large.
+    If two processes write at the same time, the content of one is kept. Both write the same content. Afterwards, if the cache has
+    become too large, the least recently used entries are removed.
 
-    replace: replace a sound entry too.
+    what: describes the arrays. replace: replace an existing entry even if it is not damaged.
 
     Raises: OSError.
     """
@@ -211,7 +217,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
     try:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
-        # Read back from the files. They are in memory still, so this costs the time of hashing alone.
+        # The hashes are of the written files. The files are still in the page cache, so reading them again takes no time.
         paths = {name: temporary / f"{name}.npy" for name in arrays}
         sums = {name: (path.stat().st_size, chunk_sums(path).hex()) for name, path in paths.items()}
         content: dict[str, Any] = {"format": FORMAT, "what": what, "arrays": sums}
@@ -230,7 +236,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
 
 
 def keep_file(path: Path, content: bytes) -> None:
-    """Writes a file of the cache, unless it has this content already. A line says if it had another one.
+    """Writes a file of the cache, unless it has this content already. Prints a message if it had other content.
 
     Raises: UserError if it can't be written.
     """
@@ -251,7 +257,7 @@ def keep_file(path: Path, content: bytes) -> None:
 
 
 def is_sound(folder: Path) -> bool:
-    """Returns whether a folder is an entry that can be used."""
+    """Returns whether a folder is an entry of the cache that can be loaded."""
     try:
         return load(folder) is not None
     except Damaged:

@@ -24,6 +24,7 @@ PREFIX = "captions:"
 MIN_BPE = 257
 """Minimum size of a bpe vocabulary: all bytes, and the end token."""
 MAX_CAPTION_BYTES = 2**20
+"""Largest size of a .txt file with a caption, in bytes."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -31,9 +32,9 @@ class Kind(NamedTuple):
     """The kind of files that have captions: pictures or recordings."""
 
     key: str
-    """Key of the file's path in a line of a .jsonl file, as in {"image": "red/heart.png", "text": "a red heart"}."""
+    """Key under which a line of a .jsonl file has the path, such as "image" in {"image": "red/heart.png", "text": "a red heart"}."""
     noun: str
-    """Name of such a file in messages."""
+    """Word for such a file in messages, such as "picture"."""
 
 
 class Caption(NamedTuple):
@@ -41,7 +42,7 @@ class Caption(NamedTuple):
 
     text: str
     group: str
-    """Key that variants of a picture or a recording share."""
+    """Text that variants of a picture or a recording share. The whole group goes into one split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +50,19 @@ class CaptionOptions:
     """Options of data with captions. Captions are read in lower case, with single spaces."""
 
     held_out: float = 0.1
-    """Fraction of the groups that is held out for validation, and again for the test. The SHA-256 of a group decides its split. Without
-    "group", examples with the same caption are a group."""
+    """Fraction of the groups in the validation split, and also in the test split: above 0 and below 0.5. The SHA-256 of a group decides its
+    split. Without "group", examples with the same caption are a group."""
     tokenizer: str = "byte"
-    """Tokenizer of the captions. byte; character: one token for each character that occurs; bpe: trained on the training split. Or the
-    path of a tokenizer.json, or of a folder that holds one, such as a run directory."""
+    """Tokenizer of the captions. byte: one token for each byte. character: one token for each character that occurs. bpe: trained on the
+    captions of the training split. Or the path of a tokenizer.json, or of a folder with a tokenizer.json, such as a run directory."""
     vocabulary: int = 512
-    """Largest number of tokens of a trained bpe."""
+    """Largest number of tokens in the vocabulary of a trained bpe, at least 257."""
     length: int = 32
-    """Number of tokens of a caption that a model reads. Longer captions are cut, and a line says how many there are."""
+    """Number of tokens of a caption that a model reads. Longer captions are cut, and their number is printed."""
 
 
 class Texts(NamedTuple):
-    """Encoded captions."""
+    """Encoded captions, and their splits and groups."""
 
     splits: dict[str, np.ndarray]
     """{split: positions of its captions, int64}. A group belongs to one split."""
@@ -77,7 +78,10 @@ class Texts(NamedTuple):
         return core.Feature(self.tokens.shape[1:], "int32", vocab=size, end=end)
 
     def read(self, decode: Decode, split: str, index: np.ndarray) -> HostBatch:
-        """Returns decoded examples without labels, with "caption" int32 [n, length] and "group" int32 [n]."""
+        """Returns decoded pictures or recordings of a split, with "caption" int32 [n, length] and "group" int32 [n].
+
+        decode: positions -> examples without captions. index: positions in the split, int64 [n].
+        """
         rows = self.splits[split][index]
         # A folder of captions has no classes: its sub-folders have no meaning.
         examples = {name: x for name, x in decode(rows).items() if name != "label"}
@@ -88,11 +92,11 @@ class Texts(NamedTuple):
         return digest.sha256(self.tokens, self.dump().decode(), *self.splits.values())
 
     def dump(self) -> bytes:
-        """Returns the tokenizer as a file."""
+        """Returns the content of the tokenizer's file, tokenizer.json."""
         return tokenizers.dump(self.tokenizer)
 
     def protocol(self, config: CaptionOptions) -> dict[str, object]:
-        """Returns the entries about captions in the protocol of a score."""
+        """Returns the entries of a score's protocol that describe the captions."""
         return {
             "held_out": f"{config.held_out:g} of the groups",
             "captions": digest.sha256(self.dump().decode())[:16],
@@ -121,7 +125,7 @@ def find_root(name: str, kind: Kind) -> Path:
 
 
 def encode_pairs(config: CaptionOptions, pairs: Sequence[Caption], name: str) -> Texts:
-    """Divides captions into splits, trains or loads the tokenizer, and encodes them. Raises: UserError if a split is empty."""
+    """Divides captions into splits, trains or loads the tokenizer, and encodes the captions. Raises: UserError if a split is empty."""
     splits = divide(pairs, config.held_out, name)
     texts = [pair.text for pair in pairs]
     tokenizer = make_tokenizer(config, [texts[i] for i in splits["train"]], texts)
@@ -129,7 +133,7 @@ def encode_pairs(config: CaptionOptions, pairs: Sequence[Caption], name: str) ->
 
 
 def pair_up(root: Path, paths: Sequence[str], name: str, kind: Kind) -> list[Caption]:
-    """Returns the caption of each file. paths: of the files in the folder. name: the --data.name, for errors.
+    """Returns the caption of each file, in the order of `paths`. paths: of the files, relative to the folder. name: the --data.name, for errors.
 
     Raises: UserError for a caption without a file, a file without a caption, or a caption that is empty.
     """
@@ -183,6 +187,7 @@ def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, 
             raise UserError(f"{line.where}: {name} has no {kind.noun} {path!r}; add it, or remove the line")
         if path in found:
             raise UserError(f"{line.where}: {path} has a caption already; keep one line for each {kind.noun}")
+        # Without a group, examples with the same text are a group, so that a text is never in two splits.
         found[path] = Caption(text, group or text)
     return found
 
@@ -196,8 +201,8 @@ def read_text(line: Line, key: str, kind: Kind, default: str | None = None) -> s
 
 
 def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np.ndarray]:
-    """Returns {split: positions of its pairs, int64}. A group belongs to one split. Raises: UserError if a split is empty."""
-    # The group is hashed and not the file. Otherwise a model could know a held-out drawing from a variant of it.
+    """Returns {split: positions of its captions, int64}. A group belongs to one split. Raises: UserError if a split is empty."""
+    # The hash of the group decides, not of the file. Otherwise a model could know a held-out picture from its variants.
     split = np.array([split_by_hash(pair.group, held_out) for pair in pairs])
     found = {each: np.flatnonzero(split == each) for each in SPLITS}
     for each, positions in found.items():
@@ -208,15 +213,17 @@ def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np
 
 
 def number_groups(pairs: Sequence[Caption]) -> np.ndarray:
-    """Returns the number of each pair's group, int32 [N]. Groups are numbered in the order of their keys."""
+    """Returns the number of each caption's group, int32 [N]. Groups are numbered in the order of their keys."""
     return np.unique([pair.group for pair in pairs], return_inverse=True)[1].astype(np.int32)
 
 
 def make_tokenizer(config: CaptionOptions, training: list[str], every: list[str]) -> Tokenizer:
-    """Trains or loads the tokenizer. A bpe is trained on the training captions alone. An alphabet has the characters of all captions."""
+    """Trains or loads the tokenizer. training: captions of the training split, on which a bpe is trained. every: captions of all splits,
+    whose characters are the vocabulary of a character tokenizer.
+    """
     if config.tokenizer == "bpe":
         return tokenizers.bpe(training, config.vocabulary)
-    # Otherwise the first held-out caption with another character would be an error.
+    # With the characters of the training captions alone, a held-out caption with another character would be an error.
     if config.tokenizer == "character":
         return tokenizers.character("".join(every))
     if config.tokenizer == "byte":
@@ -225,7 +232,7 @@ def make_tokenizer(config: CaptionOptions, training: list[str], every: list[str]
 
 
 def encode_captions(config: CaptionOptions, tokenizer: Tokenizer, texts: list[str], name: str) -> np.ndarray:
-    """Returns the tokens of texts, int32 [N, length], with the end token after them. Prints how many are cut."""
+    """Returns the tokens of texts, int32 [N, length], padded with the end token. Prints how many texts are cut."""
     rows = tokenizers.encode_all(tokenizer, texts)
     if cut := sum(len(row) > config.length for row in rows):
         errors.note(f"{name}: {cut:,} captions are cut to {config.length} tokens (--data.length)")
@@ -233,5 +240,5 @@ def encode_captions(config: CaptionOptions, tokenizer: Tokenizer, texts: list[st
 
 
 def fill_up(rows: list[list[int]], length: int, end: int) -> np.ndarray:
-    """Returns rows of at most `length` tokens, with `end` after them, int32 [N, length]."""
+    """Pads rows of at most `length` tokens with the token `end`: int32 [N, length]."""
     return np.array([row + [end] * (length - len(row)) for row in rows], np.int32).reshape(len(rows), length)

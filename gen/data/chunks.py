@@ -13,9 +13,11 @@ import numpy as np
 from gen.files import check_regular
 
 CHUNK_BYTES = 2**20
+"""Bytes of a chunk. The last chunk of a file may be shorter."""
 SUM_BYTES = 32
+"""Bytes of a SHA-256."""
 SAMPLE_CHUNKS = 128
-"""Number of chunks of a cached entry, or of a set of files, that are compared at each start. Other random chunks each time."""
+"""Number of random chunks of a cached entry, or of a set of files, that each start compares. Each start draws other chunks."""
 
 
 class FileFacts(NamedTuple):
@@ -31,12 +33,12 @@ class FileFacts(NamedTuple):
 
 
 def facts_of(stat: os.stat_result) -> FileFacts:
-    """Returns the facts that a stat holds."""
+    """Returns the facts in the result of os.stat."""
     return FileFacts(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def count_chunks(size: int) -> int:
-    """Returns the number of chunks of a file. The last one may be shorter than the others."""
+    """Returns the number of chunks of a file of `size` bytes."""
     return -(-size // CHUNK_BYTES)
 
 
@@ -52,7 +54,9 @@ def chunk_sums(path: Path) -> bytes:
 
 
 def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
-    """Returns the first of the chosen chunks whose sum is not the given one. None: all of them are right.
+    """Returns the first of the chosen chunks whose SHA-256 differs from `sums`. None: no chunk differs.
+
+    sums: as from `chunk_sums`. chosen: indices of chunks.
 
     Raises: OSError; UserError if it is not a regular file.
     """
@@ -67,7 +71,7 @@ def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
 
 
 def draw_chunks(counts: np.ndarray) -> dict[int, list[int]]:
-    """Draws the chunks to compare, {position of a file: its chunks}: SAMPLE_CHUNKS of all chunks, or all if there are fewer.
+    """Draws SAMPLE_CHUNKS chunks of all files together, or takes all chunks if there are fewer. Returns {file: its chunks, sorted}.
 
     counts: number of chunks of each file, int64 [N]. The draw does not depend on the seed of a run, and differs between calls.
     """

@@ -1,4 +1,4 @@
-"""Hashes of the files of a data set. Each file is read once. Later starts compare facts of the files, and a sample of their content.
+"""Hashes of the files of a data set. Each file is read once. Later starts only compare sizes and times, and a sample of the content.
 
 The hashes are kept in the cache. They are valid as long as the size, the times (mtime and ctime) and the inode of a file don't change.
 At each start, SAMPLE_CHUNKS random chunks of 1 MiB of the unchanged files are compared with the hashes. `--data.check all` compares
@@ -23,32 +23,33 @@ from gen.errors import UserError, note
 from gen.files import cache_folder
 
 MIN_SAID = 2**30
-"""A line is printed before at least this number of bytes is read."""
+"""A message is printed before reading more than this number of bytes."""
 UNREADABLE = "unreadable"
-"""The sum of a file that can't be read. The reader of the data reports it."""
+"""Stands for the hash of a file that can't be read. The code that decodes the data reports such a file."""
 MISSING = -1
-"""The facts of a file whose sums are not known."""
+"""Stands for each of the FileFacts of a file whose hashes are not known."""
 
 
 class Table(NamedTuple):
-    """Known sums of files."""
+    """Known hashes of the files of a data set."""
 
     paths: list[str]
     facts: np.ndarray
     """FileFacts of each file when it was read, int64 [N, 4]. MISSING: it was not read."""
     sums: list[bytes]
-    """The sums of the chunks of each file."""
+    """For each file, the SHA-256 of its chunks, as from `chunk_sums`."""
 
 
 def content_sums(
     root: Path, paths: Sequence[str], facts: Sequence[FileFacts], wanted: np.ndarray | None = None, whole: bool = False
 ) -> list[str]:
-    """Returns the SHA-256 of the content of each file, in hexadecimal, from the table of sums of this root if it is known.
+    """Returns a hash of the content of each file, in hexadecimal, or UNREADABLE. Files that are new or changed are read.
 
-    A file that can't be read has UNREADABLE.
+    The hash is the SHA-256 of the SHA-256s of the file's chunks. Known hashes come from a table in the cache.
 
-    root: names the table. paths: relative to root, or absolute. facts: of each file now. wanted: bool [N], the files whose sums
-    are returned; the others keep their place in the table. None: all. whole: compare every byte, not only a sample.
+    root: folder of the files, which identifies the table. paths: relative to root, or absolute. facts: current facts of each file.
+    wanted: bool [N], whose hashes are returned; the table keeps the hashes of the other files too. None: all files. whole: compare
+    every byte of unchanged files with the table, not only a sample.
     """
     wanted = np.ones(len(paths), bool) if wanted is None else wanted
     now = np.array(facts, np.int64).reshape(-1, len(FileFacts._fields))
@@ -56,7 +57,7 @@ def content_sums(
     table = align(read_table(folder, root), list(paths))
     fresh = (table.facts == now).all(1)
     changed = check_sample(root, table, fresh & wanted, whole)
-    # A file system whose facts were wrong once is not believed for the other files either.
+    # If the content of a file changed, but its facts did not, the facts of the other files can't be trusted either.
     if changed:
         fresh = np.zeros_like(fresh)
     stale = np.flatnonzero(~fresh & wanted)
@@ -69,12 +70,15 @@ def content_sums(
 
 
 def summarize(table: Table, i: int) -> str:
-    """Returns the sum of a file: the SHA-256 of the sums of its chunks."""
+    """Returns the hash of file i, the SHA-256 of the hashes of its chunks, or UNREADABLE."""
     return hashlib.sha256(table.sums[i]).hexdigest() if table.facts[i, 0] != MISSING else UNREADABLE
 
 
 def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bool:
-    """Compares a sample of the files whose facts are unchanged, or all of them, with their sums. Returns whether one differs."""
+    """Compares a random sample of unchanged files with their hashes. Returns whether a file differs, and prints a message if so.
+
+    fresh: bool [N], the files to compare, whose facts are unchanged. whole: compare all of their chunks.
+    """
     rows = np.flatnonzero(fresh)
     counts = np.array([len(table.sums[i]) // SUM_BYTES for i in rows.tolist()], np.int64)
     chosen = {i: list(range(n)) for i, n in enumerate(counts.tolist())} if whole else draw_chunks(counts)
@@ -86,7 +90,7 @@ def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bo
         except (OSError, UserError):
             return str(path)
 
-    # Hashing releases the interpreter's lock.
+    # Threads help, because hashing releases the interpreter's lock.
     with ThreadPoolExecutor() as pool:
         wrong = [path for path in pool.map(differs, chosen.items()) if path is not None]
     if wrong:
@@ -96,7 +100,7 @@ def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bo
 
 
 def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> Table:
-    """Returns the table with new sums of these files, read in threads."""
+    """Returns the table with new hashes of the files at the positions `stale`, which are read in threads. now: current facts."""
     size = int(now[stale, 0].sum())
     if size > MIN_SAID:
         note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, to hash their content")
@@ -106,7 +110,7 @@ def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> 
             sums = chunk_sums(root / table.paths[i])
         except (OSError, UserError):
             return None
-        # A file that is written just now is read again at the next start.
+        # If the file is being written, its length differs from its facts. Its hashes stay unknown, so the next start reads it again.
         return sums if len(sums) == count_chunks(int(now[i, 0])) * SUM_BYTES else None
 
     with ThreadPoolExecutor() as pool:
@@ -118,19 +122,19 @@ def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> 
 
 
 def align(table: Table, paths: list[str]) -> Table:
-    """Returns the rows of the table for these paths, in their order. New files have no sums."""
+    """Returns the table for these paths, in their order. Files that are not in the table have facts MISSING and no hashes."""
     if table.paths == paths:
         return table
     row = {path: i for i, path in enumerate(table.paths)}
     at = np.array([row.get(path, -1) for path in paths], np.int64)
-    # Files that are not in the table get the last row: its facts are MISSING.
+    # Files that are not in the table have at = -1: the last row, which is MISSING.
     facts = np.concatenate([table.facts, np.full((1, len(FileFacts._fields)), MISSING)])[at]
     return Table(paths, facts, [table.sums[i] if i >= 0 else b"" for i in at.tolist()])
 
 
 def read_table(folder: Path, root: Path) -> Table:
     """Returns the table in the cache. It is empty if there is none."""
-    # The table is small, and a wrong one would make sound data look changed.
+    # All of it is compared (whole): it is small, and a damaged table would make unchanged data look changed.
     arrays = cache.load_or_say(folder, describe(root), whole=True)
     if arrays is None:
         return Table([], np.empty((0, len(FileFacts._fields)), np.int64), [])
@@ -142,14 +146,14 @@ def read_table(folder: Path, root: Path) -> Table:
 
 
 def keep_table(folder: Path, root: Path, table: Table) -> None:
-    """Writes the table to the cache. If that fails, the files are read again at the next start, which a line says."""
+    """Writes the table to the cache. If that fails, prints that the next start reads the files again."""
     arrays = {
         "paths": np.frombuffer(b"\0".join(map(os.fsencode, table.paths)), np.uint8),
         "facts": table.facts,
         "lengths": np.array([len(each) for each in table.sums], np.int64),
         "sums": np.frombuffer(b"".join(table.sums), np.uint8),
     }
-    # Another process may keep its own table of the same files. One of them wins, and both are right.
+    # Another process may write its table of the same files at the same time. Either table is right.
     try:
         cache.save(folder, arrays, describe(root), replace=True)
     except OSError as error:
@@ -158,5 +162,5 @@ def keep_table(folder: Path, root: Path, table: Table) -> None:
 
 
 def describe(root: Path) -> str:
-    """Returns what the table holds, for messages."""
+    """Returns a description of the table, for messages."""
     return f"sums of the files of {root}"

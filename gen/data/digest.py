@@ -8,7 +8,7 @@ import numpy as np
 
 
 def sha256(*parts: str | np.ndarray) -> str:
-    """Returns the SHA-256 of strings and arrays in hexadecimal. It depends on their order, and on dtypes and shapes."""
+    """Returns one SHA-256 of all parts, in hexadecimal. It depends on their order, and on the dtypes and shapes of arrays."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -16,6 +16,6 @@ def sha256(*parts: str | np.ndarray) -> str:
             digest.update(f"{part.dtype.str}{part.shape}".encode())
             digest.update(np.ascontiguousarray(part).data)
         else:
-            # The length separates a string from the next one. A file name may hold bytes that are not UTF-8. Python keeps them as lone surrogates.
+            # The length separates a string from the next part. File names may hold bytes that are not UTF-8, which Python keeps as surrogates.
             digest.update(f"{len(part)}:{part}".encode(errors="surrogateescape"))
     return digest.hexdigest()

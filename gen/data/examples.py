@@ -11,7 +11,7 @@ from gen.core import HostBatch
 from gen.data.order import Shuffle
 
 Read = Callable[[str, np.ndarray], HostBatch]
-"""(split, positions in it, int64 [n]) -> {feature: array [n, ...]}."""
+"""Reads examples: (split, positions in the split, int64 [n]) -> {feature: array [n, ...]}."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Examples:
     read: Read
     """Reads examples of a split by their positions."""
     shuffle: Shuffle
-    """Order of the training examples."""
+    """Order of the training examples: (seed, places in the endless sequence) -> positions in the training split."""
     batch_size: int
     """Examples in a global training batch."""
 
     def batch(self, seed: int, step: int, rows: range) -> HostBatch:
-        """Returns these rows of the training batch of a step. It is a pure function of its arguments."""
-        # Only the requested rows are read, so hosts can share a batch without talking to each other.
+        """Returns these rows of the global training batch of a step, from 0. It is a pure function of its arguments."""
+        # Only the requested rows are read, so each host reads its part of a batch without communication.
         index = self.shuffle(seed, self.places(step, rows))
         return self.read("train", index) | number_rows(np.asarray(rows), index, np.ones(len(rows)))
 
     def places(self, step: int, rows: range) -> range:
-        """Returns the places of the rows of a step in the endless sequence of training examples."""
+        """Returns the places of these rows of a step's batch in the endless sequence of training examples."""
         first = step * self.batch_size
         return range(first + rows.start, first + rows.stop, rows.step)
 
@@ -49,7 +49,7 @@ class Examples:
     def evaluation(self, split: str, batch_size: int, rows: range | None = None) -> Iterator[HostBatch]:
         """Yields a split in order, in batches of `batch_size`.
 
-        rows: positions in each batch to read. None: all.
+        rows: rows of each batch to read, in [0, batch_size). None: all. The last batch is padded with example 0, whose weight is 0.
         """
         n = self.count(split)
         columns = np.arange(batch_size) if rows is None else np.asarray(rows)
@@ -60,5 +60,5 @@ class Examples:
 
 
 def number_rows(row: np.ndarray, index: np.ndarray, weight: np.ndarray) -> HostBatch:
-    """Returns {"row", "index", "weight"} of a batch, with the dtypes that a Batch has."""
+    """Returns {"row": int32, "index": int32, "weight": float32}, [n] each (see `Examples`)."""
     return {"row": row.astype(np.int32), "index": index.astype(np.int32), "weight": weight.astype(np.float32)}

@@ -1,4 +1,4 @@
-"""The content of the user's cache folder, the bound on its size, and the removal of entries.
+"""Lists the entries of the user's cache folder, and removes entries so that the cache keeps its size limit.
 
 Only files that gen wrote are removed. An entry that a running process has mapped is locked, and stays.
 """
@@ -20,17 +20,19 @@ from gen import files
 from gen.errors import UserError
 
 SUMS, SEEN = "sums.json", "seen.json"
+"""Files of an entry: see gen.data.cache."""
 WRITING = ".writing-"
-"""Prefix of the folders that are being written."""
+"""Prefix of folders to which a process is writing an entry."""
 LEFT_SECONDS = 86_400
-"""A folder with this prefix that is older was left by a process that was killed."""
+"""Seconds after which a folder with the prefix WRITING counts as left by a process that was killed."""
 PROGRAMS, OLD_PROGRAMS = "programs-", "compiled-"
-"""Prefixes of the folders of compiled programs. The second is from older versions of gen, in which JAX wrote the files itself."""
+"""Prefixes of the folders of compiled programs. Older versions of gen, in which JAX wrote the files itself, used the second prefix."""
 KEY = re.compile(r"[0-9a-f]{64}")
 """Names of the entries that gen makes. Other programs may call `load_or_make` with other names."""
 LIMIT = "limit.json"
+"""File in the cache folder with the size limit that the user has set, in bytes."""
 DEFAULT_LIMIT = 100 * 10**9
-"""Bytes of the cache, but at most half of its file system."""
+"""Default size limit of the cache, in bytes. The limit is at most half of the file system."""
 
 
 class Item(NamedTuple):
@@ -45,9 +47,9 @@ class Item(NamedTuple):
 
 
 def read_limit(cache: Path) -> int:
-    """Returns the bound on the size of the cache, in bytes."""
+    """Returns the size limit of the cache, in bytes: the user's limit, or the default."""
     with suppress(FileNotFoundError, UserError):
-        # A file instead of an option: all commands and runs of a user share the cache.
+        # The limit is a file and not an option, because all commands and runs of a user share the cache.
         value = files.read_json(cache / LIMIT)
         if isinstance(value, int) and value >= 0:
             return value
@@ -55,7 +57,7 @@ def read_limit(cache: Path) -> int:
 
 
 def list_items(cache: Path) -> list[Item]:
-    """Returns what gen has written to the cache, the last used first. Other files are left out."""
+    """Returns the items that gen has written to the cache, the most recently used first. Other files are left out."""
     found = [item for entry in _scan(cache) for item in _items_of(Path(entry.path))]
     return sorted(found, key=lambda item: -item.used)
 
@@ -77,7 +79,7 @@ def _items_of(path: Path) -> Iterator[Item]:
 
 
 def _describe(folder: Path) -> str | None:
-    """Returns what an entry holds, in the words of the process that wrote it. None: gen did not make this folder."""
+    """Returns a description of an entry, as the process that wrote it stored it. None: gen did not make this folder."""
     known = KEY.fullmatch(folder.name)
     try:
         content = files.read_json(folder / SUMS)
@@ -107,7 +109,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_ours(entry: os.DirEntry[str]) -> bool:
-    """Returns whether gen wrote a file in the folder of an entry or of programs, or whether it has no content that can be lost."""
+    """Returns whether a file or folder in the cache may be removed: gen wrote it, or it has no content that could be lost."""
     mode = entry.stat(follow_symlinks=False).st_mode
     # A folder is only removed if it is empty.
     if stat.S_ISDIR(mode):
@@ -117,8 +119,11 @@ def is_ours(entry: os.DirEntry[str]) -> bool:
 
 
 def lock_shared(path: Path) -> int:
-    """Returns a descriptor of a sums.json, which is locked against removal until the descriptor is closed. Raises: OSError."""
-    # Non-blocking: another program may have put a pipe there since the sums were read.
+    """Locks an entry against removal, and returns a file descriptor. The lock lasts until the descriptor is closed.
+
+    path: the sums.json of the entry. Raises: OSError.
+    """
+    # Non-blocking, because another program may have replaced the file by a pipe, which would block.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -128,7 +133,7 @@ def lock_shared(path: Path) -> int:
 def is_used(item: Item) -> bool:
     """Returns whether a running process has mapped an entry."""
     try:
-        # To be written to: network file systems grant no other exclusive locks.
+        # Opened for writing, because network file systems only grant exclusive locks on such files.
         with open(item.path / SUMS, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
@@ -139,9 +144,9 @@ def is_used(item: Item) -> bool:
 
 
 def trim(cache: Path, keep: Path | None = None) -> list[Item]:
-    """Removes the items that were not used for the longest time until the cache has its size. Returns them.
+    """Removes the least recently used items until the cache is within its size limit. Returns the removed items.
 
-    Entries in use stay, and so does `keep`.
+    Entries in use, and the entry with the path `keep`, are not removed.
     """
     most, items = read_limit(cache), list_items(cache)
     total, removed = sum(item.size for item in items), []
@@ -175,9 +180,10 @@ def remove(item: Item) -> bool:
 
 
 def make_folder(folder: Path, say: Callable[[str], None]) -> None:
-    """Makes a folder of the cache. If a file or a pipe has its name, or the name of a folder above it, that is cleared away.
+    """Makes a folder of the cache. A file or a pipe in the place of the folder, or of a folder above it, is cleared away first.
 
-    If the whole cache is a link, the link is kept: its disk may be missing only now. Raises: OSError.
+    A link in the place of the whole cache is kept, even if it leads nowhere: its disk may only be missing now. say: prints a
+    message. Raises: OSError.
     """
     cache = files.cache_folder()
     for path in reversed([folder, *folder.parents]):
@@ -188,9 +194,9 @@ def make_folder(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def clear_away(path: Path, say: Callable[[str], None] | None = None) -> None:
-    """Removes an entry of the cache, of any kind. If gen did not write it, it is renamed instead, and a line says so.
+    """Removes whatever is at a path in the cache. Files that gen did not write are kept under another name instead.
 
-    Raises: OSError.
+    say: prints a message about files that are kept. Raises: OSError.
     """
     if not os.path.lexists(path):
         return

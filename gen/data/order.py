@@ -1,4 +1,4 @@
-"""Random orders of the training examples. Any place can be computed directly, so there is no iterator state to save."""
+"""Random orders of the training examples. The example at any place can be computed directly, so there is no iterator state to save."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 Shuffle = Callable[[int, range], np.ndarray]
-"""(seed, places in an endless sequence) -> positions in the training split, int64. Each epoch is a new permutation of it."""
+"""(seed, places in the endless sequence of training examples) -> positions in the training split, int64. Each epoch is a new
+permutation of the split."""
 
 
 def permute(n: int) -> Shuffle:
@@ -33,7 +34,10 @@ def permute(n: int) -> Shuffle:
 
 
 def permute_by_grain(n: int) -> Shuffle:
-    """Returns a Shuffle of [0, n) by Grain's index shuffle. It needs no memory, so it suits sets too large for `permute`."""
+    """Returns a Shuffle of [0, n) by Grain's index shuffle. It needs no memory, so it suits data sets that are too large
+    for `permute`.
+    """
+    # Grain computes each position from its index, so no permutation is stored.
     import grain
 
     @lru_cache(maxsize=2)

@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 def prefetch(batch: Callable[[S], T], steps: Iterable[S], depth: int = 2) -> Generator[tuple[S, T, float], None, None]:
-    """Yields (step, batch(step), seconds spent waiting for it) for each of `steps`, in order.
+    """Yields (step, batch(step), seconds spent waiting for the batch) for each of `steps`, in order.
 
-    One background thread makes batches, at most `depth` ahead of the consumer. It ends when the generator is exhausted or
+    A background thread makes the batches, at most `depth` batches ahead of the consumer. The thread ends when the generator is exhausted or
     closed, or when the consumer raises.
 
-    Raises: the exception of `batch`, at the step that it belongs to.
+    Raises: the exception that `batch` raised, when its step is reached.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     to_do = iter(steps)

@@ -1,7 +1,7 @@
 """Writes a TFDS set as array_record: `python -m gen.data.prepare NAME [--source DIR] [--data-dir DIR]`.
 
 mnist, fashion_mnist and kmnist are made from their four IDX files, without TensorFlow or network. Their examples have the
-order that TFDS would give them. All other sets are prepared by TFDS itself, which needs TensorFlow.
+same order as if TFDS had prepared them. All other sets are prepared by TFDS itself, which needs TensorFlow.
 """
 
 from __future__ import annotations

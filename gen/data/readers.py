@@ -1,4 +1,7 @@
-"""Readers of decoded examples: by their positions in the source, from memory if the set is small, or by their positions in a split."""
+"""Read decoded examples by position: in a source, in memory, or in a split.
+
+A source holds the examples of all splits, and its positions count through all splits.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ Decode = Callable[[np.ndarray], HostBatch]
 
 
 class Reader(NamedTuple):
-    """A way to read decoded examples by their positions in the source."""
+    """Functions and facts to read decoded examples by their positions in the source."""
 
     read: Decode
     """Positions int64 [n] -> {feature: [n, ...], "label": int32 [n]}."""
     content: str
-    """Digest of the examples that can be read."""
+    """Digest of the examples."""
     shuffle: Shuffle
-    """Order of the training examples."""
+    """Random order of the training examples. It differs between data in memory and larger data."""
     older_content: tuple[str, ...] = ()
     """Digests that older versions of gen computed for the same examples, from names and sizes alone."""
 
@@ -50,8 +53,8 @@ class Held:
 def hold(decode: Decode, used: np.ndarray, key: str | None, what: str, whole: bool = False) -> Held:
     """Decodes the examples at the positions `used` (sorted), or maps them from the cache if they were decoded before.
 
-    key: cache key, which contains everything on which the decoded examples depend. None: they are not cached. what: name of the
-    examples, for messages. whole: whether to compare every byte of the cache with its hash, and not only a sample.
+    key: cache key, a hash of everything on which the decoded examples depend. None: they are not cached. what: description of the
+    examples, for messages. whole: compare every byte of the cache with its hash, not only a sample.
     """
 
     def make() -> Arrays:
@@ -75,6 +78,6 @@ class SplitReader:
     """Whether the examples have labels."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {feature: [n, ...]}, and with labels "label": int32 [n]."""
+        """Returns {feature: [n, ...]}, and "label" int32 [n] if the examples have labels. index: positions in the split, int64 [n]."""
         examples = self.read_source(self.splits[split][index])
         return {name: x for name, x in examples.items() if self.labels or name != "label"}

@@ -1,4 +1,4 @@
-"""Finds and opens TFDS sets that lie prepared on disk as array_record. It never downloads, writes or imports TensorFlow."""
+"""Finds and opens TFDS sets that are prepared on disk as array_record. It never downloads, writes or imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Builder = Any
 
 
 class PreparedSet(NamedTuple):
-    """A set that lies prepared on disk."""
+    """A TFDS set that is prepared on disk."""
 
     builder: Builder
     splits: dict[str, list[int]]
@@ -33,7 +33,7 @@ class PreparedSet(NamedTuple):
 
 
 def root(data_dir: str | None) -> Path:
-    """Returns the directory of prepared sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
+    """Returns the directory of prepared sets. data_dir None: ~/tensorflow_datasets, the directory that TFDS uses."""
     return expand_user(data_dir or "~/tensorflow_datasets")
 
 
@@ -97,15 +97,15 @@ class Contents(NamedTuple):
     names: list[str]
     """Name and size of each file of examples."""
     sums: list[str]
-    """The same, and the SHA-256 of its content."""
+    """Name, size and hash of the content of each file of examples."""
     info: list[str]
-    """The SHA-256 of the files that say how the examples are stored."""
+    """Hashes of the files that describe how the examples are stored."""
 
 
 def describe_files(path: Path, files: list[Path], whole: bool) -> Contents:
-    """Returns what identifies the files of a prepared set. The content of a new or changed file is read.
+    """Returns the facts that identify the files of a prepared set. New and changed files are read as a whole.
 
-    path: the folder of the set. whole: compare every byte with the sums of the first reading, not only a sample.
+    path: the folder of the set. whole: compare every byte with the hashes from the first reading, not only a sample.
     """
     info = [path / "dataset_info.json", *(each for each in [path / FEATURES] if each.exists())]
     paths = [*files, *info]
@@ -137,7 +137,7 @@ def prepare_command(name: str, data_dir: Path) -> str:
 
 
 def not_prepared_error(name: str, data_dir: str | None) -> UserError:
-    """Returns the error for an image set that is not prepared: which versions are there, and how to prepare it."""
+    """Returns the error for an image set that is not prepared. It lists versions that are prepared, and how to prepare the set."""
     folder = root(data_dir)
     infos = folder.glob(f"{re.split('[/:]', name)[0]}/**/dataset_info.json")
     near = sorted(info.parent.relative_to(folder).as_posix() for info in infos)

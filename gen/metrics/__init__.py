@@ -1,1 +1,1 @@
-"""Metrics: arrays in, numbers out."""
+"""Metrics of generated images, texts, sound and scores: functions that map arrays to numbers."""

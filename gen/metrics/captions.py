@@ -1,11 +1,11 @@
-"""How well images fit their captions: two small networks that embed both, trained on the data's training split.
+"""Measures how well images fit their captions, with a small image network and a small text network that embed both as vectors.
 
-Source: Radford et al. 2021 (CLIP), for the networks' loss; Hessel et al. 2021 (CLIPScore) and Xu et al. 2018 (R-precision) for the
-scores. The networks are the data's own, so scores of different data can't be compared.
+The networks are trained on the training split of the data, so scores of different data can't be compared. Source: Radford et al. 2021
+(CLIP) for the loss; Hessel et al. 2021 (CLIPScore) and Xu et al. 2018 (R-precision) for the scores.
 
-Networks recognize the captions of their own training images too easily. So there are two pairs of networks, each trained on half of
-the training split. An image is judged by the pair that was not trained on the training image nearest to it. Then copies of training
-images have no advantage over samples and held-out images.
+Networks recognize the captions of the images that they were trained on too easily. So there are two pairs of networks, each trained on
+half of the training split. An image is judged by the pair that was not trained on the training image nearest to it. So copies of
+training images have no advantage over other images.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from gen.networks.text_encoder import TextEncoder
 FORMAT = 1
 """Part of the cache key. Raise it if the training below changes, so that old scorers are not reused."""
 MAX_SCALE = 100.0
-"""Upper bound on the factor of similarities in the loss. Radford et al. 2021, section 2.5."""
+"""Upper bound on the trained factor by which the loss multiplies similarities. Radford et al. 2021, section 2.5."""
 CANDIDATES = 100
-"""Captions among which R-precision looks for the caption of an image: its own and 99 others. Xu et al. 2018, section 4."""
+"""Number of captions from which R-precision chooses the caption of an image: the right one and 99 others. Xu et al. 2018, section 4."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Two networks and how they are trained: AdamW (Loshchilov and Hutter 2019), a cosine schedule, no augmentation."""
+    """Settings of the two networks and of their training: AdamW (Loshchilov and Hutter 2019), a cosine schedule, no augmentation."""
 
     convolutions: tuple[int, ...] = (16, 32)
     hidden: tuple[int, ...] = (128,)
@@ -65,7 +65,7 @@ class Towers(nn.Module):
         self.images = Classifier(self.recipe.convolutions, self.recipe.hidden, self.recipe.width)
         self.encoder = TextEncoder(self.vocab, self.end, self.recipe.width, {})
         self.last = Dense(self.recipe.width)
-        # As a logarithm the factor stays positive. It begins as in Radford et al. 2021, section 2.4.
+        # The parameter is the log of the factor, so that the factor stays positive. Initial value: Radford et al. 2021, section 2.4.
         self.log_scale = self.param("log_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
     def image(self, x: Array) -> Array:
@@ -82,7 +82,7 @@ class Towers(nn.Module):
 
 
 def unit(x: Array) -> Array:
-    """Returns vectors [B, D] with length 1."""
+    """Divides vectors x [B, D] by their lengths. A vector of zeros stays zero."""
     # The gradient of a square root at 0 is infinite, and a vector may be zero.
     return x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
 
@@ -100,7 +100,7 @@ def contrast(images: Array, captions: Array, same: Array, scale: Array) -> Array
 
 @partial(jax.jit, static_argnames=("towers",))
 def _fit(images: Array, captions: Array, order: Array, key: Key, towers: Towers) -> Params:
-    """Scans over `order`, int32 [steps, B]: the examples of each step."""
+    """Trains the networks in one compiled loop. order: int32 [steps, B], the examples of each step."""
     recipe = towers.recipe
     tx = optax.adamw(optax.cosine_decay_schedule(recipe.learning_rate, len(order)), weight_decay=recipe.weight_decay)
 
@@ -132,7 +132,7 @@ def train(examples: ImageSet, rows: np.ndarray, caption: Feature, recipe: Recipe
 
 
 def halves(examples: ImageSet) -> np.ndarray:
-    """Returns the half that each training example belongs to, 0 or 1, int64 [N]. Variants of an image are in the same half.
+    """Divides the training examples into two halves. Returns the half of each, 0 or 1, int64 [N]. Variants of an image share a half.
 
     Raises: UserError if all examples are variants of one image.
     """
@@ -146,14 +146,17 @@ def halves(examples: ImageSet) -> np.ndarray:
 
 
 class Scorer(NamedTuple):
-    """Embeds images and captions as vectors of length 1. Their product is the similarity, in [-1, 1]. Each half has its own networks."""
+    """Embeds images and captions as vectors of length 1. The product of two vectors is their similarity, in [-1, 1].
+
+    Each half of the training split has its own networks.
+    """
 
     image: Callable[[int, np.ndarray], np.ndarray]
     """(half, uint8 [N, H, W, C]) -> float32 [N, D], by the networks that were trained on this half."""
     caption: Callable[[int, np.ndarray], np.ndarray]
-    """(half, int32 [N, L]) -> float32 [N, D]."""
+    """(half, tokens int32 [N, L]) -> float32 [N, D], by the networks that were trained on this half."""
     protocol: Mapping[str, object]
-    """The recipe, and the SHA-256 of the weights."""
+    """The recipe and the SHA-256 of the weights, which are stored with the scores."""
 
     def similarity(self, images: np.ndarray, captions: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Returns the similarity of each image with each caption, float32 [N, M].
@@ -230,15 +233,16 @@ class Fit(NamedTuple):
     similarity: float
     """Mean similarity of an image and its caption, in [-1, 1]."""
     choice: float
-    """Probability that an image is more similar to its own caption than to another one of the split. Chance: 1 / 2."""
+    """Probability that an image is more similar to its own caption than to one random other caption of the split. By chance: 1/2."""
     precision: float
-    """Probability that an image is more similar to its own caption than to CANDIDATES - 1 others. Chance: 1 / CANDIDATES."""
+    """Probability that an image is more similar to its own caption than to each of CANDIDATES - 1 random others. By chance:
+    1 / CANDIDATES."""
 
 
 def fit(similarity: np.ndarray, own: np.ndarray) -> Fit:
     """Returns how well N images fit their captions.
 
-    similarity: [N, M], of each image with each of M different captions. own: int [N], the caption of each image. If there are fewer
+    similarity: [N, M], of each image with each of M different captions. own: int [N], index of the caption of each image. If there are fewer
     captions than CANDIDATES, all of them are candidates.
     """
     mine = similarity[np.arange(len(own)), own]
@@ -248,11 +252,11 @@ def fit(similarity: np.ndarray, own: np.ndarray) -> Fit:
 
 
 def win(below: np.ndarray, m: int, candidates: int) -> float:
-    """Returns the mean probability that an image's own caption beats candidates - 1 others, drawn without replacement from m - 1.
+    """Returns the mean over images of the probability that the own caption has a higher similarity than candidates - 1 others.
 
-    below: int [N], number of other captions with a lower similarity. The probability is the fraction of draws that consist of such
-    captions only: C(below, candidates - 1) / C(m - 1, candidates - 1), with binomial coefficients C.
+    The others are drawn without replacement from m - 1 captions. below: int [N], number of captions with a lower similarity than the own
+    caption. The probability is the fraction of draws that consist of such captions only: C(below, candidates - 1) / C(m - 1, candidates - 1), with binomial coefficients C.
     """
-    # One factor for each of the candidates - 1 draws: the captions below that are left, over all captions that are left.
+    # One factor for each of the candidates - 1 draws: the remaining captions with a lower similarity, over all remaining captions.
     drawn = np.arange(candidates - 1)
     return float((np.maximum(below[:, None] - drawn, 0) / (m - 1 - drawn)).prod(1).mean())

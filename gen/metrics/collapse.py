@@ -1,4 +1,4 @@
-"""Signs of a collapsed generator, from a small set of generated images and an equally large set of real ones."""
+"""Measures signs of a collapsed generator, on a small set of generated images and an equally large set of real images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ class Duplicates(NamedTuple):
     """Result of the birthday paradox test."""
 
     duplicates: float
-    """Fraction of generated images that have a duplicate among the others, in [0, 1]."""
+    """Fraction of generated images that have a duplicate among the other generated images, in [0, 1]."""
     support: float
     """Estimated number of different images that the generator makes. inf: no duplicates were found."""
 
 
 class ClassCover(NamedTuple):
-    """Number of predicted classes, and entropy (nats) of the mean predicted distribution. It is at most log(number of classes)."""
+    """Number of different predicted classes, and entropy of the mean predicted distribution in nats, in [0, log(number of classes)].
+
+    "real" is for real images, and "fake" for generated images.
+    """
 
     classes_real: float
     class_entropy_real: float
@@ -36,17 +39,17 @@ def collapse(
     probabilities_real: ArrayLike | None = None,
     probabilities_fake: ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Returns all signs of a collapsed generator, by name.
+    """Returns {name: value} of all signs of a collapsed generator.
 
-    The names are the fields of `Duplicates`, "spread" for `relative_spread`, and the fields of `ClassCover`. Without
-    class probabilities, the fields of `ClassCover` are left out. "spread" is left out if all real images are equal.
+    The names are the fields of `Duplicates`, "spread" (see `relative_spread`), and the fields of `ClassCover`. Without
+    class probabilities, the fields of `ClassCover` are left out. If all real images are equal, "spread" is left out.
 
     real, fake: features [N, D]. probabilities_real, probabilities_fake: class probabilities [N, K].
 
     Raises: UserError as `find_duplicates` does.
     """
     numbers: dict[str, float] = find_duplicates(real, fake)._asdict()
-    # To learn a single image is a usual first test of a model. Such images have no spread to compare with.
+    # A usual first test of a model is to learn a single image. Then the real images have no spread to compare with.
     x = np.asarray(real)
     if (x != x[:1]).any():
         numbers["spread"] = relative_spread(real, fake)
@@ -64,7 +67,7 @@ def class_cover(probabilities_real: ArrayLike, probabilities_fake: ArrayLike) ->
 
 
 def find_duplicates(real: ArrayLike, fake: ArrayLike) -> Duplicates:
-    """Runs the birthday paradox test on features [N, D], without a human judge.
+    """Runs the birthday paradox test on features [N, D] of real and generated images, with distances in place of a human judge.
 
     Two generated images are duplicates if they are equal, or nearer to each other than the closest pair of real images.
     If a generator drew uniformly from S images, N draws would contain about N (N - 1) / (2 S) equal pairs. So `support` is
@@ -82,7 +85,7 @@ def find_duplicates(real: ArrayLike, fake: ArrayLike) -> Duplicates:
         raise UserError(
             f"{len(y)} generated images are compared with {len(x)} real ones; closest pairs need sets of equal size"
         )
-    # `pdist` has each pair once, so its length is N (N - 1) / 2.
+    # `pdist` returns the distance of each pair once, so its length is N (N - 1) / 2.
     distance = pdist(y)
     # Equal images count as duplicates even if the real set also has equal images: its smallest distance is 0 then.
     near = (distance < pdist(x).min()) | (distance == 0)
@@ -94,7 +97,7 @@ def find_duplicates(real: ArrayLike, fake: ArrayLike) -> Duplicates:
 
 
 def relative_spread(real: ArrayLike, fake: ArrayLike) -> float:
-    """Returns the mean Euclidean distance between two generated images, divided by the mean between two real images.
+    """Returns the mean Euclidean distance between two generated images, divided by the mean distance between two real images.
 
     real, fake: features, [N, D] and [M, D].
 

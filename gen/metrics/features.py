@@ -9,12 +9,14 @@ from gen.core import Array
 
 
 class Features(NamedTuple):
-    """A map from images to vectors, and its description for the protocol of a number."""
+    """A function that maps images to feature vectors, and its description, which is stored with the scores."""
 
     extract: Callable[[Array], tuple[Array, Array | None]]
-    """images [B, H, W, C] float32 in [-1, 1] -> (features [B, D] float32, class probabilities [B, K] or None). Compiled."""
+    """images [B, H, W, C] float32 in [-1, 1] -> (features [B, D] float32, class probabilities [B, K] or None). It is
+    compiled."""
     protocol: Mapping[str, str | float]
-    """{"features": name, "weights": SHA-256 of the weights, "resize": how images are brought to the network's size}."""
+    """{"features": name, "weights": SHA-256 of the weights, "resize": how images are resized to the network's input}. The last two only for
+    networks."""
 
 
 def pixels() -> Features:

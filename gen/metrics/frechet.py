@@ -1,6 +1,7 @@
 """Fréchet distance between Gaussians fitted to features. With Inception features it is the FID (Heusel et al. 2017).
 
-Everything is float64 on the host: covariances need it, TPUs lack it, and numpy's LAPACK is faster than JAX's on a CPU.
+Everything is computed in float64 with numpy on the host. Covariances need float64, which TPUs lack, and numpy's LAPACK is faster than
+JAX's on a CPU.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from gen.errors import UserError
 
 
 class Moments(NamedTuple):
-    """Count, mean and scatter of a set of features, in float64. The scatter is centred, since E[xx'] - E[x]E[x]' cancels."""
+    """Count, mean and scatter of a set of features, in float64. The scatter is centred, because
+    E[xx'] - E[x]E[x]' would lose digits by cancellation."""
 
     count: float
+    """Number of features."""
     mean: np.ndarray
-    """[D]."""
+    """Mean of the features, [D]."""
     scatter: np.ndarray
-    """[D, D]. Sum of (x - mean)(x - mean)'."""
+    """Sum of (x - mean)(x - mean)' over the features x, [D, D]."""
 
 
 def moments(features: ArrayLike, weight: ArrayLike) -> Moments:
     """Returns the moments of a batch of features [B, D]. Rows with weight 0 (padding) are left out. weight: [B].
 
-    Merging costs about D^2 operations, so batches of a thousand are the fastest.
+    Merging two moments costs about D^2 operations, so batches of about a thousand features are the fastest.
     """
     x = np.asarray(features)[np.asarray(weight) > 0].astype(np.float64)
     mean = x.sum(axis=0) / max(len(x), 1)
@@ -38,7 +41,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     """Returns the moments of the union of two disjoint sets. Source: Chan et al. 1979."""
     count = a.count + b.count
     share, delta = b.count / max(count, 1), b.mean - a.mean
-    # In place: a [D, D] matrix of Inception's features takes 32 MiB.
+    # Sums are in place, because a [D, D] matrix of Inception's features takes 32 MiB.
     between = np.outer(delta * (a.count * share), delta)
     between += a.scatter
     between += b.scatter
@@ -46,13 +49,14 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def frechet(real: Moments, fake: Moments) -> float:
-    """Returns |m_r - m_f|^2 + tr(S_r + S_f - 2 (S_r^1/2 S_f S_r^1/2)^1/2), with unbiased covariances S.
+    """Returns |m_r - m_f|^2 + tr(S_r + S_f - 2 (S_r^1/2 S_f S_r^1/2)^1/2), with means m and unbiased
+    covariances S of real (r) and generated (f) features.
 
     The unit is the squared unit of the features. Equal moments give 0. The result is nan if a feature was not finite.
 
-    The estimate is biased: for finite sets it is too large by a term of order 1/n that depends on both distributions. So
-    compare numbers of equal n only; published ones use 50,000. For n below D the covariances are singular, and this term is
-    most of the number.
+    The estimate is biased: for n samples it is too large by a term of order 1/n that depends on both distributions. So only compare
+    distances of equal n; published distances use n = 50,000. For n below D the covariances are singular, and this term is most of
+    the distance.
 
     Raises: UserError for fewer than 2 samples, or features of different lengths.
 

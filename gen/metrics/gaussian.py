@@ -1,4 +1,4 @@
-"""The baseline of class-conditional generation: one Gaussian with full covariance per class, fitted to the pixels."""
+"""A baseline for class-conditional generation: for each class, a Gaussian with full covariance that is fitted to the pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from gen.metrics.images import ImageSet
 def gaussian(examples: ImageSet, labels: np.ndarray, seed: int) -> ImageSet:
     """Draws an image for each label from a Gaussian that is fitted to the examples of its class.
 
-    labels: int32 [N]. The drawn pixels are clipped to [0, 255] and rounded to 8 bits.
+    examples: images with labels. labels: int32 [N], the class of each image to draw. Drawn pixels are clipped to [0, 255] and rounded
+    to 8 bits.
 
     Raises: UserError for a class without examples.
     """

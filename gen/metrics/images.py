@@ -1,4 +1,4 @@
-"""Splits of a data set as uint8 images, and their features."""
+"""Reads splits of a data set as uint8 images, and extracts features of images."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from gen.errors import UserError
 from gen.metrics.features import Features
 
 READ_CHUNK = 1000
-"""Images that are read from a split at a time."""
+"""Number of images that are read from a split at a time."""
 FACTS = {"label", "caption", "group"}
-"""Entries of a batch that an `ImageSet` keeps."""
+"""Arrays of a batch that an `ImageSet` keeps besides the images."""
 FEATURE_CHUNK = 100
-"""Images per call of a feature extractor. Inception needs 1 GB of memory for this many."""
+"""Number of images per call of a feature extractor. Inception needs 1 GB of memory for 100 images."""
 
 
 class ImageSet(NamedTuple):
-    """Real or generated images as they are scored: with 8 bits per channel, as in a PNG file."""
+    """Real or generated images, and facts about them. Scores use images with 8 bits per channel, as in a PNG file."""
 
     image: np.ndarray
-    """uint8 [N, H, W, C]."""
+    """The images, uint8 [N, H, W, C]."""
     label: np.ndarray | None = None
-    """int32 [N]. None: without labels."""
+    """Class of each image, int32 [N]. None: no labels."""
     caption: np.ndarray | None = None
-    """int32 [N, L]. None: without captions."""
+    """Tokens of the caption of each image, int32 [N, L]. None: no captions."""
     source: np.ndarray | None = None
-    """uint8 [N, H, W, C]. Of pairs: the source of each image."""
+    """Source of each image, for data of pairs, uint8 [N, H, W, C]. None: the data are not pairs."""
     group: np.ndarray | None = None
-    """int32 [N]. Variants of an image have the same number. None: without captions."""
+    """Number of each image's group, int32 [N]. Variants of an image have the same number. None: no captions."""
 
 
 def has_sources(spec: Spec) -> bool:
@@ -45,7 +45,7 @@ def has_sources(spec: Spec) -> bool:
 
 
 def read_split(data: Dataset, split: str) -> ImageSet:
-    """Returns a whole split in order, as `data.preprocess` shows it when not training."""
+    """Returns all images of a split in order, after the preprocessing of evaluation (without random flips)."""
     return _preprocess(data, data.evaluation(split, min(READ_CHUNK, data.sizes[split])))
 
 
@@ -58,7 +58,7 @@ def read_training(data: Dataset, n: int) -> ImageSet:
         raise UserError(
             f"{n} real training images are needed, and the data have {data.sizes['train']}; use a smaller n"
         )
-    # In chunks, so that a whole split never exists as float32.
+    # Read in chunks, so that the float32 images of a whole split are never in memory.
     ranges = (range(i, min(i + READ_CHUNK, n)) for i in range(0, n, READ_CHUNK))
     return _preprocess(data, (data.batch(0, 0, rows) for rows in ranges))
 
@@ -69,7 +69,7 @@ def extract_features(features: Features, images: np.ndarray) -> tuple[np.ndarray
     vectors: list[np.ndarray] = []
     probabilities: list[np.ndarray] = []
     for start in range(0, n, FEATURE_CHUNK):
-        # The last image fills up the last chunk, so that every chunk has one shape and compiles once.
+        # The last chunk is filled up with copies of the last image, so that all chunks have the same shape and compile once.
         rows = np.minimum(np.arange(start, start + FEATURE_CHUNK), n - 1)
         vector, probability = jax.device_get(features.extract(to_float(images[rows])))
         vectors.append(vector)
@@ -93,6 +93,7 @@ def _preprocess(data: Dataset, batches: Iterable[HostBatch]) -> ImageSet:
 
     @jax.jit
     def show(batch: Batch) -> dict[str, Array]:
+        # A fixed key, so that random preprocessing, such as noise, is the same at each reading.
         seen = data.preprocess(batch, jax.random.key(0), False)
         return {name: seen[name] for name in names}
 

@@ -1,8 +1,8 @@
-"""Features of published Fréchet distances (Heusel et al. 2017): the last pooling layer of Inception-v3.
+"""The features with which Fréchet distances are published (Heusel et al. 2017): the last pooling layer of Inception-v3.
 
 The weights are a file that the user names. Its tensors have the names and layouts of the PyTorch ports' state dict (pytorch-fid,
-torch-fidelity), so any tool can write it; benchmarks/inception_weights.py does. Images are resized as TensorFlow's graph and
-torch-fidelity do. pytorch-fid resizes with half pixels instead, which changes the numbers.
+torch-fidelity), so any tool can write it, such as benchmarks/inception_weights.py. Images are resized as in TensorFlow's graph and in
+torch-fidelity. pytorch-fid resizes with half pixels instead, which changes the numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PUBLISHED = "pt_inception-2015-12-05-6726825d.pth"
 CONVERSION = f"python -m benchmarks.inception_weights {PUBLISHED} inception.safetensors"
 NORMALIZATION = ("weight", "bias", "running_mean", "running_var")
 EPSILON = 1e-3
-"""Added to the variance in each batch normalization."""
+"""Number that is added to the variance in each batch normalization."""
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -36,7 +36,7 @@ Tensors = Mapping[str, np.ndarray]
 def inception(path: Path) -> Features:
     """Returns Inception-v3 as a feature extractor. See `extract` for its inputs and outputs.
 
-    path: a .safetensors or .npz file of its weights.
+    path: a .safetensors or .npz file with its weights.
 
     Raises: UserError if the file is missing, or does not contain the weights of this network.
     """
@@ -127,7 +127,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_tensors(tensors: Tensors, source: str) -> Tensors:
-    """Returns the tensors that the network uses. The bias of the logits and the counters of batches are left out.
+    """Checks the tensors of a file, and returns the tensors that the network uses, without the bias of the logits and batch counters.
 
     source: name of the file, for error messages.
 

@@ -1,4 +1,4 @@
-"""Inception score (Salimans et al. 2016) of predicted class probabilities, in float64 on the host."""
+"""The inception score (Salimans et al. 2016) of predicted class probabilities, computed in float64 on the host."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gen.errors import UserError, check_positive
 
 
 class Predictions(NamedTuple):
-    """Sums over images, in float64."""
+    """Sums over images from which the inception score is computed, in float64."""
 
     count: float
     """Number of images."""
     p: np.ndarray
-    """[K]. Sum of the class probabilities."""
+    """Sum of the class probabilities p over images, [K]."""
     p_log_p: float
     """Sum of p log p over images and classes, in nats."""
 
@@ -34,7 +34,7 @@ def merge(a: Predictions, b: Predictions) -> Predictions:
 
 
 def inception_score(sums: Predictions) -> float:
-    """Returns exp(E_x KL(p(y | x) || p(y))), in [1, K].
+    """Returns the inception score exp(E_x KL(p(y | x) || p(y))), in [1, K] for K classes.
 
     Raises: UserError if there are no images.
 
@@ -42,6 +42,7 @@ def inception_score(sums: Predictions) -> float:
     """
     if sums.count < 1:
         raise UserError("the inception score needs at least one image, and there are no images")
+    # The mean of KL(p_x || mean p) is the mean of sum p_x log p_x, minus sum mean p log mean p.
     return float(np.exp(sums.p_log_p / sums.count - p_log_p(sums.p / sums.count)))
 
 

@@ -1,6 +1,6 @@
-"""Kernel distance between sets of features. With Inception features it is the KID (Bińkowski et al. 2018).
+"""Kernel distance between two sets of features. With Inception features it is the KID (Bińkowski et al. 2018).
 
-Everything is float64 on the host.
+Everything is computed in float64 on the host.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gen.metrics.prdc import check_pair, row_blocks
 
 
 class Kid(NamedTuple):
-    """Kernel distance over random subsets."""
+    """Kernel distance (squared MMD), averaged over random subsets."""
 
     mean: float
     """Mean over the subsets. The estimate is unbiased, so it may be negative if both sets have the same distribution."""
@@ -51,6 +51,7 @@ def kid(real: ArrayLike, fake: ArrayLike, subsets: int = 100, size: int = 1000, 
         raise UserError(
             f"{fewest} samples contain no subset of {size}; use more samples, or a smaller size for all runs to compare"
         )
+    # A fixed seed, so that the distance of the same features is the same number.
     rng = np.random.default_rng(seed)
 
     def draw(features: np.ndarray) -> np.ndarray:
@@ -61,13 +62,14 @@ def kid(real: ArrayLike, fake: ArrayLike, subsets: int = 100, size: int = 1000, 
 
 
 def _mean_within(x: np.ndarray) -> float:
-    """Returns the mean kernel over pairs of different rows."""
+    """Returns the mean of the kernel over all pairs of different rows of x [N, D]."""
     # The pairs of a sample with itself would bias the estimate.
     diagonal = (np.einsum("nd,nd->n", x, x) / x.shape[1] + 1) ** 3
     return (_kernel_sum(x, x) - float(diagonal.sum())) / (len(x) * (len(x) - 1))
 
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the sum of the kernel over all pairs of a row of x [N, D] and a row of y [M, D]."""
     total = 0.0
     for rows in row_blocks(len(x), len(y)):
         base = x[rows] @ y.T / x.shape[1] + 1

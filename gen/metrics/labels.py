@@ -1,6 +1,6 @@
-"""Classification by a language model: the predicted label is the one that is likeliest as the whole text after the prompt.
+"""Classification by a language model: the predicted label is the likeliest label after the prompt.
 
-The end of the label counts too. Otherwise "1" would always be likelier than "10", because it begins it.
+The probability of a label includes its end. Otherwise "1" would always be at least as likely as "10", which begins with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gen.data.text import tokenizers
 from gen.errors import UserError
 
 ROW_CHUNK = 64
-"""Rows of tokens that are scored at a time."""
+"""Number of rows of tokens that are scored at a time."""
 
 Tokens = Sequence[int]
 
@@ -28,9 +28,9 @@ class Score(NamedTuple):
     """Accuracy of a language model as a classifier."""
 
     accuracy: float
-    """Fraction of examples whose true label is the likeliest, in [0, 1]."""
+    """Fraction of examples whose true label is predicted, in [0, 1]."""
     majority: float
-    """Accuracy of always predicting the most frequent label of these examples."""
+    """Accuracy of always predicting the most frequent true label of these examples, in [0, 1]."""
     n: int
     """Number of examples."""
 
@@ -39,20 +39,21 @@ class Examples(NamedTuple):
     """Labelled examples of a split."""
 
     prompts: list[list[int]]
-    """Tokens of each prompt. The first is the token between documents."""
+    """Tokens of each prompt. The first is the end token, which separates documents."""
     truth: np.ndarray
-    """int64 [N]. Index of each example's label."""
+    """Index of each example's true label, int64 [N]."""
 
 
 def score_labels(
     data: Dataset, model: GenerativeModel, state: State, split: str = "test", shots: int = 0, seed: int = 0
 ) -> Score:
-    """Returns how often the model predicts the right label on a split of joined pairs with labels.
+    """Returns the accuracy of the model on a split of joined pairs with labels.
 
-    A label ends with the token between documents, which ends it in training. With shots, it may also end with a new line, which
-    ends the label of each shot. The probability of a label is the sum over both.
+    A label ends with the end token, as in training. With shots, it may also end with a new line, which ends the label of each shot.
+    The probability of a label is then the sum over both endings.
 
-    shots: training examples before each prompt, drawn by `seed` for each prompt (Brown et al. 2020).
+    shots: number of training examples, with labels, that are put before each prompt. They are drawn by `seed`, anew for each prompt
+    (Brown et al. 2020).
 
     Raises: UserError if the data have no labels, or no room for the shots.
     """
@@ -83,10 +84,10 @@ def negative_log_likelihoods(
 ) -> np.ndarray:
     """Returns -log p(target | prompt) of each pair (prompt, target) of tokens: float64 [N], in nats.
 
-    A prompt begins with the token between documents. If a prompt is too long, the tokens right after that one are dropped.
+    A prompt begins with the end token. If a prompt is too long, the tokens right after the end token are dropped.
     """
     end, width = data.spec["tokens"].end, data.spec["tokens"].shape[0]
-    # Rows are padded with the token between documents. Only the target counts, so its nats are what `evaluate` sums.
+    # Rows are padded with the end token. Only the tokens of the target count, so `evaluate` returns the sum of their nats.
     tokens = np.full((len(pairs), width), end, np.int32)
     counted = np.zeros((len(pairs), width), np.uint8)
     for i, (prompt, target) in enumerate(pairs):
@@ -117,18 +118,18 @@ def negative_log_likelihoods(
 
 
 def _cut(prompt: Tokens, room: int) -> list[int]:
-    """Returns at most `room` tokens of a prompt: its first, which is the token between documents, and its last ones."""
+    """Returns at most `room` tokens of a prompt: its first, which is the end token, and its last room - 1."""
     return [*prompt[:1], *prompt[1:][max(len(prompt) - room, 0) :]]
 
 
 def _read_examples(data: Dataset, split: str, labels: Sequence[Tokens]) -> Examples:
-    """Reads the prompts of a split, and the index of each label."""
+    """Reads the prompt of each example of a split, and the index of its label in `labels`."""
     number = {tuple(label): i for i, label in enumerate(labels)}
     prompts, truth = [], []
     for batch in data.evaluation(split, ROW_CHUNK):
         for tokens, counted, weight in zip(batch["tokens"], batch["counted"], batch["weight"], strict=True):
             if weight:
-                # The label begins where tokens begin to count.
+                # The label begins at the first token that counts.
                 start = int(counted.argmax())
                 prompts.append(tokens[:start].tolist())
                 # The last token that counts ends the document and is not part of the label.
@@ -145,7 +146,7 @@ def _add_shots(
     seed: int,
     room: int,
 ) -> list[list[int]]:
-    """Returns the prompts, each after `shots` of the known examples with their labels. `line`, a new line, ends each of them."""
+    """Returns the prompts, with `shots` of the known examples and their labels before each. line: tokens that end a shot (a new line)."""
     if shots > len(known.prompts):
         raise UserError(
             f"{shots} examples before each prompt are more than the {len(known.prompts)} training examples; use fewer --shots"

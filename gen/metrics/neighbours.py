@@ -1,4 +1,4 @@
-"""The training images nearest to generated ones. If a model has memorized an image, its source is among them."""
+"""Finds the training images nearest to generated images. If a generated image copies a training image, that image is among them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gen.core import Array, Batch, Dataset
 from gen.metrics.images import READ_CHUNK
 
 NEIGHBOURS = 5
-"""Neighbours of each image."""
+"""Number of neighbours of each image."""
 
 
 class Neighbours(NamedTuple):
     """The nearest training images of N images, nearest first."""
 
     image: np.ndarray
-    """float32 [N, NEIGHBOURS, H, W, C] in [-1, 1]."""
+    """The training images, float32 [N, NEIGHBOURS, H, W, C] in [-1, 1]."""
     index: np.ndarray
-    """int32 [N, NEIGHBOURS]. Positions in the training split."""
+    """Their positions in the training split, int32 [N, NEIGHBOURS]."""
     distance: np.ndarray
-    """float32 [N, NEIGHBOURS]. Euclidean distance between pixels in [-1, 1]."""
+    """Their Euclidean distances, between pixels in [-1, 1], float32 [N, NEIGHBOURS]."""
 
 
 def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
@@ -48,7 +48,7 @@ def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
 def nearest(data: Dataset, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distances, float32 [N, NEIGHBOURS], and positions, int32 [N, NEIGHBOURS], of the nearest training images.
 
-    images: float32 [N, H, W, C] in [-1, 1]. Both are as in `Neighbours`.
+    images: float32 [N, H, W, C] in [-1, 1]. Distances and positions are as in `Neighbours`.
     """
     queries = jnp.asarray(images).reshape(len(images), -1)
     distance = jnp.full((len(images), NEIGHBOURS), jnp.inf)
@@ -61,13 +61,13 @@ def nearest(data: Dataset, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = x.reshape(x.shape[0], -1)
 
         def to_batch(query: Array) -> Array:
-            # Differences, not products of norms: equal images have a distance of exactly 0.
+            # Computed from differences, not as |x|^2 + |q|^2 - 2xq, so that equal images have a distance of exactly 0.
             return jnp.sqrt(jnp.square(x - query[None]).sum(-1))
 
         # One query at a time: all differences at once would not fit in memory. Padding is never a neighbour.
         between = jax.lax.map(to_batch, queries)
         between = jnp.where(batch["weight"][None] > 0, between, jnp.inf)
-        # The nearest so far and this batch compete for the same places.
+        # The nearest images so far and the images of this batch compete for the NEIGHBOURS places.
         distance = jnp.concatenate([distance, between], axis=1)
         index = jnp.concatenate([index, jnp.broadcast_to(batch["row"][None], between.shape)], axis=1)
         nearest, at = jax.lax.top_k(-distance, NEIGHBOURS)

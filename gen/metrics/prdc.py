@@ -1,6 +1,6 @@
-"""Fidelity and diversity by nearest neighbours: precision, recall, density and coverage.
+"""Precision, recall, density and coverage: fidelity and diversity of generated features, by nearest neighbours.
 
-Everything is float64 on the host, in blocks of bounded memory.
+Everything is computed in float64 on the host, in blocks of bounded memory.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from jax.typing import ArrayLike
 from gen.errors import UserError, check_positive
 
 MAX_BLOCK = 2**23
-"""Upper bound on the pairs of a block: 64 MiB of float64."""
+"""Largest number of pairs in a block of distances: 64 MiB of float64."""
 
 
 class Prdc(NamedTuple):
-    """Scores from the balls around each sample that reach to its k-th nearest neighbour in its own set."""
+    """Scores by balls. Each sample has a ball, whose radius is the distance to its k-th nearest neighbour in its set."""
 
     precision: float
-    """Fraction of generated samples within a real ball, in [0, 1]."""
+    """Fraction of generated samples that lie in the ball of a real sample, in [0, 1]."""
     recall: float
-    """Fraction of real samples within a generated ball, in [0, 1]."""
+    """Fraction of real samples that lie in the ball of a generated sample, in [0, 1]."""
     density: float
-    """Mean number of real balls around a generated sample, divided by k. It can exceed 1."""
+    """Mean number of balls of real samples in which a generated sample lies, divided by k. It can exceed 1."""
     coverage: float
-    """Fraction of real balls that contain a generated sample, in [0, 1]."""
+    """Fraction of real samples whose ball contains a generated sample, in [0, 1]."""
 
 
 def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5) -> Prdc:
     """Returns precision, recall, density and coverage of generated features.
 
-    real, fake: features, [N, D] and [M, D]. A sample on the edge of a ball is outside it. The edge has a width of about
-    D * 1e-16 * |x|^2 in squared distance, which covers the rounding.
+    real, fake: features, [N, D] and [M, D]. A sample on the edge of a ball counts as outside. Squared distances that differ
+    by less than about D * 1e-16 * |x|^2 from the squared radius count as on the edge, because of rounding.
 
     Raises: UserError if a sample has no k neighbours in its set, or for features of different lengths.
 

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio of images and their targets, and trivial translations of sources into targets."""
+"""Peak signal-to-noise ratio of translated images, and two trivial translations of sources into targets, as baselines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import numpy as np
 from gen.metrics.images import ImageSet
 
 ROUNDING = 1 / 12
-"""Mean squared error of rounding to 8 bits. It is the lower bound on the error of a pair, so that equal images have a finite ratio."""
+"""Mean squared error of rounding to 8 bits. Smaller errors are replaced by it, so that equal images have a finite ratio."""
 QUERY_CHUNK = 100
 """Number of sources whose neighbours are searched at a time."""
 
 
 def psnr(images: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the mean over images of 10 log10(255^2 / mean squared error), in dB. Both are uint8 [N, H, W, C]."""
+    """Returns the mean over images of 10 log10(255^2 / mean squared error), in dB. images, targets: uint8 [N, H, W, C]."""
+    # One image at a time, because float64 copies of all images would take 8 times their memory.
     errors = [np.square(x.astype(np.float64) - y).mean() for x, y in zip(images, targets, strict=True)]
     return float(np.mean(10 * np.log10(255**2 / np.maximum(errors, ROUNDING))))
 
 
 def nearest_targets(known: ImageSet, pairs: ImageSet) -> np.ndarray:
-    """Returns, for each pair, the target of the known pair whose source is nearest in Euclidean distance, uint8 [N, H, W, C]."""
+    """Translates the source of each pair into the target of the known pair with the nearest source, uint8 [N, H, W, C].
+
+    known: training pairs. The distance between sources is Euclidean.
+    """
     sources, queries = (_sources(x).reshape(len(x.image), -1).astype(np.float32) / 255 for x in (known, pairs))
     norms = np.square(sources).sum(1)
     found = []
@@ -30,14 +34,14 @@ def nearest_targets(known: ImageSet, pairs: ImageSet) -> np.ndarray:
 
 
 def colors_of_levels(known: ImageSet, pairs: ImageSet) -> np.ndarray:
-    """Colours each pixel of the sources by its brightness alone, uint8 [N, H, W, C].
+    """Translates each pixel of the sources into a colour that depends only on its brightness, uint8 [N, H, W, C].
 
-    The colour is the mean over all pixels of known targets whose sources have the same brightness.
+    The colour is the mean colour of all target pixels in the known pairs whose source pixel has the same brightness.
     """
     level, wanted = (np.rint(_sources(x).mean(-1)).astype(np.uint8) for x in (known, pairs))
     counts = np.bincount(level.ravel(), minlength=256)[:, None]
     sums = np.stack([np.bincount(level.ravel(), x.ravel(), 256) for x in np.moveaxis(known.image, -1, 0)], axis=-1)
-    # A level of brightness that no known source has gets the mean of all pixels.
+    # A brightness that does not occur in the known sources gets the mean colour of all target pixels.
     means = np.where(counts > 0, sums / np.maximum(counts, 1), sums.sum(0) / counts.sum())
     return np.rint(means).astype(np.uint8)[wanted]
 

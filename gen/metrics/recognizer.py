@@ -1,7 +1,7 @@
-"""A small recognizer of speech, trained on the recordings and texts of a data set: it reads generated speech for the word error rate.
+"""A small speech recognizer, trained on the recordings and texts of a data set. It measures the word error rate of generated speech.
 
-It writes characters by CTC (Graves et al. 2006), which only knows monotone alignments. An attention model would have to learn them, and
-small data sets don't suffice for that.
+It predicts characters by CTC (Graves et al. 2006), which allows only monotone alignments of sound and text. An attention model would
+have to learn the alignment, for which small data sets do not suffice.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from gen.networks.spectra import Mel
 FORMAT = 1
 """Part of the cache key. Raise it if the training below changes, so that old recognizers are not reused."""
 MAX_RECORDINGS = 4000
-"""Upper bound on the training recordings, whose frames are held in memory."""
+"""Largest number of training recordings, because their frames are held in memory."""
 CHUNK = 64
-"""Recordings that are read or recognized at a time."""
+"""Number of recordings that are read or recognized at a time."""
 Carry = tuple[Params, optax.OptState]
 """The parameters, and the state of the optimizer."""
 BLANK = 0
-"""The logit of "no character". Character i of the alphabet has the logit i + 1."""
+"""Index of the logit of "no character". Character i of the alphabet has the index i + 1."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The network and how it is trained: AdamW, a cosine schedule after a warmup, and augmentation of the frames."""
+    """Settings of the network and of its training: AdamW, a cosine schedule after a warmup, and augmentation of the frames."""
 
     width: int = 128
     dilations: tuple[int, ...] = (1, 1, 2, 2)
@@ -56,29 +56,29 @@ class Recipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     speed: float = 0.15
-    """Recordings are stretched by a factor in [1 - speed, 1 + speed]."""
+    """Recordings are played faster by a random factor in [1 - speed, 1 + speed]."""
     pitch: float = 0.1
-    """Bands are stretched by a factor in [1 - pitch, 1 + pitch] (Jaitly and Hinton 2013)."""
+    """Band b is read from band b times a random factor in [1 - pitch, 1 + pitch] (Jaitly and Hinton 2013)."""
     noise: float = 0.1
     """Standard deviation of the noise that is added to frames, which are in about [-1, 1]."""
     masks: int = 2
-    """Number of masks of each kind (SpecAugment, Park et al. 2019)."""
+    """Number of masks over frames, and also of masks over bands (SpecAugment, Park et al. 2019)."""
     masked_frames: int = 10
-    """Upper bound on the frames of a mask."""
+    """Largest number of frames that a mask hides."""
     masked_bands: int = 8
-    """Upper bound on the bands of a mask."""
+    """Largest number of bands that a mask hides."""
 
 
 class Examples(NamedTuple):
     """Recordings and their texts."""
 
     frames: np.ndarray
-    """float16 [N, F, bands]."""
+    """Log-mel frames of the recordings, float16 [N, F, bands]."""
     texts: list[str]
 
 
 def choose_mel(audio: Feature) -> Mel:
-    """Returns the settings of the frames: windows of about 32 ms, every half window."""
+    """Returns the settings of the log-mel frames: windows of about 32 ms that begin half a window apart."""
     window = 2 ** round(math.log2(max(16, 0.032 * (audio.sample_rate or 1))))
     return Mel(window=window, hop=window // 2, bands=min(40, window // 8))
 
@@ -102,12 +102,12 @@ def read_recordings(data: Dataset, split: str) -> Examples:
 
 
 def frames_of(sound: Array, audio: Feature) -> Array:
-    """Returns the frames [B, F, bands] of sound [B, T, channels]."""
+    """Returns the log-mel frames [B, F, bands] of sound [B, T, channels] in [-1, 1]. audio: feature of the sound."""
     return to_frames(sound, audio.sample_rate or 1, choose_mel(audio))
 
 
 def encode(texts: Sequence[str], alphabet: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the labels of texts, int32 [N, L], and their padding, float32 [N, L]. Other characters are left out."""
+    """Returns (labels int32 [N, L], padding float32 [N, L]: 1 or 0) of texts, without characters that are not in the alphabet."""
     number = {character: i for i, character in enumerate(alphabet, start=1)}
     rows = [[number[c] for c in text if c in number] for text in texts]
     length = max(1, *map(len, rows))
@@ -116,13 +116,14 @@ def encode(texts: Sequence[str], alphabet: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def decode(best: np.ndarray, alphabet: str) -> str:
-    """Returns the text of the likeliest outputs, int [T]: equal neighbours are one character, and blanks are left out."""
+    """Returns the text of the likeliest output at each position, int [T]. Equal neighbours are merged first, then blanks are dropped."""
+    # A doubled letter is written with a blank between its two positions, so merging must come before dropping blanks.
     kept = best[np.insert(np.diff(best) != 0, 0, True)]
     return " ".join("".join(alphabet[i - 1] for i in kept if i != BLANK).split())
 
 
 def spell(text: str, lexicon: Sequence[str]) -> str:
-    """Returns a text whose words are replaced by the nearest ones of a lexicon, by their edit distance. The first one wins a tie."""
+    """Replaces each word of a text by the word of the lexicon with the smallest edit distance. The first such word wins a tie."""
     return " ".join(min(lexicon, key=partial(edit_distance, word)) for word in text.split())
 
 
@@ -137,14 +138,14 @@ def count_words(data: Dataset) -> list[str]:
 
 
 def fits(labels: np.ndarray, padding: np.ndarray, positions: int) -> np.ndarray:
-    """Returns whether labels [N, L] can be written at this many positions, bool [N]: equal neighbours need a blank between them."""
+    """Returns whether each row of labels [N, L] fits these positions, bool [N]. Equal neighbours need a blank between them."""
     lengths = (1 - padding).sum(1)
     doubled = ((labels[:, 1:] == labels[:, :-1]) & (padding[:, 1:] == 0)).sum(1)
     return lengths + doubled <= positions
 
 
 def stretch(x: Array, factor: Array, axis: int) -> Array:
-    """Returns x [F, bands], read at `factor` times the index along an axis. Indices beyond the end give -1, which is silence."""
+    """Reads x [F, bands] at `factor` times each index along an axis, by linear interpolation. Beyond the end it is -1, which is silence."""
     at = jnp.arange(x.shape[axis]) * factor
     low = jnp.floor(at).astype(jnp.int32)
     part = (at - low).astype(x.dtype)
@@ -157,7 +158,7 @@ def stretch(x: Array, factor: Array, axis: int) -> Array:
 
 
 def augment(x: Array, key: Key, recipe: Recipe) -> Array:
-    """Returns the frames of one recording, [F, bands], stretched in time and in frequency, with noise, and with masks."""
+    """Augments the frames x [F, bands] of a recording: changes speed and pitch, adds noise, and sets masked parts to 0."""
     speed, pitch, noise, frames, bands = jax.random.split(key, 5)
 
     def factor(key: Key, width: float) -> Array:
@@ -177,7 +178,7 @@ def augment(x: Array, key: Key, recipe: Recipe) -> Array:
 def train(examples: Examples, alphabet: str, recipe: Recipe, seed: int) -> Params:
     """Trains the network on recordings with texts, and returns its parameters, which depend on the arguments alone.
 
-    Texts that are too long for their recordings are left out. Raises: UserError if none is left.
+    Recordings that are too short for their texts are left out. Raises: UserError if no recording is left.
     """
     labels, padding = encode(examples.texts, alphabet)
     rows = np.flatnonzero(fits(labels, padding, -(-examples.frames.shape[1] // STACKED)))
@@ -188,7 +189,7 @@ def train(examples: Examples, alphabet: str, recipe: Recipe, seed: int) -> Param
     size = min(recipe.batch_size, len(rows))
     # Training is one compiled scan, as for classifiers, because dispatching small steps one by one is slow.
     order = rows[permute(len(rows))(seed, range(recipe.steps * size))].reshape(recipe.steps, size)
-    # Stretched recordings need room at their end.
+    # Recordings that are played more slowly need room at their end.
     room = math.ceil(examples.frames.shape[1] * recipe.speed)
     frames = np.pad(examples.frames, ((0, 0), (0, room), (0, 0)), constant_values=-1)
     return _fit(frames, labels, padding, order.astype(np.int32), jax.random.key(seed), len(alphabet), recipe)
@@ -203,7 +204,7 @@ def make_network(characters: int, recipe: Recipe) -> Recognizer:
 def _fit(
     frames: Array, labels: Array, padding: Array, order: Array, key: Key, characters: int, recipe: Recipe
 ) -> Params:
-    """Scans over `order`, int32 [steps, B]: the examples of each step."""
+    """Trains the network in one compiled loop. order: int32 [steps, B], the examples of each step."""
     network = make_network(characters, recipe)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, recipe.warmup, max(len(order), recipe.warmup + 1)
@@ -215,7 +216,7 @@ def _fit(
         x = jax.vmap(partial(augment, recipe=recipe))(frames[rows].astype(jnp.float32), augment_keys)
         logits: Array = network.apply(params, x, dropout_keys)  # pyright: ignore[reportAssignmentType]
         nats = optax.ctc_loss(logits, jnp.zeros(logits.shape[:2]), labels[rows], padding[rows], blank_id=BLANK)
-        # Nats per character, so that long texts don't count less than short ones.
+        # The loss is in nats per character of the batch.
         return nats.sum() / (1 - padding[rows]).sum()
 
     def step(carry: Carry, at: tuple[Array, Array]) -> tuple[Carry, None]:
@@ -250,16 +251,17 @@ class Trained(NamedTuple):
     """A trained recognizer."""
 
     read: Callable[[np.ndarray], list[str]]
-    """Frames [N, F, bands] -> texts, spelled as they sound."""
+    """Frames [N, F, bands] -> recognized texts, in which words may be spelled wrongly."""
     lexicon: Sequence[str]
     """The words of the data's texts, the most frequent first."""
     protocol: Mapping[str, object]
-    """The recipe, and the SHA-256 of the weights."""
+    """The recipe, the settings of the frames, and the SHA-256 of the weights, which are stored with the scores."""
 
     def errors(self, frames: np.ndarray, texts: Sequence[str]) -> Errors:
-        """Returns the errors on recordings of these texts. frames: [N, F, bands].
+        """Returns the error rates on recordings whose true texts are `texts`. frames: [N, F, bands].
 
-        Before words are counted, each becomes the nearest one of the lexicon, because its spelling says little about speech.
+        For the word error rate, each recognized word is first replaced by the nearest word of the lexicon, because its spelling says
+        little about the speech. The character error rate uses the words as recognized.
         """
         heard = self.read(frames)
         spelled = [spell(text, self.lexicon) for text in heard]

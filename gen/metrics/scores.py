@@ -1,4 +1,4 @@
-"""Numbers of scores by the rules of four-part writing: tones, steps of the voices, parallels, and doubled leading tones."""
+"""Statistics of musical scores from the rules of four-part writing: tones, steps of the voices, parallels, doubled leading tones."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import numpy as np
 from gen.data.music.roll import REST, pitches_of
 
 OCTAVE, FIFTH = 12, 7
-"""In semitones."""
+"""Size of these intervals in semitones."""
 MAX_STEP = 12
-"""Largest step of a voice that has a bin of its own, in semitones. Larger ones share the last."""
+"""Largest step of a voice with its own bin in the histogram, in semitones. Larger steps count as this step."""
 MAJOR = np.array([6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88])
 MINOR = np.array([6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17])
-"""How well each pitch class fits a key, from its tonic on (Krumhansl and Kessler 1982)."""
+"""Profiles of major and minor keys: how well each pitch class fits the key, from the tonic upwards (Krumhansl and Kessler 1982)."""
 
 
 class Harmony(NamedTuple):
-    """Numbers of a set of scores."""
+    """Statistics of a set of scores."""
 
     tones: np.ndarray
-    """Share of each pitch class among the frames in which voices sound, [12]."""
+    """Fraction of each pitch class among all sounding tokens (frame and voice), [12]."""
     steps: np.ndarray
-    """Share of each step of a voice from one note to the next, in semitones from -MAX_STEP to MAX_STEP, [25]."""
+    """Fraction of each step of a voice from a note to the next, from -MAX_STEP to MAX_STEP semitones, [25]."""
     parallels: float
-    """Of the moments in which two voices move, the share in which both move by the same step a fifth or an octave apart."""
+    """Fraction of parallel fifths, octaves and unisons among all moments in which two voices move at once, in [0, 1]."""
     doubled: float
-    """Share of the frames in which two or more voices have the leading tone of the piece's key."""
+    """Fraction of frames in which two or more voices have the leading tone of the piece's key, in [0, 1]."""
 
 
 def measure(rolls: Sequence[np.ndarray]) -> Harmony:
-    """Returns the numbers of scores, int [frames, voices] each, of which at least one has notes."""
+    """Returns the statistics of rolls, int [frames, voices] each. At least one of them must have notes."""
     pitches = [pitches_of(roll) for roll in rolls]
-    # Sums over all pieces and not means of pieces: a short one counts less.
+    # Counts are summed over all pieces, so that a short piece counts less than a long one.
     tones = np.sum([count_tones(pitch) for pitch in pitches], axis=0)
     steps = np.sum([count_steps(pitch) for pitch in pitches], axis=0)
     found, moves = np.sum([count_parallels(pitch) for pitch in pitches], axis=0)
@@ -59,19 +59,22 @@ def count_tones(pitch: np.ndarray) -> np.ndarray:
 
 
 def count_steps(pitch: np.ndarray) -> np.ndarray:
-    """Returns how often each step from one pitch of a voice to another one follows, int [2 MAX_STEP + 1]. Rests end a melody."""
+    """Returns how often voices move by each step, from -MAX_STEP to MAX_STEP, int [2 MAX_STEP + 1].
+
+    pitch: int [frames, voices]. A step is between different pitches in consecutive frames. Steps across a rest do not count.
+    """
     before, after = pitch[:-1], pitch[1:]
     step = (after - before)[(before != after) & (before != REST) & (after != REST)]
     return np.bincount(np.clip(step, -MAX_STEP, MAX_STEP) + MAX_STEP, minlength=2 * MAX_STEP + 1)
 
 
 def count_parallels(pitch: np.ndarray) -> tuple[int, int]:
-    """Returns (parallel fifths, octaves and unisons; moments in which two voices move), over all pairs of voices."""
+    """Returns (number of parallel fifths, octaves and unisons; number of moments in which two voices move), over all pairs of voices."""
     before, after = pitch[:-1], pitch[1:]
     moves = (before != after) & (before != REST) & (after != REST)
     found = both = 0
     for a, b in combinations(range(pitch.shape[1]), 2):
-        # A voice that stays makes no parallel with one that moves.
+        # Only two voices that move at the same time can be parallel.
         together = moves[:, a] & moves[:, b]
         apart = np.abs(after[:, a] - after[:, b]) % OCTAVE
         # Equal steps keep the interval.
@@ -90,8 +93,9 @@ def doubled_leading(pitch: np.ndarray) -> np.ndarray:
 def find_tonic(pitch: np.ndarray) -> int:
     """Returns the pitch class of the tonic of the key whose profile correlates most with the tones (Krumhansl 1990, chapter 4)."""
     tones = count_tones(pitch).astype(float)
-    # Row k is the profile of the key on k.
+    # Profile k is of the major key on pitch class k, and profile 12 + k of the minor key on k.
     profiles = [np.roll(profile, k) for profile in (MAJOR, MINOR) for k in range(OCTAVE)]
+    # A correlation without the norm of the tones, which is the same for all profiles.
     centred = tones - tones.mean()
     fits = [centred @ (profile - profile.mean()) / np.linalg.norm(profile - profile.mean()) for profile in profiles]
     return int(np.argmax(fits)) % OCTAVE

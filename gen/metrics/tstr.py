@@ -1,4 +1,4 @@
-"""Train on synthetic, test on real (TSTR): how much a classifier learns from generated images alone.
+"""Train on synthetic, test on real (TSTR): the accuracy on real images of a classifier that is trained on generated images only.
 
 Source: Esteban et al. 2017. Ravuri and Vinyals 2019 call it the classification accuracy score.
 """
@@ -18,43 +18,45 @@ from gen.metrics.gaussian import gaussian
 from gen.metrics.images import ImageSet, read_split, read_training
 
 FORMAT = 1
-"""Part of the cache key: raise it when a baseline below is computed differently, so that old ones are not reused."""
+"""Part of the cache key: raise it if a baseline below is computed differently, so that old scores are not reused."""
 SEEDS = (0, 1, 2)
 """Seeds of the classifiers whose accuracies are averaged."""
 PERCEPTRON = Recipe((), (256, 256), steps=2000, batch_size=128, learning_rate=2e-3, weight_decay=0.1)
-"""On Fashion-MNIST it reaches 86.5% after 10,000 real images and 88.8% after 54,000. Its cost doesn't depend on their number."""
+"""The recipe of the classifiers. On Fashion-MNIST it reaches a test accuracy of 86.5% with 10,000 real training images, and 88.8% with
+54,000. Its cost does not depend on the number of images."""
 
 
 class Score(NamedTuple):
-    """Test accuracy over the seeds of the classifier, in [0, 1]."""
+    """Test accuracy of classifiers with different seeds, in [0, 1]."""
 
     mean: float
+    """Mean over the seeds."""
     std: float
-    """Population standard deviation."""
+    """Population standard deviation over the seeds."""
 
 
 class Baselines(NamedTuple):
-    """Test accuracy of classifiers trained on other images than a model's, in [0, 1]."""
+    """Test accuracies of classifiers that are not trained on samples of the model, in [0, 1]."""
 
     trtr: float
-    """Trained on real images."""
+    """Accuracy after training on real images."""
     tstr_gaussian: float
-    """Trained on samples of one Gaussian per class, fitted to at most MAX_TRAINING_IMAGES training images."""
+    """Accuracy after training on samples of one Gaussian per class, fitted to at most MAX_TRAINING_IMAGES training images."""
 
 
 def tstr(examples: ImageSet, test: ImageSet, classes: int, recipe: Recipe) -> Score:
-    """Returns the accuracy on `test` of classifiers that are trained on `examples` alone, one per seed in SEEDS.
+    """Returns the accuracy on `test` of classifiers that are trained on `examples` only, one classifier for each seed in SEEDS.
 
-    If the examples are generated this is TSTR; if they are real it is TRTR, the score to reach.
+    If the examples are generated, this is TSTR. If they are real, it is TRTR (train on real, test on real), the score to reach.
     """
     scores = [accuracy(train(examples, classes, recipe, seed), test, classes, recipe) for seed in SEEDS]
     return Score(float(np.mean(scores)), float(np.std(scores)))
 
 
 def baselines(data: Dataset, n: int, split: str, recipe: Recipe) -> Baselines:
-    """Returns the scores to compare with `tstr` of n generated images, tested on `split`. They are kept in the user's cache.
+    """Returns baselines for the score `tstr` of n generated images. They are kept in the user's cache.
 
-    One uses n real images, the other n samples of Gaussians with the same labels.
+    A baseline trains classifiers on n real images, or on n samples of Gaussians with the same labels, and tests them on `split`.
 
     Raises: UserError if the training split has fewer than n images.
     """

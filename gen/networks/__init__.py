@@ -1,1 +1,1 @@
-"""Flax modules: arrays in, arrays out. They know no loss, optimizer or device."""
+"""Flax modules that map arrays to arrays. No module here depends on a loss, an optimizer or a device."""

@@ -1,4 +1,4 @@
-"""Attention: by cuDNN's fused kernel where it applies, by blocks of rows on a CPU, otherwise by the formula.
+"""Attention. It uses cuDNN's fused kernel on a GPU, blocks of rows on a CPU, and the plain formula where neither applies.
 
 Axes are named as in gen.networks.transformer.
 """
@@ -20,9 +20,9 @@ def attend(
 ) -> Array:
     """Returns softmax(q k / sqrt(H) + bias) v, [B, T, N, H], over the positions where the mask is true.
 
-    bias, mask (bool): broadcast to [B, N, T, S]; None: without. N query heads share K heads of keys and values: query
-    head n uses head n // (N / K). causal: whether T = S and the mask hides each s > t. It changes the speed, not the
-    result.
+    bias, mask (bool): broadcast to [B, N, T, S]. None: no bias, and every position is attended to. N query heads share K
+    heads of keys and values: query head n uses head n // (N / K). causal: True promises that T = S and that the mask hides
+    each s > t. It then allows a faster form on a CPU, with the same result.
     """
     exact = query_BTNH.dtype in (jnp.float32, jnp.float64)
     if causal and bias is None and mask is not None and exact and jax.default_backend() == "cpu":
@@ -54,7 +54,7 @@ def attend_at_once(
 def _attend_float64(
     query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | None, mask: Array | None
 ) -> Array:
-    """The formula. JAX's own attention computes its softmax in float32."""
+    """Computes the formula in float64, because JAX's own attention computes its softmax in float32."""
     groups = query_BTNH.shape[2] // key_BSKH.shape[2]
     key_BSNH, value_BSNH = jnp.repeat(key_BSKH, groups, axis=2), jnp.repeat(value_BSKH, groups, axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", query_BTNH, key_BSNH) / math.sqrt(query_BTNH.shape[-1])
@@ -66,7 +66,7 @@ def _attend_float64(
 def attend_cached(query_BTNH: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
     """Returns the same as `attend`, for keys and values [B K, S, H] from a cache.
 
-    With a single position, T = 1, it makes no transposed copy of them, which would take longer than the attention.
+    For a single query, T = 1, it does not transpose the keys and values: the copy would take longer than the attention.
     """
     b, t, n, h = query_BTNH.shape
     k = len(key) // b

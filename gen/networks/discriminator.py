@@ -1,7 +1,7 @@
-"""Discriminators: networks from images [B, H, W, C], and labels if there are any, to scores [B] and features [B, F].
+"""Discriminators: networks that map images [B, H, W, C], with or without labels, to scores [B] and features [B, F].
 
-With conditioning "concatenation" a label is joined to the image as constant planes. With "projection" the score gets the
-inner product of the features and an embedding of the label (Miyato and Koyama 2018).
+With conditioning "concatenation", a label is appended to the image as constant channels. With "projection", the score is
+increased by the inner product of the features and an embedding of the label (Miyato and Koyama 2018).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gen.networks.layers import (
 )
 
 MINIBATCH_DIMS = 5
-"""Dimensions in which a kernel of minibatch discrimination measures distances."""
+"""Size of the vectors between which each kernel of minibatch discrimination measures distances."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Architecture:
     spectral: bool = False
     """Spectral normalization of all layers (Miyato et al. 2018)."""
     dropout: float = 0.0
-    """Fraction of hidden units that dropout sets to 0."""
+    """Fraction of hidden units that dropout sets to 0 in training, in [0, 1)."""
     minibatch: int = 0
     """Number of kernels of minibatch discrimination over the global batch (Salimans et al. 2016). 0: none."""
 
@@ -49,18 +49,21 @@ class Architecture:
             raise UserError(f"minibatch is {self.minibatch}; it must be a number of kernels, or 0 for none")
 
     def couplings(self) -> dict[str, str]:
-        """Returns why a score depends on other examples of the batch, {cause: the option that avoids it}. {}: it does not."""
+        """Returns the layers that make a score depend on other examples of the batch: {layer: the option that avoids it}.
+
+        {}: each score depends only on its own example.
+        """
         return {"minibatch discrimination": "minibatch 0"} if self.minibatch else {}
 
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         """Returns the module `(x [B, H, W, C], label [B, classes] or None, keys, train) -> features [B, F]`.
 
-        label: None if it is not joined to the image. keys: [B], for `dropout`.
+        label: one-hot, appended to the image; None: no label is appended. keys: [B], for `dropout`; None: no dropout.
         """
         raise NotImplementedError
 
     def tiny(self) -> Architecture:
-        """Returns the same kind with the smallest sizes, for tests."""
+        """Returns a discriminator of the same kind with very small layers, for tests."""
         raise NotImplementedError
 
 
@@ -69,7 +72,7 @@ class Perceptron(Architecture):
     """Fully connected layers with LeakyReLU."""
 
     widths: tuple[int, ...] = (1024, 512, 256)
-    """Units of the hidden layers."""
+    """Number of units of each hidden layer."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -91,11 +94,11 @@ class DCGAN(Architecture):
     """
 
     widths: tuple[int, ...] = (64, 128)
-    """Channels of the convolutions, which have stride 2."""
+    """Output channels of each convolution. Each has stride 2."""
     kernel: int = 5
-    """Side of the kernels."""
+    """Height and width of the kernels, in pixels."""
     norm: Literal["batch", "layer", "none"] = "none"
-    """Normalization of all layers except the first."""
+    """Normalization after each convolution except the first. batch: over the global batch. layer: over each example."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,9 +122,9 @@ class Residual(Architecture):
     widths: tuple[int, ...] = (128, 128, 128, 128)
     """Channels of each block."""
     halvings: int = 2
-    """Number of blocks, from the first, that halve the side."""
+    """Number of blocks that halve height and width. These are the first blocks."""
     attention: tuple[int, ...] = ()
-    """Numbers of the blocks, from 1, that self-attention follows."""
+    """Self-attention follows these blocks, which are numbered from 1. (): no self-attention."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,17 +140,17 @@ class Residual(Architecture):
 
 
 def check_widths(widths: tuple[int, ...]) -> None:
-    """Raises: UserError if one of a discriminator's widths is not above 0."""
+    """Raises: UserError if a width is below 1."""
     check_positive(**{"the discriminator's width": min(widths, default=1)})
 
 
 class Discriminator(nn.Module):
-    """A trunk that makes features, and the score that is read from them."""
+    """A trunk that computes features, and a linear layer that computes the score from them."""
 
     arch: Architecture
     conditioning: Conditioning | None
     bias: bool
-    """Whether the layer of the score has a bias."""
+    """Whether the linear layer that computes the score has a bias."""
     dtypes: Dtypes
 
     @nn.compact
@@ -156,12 +159,12 @@ class Discriminator(nn.Module):
     ) -> tuple[Array, Array]:
         """Returns scores [B] and features [B, F].
 
-        x: [B, H, W, C]. label: [B, classes] one-hot or None. keys: [B], for the noise of dropout. None: no dropout. weight: [B], 0 for
-        padding, which changes no score of another example. None: no padding.
+        x: [B, H, W, C]. label: one-hot [B, classes], or None without labels. keys: dropout keys [B]; None: no dropout. weight: [B],
+        1 for an example and 0 for padding, which does not affect the scores of the examples; None: no padding.
         """
         projected, joined = (label, None) if self.conditioning == "projection" else (None, label)
         features = self.arch.trunk(self.dtypes)(x, joined, keys, train)
-        # Only the score reads the closeness to other examples. Projection and feature matching use the features without it.
+        # Only the score sees how close other examples are. Projection and feature matching use the features without it.
         read = features
         if self.arch.minibatch:
             read = MinibatchDiscrimination(self.arch.minibatch, MINIBATCH_DIMS, self.dtypes)(features, weight)
@@ -172,7 +175,7 @@ class Discriminator(nn.Module):
         return scores, features
 
     def linear(self, x: Array, size: int, bias: bool, train: bool) -> Array:
-        """Returns a linear map of x [B, F], [B, size]."""
+        """Returns the output [B, size] of a linear layer for x [B, F], with spectral normalization if the config has it."""
         return spectral_norm(layers.Dense(size, use_bias=bias, **self.dtypes), self.arch.spectral, train)(x)
 
 
@@ -194,7 +197,7 @@ class Dense(nn.Module):
 
 
 class Strided(nn.Module):
-    """Trunk of a `DCGAN`: strided convolutions, [B, H, W, C] -> features [B, F] of all positions and channels."""
+    """Trunk of a `DCGAN`: strided convolutions, [B, H, W, C] -> features [B, F], the flattened output of the last convolution."""
 
     arch: DCGAN
     dtypes: Dtypes
@@ -232,9 +235,9 @@ class Blocks(nn.Module):
         return dropout(nn.relu(x).sum((1, 2)), keys, 0, self.arch.dropout)
 
     def block(self, x: Array, i: int, train: bool) -> Array:
-        """Returns the output of block i, from 1: [B, H, W, width], or with half the sides."""
+        """Returns the output of block i, which counts from 1: [B, H, W, width], or half of H and W if the block halves them."""
         width, halves = self.arch.widths[i - 1], i <= self.arch.halvings
-        # The first block reads pixels, which need no activation before.
+        # The first block reads pixels. A ReLU before it would lose the negative ones.
         y = self.conv(nn.relu(x) if i > 1 else x, width, 3, train)
         y = self.conv(nn.relu(y), width, 3, train)
         if not halves:
@@ -246,13 +249,13 @@ class Blocks(nn.Module):
         return downsample(y) + downsample(self.conv(x, width, 1, train))
 
     def conv(self, x: Array, width: int, side: int, train: bool) -> Array:
-        """Returns a convolution of x, [B, H, W, width]."""
+        """Returns the output [B, H, W, width] of a convolution of x with a kernel of this side."""
         layer = Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)
         return spectral_norm(layer, self.arch.spectral, train)(x)
 
 
 def append_planes(x: Array, label: Array | None) -> Array:
-    """Returns x [B, H, W, C] with the label [B, classes] as constant channels, [B, H, W, C + classes]."""
+    """Appends the label [B, classes] to x [B, H, W, C] as constant channels: [B, H, W, C + classes]. None: returns x."""
     if label is None:
         return x
     # A convolution must see the label at each position.
@@ -261,5 +264,5 @@ def append_planes(x: Array, label: Array | None) -> Array:
 
 
 def downsample(x: Array) -> Array:
-    """Returns means of 2x2 pixels of x [B, H, W, C], [B, ceil(H / 2), ceil(W / 2), C]."""
+    """Averages each square of 2x2 pixels: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
     return nn.avg_pool(x, (2, 2), (2, 2), padding="SAME", count_include_pad=False)

@@ -1,7 +1,7 @@
-"""A transformer over patches, whose norms are scaled and shifted by a condition (Peebles and Xie 2023).
+"""The diffusion transformer, DiT (Peebles and Xie 2023): a transformer over patches whose norms depend on a condition.
 
-An example has any number of axes, then channels. Sound has the axis time; images have row and column; video has frame, row and
-column.
+An example is an array [*axes, channels] with any number of axes: time for sound, row and column for images, frame, row and column
+for video.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gen.networks.transformer.layers import FeedForward
 from gen.networks.velocity import Architecture, along, modulate
 
 SMALL = nn.initializers.normal(0.02)
-"""Initializer of the modulations and of the last layer. Blocks are near the identity at step 0, and every parameter has a gradient.
-With zeros, as in the paper, most parameters would have a zero gradient for two steps."""
+"""Initializer of the modulations and of the last layer. It starts each block near the identity, and gives every parameter a gradient.
+With zeros, as in the paper, most parameters would have a zero gradient for the first two steps."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,11 @@ class DiT(Architecture):
     layers: int = 6
     """Number of blocks."""
     width: int = 192
-    """Channels between the blocks."""
+    """Number of channels of each position between the blocks. A multiple of heads."""
     heads: int = 3
-    """Number of attention heads. The width must be a multiple of it."""
+    """Number of attention heads."""
     patch: tuple[int, ...] = (4,)
-    """Sides of a patch, one for each axis; or one number for all axes. If the side does not divide an axis, the axis is padded with
-    zeros."""
+    """Length of a patch on each axis, or one number for all axes. An axis that is not a multiple of it is padded with zeros."""
 
     def __post_init__(self):
         check_positive(layers=self.layers, **{"the smallest side of patch": min(self.patch, default=0)})
@@ -59,7 +58,7 @@ class DiT(Architecture):
         return transformer.RULES
 
     def block(self) -> transformer.Architecture:
-        """Returns the sizes of a block's attention and feed-forward layer. Raises: UserError for sizes that do not fit."""
+        """Returns the sizes of a block's attention and feed-forward layer. Raises: UserError if width is not a multiple of heads."""
         # Queries and keys are normalized, which bounds the attention scores (Dehghani et al. 2023).
         return transformer.Architecture(
             layers=self.layers, width=self.width, heads=self.heads, norm="rms", bias=False, qk_norm=True
@@ -79,13 +78,13 @@ class DiT(Architecture):
 
 
 class Trunk(nn.Module):
-    """The layers of a DiT."""
+    """The layers of a DiT: patches -> blocks -> patches of the output."""
 
     config: DiT
     shape: tuple[int, ...]
-    """(*axes, channels) of the output."""
+    """Shape (*axes, channels) of an output."""
     patch: tuple[int, ...]
-    """Sides of a patch, one for each axis."""
+    """Length of a patch on each axis."""
     dtypes: Dtypes
 
     @nn.compact
@@ -105,7 +104,8 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
-    """x + g attention(norm(x)), then x + g feed_forward(norm(x)). Linear maps of the condition give g, and scale and shift the norms."""
+    """x + g attention(norm(x)), then x + g feed_forward(norm(x)). The gates g, and a scale and a shift of each norm, are linear in the
+    condition."""
 
     arch: transformer.Architecture
     dtypes: Dtypes
@@ -129,18 +129,22 @@ def normalize(x: Array) -> Array:
 
 
 def embed_positions(grid: Sequence[int], width: int, dtype: DTypeLike) -> Array:
-    """Returns sines and cosines of the coordinates of each position of a grid, [positions, width] in a float dtype.
+    """Returns sines and cosines of the coordinates of each position of a grid, [positions, width] in `dtype`, a float dtype.
 
-    Each axis gets a part of the width. Dosovitskiy et al. 2021, appendix D.4.
+    grid: number of positions on each axis. Each axis gets an equal part of the width; channels that are left over are 0. Dosovitskiy et al. 2021, appendix D.4.
     """
     part = width // len(grid)
     coordinates = [jnp.asarray(c.reshape(-1), dtype) for c in np.indices(grid)]
     parts = jnp.concatenate([sinusoidal(c, part) for c in coordinates], axis=-1)
+    # Channels that can't be divided equally among the axes stay 0.
     return jnp.pad(parts, ((0, 0), (0, width - part * len(grid))))
 
 
 def to_patches(x: Array, patch: tuple[int, ...]) -> Array:
-    """Returns the patches of x [B, *axes, C] in raster order, [B, positions, prod(patch) C]. Axes are padded with zeros to a multiple."""
+    """Returns the patches of x [B, *axes, C] in raster order, [B, positions, prod(patch) C].
+
+    patch: length of a patch on each axis. Each axis is padded with zeros to a multiple of it.
+    """
     n, channels = len(patch), x.shape[-1]
     missing = [(0, -size % side) for size, side in zip(x.shape[1:-1], patch, strict=True)]
     x = jnp.pad(x, [(0, 0), *missing, (0, 0)])
@@ -151,9 +155,13 @@ def to_patches(x: Array, patch: tuple[int, ...]) -> Array:
 
 
 def from_patches(x: Array, patch: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Returns the array [B, *shape] that consists of these patches: the inverse of `to_patches`. shape: (*axes, channels)."""
+    """Joins patches [B, positions, prod(patch) channels] to an array [B, *shape]: the inverse of `to_patches`.
+
+    shape: (*axes, channels). Padding is cut off.
+    """
     n, (*axes, channels) = len(patch), shape
     grid = [-(-size // side) for size, side in zip(axes, patch, strict=True)]
+    # [B, grid 1, grid 2, ..., side 1, side 2, ..., C] -> [B, grid 1, side 1, grid 2, side 2, ..., C]
     order = (0, *(i for pair in zip(range(1, n + 1), range(n + 1, 2 * n + 1), strict=True) for i in pair), 2 * n + 1)
     x = x.reshape(len(x), *grid, *patch, channels).transpose(order)
     x = x.reshape(len(x), *(size * side for size, side in zip(grid, patch, strict=True)), channels)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from gen.errors import UserError
 
 Dtypes = dict[str, Any]
-"""{"dtype": of activations, "param_dtype": of parameters}, as keyword arguments of Flax modules."""
+"""{"dtype": dtype of activations, "param_dtype": dtype of parameters}: keyword arguments of Flax modules."""
 
 
 def module_dtypes(dtype: str, param_dtype: str) -> Dtypes:
     """Returns the dtypes of activations and parameters as keyword arguments of Flax modules.
 
-    Raises: UserError for float64, unless JAX has it enabled.
+    Raises: UserError for float64 if JAX_ENABLE_X64 is not set.
     """
     if "float64" in (dtype, param_dtype) and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(
@@ -26,5 +26,5 @@ def module_dtypes(dtype: str, param_dtype: str) -> Dtypes:
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """Returns x in at least float32. bfloat16 is too coarse for sums of many terms, and for codes, which are rounded."""
+    """Returns x in float32, or unchanged if it is float64. bfloat16 is too coarse for sums of many terms, and for rounding to codes."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -13,12 +13,12 @@ LOG_2PI = 1.8378770664093453
 
 
 class Gaussian(NamedTuple):
-    """A diagonal Gaussian."""
+    """A diagonal Gaussian over D dimensions."""
 
     mean: Array
-    """[..., D]."""
+    """Mean of each dimension, [..., D]."""
     log_std: Array
-    """Log of the standard deviation, [..., D]."""
+    """Natural log of the standard deviation of each dimension, [..., D]."""
 
     def sample(self, noise: Array) -> Array:
         """Returns mean + std * noise, for standard normal noise [..., D]. Kingma and Welling 2014, section 2.4."""

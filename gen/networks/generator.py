@@ -1,6 +1,6 @@
-"""Generators: networks from latents [B, D], and labels if there are any, to images [B, H, W, C] in [-1, 1].
+"""Generators: networks that map latents [B, D], with or without labels, to images [B, H, W, C] in [-1, 1].
 
-With conditioning "concatenation" a label is joined to the latents. With "projection" it scales and shifts the outputs of the
+With conditioning "concatenation", a label is appended to the latents. With "projection", it scales and shifts the outputs of the
 normalizations (conditional batch normalization).
 """
 
@@ -21,6 +21,7 @@ from gen.networks.layers import ACTIVATIONS, Activation, Conv, Norm, Normalizati
 from gen.networks.virtual_batch_norm import ReferencedGenerator
 
 Conditioning = Literal["concatenation", "projection"]
+"""How a network reads labels: see the docstrings of gen.networks.generator and gen.networks.discriminator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +29,18 @@ class Architecture:
     """Kind and sizes of a generator. Subclass it to add one."""
 
     norm: Normalization = "batch"
-    """Normalization of hidden layers. batch: by the global batch. layer: by the example. virtual: by a reference batch."""
+    """Where the mean and variance that normalize hidden layers come from. batch: the global batch. layer: each example. virtual: a fixed
+    reference batch and the example. none: no normalization."""
 
     def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: Dtypes) -> nn.Module:
         """Returns the module `(z [B, D], label [B, classes] or None, train) -> [B, *shape]`.
 
-        shape: height, width, channels. Raises: UserError if it cannot make images of that shape.
+        shape: height, width, channels. Raises: UserError if this generator cannot make images of that shape.
         """
         raise NotImplementedError
 
     def tiny(self) -> Architecture:
-        """Returns the same kind with the smallest sizes, for tests."""
+        """Returns a generator of the same kind with very small layers, for tests."""
         raise NotImplementedError
 
 
@@ -47,7 +49,7 @@ class Perceptron(Architecture):
     """Fully connected layers."""
 
     widths: tuple[int, ...] = (128, 256, 512, 1024)
-    """Units of the hidden layers."""
+    """Number of units of each hidden layer."""
     activation: Activation = "leaky_relu"
     """Activation of the hidden layers."""
 
@@ -63,7 +65,7 @@ class Perceptron(Architecture):
 
 @dataclass(frozen=True)
 class DCGAN(Architecture):
-    """A projection to a small image, then transposed convolutions. Radford et al. 2016.
+    """A dense layer to a small image, called the projection, then transposed convolutions. Radford et al. 2016.
 
     The defaults are the 28x28 form of TensorFlow's tutorial. Widths (1024, 512, 256, 128) with strides (2, 2, 2, 2) are the
     64x64 generator of the paper.
@@ -72,9 +74,9 @@ class DCGAN(Architecture):
     widths: tuple[int, ...] = (256, 128, 64)
     """Channels of the projection, and of each transposed convolution except the last."""
     strides: tuple[int, ...] = (1, 2, 2)
-    """Strides of the transposed convolutions. Their product is the ratio of the sides of the image and of the projection."""
+    """Stride of each transposed convolution. The height and width of the image must be multiples of the product of the strides."""
     kernel: int = 5
-    """Side of the kernels."""
+    """Height and width of the kernels, in pixels."""
     activation: Activation = "leaky_relu"
     """Activation of the hidden layers."""
 
@@ -96,16 +98,18 @@ class DCGAN(Architecture):
 
 @dataclass(frozen=True)
 class Residual(Architecture):
-    """Residual blocks, each of which doubles the side. Miyato et al. 2018, table 4.
+    """A dense layer to a small image, called the projection, then residual blocks, each of which doubles height and width.
+
+    Miyato et al. 2018, table 4.
 
     Widths (256, 256, 256, 256) make 32x32 from 4x4, (256, 256, 256) make 28x28 from 7x7, and (1024, 512, 256, 128, 64) make
     64x64.
     """
 
     widths: tuple[int, ...] = (256, 256, 256, 256)
-    """Channels of the projection, and of each block."""
+    """Channels of the projection, then of each block."""
     attention: tuple[int, ...] = ()
-    """Numbers of the blocks, from 1, that self-attention follows."""
+    """Self-attention follows these blocks, which are numbered from 1. (): no self-attention."""
 
     def __post_init__(self):
         check_positive(**{"the generator's width": min(self.widths, default=0)})
@@ -120,9 +124,9 @@ class Residual(Architecture):
 
 
 def base_size(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
-    """Returns height and width of the small image that becomes an image of this shape when its sides grow by `factor`.
+    """Returns (height / factor, width / factor) for a shape (height, width, channels): the size of the projection.
 
-    Raises: UserError if the factor does not divide the sides.
+    Raises: UserError if the height or the width is not a multiple of `factor`.
     """
     height, width, _ = shape
     if height % factor or width % factor:
@@ -136,12 +140,12 @@ def base_size(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
 
 
 def with_references(arch: Architecture, generator: nn.Module) -> nn.Module:
-    """Returns the generator, with a reference batch if its normalizations need one."""
+    """Returns the generator, wrapped to run on a reference batch too if it uses virtual batch normalization."""
     return ReferencedGenerator(generator) if arch.norm == "virtual" else generator
 
 
 def join_label(z: Array, label: Array | None, conditioning: Conditioning | None) -> tuple[Array, Array | None]:
-    """Returns the input of the first layer, and the label for the normalizations (None: they do not see it)."""
+    """Returns (input of the first layer [B, D or D + classes], label for the normalizations; None: they do not read a label)."""
     if label is None or conditioning == "projection":
         return z, label
     return jnp.concatenate([z, label.astype(z.dtype)], axis=-1), None
@@ -187,7 +191,7 @@ class Transposed(nn.Module):
         size = math.prod(self.base) * arch.widths[0]
         x = layers.Dense(size, use_bias=use_bias, kernel_init=init, **self.dtypes)(x)
         x = self.activate(x.reshape(-1, *self.base, arch.widths[0]), label, train)
-        # The last stride is left for the layer below, which makes the channels of the image.
+        # The last stride belongs to the convolution after the loop, which makes the channels of the image.
         for width, stride in zip(arch.widths[1:], arch.strides, strict=False):
             conv = Conv(width, arch.kernel, stride, transposed=True, use_bias=use_bias, kernel_init=init, **self.dtypes)
             x = self.activate(conv(x), label, train)
@@ -237,7 +241,7 @@ class Blocks(nn.Module):
         return nn.relu(x)
 
     def conv(self, x: Array, width: int, side: int) -> Array:
-        """Returns a convolution of x, [B, H, W, width]."""
+        """Returns the output [B, H, W, width] of a convolution of x with a kernel of this side."""
         return Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)(x)
 
 

@@ -1,4 +1,4 @@
-"""The Inception-v3 that Fréchet distances are measured with: TensorFlow's graph of 2015-12-05.
+"""The Inception-v3 network whose features define the FID: TensorFlow's graph of 2015-12-05.
 
 Szegedy et al. 2016, with three peculiarities of that graph: average pools do not count their padding, the last block pools
 by maximum, and there are 1008 classes. Batch normalizations have constant statistics, so they are folded into the
@@ -18,14 +18,15 @@ import jax.numpy as jnp
 from gen.core import Array
 
 SIDE = 299
-"""Height and width of its images."""
+"""Height and width of the images that the network takes, in pixels."""
 CLASSES = 1008
+"""Number of logits. TensorFlow's graph has 1008, although ImageNet has 1000 classes."""
 # Scores are compared between machines, so accelerators must not round products to bfloat16 or TF32.
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Conv(NamedTuple):
-    """A convolution with a bias, and a ReLU."""
+    """A convolution with a bias, followed by a ReLU."""
 
     name: str
     width: int
@@ -46,7 +47,7 @@ class Block(NamedTuple):
     """Branches that read the same input. Their output channels are concatenated."""
 
     name: str
-    """Prefix of the names of its convolutions."""
+    """Prefix of the names of the convolutions in this block."""
     branches: Sequence[Sequence[Layer]]
     """The layers of each branch."""
 
@@ -132,7 +133,7 @@ def block_d(name: str) -> Block:
 
 
 def block_e(name: str, pool: Pool) -> Block:
-    """Returns a block at 8 x 8."""
+    """Returns a block at 8 x 8. pool: the first layer of its last branch."""
 
     def cross(wide: str, tall: str) -> Block:
         return Block("", [[Conv(wide, 384, (1, 3))], [Conv(tall, 384, (3, 1))]])
@@ -183,9 +184,9 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        """Returns features [B, 2048] and logits [B, 1008] for x [B, 299, 299, 3].
+        """Returns features [B, 2048] and logits [B, 1008] for x [B, 299, 299, 3] in about [-1, 1].
 
-        The features are the mean of the last block over positions. The logits have no bias, as in the code of the Inception
+        The features are the outputs of the last block, averaged over positions. The logits have no bias, as in the code of the Inception
         Score (Salimans et al. 2016).
         """
         features = _run(LAYERS, x).mean(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Layers of generators and discriminators. Statistics of a batch are taken over the global batch, on the mapped axis "data"."""
+"""Layers of generators and discriminators. Batch statistics are over the global batch: they are averaged over the mapped axis "data"."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ Normalization = Literal["batch", "layer", "virtual", "none"]
 Initializer = nn.initializers.Initializer
 
 MOMENTUM = 0.9
-"""Decay of the running averages of batch moments."""
+"""Decay of the running mean and variance of batch normalization: each step keeps this fraction of the old value."""
 
 
 def leaky_relu(x: Array) -> Array:
+    """Returns x where x > 0, otherwise 0.2 x. Radford et al. 2016 use this slope."""
     return nn.leaky_relu(x, 0.2)
 
 
@@ -41,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Dense(nn.Module):
-    """A dense layer."""
+    """A dense layer, x kernel + bias, like flax's nn.Dense."""
 
     features: int
     use_bias: bool = True
@@ -59,11 +60,11 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution, or a transposed one, with padding SAME. Over images, and over grids of any other number of axes."""
+    """A convolution or a transposed convolution with padding SAME, over images (two axes), or over one or three axes."""
 
     features: int
     side: int
-    """Side of the kernel."""
+    """Length of the kernel on each axis."""
     stride: int = 1
     transposed: bool = False
     use_bias: bool = True
@@ -73,15 +74,15 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns [B, ceil(H / stride), ceil(W / stride), features] for x [B, H, W, C].
+        """Returns [B, ceil(H / stride), ceil(W / stride), features] for x [B, H, W, C], and likewise for other numbers of axes.
 
-        Transposed: [B, H stride, W stride, features].
+        If transposed: [B, H stride, W stride, features].
         """
         axes = x.ndim - 2
         shape = (*(self.side,) * axes, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
         conv, transpose = convolution.conv, convolution.conv_transpose
-        # Only images have forms that are fast on a CPU.
+        # The fast forms for a CPU exist only for images. Other inputs take XLA's convolution.
         if axes != 2:
             conv, transpose = convolution.conv_axes, convolution.conv_axes_transpose
         convolve = transpose if self.transposed else conv
@@ -96,10 +97,11 @@ def add_bias(layer: Dense | Conv, y: Array) -> Array:
 
 
 class Norm(nn.Module):
-    """A normalization, then a scale and a shift of each channel: one for all examples, or one per class (de Vries et al. 2017).
+    """A normalization, then a trained scale and shift of each channel, which may differ between classes (de Vries et al. 2017).
 
-    batch: by the moments of the global batch, or their running averages (Ioffe and Szegedy 2015). layer: by the moments of
-    the example itself (Ba et al. 2016). virtual: by the moments of a reference batch (gen/networks/virtual_batch_norm.py).
+    Kinds differ in the mean and variance that they use. batch: of the global batch in training, and running averages otherwise
+    (Ioffe and Szegedy 2015). layer: of each example (Ba et al. 2016). virtual: of a fixed reference batch together with each
+    example (gen/networks/virtual_batch_norm.py). none: only the scale and the shift.
     """
 
     kind: Normalization
@@ -107,19 +109,19 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, train: bool) -> Array:
-        """Returns x [B, ..., C] normalized. label: [B, classes] one-hot, or None for one scale and shift for all."""
+        """Returns x [B, ..., C] normalized, scaled and shifted. label: one-hot [B, classes], or None if all classes share both."""
         ones, zeros, channels = nn.initializers.ones, nn.initializers.zeros, x.shape[-1]
         if label is None:
             scale = self.param("scale", ones, (channels,), self.dtypes["param_dtype"])
             y = self.normalize(x, scale, train)
             bias = self.param("bias", zeros, (channels,), self.dtypes["param_dtype"])
             return y + to_rows(bias.astype(x.dtype), x.shape)
-        # The scale and the shift of the class replace the common ones.
+        # Each class has its own scale and shift, so the normalization gets a scale of 1.
         x = self.normalize(x, jnp.ones(channels), train)
         return x * self.per_class("scale", ones, x, label) + self.per_class("shift", zeros, x, label)
 
     def per_class(self, name: str, init: Initializer, x: Array, label: Array) -> Array:
-        """Returns the parameter of each example's class, [B, 1, ..., C], in the dtype of x."""
+        """Returns the row of the parameter `name` for the class of each example, [B, 1, ..., C], in the dtype of x."""
         channels = x.shape[-1]
         rows = Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(label)
         return rows.reshape(x.shape[0], *(1,) * (x.ndim - 2), channels).astype(x.dtype)
@@ -139,7 +141,7 @@ class Norm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(variance) of each channel, times its scale.
+    """(x - mean) / sqrt(variance + EPSILON) * scale for each channel.
 
     In training it uses the moments of the global batch, and their running averages are updated. Otherwise the running
     averages are used.
@@ -167,10 +169,10 @@ class BatchNorm(nn.Module):
 
 
 def spectral_norm(layer: Dense | Conv, enabled: bool, train: bool) -> Callable[[Array], Array]:
-    """Returns the layer with its kernel divided by an estimate of its largest singular value, or the layer itself.
+    """Returns the layer with its kernel divided by an estimate of its largest singular value, or the layer itself if not enabled.
 
-    In training, each forward pass makes one power iteration. So a step of D makes two, on the real and on the generated images. In
-    Miyato et al. 2018, algorithm 1, it makes one.
+    With `train`, each forward pass makes one power iteration. A step of the discriminator has two forward passes, on real and on
+    generated images, so it makes two iterations. In Miyato et al. 2018, algorithm 1, it makes one.
     """
     if not enabled:
         return layer  # pyright: ignore[reportReturnType]
@@ -200,7 +202,7 @@ def dropout(x: Array, keys: Array | None, layer: int, rate: float) -> Array:
 
 
 def check_attention(after: tuple[int, ...], blocks: int) -> None:
-    """Raises: UserError if attention follows a block outside of 1 to `blocks`."""
+    """Raises: UserError if a number in `after` is not the number of a block, 1 to `blocks`."""
     for block in after:
         if not 1 <= block <= blocks:
             raise UserError(f"attention follows block {block}, and there are blocks 1 to {blocks}")
@@ -217,6 +219,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         """Returns [B, H, W, C] for x [B, H, W, C]."""
         b, h, w, c = x.shape
+        # Queries and keys have c / 8 channels and values c / 2, as in the authors' code.
         query = self.pointwise(x, max(1, c // 8), train).reshape(b, h * w, -1)
         key = pool(self.pointwise(x, max(1, c // 8), train))
         value = pool(self.pointwise(x, max(1, c // 2), train))
@@ -232,7 +235,7 @@ class SelfAttention(nn.Module):
 
 
 def pool(x: Array) -> Array:
-    """Returns the positions of x [B, H, W, C] as one axis, [B, N, C], after 2x2 max pooling unless a side is below 4.
+    """Halves H and W by 2x2 max pooling, unless one is below 4, then joins them to one axis: [B, H, W, C] -> [B, N, C].
 
     A quarter of the positions is enough for keys and values (Zhang et al. 2019).
     """
@@ -244,20 +247,20 @@ def pool(x: Array) -> Array:
 class MinibatchDiscrimination(nn.Module):
     """Appends features that say how close an example is to the others of the global batch.
 
-    They show a discriminator a lack of variety: o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1). Salimans et al. 2016, section 3.2.
+    A discriminator can then detect a lack of variety. For example i and kernel b: o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1). Salimans et al. 2016, section 3.2.
     """
 
     kernels: int
     dims: int
-    """Dimensions in which a kernel measures distances."""
+    """Size of the vectors M_i,b between which a kernel measures distances."""
     dtypes: Dtypes
 
     @nn.compact
     def __call__(self, features: Array, weight: Array | None = None) -> Array:
         """Returns [B, F + kernels] for features [B, F].
 
-        weight: [B], 1, or 0 for padding, which is close to nothing. The closeness to the others is scaled as if the batch had no padding.
-        None: no padding.
+        weight: [B], 1 for an example and 0 for padding. Padding counts as close to no example, and the sums are scaled up as if the
+        batch were full. None: no padding.
         """
         m = Dense(self.kernels * self.dims, use_bias=False, **self.dtypes)(features)
         m = m.reshape(-1, self.kernels, self.dims)

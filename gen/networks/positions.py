@@ -1,4 +1,4 @@
-"""Positions of tokens in a transformer: documents in a row, cells of a grid, rotary positions, and a bias by distance."""
+"""Positions of tokens in a transformer: in documents or on a grid, and how the network reads them (rotary, or a bias by distance)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from gen.networks.dtypes import Dtypes
 PADDING = -1  # the segment of padding, and the token that marks it in a prompt
 PREFIX = -2  # the segment of a trained prefix, which every document sees
 ROTARY_BASE = 10_000.0  # the longest wavelength of rotary positions is this times 2 pi. Su et al. 2021, section 3.2.2
-BUCKETS = 32  # of relative positions: distances in a bucket share one bias
-MAX_DISTANCE = 128  # of relative positions: from here on all distances are in the last bucket
+BUCKETS = 32  # number of buckets of relative positions. Distances in the same bucket share one bias
+MAX_DISTANCE = 128  # relative positions: all distances from here on are in the last bucket
 
 
 class Location(NamedTuple):
-    """Where the tokens of each row are, int32 [B, T] each."""
+    """The document and the position of each token, int32 [B, T] each."""
 
     segment: Array
-    """Number of the token's document in its row; PADDING for padding. Tokens only see their own segment."""
+    """Number of the token's document in its row; PADDING for padding. Tokens attend only to tokens of their own segment."""
     position: Array
-    """Index of the token in its document, or in the part of a document that the row begins with."""
+    """Index of the token in its document. If a row begins in the middle of a document, positions count from the row's start."""
 
 
 def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
     """Returns the document and the position of each token, int32 [B, T]. Tokens below 0 are padding.
 
-    A document begins with the token `end`, and after padding. end: None if only padding separates documents.
+    A document begins at each token `end`, and at the first token after padding. end: None if only padding separates documents.
     """
     index_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     padding_BT = tokens_BT < 0
@@ -46,7 +46,7 @@ def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
 
 
 def locate_cells(shape: Sequence[int], words: int = 0) -> Array:
-    """Returns the position of each token of a row: a caption, the label, and a grid. int32 [words + 1 + T, A], for A axes.
+    """Returns the position of each token of a row: caption, label, then the cells of a grid with A axes. int32 [words + 1 + T, A].
 
     Without a caption, the label is at 0 on every axis, and the T cells follow in raster order, counted from 1 on each axis. A caption
     lies at 0 to words - 1 on the first axis, and at 0 on the others. It moves the label and the cells by `words` on the first axis.
@@ -65,8 +65,8 @@ def locate_cells(shape: Sequence[int], words: int = 0) -> Array:
 class RelativeBias(nn.Module):
     """A learned bias for each head and bucket of distances. Raffel et al. 2020, section 2.1.
 
-    Half of the buckets hold one short distance each. The others grow by a constant factor up to MAX_DISTANCE. If later
-    positions are visible too, half of all buckets are for them.
+    Half of the buckets hold one short distance each. The ranges of the others grow by a constant factor up to MAX_DISTANCE. If
+    the network is not causal, half of all buckets are for later positions.
     """
 
     heads: int
@@ -98,11 +98,11 @@ def rotations(position_BT: Array, width: int, dtype: DTypeLike) -> Array:
 
 
 def grid_rotations(position_BTA: Array, width: int, dtype: DTypeLike) -> Array:
-    """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2], of positions with a part for each axis, int32 [B, T, A].
+    """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2], of positions on a grid, int32 [B, T, A].
 
-    The pairs of channels are divided among the axes. If they can't be divided equally, the first axes get one pair more. An axis with
-    P pairs uses the frequencies of a head with P pairs. So the product of a query and a key depends only on their distance on each
-    axis.
+    The pairs of channels are divided among the A axes, and each pair rotates by the position on its axis. If they can't be divided
+    equally, the first axes get one pair more. An axis with P pairs uses the frequencies of a head with P pairs. So the product of a
+    query and a key depends only on their distance on each axis. width: H, channels of a head.
     """
     axes, pairs = position_BTA.shape[-1], width // 2
     counts = [pairs // axes + (axis < pairs % axes) for axis in range(axes)]
@@ -111,7 +111,9 @@ def grid_rotations(position_BTA: Array, width: int, dtype: DTypeLike) -> Array:
 
 
 def rotate(x_BTNH: Array, rotation: Array) -> Array:
-    """Rotates each pair of channels (i, i + H / 2) by the angle of its position. Su et al. 2021, equation 34.
+    """Rotates each pair of channels (i, i + H / 2) of x [B, T, N, H] by an angle, in the dtype of x. Su et al. 2021, equation 34.
+
+    rotation: cosines and sines of the angles, from `rotations` or `grid_rotations`.
 
     The product of a rotated query and a rotated key depends only on the difference of their positions.
     """

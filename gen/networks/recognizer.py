@@ -9,19 +9,19 @@ from gen.core import Array
 from gen.networks.layers import Dense, dropout
 
 STACKED = 2
-"""Frames that are one position of the network."""
+"""Number of consecutive frames that are joined to one position of the network."""
 REACH = 2
-"""Positions on each side that a layer reads."""
+"""Number of positions on each side of a position that a layer reads."""
 
 
 class Recognizer(nn.Module):
     """Residual convolutions over time, as in Wav2Letter (Collobert et al. 2016), with a norm before each."""
 
     outputs: int
-    """Number of logits: a blank, and the characters."""
+    """Number of logits of a position: the blank of CTC, and the characters."""
     width: int
     dilations: tuple[int, ...]
-    """One for each layer: distance of the positions that it reads."""
+    """For each layer, the distance between neighbouring positions that it reads, in positions."""
     dropout: float
 
     @nn.compact
@@ -36,7 +36,10 @@ class Recognizer(nn.Module):
 
 
 def around(x: Array, dilation: int) -> Array:
-    """Returns each position of x [B, T, D] with the REACH ones on each side of it, [B, T, (2 REACH + 1) D]. Outside of x are zeros."""
+    """Joins each position of x [B, T, D] with REACH positions on each side, `dilation` apart: [B, T, (2 REACH + 1) D].
+
+    Positions outside of x are zeros.
+    """
     # A convolution as a matrix product, because XLA's convolution is slow inside a scan on a CPU.
     n, width = x.shape[1], REACH * dilation
     padded = jnp.pad(x, ((0, 0), (width, width), (0, 0)))

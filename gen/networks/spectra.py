@@ -25,16 +25,17 @@ LOG_STEP = math.log(6.4) / 27
 MOMENTUM = 0.99
 """Momentum of the fast Griffin-Lim algorithm. Perraudin et al. 2013, section 4."""
 TINY = 1e-8
+"""Smallest number to divide by."""
 
 
 @dataclass(frozen=True)
 class Mel:
-    """Settings of log-mel spectrograms."""
+    """Settings of log-mel spectrograms: log amplitudes in frequency bands that are equally wide on the mel scale."""
 
     window: int = 256
-    """Number of samples in a frame, which is multiplied by a Hann window. An even number, and a multiple of `hop`."""
+    """Number of samples in a frame, an even multiple of `hop`. Each frame is multiplied by a Hann window."""
     hop: int = 64
-    """Samples from one frame to the next."""
+    """Number of samples from the start of a frame to the start of the next."""
     bands: int = 40
     """Number of mel bands."""
     low: float = 0.0
@@ -56,7 +57,7 @@ class Mel:
 
     @property
     def bins(self) -> int:
-        """Number of frequencies of a frame."""
+        """Number of frequencies in the Fourier transform of a frame: window / 2 + 1."""
         return self.window // 2 + 1
 
     def frames(self, samples: int) -> int:
@@ -86,7 +87,7 @@ def stft(x: Array, window: int, hop: int) -> Array:
 
 
 def istft(spectrum: Array, hop: int, length: int) -> Array:
-    """Returns the waveforms [..., length] whose transforms are nearest to `spectrum`, complex [..., frames, bins], in least squares.
+    """Returns the waveforms [..., length] whose transforms are nearest, in least squares, to `spectrum`, complex [..., frames, bins].
 
     The inverse transforms of the frames are weighted by the window, added up, and divided by the sum of the squared windows. Griffin
     and Lim 1984, equation 6.
@@ -123,6 +124,7 @@ def mel_filters(rate: int, mel: Mel) -> np.ndarray:
         raise UserError(
             f"mel bands from {mel.low:g} to {high:g} Hz do not lie in [0, {rate / 2:g}]; change low or high"
         )
+    # Each band goes from the centre of the band before it to the centre of the band after it.
     edges = to_hertz(np.linspace(to_mel(mel.low), to_mel(high), mel.bands + 2))
     frequencies = np.arange(mel.bins) * rate / mel.window
     # A triangle is the minimum of a rising and a falling line.
@@ -132,14 +134,14 @@ def mel_filters(rate: int, mel: Mel) -> np.ndarray:
 
 
 def to_mel(hertz: float) -> float:
-    """Returns a frequency on Slaney's mel scale."""
+    """Returns the number of mels of a frequency in Hz, on Slaney's scale."""
     if hertz < LINEAR_TOP:
         return hertz / LINEAR_HZ
     return LINEAR_TOP / LINEAR_HZ + math.log(hertz / LINEAR_TOP) / LOG_STEP
 
 
 def to_hertz(mels: np.ndarray) -> np.ndarray:
-    """Returns the frequencies, in Hz, of numbers on Slaney's mel scale."""
+    """Returns the frequencies in Hz of numbers of mels, on Slaney's scale."""
     top = LINEAR_TOP / LINEAR_HZ
     return np.where(mels < top, mels * LINEAR_HZ, LINEAR_TOP * np.exp(LOG_STEP * (mels - top)))
 
@@ -163,12 +165,12 @@ def mels(x: Array, rate: int, mel: Mel) -> Array:
 
 
 def log_mels(x: Array, rate: int, mel: Mel) -> Array:
-    """Returns log(max(floor, mels)) of waveforms x [..., T], [..., frames, bands]."""
+    """Returns log(max(mel.floor, amplitude)) in mel bands of waveforms x [..., T], [..., frames, bands]. rate: samples per second."""
     return jnp.log(jnp.maximum(mels(x, rate, mel), mel.floor))
 
 
 def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
-    """Returns magnitudes [..., frames, bins] whose mels are near exp(log_mel), [..., frames, bands].
+    """Returns magnitudes [..., frames, bins] whose log-mels are near `log_mel`, [..., frames, bands].
 
     The pseudo-inverse of the filters gives the least-squares solution. Negative magnitudes become 0.
     """
@@ -180,7 +182,7 @@ def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
 def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: int = 60) -> Array:
     """Returns waveforms [..., length] whose transforms have magnitudes near `magnitudes`, [..., frames, bins].
 
-    Griffin and Lim 1984, section III, with the momentum of Perraudin et al. 2013, algorithm 2. Phases begin at random.
+    Griffin and Lim 1984, section III, with the momentum of Perraudin et al. 2013, algorithm 2. The first phases are random.
     """
     window = 2 * (magnitudes.shape[-1] - 1)
     angle = jax.random.uniform(key, magnitudes.shape, magnitudes.dtype, 0, 2 * jnp.pi)

@@ -10,6 +10,7 @@ from gen.networks.dtypes import Dtypes
 from gen.networks.layers import Dense
 
 LAYERS = 2
+"""Number of convolutions."""
 
 
 class TextEncoder(nn.Module):
@@ -20,7 +21,7 @@ class TextEncoder(nn.Module):
 
     vocab: int
     end: int
-    """The token that fills texts up to their full length. It has no effect on the output."""
+    """The padding token, which fills texts up to their full length. It has no effect on the output."""
     width: int
     dtypes: Dtypes
 

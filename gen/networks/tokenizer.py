@@ -21,15 +21,15 @@ class Architecture:
     """The layers of an encoder and a decoder. Subclass it to add one."""
 
     def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the grid for examples with these axes. Raises: UserError if the grid would have only one place."""
+        """Returns the shape of the grid for examples with these axes. Raises: UserError if the grid would have only one position."""
         raise NotImplementedError
 
     def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
-        """Returns the module x [B, *axes, C] -> h [B, *grid, outputs], at least float32."""
+        """Returns the module that maps x [B, *axes, C] to h [B, *grid, outputs], at least float32."""
         raise NotImplementedError
 
     def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
-        """Returns the module z [B, *grid, D] -> outputs [B, *shape], at least float32. shape: (*axes, outputs)."""
+        """Returns the module that maps z [B, *grid, D] to outputs [B, *shape], at least float32. shape: (*axes, outputs)."""
         raise NotImplementedError
 
     def suit(self, example: Feature) -> Architecture:
@@ -60,11 +60,11 @@ class Residual(Architecture):
         check_positive(**{"the smallest of strides": min(self.strides, default=0)})
         if len(self.strides) != len(self.widths):
             raise UserError(
-                f"strides has {len(self.strides)} numbers, and widths has {len(self.widths)}; give one of each for a stage"
+                f"strides has {len(self.strides)} numbers, and widths has {len(self.widths)}; give one of each for each stage"
             )
 
     def sizes(self, axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Returns the axes of an example before the encoder, and after each of its stages."""
+        """Returns the lengths of the axes at the input of the encoder, then after each of its stages."""
         found = [axes]
         for stride in self.strides:
             found.append(tuple(-(-n // stride) for n in found[-1]))
@@ -117,20 +117,21 @@ class Decoder(nn.Module):
     def __call__(self, z: Array) -> Array:
         """Maps z [B, *grid, D] to [B, *shape]."""
         arch, (*axes, outputs) = self.arch, self.shape
+        # The sizes of the encoder in reverse order, without the smallest, which is the input of the decoder.
         sizes = arch.sizes(tuple(axes))[-2::-1]
         widths = (*arch.widths[-2::-1], outputs)
-        # The first convolution mixes neighbouring places, because one code has only a few numbers.
+        # The first convolution combines neighbouring positions, because the vector of one position has only a few numbers.
         x = Conv(arch.widths[-1], 3, **self.dtypes)(z)
         for size, width, stride in zip(sizes, widths, arch.strides[::-1], strict=True):
             for _ in range(arch.blocks):
                 x = Block(arch.activation, self.dtypes)(x)
             x = ACTIVATIONS[arch.activation](x)
             x = Conv(width, side(stride), stride, transposed=True, **self.dtypes)(x)
-            # A transposed convolution multiplies the size by the stride: 4 -> 8 where the encoder had 7 -> 4. So it is cropped.
+            # A transposed convolution multiplies the size by the stride: where the encoder had 7 -> 4, this gives 4 -> 8. So the output is cropped.
             x = x[(slice(None), *map(slice, size))]
         return widen(x)
 
 
 def side(stride: int) -> int:
-    """Returns the kernel size for a stride. Kernels overlap, so that neighbouring outputs share inputs."""
+    """Returns the side of the kernel for a stride. It is larger than the stride, so that neighbouring outputs share inputs."""
     return max(3, 2 * stride)

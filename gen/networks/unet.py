@@ -1,6 +1,6 @@
-"""A U-Net for images (Ronneberger et al. 2015; Ho et al. 2020), with attention and a condition in each block.
+"""A U-Net for images (Ronneberger et al. 2015; Ho et al. 2020), with a condition in each block, and self-attention in chosen stages.
 
-Images of any size fit. An odd number of rows or columns is rounded up when it is halved, and the extra row or column is cropped
+Height and width can be any numbers. An odd number of rows or columns is rounded up when it is halved, and the extra row or column is cropped
 after it is doubled: 28, 14, 7, 4 on the way down, and 4, 8 -> 7, 14, 28 on the way up.
 """
 
@@ -21,7 +21,8 @@ from gen.networks.transformer.layers import Linear, Norm, linear
 from gen.networks.velocity import Architecture, modulate
 
 NEAR_ZERO = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
-"""Initializer of the last layer. At step 0 the output is nearly 0, but the gradients of all layers are not exactly 0."""
+"""Initializer of the last layer. It makes the first outputs nearly 0. With weights of exactly 0, the layers before it would have no
+gradient."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class UNet(Architecture):
     attention: tuple[int, ...] = ()
     """Stages, numbered from 1, whose blocks are followed by self-attention. It is affordable in stages of up to 16x16 positions."""
     heads: int = 4
-    """Heads of the self-attention. The channels of its stages must be a multiple of this number."""
+    """Number of heads of the self-attention. The widths of the stages with attention must be multiples of it."""
     patch: int = 1
-    """Side of the square of pixels that is one position of the first stage. 2 takes a quarter of the time of 1."""
+    """Joins squares of patch x patch pixels to one position before the first stage. 2 takes a quarter of the time of 1."""
     fourier: tuple[int, ...] = ()
-    """Exponents n of additional inputs sin(2^n pi x) and cos(2^n pi x), in which one grey level makes a large difference. For bytes, 7
-    and 8 are good, and lower bits_per_dim (Kingma et al. 2021, appendix C)."""
+    """Adds the inputs sin(2^n pi x) and cos(2^n pi x) for each of these exponents n. They differ much between neighbouring grey levels. For
+    bytes, 7 and 8 lower bits_per_dim (Kingma et al. 2021, appendix C)."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "blocks": self.blocks})
@@ -113,7 +114,7 @@ class Trunk(nn.Module):
                 x = self.block(jnp.concatenate([x, skips.pop()], axis=-1), condition, i, f"up_{i}_{j}")
         x = nn.silu(norm(x, self.dtypes, "end_norm"))
         x = Conv(channels * config.patch**2, 3, kernel_init=NEAR_ZERO, name="end", **self.dtypes)(x)
-        # Sides were padded to multiples of the patch. The padding is cropped.
+        # `space_to_depth` padded height and width to multiples of the patch. The padding is cropped.
         return depth_to_space(x, config.patch)[:, :height, :width]
 
     def block(self, x: Array, condition: Array, stage: int, name: str) -> Array:
@@ -170,10 +171,14 @@ def norm(x: Array, dtypes: Dtypes, name: str) -> Array:
 
 
 def space_to_depth(x: Array, side: int) -> Array:
-    """Maps each square of pixels of an image to one position, [B, ceil(H / side), ceil(W / side), side^2 C]. Missing pixels are 0."""
+    """Joins each square of side x side pixels to one position: [B, H, W, C] -> [B, ceil(H / side), ceil(W / side), side^2 C].
+
+    The image is padded with zeros to multiples of the side.
+    """
     b, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
     x = x.reshape(b, -(-height // side), side, -(-width // side), side, channels)
+    # [B, h, side, w, side, C] -> [B, h, w, side, side, C]
     return x.swapaxes(2, 3).reshape(b, x.shape[1], x.shape[3], -1)
 
 

@@ -4,7 +4,7 @@
     p(x, z)  = p(z_0) p(z_1 | z_0) ... p(x | z)      Decoder, except p(z_0), which is a prior object
 
 One group is the plain VAE (Kingma and Welling 2014). In a hierarchy (Sønderby et al. 2016) the decoder computes features of
-the groups above a group, its `context`. They feed the prior and the posterior of the group, and all groups below.
+all groups above a group, called its context. The prior and the posterior of the group read the context.
 A config chooses the layers with an `Architecture`: `Perceptron` or `Residual`.
 """
 
@@ -24,12 +24,12 @@ from gen.networks.limits import limit_size
 from gen.networks.vae_trunks import DenseDown, DenseUp, Hidden, ResidualDown, ResidualUp
 
 MAX_MEAN = 20.0
-"""Means of latents up to this size are exact, and larger ones stay below twice this size. Trained means are mostly below 5: a
-latent with a mean of 20 standard deviations of its prior costs 200 nats."""
+"""Soft limit on the size of the means of latents: means up to it are unchanged, and larger ones stay below twice the limit. Trained
+means are mostly below 5, because a mean of 20 standard deviations of the prior costs 200 nats."""
 
 
 class Encoder(nn.Module):
-    """q(z | x): maps images, and labels if there are any, to Gaussians over the latent groups."""
+    """q(z | x): maps images, with or without labels, to a Gaussian for each latent group."""
 
     trunk: nn.Module
     """Images [B, H, W, C] -> features [B, F]."""
@@ -55,9 +55,10 @@ class Encoder(nn.Module):
         return self.trunk(x)
 
     def posterior(self, features: Array, context: Array | None, prior: Gaussian | None, group: int) -> Gaussian:
-        """Returns q of a group, [K or K', B, D].
+        """Returns the posterior of a group given the groups above it. The top group has neither context nor prior.
 
-        features: [K, B, F]; context: [K', B, F']; prior: [K', B, D]. The top group has neither context nor prior.
+        features: [K, B, F]; context: [K', B, F']; prior: [K', B, D], where K = 1 or K = K' is the number of samples. Returns
+        [K', B, D], or [K, B, D] for the top group.
         """
         if context is None or prior is None:
             return self.heads[group](features)
@@ -67,10 +68,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """p(x | z) and p(z_i | z_0 ... z_{i-1}): maps latents, and labels if there are any, to the outputs that a likelihood takes."""
+    """p(x | z) and p(z_i | z_0 ... z_{i-1}): maps latents, and labels if there are any, to the parameters of a likelihood."""
 
     trunk: nn.Module
-    """Latents and context [..., F] -> outputs [..., H, W, outputs]."""
+    """Label, context and latents [..., F] -> outputs [..., H, W, outputs]."""
     latents: tuple[int, ...]
     """Number of dimensions of each group."""
     hidden: int
@@ -79,7 +80,7 @@ class Decoder(nn.Module):
     dtypes: Dtypes
 
     def setup(self):
-        # Group i has the stage i of contexts. The last group needs no stage, and the top group needs no head.
+        # stages[i] computes the context below group i, which the last group does not need. The top group needs no head.
         below = self.latents[1:]
         self.stages = [Hidden((self.hidden, self.hidden), self.activation, self.dtypes) for _ in below]
         self.heads = [Head(d, self.hidden, self.activation, self.dtypes) for d in below]
@@ -87,18 +88,21 @@ class Decoder(nn.Module):
     def __call__(self, context: Array | None, z: Array, label: Array | None) -> Array:
         """Returns outputs [..., B, H, W, outputs], at least float32.
 
-        context: of all groups except the last, [..., B, F], or None; z: the last group, [..., B, D]; label: one-hot
-        [B, classes] or None.
+        context: features of all groups except the last, [..., B, F], or None if there is one group; z: latents of the last
+        group, [..., B, D]; label: one-hot [B, classes] or None.
         """
         inputs = z if context is None else jnp.concatenate([context, z], axis=-1)
         return widen(self.trunk(concatenate(label, inputs)))
 
     def context(self, above: Array | None, z: Array, group: int) -> Array:
-        """Returns features of a group and of all groups above it, [..., B, F]."""
+        """Returns features of a group and of all groups above it, [..., B, F]: the context of the next group.
+
+        above: the context of this group, [..., B, F], None for the top group; z: its latents, [..., B, D]; group: its index.
+        """
         return self.stages[group](z if above is None else jnp.concatenate([above, z], axis=-1))
 
     def prior(self, context: Array, group: int) -> Gaussian:
-        """Returns the prior of a group below the top, [..., B, D]. context: of the groups above it, [..., B, F]."""
+        """Returns the prior of a group below the top, [..., B, D]. context: features of the groups above it, [..., B, F]."""
         return self.heads[group - 1](context)
 
 
@@ -106,7 +110,7 @@ class Head(nn.Module):
     """Maps features [..., F] to a Gaussian [..., D]."""
 
     size: int
-    """D."""
+    """D, number of dimensions of the Gaussian."""
     hidden: int | None
     """Width of the hidden layer. None: the map is linear."""
     activation: Activation
@@ -122,7 +126,7 @@ class Head(nn.Module):
 
 
 def concatenate(fixed: Array | None, x: Array) -> Array:
-    """Returns `fixed`, broadcast to the leading axes of x, and x along the last axis: [..., B, F + D].
+    """Joins `fixed`, broadcast to the leading axes of x, and x along the last axis: [..., B, F + D].
 
     fixed: [B, F] or [K, B, F]; None: F is 0. x: [..., B, D].
     """
@@ -137,11 +141,11 @@ class Architecture:
     """The layers of an encoder and a decoder. Subclass it to add one."""
 
     def encoder(self, latents: tuple[int, ...], dtypes: Dtypes) -> Encoder:
-        """Returns the encoder to latent groups of these sizes."""
+        """Returns the encoder. latents: number of dimensions of each latent group."""
         raise NotImplementedError
 
     def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: Dtypes) -> Decoder:
-        """Returns the decoder to outputs of `shape`, (H, W, outputs). Raises: UserError if it cannot have that shape."""
+        """Returns the decoder. latents: dimensions of each group; shape: (H, W, outputs). Raises: UserError for an impossible shape."""
         raise NotImplementedError
 
     def tiny(self) -> Architecture:
@@ -175,7 +179,8 @@ class Perceptron(Architecture):
 
 @dataclass(frozen=True)
 class Residual(Architecture):
-    """Convolutions in stages, with residual blocks (He et al. 2016). A stage halves the resolution, in the decoder doubles it."""
+    """Convolutions in stages, with residual blocks (He et al. 2016). A stage of the encoder halves the resolution, and a
+    stage of the decoder doubles it."""
 
     widths: tuple[int, ...] = (32, 64)
     """Channels of each stage. Images of 8x8 pixels suit one or two stages, images of 64x64 pixels four."""

@@ -26,7 +26,7 @@ class Hidden(nn.Module):
 
 
 class DenseDown(nn.Module):
-    """The encoder's trunk of a Perceptron."""
+    """Trunk of the encoder of a `gen.networks.vae.Perceptron`."""
 
     hidden: tuple[int, ...]
     activation: Activation
@@ -39,7 +39,7 @@ class DenseDown(nn.Module):
 
 
 class DenseUp(nn.Module):
-    """The decoder's trunk of a Perceptron."""
+    """Trunk of the decoder of a `gen.networks.vae.Perceptron`."""
 
     hidden: tuple[int, ...]
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class DenseUp(nn.Module):
 
 
 class ResidualDown(nn.Module):
-    """The encoder's trunk of a Residual."""
+    """Trunk of the encoder of a `gen.networks.vae.Residual`."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -75,7 +75,7 @@ class ResidualDown(nn.Module):
 
 
 class ResidualUp(nn.Module):
-    """The decoder's trunk of a Residual."""
+    """Trunk of the decoder of a `gen.networks.vae.Residual`."""
 
     widths: tuple[int, ...]
     blocks: int

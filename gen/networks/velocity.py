@@ -23,7 +23,7 @@ frequencies of up to 1000 would make this derivative large, and the training uns
 
 
 FIRST, LAST, TABLE = "Dense_1", "Dense_0", "Embed_0"
-"""Names of the layers of a `Velocity` that make its condition: of the time, two, and of the label."""
+"""Names of the layers of a `Velocity` that compute its condition: two dense layers for the time, and the embedding of the label."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Architecture:
 
     @property
     def rules(self) -> Rules:
-        """Rules that say which axis of which parameters tensor parallelism shards."""
+        """Sharding rules of tensor parallelism: (pattern of a parameter's path, axis to shard)."""
         return ()
 
     def trunk(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
@@ -53,7 +53,10 @@ class Architecture:
 
 
 class Velocity(nn.Module):
-    """u(x, r, t | label, caption): the mean velocity of the path through x between the times r and t. For r = t it is the velocity."""
+    """u(x, r, t | label, caption): the mean velocity, between the times r and t, of the path that is at x at time t.
+
+    For r = t this is the velocity at time t. Geng et al. 2025 (MeanFlow).
+    """
 
     trunk: nn.Module
     """(x, condition vectors) -> velocity."""
@@ -88,14 +91,15 @@ class Velocity(nn.Module):
 def change_classes(params: Params, like: Params) -> Params:
     """Returns the parameters of a `Velocity` for another number of classes, with the same velocities if there is no label.
 
-    New classes begin as "no label". Without classes, the vector of "no label" joins the bias before it. Equal numbers of classes are
-    kept as they are. like: parameters, or shapes, of the wanted numbers.
+    Each class of the new table begins with the vector of "no label". If the new network has no classes, this vector is added to the
+    bias of the layer before. If the numbers of classes are equal, nothing changes. like: parameters of the new network, or their shapes.
     """
     table, wanted = (tree.get(TABLE, {}).get("embedding") for tree in (params, like))
     if table is wanted is None or (table is not None and wanted is not None and len(table) == len(wanted)):
         return params
     others = {name: value for name, value in params.items() if name != TABLE}
     layer = params[LAST]
+    # The last row of the table is the vector of "no label".
     none = jnp.zeros_like(layer["bias"]) if table is None else table[-1]
     if wanted is None:
         return {**others, LAST: {**layer, "bias": layer["bias"] + none}}

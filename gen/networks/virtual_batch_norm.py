@@ -1,4 +1,5 @@
-"""Virtual batch normalization (Salimans et al. 2016, section 3.5): each example is normalized by a fixed reference batch.
+"""Virtual batch normalization (Salimans et al. 2016, section 3.5): each example is normalized by the
+mean and variance of a fixed reference batch and of itself.
 
 Examples of a batch do not affect each other, so there are no running averages, and no means over devices. The cost is a forward pass
 of the reference batch in every step.
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 from gen.core import Array
 
 REFERENCES = 64
-"""Number of reference examples. They come first in a batch."""
+"""Number of reference examples, which are the first examples of each batch."""
 
 
 def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
-    """Returns x [B, ..., C] normalized, same dtype, where the first REFERENCES examples are the references. Moments are at least float32.
+    """Normalizes x [B, ..., C], whose first REFERENCES examples are the references. Computes in at least float32; returns the dtype of x.
 
     The references are normalized by their own moments. Each other example is normalized by the moments of the references and
     of itself together.

@@ -1,4 +1,4 @@
-"""A vocoder: the encoder computes log-mels, and the decoder predicts spectra and inverts them. Siuzdak 2023 (Vocos).
+"""A vocoder: its encoder computes log-mels of sound. Its decoder predicts a spectrum from log-mels, and inverts it. Siuzdak 2023 (Vocos).
 
 All layers of the decoder run at the rate of frames. Only the inverse transform runs at the rate of samples, so the decoder is fast.
 """
@@ -20,9 +20,9 @@ from gen.networks.spectra import Mel, istft, log_mels
 from gen.networks.tokenizer import Architecture
 
 MAX_LOG_MAGNITUDE = 5.0
-"""Bound on the log of a magnitude, whose exp must not overflow. Siuzdak 2023 clips magnitudes at 100."""
+"""Upper limit on the natural log of a magnitude, so that its exp does not overflow. Siuzdak 2023 clips magnitudes at 100."""
 FIRST_TAPS, TAPS = 7, 5
-"""Number of frames that the first convolution reads, and the convolution of each block."""
+"""Number of frames that the kernel of the first convolution covers, and that the kernel of each block covers."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(norm(**self.dtypes)(x)))
         log_magnitude, phase = jnp.split(x, 2, -1)
         magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
-        # The phase enters by cos and sin, which are periodic. So the network may predict any angle, without wrapping it.
+        # cos and sin are periodic, so the network may predict any angle.
         spectrum = magnitude * (jnp.cos(phase) + 1j * jnp.sin(phase))
         return istft(spectrum, self.arch.mel.hop, self.samples)[..., None]
 

@@ -1,1 +1,1 @@
-"""Devices and processes: engines, hosts, signals, faults."""
+"""Runs models on devices and in processes: engines, hosts, signals, and the guard against bad steps."""

@@ -1,7 +1,7 @@
-"""Checks that all hosts have the same config, data, program, and everything else that changes a number.
+"""Checks that all hosts have the same config, data, software, settings and program.
 
 Otherwise the hosts would train different models together, or wait for each other for ever. If hosts differ, all of them exit with a
-line that names the hosts and the difference.
+message that names the hosts and the difference. A host is one of several processes that train a run (gen.runtime.hosts).
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ from gen.errors import UserError
 from gen.runtime import hosts
 
 PACKAGES = ("gen", "jax", "jaxlib", "numpy")
-"""Packages on whose versions the numbers may depend. The program depends on more, and is compared itself."""
+"""Packages whose versions are compared, because results may depend on them. Other packages matter only through the program, which is
+compared as well."""
 SETTINGS = (
     *("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable"),
     *("jax_numpy_dtype_promotion", "jax_debug_nans", "jax_debug_infs", "jax_disable_jit"),
     *("jax_disable_most_optimizations", "jax_cpu_collectives_implementation"),
 )
-"""Settings of JAX that change numbers or programs."""
+"""Settings of JAX that change results or programs."""
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-"""Variables of the environment that change numbers or programs."""
+"""Environment variables that change results or programs."""
 OWN_FLAGS = ("dump", "_dir", "_path", "device_count", "log")
 """Parts of the names of XLA flags that may differ between hosts."""
 MAX_DIFFERENCES = 3
-"""Number of differences that a message names."""
+"""Largest number of differences that a message names."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 Facts = dict[str, dict[str, str]]
-"""{kind: {name: value}}."""
+"""{kind of fact, such as "versions": {name: value}}."""
 
 
 def check_agree(config: Config, workdir: Path, data: str) -> None:
-    """Checks that all hosts have the same config, data and environment. All hosts call it. data: the digest of the data set.
+    """Checks that all hosts have the same config, data and environment. Call it on all hosts. data: digest of the data set.
 
-    Raises: UserError on every host if not.
+    Raises: UserError on every host if they differ.
     """
     if hosts.count() > 1:
         check_facts(hosts.gather(facts(config, workdir, data)))
 
 
 def facts(config: Config, workdir: Path, data: str) -> Facts:
-    """Returns what must be the same on all hosts, besides the program."""
-    # The number of a host is its own, and so may be the name by which it reaches the first one.
+    """Returns the facts that must be the same on all hosts, apart from the program."""
+    # Each host has another number, and hosts may reach the coordinator under different names. So these two are not compared.
     shared = replace(config, parallel=replace(config.parallel, host=None, coordinator=None))
     return {
         "configs": {"workdir": str(workdir), **_flat(configs.encode(shared))},
@@ -75,7 +76,7 @@ def _version(name: str) -> str:
 
 
 def _flags(text: str) -> str:
-    """Returns the flags in a variable that must be the same on all hosts, in their order."""
+    """Returns the flags in the value of an environment variable, without flags that may differ between hosts (OWN_FLAGS)."""
     return " ".join(flag for flag in text.split() if not any(part in flag.partition("=")[0] for part in OWN_FLAGS))
 
 
@@ -90,7 +91,10 @@ def _flat(value: object, path: str = "") -> dict[str, str]:
 
 
 def check_facts(gathered: Sequence[Facts]) -> None:
-    """Raises: UserError with the first kind of facts in which a host differs from the first one. gathered: the facts by host."""
+    """Compares the facts of all hosts with the facts of host 0. gathered: the facts of each host.
+
+    Raises: UserError with the first kind of facts in which a host differs.
+    """
     first = gathered[0]
     for kind in first:
         for host, theirs in enumerate(gathered):
@@ -100,7 +104,7 @@ def check_facts(gathered: Sequence[Facts]) -> None:
 
 
 def differences(first: Mapping[str, str], theirs: Mapping[str, str], host: int) -> str:
-    """Returns a text for the first differences between the values of host 0 and of another host."""
+    """Returns a text that names the first MAX_DIFFERENCES differences. first: values of host 0. theirs: values of `host`."""
     names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
     shown = [
         f"{name} is {_shown(first.get(name))} on host 0 and {_shown(theirs.get(name))} on host {host}"
@@ -126,12 +130,12 @@ def check_devices(processes: Iterable[int]) -> None:
 
 
 def check_program(name: str, compiled: F) -> F:
-    """Returns a compiled function that checks in its first call that all hosts have the same program. All hosts call it.
+    """Wraps a compiled function: its first call checks that all hosts have the same program. Call it on all hosts.
 
-    It compares what JAX hands to the compiler, without the paths and lines of the source. JAX keeps it, so nothing is traced or
-    compiled twice. name: of the function, for the message.
+    The check compares the program that JAX passes to the compiler, without paths and lines of the source. JAX keeps the traced program,
+    so nothing is traced or compiled twice. name: name of the function, for the message.
 
-    Raises: UserError on every host if they differ.
+    The first call raises: UserError on every host if programs differ.
     """
     checked = False
 
@@ -148,19 +152,22 @@ def check_program(name: str, compiled: F) -> F:
 
 
 def check_same_program(name: str, text: str) -> None:
-    """Checks that all hosts have the same program. All hosts call it. Raises: UserError on every host if not."""
+    """Checks that all hosts have the same program. Call it on all hosts. Raises: UserError on every host if programs differ.
+
+    name: name of the program, for the message. text: the program, as JAX lowers it.
+    """
     digests = hosts.gather(hashlib.sha256(text.encode()).hexdigest())
     different = [host for host, digest in enumerate(digests) if digest != digests[0]]
     if not different:
         return
-    # All hosts get here, so all of them can exchange more.
+    # Every host sees the same digests, so all hosts get here, and they can exchange more.
     sources = hosts.gather(source())
     files = {**sources[0], **sources[different[0]]}
     changed = [file for file in files if sources[0].get(file) != sources[different[0]].get(file)]
     where = f" (these files of gen differ: {', '.join(changed[:MAX_DIFFERENCES])})" if changed else ""
     which = ", ".join(map(str, different))
     raise UserError(
-        f"the program of the {name} on host {which} is not that of host 0{where}; start all of them with the same code"
+        f"the program of the {name} on host {which} differs from the program of host 0{where}; start all of them with the same code"
     )
 
 

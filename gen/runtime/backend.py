@@ -1,4 +1,4 @@
-"""Settings of JAX's backend before the first array is made, and facts about the CPU."""
+"""Sets up JAX's backend before the first array is made, and finds facts about the CPU."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from gen.runtime import agreement, hosts
 from gen.runtime.programs import keep_programs
 
 YNN = "--xla_cpu_experimental_ynn_fusion_type"
-"""XLA flag for the operations that it gives to YNNPACK on a CPU. Set to none: a VAE's step takes 3.6 ms without, 5.2 ms with."""
+"""XLA flag that lists the operations for which XLA calls YNNPACK on a CPU. gen sets it to an empty list: a step of a VAE takes 3.6 ms
+without YNNPACK, and 5.2 ms with it."""
 
 Device = Any
-"""A jax.Device. JAX declares it in a way that type checkers do not accept as a type."""
+"""A jax.Device. It is Any because type checkers do not accept jax.Device as a type."""
 MAX_CPUS = 8
-"""`_keep_memory` was only measured on machines with at most this many CPUs."""
+"""Largest number of CPUs of a machine on which `_keep_memory` is used. It was not measured on larger machines."""
 
 
 def meet_hosts(config: Parallel) -> None:
-    """Starts the backend if there are several hosts, as `start_backend` does."""
+    """Calls `start_backend` if there are several hosts. With one host it does nothing."""
     if hosts.are_several(config.coordinator, config.hosts, config.host):
         start_backend(config)
 
 
 def start_backend(config: Parallel) -> None:
-    """Sets up JAX's backend. Call it before the first array is made. Compiled programs are kept in the user's cache folder.
+    """Sets up and starts JAX's backend, and joins the other hosts if there are several. Call it before the first array is made.
 
-    Raises: UserError if JAX cannot start on the platform of JAX_PLATFORMS, or if there are fewer devices than the config asks
-    for.
+    Compiled programs are kept in the user's cache folder, unless JAX has another cache already.
+
+    Raises: UserError if JAX cannot start on the platform of JAX_PLATFORMS, or if the config asks for devices that JAX can't give.
     """
     if jax.distributed.is_initialized():
-        # Several hosts have met already, which starts the backend.
+        # `meet_hosts` has started the backend already.
         return
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = cache_folder() / f"{PROGRAMS}{_instructions()}"
@@ -72,13 +74,13 @@ def start_backend(config: Parallel) -> None:
 
 
 def start_devices() -> None:
-    """Starts JAX on its platform, if it has not started. Raises: UserError with the fix if it cannot."""
+    """Starts JAX on its platform, unless it has started already. Raises: UserError with the fix if JAX cannot start."""
     try:
         jax.devices()
-    # JAX fails an assertion if it asks for CUDA, and neither its plugin nor a GPU is there.
+    # AssertionError: JAX raises it for CUDA if neither the plugin nor a GPU is found.
     except (RuntimeError, AssertionError) as error:
         asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-        # JAX ends its reason with a fix of its own, in parentheses.
+        # JAX's message ends with its own advice in parentheses, which is cut off.
         reason = str(error).partition(" (")[0].strip(" .") or "no such device or plugin was found"
         raise UserError(
             f"JAX cannot start on {asked!r} (JAX_PLATFORMS): {reason}; the fix: JAX_PLATFORMS=cpu{_install(asked)}"
@@ -88,7 +90,7 @@ def start_devices() -> None:
 
 
 def _install(asked: str) -> str:
-    """Returns the other fix for platforms whose package is missing, "" if it is installed or there is none."""
+    """Returns a second fix for the error: to install the package of the platform. "": it is installed, or the platform needs none."""
     names = asked.split(",")
     if {"gpu", "cuda"} & set(names) and importlib.util.find_spec("jax_plugins") is None:
         return ", or for an NVIDIA GPU: pip install 'gen[gpu]'"
@@ -98,13 +100,13 @@ def _install(asked: str) -> str:
 
 
 def _keep_memory() -> None:
-    """Makes glibc keep freed memory, and runs each step in the thread that asks for it.
+    """Makes glibc keep freed memory, and makes JAX run each step in the thread that calls it. This makes steps on a CPU faster.
 
-    XLA allocates one large block per step. By default glibc returns such a block to the system each time, and the next step
-    gets its pages one fault at a time: 80,000 faults, a fifth of the time of a step with 10 million parameters.
+    XLA allocates one large block per step. By default glibc returns this block to the system after each step, and the next step
+    gets its pages by page faults: 80,000 faults, a fifth of the time of a step with 10 million parameters.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        # The heap of the main thread grows without limit. Heaps of other threads return blocks over 32 MiB in any case.
+        # Only the heap of the main thread keeps blocks above 32 MiB. So steps must run in the main thread.
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
         for option, value in ((trim_threshold, -1), (mmap_max, 0)):
             mallopt(option, value)
@@ -118,7 +120,7 @@ def cpu_name() -> str:
 
 
 def _instructions() -> str:
-    """Returns a short digest of the CPU's instruction set. A program compiled for another CPU may not run on this one."""
+    """Returns a short digest of the CPU's instruction set, for the name of the cache. A program for another CPU may not run here."""
     flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", _cpuinfo())
     return hashlib.sha256((flags.group(1) if flags else cpu_name()).encode()).hexdigest()[:8]
 

@@ -1,7 +1,8 @@
-"""The two ways to bind an update's mapped axis "data" to devices, and how arrays are sharded over them.
+"""Two ways to bind the mapped axis "data" of an update to devices, pmap and jit, and how arrays are sharded over the devices.
 
-`pmap` binds the axis to the devices, one replica each. `jit` binds it by a vmap of size one, and the compiler divides the arrays
-inside. The vmap makes a forgotten average an error at trace time, as under pmap. Under jit, the state can be sharded as well:
+With `pmap`, the axis is bound to the devices, and each device holds a replica of the state. With `jit`, the axis is bound to a vmap of
+size one, and the compiler divides the arrays over the devices. Because of the vmap, an update that forgets to average over "data" is an
+error at trace time, as with pmap. With jit, the state can be sharded as well:
 over the devices that share a batch (FSDP, Zhao et al. 2023), and each layer's matrices over a second axis of devices (tensor
 parallelism, Shoeybi et al. 2019).
 """
@@ -25,12 +26,14 @@ from gen.errors import UserError
 from gen.runtime.backend import Device
 
 MIN_SHARDED = 2**12
-"""Number of elements from which an array is sharded. Copying a smaller one is cheaper than gathering it."""
+"""Minimum number of elements of a sharded array. Holding a smaller array on every device is cheaper than gathering it."""
 
 Control = dict[str, Array]
-"""Input of a step besides the batch, one number per device: "notice" and the limits of bad steps, float32 [devices]."""
+"""Inputs of a step besides the batch: {"notice", "limit/loss" or "limit/gradient": the same number for each device, float32 [devices]}."""
 Update = Callable[[State, Batch, Control], tuple[State, Metrics]]
+"""(state, batch, control) -> (state after the step, metrics). Written for the axis "data"."""
 Evaluate = Callable[[State, Batch], Sums]
+"""(state, batch) -> sums over the examples of the batch. Written for the axis "data"."""
 Function = Callable[..., Any]
 Lowered = jax.stages.Lowered
 
@@ -44,26 +47,29 @@ class Step(Protocol):
 
 
 class Binding(Protocol):
-    """How an engine binds the axis "data"."""
+    """A way to bind the axis "data" to devices."""
 
     def step(self, update: Update, axis: int) -> Step:
-        """Compiles an update whose batch has its examples on `axis`. Its state is consumed."""
+        """Compiles an update. axis: the axis of the batch's arrays on which its examples are.
+
+        The compiled update reuses the memory of the given state, which can't be used afterwards.
+        """
         ...
 
     def sums(self, evaluate: Evaluate) -> Evaluate:
-        """Compiles a function of (state, batch)."""
+        """Compiles an evaluation: a function of (state, batch) that returns sums."""
         ...
 
     def place(self, batch: HostBatch, axis: int) -> Batch:
-        """Returns the arrays of this host as the compiled functions take them. axis: the axis of their examples."""
+        """Returns this host's part of a batch in the form that compiled functions take. axis: the axis of the examples."""
         ...
 
     def compiled(self, function: Function) -> Function:
-        """Compiles a function of a state. Every host gets its whole result."""
+        """Compiles a function of a state. Every host gets the whole result, not only its shards."""
         ...
 
     def whole(self, state: State) -> State:
-        """Returns the state as arrays that all hosts share."""
+        """Returns the state as arrays over the devices of all hosts, as a checkpoint needs them."""
         ...
 
 
@@ -75,7 +81,7 @@ class PmapBinding:
     processes: int
 
     def step(self, update: Update, axis: int) -> Step:
-        # The state is donated: its buffers become the next state's, so memory holds one state and not two.
+        # The state is donated: the next state reuses its buffers, so that the memory holds one state and not two.
         return self._map(update, (None, axis, 0), donate=0)  # pyright: ignore[reportReturnType]
 
     def sums(self, evaluate: Evaluate) -> Evaluate:
@@ -83,7 +89,7 @@ class PmapBinding:
 
     def _map(self, function: Function, in_axes: tuple[int | None, ...], donate: int | tuple[()] = ()) -> Function:
         if self.mesh.size == 1:
-            # A vmap of size one inside takes over the name "data": XLA would copy an array to average it over one device.
+            # On one device, a vmap of size one binds "data" instead. With pmap, XLA would copy each array that it averages.
             function = jax.vmap(function, in_axes=None, out_axes=None, axis_name="data", axis_size=1)  # pyright: ignore
         # With several hosts, pmap finds all devices itself; it accepts a list only for one host.
         devices = None if self.processes > 1 else list(self.mesh.devices.flat)
@@ -92,7 +98,7 @@ class PmapBinding:
         )
 
     def place(self, batch: HostBatch, axis: int) -> Batch:
-        """[..., B / hosts, ...] -> [..., devices of this host, B / devices, ...]."""
+        """Reshapes arrays [..., B / hosts, ...] to [..., devices of this host, B / devices, ...]."""
         n = self.mesh.shape["data"] // self.processes
 
         def split(x: np.ndarray) -> np.ndarray:
@@ -135,11 +141,11 @@ class JitBinding:
         )
 
     def sums(self, evaluate: Evaluate) -> Evaluate:
-        # None: the state is used as it lies, so that a state without its optimizer fits as well.
+        # None: the state keeps its shardings. So a state without its optimizer can be given as well.
         return jax.jit(self._bound(evaluate, 0), in_shardings=(None, self._rows(0)), out_shardings=self._replicated)
 
     def _bound(self, function: Function, *axes: int) -> Function:
-        """Maps (state, arrays with an axis of size one on `axes`). Under FSDP, activations stay sharded by example."""
+        """Binds "data" for a function of (state, arrays whose axes `axes` have size one). With FSDP, activations are sharded by example."""
         f = jax.vmap(function, in_axes=(None, *axes), axis_name="data", axis_size=1, out_axes=None)  # pyright: ignore
         by_example = NamedSharding(self.mesh, P("data"))
 
@@ -155,7 +161,7 @@ class JitBinding:
         return run if self.fsdp else f
 
     def _rows(self, axis: int) -> NamedSharding:
-        """The sharding of arrays [..., 1, B, ...] by example. axis: the axis of size one."""
+        """Returns the sharding by example of arrays [..., 1, B, ...]. axis: the axis of size one."""
         return NamedSharding(self.mesh, P(*[None] * (axis + 1), "data"))
 
     @property
@@ -163,7 +169,7 @@ class JitBinding:
         return NamedSharding(self.mesh, P())
 
     def place(self, batch: HostBatch, axis: int) -> Batch:
-        """[..., B / hosts, ...] -> [..., 1, B, ...]."""
+        """Places arrays [..., B / hosts, ...] of each host as one array [..., 1, B, ...], sharded by example."""
         local = {k: v.reshape(*v.shape[:axis], 1, *v.shape[axis:]) for k, v in batch.items()}
         if self.processes == 1:
             return jax.device_put(local, self._rows(axis))
@@ -177,7 +183,12 @@ class JitBinding:
 
 
 def data_axis(devices: int, processes: int, tensor: int) -> int:
-    """Returns the number of groups of `tensor` devices. Raises: UserError if devices cannot be divided."""
+    """Returns devices / tensor, the size of the axis "data". Each group of `tensor` devices shares the layers' matrices.
+
+    devices: number of devices of all hosts. processes: number of hosts.
+
+    Raises: UserError if the devices of a host cannot be divided into such groups.
+    """
     local = jax.local_device_count() if processes > 1 else devices
     if devices != processes * local:
         raise UserError(
@@ -194,14 +205,17 @@ def data_axis(devices: int, processes: int, tensor: int) -> int:
 
 
 def make_mesh(devices: Sequence[Device], data: int, tensor: int | None) -> Mesh:
-    """Returns the devices as a mesh with the axes "data" and "model" of sizes `data` and `tensor`. None: without "model"."""
+    """Returns the devices as a mesh with the axes "data" and "model", of sizes `data` and `tensor`. tensor None: only "data"."""
     axes = {"data": data} if tensor is None else {"data": data, "model": tensor}  # pmap replicates, and has one axis
     shape = np.array(devices).reshape(*axes.values())
     return Mesh(shape, tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
 def shard_state(shapes: State, mesh: Mesh, data: int, tensor: int, rules: Rules) -> State:
-    """Returns the shapes with the sharding of each array: among `data` devices (1: whole) and among `tensor` devices."""
+    """Adds a sharding to each shape of a state: over `data` devices for FSDP (1: not sharded), and over `tensor` devices.
+
+    rules: (pattern of a parameter's path, axis that is divided among `tensor` devices).
+    """
 
     def place(path: tuple[object, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(
@@ -213,10 +227,11 @@ def shard_state(shapes: State, mesh: Mesh, data: int, tensor: int, rules: Rules)
 
 
 def _split(path: str, shape: tuple[int, ...], data: int, tensor: int, rules: Rules) -> P:
-    """Returns how an array is sharded. Small arrays stay whole.
+    """Returns how an array is sharded. Small arrays are not sharded.
 
-    The first rule whose expression is found in the path names the axis that is divided among `tensor` devices. Without such a
-    rule, it is the last axis of a kernel. Then the largest other axis that `data` divides is divided among `data` devices.
+    The axis that is divided among `tensor` devices is the axis of the first rule whose pattern is found in the path. Without such a
+    rule, it is the last axis of a kernel. Then, among the other axes whose size is a multiple of `data`, the largest is divided among
+    `data` devices.
     """
     axes: list[str | None] = [None] * len(shape)
     # Gathering a small array costs more than holding it on every device.
@@ -226,6 +241,7 @@ def _split(path: str, shape: tuple[int, ...], data: int, tensor: int, rules: Rul
         axis = next((axis for rule, axis in rules if re.search(rule, path)), -1 if path.endswith("kernel") else None)
         if axis is not None and shape[axis] % tensor == 0:
             axes[axis] = "model"
+    # FSDP may divide any axis, because arrays are gathered before they are used.
     free = [i for i, size in enumerate(shape) if axes[i] is None and size % data == 0]
     if data > 1 and free:
         axes[max(free, key=lambda i: shape[i])] = "data"

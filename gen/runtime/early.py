@@ -1,6 +1,6 @@
-"""Settings of a training process before JAX is imported: limits of the system, signals, and what the runtime prints.
+"""Prepares a training process before JAX is imported: limits of the system, signals, and messages of the runtime.
 
-Importing JAX takes seconds, and a minute on a network file system. So this module imports nothing that takes time.
+Importing JAX takes seconds, or a minute on a network file system. So this module only imports modules that are fast to import.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gen.runtime.signals import SIGNALS
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 """Environment variable with the minimum severity of messages that JAX's runtime prints: 0 (all) to 3 (only fatal errors)."""
 GOOGLE = "0x1ae0"
-"""The vendor of TPUs on the PCI bus."""
+"""Vendor number of TPUs on the PCI bus."""
 MIN_FILES = 100
-"""Number of open files that a run needs: a small one has 60 at a time."""
+"""Minimum limit of open files for a run. A small run has 60 files open at a time."""
 ENOUGH_FILES = 4096
-"""Number of open files that a run asks for, if the system lets it."""
+"""Limit of open files that a run sets, if the system allows it."""
 MIN_MEMORY = 3 * 2**30
-"""Bytes of address space that a run needs. JAX and its threads reserve most of it, and use little."""
+"""Minimum limit of address space for a run, in bytes. JAX and its threads reserve much address space, but use little memory."""
 
 
 def prepare_process(arguments: Sequence[str]) -> None:
@@ -40,15 +40,15 @@ def prepare_process(arguments: Sequence[str]) -> None:
         signal.signal(number, _leave)
     check_limits()
     several = in_cluster() or any(each.startswith("--parallel.hosts") for each in arguments)
-    # JAX sets 1 when it is imported, also for the processes that its own process starts.
+    # 1 is the value that JAX sets when it is imported, and child processes inherit it. So it is not a choice of the user.
     if several and os.environ.get(LOG_LEVEL, "1") == "1":
         # If a host is lost, the runtime prints several lines on all other hosts. gen.runtime.failures prints one line instead.
         os.environ[LOG_LEVEL] = "3"
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Ends the process: nothing has been begun that must be finished."""
-    # Not an exception: it could be raised in the middle of an import, where other libraries catch anything.
+    """Ends the process at once after a signal. At this time the process has no work that must be finished first."""
+    # Not by an exception: it could be raised during an import, and other libraries catch all exceptions there.
     os.write(
         2, f"{signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n".encode()
     )
@@ -56,7 +56,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def check_limits() -> None:
-    """Raises the limit of open files as far as the system allows. Raises: UserError if a limit is too low to train."""
+    """Increases the limit of open files up to ENOUGH_FILES, if the system allows it. Raises: UserError if a limit is too low to train."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < ENOUGH_FILES:
         files = ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, ENOUGH_FILES)
@@ -73,7 +73,7 @@ def check_limits() -> None:
 
 def in_cluster() -> bool:
     """Returns whether a launcher started this process as one of several."""
-    # srun sets the number of tasks of its step. The shell of a batch script has other variables, and is alone.
+    # srun sets SLURM_STEP_NUM_TASKS. The shell of a batch script does not have it, and is a single process.
     slurm = "SLURM_PROCID" in os.environ and _is_several("SLURM_STEP_NUM_TASKS")
     vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))
     tpu = importlib.util.find_spec("libtpu") and GOOGLE in vendors
@@ -86,7 +86,7 @@ def _is_several(name: str) -> bool:
 
 
 def leave(status: int) -> None:
-    """Ends the process after a failure. One of several hosts ends at once: see `hosts.exit_process`."""
+    """Ends the process with this exit status after a failure. One of several hosts ends at once: see `hosts.exit_process`."""
     # gen.runtime.hosts imports JAX, so it may not have been imported yet.
     hosts = sys.modules.get("gen.runtime.hosts")
     (hosts.exit_process if hosts else sys.exit)(status)

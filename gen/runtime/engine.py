@@ -1,6 +1,6 @@
-"""Engines: compile a model for one device or many. `gen.runtime.binding` holds what differs between pmap and jit.
+"""Engines: compile a model for one device or many. `gen.runtime.binding` has the differences between pmap and jit.
 
-Only these two files and gen/plan name pmap, mesh or sharding.
+Only these two files and gen/plan use pmap, meshes or shardings.
 """
 
 from __future__ import annotations
@@ -37,38 +37,40 @@ from gen.runtime.binding import (
 from gen.runtime.faults import Limits, is_gradient
 
 EVALUATION = np.uint32(2**32 - 1)
-"""The "step" that evaluation folds into the key. Training never reaches it, so no step shares its noise."""
+"""The number that evaluation folds into the key in place of a step. Training never reaches this step, so the noise of evaluation differs
+from the noise of every step."""
 
 
 T = TypeVar("T")
 
 
 class Engine(NamedTuple):
-    """A compiled model. It takes placed states, and batches in host memory.
+    """A compiled model. Its functions take states that are placed on the devices, and batches in host memory.
 
-    With several hosts, each passes its `rows` of a batch, and all call the same functions in the same order.
+    With several hosts, each host passes its `rows` of a batch, and all hosts must call the same functions in the same order.
     """
 
     init: Callable[..., State]
-    """() -> the placed state of step 0. (params) -> the same, starting from these parameters."""
+    """() -> the placed state of step 0. With an argument, (params) -> the state of step 0 with these parameters."""
     update: Callable[..., tuple[State, Metrics]]
-    """(state, batch, notice, limits) -> (state after the step, metrics). The given state is consumed.
+    """(state, batch, notice, limits) -> (state after the step, metrics). The given state can't be used afterwards.
 
-    A model that takes several batches per update gets them stacked. So does an engine that makes `several` steps per call; its
-    metrics are stacked, too. The metric "notice" is 1 if any host passed `notice`, otherwise 0. With a guard, a step whose
-    metrics are not finite, or above the `limits`, changes only the step number, and its metric "skipped" is 1."""
+    If a model takes several batches per update, they are stacked on a leading axis. If an engine makes `several` steps per call, the
+    batches of the steps are stacked on a leading axis, and so are the metrics. The metric "notice" is 1 if any host passed `notice`,
+    otherwise 0. With a guard, a step whose metrics are not finite, or above the `limits`, changes only the step number, and its metric
+    "skipped" is 1."""
     evaluate: Callable[[State, HostBatch], Sums]
-    """(state, batch) -> sums of one batch, as `GenerativeModel.evaluate`."""
+    """(state, batch) -> sums of one batch. See `GenerativeModel.evaluate`."""
     test: Callable[[State, HostBatch], Sums]
-    """(state, batch) -> sums of one batch, as `GenerativeModel.test`."""
+    """(state, batch) -> sums of one batch. See `GenerativeModel.test`. A model without a test is evaluated instead."""
     compiled: Callable[[Function], Function]
-    """Compiles a function of a state. Every host gets its whole result."""
+    """Compiles a function of a state. Every host gets the whole result, not only its shards."""
     whole: Callable[[State], State]
-    """Returns the state as arrays that all hosts share, as a checkpoint needs them."""
+    """Returns the state as arrays over the devices of all hosts, as a checkpoint needs them."""
     abstract: State
     """Shapes, dtypes and shardings of a placed state."""
     lower: Callable[[Mapping[str, object]], Lowered]
-    """Lowers the update without running it, for a batch of arrays or of shapes and dtypes."""
+    """Lowers the update to a program without running it. The batch has arrays, or shapes and dtypes."""
     rows: range
     """The rows of each batch that this host reads."""
 
@@ -84,13 +86,14 @@ def compile_engine(
 ) -> Engine:
     """Returns the model's functions, mapped over devices and compiled on their first call.
 
-    guard: whether bad steps are skipped. devices: plan for these devices, which need not exist; then the update can only be
-    lowered. None: the devices of this machine. several: whether an update makes several steps.
+    batch_size: examples of a global batch. guard: whether bad steps are skipped. devices: a plan for these devices, which need not
+    exist; then the update can only be lowered. None: the devices of all hosts. several: whether a call of the update makes several
+    steps.
 
     The key of a step is fold_in(key(seed), step). Evaluation always uses the same key, so that the noise of an example is the
     same each time.
 
-    Raises: UserError if the batch or the devices cannot be divided.
+    Raises: UserError if the batch cannot be divided among the devices, or the devices into groups.
     """
     planned = devices is not None
     if devices is None:
@@ -126,7 +129,7 @@ class _Program:
             test = agreement.check_program("test", test)
 
         return Engine(
-            # Compiled, so that params and their averages do not share buffers: donating one would delete the other.
+            # Compiled, so that the parameters and their averages have separate buffers. Donating a shared buffer would delete both.
             init=jax.jit(self.init, out_shardings=self.shardings),
             update=partial(self.run, step),
             evaluate=partial(self.sum_batch, evaluate),
@@ -144,13 +147,13 @@ class _Program:
         return self.model.init(jax.random.key(self.seed), *params)
 
     def update(self, state: State, batch: Batch, control: Control) -> tuple[State, Metrics]:
-        """Makes one step."""
+        """Makes one step. With a guard, keeps the old state if the step is bad."""
         new, metrics = self.model.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), state.step))
         if self.guard:
-            # Metrics are the same on all devices. pmax makes the limits so, and with them the decision.
+            # Metrics are the same on all devices. pmax makes the limits the same too, so all devices decide alike.
             limits = Limits(*(jax.lax.pmax(control[f"limit/{name}"].max(), "data") for name in Limits._fields))
             skipped = ~_is_sound(metrics, self.model.losses, limits)
-            # A selection, not a branch: the state is donated, and both states exist anyway.
+            # `where` and not `cond`: both states are in memory in any case.
             kept = jax.tree.map(partial(jnp.where, skipped), state, new)
             new = replace(kept, step=new.step)
             metrics = metrics | {"skipped": skipped.astype(jnp.float32)}
@@ -185,7 +188,7 @@ class _Program:
         """Makes the steps of one call on this host's rows of the batch."""
         place = self.binding.place
         state, metrics = step(state, place(batch, self.example_axis), place(self.control(notice, limits), 0))
-        # One host knows its own notice; it need not pass through the compiled step.
+        # A single host knows its notice, so the notice does not need to pass through the compiled step.
         noticed = metrics if self.processes > 1 else {**metrics, "notice": float(notice)}
         return state, noticed  # pyright: ignore[reportReturnType]
 
@@ -202,7 +205,7 @@ class _Program:
         return step.lower(self.abstract, batches, control)
 
     def control(self, notice: bool, limits: Limits) -> HostBatch:
-        """Returns what this host tells the step: each number once per device, so that it is split like a batch."""
+        """Returns the control inputs of a step on this host. Each number is repeated for each device, so that it is divided like a batch."""
         given: dict[str, float] = {"notice": float(notice)} if self.processes > 1 else {}
         given |= {f"limit/{name}": value for name, value in limits._asdict().items()} if self.guard else {}
         return {k: np.full(self.data // self.processes, v, np.float32) for k, v in given.items()}
@@ -211,12 +214,12 @@ class _Program:
 
     @cached_property
     def data(self) -> int:
-        """Number of devices, or of groups of `tensor` devices, that share a batch."""
+        """Number of parts into which a batch is divided: number of devices, or of groups of `tensor` devices."""
         return data_axis(len(self.devices), self.processes, self.config.tensor)
 
     @property
     def example_axis(self) -> int:
-        """Axis of the examples in what an update takes: stacked batches and stacked steps come before it."""
+        """Axis of the examples in the arrays that an update takes. The axes of stacked steps and stacked batches come before it."""
         return int(self.model.batches is not None) + self.several
 
     @cached_property
@@ -242,7 +245,7 @@ class _Program:
 
 
 def on_one_device(shapes: T) -> T:
-    """Returns the same shapes, placed on the first device, where sampling runs."""
+    """Returns a pytree of shapes with the sharding "whole on the first device of this host", where sampling runs."""
     place = SingleDeviceSharding(jax.local_devices()[0])
 
     def place_shape(x: Any) -> jax.ShapeDtypeStruct:
@@ -252,7 +255,7 @@ def on_one_device(shapes: T) -> T:
 
 
 def _check_batch(batch_size: int, data: int, together: int) -> None:
-    """Raises: UserError if a batch cannot be divided among `data` devices in packs of `together` examples."""
+    """Raises: UserError if a batch cannot be divided into `data` equal parts that each consist of packs of `together` examples."""
     unit = data * together
     if batch_size % unit:
         packs = f" in packs of {together}" if together > 1 else ""
@@ -263,7 +266,7 @@ def _check_batch(batch_size: int, data: int, together: int) -> None:
 
 
 def _is_sound(metrics: Metrics, losses: Sequence[str], limits: Limits) -> Array:
-    """Returns whether all metrics are finite, and the sum of losses and the gradient norm within the limits. bool []."""
+    """Returns whether all metrics are finite, and the sum of losses and the gradient norm are within the limits, bool []."""
     finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
     loss = sum((metrics[name] for name in losses), jnp.zeros(()))
     squares = sum((jnp.square(value) for name, value in metrics.items() if is_gradient(name)), jnp.zeros(()))

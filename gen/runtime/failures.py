@@ -1,8 +1,8 @@
-"""How all hosts end if one of them fails: at once, with one line that gives the reason, and with the same status.
+"""If a host fails, ends all other hosts at once, with one line that gives the reason, and with the same exit status.
 
-A host that fails writes its reason into the key-value store of JAX's distributed runtime. A thread of each other host looks for it.
-If a host is silent instead, because it was killed, stalled, or cut off, JAX's runtime notices it, and would abort this process with
-the stacks of its C++ code. `catch_abort` ends it by status 75.
+A host that fails writes its reason to the key-value store of JAX's distributed runtime. On each other host, a thread looks for it.
+If a host becomes silent instead, because it was killed, stalled, or cut off, JAX's runtime would abort the other processes with stack
+traces of its C++ code. `catch_abort` makes them end with status 75 instead.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from gen.errors import INTERRUPTED, REQUEUE, Requeue, UserError, end_of, printab
 KEY = "gen/failure"
 LOST = "another host has ended, or can't be reached; the same command on all hosts continues from the last checkpoint"
 WAIT_SECONDS = 1.0
-"""How long a host that has lost another one waits for the reason."""
+"""Seconds that a host waits to send its own failure, or to receive the reason of a host that it has lost."""
 OWN_SECONDS = 10.0
-"""How long a host that knows of a failure may take to end by itself, since it may have the same reason, and files to close."""
+"""Seconds in which a host that knows of another host's failure may end by itself: it may fail for the same reason, or have files to
+close."""
 POLL_SECONDS = 0.5
-"""Seconds between two requests for the reason of a failure."""
+"""Minimum seconds between two requests of a host for the reason of a failure."""
 MAX_REQUESTS = 400
-"""Number of such requests per second, over all hosts."""
+"""Largest number of such requests per second, over all hosts."""
 
 
 class Failure(NamedTuple):
@@ -41,7 +42,7 @@ class Failure(NamedTuple):
 
     host: int
     status: int
-    """2: a mistake to correct. Otherwise REQUEUE or INTERRUPTED."""
+    """Exit status. 2: a mistake that the user must correct. REQUEUE or INTERRUPTED: the run can continue."""
     message: str
 
     def error(self) -> BaseException:
@@ -59,7 +60,7 @@ class _Shared:
         # Whether this process has ended without a failure.
         self.ended = threading.Event()
         self.watcher: threading.Thread | None = None
-        # The first thread that ends the process keeps it, so that one reason is printed.
+        # The first thread that ends the process takes this lock and keeps it, so that only one reason is printed.
         self.ending = threading.Lock()
 
 
@@ -67,14 +68,14 @@ _shared = _Shared()
 
 
 def reason() -> Failure | None:
-    """Returns the failure of another host that this one has lost, if that host could give its reason."""
+    """Waits up to WAIT_SECONDS for the failure of another host, and returns it. None: no host gave a reason."""
     _shared.known.wait(WAIT_SECONDS)
     return _shared.failure
 
 
 @contextmanager
 def tell_failure() -> Iterator[None]:
-    """Tells the other hosts why this one fails, if an error leaves this context. With one host, it does nothing."""
+    """Sends an error that leaves this context to the other hosts as the reason of a failure. With one host, it does nothing."""
     try:
         yield
     except BaseException as error:
@@ -93,35 +94,35 @@ def tell_failure() -> Iterator[None]:
 
 
 def _publish(client: Any, failure: Failure) -> None:
-    """Writes the failure of this host where the others find it, unless one of them has failed before."""
+    """Writes the failure of this host to the key-value store, unless another host has failed before."""
 
     def publish() -> None:
         # A key is written once: the first failure is the reason of the others.
         with suppress(Exception):
             client.key_value_set(KEY, json.dumps(failure))
 
-    # If the first host is gone, the request would wait for it.
+    # The store is on the first host. If that host is gone, the request would wait for it, so it runs in a thread.
     writer = threading.Thread(target=publish, daemon=True)
     writer.start()
     writer.join(WAIT_SECONDS)
 
 
 def place() -> tuple[int, int]:
-    """Returns the number of this host, and of hosts. Unlike jax.process_index(), it does not start JAX's backend."""
+    """Returns (number of this host from 0, number of hosts). Unlike jax.process_index(), it does not start JAX's backend."""
     return distributed.global_state.process_id, distributed.global_state.num_processes
 
 
 def watch() -> None:
-    """Starts the thread that looks for the failure of another host, and ends this process if it does not end by itself."""
+    """Starts a thread that looks for the failure of another host. It ends this process if it has not ended OWN_SECONDS later."""
     _shared.watcher = threading.Thread(target=_watch, name="failures", daemon=True)
     _shared.watcher.start()
     atexit.register(stop_watching)
 
 
 def stop_watching() -> None:
-    """Ends the thread of `watch`. From now on, this process ends by status 0 if another host is lost.
+    """Ends the thread of `watch`. If another host is lost after this, this process ends with status 0.
 
-    Call it before JAX frees its client, which must not happen while a thread uses it.
+    Call it before JAX frees its client, because the thread uses the client.
     """
     _shared.ended.set()
     if _shared.watcher is not None:
@@ -130,10 +131,10 @@ def stop_watching() -> None:
 
 def _watch() -> None:
     client = _client()
-    # The requests of many hosts meet at the first one.
+    # The requests of all hosts go to the first host, so with many hosts each asks less often.
     pause = max(POLL_SECONDS, place()[1] / MAX_REQUESTS)
     while not _shared.ended.wait(pause):
-        # It fails if there is no such key, which is usual. Without a connection the runtime itself ends this process.
+        # Usually there is no such key, and the request raises an error. If the connection is lost, the runtime ends this process.
         with suppress(Exception):
             failure = Failure(*json.loads(client.key_value_try_get(KEY)))
             break
@@ -149,7 +150,7 @@ def _watch() -> None:
 
 
 def _end(status: int, message: str | None) -> NoReturn:
-    """Ends the process from another thread than the main one, unless another thread does so already."""
+    """Prints the message and ends the process, from a thread that is not the main one. If another thread ends it already, waits."""
     if not _shared.ending.acquire(blocking=False):
         time.sleep(OWN_SECONDS)
     if message is not None:
@@ -165,13 +166,13 @@ def _client() -> Any:
 
 @contextmanager
 def catch_abort() -> Iterator[None]:
-    """Makes a runtime that is started inside end this process by status 75 if it loses another host.
+    """If JAX's runtime is started inside this context and later loses another host, it ends this process with status 75.
 
-    JAX gives its client no callback, and a client without one aborts the process. No Python function can be its callback either:
-    the C++ type of its argument has no Python type, so calling it raises std::bad_cast in a thread of the runtime. Nothing catches
-    that, and C++ calls its terminate handler, which does here what the callback would do.
+    By default JAX gives its client no callback for this, and the client aborts the process. A Python function does not work as the
+    callback: the C++ type of its argument has no Python type, so the call raises std::bad_cast in a thread of the runtime. Nothing
+    catches this exception, so C++ calls its terminate handler. Here the terminate handler does the work of the callback.
     """
-    # A later version of JAX may have another name for it. Then the process is aborted, as without this context.
+    # A later version of JAX may have another name for this function. Then the process is aborted, as without this context.
     start: Callable[..., Any] | None = getattr(_jax, "get_distributed_runtime_client", None)
     if start is None or not _handle_bad_cast():
         yield
@@ -187,7 +188,7 @@ def _lost(*status: object) -> None:
     """Ends the process because the runtime has lost another host. It runs in a thread of the runtime."""
     if _shared.ended.is_set():
         _end(0, None)
-    # If that host has failed by itself, or if the main thread has noticed it too, there is a better reason than this one.
+    # If the lost host has sent a reason, it says more than LOST.
     failure = reason()
     end = end_of(failure.error() if failure else Requeue(LOST))
     _end(end.status, end.message)
@@ -195,7 +196,7 @@ def _lost(*status: object) -> None:
 
 _Handler = ctypes.CFUNCTYPE(None)
 _kept: list[object] = []
-"""C++ keeps only the address of the handler."""
+"""References that keep handlers alive. C++ keeps only the address of a handler."""
 
 
 def _handle_bad_cast() -> bool:

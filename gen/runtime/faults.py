@@ -1,9 +1,9 @@
-"""The guard against bad steps and exploding runs: reports them, discards bad steps if asked to, and stops a run.
+"""The guard against bad steps and exploding runs. It reports them, and can discard bad steps or stop the run.
 
-The guard reads the metrics of each step. A step is reported if its loss or its gradient norm is far outside of its history. A run stops
-if its loss stays far above its best. The limits are in gen/runtime/levels.py. With --faults.action skip or rollback, the engine also
-discards the updates of bad steps: their metrics are not finite, or above the limits (gen/runtime/engine.py). The step number never
-decreases, so each batch is used once.
+The guard reads the metrics of each step. It reports a step whose loss or gradient norm is far outside of its history. It stops a run
+whose loss stays far above its best. gen/runtime/levels.py computes the limits. With --faults.action skip or rollback, the engine also
+discards the updates of bad steps: steps whose metrics are not finite, or above the limits (gen/runtime/engine.py). The step number
+never decreases, so each batch is used only once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gen.runtime import levels
 from gen.runtime.levels import GRADIENT, LOSS, PLAYERS, START, Kind, Level
 
 REPORT_AFTER = 20
-"""A loss is reported after it was far above its best for this number of steps, even if no single step was a jump."""
+"""A loss that is far above its best for this number of steps is reported, even if it never jumped."""
 MAX_LOG = 709.0
-"""The exponential of a larger number overflows."""
+"""Largest number whose exponential does not overflow in float64."""
 
 
 class History(NamedTuple):
-    """Summary of the steps so far."""
+    """Summary of the steps of a run so far, which a checkpoint keeps."""
 
     bad: int = 0
     """Number of bad steps since the last checkpoint."""
@@ -36,7 +36,7 @@ class History(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Upper bounds on the numbers of a step. A step that exceeds one is bad."""
+    """Upper bounds on the metrics of a step. A step that exceeds a bound is bad."""
 
     loss: float = math.inf
     """Upper bound on the sum of losses."""
@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
     bad: bool = False
     """Whether the step was bad, so that the engine discarded its update."""
     reports: tuple[str, ...] = ()
-    """Warnings about the numbers of the step."""
+    """Warnings about the metrics of the step, to print."""
     exploded: str | None = None
     """Reason why the run must stop. None: it continues."""
 
@@ -59,7 +59,7 @@ NOTHING = Verdict()
 
 
 def guards(config: Faults) -> bool:
-    """Returns whether the engine must discard bad steps as they happen."""
+    """Returns whether the engine must check each step itself, to discard bad steps."""
     return config.action != "stop" or config.spike is not None
 
 
@@ -69,7 +69,7 @@ def is_gradient(name: str) -> bool:
 
 
 def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
-    """Returns the numbers above which the engine discards a step. kind: how the sum of losses moves."""
+    """Returns the limits above which the engine discards a step. inf: no limit. kind: normal movements of the sum of losses."""
     if not guards(config):
         return Limits()
     loss, gradient = history.loss, history.gradient
@@ -85,7 +85,10 @@ def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
 def after(
     history: History, values: Mapping[str, float], losses: Sequence[str] = ("loss",), kind: Kind = LOSS
 ) -> History:
-    """Returns the history with one more step. values: the metrics of the step; losses: the names of its losses."""
+    """Returns the history with one more step. values: metrics of the step. losses: names of the metrics that
+    are losses. kind: normal movements of their sum.
+    """
+    # The update of a skipped step was discarded, so its metrics say nothing about the model's history.
     if values.get("skipped"):
         return history._replace(bad=history.bad + 1)
     loss = levels.after(history.loss, sum([values[name] for name in losses]), kind)
@@ -95,14 +98,15 @@ def after(
 
 
 class Record:
-    """The histories of a run: the latest one, and those at the ends of the last two calls of the update.
+    """Histories of a run: the latest history, and the histories at the ends of the last calls of the update.
 
-    The limits of a call use the history at the end of the call before the previous one. The loop has always read that call by then,
-    whether or not it has read the previous one. So a resumed run applies the same limits.
+    The limits of a call use the history at the end of the second-last call before it. The loop has always read the metrics of that call
+    by then, but not always the metrics of the last call. So a resumed run applies the same limits.
     """
 
     def __init__(self, config: Faults, start: int, kept: Sequence[Sequence[object]], losses: Sequence[str] = ("loss",)):
-        """start: the last step done. kept: `Record.kept` of that step's checkpoint, or () at step 0."""
+        """start: number of steps done. kept: result of `Record.kept` in the checkpoint of this step, or () at step 0. losses: names of the
+        metrics that are losses."""
         self.config, self.losses = config, losses
         self.kind = LOSS if len(losses) == 1 else PLAYERS
         before, last = [_read(values) for values in kept] or [History(), History()]
@@ -112,15 +116,15 @@ class Record:
         self.at = {start - 1: before, start: last}
 
     def limits(self, call: range) -> Limits:
-        """Returns the limits of a call. call: its steps. The loop asks before each call, in order."""
+        """Returns the limits of a call. call: the 1-based steps of the call. Must be called before each call of the update, in order."""
         if call[-1] != self.ends[-1]:
             self.ends = [*self.ends[-2:], call[-1]]
         return limits(self.config, self.at[self.ends[-3]], self.kind)
 
     def read(self, step: int, values: Mapping[str, float]) -> Verdict:
-        """Records the metrics of a step.
+        """Records the metrics of a step (1-based), and returns whether the step is bad, what to report, and whether the run must stop.
 
-        Raises: UserError if a bad step ends the run.
+        Raises: UserError if there are too many bad steps.
         """
         old, self.now = self.now, after(self.now, values, self.losses, self.kind)
         if step in self.ends:
@@ -136,11 +140,11 @@ class Record:
         return NOTHING
 
     def is_sound(self) -> bool:
-        """Returns whether the last steps were not far outside of the run's history. Their state can be used again."""
+        """Returns whether no recent step was far outside of the run's history, so that the state is good enough to go back to."""
         return all(level.above == 0 and level.count - level.remarked >= START for level in self.now[1:])
 
     def kept(self, due: bool) -> list[History]:
-        """Returns what a checkpoint at the end of the last call keeps for the next Record. due: whether it is a regular checkpoint.
+        """Returns the two histories that a checkpoint at the end of the last call stores. due: whether it is a regular checkpoint.
 
         A regular checkpoint resets the count of bad steps, in this record as well.
         """
@@ -185,7 +189,7 @@ class Record:
         loss, gradient = self.now.loss, self.now.gradient
         if loss.above >= patience:
             return f"the {self._loss} is {loss.last:.4g}, far above its best mean {loss.low:.4g} for {patience} steps"
-        # One player's loss says whether a run is lost. Losses of several players don't, so their gradients must.
+        # The loss of a single player shows whether a run is lost. With several players the losses don't show it, but the gradients do.
         if self.kind.climbs and gradient.above >= patience:
             return f"the gradient's norm is {gradient.last:.4g}, far above its highest mean {gradient.high:.4g}"
         return None
@@ -196,12 +200,15 @@ class Record:
 
 
 def _is_new(old: Level, now: Level) -> bool:
-    """Returns whether the last value is far away, the first time for a while. So a long explosion is reported once."""
+    """Returns whether the last value is far outside its history, and no value was in the MEMORY values before it.
+
+    So a long explosion is reported once.
+    """
     return now.remarked == now.count > old.count and now.count - old.remarked > levels.MEMORY
 
 
 def check_kept(value: object) -> bool:
-    """Returns whether JSON values can be `Record.kept` of a checkpoint: two histories, or none at step 0."""
+    """Returns whether a value from JSON has the form of `Record.kept`: two histories, or none at step 0."""
     return isinstance(value, list) and len(value) in (0, 2) and all(_is_history(each) for each in value)
 
 
@@ -210,7 +217,7 @@ def _is_history(values: object) -> bool:
         return False
     if len(values) == len(History._fields):
         return _is_number(values[0]) and all(_is_level(level) for level in values[1:])
-    # As version 0.2 wrote it.
+    # The form that version 0.2 wrote.
     return len(values) == 4 and all(map(_is_number, values)) and values[2] >= 0
 
 
@@ -218,7 +225,7 @@ def _is_level(values: object) -> bool:
     if not (isinstance(values, list) and len(values) == len(Level._fields) and all(map(_is_number, values))):
         return False
     level = Level(*values)
-    # Larger logarithms than of the largest float overflow, and a negative variance has no root.
+    # The exponential of a larger log_noise overflows, and a negative variance has no square root.
     return level.count >= 0 and level.variance >= 0 and level.noise >= 0 and level.log_noise < MAX_LOG
 
 
@@ -231,7 +238,7 @@ def _read(values: Sequence[object]) -> History:
     if len(values) == len(History._fields):
         bad, *numbers = values
         return History(bad, *(Level(*level) for level in numbers))  # pyright: ignore
-    # Before version 0.3: the count, mean and variance of the loss, and the bad steps. Its levels begin now.
+    # Before version 0.3, a history had count, mean and variance of the loss, and the bad steps. All other levels start here.
     count, mean, variance, bad = values
     known = Level(count, mean, variance, last=mean, low=mean, high=mean, noise=math.sqrt(variance))  # pyright: ignore
     return History(bad, known._replace(log_noise=math.log(known.noise or 1.0)))  # pyright: ignore

@@ -1,4 +1,4 @@
-"""The batches of each compiled call, and the steps that a call makes."""
+"""Decides which steps each compiled call of the update makes, and reads the batches of a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def calls(config: Config, start: int) -> Iterator[range]:
     """
     intervals = [every for every in (config.evaluate_every, config.save.every) if every]
     while start < config.steps:
-        # Calls are aligned to the last evaluation or save, not to `start`, which a kill may have put anywhere.
+        # Calls are aligned to the last evaluation or save and not to `start`: a run that was killed may resume at any step.
         last = max((start // every * every for every in intervals), default=0)
         stop = min([config.steps, *(start // every * every + every for every in intervals)])
         size = min(config.steps_per_call, stop - last)
@@ -28,9 +28,9 @@ def calls(config: Config, start: int) -> Iterator[range]:
 
 
 def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> Callable[[int], HostBatch]:
-    """Returns a function (0-based step) -> the input of one update on this host.
+    """Returns a function that maps a 0-based step to the input of its update on this host.
 
-    That is `rows` of one batch, or of `model.batches` batches stacked on a leading axis.
+    The input is `rows` of a batch, or of `model.batches` batches that are stacked on a leading axis.
     """
 
     def read(step: int) -> HostBatch:
@@ -43,9 +43,10 @@ def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> 
 
 
 def stacked(feed: Callable[[int], HostBatch], config: Config) -> Callable[[range], HostBatch]:
-    """Returns a function (1-based steps of a call) -> the input of the call.
+    """Returns a function that maps the 1-based steps of a call to the input of the call.
 
-    If calls may make several steps, the inputs of all steps are stacked on a leading axis, even for a call of one step.
+    If `steps_per_call` is above 1, the inputs of the steps are stacked on a leading axis, even for a call of one step. feed: maps a
+    0-based step to its input.
     """
 
     def read_all(steps: range) -> HostBatch:

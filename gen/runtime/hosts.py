@@ -1,6 +1,6 @@
-"""Several processes ("hosts"), each with its devices, that train one run: how they meet, agree, and end.
+"""Several processes ("hosts") that train one run together, each with its devices: how they connect, exchange values, and end.
 
-They share a file system. Only the first host writes the run directory; it tells the others what it finds there.
+They share a file system. Only the first host writes the run directory, and sends its content to the others where they need it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from gen.runtime.early import in_cluster
 from gen.system import explain
 
 SHUTDOWN_SECONDS = 60
-"""How long a host waits at its end for the others."""
+"""Seconds that a host waits for the others when it ends."""
 FAILURE_SECONDS = 2.0
-"""How long the first host stays after a failure, so that the others can print theirs: they lose their connection with it."""
+"""Seconds that the first host waits before it ends after a failure. The others lose their connection when it ends, and must print their
+reasons before."""
 LOST = r"(?i)gloo|connection (closed|reset|refused)|coordination|heartbeat|preempted|unavailable|peer|NCCL|barrier"
-"""Regular expression for the messages of a runtime that has lost another host."""
+"""Regular expression that matches the error messages of the runtime if it has lost another host."""
 
 
 def join(coordinator: str | None, hosts: int | None, host: int | None, startup: int, heartbeat: int) -> None:
     """Makes this process one of several hosts, if the cluster or the arguments say so. Call it before JAX starts.
 
-    coordinator: HOST:PORT of host 0. hosts: number of hosts. host: number of this one, from 0. None: as the cluster says (SLURM,
-    Open MPI, Kubernetes, Cloud TPU). startup: seconds to wait for the others. heartbeat: seconds that a host may be silent.
+    coordinator: HOST:PORT of host 0. hosts: number of hosts. host: number of this host, from 0. None: the value is read from the cluster
+    (SLURM, Open MPI, Kubernetes, Cloud TPU). startup: seconds to wait for the other hosts. heartbeat: seconds that a host may be silent
+    before it counts as lost.
 
-    Raises: UserError if the arguments do not name a host; Requeue if the others do not come.
+    Raises: UserError if neither the arguments nor a cluster give these values; Requeue if the other hosts can't be reached.
     """
     if not are_several(coordinator, hosts, host):
         return
@@ -71,13 +73,16 @@ def join(coordinator: str | None, hosts: int | None, host: int | None, startup: 
 
 
 def are_several(coordinator: str | None, hosts: int | None, host: int | None) -> bool:
-    """Returns whether the arguments of `join`, or the cluster, say that there are several hosts."""
+    """Returns whether there are several hosts: an argument of `join` is given, or a cluster started this process as one of several."""
     return not (coordinator is None and hosts is None and host is None) or in_cluster()
 
 
 @contextmanager
 def _exit_if_late(seconds: float, message: str) -> Iterator[None]:
-    """Ends the process after `seconds` with a message, to be started again. The runtime's own time-out aborts with a stack."""
+    """Ends the process with a message and status REQUEUE if the block takes longer than `seconds`.
+
+    The time-out of the runtime itself would abort the process with a stack trace.
+    """
 
     def leave() -> None:
         note(message)
@@ -104,12 +109,12 @@ def index() -> int:
 
 
 def is_first() -> bool:
-    """Returns whether this is the host that writes."""
+    """Returns whether this is host 0, the only host that writes the run directory."""
     return index() == 0
 
 
 def barrier(what: str) -> None:
-    """Waits until every host has called it. what: a name, the same on all hosts."""
+    """Waits until every host has called this function. what: name of the barrier, the same on all hosts."""
     if count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -118,14 +123,16 @@ T = TypeVar("T")
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """Calls `make` on the first host, and returns its result on every host. The result must be JSON, without tuples.
+    """Calls `make` on the first host, and returns its result on every host. Call it on all hosts.
 
-    Raises: UserError on every host if `make` raises it, or finds the disk full or not writable.
+    The result must consist of JSON values, without tuples.
+
+    Raises: UserError on every host if `make` raises a UserError, or an error of the system such as a full disk.
     """
     if count() == 1:
         return make()
     content = json.dumps(_call(make) if is_first() else {}).encode()
-    # All hosts must pass arrays of one shape. So the length is sent first, and the content is padded to a power of two.
+    # All hosts must pass arrays of the same shape. So the length is sent first, and the content is padded to a power of two.
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.zeros(1 << length.bit_length(), np.uint8)
     padded[: len(content)] = np.frombuffer(content, np.uint8)[: len(padded)]
@@ -136,7 +143,7 @@ def broadcast(make: Callable[[], T]) -> T:
 
 
 def _call(make: Callable[[], object]) -> dict[str, object]:
-    """Returns {"value": the result} or {"error": the message of a user's error}."""
+    """Returns {"value": result of `make`}, or {"error": message} for an error that is explained to the user."""
     try:
         return {"value": make()}
     except Exception as error:
@@ -147,7 +154,7 @@ def _call(make: Callable[[], object]) -> dict[str, object]:
 
 
 def gather(value: T) -> list[T]:
-    """Returns the values of all hosts, by host. A value must be JSON, without tuples. All hosts call it."""
+    """Returns the values of all hosts, in their order. Call it on all hosts. A value must consist of JSON values, without tuples."""
     if count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -161,10 +168,10 @@ def gather(value: T) -> list[T]:
 
 @contextmanager
 def requeue_if_lost() -> Iterator[None]:
-    """Turns the runtime's error into a Requeue if another host is gone. For code in which hosts work together."""
+    """If another host is lost inside this context, raises the reason of its failure, or Requeue, instead of the runtime's error."""
     try:
         yield
-    # JaxRuntimeError is a RuntimeError. Orbax wraps it in all three kinds.
+    # JaxRuntimeError is a RuntimeError. Orbax may raise it as any of these three.
     except (RuntimeError, ValueError, TimeoutError) as error:
         if count() == 1 or not re.search(LOST, str(error)):
             raise
@@ -173,9 +180,9 @@ def requeue_if_lost() -> Iterator[None]:
 
 
 def disconnect() -> None:
-    """Ends the connection with the other hosts. Call it when the run is done: a host that is lost then makes no difference.
+    """Ends the connection with the other hosts. Call it when the run is done.
 
-    If one is lost, this process ends here, by status 0.
+    If another host is lost by now, this process ends here with status 0, because the run is complete.
     """
     if not jax.distributed.is_initialized():
         return
@@ -184,7 +191,7 @@ def disconnect() -> None:
     try:
         jax.distributed.shutdown()
     except RuntimeError:
-        # JAX would try it again at the end of Python, and print a traceback.
+        # At the exit of Python, JAX would try to shut down again, and print a traceback.
         exit_process(0)
 
 
@@ -194,7 +201,7 @@ def exit_process(status: int) -> None:
     if number == 1:
         sys.exit(status)
     _flush()
-    # The others lose their connection as soon as the first host ends.
+    # The others lose their connection as soon as the first host ends, so it waits until they have printed their reasons.
     if host == 0:
         time.sleep(FAILURE_SECONDS)
     os._exit(status)

@@ -1,8 +1,8 @@
 """The cache of compiled programs. JAX reads and writes it through this class, which stores a hash with each program.
 
-JAX's own cache writes files in place and without hashes. A file that is incomplete because of a kill is then never replaced, a program
-with a flipped byte may be run, and a pipe blocks the reader. Here a program is written by one rename, and compared with its hash when
-it is read. A program that is lost or damaged is compiled again, and a line says so.
+JAX's own cache writes files in place and without hashes. If a process is killed while it writes, the incomplete file is never
+replaced. A program with a flipped byte may be run, and a pipe blocks the reader. Here a file appears whole, by a rename, and a program
+is compared with its hash when it is read. If a program is damaged, a message is printed, and the program is compiled again.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from gen.data.cache import reason_of
 from gen.errors import UserError, note
 
 SUM_BYTES = 32
+"""Bytes of the SHA-256 in front of a program."""
 
 
 class Programs:
-    """A folder of compiled programs, KEY-cache, each with its SHA-256 in front. It has the methods that JAX calls."""
+    """A folder of compiled programs, with the methods that JAX calls. A file KEY-cache holds the SHA-256 of a program, then the program."""
 
     def __init__(self, folder: Path):
         self._path = folder  # the name that JAX declares
         self._is_trimmed = False
 
     def get(self, key: str) -> bytes | None:
-        """Returns a program. None: there is none, or it is damaged, which a line says; then it is removed."""
+        """Returns a program. None: the program is not in the cache, or it is damaged. A damaged program is removed, with a message."""
         path = self._path / f"{key}-cache"
         try:
             content = files.read_bytes(path)
@@ -43,12 +44,12 @@ class Programs:
             with contextlib.suppress(OSError):
                 limit.clear_away(path, note)
             return None
-        with contextlib.suppress(OSError):  # its time is that of the last use
+        with contextlib.suppress(OSError):  # the modification time is the time of the last use
             os.utime(path)
         return program
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps a program. Nothing happens if the cache can't be written: it is compiled again at the next start."""
+        """Writes a program to the cache. If the cache can't be written, nothing happens, and the next start compiles it again."""
         with contextlib.suppress(OSError):
             limit.make_folder(self._path, note)
             files.write_bytes(self._path / f"{key}-cache", hashlib.sha256(value).digest() + value)
@@ -59,9 +60,9 @@ class Programs:
 
 
 def keep_programs(folder: Path) -> None:
-    """Lets JAX keep compiled programs in this folder through `Programs`, if it is the folder of its cache.
+    """Makes JAX use `Programs` for its cache, if the folder of its cache is this folder.
 
-    With a version of JAX that has no such function, JAX's own cache is used, without sums.
+    If this version of JAX has no function that can be replaced, JAX's own cache is used, without hashes.
     """
     try:
         # A private module, but the only place where JAX makes its cache.

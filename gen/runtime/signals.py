@@ -1,4 +1,4 @@
-"""Signals by which a cluster announces that it takes a machine back: SIGTERM and SIGUSR1."""
+"""Handles the signals SIGTERM and SIGUSR1, by which a cluster announces that it will stop the process."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from gen.errors import REQUEUE, Requeue
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SOON = 3.0
-"""Seconds after a signal in which a process ends that has nothing to save."""
+"""Seconds after a signal until a process that has nothing to save is ended."""
 
 
 _saves = False
-"""Whether a signal is noticed, and the state is saved."""
+"""Whether the process is inside `notice_signals`, so that it saves its state after a signal."""
 
 
 @contextmanager
 def exit_on_signal(grace: float) -> Iterator[None]:
-    """Inside this context, a signal raises Requeue.
+    """Inside this context, a signal raises Requeue, which ends the process.
 
-    Python cannot raise while a compilation or an exchange with a lost host is running. So the process ends `SOON` seconds after the
-    signal in any case. `notice_signals` holds the signal back, to save the state. There it has `grace` seconds.
+    Python cannot raise an exception while a compilation or an exchange with a lost host is running. So the process is ended `SOON`
+    seconds after the signal in any case. Inside `notice_signals`, a signal raises nothing, so that the state can be saved, and the
+    process is ended `grace` seconds after the signal.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -38,7 +39,7 @@ def exit_on_signal(grace: float) -> Iterator[None]:
 
 @contextmanager
 def notice_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether a signal or a Ctrl-C has come. Only a second Ctrl-C ends the process."""
+    """Yields a function that returns whether a signal or a Ctrl-C has come. Neither ends the process, but a second Ctrl-C does."""
     global _saves
     came = False
 
@@ -61,7 +62,7 @@ def notice_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def delay_signals() -> Iterator[None]:
-    """Inside this context, signals wait for its end. An event loop would turn the Requeue of a handler into another error."""
+    """Delays signals until the end of this context. Use it around an event loop, which would turn a handler's Requeue into another error."""
     came: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -94,10 +95,10 @@ def _handle(
 
 @contextmanager
 def _exit_after(grace: float) -> Iterator[None]:
-    """Ends the process `grace` seconds after a signal, whatever its main thread does.
+    """Ends the process after a signal, even if its main thread is blocked: after `grace` seconds, or `SOON` if it saves nothing.
 
-    Handlers run between two instructions of Python. So another thread listens: Python writes the number of each signal to the
-    socket at once.
+    Python runs signal handlers only between two instructions of Python, but writes the number of a signal to a socket at once. So a
+    thread reads this socket.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

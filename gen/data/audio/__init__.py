@@ -1,4 +1,4 @@
-"""Sound: recordings of a folder, or built-in tones, as windows of one length and one sample rate."""
+"""Sound data sets: recordings of a folder or built-in tones, cut into windows of one length and one sample rate."""
 
 from gen.data.audio.captions import Transcribed
 from gen.data.audio.dataset import Audio

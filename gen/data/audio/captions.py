@@ -1,4 +1,4 @@
-"""Recordings with texts, such as the spoken words. All recordings of a text are in one split."""
+"""Recordings with texts, such as the words that are spoken. All recordings of the same text are in the same split."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ RECORDING = captions.Kind("audio", "recording")
 
 @dataclass(frozen=True)
 class Transcribed(CaptionOptions, core.Data):
-    """Recordings with texts: "audio" float32 [B, samples, channels] in [-1, 1), and "caption" int32 [B, length], filled up with the end
-    token.
+    """Recordings with texts: "audio" float32 [B, samples, channels] in [-1, 1), and "caption" int32 [B, length], padded with the
+    end token.
 
-    Batches also have "group" int32 [B], which is equal for recordings of the same text. It is not in the spec, and models don't read it.
+    Batches also have "group" int32 [B], a number that is equal for recordings of the same group (see `name`). Models don't read it.
     """
 
     name: str = "captions:recordings"
     """captions:FOLDER. Each recording PATH.wav has its text in PATH.txt. Or one .jsonl file in the folder has a line {"audio": path in
-    the folder, "text": text} for each recording. A line may have "group": a key that variants share."""
+    the folder, "text": text} for each recording. A line may also have "group", a text that variants of a
+    recording share. Without it, recordings with the same text are a group."""
     rate: int = 8000
-    """Samples per second. Other recordings are resampled."""
+    """Samples per second. Recordings with another rate are resampled."""
     seconds: float = 4.0
-    """Length of a window. Shorter recordings end with silence. Longer recordings are left out, because a part of one does not contain
+    """Length of each example in seconds. Shorter recordings are filled up with silence. Longer recordings are left out, because a part of one does not contain
     the whole text."""
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
+    """How each later start looks for changed files. sample: it compares a random sample of their content. all: it compares every byte."""
 
     def build(self) -> core.Dataset:
         """Reads the texts and the recordings. Raises: UserError for a wrong option, recording or text, or for a
@@ -82,7 +83,7 @@ class Transcribed(CaptionOptions, core.Data):
         )
 
     def sound(self) -> Audio:
-        """Returns the settings of the recordings alone."""
+        """Returns the settings of the recordings, without the captions, as an `Audio`."""
         return Audio(
             name=f"audio:{self.name.removeprefix(captions.PREFIX)}",
             rate=self.rate,
@@ -101,7 +102,7 @@ def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[C
     """
     listing = folder.list_sounds(root, config.name)
     pairs = captions.pair_up(root, [file.path for file in listing.files], config.name, RECORDING)
-    # Files of texts are read, so they are not reported as left out.
+    # .txt and .jsonl files hold the texts, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
     # One split and no classes: the texts decide the splits, and sub-folders have no meaning.
     layout = Layout({WHOLE: list(range(len(pairs)))}, None, [0] * len(pairs))
@@ -121,7 +122,7 @@ def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[C
 
 
 def choose(source: Source, positions: np.ndarray) -> Source:
-    """Returns the recordings at these positions, as one split."""
+    """Returns a source with only the recordings at these positions, int64 [n], as one split."""
     return source._replace(
         splits={WHOLE: [len(positions)]},
         seconds=source.seconds[positions],

@@ -1,4 +1,4 @@
-"""The data set of sound: its config and splits. Batches are functions of (seed, step, row)."""
+"""The config of sound data sets, and how it opens the recordings."""
 
 from __future__ import annotations
 
@@ -25,45 +25,46 @@ PREFIX = "audio:"
 
 @dataclass(frozen=True)
 class Audio(core.Data):
-    """A set of recordings as windows of one length: "audio" float32 [B, samples, channels] in [-1, 1), and "label" if any."""
+    """A set of recordings as windows of one length: "audio" float32 [B, samples, channels] in [-1, 1), and "label" if there
+    are classes."""
 
     name: str = "tones"
     """tones: built-in tones and chords; or audio:PATH, a folder of WAV, FLAC, OGG or MP3 files. Its sub-folders are classes, or splits
     (train, val, test) with a sub-folder for each class."""
     rate: int = 8000
-    """Samples per second. Other recordings are resampled."""
+    """Samples per second. Recordings with another rate are resampled."""
     seconds: float = 1.0
-    """Length of a window. Shorter recordings end with silence."""
+    """Length of a window in seconds. Shorter recordings are filled up with silence."""
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
     long: Long = "windows"
-    """Recordings that are longer than a window. windows: cut into consecutive windows. start: only the first window is used, which
+    """How recordings that are longer than a window are used. windows: cut into consecutive windows. start: only the first window is used, which
     suits spoken words with a label."""
     pattern: str | None = None
     """Pattern of the file names, such as {label}_{speaker}_*.wav. {label} is the class, and other fields can choose splits. A pattern
     with a slash is compared with the whole path below the folder."""
     train: str | None = None
-    """Recordings for training: a slice such as train[:90%], or values of a field of `pattern`, such as "speaker=ann,bob". None (also for
-    validation and test): the folder's split of that name, or else a part of the recordings that no other option chooses."""
+    """Recordings for training: a slice such as train[:90%], or values of a field of `pattern`, such as "speaker=ann,bob". None: the
+    folder's split train if there is one, otherwise a part of the recordings."""
     validation: str | None = None
-    """Recordings for choosing a model."""
+    """Recordings for choosing a model, written like `train`. None: the folder's split validation, or a part of the recordings."""
     test: str | None = None
-    """Recordings for the reported numbers."""
+    """Recordings for the reported scores, written like `train`. None: the folder's split test, or a part of the recordings."""
     skip_bad: bool = False
-    """Skip recordings that cannot be read, and print how many."""
+    """Skip recordings that cannot be read, and print how many there are. Otherwise such a recording is an error."""
     in_memory: int = 2**31
-    """Hold the set in memory if its windows have at most this number of bytes. Larger sets are decoded when needed, a whole file at a
-    time, and are shuffled in a different order."""
+    """Hold the data in memory if the decoded windows have at most this number of bytes. Larger data are decoded when needed, a whole
+    file at a time, and are shuffled in a different order."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
+    """How each later start looks for changed files. sample: it compares a random sample of their content. all: it compares every byte."""
 
     @property
     def samples(self) -> int:
-        """Samples of a window."""
+        """Number of samples of a window, for each channel."""
         return round(self.rate * self.seconds)
 
     def resolve(self) -> Audio:
-        """Returns the settings with slices for each of --data.train, ... that is None. Raises: UserError as `build`."""
+        """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
         check(self)
         given = {split: value for split in Slices._fields if (value := getattr(self, split)) is not None}
         if len(given) == len(Slices._fields):
@@ -147,5 +148,5 @@ def open_reader(config: Audio, windows: Windows, splits: dict[str, np.ndarray]) 
         key = digest.sha256("windows 1", source.fingerprint, shape, used) if source.fingerprint else None
         held = hold(windows.read, used, key, f"decoded windows of {source.name}", config.check == "all")
         return Reader(held.read, held.content, permute(n))
-    # The digest is made of the files and not of the decoded samples: that would need to decode the whole set before the first step.
+    # The digest is of the files. A digest of the decoded samples would need to decode all recordings before the first step.
     return Reader(windows.read, source.content + digest.sha256(shape), permute_by_grain(n))

@@ -15,12 +15,12 @@ from gen.errors import note
 
 
 def print_lines(recordings: Recordings, windows: Windows) -> None:
-    """Prints the lines to stderr."""
+    """Prints the lines of `describe` to stderr."""
     note(*(f"{recordings.source.name}: {line}" for line in describe(recordings, windows)))
 
 
 def describe(recordings: Recordings, windows: Windows) -> Iterator[str]:
-    """Yields lines: the recordings and classes, the splits, the windows, the rates, the channels, and the files that are left out."""
+    """Yields lines about the recordings, classes, splits, windows, sample rates, channels, and the files that are left out."""
     source, seconds = recordings.source, recordings.source.seconds
     classes = source.classes
     many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, source.labels)}"

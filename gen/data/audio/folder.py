@@ -28,7 +28,7 @@ from gen.data.images.listing import Listing, describe_left_out, list_files
 from gen.errors import UserError
 
 BAD = 0
-"""Value that a survey has as the rate of a file that can't be read."""
+"""The sample rate that `survey` gives to a file that can't be read."""
 
 
 class Found(NamedTuple):
@@ -47,7 +47,7 @@ class Recordings(NamedTuple):
     source: Source
     layout: Layout
     headers: np.ndarray
-    """Frames, rate and channels of each recording, int64 [N, 3]."""
+    """Number of frames, sample rate and channels of each recording, int64 [N, 3]. See `sound.Header`."""
     left_out: str
     """Text that describes the files that were left out."""
 
@@ -55,7 +55,7 @@ class Recordings(NamedTuple):
 def find(name: str, options: Mapping[str, str], pattern: str | None) -> Found:
     """Lists the sound files below "audio:PATH", and finds their classes and splits.
 
-    options: the options --data.train, --data.validation and --data.test that are given, by name. pattern: --data.pattern.
+    options: {"train", "validation" or "test": value of this option}, for options that are given. pattern: --data.pattern.
 
     Raises: UserError if there are no sound files, or if names of files or sub-folders are ambiguous.
     """
@@ -88,7 +88,10 @@ def list_sounds(root: Path, name: str) -> Listing:
 
 
 def count_files(name: str, options: Mapping[str, str], pattern: str | None) -> dict[str, list[int]]:
-    """Returns {split: [number of files]}, if these options are given and no other one names a split. Raises: UserError as `find`."""
+    """Returns {split: [number of files]} of a folder, to suggest slices for the options that are not given.
+
+    options, pattern: as for `find`. Raises: UserError as `find`.
+    """
     if any(map(naming.is_choice, options.values())):
         choices = {field: value for field, value in options.items() if naming.is_choice(value)}
         return {split: [len(positions)] for split, positions in find(name, choices, pattern).layout.splits.items()}
@@ -109,7 +112,7 @@ def open_found(found: Found, options: FolderOptions) -> Recordings:
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)
     paths = [root / listing.files[i].path for i in used]
-    # Fails if the packages are not installed. Otherwise the survey would report every file as unreadable.
+    # versions() raises if the packages are not installed. Otherwise the survey would report every file as unreadable.
     version = sound.versions()
     key, what = sha256("sound survey 2", stamp.fingerprint, version), f"lengths and rates of the recordings of {name}"
     facts = load_or_make(key, lambda: survey(paths, thorough=options.skip_bad), what, options.whole)
@@ -147,7 +150,7 @@ class Files:
 
 
 def survey(paths: Sequence[Path], thorough: bool) -> Arrays:
-    """Reads the header of each file, in threads. thorough: also decodes it, to be sure that this works.
+    """Reads the header of each file, in threads. thorough: also decode each file, to be sure that it can be decoded.
 
     Returns {"frames", "rate", "channels"}, int64 [len(paths)] each. A file that can't be read has the rate BAD.
     """

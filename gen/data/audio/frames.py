@@ -1,4 +1,4 @@
-"""Log-mel frames of recordings, as a model that reads speech sees them."""
+"""Converts recordings to the log-mel frames that a model of speech reads."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from gen.core import Array, Feature
 from gen.networks.spectra import Mel, log_mels
 
 LOUD = 2.0
-"""Log amplitude that becomes 1 in log-mel frames. Speech is rarely louder in a band."""
+"""The log amplitude that is scaled to 1 in log-mel frames. In a mel band, speech is rarely louder."""
 
 
 def frames_feature(audio: Feature, mel: Mel) -> Feature:
-    """Returns the feature of the log-mel frames of a feature of sound."""
+    """Returns the feature [frames, bands] of the log-mel frames of sound. audio: feature [samples, channels]."""
     return Feature((mel.frames(audio.shape[0]), mel.bands), sample_rate=audio.sample_rate, axes=("time", "band"))
 
 
 def to_frames(audio: Array, rate: int, mel: Mel) -> Array:
-    """Returns the log-mel frames [B, frames, bands] of sound [B, T, channels], scaled so that silence is -1. Channels are averaged."""
+    """Returns the log-mel frames [B, frames, bands] of sound [B, T, channels], whose channels are averaged.
+
+    Log amplitudes are scaled linearly: silence (mel.floor) is -1, and LOUD is 1. rate: samples per second.
+    """
     low = math.log(mel.floor)
     return (log_mels(audio.mean(2), rate, mel) - low) * 2 / (LOUD - low) - 1

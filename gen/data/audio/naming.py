@@ -1,4 +1,4 @@
-"""Facts in file names: a pattern such as {label}_{speaker}_*.wav reads the fields of each file.
+"""Reads fields from file names by a pattern, such as {label}_{speaker}_*.wav.
 
 The field {label} is the class. Other fields can choose splits: --data.test "speaker=ann,bob".
 """
@@ -20,7 +20,7 @@ Fields = Sequence[Mapping[str, str]]
 
 
 def read_fields(pattern: str, paths: Sequence[str], name: str) -> list[dict[str, str]]:
-    """Returns the fields of each file. name: the --data.name, for errors.
+    """Returns {field: value} of each file. paths: relative to the folder. name: the --data.name, for errors.
 
     A pattern with a slash is compared with the whole path below the folder, and any other pattern with the file's name.
 
@@ -60,7 +60,7 @@ def apply_fields(
     The files that an option chooses by a field become a split with the option's name. All other files become the split "train", or
     "rest" if --data.train chooses by a field too.
 
-    fields: the fields of each file, in the order of the listing. options: the options --data.train, ... that are given, by name.
+    fields: the fields of each file, in the order of the listing. options: {"train", "validation" or "test": value}, if given.
 
     Raises: UserError for a field or a value that no file has, or if sub-folders are already splits.
     """
@@ -88,7 +88,9 @@ def apply_fields(
 
 
 def choose(option: str, value: str, fields: Fields, name: str) -> list[int]:
-    """Returns the positions of the files that a choice such as "speaker=ann,bob" names. Raises: UserError if there are none."""
+    """Returns the positions of the files that a choice such as "speaker=ann,bob" names. Raises: UserError for an unknown field
+    or value.
+    """
     field, _, text = value.partition("=")
     if field not in fields[0]:
         raise UserError(

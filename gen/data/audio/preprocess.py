@@ -1,4 +1,4 @@
-"""16-bit samples and the floats that a model sees."""
+"""Converts between 16-bit samples and the floats that a model sees."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from gen.core import Array, Batch, Key
 
 LEVELS = 2**15
-"""Integer that stands for the amplitude 1. Batches are sent to the device as int16: half of the bytes of float32, and exact for most
-files."""
+"""The integer sample of amplitude 1. Batches are sent to the device as int16, which has half of the bytes of float32, and is exact for
+most files."""
 
 
 def to_integers(x: np.ndarray) -> np.ndarray:

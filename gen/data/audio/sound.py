@@ -17,11 +17,12 @@ from gen.files import check_regular
 
 ENDINGS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"}
 CODECS = {".flac": "FLAC", ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3"}
-"""{ending: name of its format}, for formats that some builds of libsndfile lack."""
+"""{ending: name of the format in libsndfile}, for formats that some builds of libsndfile can't read."""
 MAX_SAMPLES = 2**28
-"""Upper bound on the samples of a file: 93 minutes of mono at 48 kHz. More would not fit into the memory of a small machine."""
+"""Largest number of samples of a file, over all channels: 93 minutes of mono at 48 kHz. Larger files would not fit into the memory of a
+small machine."""
 MAX_AMPLITUDE = 4.0
-"""Upper bound on amplitudes. Decoders exceed 1 a little. Files with much larger numbers have other units, such as 16-bit integers that
+"""Largest amplitude of a file. Decoded sound may exceed 1 a little. Much larger numbers have another unit, such as 16-bit integers that
 were stored as floats."""
 
 SAMPLE_CHUNKS: dict[bytes, tuple[bytes, Literal["little", "big"]]] = {
@@ -30,7 +31,8 @@ SAMPLE_CHUNKS: dict[bytes, tuple[bytes, Literal["little", "big"]]] = {
 }
 """{first bytes of a WAV or AIFF file: (name of the chunk with its samples, order of the bytes in its length)}."""
 UNKNOWN_LENGTH = 0x7FFF0000
-"""Lengths from here on mean "until the end of the file". A program that writes to a pipe can't know the length."""
+"""A chunk length of at least this number of bytes means "until the end of the file". Programs that write to a pipe don't know the length
+when they write it."""
 
 MAX_FIRST_FRAME = 1441
 """Bytes of the longest frame of an MP3."""
@@ -76,7 +78,7 @@ def read_header(source: Path | bytes) -> Header:
     Raises: ValueError with the reason if it can't be read.
     """
     with open_sound(source) as file:
-        # An estimate may be too long, and the last window would end with silence.
+        # libsndfile's estimate may be too long, and the last window would end with silence. So the file is decoded to count.
         frames = len(file.read(always_2d=True)) if has_estimated_length(source, file) else file.frames
         return Header(frames, file.samplerate, file.channels)
 
@@ -103,7 +105,7 @@ def decode(source: Path | bytes, rate: int, channels: int) -> np.ndarray:
 
 
 def check_samples(x: np.ndarray) -> None:
-    """Raises: ValueError with the reason if samples [n, channels] are not sound."""
+    """Raises: ValueError with the reason if samples [n, channels] are empty, not finite, silent or too loud."""
     if not x.size:
         raise ValueError("is empty: it has no samples")
     if not np.isfinite(x).all():
@@ -130,9 +132,9 @@ def mix(x: np.ndarray, channels: int) -> np.ndarray:
 
 
 def check_whole(content: BinaryIO, size: int) -> None:
-    """Checks that a WAV or AIFF file has all the samples that its header counts. libsndfile reads a file that is cut off without a word.
+    """Checks that a WAV or AIFF file has all the samples that its header counts. libsndfile does not report a file that is cut off.
 
-    content: the file, at its beginning. size: number of its bytes. Raises: ValueError with the numbers if it is cut off.
+    content: the file, at its beginning. size: bytes of the file. Raises: ValueError if it is cut off.
     """
     kind = content.read(12)[:4]
     if kind not in SAMPLE_CHUNKS:
@@ -151,13 +153,13 @@ def check_whole(content: BinaryIO, size: int) -> None:
 def has_estimated_length(source: Path | bytes, file: Any) -> bool:
     """Returns whether the number of samples of an open file is an estimate.
 
-    libsndfile estimates it for an MP3 whose first frame doesn't count the frames.
+    libsndfile estimates it for an MP3 whose first frame doesn't hold the number of frames. file: a soundfile.SoundFile.
     """
     if file.format != "MP3":
         return False
     with open_bytes(source) as content:
         start = content.read(10)
-        # Tags with the title and the like come first. Their length has 7 bits in each byte.
+        # An MP3 may begin with ID3 tags, such as the title. Their length is stored with 7 bits in each byte.
         tags = 10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(start[6:])) if start[:3] == b"ID3" else 0
         content.seek(tags)
         first = content.read(MAX_FIRST_FRAME)
@@ -165,12 +167,12 @@ def has_estimated_length(source: Path | bytes, file: Any) -> bool:
 
 
 def open_bytes(source: Path | bytes) -> BinaryIO:
-    """Opens a file, or its content, for reading."""
+    """Opens a file for reading, given its path or its content."""
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def cut_off(found: str) -> str:
-    """Returns the reason why a file that is shorter than its header says can't be read. found: the part of it that is there."""
+    """Returns the reason for an error about a file that is shorter than its header says. found: the part that the file has, as text."""
     return f"is cut off: it has {found}; copy it again"
 
 

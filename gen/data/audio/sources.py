@@ -1,4 +1,4 @@
-"""Where sound comes from: recordings with random access, and the built-in tones."""
+"""Sources of sound: recordings that can be decoded by position, and the built-in tones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gen.data.digest import sha256
 from gen.errors import UserError
 
 N_TONES = {"train": 500, "validation": 100, "test": 100}
+"""{split: number of built-in sounds}."""
 NOTES = {"C": 0, "D": 2, "E": 4, "G": 7, "A": 9}
 """{name of a tone: distance from C4, in half-tones}."""
 CHORDS = {
@@ -26,12 +27,13 @@ CHORDS = {
 C4 = 261.626
 """Frequency of the note C4, in Hz."""
 HARMONICS = 4
+"""Number of harmonics of a tone, the fundamental included."""
 MIN_RATE = 4400
-"""Samples per second that the highest harmonic needs."""
+"""Minimum sample rate, in Hz. It is twice the frequency of the highest harmonic."""
 
 
 class Source(NamedTuple):
-    """Recordings with random access by position. The splits lie one after the other."""
+    """Recordings that can be decoded by position. Positions count through all splits, one split after the other."""
 
     name: str
     """The --data.name of the config."""
@@ -48,9 +50,9 @@ class Source(NamedTuple):
     decode: Callable[[int, int, int], np.ndarray]
     """(position, rate, channels) -> the recording, int16 [n, channels]. Raises: UserError if it can't be decoded."""
     content: str
-    """Digest of the recordings. It is the same on every machine."""
+    """Digest of the recordings, which is the same on every machine. It is part of the digest of the data set."""
     fingerprint: str | None
-    """Digest of everything that decides the decoded recordings and their labels. None: there are no files."""
+    """Digest of everything that decides the decoded recordings and their labels, for the key of the cache. None: not cached."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ class Tones:
     """Synthetic tones and chords, in memory."""
 
     audio: np.ndarray
-    """float32 [N, T]."""
+    """Samples of each sound, float32 [N, T] in [-1, 1]."""
     rate: int
 
     def decode(self, position: int, rate: int, channels: int) -> np.ndarray:
-        """Returns a tone or a chord, int16 [T, channels]. Raises: UserError if `rate` is not the rate at which it was made."""
+        """Returns a tone or a chord, int16 [T, channels]. Raises: UserError if `rate` is not self.rate."""
         if rate != self.rate:
             raise UserError(f"tones are made at {self.rate} Hz, not at {rate}")
         return to_integers(np.repeat(self.audio[position][:, None], channels, axis=1))
@@ -71,9 +73,11 @@ class Tones:
 def tones(rate: int, seconds: float, slices: Mapping[str, str]) -> Source:
     """Returns 700 synthetic sounds of ten classes: five tones (C, D, E, G, A) and five chords, in a fixed random order.
 
-    Each sound has a random loudness, timbre, decay, tuning and beginning. Nothing is downloaded.
+    Each sound has a random loudness, timbre, attack, decay, tuning and start time. Nothing is downloaded.
 
     rate: samples per second, at least MIN_RATE. seconds: length of each sound. slices: {"train", "validation" or "test": slice}.
+
+    Raises: UserError if the rate is too low.
     """
     if rate < MIN_RATE:
         raise UserError(f"tones need --data.rate {MIN_RATE} or more, and it is {rate}")
@@ -111,5 +115,5 @@ def _play(steps: Sequence[int], rate: int, samples: int, rng: np.random.Generato
     # Silence before the beginning, then a short attack and a long decay.
     x *= np.where(t > 0, np.exp(-decay * t) * -np.expm1(-np.maximum(t, 0) / attack), 0)
     x *= rng.uniform(0.3, 0.9) / max(np.abs(x).max(), 1e-9)
-    # A little noise, as in every real recording. The log-mels of exact zeros would be far from those of any sound.
+    # A little noise, as in every real recording. The log-mels of exact zeros would be far from the log-mels of any recording.
     return x + rng.normal(0, 1e-3, samples)

@@ -16,18 +16,18 @@ Long = Literal["windows", "start"]
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of all recordings, in the order of the recordings. A window is filled up with silence if its recording is too short."""
+    """The windows of all recordings, in the order of the recordings. A window ends with silence if its recording is too short."""
 
     source: Source
     rate: int
     samples: int
-    """Length of a window."""
+    """Number of samples of a window, for each channel."""
     channels: int
     first: np.ndarray
     """Position of the first window of each recording, then the total number of windows, int64 [N + 1]."""
 
     def expand(self, recordings: np.ndarray) -> np.ndarray:
-        """Returns the positions of the windows of these recordings, in order, int64."""
+        """Returns the positions of all windows of these recordings, int64, in the order of `recordings`, int64 [n]."""
         return np.concatenate([np.arange(int(self.first[i]), int(self.first[i + 1])) for i in recordings.tolist()])
 
     def read(self, positions: np.ndarray) -> HostBatch:
@@ -58,10 +58,10 @@ class Windows:
 def cut(source: Source, rate: int, samples: int, channels: int, long: Long) -> Windows:
     """Cuts the recordings of a source into windows.
 
-    long: "windows" cuts consecutive windows; the end of a recording is one more window if it has at least half of the length.
-        "start" takes only the first window.
+    samples: length of a window. long: "windows" cuts consecutive windows. The rest of a recording becomes one more window, filled up
+        with silence, if it is at least half a window long. "start" takes only the first window of each recording.
     """
-    # Lengths after resampling, which may differ from the real ones by one sample.
+    # Lengths after resampling. The decoded recording may be one sample longer or shorter.
     lengths = np.ceil(source.seconds * rate - 1e-6).astype(np.int64)
     counts = np.ones_like(lengths) if long == "start" else np.maximum(1, (lengths + samples // 2) // samples)
     return Windows(source, rate, samples, channels, np.concatenate([[0], np.cumsum(counts)]))

@@ -1,4 +1,4 @@
-"""Captioned images: a folder of pictures with one text each. Groups of variants are never divided between splits."""
+"""Captioned images: a folder of pictures with one text each. All variants of a picture are in the same split."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ PICTURE = captions.Kind("image", "picture")
 
 @dataclass(frozen=True)
 class Captioned(CaptionOptions, core.Data):
-    """Pictures with captions: "image" float32 [B, H, W, C] in [-1, 1], and "caption" int32 [B, length], filled up with the end token.
+    """Pictures with captions: "image" float32 [B, H, W, C] in [-1, 1], and "caption" int32 [B, length], padded with the end token.
 
-    Batches also have "group" int32 [B], which is equal for variants of a picture. It is not in the spec, and models don't read it.
+    Batches also have "group" int32 [B], a number that is equal for variants of a picture (see `name`). Models don't read it.
 
     Captions are read in lower case, with single spaces.
     """
 
     name: str = "captions:images"
     """captions:FOLDER. Each picture PATH.png has its caption in PATH.txt. Or one .jsonl file in the folder has a line {"image": path
-    in the folder, "text": caption} for each picture. A line may have "group": a key that variants of a picture share."""
+    in the folder, "text": caption} for each picture. A line may also have "group", a text that variants of a
+    picture share. Without it, pictures with the same caption are a group."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
@@ -43,7 +44,7 @@ class Captioned(CaptionOptions, core.Data):
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """How to look for changed files at later starts. sample: compare a random sample of their content. all: compare every byte."""
+    """How each later start looks for changed files. sample: it compares a random sample of their content. all: it compares every byte."""
 
     def build(self) -> core.Dataset:
         """Reads the captions and the images. Raises: UserError for a wrong option, image or caption, or for an
@@ -77,7 +78,7 @@ class Captioned(CaptionOptions, core.Data):
         )
 
     def images(self) -> Images:
-        """Returns the settings of the images alone."""
+        """Returns the settings of the images, without the captions, as `Images`."""
         return Images(
             name=self.name,
             size=self.size,
@@ -89,10 +90,10 @@ class Captioned(CaptionOptions, core.Data):
 
 
 def open_pictures(config: Captioned, root: Path, listing: Listing) -> Source:
-    """Returns the pictures in the order of the listing. Sub-folders are neither classes nor splits."""
+    """Returns a source of the pictures, in the order of the listing. Sub-folders are neither classes nor splits."""
     whole = config.check == "all"
     options = folder.FolderOptions(config.name, {}, config.size, config.background, skip_bad=False, whole=whole)
-    # Files of captions are read, so they are not reported as left out.
+    # .txt and .jsonl files hold the captions, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
     listing = listing._replace(left_out=others)
     # One split and no classes: `divide` makes the splits, and sub-folders have no meaning.

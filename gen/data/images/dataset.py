@@ -1,4 +1,4 @@
-"""The data set of images: its config and splits. Batches are functions of (seed, step, row)."""
+"""The config of image data sets, and how it opens the images."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ from gen.errors import UserError
 
 @dataclass(frozen=True)
 class Images(core.Data):
-    """A set of images, its splits, and the preprocessing before a model sees them."""
+    """Images: "image" float32 [B, H, W, C] in [-1, 1], and "label", "source" or "tokens" if the options or the data give them."""
 
     name: str = "digits"
-    """digits; stacked_digits; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; folder:PATH, whose sub-folders
-    are classes, or splits (train, val, test) with a sub-folder for each class; or pairs:PATH, whose sub-folders source and target
-    have pictures of the same names."""
+    """digits or stacked_digits, which are built in; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; folder:PATH, whose
+    sub-folders are classes, or splits (train, val, test) with a sub-folder for each class; or pairs:PATH, whose sub-folders source and
+    target have pictures of the same names."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     train: str | None = "train[:90%]"
-    """Examples for training, in the slicing syntax of TFDS. None, as for the next two: the split that the data have, or a part of
-    another one (data without splits are divided 80:10:10)."""
+    """Examples for training, in the slicing syntax of TFDS. None: the train split of the data if there is one, otherwise a part of another
+    split. Data without splits are divided 80:10:10."""
     validation: str | None = "train[90%:]"
-    """Examples for choosing a model."""
+    """Examples for choosing a model, written like `train`. None: the validation split of the data, or a part of another split."""
     test: str | None = "test"
-    """Examples for the reported numbers."""
+    """Examples for the reported scores, written like `train`. None: the test split of the data, or a part of another split."""
     source: pairs.Place = "folder"
-    """Of pairs: where the source of a target is. left, right: in this half of one picture, next to its target."""
+    """For pairs:PATH, where the sources are. folder: in the sub-folder source. left, right: each picture holds source and target side by
+    side, and this half is the source."""
     size: int | None = None
     """Resize the shorter side to this number of pixels and crop the square centre. None: keep the size."""
     colors: Literal[1, 3] | None = None
@@ -53,25 +54,25 @@ class Images(core.Data):
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     binarize: Literal["static", "dynamic"] | None = None
-    """Make each pixel 1 with its grey level as probability, otherwise -1. static: drawn once for each example. dynamic: drawn
-    again each time the example is seen."""
+    """Make each pixel 1 with a probability equal to its grey level, scaled to [0, 1], and otherwise -1. static: drawn once for each example.
+    dynamic: drawn again each time that the example is seen. None: keep the grey levels."""
     dequantize: bool = False
-    """Add uniform noise as wide as one level. A density of the pixels then bounds the probability of the levels."""
+    """Add uniform noise that is as wide as one grey level. The density of a continuous model then bounds the probability of the levels."""
     patch: tuple[int, ...] = ()
-    """Also give the image as a grid of tokens. One number: the side of the square patch of pixels that becomes one token; patches of 2x2
-    binary pixels have a vocabulary of 16. Two numbers: the side of a cell of the grid, then the side of the patches in a cell, whose
-    tokens are the last axis. Empty: no tokens."""
+    """Also give the image as a grid of tokens, "tokens" int32. One number: the side, in pixels, of the square patch that becomes one token.
+    For example, 2x2 binary pixels make a vocabulary of 16. Two numbers: the side of a cell of the grid, then the side of a patch. The
+    tokens of all patches in a cell are then the last axis. Empty: no tokens."""
     skip_bad: bool = False
-    """Skip images of a folder that cannot be read, and print how many."""
+    """Skip images of a folder that cannot be read, and print how many there are. Otherwise such an image is an error."""
     in_memory: int = 2**31
-    """Hold the set in memory if it has at most this number of decoded bytes. Larger sets are decoded when needed, and
-    are shuffled in a different order."""
+    """Hold the data in memory if the decoded images have at most this number of bytes. Larger data are decoded when needed, and are
+    shuffled in a different order."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """Each file is read once for the digest of the data. At later starts a random sample is compared with it, 128 chunks of
-    1 MiB; all: every byte, of the cache too."""
+    """How each later start looks for changed files and a damaged cache. sample: it compares a random sample of the content, 128 chunks of
+    1 MiB. all: it compares every byte."""
 
     def resolve(self) -> Images:
-        """Returns the settings with slices for each of --data.train, ... that is None. Raises: UserError as `build`."""
+        """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
         check(self)
         missing = [split for split in Slices._fields if getattr(self, split) is None]
         if not missing:
@@ -192,7 +193,7 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
 
 def read_pairs(reader: SplitReader, split: str, index: np.ndarray) -> HostBatch:
     """Returns the pairs of a split: "image" and "source", uint8 [n, H, W, C] each."""
-    # They were decoded as one array, so that one cache entry and one crop serve both.
+    # Image and source were decoded as one array, so that they share one cache entry and are cropped alike.
     examples = reader.read(split, index)
     target, source = np.moveaxis(examples["image"], 1, 0)
     return {**examples, "image": target, "source": source}

@@ -1,4 +1,4 @@
-"""Tells a user what a folder of images gives: how many, which splits and classes, their sizes, and what was left out."""
+"""Describes a folder of images for the user: their number and sizes, the splits and classes, and the files that are left out."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Facts(NamedTuple):
     sizes: np.ndarray
     """Height and width of each image, [N, 2]."""
     turned: int
-    """Number of images that are not stored upright."""
+    """Number of images that are turned upright when they are decoded, by their EXIF orientation."""
     alpha: int
     """Number of images with transparency."""
 
 
 def print_lines(name: str, facts: Facts, left_out: str, background: str) -> None:
-    """Prints the lines to stderr.
+    """Prints the lines of `describe` to stderr.
 
-    left_out: what was left out, in words. background: name of the colour behind transparent pixels.
+    left_out: description of the files that were left out, or "". background: name of the colour behind transparent pixels.
     """
     note(*(f"{name}: {line}" for line in describe(facts, left_out, background)))
 
 
 def describe(facts: Facts, left_out: str, background: str) -> Iterator[str]:
-    """Yields what a folder gives, one line for each subject."""
+    """Yields lines about the images, classes, splits, orientation, transparency, and the files that are left out."""
     layout = facts.layout
     classes = layout.classes
     many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, facts.labels)}"
@@ -53,9 +53,10 @@ def describe(facts: Facts, left_out: str, background: str) -> Iterator[str]:
 
 
 def describe_layout(layout: Layout, counts: Mapping[str, int], labels: np.ndarray, what: str) -> Iterator[str]:
-    """Yields what the sub-folders of a folder are.
+    """Yields lines that say whether sub-folders are splits, are not used, or hold everything.
 
-    counts: {split: number of files}. labels: class of each file, [N], in the order of the splits. what: names the files.
+    counts: {split: number of files}. labels: class of each file, [N], in the order of the splits. what: word for the
+    files in messages, such as "images".
     """
     if layout.are_splits:
         yield f"the sub-folders are splits: {describe_counts(counts)}"

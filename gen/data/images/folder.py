@@ -30,7 +30,7 @@ class FolderOptions(NamedTuple):
     """The fields of a config that decide how a folder is read."""
 
     name: str
-    """folder:PATH."""
+    """The --data.name of the config, such as folder:PATH."""
     splits: Mapping[str, str]
     """{field: value} of --data.train, --data.validation and --data.test."""
     size: int | None = None
@@ -38,18 +38,18 @@ class FolderOptions(NamedTuple):
     background: str = "white"
     """Name of the colour behind transparent pixels."""
     skip_bad: bool = False
-    """Skip files that cannot be read, and count them in a warning."""
+    """Skip files that cannot be read, and print their number in a warning. Otherwise such a file is an error."""
     whole: bool = False
-    """Compare every byte of the files with the sums of their first reading, not only a sample."""
+    """Compare every byte of the files with the hashes from their first reading, not only a sample."""
 
 
 def open_folder(options: FolderOptions) -> Source:
-    """Opens all images below a folder. They are RGB unless all of them are grey. Prints what the folder gives.
+    """Opens all images below a folder. They are RGB unless all of them are grey. Prints a description of the folder.
 
-    The order within a split is by the SHA-256 of the relative path. `list_images` says which files are left out, and
-    `lay_out` which sub-folders are splits and classes.
+    The order within a split is by the SHA-256 of the relative path. See `list_images` for the files that are left out, and `lay_out`
+    for the meaning of sub-folders.
 
-    Raises: UserError if there are no images, one cannot be read, they differ in size, or the sub-folders are not clear.
+    Raises: UserError if there are no images, an image cannot be read, images differ in size, or the meaning of sub-folders is not clear.
     """
     name = options.name
     root = find_root(name)
@@ -78,7 +78,7 @@ def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOpt
     # Transparent grey images are grey only on a grey background.
     background = pixels.parse_color(options.background)
     grey = (found["kind"][good] == GREY) & ~(alpha & (len(set(background)) > 1))
-    # Marks for the digest of images that are turned upright or get a background. All other images have the same digest as before.
+    # The digest marks images that are turned upright or get a background. Other images keep the digest of older versions of gen.
     marks = [" upright" * t + f" on {background}" * a for t, a in zip(turned.tolist(), alpha.tolist(), strict=True)]
     return Source(
         name=name,
@@ -88,7 +88,7 @@ def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOpt
         classes=layout.classes,
         read=images.read,
         unreadable=images.unreadable,
-        # Without times and root: a copy of the folder has the same digest.
+        # The digest has neither times nor the folder's path, so a copy of the folder has the same digest.
         content=sha256(*(stamp.content[i] + mark for i, mark in zip(good, marks, strict=True))),
         fingerprint=stamp.fingerprint,
         older_content=sha256(*(stamp.names[i] + mark for i, mark in zip(good, marks, strict=True))),
@@ -96,16 +96,16 @@ def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOpt
 
 
 def count_images(name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of images]} of "folder:PATH" if no option names a split. Raises: UserError as `open_folder`."""
+    """Returns {split: [number of images]} of "folder:PATH", to suggest slices if no option names a split. Raises: UserError as `open_folder`."""
     return count_splits([file.path for file in list_found(find_root(name), name).files], name)
 
 
 def find_root(name: str) -> Path:
-    """Returns the folder of "folder:PATH", or of another kind. Raises: UserError if it does not exist."""
+    """Returns the absolute path of the folder in "KIND:PATH", such as "folder:PATH". Raises: UserError if it does not exist."""
     root = expand_user(name.partition(":")[2])
     if not root.is_dir():
         raise UserError(f"--data.name {name!r}: there is no such folder")
-    # The fingerprint holds the root, so one folder must have one name.
+    # The table of hashes belongs to a path, so the same folder must always have the same path.
     return root.resolve()
 
 
@@ -129,7 +129,7 @@ class FolderImages:
     labels: list[int]
 
     def read(self, positions: Sequence[int]) -> list[Record]:
-        """Returns the paths and labels of these positions. The files are opened when they are decoded."""
+        """Returns the path and label of each of these positions. The files are opened later, when they are decoded."""
         return [(self.paths[i], self.labels[i]) for i in positions]
 
     def unreadable(self, position: int, reason: str) -> UserError:
@@ -148,9 +148,9 @@ class Stamp(NamedTuple):
     names: list[str]
     """Relative path and size of each file."""
     content: list[str]
-    """The same, and the SHA-256 of its content."""
+    """Relative path, size and hash of the content of each file."""
     fingerprint: str
-    """Digest that changes when a file does, or the meaning of a sub-folder."""
+    """Digest that changes if a file changes, or the meaning of a sub-folder."""
 
 
 def stamp_files(root: Path, listing: Listing, used: Sequence[int], layout: Layout, options: FolderOptions) -> Stamp:
@@ -190,22 +190,25 @@ def survey(paths: list[Path], thorough: bool) -> Arrays:
 
 
 def split_ends(layout: Layout) -> dict[str, tuple[int, int]]:
-    """Returns {split: its first position, and the one after its last}. The splits follow each other."""
+    """Returns {split: (its first position, the position after its last)}, where positions count through all splits."""
     ends = np.cumsum([len(found) for found in layout.splits.values()]).tolist()
     return dict(zip(layout.splits, zip([0, *ends[:-1]], ends, strict=True), strict=True))
 
 
 def count_between(positions: np.ndarray, ends: tuple[int, int]) -> int:
-    """Returns how many positions are at least the first end and below the second."""
+    """Returns the number of positions in [ends[0], ends[1])."""
     return int(((positions >= ends[0]) & (positions < ends[1])).sum())
 
 
 def readable(
     name: str, paths: list[Path], sound: np.ndarray, skip_bad: bool, what: str, find_reason: Callable[[Path], str]
 ) -> np.ndarray:
-    """Returns the positions of the readable files. Raises: UserError for the others, unless `skip_bad`, or if none is left.
+    """Returns the positions of the readable files, int64, and warns of the others.
 
-    sound: bool [len(paths)], whether each file can be read. what: names the files. find_reason: path -> why it can't be read.
+    sound: bool [len(paths)], whether each file can be read. what: word for the files in messages. find_reason: path -> the reason why
+    the file can't be read.
+
+    Raises: UserError if a file can't be read and `skip_bad` is False, or if no file can be read.
     """
     good, bad = np.flatnonzero(sound), np.flatnonzero(~sound)
     if len(bad):

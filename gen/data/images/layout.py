@@ -20,12 +20,12 @@ Parts = tuple[str, ...]
 
 
 class Level(NamedTuple):
-    """The outermost sub-folders among which the images are divided."""
+    """The outermost level of sub-folders at which the images are divided among several sub-folders."""
 
     depth: int
-    """Number of sub-folders above these. Each of them holds all images, so it is neither a class nor a split."""
+    """Number of levels above. At each of them, one sub-folder holds all images, so it is neither a class nor a split."""
     names: list[str]
-    """Sorted names of the sub-folders. []: there are none, and the images lie directly in the folder above."""
+    """Sorted names of the sub-folders of this level. []: there are none, and the images lie directly in the folder above."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Layout:
     classes: tuple[str, ...] | None
     """Sorted names of the classes. None: the images have no classes."""
     labels: list[int]
-    """Class of each image of `splits`, in that order. All are 0 without classes."""
+    """Class of each image, in the order of `splits`. All are 0 if there are no classes."""
     unused: dict[str, int] = field(default_factory=dict)
-    """{sub-folder next to the splits: number of its images} for those that no option names."""
+    """{sub-folder: number of its images} for sub-folders next to the splits that no option names."""
     are_splits: bool = False
-    """Whether sub-folders are the splits."""
+    """Whether the splits are sub-folders. Otherwise there is one split, WHOLE."""
     wrapper: Parts = ()
     """Sub-folders that hold all images, from the outermost on."""
 
@@ -52,7 +52,7 @@ def lay_out(paths: Sequence[str], options: Mapping[str, str], name: str) -> Layo
     Sub-folders are splits if all have names of splits, such as train and val, or if an option names one of them (other than
     train). Below the splits, or without splits, sub-folders are classes. A sub-folder that holds all images is neither.
 
-    paths: of the images in the folder; at least one. options: {field: value} of --data.train, validation and test.
+    paths: paths of the images, relative to the folder; at least one. options: {"train", "validation" or "test": value of this option}.
     name: the --data.name, for errors.
 
     Raises: UserError if images lie next to sub-folders, if sub-folders look like splits and like classes, if an option names a
@@ -85,7 +85,7 @@ def lay_out(paths: Sequence[str], options: Mapping[str, str], name: str) -> Layo
 
 
 def count_splits(paths: Sequence[str], name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of images]} of all splits of a folder, if no option names one. Raises: UserError as `lay_out`."""
+    """Returns {split: [number of images]} of all splits of a folder, when no option names a split. Raises: UserError as `lay_out`."""
     parts = [tuple(path.split("/")) for path in paths]
     top = find_level(parts, 0)
     return in_order(count(parts, top)) if are_splits(parts, top, (), name) else {WHOLE: [len(parts)]}
@@ -103,7 +103,7 @@ def in_order(counts: Mapping[str, int]) -> dict[str, list[int]]:
 
 
 def find_level(parts: Sequence[Parts], start: int) -> Level:
-    """Returns the first level, from `start` sub-folders on, at which images lie in several sub-folders, or directly in one.
+    """Returns the first level at or below the depth `start` at which images lie in several sub-folders, or directly in a folder.
 
     Raises: UserError if images lie next to the sub-folders of the level `start`.
     """
@@ -128,7 +128,7 @@ def are_splits(parts: Sequence[Parts], top: Level, options: Iterable[str], name:
         return False
     if None not in kinds or any(kind_of(split) != "train" for split in named):
         return True
-    # One of them may be a class, such as train among bus and car.
+    # A single name may be a class, such as train (the vehicle) next to bus and car.
     if len(set(kinds) - {None}) < 2:
         return False
     like = [split for split in top.names if kind_of(split)]

@@ -28,25 +28,25 @@ class ListedFile(NamedTuple):
     path: str
     """Relative to the listed folder, with slashes."""
     facts: FileFacts
-    """Its size, times and inode: of the file that a link leads to."""
+    """Size, times and inode of the file. For a link, of the file that it leads to."""
 
 
 class Listing(NamedTuple):
     """The content of a folder."""
 
     files: list[ListedFile]
-    """In the order of the SHA-256 of their paths. It mixes the classes, and a new file does not change the order of others."""
+    """Sorted by the SHA-256 of their paths. This order mixes the classes, and a new file does not change the order of the other files."""
     left_out: Mapping[str, int]
     """{reason: number of entries} for everything else."""
 
 
 def list_images(root: Path) -> Listing:
-    """Lists the image files below a folder, and what is left out, as `list_files`."""
+    """Lists the image files below a folder, and counts the files that are left out. See `list_files`."""
     return list_files(root, ENDINGS)
 
 
 def list_files(root: Path, endings: Container[str]) -> Listing:
-    """Lists the files below a folder that have one of the endings, and what is left out.
+    """Lists the files below a folder that have one of the endings (with a dot, in lower case), and counts all other entries.
 
     A link to a regular file counts as that file, wherever it is. Left out are links to folders (they may lead in a circle),
     hidden and system folders and files, other endings, and everything that is not a regular file.
@@ -102,11 +102,11 @@ def _visit(
 
 
 def shorten(texts: Iterable[str], most: int = 10) -> str:
-    """Returns the texts with commas, and the number of those after the first `most`."""
+    """Returns the first `most` texts, separated by commas, and the number of the others: "a, b and 3 more"."""
     texts = list(texts)
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
-    """Returns what was left out, the most frequent first, such as "12 .heic, 3 links to folders"."""
+    """Returns the reasons and numbers of left-out files as text, the most frequent first: "12 .heic, 3 links to folders"."""
     return shorten(f"{n:,} {reason}" for reason, n in sorted(left_out.items(), key=lambda item: (-item[1], item[0])))

@@ -29,7 +29,7 @@ class Part(NamedTuple):
     """One folder of pictures: targets, sources, or pictures that hold both."""
 
     name: str
-    """For messages."""
+    """Name of the folder in messages."""
     root: Path
     listing: Listing
 
@@ -60,7 +60,8 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
 
 
 def count_pairs(name: str, source: Place) -> dict[str, list[int]]:
-    """Returns {split: [number of pairs]} of "pairs:PATH". Its sub-folders train, val and test are splits; without them it is one split.
+    """Returns {split: [number of pairs]} of "pairs:PATH". If sub-folders are named like splits, such as train and val,
+    they are the splits. Otherwise there is one split.
 
     Raises: UserError as `open_pairs`.
     """
@@ -68,7 +69,10 @@ def count_pairs(name: str, source: Place) -> dict[str, list[int]]:
 
 
 def list_parts(name: str, source: Place) -> list[Part]:
-    """Returns the targets and their sources in the same order, or the pictures that hold both."""
+    """Returns [targets, sources] with files in the same order, or, if pictures hold both, [pictures].
+
+    Raises: UserError if a folder does not exist, or a picture has no partner.
+    """
     root = folder.find_root(name)
     if source != "folder":
         return [Part(name, root, folder.list_found(root, name))]
@@ -85,7 +89,7 @@ def list_parts(name: str, source: Place) -> list[Part]:
 
 
 def match(targets: Listing, sources: Listing, name: str) -> list[ListedFile]:
-    """Returns the source of each target, which has the same path but for the ending.
+    """Returns the source of each target, in the order of the targets: the file whose path is the same apart from the ending.
 
     Raises: UserError for a picture without a partner, or with two.
     """
@@ -101,7 +105,7 @@ def match(targets: Listing, sources: Listing, name: str) -> list[ListedFile]:
 
 
 def by_stem(listing: Listing, name: str) -> dict[str, ListedFile]:
-    """Returns {path without its ending: file}. Raises: UserError if two files have the same."""
+    """Returns {path without its ending: file}. Raises: UserError if two files differ only in their endings."""
     found: dict[str, ListedFile] = {}
     for file in listing.files:
         other = found.setdefault(str(PurePosixPath(file.path).with_suffix("")), file)
@@ -118,7 +122,7 @@ class Pairs:
     """[targets, sources], or [pictures that hold both]."""
 
     def read(self, positions: Sequence[int]) -> list[Record]:
-        """Returns the paths (target and source, or one picture) and labels of these positions."""
+        """Returns (paths, label) of each of these positions. paths: (target, source), or (picture that holds both,)."""
         rows = zip(*(part.read(positions) for part in self.parts), strict=True)
         return [(tuple(path for path, _ in row), row[0][1]) for row in rows]  # pyright: ignore
 

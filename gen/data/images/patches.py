@@ -1,4 +1,7 @@
-"""Images of few levels as grids of tokens, without a tokenizer: the pixels of a patch are the digits of one number."""
+"""Converts images with few grey levels to grids of tokens and back, without a tokenizer.
+
+The token of a patch is a number whose digits, in base `levels`, are the pixels of the patch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from gen.errors import UserError
 
 A = TypeVar("A", Array, np.ndarray)
 MAX_VOCAB = 2**16
-"""Upper bound on the number of tokens. A larger vocabulary would have more rows than training pictures have patches."""
+"""Largest size of the vocabulary. In a larger vocabulary, most tokens would never occur in the training images."""
 
 
 def patch_tokens(image: Feature, patch: tuple[int, ...], name: str) -> Feature:
@@ -72,7 +75,7 @@ def to_pictures(tokens: Array, spec: Spec) -> Array:
 
 
 def show_samples(arrays: Mapping[str, A], spec: Spec) -> dict[str, A | Array]:
-    """Returns the arrays of a model's `generate` with "samples" as images, if they are tokens of patches of pixels."""
+    """Returns the arrays of a model's `generate`, in which "samples" become images if they are tokens of patches."""
     tokens, samples = spec.get("tokens"), arrays["samples"]
     if tokens is None or tokens.levels is None or not jnp.issubdtype(samples.dtype, jnp.integer):
         return dict(arrays)
@@ -87,5 +90,5 @@ def _divide(spec: Spec) -> tuple[int, int, int, int]:
 
 
 def _places(digits: int, levels: int, ndim: int) -> Array:
-    """Returns the value of each digit of a token, int32 [1, ..., digits] with `ndim` axes."""
+    """Returns the place value of each digit of a token, levels^i, int32 [1, ..., digits] with `ndim` axes."""
     return (levels ** jnp.arange(digits, dtype=jnp.int32)).reshape(*[1] * (ndim - 1), -1)

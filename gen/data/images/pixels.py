@@ -19,17 +19,18 @@ Color = tuple[int, int, int]
 """Red, green and blue in [0, 255]."""
 
 AVIF = bool(features.check("avif"))
-"""Whether this Pillow reads AVIF. It can be built without it."""
+"""Whether the installed Pillow can read AVIF."""
 # Pillow runs other programs to read some formats, such as EPS. It tries no formats but these.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("AVIF",) if AVIF else ()))
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Number of channels -> mode of Pillow."""
 WHITE: Color = (255, 255, 255)
 MAX_ASPECT = 8
-"""Images that are longer than this number of widths are cropped before they are resized, not only afterwards."""
+"""Images whose longer side is more than this number of shorter sides are cropped before they are resized, too."""
 LARGE_PIXELS = 2**24
 """Images with more pixels are decoded one at a time."""
 STRIP_PIXELS = 2**20
+"""Number of pixels in a strip of an image, whose transparency is replaced strip by strip."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,7 +40,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Orientation in the EXIF data -> the turn that shows the image upright. 1, or any other number: none. EXIF 2.32, 4.6.4."""
+"""{orientation in the EXIF data: transformation that makes the image upright}. Other numbers need none. EXIF 2.32, section 4.6.4."""
 
 
 _large = threading.Lock()
@@ -49,11 +50,12 @@ class Header(NamedTuple):
     """Facts of an image file that can be read without decoding it."""
 
     height: int
-    """Of the upright image, in pixels."""
+    """Height of the upright image, in pixels."""
     width: int
+    """Width of the upright image, in pixels."""
     grey: bool
     turned: bool
-    """Whether the image is stored in another orientation than the one in which it is seen."""
+    """Whether the stored pixels have to be turned or mirrored to show the image upright."""
     alpha: bool
     """Whether pixels may be transparent."""
 
@@ -64,7 +66,8 @@ def decode(
     """Returns an image as uint8 [height, width, channels], upright as its EXIF orientation says.
 
     encoded: content of an image file, its path, or pixels uint8 [height, width] or [height, width, 3].
-    size: resize the shorter side to it (bicubic, antialiased) and crop the centre to [size, size]. None: keep the size.
+    size: resize the shorter side to this number of pixels (bicubic, antialiased) and crop the centre to [size, size]. None: keep the
+        size.
     background: the colour behind transparent pixels. It has no effect on 4 channels, which keep the transparency.
 
     Raises: ValueError with the reason if the image cannot be read.
@@ -82,7 +85,7 @@ def decode(
 
 @contextmanager
 def _alone(image: Image.Image) -> Iterator[None]:
-    """Waits until no other thread decodes a large image, if this one is large: a small file may unpack to 400 MB."""
+    """Lets only one thread at a time decode a large image, because it may take 400 MB of memory. Small images do not wait."""
     if image.width * image.height <= LARGE_PIXELS:
         yield
         return
@@ -146,7 +149,7 @@ def crop_centre(image: Image.Image, size: int) -> Image.Image:
 
 
 def read_header(path: Path, thorough: bool) -> Header:
-    """Reads the size and the colours of an image file.
+    """Reads the size, the kind of colours and the orientation of an image file.
 
     thorough: also decode the image, to be sure that it can be decoded.
 
@@ -166,7 +169,7 @@ def read_header(path: Path, thorough: bool) -> Header:
 
 @contextmanager
 def open_image(encoded: bytes | Path | np.ndarray) -> Iterator[Image.Image]:
-    """Yields the image, not yet decoded. Raises: ValueError with the reason for anything that goes wrong inside the block."""
+    """Yields the opened image, whose pixels are not decoded yet. Raises: ValueError with the reason for anything that goes wrong inside the block."""
     try:
         if isinstance(encoded, np.ndarray):
             yield Image.fromarray(encoded)
@@ -177,7 +180,7 @@ def open_image(encoded: bytes | Path | np.ndarray) -> Iterator[Image.Image]:
             # Pillow itself only warns for images of up to twice its limit.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
-            # Converting them to 8 bits would clip their values without a warning.
+            # Pillow would clip such values to 8 bits without a warning.
             if image.mode.startswith(("I", "F")):
                 raise ValueError("it has more than 8 bits per channel: convert it")
             yield image
@@ -198,7 +201,10 @@ def to_bytes(images: np.ndarray) -> np.ndarray:
 
 
 def check_shape(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raises: UserError if a picture [height, width, channels] has another size, or other channels, than it must have."""
+    """Raises: UserError if a picture has not the wanted size or number of channels.
+
+    what: name of the picture, for the error. found, wanted: (height, width, channels).
+    """
     if found[:-1] != wanted[:-1]:
         raise UserError(f"{what} has {show_size(found)} pixels, and the run has {show_size(wanted)}; resize it")
     if found[-1] != wanted[-1]:

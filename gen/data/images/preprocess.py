@@ -22,15 +22,15 @@ def preprocess(
     dequantize: bool,
     binarize: Literal["static", "dynamic"] | None,
 ) -> Batch:
-    """Returns the batch with its "image", integers v in [0, levels), uint8 [B, H, W, C], as float32 in [-1, 1].
+    """Returns the batch with its "image", uint8 [B, H, W, C] of integers v in [0, levels), as float32 x in [-1, 1].
 
-    The "source" of pairs is mirrored with its image, and has no noise.
+    The "source" of pairs is scaled without noise, and mirrored if its image is mirrored.
 
     - By default x = 2 v / (levels - 1) - 1, so the first and the last level are -1 and 1.
-    - `dequantize`: x = 2 (v + u) / levels - 1 with u ~ U[0, 1). Levels are bins of width 2 / levels that fill [-1, 1].
+    - `dequantize`: x = 2 (v + u) / levels - 1 with u ~ U[0, 1). Each level becomes an interval of width 2 / levels.
     - `binarize`: x = 1 with probability v / (levels - 1), otherwise -1. If "static", the draw depends on the "index" of the
       example alone, so each example always has the same binary image. If "dynamic", it depends on (key, row).
-    - `flip`, if `training`: mirrored left to right with probability 1/2. This comes last, so that it mirrors the binary image
+    - `flip`, if `training`: the image is mirrored left to right with probability 1/2. This comes last, so that it mirrors the binary image
       of "static" too.
 
     Noise depends on (key, "row") alone, so it is the same however the batch is sharded.

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 
 class Decoding(NamedTuple):
-    """How images are decoded."""
+    """Settings with which all images of a data set are decoded."""
 
     size: int | None
     """Side of the square crop. None: images keep their size."""
@@ -31,7 +31,7 @@ class Decoding(NamedTuple):
 
 
 READ_RECORDS = 1024  # records that are read from the source at once
-THREAD_RECORDS = 16  # records that a thread decodes at once: fewer would make small images wait for the pool's lock
+THREAD_RECORDS = 16  # records that a thread decodes at once. With fewer, threads would often wait for the pool's lock
 
 
 def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: bool = False) -> Held:
@@ -39,7 +39,7 @@ def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: 
 
     whole: check every byte of the cache against its hash, not only a sample.
     """
-    # Another version of Pillow may decode or resize to other pixels, and so may another `pixels.decode`: count that up.
+    # Other versions of Pillow and of `pixels.decode` may give other pixels. Raise the number here if you change `pixels.decode`.
     key = digest.sha256(str(source.fingerprint), str(tuple(decoding)), used, f"pillow {PIL.__version__}, decode 2")
     what = f"decoded images of {source.name}"
     return hold(partial(decode_images, source, decoding), used, key if source.fingerprint else None, what, whole)

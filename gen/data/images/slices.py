@@ -15,7 +15,7 @@ KINDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-"""{split: the names that it has in data sets}, in small letters."""
+"""{split: names that data sets give to this split}, in lower case."""
 _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 Splits = Mapping[str, Sequence[int]]
 """{split: number of examples in each of its shards}. The positions of a split follow those of the split before."""
@@ -40,7 +40,7 @@ def names_in(option: str) -> list[str]:
 
 
 def find_split(name: str, splits: Mapping[str, object]) -> str | None:
-    """Returns the split of this name, or the only one of the same kind: "val" for "validation". None: there is none."""
+    """Returns the split with this name, or the only split of the same kind, such as "val" for "validation". None: no such split."""
     if name in splits:
         return name
     same = [split for split in splits if kind_of(split) == kind_of(name) is not None]
@@ -79,7 +79,7 @@ def cut(option: str, splits: Splits) -> np.ndarray:
         name: tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=0)
         for name, lengths in splits.items()
     }
-    # TFDS knows positions within a split. The source numbers all splits one after the other.
+    # TFDS counts positions in each split from 0. Our positions count through all splits, one after the other.
     ends = np.cumsum([info.num_examples for info in infos.values()])
     of = {name: np.arange(end - infos[name].num_examples, end) for name, end in zip(infos, ends, strict=True)}
     pieces = tfds.core.ReadInstruction.from_spec(translate(option, splits)).to_absolute(infos)
@@ -87,15 +87,15 @@ def cut(option: str, splits: Splits) -> np.ndarray:
 
 
 def translate(option: str, splits: Splits) -> str:
-    """Returns the option with the names that the splits have: "val[:50%]" for "validation[:50%]"."""
+    """Returns the option with the actual names of the splits: "val[:50%]" for "validation[:50%]" if the split is named val."""
     pieces = [piece.strip().partition("[") for piece in option.split("+")]
     return "+".join(f"{find_split(name, splits) or name}{bracket}{rest}" for name, bracket, rest in pieces)
 
 
 def suggest(splits: Splits) -> Slices:
-    """Returns three slices, none of them empty: the splits of the usual names, and parts of others for those that lack.
+    """Returns slices for train, validation and test: the splits with the usual names, and parts of other splits for missing ones.
 
-    They overlap if there are too few examples to hold any out.
+    No slice is empty. If there are too few examples to hold any out, all three are the same split.
     """
     known = {kind: next((split for split in splits if kind_of(split) == kind), None) for kind in KINDS}
     train = known["train"] or next(iter(splits))
@@ -111,7 +111,11 @@ def suggest(splits: Splits) -> Slices:
 
 
 def divide(split: str, splits: Splits, percents: tuple[int, ...]) -> list[str]:
-    """Returns the slices of a split between these percentages. None is empty: with few images they count images instead."""
+    """Returns the slices of a split that these percentages cut, such as ["train[:80%]", "train[80%:90%]", "train[90%:]"].
+
+    No slice is empty: if a percentage of few images would be 0 images, the slices count images instead. With fewer images than
+    slices, each slice is the whole split.
+    """
     n, parts = sum(splits[split]), len(percents) + 1
     ends = ["", *(f"{percent}%" for percent in percents), ""]
     # The syntax does not allow every name, so another name is cut here.
@@ -134,5 +138,5 @@ def split_error(field: str, option: str, splits: Splits, name: str, reason: str)
 
 
 def command(slices: Slices) -> str:
-    """Returns the options of a command line."""
+    """Returns the slices as options of a command line: --data.train "train[:90%]" ..."""
     return " ".join(f'--data.{field} "{value}"' for field, value in slices._asdict().items())

@@ -1,4 +1,4 @@
-"""Where images come from: encoded images with random access, and the built-in digits."""
+"""Sources of images: encoded images that can be read by position, and the built-in digits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gen.data.images import pixels
 from gen.errors import UserError
 
 Record = tuple[bytes | Path | np.ndarray | tuple[Path, ...], int]
-"""An image (encoded bytes, a file, pixels uint8 [H, W] or [H, W, 3], or the files of a pair) and its label. The label is 0 if there
-are none."""
+"""(image, label). The image is encoded bytes, a path, pixels uint8 [H, W] or [H, W, 3], or the paths of a pair. The label is 0 if there
+are no classes."""
 N_DIGITS, N_TRAIN_DIGITS = 1797, 1437
 N_TRAIN_STACKS, N_TEST_STACKS = 30_000, 3_000
 
 
 class Source(NamedTuple):
-    """Encoded images with random access by position. The splits lie one after the other."""
+    """Encoded images that can be read by position. Positions count through all splits, one split after the other."""
 
     name: str
     """The --data.name of the config."""
@@ -39,15 +39,16 @@ class Source(NamedTuple):
     unreadable: Callable[[int, str], UserError]
     """(position, reason) -> the error for an image that cannot be decoded."""
     content: str
-    """Digest of the examples. It is the same on every machine."""
+    """Digest of the examples, which is the same on every machine. It is part of the digest of the data set."""
     fingerprint: str | None
-    """Digest of everything that decides the decoded images and their labels. None: there are no files."""
+    """Digest of everything that decides the decoded images and their labels, for the key of the cache. None: not cached."""
     decode: Callable[..., np.ndarray] = pixels.decode
-    """As `pixels.decode`. Of pairs, it returns target and source, uint8 [2, H, W, C]."""
+    """Decodes an image, with the arguments of `pixels.decode`. For pairs it returns target and source, uint8 [2, H, W, C]."""
     paired: bool = False
     """Whether the images are pairs."""
     older_content: str | None = None
-    """Digest that older versions gave the same examples: of names and sizes of files, not of their content. None: the same."""
+    """The value of `content` that older versions of gen computed for the same examples, from names and sizes of files. None: equal to
+    `content`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def digits() -> Source:
 def stacked_digits() -> Source:
     """Returns images 8 x 8 x 3 whose red, green and blue channels are three random digits: 1000 classes, 100 r + 10 g + b.
 
-    They serve to count the modes of a generator (Metz et al. 2017 and Lin et al. 2018, who stack MNIST). "train" has 30,000
+    They are used to count the modes that a generator covers (Metz et al. 2017 and Lin et al. 2018, who stack MNIST). "train" has 30,000
     stacks of training digits and "test" 3,000 stacks of test digits, both drawn with a fixed seed.
     """
     images, labels = _load_digits()

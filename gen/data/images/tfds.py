@@ -21,7 +21,7 @@ def open_images(name: str, data_dir: str | None, size: int | None, whole: bool =
     If no image feature is named "image", the first one in alphabetical order is read. Likewise for a class label.
 
     size: the --data.size of the config. Without it, all images must have one size. whole: compare every byte of the files with the
-    sums of their first reading, not only a sample.
+    hashes from their first reading, not only a sample.
 
     Raises: UserError if the set is not prepared, has no random access, or has no 8-bit images.
     """
@@ -109,5 +109,5 @@ class TfdsImages:
 
 
 def choose(name: str, names: Sequence[str]) -> str | None:
-    """Returns the name if it is among the names, otherwise the first of them in order. None: there are none."""
+    """Returns `name` if it is among `names`, otherwise the first of `names` in alphabetical order. None: `names` is empty."""
     return name if name in names else min(names, default=None)

@@ -1,4 +1,4 @@
-"""A baseline for models of scores: counts of tokens after musical contexts, in all twelve keys."""
+"""A baseline for models of scores. It predicts each token from counts of tokens after the same musical context, in all twelve keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from gen.data.music.roll import PITCHES, REST, pitches_of
 
 KEYS = range(-5, 7)
-"""Transpositions of the training pieces, in semitones. With them each piece is counted in every key once."""
+"""Transpositions of the training pieces, in semitones. Each piece is counted once in each of the twelve keys."""
 BEAT = 4
 """Number of frames in a quarter note, if a frame is a sixteenth. The position of a frame in its quarter note is a context."""
 BAR = 16
+"""Number of frames in a bar of four quarter notes."""
 START = -1
 """Token of the frames before the beginning of a window."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -22,7 +23,7 @@ NONE = 0
 
 
 class Counts(NamedTuple):
-    """How often tokens followed the contexts of one kind."""
+    """Counts of the tokens that followed each context, for one kind of context (see `contexts_of`)."""
 
     contexts: np.ndarray
     """Hashes of the contexts, sorted, uint64 [C]."""
@@ -31,19 +32,20 @@ class Counts(NamedTuple):
     kinds: np.ndarray
     """Number of different tokens that followed each context, int64 [C]."""
     pairs: np.ndarray
-    """Hashes of contexts and the token after them, sorted, uint64 [P]."""
+    """Hashes of the pairs (context, token after it), sorted, uint64 [P]."""
     counts: np.ndarray
-    """How often each of the pairs was seen, int64 [P]."""
+    """Number of times that each pair occurred, int64 [P]."""
 
 
 def count_nats(
     train: Sequence[np.ndarray], test: Sequence[np.ndarray], vocab: int, keys: Sequence[int] = KEYS
 ) -> np.ndarray:
-    """Returns -log p of each token of the test windows, in nats, float64 [tokens], in the order of the voices and then of time.
+    """Returns -log p of each token of the test windows, in nats, float64 [tokens], in raster order: the
+    voices of a frame, then the next frame.
 
-    A token is predicted from the tokens before it: p_k(x | c_k) = (n(c_k, x) + d(c_k) p_{k-1}(x)) / (n(c_k) + d(c_k)), where n counts,
-    d(c) is the number of different tokens after c, and c_1, c_2, ... are contexts of more and more detail (`contexts_of`). p_0 is
-    uniform. Witten and Bell 1991, method C.
+    A token is predicted from the tokens before it: p_k(x | c_k) = (n(c_k, x) + d(c_k) p_{k-1}(x)) / (n(c_k) + d(c_k)), where n(c, x)
+    is the count of x after the context c, n(c) is the sum over x, d(c) is the number of different tokens after c, and c_1, c_2, ... are
+    contexts of more and more detail (`contexts_of`). p_0 is uniform. Witten and Bell 1991, method C.
 
     train, test: windows, int [frames, voices] each. vocab: number of tokens. keys: transpositions of the training windows.
     """
@@ -59,7 +61,7 @@ def count_nats(
 
 
 def move(window: np.ndarray, semitones: int) -> np.ndarray:
-    """Returns a window with all notes moved. Notes that leave the range of MIDI become rests."""
+    """Returns a window, int [frames, voices], transposed by `semitones`. Notes that leave the range of MIDI become rests."""
     pitch = pitches_of(window) + semitones
     sounding = (window != REST) & (pitch >= 0) & (pitch < PITCHES)
     return np.where(sounding, window + semitones, REST)
@@ -71,9 +73,9 @@ def join_tokens(windows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def contexts_of(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns hashes of the contexts of each token, uint64 [tokens] each, from the least detail to the most.
+    """Returns, for each kind of context, the hash of each token's context, uint64 [tokens]. Kinds go from the least detail to the most.
 
-    Each kind of context contains the kind before it.
+    Each kind contains all facts of the kind before it, and adds facts: see ORDER.
     """
     parts = [_describe(window) for window in windows]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -87,20 +89,20 @@ def contexts_of(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 ORDER = (("voice", "own"), ("beat", "age"), ("above",), ("others",), ("before",))
-"""What each kind of context adds: see `_describe`."""
+"""The facts that each kind of context adds, by the names in `_describe`."""
 
 
 def _describe(window: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what the contexts of a window's tokens are made of, int64 [tokens] each.
+    """Returns {fact: its value for each token of a window, int64 [tokens]}. Contexts are made of these facts.
 
-    voice: the number of the voice. own: its token in the frame before. above: the tokens of this frame that come before. beat: the place
-    of the frame in a quarter note. age: for how many frames the voice has not changed, up to BEAT. others: the whole frame before.
-    before: the last other note of the voice.
+    voice: number of the token's voice. own: token of this voice in the previous frame. above: tokens of the lower-numbered voices in
+    this frame. beat: position of the frame in its quarter note. age: number of frames since the note of this voice began, at most
+    BEAT. others: all tokens of the previous frame. before: token of this voice before its current note.
     """
     frames, voices = window.shape
     tokens = window.astype(np.int64)
     last = np.concatenate([np.full((1, voices), START), tokens[:-1]])
-    # Several tokens are the digits of one number. Digits begin at 1, so that START has a digit, too. 1009 is a prime above all tokens.
+    # Several tokens are encoded as digits of one number. + 2 makes all digits positive, START included. 1009 is a prime above all tokens.
     above = np.zeros((frames, voices), np.int64)
     for voice in range(1, voices):
         above[:, voice] = above[:, voice - 1] * 1009 + tokens[:, voice - 1] + 2
@@ -136,7 +138,7 @@ def _mix(state: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def count(contexts: np.ndarray, tokens: np.ndarray) -> Counts:
-    """Returns the counts of tokens int64 [N] after contexts uint64 [N]."""
+    """Counts the tokens, int64 [N], after each context, hashes uint64 [N]."""
     pairs, first, counts = np.unique(_mix(contexts, tokens), return_index=True, return_counts=True)
     # The context of each different pair, so that the pairs of a context can be counted.
     found, number = np.unique(contexts[first], return_inverse=True)
@@ -145,7 +147,7 @@ def count(contexts: np.ndarray, tokens: np.ndarray) -> Counts:
 
 
 def interpolate(seen: Counts, contexts: np.ndarray, tokens: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Returns the probability of each token, float64 [N], by the counts and the probabilities `lower` of less detail."""
+    """Returns the probability p_k of each token, float64 [N], from the counts and p_{k-1}, `lower`. See `count_nats`."""
     # For a context without counts, the result is `lower`.
     total, kinds = _look_up(seen.contexts, seen.totals, contexts), _look_up(seen.contexts, seen.kinds, contexts)
     n = _look_up(seen.pairs, seen.counts, _mix(contexts, tokens))
@@ -153,7 +155,7 @@ def interpolate(seen: Counts, contexts: np.ndarray, tokens: np.ndarray, lower: n
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Returns the values of the keys that are asked for, and 0 for keys that are not known."""
+    """Returns the value of each key in `asked`, or 0 if it is not in `keys`, which are sorted."""
     # searchsorted returns len(keys) for keys above the last one, which is no valid index.
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where(keys[at] == asked, values[at], 0)

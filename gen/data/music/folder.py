@@ -21,11 +21,11 @@ from gen.files import read_bytes
 
 PREFIX = "midi:"
 MAX_BYTES = 2**24
-"""Upper bound on the bytes of a file. Usual scores have some kilobytes."""
+"""Largest size of a MIDI file, in bytes. Usual scores have some kilobytes."""
 
 
 class Found(NamedTuple):
-    """The files of a folder."""
+    """The MIDI files of a folder."""
 
     root: Path
     listing: Listing
@@ -45,7 +45,7 @@ def find(name: str) -> Found:
 
 
 def count(name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of files]}, if no option names a split. Raises: UserError as `find`."""
+    """Returns {split: [number of files]}, to suggest slices if no option names a split. Raises: UserError as `find`."""
     return count_splits([file.path for file in find(name).listing.files], name)
 
 
@@ -91,7 +91,7 @@ def open_folder(options: FolderOptions, steps: int, voices: int) -> Source:
 def read_all(paths: Sequence[Path], steps: int, voices: int) -> Arrays:
     """Reads the files. Returns {"notes": their rolls one after the other, int16 [F, voices], "frames": int64 [N], "reasons": text [N]}.
 
-    A file that does not fit has no frames, and the reason.
+    A file that does not fit has 0 frames, and a reason. The reasons of all other files are "".
     """
     read = [read_file(path, steps, voices) for path in paths]
     rolls = [np.zeros((0, voices), np.int16) if isinstance(found, str) else found for found in read]
@@ -110,5 +110,5 @@ def read_file(path: Path, steps: int, voices: int) -> np.ndarray | str:
 
 
 def kind_of(reason: str) -> str:
-    """Returns the kind of a reason, for counts: its words before the first detail."""
+    """Returns a reason without its details, so that files with the same kind of reason can be counted."""
     return reason.partition(":")[0].partition("(")[0].partition(", in frame")[0].strip()

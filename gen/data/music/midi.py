@@ -16,23 +16,24 @@ from gen.errors import UserError
 
 ENDINGS = {".mid", ".midi", ".smf"}
 MAX_FRAMES = 2**20
-"""Upper bound on the frames of a file. A damaged file may have events at any time."""
+"""Largest number of frames of a file. A damaged file may have events at any time."""
 TICKS_PER_STEP = 120
-"""Ticks of a frame in files that are written."""
+"""Number of ticks in a frame, in files that gen writes."""
 VELOCITY = 80
-"""Loudness of the notes in files that are written, from 0 to 127."""
+"""Loudness of all notes, from 0 to 127, in files that gen writes."""
 TEMPO = 600_000
-"""Microseconds of a quarter note in files that are written: 100 quarter notes per minute."""
+"""Microseconds in a quarter note, in files that gen writes: 100 quarter notes per minute."""
 DRUMS = 9
 """The channel whose notes are drums. No voice is written to it."""
 VOICE = re.compile(r"voice (?P<number>[1-9][0-9]?)")
-"""Name of a track in files that gen writes: it has the number of the voice. In other files voices are numbered by tracks and channels."""
+"""Pattern of the track names in files that gen writes: they hold the number of the voice, from 1. In other files, voices are numbered in
+the order of tracks and channels."""
 MAX_VOICES = 15
 """A file has 16 channels, and one of them has drums."""
 
 
 class Note(NamedTuple):
-    """A note of a file, in ticks."""
+    """A note. start and end are in ticks of a file, or in frames of a roll. pitch is a MIDI number."""
 
     start: int
     end: int
@@ -49,7 +50,7 @@ def load_mido() -> ModuleType:
 
 
 def decode(content: bytes, steps: int, voices: int) -> np.ndarray:
-    """Returns a MIDI file as a roll, int16 [frames, voices], with held notes. It ends with the last note.
+    """Returns a MIDI file as a roll with HELD tokens, int16 [frames, voices]. The roll ends where the last note ends.
 
     steps: frames of a quarter note. A file with fewer voices has rests in the last ones. Tempo, loudness and instruments are left out.
 
@@ -57,7 +58,7 @@ def decode(content: bytes, steps: int, voices: int) -> np.ndarray:
     once in a voice, or has more voices.
     """
     file = _parse(content)
-    # Before the roll is made: a wrong time may ask for any memory.
+    # The notes are checked before the roll is made, because a wrong time could require any amount of memory.
     parts = _find_voices(file)
     if not parts:
         raise ValueError("has no notes")
@@ -77,7 +78,7 @@ def decode(content: bytes, steps: int, voices: int) -> np.ndarray:
 
 
 def _parse(content: bytes) -> Any:
-    """Returns the parsed file, a mido.MidiFile. Raises: ValueError with the reason if it is none."""
+    """Returns the parsed file, a mido.MidiFile. Raises: ValueError with the reason if it is not a score."""
     mido = load_mido()
     if not content:
         raise ValueError("is empty: it has no bytes")
@@ -148,9 +149,10 @@ def _fill(column: np.ndarray, notes: list[Note], steps: int, beat: int, voice: i
 
 
 def encode(roll: np.ndarray, steps: int) -> bytes:
-    """Returns a MIDI file of a roll, int [frames, voices], with a track for each voice. `decode` gives the roll back, without rests at the end.
+    """Returns the content of a MIDI file with a track for each voice of a roll, int [frames, voices]. It is the inverse of `decode`, which
+    drops rests at the end.
 
-    steps: frames of a quarter note. A held token that continues nothing begins a note.
+    steps: frames of a quarter note. A HELD token that does not continue a note begins a note.
     """
     mido = load_mido()
     file = mido.MidiFile(type=1, ticks_per_beat=TICKS_PER_STEP * steps)
@@ -172,7 +174,9 @@ def encode(roll: np.ndarray, steps: int) -> bytes:
 
 
 def notes_of(column: np.ndarray) -> Iterator[Note]:
-    """Yields the notes of one voice of a roll, int [frames], in frames. A held token that continues nothing begins a note."""
+    """Yields the notes of one voice of a roll, int [frames], in frames. A HELD token that does not continue a note
+    begins a note.
+    """
     pitch = pitches_of(column)
     begins = (column < HELD) | (np.concatenate([[REST], pitch[:-1]]) != pitch)
     starts = np.append(np.flatnonzero(begins), len(column))

@@ -1,4 +1,4 @@
-"""Preprocesses scores inside the compiled step: excerpts and transpositions for training, and which tokens count."""
+"""Preprocesses scores inside the compiled step: draws excerpts and transpositions for training, and marks padding."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from gen.core import Array, Batch, Key
 from gen.data.music.roll import REST
 
 EXCERPT_STEP = 16
-"""Frames between the places at which an excerpt may begin: a bar of sixteenths in four four time. A model can learn the beat then."""
+"""An excerpt begins at a multiple of this number of frames: at a bar, in four-four time with a sixteenth per frame. So a position in an
+excerpt tells a model the beat."""
 
 
 def preprocess(batch: Batch, key: Key, training: bool, *, excerpt: int) -> Batch:
     """Returns the batch with "counted", float32 of the shape of "tokens": 0 on padding, otherwise 1.
 
-    In training, "tokens" int32 [B, frames, voices] are an excerpt of each window, [B, excerpt, voices], that is transposed by a
-    number of semitones in [limits[0], limits[1]]. Both are drawn uniformly from (key, row). An excerpt begins at a multiple of
-    EXCERPT_STEP, and has no padding if the window has `excerpt` frames that count.
+    In training, "tokens" int32 [B, frames, voices] are an excerpt of each window, [B, excerpt, voices], transposed by a number
+    of semitones in [limits[0], limits[1]]. Excerpt and transposition are drawn uniformly from (key, row). An excerpt begins at a multiple of
+    EXCERPT_STEP, and has no padding if the window has at least `excerpt` frames of its piece.
     """
     tokens, frames = batch["tokens"], batch["frames"]
     if training:
@@ -29,7 +30,7 @@ def preprocess(batch: Batch, key: Key, training: bool, *, excerpt: int) -> Batch
         start = draw(frames, axis.example_keys(start_key, batch["row"]))
         tokens = jax.vmap(partial(jax.lax.dynamic_slice_in_dim, slice_size=excerpt))(tokens, start)
         frames = frames - start
-        # After the cut, so that fewer tokens are moved. The limits are those of the whole piece.
+        # The excerpt is cut before it is transposed, so that fewer tokens are transposed. The limits are valid for the whole piece.
         tokens = transpose(tokens, draw_shift(batch["limits"], axis.example_keys(shift_key, batch["row"])))
     # The padding of a window comes after its piece.
     counted = jnp.arange(tokens.shape[1])[None] < frames[:, None]
@@ -41,7 +42,7 @@ def preprocess(batch: Batch, key: Key, training: bool, *, excerpt: int) -> Batch
 
 
 def draw_excerpt(frames: Array, keys: Key, *, excerpt: int) -> Array:
-    """Returns where the excerpts of windows begin, int32 [B]. frames: int32 [B], those that count. keys: [B]."""
+    """Draws the first frame of the excerpt of each window, int32 [B]. frames: frames without padding, int32 [B]. keys: [B]."""
     # The last place leaves at least `excerpt` frames if there are that many.
     places = jnp.maximum(frames - excerpt, 0) // EXCERPT_STEP + 1
 
@@ -52,7 +53,7 @@ def draw_excerpt(frames: Array, keys: Key, *, excerpt: int) -> Array:
 
 
 def draw_shift(limits: Array, keys: Key) -> Array:
-    """Returns a transposition for each example, int32 [B]. limits: int32 [B, 2], the lowest and the highest. keys: [B]."""
+    """Draws a transposition of each example, in semitones, int32 [B]. limits: lowest and highest, int32 [B, 2]. keys: [B]."""
 
     def draw(key: Key, limits: Array) -> Array:
         return jax.random.randint(key, (), limits[0], limits[1] + 1)

@@ -1,7 +1,7 @@
-"""Rolls: scores on a grid of time steps and voices, with one token in each place.
+"""Rolls: scores on a grid of time steps and voices, with one token for each step and voice.
 
 A token below REST is the MIDI number of a note that begins. REST is silence. A token HELD + n continues the note with the MIDI number n
-from the step before. Rolls that do not distinguish held notes from repeated notes have no such tokens.
+from the step before. Rolls without HELD tokens do not distinguish held notes from repeated notes.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ import numpy as np
 from gen.errors import UserError
 
 AXES = ("time", "voice")
-"""Axes of the grids that are rolls."""
+"""Names of the axes of a roll."""
 PITCHES = 128
 """Number of MIDI notes. 60 is the middle C, and each number is a semitone."""
 REST = PITCHES
+"""The token of silence."""
 HELD = REST + 1
+"""The token HELD + n continues the note with the MIDI number n."""
 STEPS_PER_QUARTER = 4
 """Default number of time steps in a quarter note: each step is a sixteenth."""
 
 
 def vocabulary(onsets: bool) -> int:
-    """Returns the number of tokens of rolls. onsets: whether they tell held notes from repeated ones."""
+    """Returns the size of the vocabulary of rolls. onsets: whether rolls have HELD tokens."""
     return HELD + PITCHES if onsets else HELD
 
 
 def pitches_of(roll: np.ndarray) -> np.ndarray:
-    """Returns the MIDI number that sounds in each place, int [...], and REST where none does."""
+    """Returns the MIDI number that sounds at each token of a roll, int [...], or REST for silence."""
     return np.where(roll >= HELD, roll - HELD, roll)
 
 
 def hold(roll: np.ndarray) -> np.ndarray:
-    """Returns a roll [frames, voices] of pitches with equal pitches in a row as one note that is held."""
+    """Returns a roll with HELD tokens for a roll [frames, voices] without them: equal consecutive pitches become one held note."""
     # The first frame holds nothing.
     held = np.zeros(roll.shape, bool)
     held[1:] = (roll[1:] == roll[:-1]) & (roll[1:] < REST)
@@ -53,10 +55,10 @@ def check_roll(roll: np.ndarray) -> None:
 def span(rolls: list[np.ndarray]) -> np.ndarray:
     """Returns the lowest and the highest pitch of each voice in rolls [frames, voices], int64 [2, voices].
 
-    A voice without notes has the range from PITCHES down to -1.
+    A voice without notes has the lowest pitch PITCHES and the highest pitch -1.
     """
     pitch = np.concatenate([pitches_of(roll) for roll in rolls])
-    # Values that no pitch has, so that silence changes neither end.
+    # Silence gets values beyond all pitches, so that it changes neither the minimum nor the maximum.
     silent = pitch == REST
     return np.stack([np.where(silent, PITCHES, pitch).min(0), np.where(silent, -1, pitch).max(0)]).astype(np.int64)
 
@@ -64,7 +66,8 @@ def span(rolls: list[np.ndarray]) -> np.ndarray:
 def shift_limits(roll: np.ndarray, allowed: np.ndarray, semitones: int) -> tuple[int, int]:
     """Returns the lowest and the highest transposition of a roll, in semitones, that keeps each voice inside of a range.
 
-    allowed: int [2, voices], as of `span`. semitones: upper bound on the size of both. A roll that is outside already is not moved.
+    allowed: range of each voice, int [2, voices], as from `span`. semitones: largest size of a transposition. The limits always
+    include 0, even if the roll is outside of the range.
     """
     low, high = span([roll])
     # A silent voice can be moved anywhere.

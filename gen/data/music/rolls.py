@@ -1,4 +1,4 @@
-"""Scores from a JSON file: the splits of a data set, each a list of pieces, each a list of frames, each a MIDI number for each voice."""
+"""Reads scores from a JSON file {split: [piece, ...]}. A piece is a list of frames, and a frame has a MIDI number for each voice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find(name: str) -> Path:
 
 
 def read(name: str) -> dict[str, list[Any]]:
-    """Returns {split: pieces as the file has them}. The order is train, validation, test, others.
+    """Returns {split: its pieces, as parsed from JSON}. The order of the splits is train, validation, test, others.
 
     Raises: UserError if the file can't be read, or is not an object of lists.
     """
@@ -66,7 +66,7 @@ def open_rolls(name: str, voices: int, slices: Mapping[str, str]) -> Source:
 
 
 def _piece(frames: object, voices: int, what: str) -> np.ndarray:
-    """Returns a piece of the file as a roll. Raises: UserError that names it if it is none."""
+    """Converts a piece from JSON to a roll, int16 [frames, voices]. what: name of the piece, for errors. Raises: UserError if it is wrong."""
     if not isinstance(frames, list) or not frames:
         raise UserError(f"{what} has no frames; give it a list of the notes of each frame")
     for i, frame in enumerate(frames):
@@ -75,7 +75,7 @@ def _piece(frames: object, voices: int, what: str) -> np.ndarray:
             raise UserError(
                 f"{what}: frame {i} has {found} notes, and the data have {voices} voices; the fix: --data.voices"
             )
-        # Rests may be null. A number such as 60.0 is a note, and 60.5 is none.
+        # Rests may also be null. A number such as 60.0 is a note, but 60.5 is an error.
         wrong = [x for x in frame if x is not None and (isinstance(x, bool) or x not in range(SILENCE, PITCHES))]
         if wrong:
             raise UserError(

@@ -13,16 +13,18 @@ from gen.data.music.sources import Source
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of all pieces, one after the other. A window that is longer than its piece ends with rests, which do not count."""
+    """The windows of all pieces, one after the other. If a piece ends inside a window, the rest of the window is
+    padding: rests that do not count.
+    """
 
     tokens: np.ndarray
-    """int16 [W, frames, voices]."""
+    """Rolls of the windows, int16 [W, frames, voices]."""
     frames: np.ndarray
-    """Number of frames of each window that count, int32 [W]."""
+    """Number of frames of each window without padding, int32 [W]."""
     limits: np.ndarray
-    """The lowest and the highest transposition of each window's piece, int32 [W, 2]."""
+    """Lowest and highest transposition of the piece of each window, in semitones, int32 [W, 2]."""
     labels: np.ndarray
-    """int32 [W]."""
+    """Class of each window, int32 [W]."""
     first: np.ndarray
     """Position of the first window of each piece, and the number of windows, int64 [N + 1]."""
 
@@ -38,9 +40,9 @@ class Windows:
 
 
 def cut(source: Source, frames: int, training: np.ndarray, semitones: int) -> Windows:
-    """Returns the consecutive windows of each piece of a source. The last one is shorter.
+    """Returns the consecutive windows of each piece of a source. The last window of a piece may be shorter, and is padded.
 
-    training: positions of the training pieces, whose voices set the range of transpositions. semitones: see Music.transpose.
+    training: positions of the training pieces. Transposed pieces stay in the range of their voices. semitones: see Music.transpose.
     """
     # Consecutive and not overlapping, so that each token counts once.
     rows, lengths, first = [], [], [0]

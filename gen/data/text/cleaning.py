@@ -20,13 +20,13 @@ DROPPED = ("duplicates", "short", "control characters")  # keys of the counts
 def clean(
     documents: Iterable[Document], body: str, separator: str | None, min_characters: int, counts: Counter[str]
 ) -> Iterator[Document]:
-    """Yields the documents that are kept, in order, with the text of `clean_text`.
+    """Yields the documents that are kept, in order, with texts cleaned by `clean_text`.
 
     body: the field that is measured and divided: the text of a document, or the target of a pair.
     separator: a regular expression (re.MULTILINE) on which the body is divided into documents. Its matches are left out.
-    min_characters: documents with fewer characters, without white space at the ends, are dropped.
-    counts: is increased by the "documents" and "characters" that are kept, and by what is dropped: "duplicates" (exact copies
-    of an earlier document in any split), "short", and "control characters".
+    min_characters: documents with fewer characters are dropped. White space at the ends does not count.
+    counts: is increased by the numbers of kept "documents" and "characters", and of dropped "duplicates" (exact copies of an earlier
+    document in any split), "short" documents, and "control characters".
     """
     seen: set[bytes] = set()
     for document in documents:
@@ -37,7 +37,7 @@ def clean(
             if len(part.strip()) < min_characters:
                 counts["short"] += 1
                 continue
-            # Digests instead of texts: 32 bytes per document, however long it is.
+            # The set holds digests instead of texts: 32 bytes for each document.
             digest = hashlib.sha256("\0".join(fields.values()).encode()).digest()
             if digest in seen:
                 counts["duplicates"] += 1
@@ -70,7 +70,7 @@ def divide(text: str, separator: str | None) -> Iterator[str]:
 
 
 def describe(name: str, counts: Counter[str], unit: str) -> str:
-    """Returns a line that says how much was kept and dropped. unit: name of what is counted, such as "documents"."""
+    """Returns a line with the numbers of kept and dropped documents. unit: word for the documents, such as "pairs"."""
     return f"{name}: {counts['documents']:,} {unit}, {counts['characters']:,} characters; {describe_dropped(counts)}"
 
 

@@ -1,4 +1,4 @@
-"""From documents to tokens: cleaned, split and tokenized once, and then mapped from the cache."""
+"""Cleans, splits and tokenizes documents once, and then maps the tokens from the cache."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Corpus(NamedTuple):
     """The tokens of three splits."""
 
     tokens: Mapping[str, np.ndarray]
-    """{"train" | "validation" | "test": uint16 or uint32 [N]}, with the end token before each text. Texts are documents, or a
-    prompt and a target in turn. The test tokens may be the validation tokens."""
+    """{"train", "validation" or "test": uint16 or uint32 [N]}, with the end token before each text. The texts are documents, or for pairs
+    prompt, target, prompt, target, ... If there is no test split, its tokens are the validation tokens."""
     tokenizer: Tokenizer
     digest: str
     """SHA-256 of the tokens and the tokenizer."""
     counts: Counter[str]
-    """Numbers of kept and dropped documents and characters, by the names of gen.data.text.cleaning."""
+    """Numbers of kept and dropped documents and characters. See `gen.data.text.cleaning.clean`."""
     labels: list[str]
     """The different labels, sorted. []: there are none, or more than MAX_LABELS."""
 
@@ -60,7 +60,7 @@ class Recipe:
 
     def key(self, source: Source, tokenizer: bytes) -> str:
         """Returns the cache key of the corpus. tokenizer: content of the tokenizer.json that the recipe names."""
-        # Only settings that matter are part of the key, so that others do not tokenize again.
+        # Only settings that change the tokens are part of the key. A change of another setting does not tokenize again.
         settings = (
             self.split,
             self.tokenizer,
@@ -75,7 +75,7 @@ class Recipe:
 def build_corpus(source: Source, recipe: Recipe, whole: bool = False) -> Corpus:
     """Returns the corpus of a source, from the cache if it was built before.
 
-    whole: compare every byte of the cache with its sum, not only a sample.
+    whole: compare every byte of the cache with its hash, not only a sample.
 
     Raises: UserError for documents that cannot be read, an unknown field in the template, or a split without documents.
     """
@@ -98,7 +98,7 @@ def build_corpus(source: Source, recipe: Recipe, whole: bool = False) -> Corpus:
 
 
 class Survey(NamedTuple):
-    """Results of one pass over the cleaned documents."""
+    """Facts that one pass over the cleaned documents collects."""
 
     counts: Counter[str]
     labels: set[str]
@@ -121,7 +121,7 @@ class Builder:
     def make(self) -> Arrays:
         """Returns the arrays that are cached: the tokens of each split, the tokenizer.json, and facts as JSON."""
         survey = self.survey()
-        # "tail" needs the total before the first text can be assigned, so a first pass counts.
+        # The split "tail" needs the total before it can assign the first text, so a first pass counts.
         total = survey.counts["documents" if self.source.pair else "characters"]
         tokenizer = self.make_tokenizer(survey.alphabet, total)
         tokens = tokenize(self.split_texts(total), tokenizer)

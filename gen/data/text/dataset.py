@@ -1,4 +1,4 @@
-"""Text data sets as functions of (seed, step, row): the config, the examples, and the baselines of the test split."""
+"""The config of text data sets, how their examples are made, and the baselines of the test split."""
 
 from __future__ import annotations
 
@@ -25,49 +25,50 @@ from gen.data.text.windows import make_windows
 from gen.errors import UserError
 
 MIN_BPE = 257  # smallest vocabulary of a bpe: the bytes and the end token
-MAX_COUNTED = 2**23  # tokens of each split in which n-grams are counted. They take about 4 GiB
+MAX_COUNTED = 2**23  # largest number of tokens of a split from which the baselines are computed. They take about 4 GiB
 
 
 @dataclass(frozen=True)
 class Text(core.Data):
-    """Text as tokens, and how it is read."""
+    """Texts as tokens: "tokens" int32 [B, length + 1], and "source" int32 [B, source_length] for separate pairs."""
 
     name: str = "pydoc"
     """pydoc, Python's own documentation; text:PATH, a file or folder of UTF-8; jsonl:PATH, JSON lines or a JSON array with "text",
     with "source" and "target", or with "text" and "label"; or the name of a prepared TFDS set, such as tiny_shakespeare or
     name/config:1.0.0."""
     keys: tuple[str, ...] = ()
-    """Keys of the JSON lines that have other names: text=content, or source=question target=answer. If they are given, they alone
-    say what is read, so text=text reads texts without their labels."""
+    """Keys of the JSON lines, if they are not "text", "source", "target" or "label": text=content, or source=question target=answer. If keys
+    are given, only these are read, so text=text reads texts without their labels."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     split: str = "hash:0.1"
-    """hash:0.1 holds out documents by their SHA-256, this fraction for validation and the same for the test; tail:0.1 holds out
-    the end of the whole text for both; or three slices of a TFDS set, such as train[:90%],train[90%:],test."""
+    """How texts are held out. hash:0.1: by the SHA-256 of each document, this fraction for validation and the same fraction again for the
+    test. tail:0.1: this fraction at the end of the whole text, for both validation and test. Or slices of a TFDS set for training,
+    validation and test, such as train[:90%],train[90%:],test."""
     length: int = 256
-    """Number of tokens that a model predicts in one example."""
+    """Number of tokens that a model predicts in an example. An example has one token more, because the first is not predicted."""
     stride: int | None = None
-    """Tokens from the start of one evaluation window to the next. Each window predicts its last `stride` tokens. None:
-    disjoint windows."""
+    """Number of tokens from the start of an evaluation window to the start of the next. Each window predicts only its last `stride` tokens,
+    so a smaller stride gives each prediction more context. None: disjoint windows, which is the same as `length`."""
     tokenizer: str = "byte"
-    """byte; character, one token for each character of the text; bpe, trained on the training split; or the path of a
-    tokenizer.json, or of a folder that holds one, such as a run directory."""
+    """byte: one token for each byte. character: one token for each character that occurs. bpe: trained on the training split. Or the path
+    of a tokenizer.json, or of a folder with a tokenizer.json, such as a run directory."""
     vocabulary: int = 1024
-    """Largest number of tokens of a trained bpe."""
+    """Largest number of tokens in the vocabulary of a trained bpe, at least 257."""
     document_break: str | None = None
-    r"""Regular expression that divides each text into documents, such as (?=^CHAPTER ). None: each file is one."""
+    r"""Regular expression that divides each text into documents, such as (?=^CHAPTER ). None: each file is a document."""
     min_characters: int = 1
     """Drop documents, or targets of pairs, with fewer characters."""
     template: str = "{source}\n"
     """Prompt of a pair: {source}, {text} and other keys of its JSON line are replaced by their values. (A newline in a shell:
     $'{source}\\n')"""
     pairs: Literal["joined", "separate"] = "joined"
-    """joined: the prompt is in front of the target. separate: it is a feature "source" for an encoder."""
+    """joined: an example is the prompt and then the target. separate: the prompt is the feature "source", for an encoder."""
     source_length: int | None = None
     """Number of tokens of a separate source. None: the same as `length`."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
-    """Each file is read once for a sum of its content. At later starts a random sample is compared with it, 128 chunks of 1 MiB;
-    all: every byte, of the cache too."""
+    """How each later start looks for changed files and a damaged cache. sample: it compares a random sample of the content, 128 chunks of
+    1 MiB. all: it compares every byte."""
 
     def build(self) -> core.Dataset:
         """Reads, cleans and tokenizes the documents, or finds the result in the cache. Prints how much text there is.
@@ -80,13 +81,13 @@ class Text(core.Data):
         if source.pair and self.stride:
             raise UserError(f"--data.stride {self.stride} is for windows, and {self.name} has pairs: leave it out")
         found = build_corpus(source, self.recipe(), whole)
-        # Which key is the source and which the target may be a guess, so it is said.
+        # The keys of source and target may be guessed, so the line names them.
         unit = f'pairs of "{source.pair.source}" and "{source.pair.target}"' if source.pair else "documents"
         errors.note(cleaning.describe(self.name, found.counts, unit))
         layout = lay_out_pairs(self, found) if source.pair else lay_out_windows(self, found)
         # The vocabulary of a trained bpe may be smaller than the config asks for.
         vocab, end = tokenizers.size(found.tokenizer), tokenizers.end(found.tokenizer)
-        # These strings are compared when runs are: changing one makes old scores incomparable.
+        # Scores are only compared if these strings are equal. Changing a string here makes old scores incomparable.
         protocol = {"held_out": self.split, "tokenizer": describe_tokenizer(found.tokenizer)}
         counted_by_token = self.tokenizer in ("byte", "character")
         return core.Dataset(
@@ -159,17 +160,17 @@ def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> str:
 
 
 class Layout(NamedTuple):
-    """Examples of a corpus."""
+    """Examples of a corpus, and how they were made from the tokens."""
 
     examples: Examples
     lengths: Mapping[str, int]
-    """{feature: tokens in an example}."""
+    """{feature: number of tokens in an example}."""
     protocol: Mapping[str, str | int]
-    """Returns how the held-out splits are divided into examples. It is stored next to the scores."""
+    """How the held-out splits are divided into examples. It is stored with the scores."""
 
 
 def lay_out_windows(config: Text, found: Corpus) -> Layout:
-    """Returns windows of the documents."""
+    """Makes examples that are windows of the token stream."""
     examples = make_windows(found.streams(), config.length, config.stride, config.batch_size)
     how = f"strided by {config.stride}" if config.stride else "disjoint"
     protocol = {"windows": f"{how}, {config.length} tokens"}
@@ -179,7 +180,7 @@ def lay_out_windows(config: Text, found: Corpus) -> Layout:
 
 
 def lay_out_pairs(config: Text, found: Corpus) -> Layout:
-    """Returns one pair per example. Prints how many prompts and pairs do not fit."""
+    """Makes examples that are one pair each. Prints how many prompts are cut and how many pairs are dropped."""
     separate = (config.source_length or config.length) if config.pairs == "separate" else None
     examples, lost = make_pairs(found.streams(), config.length, separate, config.batch_size)
     cut, dropped = sum(each.cut for each in lost.values()), sum(each.dropped for each in lost.values())
@@ -194,10 +195,11 @@ def lay_out_pairs(config: Text, found: Corpus) -> Layout:
 
 
 def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
-    """Returns the scores of n-grams and xz on the test split, with the training split as their training text.
+    """Returns the scores of n-grams and xz on the test split, trained on the training split. Documents are joined with a zero byte.
 
-    They are "kneser_ney_bits_per_byte", its "kneser_ney_order", and "xz_bits_per_byte". A zero byte joins the documents.
-    counted_by_token: also "kneser_ney", in nats per token.
+    The names are "kneser_ney_bits_per_byte", "kneser_ney_order" and "xz_bits_per_byte" (see `ngram.baselines`). If counted_by_token,
+    also "kneser_ney": the score of n-grams of tokens, in nats per token. Only the last MAX_COUNTED training tokens and the first
+    MAX_COUNTED test tokens are used.
     """
     train, test = found.tokens["train"][-MAX_COUNTED:], found.tokens["test"][:MAX_COUNTED]
     # Both baselines get bytes: the bytes of the tokens, with a zero byte for each end token. So xz and the n-grams over bytes see the

@@ -61,7 +61,7 @@ def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
 def pairs(folder: Path) -> Iterator[dict[str, str]]:
     """Yields {"source": a function without its docstring, "target": the first paragraph of the docstring}."""
     for _, node, target in functions(folder):
-        # The first statement is the docstring. A function with nothing else says nothing about its target.
+        # The first statement is the docstring. A function without other statements has no code that could explain the target.
         node.body = node.body[1:]
         source = ast.unparse(node) if node.body else ""
         if 0 < len(source) <= MAX_CHARACTERS:

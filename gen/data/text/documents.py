@@ -1,4 +1,4 @@
-"""Documents and where they come from: Python's own documentation, and text files. All files must be strict UTF-8."""
+"""Documents, and two of their sources: Python's own documentation, and text files. All files must be strict UTF-8."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gen.data.text import kinds
 from gen.errors import UserError, note
 from gen.files import expand_user
 
-HEADING = re.compile(r"^(\S.*)\n([*=~-])\2+$", re.MULTILINE)  # of reStructuredText: a line and its underline
+HEADING = re.compile(r"^(\S.*)\n([*=~-])\2+$", re.MULTILINE)  # a heading of reStructuredText: a line and its underline
 
 
 class Document(NamedTuple):
@@ -27,7 +27,7 @@ class Document(NamedTuple):
     fields: Mapping[str, str]
     """{"text": the document}. For a pair: all texts and numbers of its JSON line."""
     split: str | None = None
-    """The split that it belongs to, if the source was opened with slices."""
+    """Name of the document's split, if the source was opened with slices. None: the split is decided later."""
 
 
 class PairFields(NamedTuple):
@@ -47,9 +47,9 @@ class Source(NamedTuple):
     fingerprint: str
     """Digest that changes when the documents on this machine change."""
     pair: PairFields | None = None
-    """Fields of the source and the target. None: the documents are no pairs."""
+    """Names of the fields that are source and target. None: the documents are not pairs."""
     facts: Mapping[str, str] = {}
-    """Other facts that decide which documents there are, such as a version. They are stored next to the scores."""
+    """Other facts that decide which documents there are, such as a version. They are stored with the scores."""
 
 
 def pydoc() -> Source:
@@ -76,7 +76,7 @@ def pydoc() -> Source:
 def text(path: Path, whole: bool = False) -> Source:
     """Returns a text file, or all files below a folder, each as one document. Raises: UserError if there are none.
 
-    whole: compare every byte of the files with the sums of their first reading, not only a sample.
+    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
     """
     files = find_files(path, "")
 
@@ -144,9 +144,9 @@ def _join_counts(endings: Counter[str]) -> str:
 
 
 def fingerprint(root: Path, files: list[Path], whole: bool) -> str:
-    """Returns a digest of the content of the files, which are read if they are new or have changed.
+    """Returns a digest of the content of the files. Only new and changed files are read as a whole.
 
-    root: the file or folder that the user named. whole: compare every byte with the sums of the first reading, not only a sample.
+    root: the file or folder that the user named. whole: compare every byte with the hashes from the first reading, not only a sample.
     """
     paths = [os.path.abspath(file) for file in files]
     return sha256(
@@ -159,9 +159,9 @@ def fingerprint(root: Path, files: list[Path], whole: bool) -> str:
 def decode(content: bytes, where: str, offset: int = 0) -> str:
     """Decodes strict UTF-8.
 
-    where: name of the place, for errors. offset: position of the content in its file.
+    where: where the content is, such as a path, for errors. offset: position of the content in its file.
 
-    Raises: UserError with the place and the byte, or with the kind of file that it is instead.
+    Raises: UserError with the place and the first wrong byte, or with the kind of file if it is not a text.
     """
     if offset == 0:
         check_kind(content, where)
@@ -175,7 +175,7 @@ def decode(content: bytes, where: str, offset: int = 0) -> str:
 
 
 def check_kind(start: bytes, where: str) -> None:
-    """Raises: UserError that names the kind of a file if its first bytes are not those of a text in UTF-8."""
+    """Raises: UserError that names the kind of a file if its first bytes show that it is not a text in UTF-8."""
     if found := kinds.recognize(start):
         raise UserError(f"{where}: is {found.name}, and not a text in UTF-8; {found.fix}")
 

@@ -25,32 +25,32 @@ from gen.files import check_regular, read_bytes
 
 SCALARS = (str, int, float)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-MAX_ARRAY_BYTES = 2**28  # of a file that is one JSON array
-MAX_ARRAY_VALUES = 2**23  # objects and arrays in it: empty ones take 24 times their bytes of memory
+MAX_ARRAY_BYTES = 2**28  # largest size of a file that is one JSON array
+MAX_ARRAY_VALUES = 2**23  # largest number of objects and arrays in it, which may take 24 times their bytes of memory
 BLANK = "\ufeff \t\r\n"
 START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
 PAIRS = (("source", "target"), ("text", "label"), ("text", "target"), ("source", "label"))
-"""Keys of the source and of the target of a pair. If a line has several of these pairs of keys, the first of them is read."""
+"""Keys of the source and the target of a pair. If a line has the keys of several of these pairs, the first such pair is read."""
 
 
 class Line(NamedTuple):
-    """One JSON object and its place."""
+    """A JSON object, and its place in a file."""
 
     where: str
-    """file:line, or the number in an array."""
+    """The place: file:line, or the file and the number of the object in an array."""
     value: Mapping[str, object]
 
 
 def jsonl(path: Path, keys: Sequence[str] = (), whole: bool = False) -> Source:
-    """Returns the lines of a file, or of all .jsonl files below a folder. All lines have the keys of the first.
+    """Returns a source with the lines of a file, or of all .jsonl files below a folder. All lines must have the same keys.
 
     A file may also be one JSON array of objects.
 
     Fields: "text" for documents; "source" and "target", or "text" and "label", for pairs. If a line has "text", "label" and
     "source", the label belongs to the text, because "source" then says where the text is from.
 
-    keys: NAME=KEY for fields that have other keys. If they are given, they alone decide which fields are read.
-    whole: compare every byte of the files with the sums of their first reading, not only a sample.
+    keys: NAME=KEY for fields with other keys. If keys are given, only these fields are read.
+    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
 
     Raises: UserError if there are no lines, the first one cannot be used, or `keys` are wrong.
     """
@@ -67,15 +67,15 @@ def jsonl(path: Path, keys: Sequence[str] = (), whole: bool = False) -> Source:
             for line in read_lines(file):
                 yield Document(form.read_fields(line))
 
-    # The same files are other documents in another form.
+    # With other keys, the same files give other documents, so the keys are part of the digest.
     digest = sha256(fingerprint(path, files, whole), repr(sorted(form.keys.items())), repr(form.pair))
     return Source(read, frozenset(form.keys), digest, form.pair)
 
 
 def parse_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Returns {name of a field: key in the JSON lines} of texts NAME=KEY. {}: no keys are given.
+    """Parses texts NAME=KEY. Returns {name of a field: key in the JSON lines}. {}: no keys are given.
 
-    Raises: UserError if one is not of this form, or the names are not those of a text or a pair.
+    Raises: UserError if a text has another form, or the names are neither "text" nor the names of a pair.
     """
     parts = (key.partition("=") for key in keys)
     found = {name: key for name, _, key in parts}
@@ -96,9 +96,9 @@ class Form:
     where: str
     """Place of the first line, for errors."""
     names: frozenset[str]
-    """All keys."""
+    """All keys of a line."""
     keys: Mapping[str, str]
-    """{field: key} of the fields that are read, sorted."""
+    """{field: key in the line} of the fields that are read, sorted by field."""
     pair: PairFields | None
     """Fields of the source and the target. None: the lines are documents."""
 
@@ -130,7 +130,7 @@ def find_form(first: Line, named: Mapping[str, str]) -> Form:
     chosen = dict(named) or {name: name for name in guess_fields(first.where, names)}
     pair = next((PairFields(*pair) for pair in PAIRS if chosen.keys() == set(pair)), None)
     if pair is not None:
-        # A template may name any other text or number of the line.
+        # The template of the prompt may name any other text or number of the line, so these are read too.
         others = names - set(chosen.values()) - chosen.keys()
         chosen |= {key: key for key in others if isinstance(first.value[key], SCALARS)}
     return Form(first.where, frozenset(names), dict(sorted(chosen.items())), pair)
@@ -175,7 +175,9 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 
 def read_array(file: Path) -> Iterator[Line]:
-    """Yields the JSON objects of a file that is one array. Raises: UserError if it is damaged, large, or no array of objects."""
+    """Yields the JSON objects of a file that is one array. Raises: UserError if it is damaged, too large, or
+    not an array of objects.
+    """
     if file.stat().st_size > MAX_ARRAY_BYTES:
         raise UserError(
             f"{file} is a JSON array of more than {MAX_ARRAY_BYTES:,} bytes; write one object a line, for instance with"
@@ -208,7 +210,7 @@ def parse_json(content: str, where: str) -> object:
 
 
 def check_object(value: object, where: str) -> dict[str, object]:
-    """Returns the value. Raises: UserError if it is not a JSON object."""
+    """Returns the value, if it is a JSON object. Raises: UserError otherwise."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: is not a JSON object, such as {{"text": "..."}}')
     return value

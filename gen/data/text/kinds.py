@@ -1,4 +1,4 @@
-"""Recognizes files that are not UTF-8 by their first bytes, so that an error can name what they are."""
+"""Recognizes the kind of files that are not UTF-8 by their first bytes, for error messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNPACK = "unpack it with {} first"
 _PICTURE = "remove it, or train on pictures with --data.name folder:PATH"
 _OFFICE = "save it as plain text in UTF-8"
 
-# UTF-32 comes before UTF-16, whose mark begins the one of UTF-32.
+# UTF-32 comes before UTF-16, because the byte order mark of UTF-32 begins with the mark of UTF-16.
 MAGIC = (
     (b"\xff\xfe\0\0", _encoded("UTF-32", "utf-32")),
     (b"\0\0\xfe\xff", _encoded("UTF-32", "utf-32")),
@@ -47,19 +47,19 @@ MAGIC = (
     (b"SQLite format 3\0", Kind("an SQLite database", "write its texts as JSON lines first")),
 )
 
-# Kinds that begin like a text. Any other content whose first bytes are plain ASCII may be a text about such a file.
+# Kinds whose first bytes are plain ASCII. If a content begins with plain ASCII, no other kind is recognized: it may be a text.
 TEXTUAL = (b"%PDF-", b"{\\rtf")
 PLAIN = re.compile(rb"[\t\n\r -~]{0,64}")
 
-# Bytes in which zeros are counted, and the fraction of zeros from which on a content has wide characters.
+# Number of bytes in which zeros are counted. If at least this fraction is zero, the content is UTF-16 or UTF-32.
 SEARCHED = 4096
 MIN_ZEROS = 0.2
 
 
 def recognize(content: bytes) -> Kind | None:
-    """Returns what a content is by its first bytes. None: it may be a text in UTF-8.
+    """Returns the kind of a content, by its first bytes. None: it may be a text in UTF-8.
 
-    UTF-16 and UTF-32 are recognized without their marks too, if many of the characters are ASCII.
+    UTF-16 and UTF-32 without a byte order mark are recognized too, if many of the characters are ASCII.
     """
     plain = PLAIN.fullmatch(content[:64])
     for magic, kind in MAGIC:

@@ -12,12 +12,12 @@ import numpy as np
 
 from gen.errors import UserError
 
-MAX_WINDOW = 3 * 2**29  # bytes, the largest window with which liblzma compresses
-MIN_WINDOW = 4096
+MAX_WINDOW = 3 * 2**29  # bytes of the largest window that liblzma allows for compression
+MIN_WINDOW = 4096  # bytes of the smallest window
 
 
 class Score(NamedTuple):
-    """The loss of the best n-gram model."""
+    """Loss of the n-gram model with the best order."""
 
     nats: float
     """Mean loss in nats per token."""
@@ -26,9 +26,9 @@ class Score(NamedTuple):
 
 
 def baselines(train: bytes, test: bytes) -> dict[str, float]:
-    """Returns the scores of n-grams over bytes and of xz on `test`, after `train`.
+    """Returns the scores of n-grams of bytes and of xz on the text `test`, with `train` as the training text.
 
-    They are "kneser_ney_bits_per_byte" of the best order, that "kneser_ney_order", and "xz_bits_per_byte".
+    The names are "kneser_ney_bits_per_byte" (for the best order), "kneser_ney_order" (the best order) and "xz_bits_per_byte".
 
     Raises: UserError if one of the texts has fewer than 2 bytes.
     """
@@ -38,7 +38,7 @@ def baselines(train: bytes, test: bytes) -> dict[str, float]:
 
 
 def xz(train: bytes, test: bytes) -> float:
-    """Returns the bits per byte by which `test`, appended to `train`, increases the compressed size of xz -9e.
+    """Returns the bits per byte of `test` that xz -9e needs: the growth of the compressed size when `test` is appended to `train`.
 
     The window of xz covers both texts together, up to 1.5 GiB. Compression needs about 11 times the window in memory.
 
@@ -59,9 +59,9 @@ def kneser_ney(train: np.ndarray, test: np.ndarray, vocab: int, orders: Sequence
     """Returns the score of interpolated modified Kneser-Ney n-grams of the best order.
 
     train: integers [T], test: integers [N], both in [0, vocab). Each token of `test` but the first is predicted from the
-    tokens before it in `test`. The order is chosen among `orders` by the test loss itself, which favours the baseline. Orders
-    are tried from the lowest on, until one is not better than the one before. An order takes about a second for 4 million
-    characters, and half a GiB.
+    tokens before it in `test`. The order is chosen among `orders` by the loss on `test`, which favours the baseline. Orders
+    are tried from the lowest on, until the loss does not fall any more. An order takes about a second for 4 million
+    characters, and half a GiB of memory.
 
     Raises: UserError if `train` is shorter than the lowest order, `test` has fewer than 2 tokens, or a token is not in
     [0, vocab).
@@ -78,7 +78,7 @@ def kneser_ney(train: np.ndarray, test: np.ndarray, vocab: int, orders: Sequence
 
 
 def per_token(train: np.ndarray, test: np.ndarray, vocab: int, order: int) -> np.ndarray:
-    """Returns the loss of each token of `test` but the first, in nats, float64 [N - 1], for `kneser_ney` of one order.
+    """Returns the loss of each token of `test` but the first, in nats, float64 [N - 1], for the model of this order.
 
     Raises: UserError for the same inputs as `kneser_ney`.
     """
@@ -111,8 +111,8 @@ def _losses_by_order(train: np.ndarray, test: np.ndarray, vocab: int) -> Iterato
     """Yields the loss of each token of `test` but the first, in nats [N - 1], for the models of order 1, 2, ..., T.
 
     The model of order n counts n-grams and interpolates with the lower orders. These count how many different tokens come
-    before an n-gram, where the start of `train` is one more token. The lowest model is the uniform distribution. If the
-    history is shorter than n - 1, or `train` does not have it, the lower order predicts alone.
+    before an n-gram, where the start of `train` counts as one more token. Order 0 is the uniform distribution. If fewer than
+    n - 1 tokens come before a token, or these n - 1 tokens do not occur in `train`, only the lower orders predict it.
 
     Source: Chen and Goodman 1999, section 3.
     """

@@ -1,4 +1,4 @@
-"""Examples that are pairs of a prompt and a target."""
+"""Makes examples of pairs: each example is a prompt and a target."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """How much of a split does not fit into the examples."""
+    """Numbers of prompts and pairs of a split that do not fit into an example."""
 
     cut: int
     """Number of prompts that lost their beginning."""
@@ -46,16 +46,16 @@ class Lost(NamedTuple):
 def make_pairs(
     streams: Streams, length: int, source_length: int | None, batch_size: int
 ) -> tuple[Examples, dict[str, Lost]]:
-    """Returns examples of one pair each, and how much of each split does not fit.
+    """Returns examples of one pair each, and {split: numbers of prompts and pairs that do not fit}.
 
-    - Without a source_length, "tokens" are: end, prompt, target, end, and end tokens as padding up to length + 1 tokens.
-    - With one, the prompt is "source" int32 [B, source_length], padded with end tokens, and "tokens" are: end, target, end,
+    - Without source_length, "tokens" are: end, prompt, target, end, and end tokens as padding up to length + 1 tokens.
+    - With source_length, the prompt is "source" int32 [B, source_length], padded with end tokens. "tokens" are: end, target, end,
       padding.
 
-    The targets of the loss are the tokens of the pair's target and the end token after it. A prompt that does not fit loses
+    The loss counts the tokens of the target and the end token after it. A prompt that does not fit loses
     its beginning. A pair is dropped if its target has more than length - 1 tokens.
 
-    streams: end, prompt, end, target, and so on, in each split.
+    streams: in each split, end, prompt, end, target, end, prompt, ...
 
     Raises: UserError if no pair of a split is left.
     """
@@ -97,15 +97,15 @@ def select_pairs(split: str, pairs: Pairs, length: int, source_length: int | Non
 
 @dataclass(frozen=True)
 class Layout:
-    """How pairs are laid out in examples."""
+    """Reads examples that hold one pair each. See `make_pairs`."""
 
     streams: Streams
     pairs: Mapping[str, Pairs]
     """The pairs of each split."""
     length: int
-    """Targets in an example, with padding."""
+    """Number of tokens of an example without the first, padding included."""
     source_length: int | None
-    """Tokens of a separate source. None: the prompt is in front of the target."""
+    """Number of tokens of a separate source. None: the prompt is in front of the target."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
         """Reads pairs by their positions, int64 [n]."""

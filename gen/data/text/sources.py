@@ -15,11 +15,11 @@ def open_source(
 ) -> Source:
     """Returns the documents of pydoc, text:PATH, jsonl:PATH or a prepared TFDS set.
 
-    slices: for a TFDS set, its training, validation and test documents in the slicing syntax of TFDS.
-    keys: for JSON, NAME=KEY for each field that is read under another key than its name.
-    whole: compare every byte of the files with the sums of their first reading, not only a sample.
+    slices: of a TFDS set, the training, validation and test documents, in the slicing syntax of TFDS. None: no slices.
+    keys: of JSON lines, NAME=KEY for each field whose key differs from its name.
+    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
 
-    Raises: UserError if there is nothing with this name, or it has no slices or no keys.
+    Raises: UserError if nothing has this name, or if slices or keys are given for another kind of documents.
     """
     # A TFDS name may have a colon too, before its version.
     kind, colon, path = name.partition(":")

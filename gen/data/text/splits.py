@@ -15,11 +15,11 @@ FIELD = re.compile(r"\{(\w+)\}")  # a field in a template
 
 
 class Split(NamedTuple):
-    """How documents are divided into training, validation and test."""
+    """How documents are divided into training, validation and test, as parsed from --data.split."""
 
     kind: Literal["hash", "tail", "slices"]
     share: float = 0.0
-    """Fraction of validation. "hash" holds out the same fraction again for the test."""
+    """Fraction of the validation split. "hash" holds out the same fraction again for the test split."""
     slices: tuple[str, str, str] | None = None
     """For "slices": the training, validation and test documents, in the slicing syntax of TFDS."""
 
@@ -68,11 +68,13 @@ class Writing:
 def assign(documents: Iterable[Document], split: Split, total: int, writing: Writing) -> Iterator[tuple[str, str]]:
     """Yields (split, text) for each text of each document, in order.
 
-    - hash: by the SHA-256 of the text, or of the source of a pair. A document stays in its split when others are added.
-    - tail: the first int(total (1 - share)) characters of all texts are "train", as in nanoGPT. Pairs are counted whole.
-    - slices: the split that the document was read for.
+    - hash: by the SHA-256 of the text, or of the source of a pair. So adding documents does not change
+      the split of the others.
+    - tail: the first int(total (1 - share)) characters of all texts are "train", as in nanoGPT, and the others "validation". For pairs,
+      pairs are counted instead of characters.
+    - slices: the split of the slice that the document is in.
 
-    total: number of characters, or of pairs.
+    total: number of characters of all documents, or number of pairs.
     """
     position, cut = 0, int(total * (1 - split.share))
     for document in documents:
@@ -96,7 +98,7 @@ def assign(documents: Iterable[Document], split: Split, total: int, writing: Wri
 
 
 def split_by_hash(text: str, share: float) -> str:
-    """Returns the split of a text: its SHA-256, as a number in [0, 1), is compared with the share."""
+    """Returns the split of a text, by its SHA-256 as a number u in [0, 1): "validation" if u < share, "test" if u < 2 share, else "train"."""
     # 8 bytes of the digest are a uniform number that depends on nothing but the text.
     u = int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64
     if u < share:

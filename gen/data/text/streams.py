@@ -17,15 +17,15 @@ from gen.data.text.tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 2**20  # characters that are tokenized at once
 PIECE_CHARACTERS = 2**16  # characters that one thread tokenizes at once
-# No tokenizer joins the characters before this place with those after it, so a text may be cut there.
+# A line break between two lines that are not blank. No token spans this place, so a text may be cut here.
 BETWEEN_LINES = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class Streams(NamedTuple):
-    """The tokens of a corpus, and facts of its tokenizer that examples need."""
+    """The tokens of a corpus, and the facts about its tokenizer that examples need."""
 
     tokens: Mapping[str, np.ndarray]
-    """{"train" | "validation" | "test": integers [N]}."""
+    """{"train", "validation" or "test": integers [N]}."""
     end: int
     """The token before each text. It is also the padding."""
     widths: np.ndarray
@@ -34,11 +34,12 @@ class Streams(NamedTuple):
     def examples(self, tokens: np.ndarray, counted: np.ndarray) -> HostBatch:
         """Returns the features of examples.
 
-        tokens: integers [B, T + 1]. counted: bool [B, T + 1], whether each token is a target.
+        tokens: integers [B, T + 1]. counted: bool [B, T + 1], whether the loss counts each token.
 
-        Returns {"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B], number of bytes of the targets}.
+        Returns {"tokens": int32 [B, T + 1], "counted": uint8 [B, T + 1], "bytes": int32 [B]}, where
+        "bytes" is the number of bytes of text that the counted tokens represent.
         """
-        # Bits per byte, which don't depend on the tokenizer, are computed from the bytes of the targets.
+        # Bits per byte can be compared between tokenizers. They are computed from the number of bytes of the counted tokens.
         bytes_ = np.where(counted, self.widths[tokens], 0).sum(1)
         return {
             "tokens": tokens.astype(np.int32),
@@ -52,7 +53,7 @@ class Piece(NamedTuple):
 
     split: str
     begins: bool
-    """Whether the text begins here."""
+    """Whether this is the first piece of its text."""
     text: str
 
 
@@ -62,7 +63,7 @@ def tokenize(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str
     The dtype is uint16 if the vocabulary fits, otherwise uint32. The arrays are mapped from temporary files without names,
     so a corpus may be larger than the memory.
     """
-    # Half of the memory and of the cache for all vocabularies that are common.
+    # uint16 halves the memory and the cache for all common vocabularies.
     dtype = np.dtype(np.uint16 if tokenizers.size(tokenizer) <= 2**16 else np.uint32)
     end = dtype.type(tokenizers.end(tokenizer)).tobytes()
     with ExitStack() as stack:
@@ -97,7 +98,7 @@ def batch_pieces(texts: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
 
 
 def cut_pieces(text: str) -> Iterator[tuple[bool, str]]:
-    """Yields (whether it is the first, piece) of a text. A piece has about PIECE_CHARACTERS characters, if the text has lines."""
+    """Yields (whether it is the first piece, piece) of a text. Pieces end between lines, and have about PIECE_CHARACTERS characters."""
     start = 0
     while match := BETWEEN_LINES.search(text, start + PIECE_CHARACTERS):
         yield start == 0, text[start : match.start()]

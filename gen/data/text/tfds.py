@@ -15,7 +15,7 @@ READ_RECORDS = 1024  # examples that are read at once
 
 
 class Slice(NamedTuple):
-    """A part of a set that becomes one split."""
+    """A part of a TFDS set that becomes one split."""
 
     split: str | None
     """"train", "validation" or "test". None: the documents are divided later."""
@@ -26,8 +26,8 @@ class Slice(NamedTuple):
 def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None, whole: bool = False) -> Source:
     """Opens a prepared TFDS set: its feature "text", or its only feature that is a text.
 
-    slices: the training, validation and test documents. The last two may be the same. None: all documents.
-    whole: compare every byte of the files with the sums of their first reading, not only a sample.
+    slices: the training, validation and test documents. Validation and test may be the same. None: all documents.
+    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
 
     Raises: UserError if the set is not prepared, has no text, or has no such slices.
     """
@@ -66,7 +66,7 @@ def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None, wh
             yield from part.read()
 
     contents = tfds_sets.describe_files(path, opened.files, whole)
-    # The same files are other documents under another key.
+    # With another key, the same files give other documents, so the key is part of the digest.
     return Source(read, frozenset({"text"}), sha256(name, key, *contents.sums, *contents.info))
 
 

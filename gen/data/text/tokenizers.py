@@ -1,7 +1,7 @@
-"""Tokenizers: text to tokens and back.
+"""Tokenizers: convert texts to tokens and back.
 
-A tokenizer is a Hugging Face `Tokenizer` that is kept as one tokenizer.json. It has one special token, `END`, with which
-each document begins. Text never becomes this token: if a text spells it out, its letters are encoded as letters.
+A tokenizer is a Hugging Face `Tokenizer` that is kept as one tokenizer.json. It has one special token, `END`, which is
+placed before each document. Text is never encoded as this token: if a text spells it out, its letters are encoded.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ END = "<|endoftext|>"
 FILE = "tokenizer.json"
 MAX_FILE_BYTES = 2**28
 MAX_VOCABULARY = 2**24
-MAX_WORD = 256  # bytes of a word in the training of a bpe. Longer words are cut
+MAX_WORD = 256  # largest number of bytes of a word when a bpe is trained. Longer words are cut
 TRAINED = ("byte", "character", "bpe")  # kinds that are made from the data; others are read from a file
-# Other normalizers can make a text longer, and a stranger's tokenizer could fill the memory.
+# Other normalizers could make a text so long that it fills the memory. A tokenizer may come from a stranger.
 NORMALIZERS = (type(None), normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
 
 
@@ -69,8 +69,8 @@ def bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 def load(content: bytes, name: str = FILE) -> Tokenizer:
     """Returns the tokenizer of a tokenizer.json. name: for errors.
 
-    Raises: UserError if it is damaged, lacks the token `END`, normalizes texts, has more than MAX_VOCABULARY tokens, or has tokens
-    that are made of neither bytes nor characters.
+    Raises: UserError if it is damaged, lacks the token `END`, has a normalizer that is not in NORMALIZERS, has more than MAX_VOCABULARY
+    tokens, or has tokens that are made of neither bytes nor characters.
     """
     with _as_user_error(f"{name} is not a tokenizer of the Hugging Face tokenizers library"):
         tokenizer = Tokenizer.from_buffer(content)
@@ -118,7 +118,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Returns the tokens of each text, from which `decode` makes exactly the same text.
+    """Returns the tokens of each text, without `END`. `decode` gives exactly the same text back.
 
     Raises: UserError for a character that has no token, or that the tokenizer changes.
     """
@@ -153,12 +153,15 @@ def end(tokenizer: Tokenizer) -> int:
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """Returns the largest token + 1."""
+    """Returns the size of the vocabulary, V: the largest token + 1."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """Returns the UTF-8 bytes that each token represents: b"" for special tokens. Joined, they are the bytes of a text."""
+    """Returns the UTF-8 bytes that each token represents: b"" for special tokens.
+
+    Joining the bytes of all tokens of a text gives the bytes of the text.
+    """
     added = tokenizer.get_added_tokens_decoder()
     over_bytes = isinstance(tokenizer.decoder, decoders.ByteLevel)
     # Numbers that no token has keep b"".
@@ -191,7 +194,7 @@ def _as_user_error(what: str) -> Iterator[None]:
 def _byte_letters() -> dict[str, int]:
     """Returns {letter: byte} of byte-level tokenizers (Radford et al. 2019).
 
-    A byte that is visible in Latin-1 is its own letter. The others have the next free letters from U+0100 on.
+    A byte that is a visible character in Latin-1 has this character as its letter. The other bytes have the letters from U+0100 on.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(visible))

@@ -1,4 +1,4 @@
-"""Examples that are windows of a token stream."""
+"""Makes examples that are windows of a token stream."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gen.data.order import permute, permute_by_grain
 from gen.data.text.streams import Streams
 from gen.errors import UserError
 
-MAX_PERMUTED = 2**24  # longest permutation of windows that is held in memory (2**24 windows are 128 MiB)
+MAX_PERMUTED = 2**24  # largest number of windows whose permutation is held in memory: 128 MiB
 
 
 def make_windows(streams: Streams, length: int, stride: int | None, batch_size: int) -> Examples:
-    """Returns windows of length + 1 tokens. All tokens of a window but the first are targets.
+    """Returns examples that are windows of length + 1 tokens. In training, all tokens of a window but the first are targets.
 
-    Training: the windows of an epoch lie side by side. The first one starts at a random phase in [0, length). The
-    windows are read in random order. Phase and order are drawn from (seed, epoch). So each epoch has each token as a
-    target once, except for less than a window at either end.
+    Training: the windows of an epoch follow each other without a gap, and are read in random order. The first window starts at
+    a random position in [0, length), the phase. Phase and order are drawn from (seed, epoch). So in each epoch, each token is a
+    target once, except less than a window of tokens at either end.
 
     Evaluation: each token but the first of the split is a target exactly once. Without a stride the windows are
     disjoint, as in nanoGPT. With a stride, windows begin `stride` tokens apart, and the targets of a window are its
@@ -53,9 +53,9 @@ class Layout:
 
     streams: Streams
     length: int
-    """Targets in a window."""
+    """Number of tokens in a window without the first."""
     stride: int
-    """Tokens between the beginnings of two windows in evaluation."""
+    """Number of tokens from the start of an evaluation window to the start of the next."""
     phases: int
     """Number of phases at which all windows of an epoch fit into the training stream."""
 
@@ -90,7 +90,7 @@ class Windows(Examples):
     layout: Layout
 
     def batch(self, seed: int, step: int, rows: range) -> HostBatch:
-        """Returns these rows of the training batch of a step."""
+        """Returns these rows of the global training batch of a step, from 0."""
         places, n = self.places(step, rows), self.sizes["train"]
         index = self.shuffle(seed, places)
         phase = [draw_phase(seed, place // n, self.layout.phases) for place in places]
@@ -98,7 +98,9 @@ class Windows(Examples):
         return found | number_rows(np.asarray(rows), index, np.ones(len(rows)))
 
     def count(self, split: str) -> int:
-        """Returns the number of windows of an evaluation. The training split has more of them than an epoch does."""
+        """Returns the number of windows of an evaluation. The training split has more windows in an evaluation
+        than in an epoch, because an epoch leaves out tokens at both ends.
+        """
         return self.layout.count(split)
 
 

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 from gen.core import Array
 from gen.networks.kernels.sums import sum_channels
 
-# Rows of a block. Smaller blocks would skip more of the hidden scores, in smaller products.
+# Minimum rows of a block. Smaller blocks would skip more of the hidden scores, but their matrix products would be less efficient.
 MIN_ROWS = 128
-# Bounds the length of the program, in which every block is written out.
+# Every block is written out in the compiled program, so this bounds the length of the program.
 MAX_BLOCKS = 16
 # Numbers that a vector instruction takes at once: 16 float32 with AVX-512.
 LANES = 16
 
 
 def store_mask(mask: Array) -> Array:
-    """Returns the same mask, bool [B, ...], as an array that is in memory on a CPU.
+    """Returns the mask, bool [B, ...], unchanged, but makes a CPU compute it once and keep it in memory.
 
-    A loop computes it there. XLA would otherwise fuse its formula into every use, and compute it again for each score of each
-    layer. On other backends the two negations cancel.
+    XLA would otherwise fuse the formula of the mask into every use, and compute it again for each score of each layer. A loop
+    that negates the negated mask prevents that. On other backends the two negations cancel.
     """
 
     def loop(hidden: Array) -> Array:
@@ -33,7 +33,7 @@ def store_mask(mask: Array) -> Array:
 
 
 def attend_by_rows(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, mask_BNTT: Array) -> Array:
-    """Returns the same as `gen.networks.attention.attend_at_once` without a bias, if the mask hides each s > t."""
+    """Returns the same as `gen.networks.attention.attend_at_once` without a bias, for a mask that hides each s > t."""
     groups = query_BTNH.shape[2] // key_BTKH.shape[2]
     q = query_BTNH.swapaxes(1, 2) / math.sqrt(query_BTNH.shape[-1])
     k, v = (jnp.repeat(x, groups, axis=2).swapaxes(1, 2) for x in (key_BTKH, value_BTKH))
@@ -41,21 +41,22 @@ def attend_by_rows(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, mask_B
 
 
 class Kept(NamedTuple):
-    """Values of the forward pass that the gradient needs, [B, N, T, H] each."""
+    """Values of the forward pass that the gradient needs. q, k, v and the output y: [B, N, T, H]."""
 
     q: Array
     k: Array
     v: Array
     y: Array
     blocks: list[tuple[Array, Array]]
-    """For each block of rows: e^(s - max s) [B, N, rows, seen] and 1 over its sum [B, N, rows, 1], the parts of the softmax."""
+    """The softmax of each block of rows, in two factors: e = exp(s - max s) [B, N, rows, seen], and 1 / sum(e) [B, N, rows, 1]."""
 
 
 @jax.custom_vjp
 def causal_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Returns softmax(q k) v where the mask is true, [B, N, T, H]. q, k, v: [B, N, T, H]; mask: broadcasts to [B, N, T, T].
+    """Returns softmax(where(mask, q k^T, -inf)) v, [B, N, T, H]. q, k, v: [B, N, T, H]; mask: bool, broadcasts to [B, N, T, T].
 
-    Plain: softmax(where(mask, q @ k^T, -inf)) @ v. Here a block of rows t at a time sees only the keys up to its last row.
+    The mask must hide each s > t. So each block of rows t is only multiplied with the keys up to its last row. The scores are
+    not scaled: the caller divides q by sqrt(H).
     """
     return _forward(q, k, v, mask)[0]
 
@@ -99,16 +100,16 @@ causal_attention.defvjp(_forward, _backward)
 
 
 def transpose_in_memory(x: Array) -> Array:
-    """[..., T, H] -> [..., H, T], stored as such: the barrier keeps XLA from folding it into a product.
+    """[..., T, H] -> [..., H, T], stored in memory in that order: the barrier keeps XLA from merging the transpose into a product.
 
-    Then all products above read their factors in the order of memory. Products with transposed scores take at least twice as
-    long.
+    Products read their factors fastest in the order of memory. With transposed factors, the products above take at least twice
+    as long.
     """
     return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
 
 def max_last(x: Array) -> Array:
-    """Returns x.max(-1, keepdims=True): first the maximum of each of 16 lanes, which XLA compiles to vector instructions."""
+    """Returns x.max(-1, keepdims=True), by way of the maximum in each of LANES lanes, which XLA compiles to vector instructions."""
     if x.shape[-1] % LANES:
         return x.max(-1, keepdims=True)
     # The barrier keeps XLA from merging both steps into one reduction again.

@@ -1,4 +1,4 @@
-"""Convolutions that are fast on a CPU too, in every derivative.
+"""Convolutions that are fast on a CPU too, and so are their derivatives of every order.
 
 Images are [B, H, W, C], kernels [kh, kw, C, O], and padding is SAME. Plain: `plain_conv` and its `jax.linear_transpose`.
 
@@ -8,14 +8,14 @@ All three functions come from one trilinear form, t(x, k, g) = sum(conv(x, k) * 
 - `image_gradient` its derivative by x, a transposed convolution,
 - `kernel_gradient` its derivative by k, a correlation of images.
 
-The derivatives of each of these functions are the other two, and their custom gradient rules use this. It makes a large difference on a
-CPU: the kernel gradient that JAX derives for a transposed convolution is up to 50 times slower.
+The derivatives of each of these functions are the other two. Their custom gradient rules use this, because JAX's own rules are slow
+on a CPU: the kernel gradient that JAX derives for a transposed convolution is up to 50 times slower.
 
 On a CPU two other forms are used where they are faster (`choose`). They differ from the plain one by rounding.
 
-- Fourier: t from discrete Fourier transforms of x, k and g, which are small enough to be products with matrices
-  (gen.networks.kernels.fourier). A 5x5 kernel on 7x7 pixels takes 1/5 of the multiplications.
-- Taps: one matrix product over all taps of the kernel. Patches of pixels are copied before it (`take_patches`), or added up after it
+- Fourier: t is computed from discrete Fourier transforms of x, k and g. Images are small, so the transforms are products with matrices
+  (gen.networks.kernels.fourier). For a 5x5 kernel on 7x7 pixels this takes 1/5 of the multiplications.
+- Taps: one matrix product over all taps (positions) of the kernel. Patches of pixels are copied before it (`take_patches`), or added up after it
   (`add_patches`). XLA is slow at transposed convolutions with a stride, and at images with few channels.
 """
 
@@ -34,17 +34,17 @@ from gen.networks.kernels.fourier import flatten_sides, fourier_factors, inverse
 
 Form = Callable[[Array, Array], Array]
 Shape = tuple[int, ...]
-# Channels of an image up to which one product over taps is faster than XLA's convolution.
+# For images with at most this many channels, one product over taps is faster than XLA's convolution.
 MAX_TAPS_CHANNELS = 4
-# Pixels (4 images of 28x28) whose correlation stays in the CPU's cache.
+# Number of pixels (4 images of 28x28) that are small enough to stay in the CPU's cache.
 CHUNK_PIXELS = 3136
-# Parts of a batch in `kernel_gradient`. Each is written out in the program.
+# `kernel_gradient` divides a batch into at most this many parts, because each part is written out in the compiled program.
 MAX_CHUNKS = 16
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, stride: int) -> Array:
-    """Convolves images with a kernel, as flax's nn.Conv without its bias.
+    """Convolves images with a kernel, like flax's nn.Conv without a bias.
 
     [B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O].
     """
@@ -62,7 +62,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """Applies a transposed convolution, as flax's nn.ConvTranspose without its bias.
+    """Applies a transposed convolution, like flax's nn.ConvTranspose without a bias.
 
     [B, H, W, C], [kh, kw, C, O] -> [B, H stride, W stride, O].
     """
@@ -73,7 +73,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def image_gradient(g: Array, kernel: Array, stride: int, sides: tuple[int, int]) -> Array:
-    """Returns dt/dx, the gradient with respect to images of these sides (height, width).
+    """Returns the gradient of t = sum(conv(x, kernel) * g) with respect to the images x. sides: height and width of x.
 
     g [B, h, w, O], kernel [kh, kw, C, O] -> [B, *sides, C].
     """
@@ -91,7 +91,7 @@ def image_gradient(g: Array, kernel: Array, stride: int, sides: tuple[int, int])
     def by_taps(g: Array, kernel: Array) -> Array:
         return add_patches(jnp.tensordot(g, kernel, ((3,), (3,))), stride, sides)
 
-    # With a stride above the kernel's side, some pixels have no tap: `add_patches` would lack them.
+    # With a stride above the kernel's side, some pixels are under no tap, and `add_patches` would have no sum for them.
     slow = stride > 1 or kernel.shape[2] <= MAX_TAPS_CHANNELS
     cpu = by_taps if slow and stride <= min(kernel.shape[:2]) else None
     return choose(by_fourier, plain, g, kernel, shape, kernel.shape, stride, cpu)
@@ -99,7 +99,7 @@ def image_gradient(g: Array, kernel: Array, stride: int, sides: tuple[int, int])
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def kernel_gradient(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> Array:
-    """Returns dt/dk, the gradient with respect to a kernel of these sides (height, width).
+    """Returns the gradient of t = sum(conv(x, kernel) * g) with respect to the kernel. sides: height and width of the kernel.
 
     x [B, H, W, C], g [B, h, w, O] -> [*sides, C, O].
     """
@@ -114,7 +114,7 @@ def kernel_gradient(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> 
         return jax.linear_transpose(lambda kernel: plain_conv(x, kernel, stride), kernel)(g)[0]
 
     def by_chunks(x: Array, g: Array) -> Array:
-        """The sum over chunks of the batch that stay in the CPU's cache: up to three times as fast."""
+        """Sums over chunks of the batch that fit into the CPU's cache, which is up to three times as fast."""
         size = max(CHUNK_PIXELS // math.prod(g.shape[1:3]), math.ceil(len(x) / MAX_CHUNKS))
         cuts = tuple(range(size, len(x), size))
         return reduce(jnp.add, map(plain, jnp.split(x, cuts), jnp.split(g, cuts)))
@@ -155,7 +155,7 @@ kernel_gradient.defvjp(_kernel_forward, _kernel_backward)
 
 
 def plain_conv(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O]: the convolution as XLA has it."""
+    """[B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O]: XLA's own convolution."""
     # A 1x1 convolution is a product of matrices.
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return jnp.tensordot(x, kernel[0, 0], 1)
@@ -164,13 +164,13 @@ def plain_conv(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def conv_axes(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, *axes, C], [*sides, C, O] -> [B, *(ceil(axis / stride)), O]: a convolution over any number of axes, as XLA has it."""
+    """[B, *axes, C], [*sides, C, O] -> [B, *(ceil(axis / stride)), O]: XLA's own convolution, over 1 to 3 axes."""
     axes = x.ndim - 2
     return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, "SAME", dimension_numbers=_dimensions(axes))
 
 
 def conv_axes_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, *axes, C], [*sides, C, O] -> [B, *(axis stride), O]: a transposed convolution over any number of axes, as XLA has it."""
+    """[B, *axes, C], [*sides, C, O] -> [B, *(axis stride), O]: XLA's own transposed convolution, over 1 to 3 axes."""
     axes = x.ndim - 2
     return jax.lax.conv_transpose(x, kernel, (stride,) * axes, "SAME", dimension_numbers=_dimensions(axes))
 
@@ -183,10 +183,12 @@ def _dimensions(axes: int) -> tuple[str, str, str]:
 def choose(
     by_fourier: Form, plain: Form, a: Array, b: Array, x: Shape, kernel: Shape, stride: int, cpu: Form | None
 ) -> Array:
-    """Returns plain(a, b); on a CPU by_fourier(a, b) if it needs less than half of the multiplications, otherwise cpu(a, b).
+    """Returns plain(a, b), or on a CPU the result of the form that is probably the fastest.
 
-    x, kernel: shapes of the image and the kernel; a and b may be other arrays. cpu: None if the plain form is the fastest. The other
-    forms round more often, so the plain form is always used for bfloat16.
+    On a CPU that is by_fourier(a, b) if it needs less than half of the multiplications of the plain form, otherwise cpu(a, b), or
+    plain(a, b) if cpu is None. For bfloat16 it is always plain(a, b), because the other forms round more often.
+
+    x, kernel: shapes of the images and of the kernel, which are not always the shapes of a and b.
     """
     (batch, *sides, c), (*taps, _, o) = x, kernel
     # 1.5 real products per frequency: a complex product is 3 real ones, and half of the frequencies are conjugates.
@@ -201,7 +203,10 @@ def choose(
 
 
 def take_patches(x: Array, taps: Sequence[int], stride: int) -> Array:
-    """[B, H, W, C] -> [B, h, w, kh, kw, C]: the pixels under each tap of a kernel at each place (im2col)."""
+    """[B, H, W, C] -> [B, h, w, kh, kw, C]: the pixel under each tap of a kernel, for each output position (im2col).
+
+    taps: (kh, kw). h = ceil(H / stride), w = ceil(W / stride).
+    """
     h, w = (-(-side // stride) for side in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), *padding(x.shape[1:3], taps, stride), (0, 0)))
 
@@ -231,5 +236,5 @@ def add_patches(y: Array, stride: int, sides: Shape) -> Array:
 
 
 def padding(sides: Sequence[int], taps: Sequence[int], stride: int) -> Sequence[tuple[int, int]]:
-    """Returns the pixels of padding (before, after) on both axes."""
+    """Returns the number of padding pixels (before, after) on each axis, for padding SAME."""
     return jax.lax.padtype_to_pads(sides, taps, (stride, stride), "SAME")

@@ -1,9 +1,9 @@
-"""Products of dense layers.
+"""Matrix products of dense layers that have the same input.
 
-Plain: x @ kernel for each kernel. On a CPU, layers with the same input are one product, and so are their gradients.
+Plain: x @ kernel for each kernel. On a CPU, the kernels are joined to one matrix, so that values and gradients take one product each.
 
-Each gradient contracts its factors as they are in memory. XLA would transpose the activations in memory first in the gradients
-that JAX derives.
+The gradients have their own rules, which read the factors in their order in memory. In the gradients that JAX derives, XLA would first
+copy the activations to transpose them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gen.core import Array
 
 Kernels = tuple[Array, ...]
-"""Kernels [D, F] of layers with the same input. F may differ."""
+"""Kernels [D, F] of layers with the same input [..., D]. F may differ between the layers."""
 
 
 def products(x: Array, kernels: Kernels) -> tuple[Array, ...]:
@@ -70,10 +70,10 @@ def contract(a: Array, b: Array, axis: int) -> Array:
 
 
 def join(xs: tuple[Array, ...]) -> Array:
-    """Joins matrices along their columns."""
+    """Joins matrices [R, F] along their columns: [R, sum of F]."""
     return xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=1)
 
 
 def split(y: Array, kernels: Kernels) -> tuple[Array, ...]:
-    """Splits the columns of y into the outputs of each kernel, the inverse of `join`."""
+    """Splits y [R, sum of F] into one part [R, F] for each kernel [D, F]: the inverse of `join`."""
     return tuple(jnp.split(y, list(accumulate(kernel.shape[1] for kernel in kernels))[:-1], axis=1))

@@ -1,4 +1,4 @@
-"""Derivatives along a direction, of functions that have reverse-mode rules only, as the kernels of this folder have."""
+"""Derivatives along a direction (forward mode) of functions that only have reverse-mode rules, such as the kernels in this folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gen.core import Array
 
 
 def jvp(function: Callable[..., Array], at: tuple[Array, ...], along: tuple[Array, ...]) -> tuple[Array, Array]:
-    """Returns the function's value at `at`, and its derivative along `along`. Plain: `jax.jvp(function, at, along)`.
+    """Returns (value, derivative along `along`) of a function at the arguments `at`. Plain: `jax.jvp(function, at, along)`.
 
-    The pullback of a function is linear, and its transpose is the derivative. Nothing is computed backwards: the transpose
-    takes as long as `jax.jvp`. Townsend 2017, "A new trick for calculating Jacobian vector products".
+    The pullback of a function is linear, and its transpose is the derivative along a direction. XLA removes the unused backward
+    pass, so this takes as long as `jax.jvp`. Townsend 2017, "A new trick for calculating Jacobian vector products".
 
-    function: differentiable twice in reverse mode.
+    function: twice differentiable in reverse mode. at, along: one array for each argument, of equal shapes.
     """
     value, pullback = jax.vjp(function, *at)
     _, transpose = jax.vjp(pullback, jnp.zeros_like(value))

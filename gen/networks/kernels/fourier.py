@@ -14,7 +14,7 @@ from gen.core import Array
 
 
 class Factors(NamedTuple):
-    """Matrices u, v, w such that sum(conv(x, k) * g) = sum_r (u x)_r (v k)_r (w g)_r at stride 1, for one channel."""
+    """Matrices u, v, w such that sum(conv(x, k) * g) = sum_r (u x)_r (v k)_r (w g)_r, for one channel and stride 1."""
 
     image: np.ndarray
     """u, [R, H W]."""
@@ -26,11 +26,11 @@ class Factors(NamedTuple):
 
 @lru_cache
 def fourier_factors(sides: tuple[int, int], taps: tuple[int, int], dtype: np.dtype) -> Factors:
-    """Returns the factors for images of these sides and kernels of these taps.
+    """Returns the factors for images of these sides (H, W) and kernels of these sides (kh, kw).
 
     The trilinear form is the mean of X K G over frequencies, where X is the transform of x, and K and G are the transforms of
     the mirrored k and g. Opposite frequencies are conjugate, so one of the two is enough, counted twice. Re(X K G) is the sum
-    of three real products, which are the rows R:
+    of three real products. Each kept frequency gives three of the R rows, one for each product:
 
     (Re X + Im X) Re K (Re G - Im G),  Re X (Im K - Re K) (-Im G),  Im X (Re K + Im K) (-Re G).
     """
@@ -61,7 +61,7 @@ def _grid(shape: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def periods(sides: Sequence[int], taps: Sequence[int]) -> list[int]:
-    """Returns the shortest periods of the transforms: the image, and the zeros around it that a kernel reaches."""
+    """Returns the shortest period of the transform on each axis: the image, and the zeros beside it that a kernel reaches."""
     return [side + tap // 2 for side, tap in zip(sides, taps, strict=True)]
 
 

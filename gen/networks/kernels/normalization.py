@@ -1,6 +1,6 @@
-"""Layer and batch normalization with gradients as on paper, which need half the sums of gradients derived by JAX.
+"""Layer and batch normalization, with gradients in closed form. They need half as many sums as the gradients that JAX derives.
 
-Plain: x - mean(x), over sqrt(var(x) + EPSILON), times the scale. Sums are products on a CPU (gen.networks.kernels.sums).
+Plain: (x - mean(x)) / sqrt(var(x) + EPSILON) * scale. Sums are products on a CPU (gen.networks.kernels.sums).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _normalize_examples.defvjp(_example_forward, _example_backward)
 
 @jax.custom_vjp
 def normalize_channels(x: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """Returns (x [B, ..., C] normalized over all axes but the last, times the scale [C]; mean [C]; variance [C]).
+    """Returns (y, mean [C], variance [C]), where y is x [B, ..., C] normalized over all axes but the last, times the scale [C].
 
     Batch normalization (Ioffe and Szegedy 2015) over the global batch: it runs under the axis "data". No gradient flows through
     the returned mean and variance.

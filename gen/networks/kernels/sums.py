@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gen.core import Array
 
-# Numbers in an array. A plain loop has summed a smaller array before a product begins.
+# Minimum number of elements for a product. For smaller arrays, starting a product takes longer than the plain sum.
 MIN_SIZE = 2**14
 
 
@@ -24,7 +24,7 @@ def sum_rows(x: Array) -> Array:
 
 
 def to_rows(x: Array, shape: tuple[int, ...]) -> Array:
-    """[C] -> shape [..., C]: a copy in every row. It is the transpose of `sum_rows`, so its gradient is that fast sum."""
+    """Broadcasts x [C] to a shape [..., C]. Unlike with jnp.broadcast_to, the gradient is the fast `sum_rows`."""
     return _to_rows(x, shape)
 
 
@@ -66,7 +66,7 @@ _to_rows.defvjp(_to_rows_forward, _to_rows_backward)
 
 
 def sum_channels(x: Array, weight: Array | None = None) -> Array:
-    """[..., C] -> [..., 1]: the sum over the last axis, each channel times its weight [C]. None: 1."""
+    """[..., C] -> [..., 1]: the sum over the last axis, each channel times its weight [C]. weight None: all weights are 1."""
     weight = jnp.ones(x.shape[-1], x.dtype) if weight is None else weight
 
     def product(x: Array) -> Array:

@@ -2,8 +2,8 @@
 
 The last letters of an array's name are its axes: B examples, T positions that are computed, S positions that are attended to,
 N heads of queries, K heads of keys and values, H channels of a head, D channels of the model, F hidden units, V vocabulary,
-A axes of a grid, J tokens of one of its positions.
-The layers' parameters are stacked on a leading axis L.
+A axes of a grid, J tokens of a position of a grid.
+The parameters of all layers are stacked on a leading axis L.
 """
 
 from gen.networks.transformer.architecture import RULES, Architecture

@@ -8,22 +8,22 @@ from typing import Literal
 from gen.errors import UserError, check_decay, check_positive
 
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
-"""Tensor parallelism (Shoeybi et al. 2019).
+"""Sharding rules of tensor parallelism (Shoeybi et al. 2019): (pattern of a parameter's path, axis to shard).
 
 The first matrices of attention and of the feed-forward layer are sharded by output channels (the default, the last axis). The second
-matrices are sharded by input channels, so the activations between them are not communicated. The embedding is sharded by tokens."""
+matrices are sharded by input channels, so the activations between them are not communicated. The embedding is sharded over the vocabulary."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a transformer. The defaults are nanoGPT's for characters."""
+    """The hyper-parameters of a transformer. The defaults are nanoGPT's for characters."""
 
     layers: int = 6
     """Number of blocks. A model with an encoder and a decoder has this many in each."""
     width: int = 384
-    """Channels between the blocks."""
+    """Number of channels of each position between the blocks. A multiple of heads."""
     heads: int = 6
-    """Number of attention heads. They share the width, so it must be a multiple."""
+    """Number of attention heads. Each head has width / heads channels."""
     kv_heads: int | None = None
     """Number of heads of keys and values. Each serves heads / kv_heads heads of queries (Ainslie et al. 2023). None: heads."""
     hidden: int | None = None
@@ -32,8 +32,8 @@ class Architecture:
     """learned: a learned vector per position, up to the length of the training windows. rotary: rotated queries and keys (Su et
     al. 2021). relative: a learned bias per distance (Raffel et al. 2020)."""
     period: int | None = None
-    """Adds a learned vector for each position modulo this period, such as the beats of a bar. On a grid, positions on the first axis
-    count. None: no such vector."""
+    """Adds a learned vector that depends on the position modulo this period, such as the beat in a bar. On a grid, the position is on the
+    first axis. None: no such vector."""
     norm: Literal["layer", "rms"] = "layer"
     """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each part of a block and before the logits."""
     activation: Literal["gelu", "swiglu"] = "gelu"
@@ -41,22 +41,23 @@ class Architecture:
     bias: bool = True
     """Whether dense layers and norms add a bias."""
     tied: bool = True
-    """Whether the logits use the matrix of the embedding, instead of another one."""
+    """Whether the logits use the matrix of the embedding. Otherwise they have their own matrix."""
     dropout: float = 0.0
-    """Dropout rate of the embeddings and of the output of each part of a block."""
+    """Dropout rate, in [0, 1), of the embeddings and of the output of each part of a block."""
     qk_norm: bool = False
     """Whether queries and keys are normalized (Dehghani et al. 2023)."""
     logit_cap: float | None = None
     """Soft bound on the logits: cap tanh(logits / cap) (Gemma 2). None: no bound."""
     context: int | None = None
-    """Number of positions that the model is used on, and of learned positions. None: the length of the training windows."""
+    """Largest number of positions that the model can read, and number of learned positions. None: the length of the training windows."""
     window: int | None = None
-    """Attend to this many positions only, including the query's own. Texts may then be longer than the training windows. None: to
-    all positions."""
+    """Each position attends to this many positions only, itself included. Texts may then be longer than the training windows. None: no
+    such limit."""
     remat: bool = False
-    """Whether the backward pass computes each block's activations again instead of keeping them: less memory, more time."""
+    """Whether the backward pass computes the activations of each block again, instead of storing them. This takes less memory and more
+    time."""
     unroll: int = 1
-    """Blocks per turn of the compiled loop over layers. More of them take longer to compile, and run faster on a CPU."""
+    """Number of blocks in each iteration of the compiled loop over layers. Larger numbers take longer to compile, and run faster on a CPU."""
 
     def __post_init__(self):
         check_positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
@@ -89,9 +90,10 @@ class Architecture:
         )
 
     def inherit(self, base: Architecture, context: int | None) -> Architecture:
-        """Returns the architecture of `base`, which was trained on windows of `context` targets. None: on grids.
+        """Returns the architecture `base`, but with dropout, remat and unroll of this architecture.
 
-        Only dropout, remat and unroll are kept: no parameter's shape depends on them.
+        The shapes of the parameters do not depend on these three, so a model with the parameters of a base run can choose them.
+        context: length of the windows that the base was trained on, or None if it was trained on grids.
         """
         own = {"dropout": self.dropout, "remat": self.remat, "unroll": self.unroll}
         return replace(base, context=base.context or context, **own)

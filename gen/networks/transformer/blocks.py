@@ -16,8 +16,8 @@ from gen.networks.transformer.architecture import Architecture
 from gen.networks.transformer.cache import KeyValue, Slot, read_layer, write_slot
 from gen.networks.transformer.layers import FeedForward, Linear, linear, norm, residual_std
 
-# Dropout layers of a block: after attention, cross-attention and feed-forward. Each has its own noise. Layer 0 is the dropout of
-# the embedding.
+# Number of dropout layers of a block: after attention, cross-attention and feed-forward. Each has a number, which makes its noise
+# differ. Number 0 is the dropout of the embedding.
 PARTS = 3
 
 
@@ -25,7 +25,7 @@ class Visibility(NamedTuple):
     """Which positions attend to which, and how their distance changes the scores."""
 
     mask: Array | None = None
-    """bool, broadcasts to [B, N, T, S]. True: t attends to s. None: all positions do."""
+    """bool, broadcasts to [B, N, T, S]. True: query t attends to key s. None: every query attends to every key."""
     bias: Array | None = None
     """Added to the scores; broadcasts to [B, N, T, S]."""
     rotation: Array | None = None
@@ -38,13 +38,13 @@ class Shared(NamedTuple):
     dropout_keys: Array | None
     """[B]. None: no dropout."""
     visible: Visibility
-    """For the self-attention."""
+    """Mask, bias and rotation of the self-attention."""
     start: Array | None
-    """int32 []. First slot of the cache that the new tokens are written to. None: no cache."""
+    """int32 []. Slot of the cache for the first new token. The others follow it. None: no cache."""
     memory_BSD: Array | None
-    """Output of an encoder. None: no cross-attention."""
+    """Output of an encoder, [B, S, D]. None: no cross-attention."""
     memory_visible: Visibility
-    """For the cross-attention."""
+    """Mask, bias and rotation of the cross-attention."""
 
 
 class Block(nn.Module):
@@ -59,7 +59,10 @@ class Block(nn.Module):
     def __call__(
         self, carry: tuple[Array, KeyValue | None], layer: Array | int, shared: Shared
     ) -> tuple[tuple[Array, KeyValue | None], None]:
-        """carry: x [B, T, D], and the cached keys and values; layer: number of the block, int32 []. Returns (carry, None)."""
+        """Returns (carry, None), the form that `nn.scan` needs.
+
+        carry: (x [B, T, D], the cached keys and values or None). layer: number of the block from 0, int32 [].
+        """
         (x, stored), arch, dtypes = carry, self.arch, self.dtypes
         # Keeps activations sharded by example in each turn of the loop. Otherwise the compiler may choose another sharding.
         x = shard_examples.get()(x)
@@ -84,7 +87,7 @@ class Attention(nn.Module):
 
     arch: Architecture
     causal: bool
-    """Whether no position sees later positions. The mask says the same, but with this flag a kernel can skip the hidden half."""
+    """Whether the mask hides all later positions. The kernel for a CPU can then skip the hidden half of the scores."""
     dtypes: Dtypes
 
     @nn.compact
@@ -96,10 +99,10 @@ class Attention(nn.Module):
         stored: KeyValue | None = None,
         slot: Slot | None = None,
     ) -> tuple[Array, KeyValue | None]:
-        """Returns ([B, T, D], the cached keys and values with the new ones).
+        """Returns (output [B, T, D], the cached keys and values with the new ones, or None without a cache).
 
-        memory: attended to instead of x. stored: keys and values of earlier tokens. The new keys and values are written into `slot`,
-        and the queries attend to all of them.
+        memory: output of an encoder, which the queries attend to instead of x. stored: cached keys and values of earlier tokens.
+        The new keys and values are written to `slot`, and the queries attend to the whole cache.
         """
         arch = self.arch
         query_BTNH, key, value = self.project(x_BTD, memory_BSD, stored is not None)
@@ -131,7 +134,7 @@ class Attention(nn.Module):
             for name, count in (("query", n), ("key", k), ("value", k))
         )
         if memory_BSD is None and not cached:
-            # One product for all three on a CPU.
+            # On a CPU, `linear` computes all three in one product.
             qkv = linear(x_BTD, of_query, of_key, of_value)
         else:
             # With few positions, joining the three kernels would take longer than the products.

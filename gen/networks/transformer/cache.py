@@ -1,4 +1,4 @@
-"""The cache of keys and values: with it, decoding a token computes one position instead of the whole text.
+"""The cache of keys and values of attention. With a cache, decoding a token computes only one position instead of the whole text.
 
 Keys and values are stored as [B K, S, H]: B examples with K heads each, S slots, H channels of a head. In this
 layout, attention from a single position needs no transposed copy of them (see `gen.networks.attention.attend_cached`).
@@ -17,11 +17,11 @@ from gen.networks.positions import PADDING
 from gen.networks.transformer.architecture import Architecture
 
 Stack = Array | tuple[Array, ...]
-"""One array for all layers, [L, B K, S, H], or one for each layer, L times [B K, S, H]."""
+"""One array for all layers, [L, B K, S, H], or a tuple of L arrays [B K, S, H]."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens that were read."""
+    """Keys and values of all layers, for the tokens that the model has read so far."""
 
     key: Stack
     value: Stack
@@ -32,7 +32,7 @@ class Cache(NamedTuple):
 
 
 class KeyValue(NamedTuple):
-    """Keys and values, of all layers [L, B K, S, H] or of one [B K, S, H]."""
+    """Keys and values: of all layers, [L, B K, S, H] each, or of one layer, [B K, S, H] each."""
 
     key: Array
     value: Array
@@ -48,7 +48,9 @@ class Slot(NamedTuple):
 
 
 def empty_cache(arch: Architecture, batch: int, slots: int, dtype: DTypeLike, unstacked: bool = False) -> Cache:
-    """Returns a cache with room for `slots` tokens of each example. unstacked: the form for parameters from `unstack_layers`."""
+    """Returns a cache with room for `slots` tokens of each example. unstacked: one array for each layer, as
+    parameters from `unstack_layers` need it.
+    """
     shape = (batch * (arch.kv_heads or arch.heads), slots, arch.width // arch.heads)
     stack = (jnp.zeros(shape, dtype),) * arch.layers if unstacked else jnp.zeros((arch.layers, *shape), dtype)
     # Empty slots have the segment of padding, so no token attends to them.
@@ -68,7 +70,7 @@ def grow_cache(cache: Cache, more: int) -> Cache:
 
 
 def write_slot(stored: KeyValue, key_BTKH: Array, value_BTKH: Array, slot: Slot) -> KeyValue:
-    """Returns the keys and values with T new ones in their slot. XLA updates the arrays in place if they are a loop's carry."""
+    """Writes T new keys and values, [B, T, K, H], from slot.start on. XLA updates the arrays in place if they are a loop's carry."""
     return KeyValue(_write(stored.key, key_BTKH, slot), _write(stored.value, value_BTKH, slot))
 
 

@@ -12,9 +12,9 @@ from gen.networks.transformer.transformer import Transformer, unstack_layers
 
 
 def begin_decoding(network: Transformer, params: Params, rows: int) -> tuple[Params, Callable[[int], Cache]]:
-    """Returns the parameters in the form that decoding needs, and a function: number of tokens -> an empty cache for them.
+    """Returns (parameters in the form that decoding needs, function that maps a number of tokens to an empty cache for them).
 
-    params: of the network. rows: B, number of texts that are decoded together.
+    params: parameters of the network. rows: B, number of texts that are decoded together.
     """
     # On a CPU each layer has its own arrays: see `unstack_layers`.
     unstacked = jax.default_backend() == "cpu"

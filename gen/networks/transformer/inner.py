@@ -1,4 +1,7 @@
-"""The inner axis of a grid: a step's tokens, which a small network predicts one after the other from the step's state."""
+"""Prediction of the J tokens of one position of a grid: a small network predicts them one after the other.
+
+The J tokens are called the inner axis, and a position of the grid is called a step.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ class InnerHead(nn.Module):
 
     arch: Architecture
     vocab: int
-    """V, the size of the vocabulary. Each index of the inner axis has the same."""
+    """V, the size of the vocabulary. It is the same for each of the J tokens."""
     count: int
-    """J."""
+    """J, the number of tokens of a step."""
     layers: int
     """Number of feed-forward layers."""
     dtypes: Dtypes
@@ -32,7 +35,7 @@ class InnerHead(nn.Module):
         """Returns logits [B, T, J, V] in at least float32. The logits of token j depend only on the tokens before j.
 
         state: [B, T, D], the transformer's output without readout. tokens: int32 [B, T, J].
-        only: the one index j to compute, which gives [B, T, 1, V]. None: all.
+        only: compute only the logits of this token j, [B, T, 1, V]. None: of all tokens.
         """
         width, dtypes = self.arch.width, self.dtypes
         index_J = jnp.arange(self.count, dtype=jnp.int32)
@@ -40,7 +43,7 @@ class InnerHead(nn.Module):
         position = nn.Embed(self.count, width, embedding_init=normal(INIT_STD), name="position", **dtypes)
         shape = (self.count, width, self.vocab)
         readout = self.param("head", normal(INIT_STD), shape, dtypes["param_dtype"]).astype(dtypes["dtype"])
-        # Tokens of different indices are different things, such as the codes of two codebooks, so each index has its own rows.
+        # The same number at another index j is another token, such as a code of another codebook. So each index has its own rows.
         e_BTJD = table(tokens_BTJ + self.vocab * index_J[None, None])
         # Each token gets the sum of the vectors before it. Not cumsum(e) - e: its rounding error depends on e_j, so in bfloat16 token j
         # would see itself.

@@ -1,6 +1,6 @@
 """Layers of a transformer's block: dense layers, norms and the feed-forward layer.
 
-Flax's own layers have the same parameters under the same names. These run faster on a CPU (see gen.networks.kernels).
+Their parameters have the same names and shapes as in Flax's own layers. These layers run faster on a CPU (see gen.networks.kernels).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Linear(nn.Module):
 
 def linear(x: Array, *layers: Linear) -> tuple[Array, ...]:
     """Returns the output [..., F] of each dense layer for the same input [..., D]: x kernel + bias."""
-    # Together, because a CPU joins the products of layers with the same input.
+    # One call for all layers, because on a CPU the products of layers with the same input are joined.
     kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
     return tuple(
         y if bias is None else y + to_rows(bias, y.shape) for y, bias in zip(products(x, kernels), biases, strict=True)
@@ -86,7 +86,7 @@ class FeedForward(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis, computed in at least float32, under the names of flax's parameters."""
+    """LayerNorm or RMSNorm over the last axis, computed in at least float32. Its parameters are named as in flax."""
 
     centered: bool
     """Whether the mean is subtracted: LayerNorm. Otherwise RMSNorm."""
@@ -107,7 +107,7 @@ class Norm(nn.Module):
 
 
 def norm(arch: Architecture, dtypes: Dtypes, name: str) -> Norm:
-    """Returns the norm of this architecture, as a submodule of this name."""
+    """Returns the kind of norm that the architecture chooses, as a submodule of this name."""
     layer = arch.norm == "layer"
     return Norm(layer, layer and arch.bias, dtypes, name=name)
 

@@ -1,4 +1,4 @@
-"""A stack of blocks between an embedding and logits."""
+"""The transformer: an embedding, a stack of blocks, and logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gen.networks.transformer.layers import INIT_STD, cap_logits, norm, normal
 
 
 def unstack_layers(params: Params) -> Params:
-    """Returns the parameters with a tuple of the layers' trees instead of one tree of stacked arrays.
+    """Returns the parameters with one tree for each layer, in a tuple, instead of one tree whose arrays are stacked over the layers.
 
     Decoding on a CPU needs this, with an unstacked cache: XLA would otherwise copy each layer's slice for every token.
     """
@@ -31,30 +31,30 @@ def unstack_layers(params: Params) -> Params:
 
 
 class Embedded(NamedTuple):
-    """Embedded tokens and where they are. A trained prefix, if there is one, comes first."""
+    """Embedded tokens [B, T, D], and their segments and positions, int32. A trained prefix, if there is one, comes first."""
 
     x_BTD: Array
     segment_BT: Array
     position_BT: Array
-    """[B, T], or on a grid [B, T, A]."""
+    """int32 [B, T], or on a grid int32 [B, T, A]."""
 
 
 class Transformer(nn.Module):
-    """A transformer. Its parameters "prefix" [P, D], if there are any, are read before the tokens of each text."""
+    """A transformer. If its parameters include a trained "prefix" [P, D], the prefix comes before the tokens of each text."""
 
     arch: Architecture
     vocab: int | None
-    """Size of the vocabulary. None: positions have vectors instead of tokens, [B, T, C] floats, which a linear layer embeds. Then
-    there are no logits."""
+    """Size of the vocabulary. None: the input is vectors, floats [B, T, C], instead of tokens. A linear layer embeds them, and there are
+    no logits."""
     context: int
-    """Number of learned positions."""
+    """Number of learned positions of a text. Not used on a grid."""
     causal: bool
     """Whether a position sees only itself and earlier ones."""
     dtypes: Dtypes
     cross: bool = False
     """Whether each block also attends to the output of an encoder."""
     readout: bool = True
-    """Whether the output is logits, or (of an encoder) the normalized activations before them."""
+    """True: the output is logits. False: the output is the normalized activations before the logits, as of an encoder."""
     axes: tuple[int, ...] | None = None
     """For a grid: the number of positions on each axis. `tokens` are then int32 [B, T, J], the J tokens of each position, which
     are embedded as a sum, or floats [B, T, C] without a vocabulary, and `position` is int32 [B, T, A], see
@@ -72,10 +72,10 @@ class Transformer(nn.Module):
         memory_segment_BS: Array | None = None,
         begins: bool = True,
     ) -> tuple[Array, Cache | None]:
-        """Returns (logits [B, T, V] in at least float32, cache with the new tokens). Without readout: ([B, T, D], cache).
+        """Returns (logits [B, T, V] in at least float32, cache with the new tokens). Without readout: (activations [B, T, D], cache).
 
         tokens, segment and position: int32 [B, T], see `gen.networks.positions.locate_tokens`. A position sees only positions
-        of its own segment. keys: dropout keys [B]; None: no dropout. cache: of the tokens before these; None: there are none.
+        of its own segment. keys: dropout keys [B]; None: no dropout. cache: cache of the earlier tokens; None: no cache.
         memory [B, S, D], memory_segment int32 [B, S]: output of an encoder, with PADDING where there is no token.
         begins: whether these tokens are the first of their text, so that the prefix comes before them.
         """
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         tokens = Embedded(x, segment_BT, position_BT + (len(prefix) if self.axes is None else 0))
         if begins and len(prefix):
             tokens = prepend(prefix, tokens)
-        # S is what may be attended to: the tokens themselves, or all slots of the cache with the tokens written into it.
+        # The S keys that may be attended to: the tokens themselves, or all slots of the cache with the tokens written into it.
         segment_BS = tokens.segment_BT
         if cache is not None:
             segment_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment, segment_BS, cache.length, axis=1)
@@ -190,8 +190,8 @@ class Transformer(nn.Module):
         return x, Cache(keys, values, segment_BS, cache.length + new)
 
     def stack(self, causal: bool) -> Any:
-        """Returns the blocks as a loop over stacked parameters, so that the program does not grow with their number."""
-        # A loop keeps XLA from merging the recomputation with the first computation, so remat need not prevent it.
+        """Returns the blocks as one loop over stacked parameters, so that the compiled program does not grow with the number of blocks."""
+        # In a loop, XLA can't merge the recomputation with the first computation, so remat need not prevent it (prevent_cse).
         block = nn.remat(Block, prevent_cse=False) if self.arch.remat else Block
         loop = nn.scan(
             block,
@@ -207,7 +207,7 @@ class Transformer(nn.Module):
         self, x: Array, shared: Shared, cache: Cache
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
         """Runs the blocks one by one, on parameters from `unstack_layers` and an unstacked cache."""
-        # Without a parent, as the parameters of each call are given explicitly. A mask hides later tokens here.
+        # parent=None, because each call gets its parameters explicitly. causal is False: the mask hides later tokens in the cache.
         block, stored = Block(self.arch, self.cross, False, self.dtypes, parent=None), []
         layers = self.get_variable("params", "layers")
         for params, key, value in zip(layers, cache.key, cache.value, strict=True):
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
         return x, keys, values
 
     def read_logits(self, embedding: nn.Embed, x: Array) -> Array:
-        """[B, T, D] -> logits [B, T, V] in at least float32: the product is accumulated in it."""
+        """[B, T, D] -> logits [B, T, V], accumulated in at least float32."""
         real = jnp.promote_types(x.dtype, jnp.float32)
         if self.arch.tied:
             table = embedding.embedding.astype(x.dtype)
@@ -238,9 +238,9 @@ class Transformer(nn.Module):
 
 
 def prepend(prefix_PD: Array, tokens: Embedded) -> Embedded:
-    """Returns the tokens [B, P + T] after a prefix, which has a segment that all others see.
+    """Returns the tokens with a prefix [P, D] before them, [B, P + T]. All other segments see the segment of the prefix.
 
-    Its positions are 0 to P - 1, or on a grid 0 on each axis.
+    The positions of the prefix are 0 to P - 1, or on a grid 0 on each axis.
     """
     (x, segment_BT, position_BT), p = tokens, len(prefix_PD)
     x = jnp.concatenate([jnp.broadcast_to(prefix_PD[None], (len(x), *prefix_PD.shape)), x], axis=1)
