@@ -1,6 +1,7 @@
 """What a folder of images gives: splits, classes, what is left out, and the line that says so."""
 
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -195,9 +196,34 @@ def test_the_advice_for_too_few_images_leads_to_a_run(n):
 
 def test_options_that_are_given_stay(tmp_path, capsys):
     fill(tmp_path, cat=10, dog=10)
-    data = Images(name=f"folder:{tmp_path}", train="train[:90%]", validation=None, test=None).build()
-    assert data.sizes == {"train": 18, "validation": 2, "test": 2}
-    assert "2 of the 2 validation examples are trained on, too" in capsys.readouterr().err
+    data = Images(name=f"folder:{tmp_path}", train="train[:50%]", validation=None, test=None).build()
+    assert data.sizes == {"train": 10, "validation": 2, "test": 2}
+    assert "trained on" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"train": "train[:90%]"},
+            "--data.train 'train[:90%]' shares examples with 'train[80%:90%]', which --data.validation",
+        ),
+        (
+            {"test": "train[:20%]"},
+            "--data.test 'train[:20%]' shares examples with 'train[:80%]', which --data.train would be",
+        ),
+        (
+            {"validation": "train[95%:]"},
+            "--data.validation 'train[95%:]' shares examples with 'train[90%:]', which --data.test",
+        ),
+    ],
+)
+def test_a_held_out_part_that_nobody_chose_is_never_trained_on(given, message, tmp_path):
+    fill(tmp_path, cat=10, dog=10)
+    options = {"train": None, "validation": None, "test": None} | given
+    with pytest.raises(UserError, match=re.escape(message)) as found:
+        Images(name=f"folder:{tmp_path}", **options).resolve()
+    assert str(found.value).endswith(", too")
 
 
 def test_the_config_of_a_run_holds_the_slices(tmp_path):

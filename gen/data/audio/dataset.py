@@ -15,7 +15,7 @@ from gen.data.audio.sources import N_TONES, tones
 from gen.data.audio.windows import Long, Windows, cut
 from gen.data.examples import Examples
 from gen.data.images.folder import FolderOptions
-from gen.data.images.slices import Slices, positions, report_overlap, suggest
+from gen.data.images.slices import Slices, fill_in, positions, report_overlap
 from gen.data.order import permute, permute_by_grain
 from gen.data.readers import Reader, SplitReader, hold
 from gen.errors import UserError
@@ -66,16 +66,16 @@ class Audio(core.Data):
     def resolve(self) -> Audio:
         """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
         check(self)
-        given = {split: value for split in Slices._fields if (value := getattr(self, split)) is not None}
-        if len(given) == len(Slices._fields):
+        given = {split: getattr(self, split) for split in Slices._fields}
+        if None not in given.values():
             return self
-        is_tones = self.name == "tones"
-        counts = {split: [n] for split, n in N_TONES.items()} if is_tones else self._count(given)
-        slices = suggest(counts)._asdict()
-        return replace(self, **{split: value for split, value in slices.items() if split not in given})
+        return replace(self, **fill_in(given, self._count(given), self.name))
 
-    def _count(self, given: dict[str, str]) -> dict[str, list[int]]:
-        return folder.count_files(self.name, given, self.pattern)
+    def _count(self, given: dict[str, str | None]) -> dict[str, list[int]]:
+        if self.name == "tones":
+            return {split: [n] for split, n in N_TONES.items()}
+        options = {split: value for split, value in given.items() if value is not None}
+        return folder.count_files(self.name, options, self.pattern)
 
     def build(self) -> core.Dataset:
         """Opens the recordings, and decodes them if the set is small enough. Raises: UserError for a wrong option or recording."""

@@ -18,7 +18,7 @@ from gen.data.images import folder, pairs, patches, pixels, sources, tfds
 from gen.data.images.folder import FolderOptions
 from gen.data.images.preprocess import preprocess
 from gen.data.images.reading import Decoding, Shape, decode_images, hold_in_memory
-from gen.data.images.slices import Slices, positions, report_overlap, suggest
+from gen.data.images.slices import Slices, fill_in, positions, report_overlap
 from gen.data.images.sources import Source
 from gen.data.order import permute, permute_by_grain
 from gen.data.readers import Reader, SplitReader
@@ -74,8 +74,8 @@ class Images(core.Data):
     def resolve(self) -> Images:
         """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
         check(self)
-        missing = [split for split in Slices._fields if getattr(self, split) is None]
-        if not missing:
+        given = {split: getattr(self, split) for split in Slices._fields}
+        if None not in given.values():
             return self
         if self.name.startswith("folder:"):
             splits = folder.count_images(self.name)
@@ -83,8 +83,7 @@ class Images(core.Data):
             splits = pairs.count_pairs(self.name, self.source)
         else:
             splits = open_source(self, {}).splits
-        slices = suggest(splits)
-        return replace(self, **{split: getattr(slices, split) for split in missing})
+        return replace(self, **fill_in(given, splits, self.name))
 
     def build(self) -> core.Dataset:
         """Opens the images, and decodes them if the set is small enough. Raises: UserError for a wrong option or image."""

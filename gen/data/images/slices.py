@@ -110,6 +110,33 @@ def suggest(splits: Splits) -> Slices:
     return Slices._make(divide(train, splits, (80, 90)))
 
 
+def fill_in(given: Mapping[str, str | None], splits: Splits, name: str) -> dict[str, str]:
+    """Returns slices for the options that are None in `given`, {"train", "validation" or "test": slice}.
+
+    name: the --data.name, for errors.
+
+    Raises: UserError if a slice for one of them shares examples with a given slice. For example, the training slice would be
+    train[:80%] if only the test slice is given, train[:20%].
+    """
+    missing = {field: slices for field, slices in suggest(splits)._asdict().items() if given[field] is None}
+    for field, option in given.items():
+        for other, slices in missing.items():
+            if option is not None and _overlap(option, slices, splits):
+                raise UserError(
+                    f"{name}: --data.{field} {option!r} shares examples with {slices!r}, which --data.{other} would be",
+                    f"choose --data.{other}, too",
+                )
+    return missing
+
+
+def _overlap(a: str, b: str, splits: Splits) -> bool:
+    """Returns whether two slices share examples. A slice that can't be cut shares none: it is reported when the data are opened."""
+    try:
+        return len(np.intersect1d(cut(a, splits), cut(b, splits))) > 0
+    except (ValueError, NotImplementedError):
+        return False
+
+
 def divide(split: str, splits: Splits, percents: tuple[int, ...]) -> list[str]:
     """Returns the slices of a split that these percentages cut, such as ["train[:80%]", "train[80%:90%]", "train[90%:]"].
 

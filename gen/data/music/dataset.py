@@ -14,7 +14,7 @@ from gen.data import digest
 from gen.data.cache import Arrays, load_or_make
 from gen.data.examples import Examples
 from gen.data.images.folder import FolderOptions
-from gen.data.images.slices import Slices, positions, report_overlap, suggest
+from gen.data.images.slices import Slices, fill_in, positions, report_overlap
 from gen.data.music import counting, describe, folder, midi, rolls
 from gen.data.music.preprocess import preprocess
 from gen.data.music.roll import AXES, STEPS_PER_QUARTER, pitches_of, vocabulary
@@ -69,11 +69,10 @@ class Music(core.Data):
     def resolve(self) -> Music:
         """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
         check(self)
-        given = {split: value for split in Slices._fields if (value := getattr(self, split)) is not None}
-        if len(given) == len(Slices._fields):
+        given = {split: getattr(self, split) for split in Slices._fields}
+        if None not in given.values():
             return self
-        slices = suggest(self._count())._asdict()
-        return replace(self, **{split: value for split, value in slices.items() if split not in given})
+        return replace(self, **fill_in(given, self._count(), self.name))
 
     def _count(self) -> dict[str, list[int]]:
         if self.name == "canons":
