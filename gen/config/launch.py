@@ -1,4 +1,4 @@
-"""Launch settings, which may change between launches of one run: engine and devices, checkpoints, logs, alarms, faults."""
+"""Settings that may change each time a run is started: engine and devices, checkpoints, logs, alarms, faults."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ class Parallel:
     fsdp: bool = False
     """Shard parameters, moving averages and optimizer state over the devices. Needs engine jit."""
     tensor: int = 1
-    """Number of devices that share each example and divide each layer's matrices. Needs engine jit."""
+    """Number of devices in each group that processes the same examples, with each layer's matrices divided among them (tensor
+    parallelism). Above 1 it needs engine jit."""
     devices: int | None = None
     """Number of devices to use. None: all."""
     cpu_devices: int | None = None
-    """Split the CPU into this number of JAX devices."""
+    """Number of JAX devices to split the CPU into. None: the CPU is not split."""
     coordinator: str | None = None
-    """HOST:PORT of host 0. None: taken from the cluster's scheduler."""
+    """HOST:PORT of the process with host 0, to which the others connect. None: taken from the cluster's scheduler."""
     hosts: int | None = None
     """Number of processes that train together. None: taken from the cluster's scheduler, or 1 if there is none."""
     host: int | None = None
-    """Number of this process, from 0. None: taken from the cluster's scheduler."""
+    """Index of this process, in [0, hosts). None: taken from the cluster's scheduler."""
     startup_seconds: int = 300
     """Seconds that the hosts wait for each other at the start."""
     heartbeat_seconds: int = 20
-    """Seconds of silence after which a host counts as dead. The others then exit, to be started again."""
+    """Seconds without a sign of life after which a host counts as dead. The others then exit, so that the scheduler restarts all."""
     grace_seconds: float = 60.0
     """Seconds allowed for saving after SIGTERM or SIGUSR1. After that, the process exits without saving."""
 
@@ -55,10 +56,10 @@ class Alarms:
     """Alarms while training: limits on the metrics and on a small set of generated images, checked at evaluations and saves."""
 
     action: Literal["off", "warn", "stop"] = "off"
-    """off: only the metrics are watched, and each alarm is printed. warn: generated images are watched, too. stop: the same, and an
-    alarm ends the run without saving; earlier checkpoints are kept."""
+    """off: check only the metrics, and print each alarm. warn: check generated images, too. stop: like warn, and an alarm ends the
+    run without saving; earlier checkpoints are kept."""
     samples: int = 256
-    """Number of images to generate, and of real images to compare them with."""
+    """Number of images to generate for each check, and number of real images to compare them with."""
     classes: float = 0.6
     """Minimum number of predicted classes, as a fraction of the number for real images (only for data with labels)."""
     entropy: float = 0.6
@@ -66,13 +67,13 @@ class Alarms:
     duplicates: float = 0.25
     """Maximum fraction of generated images that have a near duplicate among the others (birthday paradox test)."""
     spread: float = 0.6
-    """Minimum mean distance between two generated images, as a fraction of the distance between two real images."""
+    """Minimum mean distance between two generated images, as a fraction of the mean distance between two real images."""
     saturation: float = 0.95
     """Maximum fraction of held-out examples on which the discriminator has nothing left to learn."""
     codes: float = 0.5
-    """Minimum fraction of a tokenizer's codes that the validation split uses."""
+    """Minimum fraction of a tokenizer's codes that occur in the validation split."""
     gradient: tuple[float, float] = (1e-7, 1e4)
-    """Minimum and maximum norm of each player's gradient."""
+    """Minimum and maximum norm of the gradient of each player (a network with its own optimizer)."""
     request: tuple[str, ...] = ()
     """Sampling options of the family as FIELD=VALUE, such as truncation=0.5, for the generated images."""
     extra: tuple[Alarm, ...] = ()
@@ -88,7 +89,7 @@ class Alarms:
         check_not_negative(**{"alarms.spread": self.spread})
         least, most = self.gradient
         check_not_negative(**{"the minimum of alarms.gradient": least})
-        # No upper bound at all is a choice; below the minimum every gradient would be an alarm.
+        # The maximum may be infinite. A maximum below the minimum would make every gradient an alarm.
         if not least < most:
             raise UserError(f"alarms.gradient is {least:g} {most:g}; give the minimum, then a larger maximum")
 
@@ -100,10 +101,10 @@ class Save:
     every: int = 1000
     """Steps between checkpoints. The last step is always saved."""
     keep: int = 2
-    """Number of latest checkpoints to keep, at least 2. The best one is kept as well."""
+    """Number of latest checkpoints to keep, at least 2. The best checkpoint is kept as well."""
     best: tuple[str, Literal["min", "max"]] | None = None
-    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. An evaluation that is the best so far saves
-    a checkpoint, also between two of `every`. None: the latest is best."""
+    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. If an evaluation is the best so far, a checkpoint
+    is saved at its step, too. None: the latest checkpoint is the best."""
 
     def __post_init__(self):
         check_positive(**{"save.every": self.every})
@@ -143,9 +144,9 @@ class Log:
     """Printed and written metrics."""
 
     every: int = 50
-    """Steps between two printed lines of metrics."""
+    """Steps between two lines of training metrics, printed and in metrics.jsonl."""
     tensorboard: bool = True
-    """Write TensorBoard events into the run directory."""
+    """Whether to write TensorBoard events into the run directory."""
     request: tuple[str, ...] = ()
     """Sampling options of the family as FIELD=VALUE, such as label=3 or n=16, for the samples at each evaluation."""
 
@@ -154,7 +155,10 @@ class Log:
 
 
 def profile_steps(text: str) -> range:
-    """Returns the steps of "STEP:COUNT", which start at 1. Raises: UserError for another format."""
+    """Parses "STEP:COUNT". Returns the steps to profile: COUNT steps from STEP, which is at least 1.
+
+    Raises: UserError for another format.
+    """
     first, _, count = text.partition(":")
     if not (first.isdecimal() and count.isdecimal() and int(first) > 0 and int(count) > 0):
         raise UserError(f"profile is {text!r}; it must be STEP:COUNT, for instance 100:5")
