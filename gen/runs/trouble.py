@@ -58,8 +58,8 @@ def _keep_healthy(folder: Path) -> int | None:
 def advice(model: Family, norm: float) -> str:
     """Returns command-line options that make training more stable: a third of the learning rates, and clipped gradients.
 
-    norm: typical gradient norm of the run. Gradients are clipped to three times this norm. If the model has no field with an
-    Optimizer, a general advice is returned.
+    norm: typical gradient norm of the run. Gradients are clipped to three times this norm. If no option fits the model, the
+    advice is in words.
     """
     options: list[str] = []
     for field in fields(model):
