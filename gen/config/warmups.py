@@ -1,4 +1,4 @@
-"""Checks that no learning-rate schedule has a warm-up that is longer than the run."""
+"""Checks that no schedule of a config has a warm-up that is longer than the run."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class ToText(core.Data):
     """Captions as texts to write, and their pictures or recordings as sources. Batches have these arrays:
 
     "source": pictures float32 [B, H, W, C] in [-1, 1]; log-mel frames float32 [B, frames, bands] of recordings; for Encoded data, their
-    tokens or latents. "tokens": int32 [B, L + 2], where L is the longest caption: an end token, the caption, and end tokens.
+    tokens or latents. "tokens": int32 [B, L + 2], where captions are padded to L: an end token, the caption, and end tokens.
     "counted": uint8 [B, L + 2], 1 for tokens that count for the loss (the caption and one end token after it). "bytes": int32 [B],
     length of the caption.
     """
