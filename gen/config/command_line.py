@@ -67,7 +67,8 @@ def override(config: Config, arguments: Sequence[str], prog: str) -> Launch:
     Raises: UserError for a wrong class or value.
     """
     config, others = choose_classes(config, arguments, read_trust(arguments))
-    # AvoidSubcommands: a field has the class of its default, so the fields of that class are options.
+    # Without AvoidSubcommands, tyro would make a subcommand of each class that a field allows. With it, the options are the fields
+    # of the class that the config has.
     return tyro.cli(tyro.conf.AvoidSubcommands[Launch], default=Launch(config), args=others, prog=prog, registry=_RULES)
 
 
@@ -123,7 +124,7 @@ def _object_hint(config: Config, path: Sequence[str]) -> object | None:
         return None
     hint = typing.get_type_hints(type(x))[last]
     classes = dataclasses_in(hint)
-    # A `Scalar` takes a number as well as a schedule; tyro reads it by the rule below.
+    # A field of type `Scalar` holds a number or a schedule, and tyro reads it with `_scalar_rule`.
     return hint if classes and Schedule not in classes else None
 
 

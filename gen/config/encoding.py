@@ -113,6 +113,7 @@ def type_name(cls: type) -> str:
 
 
 def _decode_union(kind: object, members: Sequence[object], value: object, trust: Sequence[str], at: str) -> Any:
+    """Decodes a value as the first member of a union that it fits."""
     if isinstance(value, Mapping):
         # JSON objects always describe dataclasses, so only the errors of these members can help the user.
         members = [m for m in members if isinstance(m, type) and is_dataclass(m)]
@@ -154,6 +155,7 @@ def _decode_dataclass(kind: type, value: object, trust: Sequence[str], at: str) 
 
 
 def _decode_plain(kind: object, value: object, at: str) -> Any:
+    """Decodes a number, a string, a bool, None, or a choice of `Literal`. An integer also fits a float field."""
     if typing.get_origin(kind) is Literal:
         # Python says 1 == True == 1.0, so the type is compared, too.
         fits = any(type(value) is type(member) and value == member for member in typing.get_args(kind))

@@ -46,6 +46,7 @@ def load(name: str, root: Path | None = None) -> Config:
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:
+    """Returns the path of the config file that `load` asks for. Raises: UserError that names the nearest file."""
     file = name if name.endswith(".py") else f"{name}.py"
     paths = [folder / file for folder in folders]
     if name.endswith(".py"):

@@ -11,7 +11,7 @@ from gen.errors import UserError, check_fraction, check_not_negative, check_posi
 
 @dataclass(frozen=True)
 class Parallel:
-    """Engine, devices and hosts."""
+    """The engine that runs the training step, and its devices and hosts."""
 
     engine: Literal["pmap", "jit"] = "pmap"
     """pmap: data parallelism with one replica per device. jit: one program over all devices, which can shard the state."""
@@ -96,7 +96,7 @@ class Alarms:
 
 @dataclass(frozen=True)
 class Save:
-    """Checkpoints."""
+    """When checkpoints are saved, and which are kept."""
 
     every: int = 1000
     """Steps between checkpoints. The last step is always saved."""
@@ -141,7 +141,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Log:
-    """Printed and written metrics."""
+    """Settings of the printed and written metrics."""
 
     every: int = 50
     """Steps between two lines of training metrics, printed and in metrics.jsonl."""

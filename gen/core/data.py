@@ -39,8 +39,8 @@ class Dataset(NamedTuple):
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
     images: Dataset | None = None
-    """For codes (discrete tokens or latents of a trained encoder): the data set of the encoded images or sound, with which decoded samples
-    are compared. None: other data."""
+    """For codes (tokens or latents of a trained encoder): the data set of the images or sound that were encoded. Decoded samples are
+    compared with it. None: the data are not codes."""
     older: tuple[str, ...] = ()
     """Digests that older versions of gen computed for the same examples. They hash the names and sizes of large files instead of
     the content. A run with such a digest is continued with a warning."""
@@ -144,7 +144,7 @@ class Medium:
 
 @dataclass(frozen=True)
 class Data:
-    """A kind of data and its settings: the `data` of a config. Subclass it to add a kind."""
+    """The settings of a data set: the field `data` of a config. Subclass it to add a kind of data."""
 
     keeps_tokenizer: ClassVar[bool] = False
     """Whether the field `tokenizer` names a run directory. Each run on these data then copies that tokenizer, and later reads the

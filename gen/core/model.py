@@ -91,18 +91,21 @@ class GenerativeModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models and its hyper-parameters: the `model` of a config. Subclass it to add a family."""
+    """The hyper-parameters of a model: the field `model` of a config. Subclass it to add a family of models, such as VAEs."""
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for data with this spec. steps: updates of the whole run, which schedules such as a cosine read."""
         raise NotImplementedError
 
     def count_steps(self, field: str, steps: int) -> int:
-        """Returns the number of steps that schedules in `field` count in a run of `steps` updates. More if one update makes several."""
+        """Returns the number of steps that the schedules in `field` count in a run of `steps` updates.
+
+        It is larger than `steps` if one update makes several steps of the optimizer in `field`. By default it is `steps`.
+        """
         return steps
 
     def tiny(self) -> Family:
-        """Returns the same family with the smallest sizes that still exercise it. The contract tests train it."""
+        """Returns a copy with the smallest sizes that still run all code of the family, for the contract tests to train."""
         raise NotImplementedError
 
     def inherit(self, base: Family, spec: Spec) -> Family:
@@ -110,7 +113,7 @@ class Family:
 
         spec: the spec of the data that the base was trained on. Raises: UserError if the base is of another family.
         """
-        # Not isinstance: a subclass may have other parameters.
+        # Types are compared instead of isinstance, because a subclass may have other parameters.
         if type(self) is not type(base):
             theirs, ours = (f"{type(family).__module__}.{type(family).__name__}" for family in (base, self))
             raise UserError(
@@ -128,9 +131,9 @@ class Family:
         return params
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns a copy of this family that trains only the adapter and keeps its parameters fixed. None: a copy that trains its parameters.
+        """Returns a copy of this family that trains only the adapter and keeps its parameters fixed.
 
-        Raises: UserError if the family can't be trained with adapters.
+        adapter: None means a copy that trains its parameters. Raises: UserError if the family can't be trained with adapters.
         """
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 

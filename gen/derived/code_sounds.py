@@ -67,7 +67,7 @@ class CodeSounds(CodeImages):
     def give(self, options: SoundOptions, run: RunView) -> Given:
         """Returns the validation examples and the encoded prompts; with a recording also its "tokens" and "known", which to keep.
 
-        Both are [1, time, ...]. Raises: UserError if the recording is not a sound file or is too long, if the run's codes are latents,
+        "tokens" is int32 and "known" bool, both [1, time, ...]. Raises: UserError if the recording is not a sound file or is too long, if the run's codes are latents,
         or if the run can't read prompts.
         """
         reference = {**run.reference(), **encode_prompts(options.prompt, run)}
@@ -139,7 +139,7 @@ def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarra
         )
     if gap is not None:
         start, end = (seconds * rate for seconds in parse(gap))
-        # Places that overlap with the gap are drawn again.
+        # A time whose window overlaps with the gap, even partly, is generated again.
         kept &= (edges[1:] <= start) | (edges[:-1] >= end)
     if kept.all():
         raise UserError(

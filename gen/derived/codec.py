@@ -147,6 +147,7 @@ def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
 
 
 def _make_codec(facts: Any, arrays: Mapping[str, np.ndarray], where: str) -> Codec:
+    """Builds a codec from the content of codec.json and its weights, and checks that they fit. where: the run, for errors."""
     at = f"{where}/{FILE}"
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not {"model", "spec"} <= facts.keys():
         raise UserError(f"{at} is not a codec of format {FORMAT}; the fix: restore it from a copy of the run")

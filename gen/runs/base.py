@@ -76,7 +76,7 @@ def resolve_config(config: Config) -> Config:
     path = location(config)
     base, _ = directory.read_config(path)
     if base.finetune == "prompt":
-        # It cannot be merged either.
+        # A learned prompt changes no weights, so unlike LoRA it can't be merged either.
         raise UserError(
             f"{path} is a learned prompt, which is nothing without its base; choose a whole run to start from"
         )
@@ -163,7 +163,8 @@ def base_of_run(workdir: Path, facts: RunFacts, moved: str | None = None) -> Bas
     if moved is None:
         # The path comes from the run, which may be a stranger's, so the user should see which folder is read.
         note(f"{workdir} has the base {os.path.realpath(path)}")
-    # Nothing else in that folder is read before its digest: a stranger's run can't make gen read other private files.
+    # The digest of the manifest is compared before any other file in that folder is read. So a stranger's run can't make gen read
+    # private files elsewhere.
     sealed = (path / "checkpoints" / str(step) / checkpoint.MANIFEST).is_file()
     if sealed and checkpoint.digest(path / "checkpoints", step) != facts.base.sha256:
         raise UserError(f"{path} is not the base that {workdir} was trained on (their digests differ)")
@@ -195,7 +196,7 @@ def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
 
     like: the model's parameters, or their shapes. The result has their dtypes. `Family.adopt` decides about other shapes.
     """
-    # In host memory, since `abstract` has no shardings: the caller knows where the weights go.
+    # `abstract` has no shardings, so the arrays stay in host memory. The caller places them on the devices.
     state = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("params", "ema"))
     # The averages replace the parameters of the same name, as they do when the base is sampled.
     found = jax.device_get(base.config.model.adopt({**state.params, **state.ema}, like))

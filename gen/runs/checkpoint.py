@@ -166,7 +166,7 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
     try:
         yield save
     except Requeue:
-        # Another host may be gone, and a save in flight would wait for it forever.
+        # Another host may be gone. Then a running save would wait for it forever.
         save.abandon()
         raise
     except BaseException:
@@ -184,6 +184,7 @@ def _begin(folder: Path, config: Save, start: int) -> list[Any]:
 
 
 def _tidy(folder: Path, start: int) -> None:
+    """Creates the folder, removes incomplete saves in it, and sets checkpoints after `start` aside."""
     folder.mkdir(exist_ok=True)
     for leftover in (*folder.glob("*.orbax-checkpoint-tmp*"), *folder.glob(f"*{UNSEALED}")):
         files.remove(leftover)

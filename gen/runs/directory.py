@@ -71,7 +71,7 @@ class RunFacts(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The content of evaluation.json."""
+    """The scores of a run on the test split, as evaluation.json holds them."""
 
     metrics: Mapping[str, float] = {}
     """{metric: value}."""
@@ -166,7 +166,7 @@ def write_config(
     kept: Mapping[str, bytes] = {},
     identities: Sequence[str] = (),
 ) -> None:
-    """Writes config.json.
+    """Writes the config.json of a run.
 
     data: the digest of the data set. kept: {name: content} of the run's files that never change; their SHA-256 are written.
     identities: digests of this config by older versions of gen. They are written too, because old checkpoints hold them.
@@ -182,7 +182,7 @@ def write_config(
 
 
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
-    """Returns the config of a run, and the other entries of config.json.
+    """Reads the config.json of a run. Returns the config, decoded, and the facts.
 
     Only modules of gen and the modules in `trust` are imported.
 

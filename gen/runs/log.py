@@ -42,6 +42,7 @@ class StepMetrics(NamedTuple):
 
     step: int
     values: dict[str, float]
+    """{metric: value}."""
 
 
 class Pending(NamedTuple):
@@ -112,9 +113,10 @@ class RunLog:
         return read
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the metrics of one step. A skipped step goes to telemetry.jsonl, because its metrics may not be finite."""
         metrics = {name: value for name, value in values.items() if name not in CONTROL_METRICS}
         if values.get("skipped"):
-            # JSON has no NaN, so a value that is not finite is written as a string.
+            # JSON has no NaN and no infinity, so such a value is written as a string.
             finite = {name: value if isfinite(value) else str(value) for name, value in metrics.items()}
             self.telemetry(step, skipped=finite)
             self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in metrics.items())}")
@@ -134,8 +136,9 @@ class RunLog:
             self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def _report_speed(self, step: int, values: Mapping[str, float], now: float) -> None:
+        """Writes and prints the speed since the last report. now: time.monotonic() when `step` was dispatched."""
         seconds, done = now - self.mark, step - self.marked
-        # After a pause the same step may be reported again.
+        # If no step was done since the last report, there is no speed.
         if done <= 0:
             return
         rate = done / seconds
@@ -168,7 +171,7 @@ class RunLog:
             self.pending = self.pending._replace(dispatched=self.pending.dispatched + spent)
 
     def telemetry(self, step: int, **values: object) -> None:
-        """Writes one line of telemetry.jsonl, with the current time."""
+        """Writes one line of telemetry.jsonl: the step, the time in seconds since 1970, and the given values."""
         self._append(self.telemetry_path, {"step": step, "time": time.time(), **values})
 
     def alarm(self, step: int, text: str) -> None:
@@ -191,7 +194,7 @@ class RunLog:
             yield item
 
     def end(self) -> curve.Mark:
-        """Waits until metrics.jsonl is safe on the disk, and returns its end, for a checkpoint. Hosts that don't write it return Mark()."""
+        """Waits until metrics.jsonl is safe on the disk, and returns its end. Hosts that don't write the file return Mark()."""
         return self.curve.end() if self.curve else curve.Mark()
 
     def close(self) -> None:

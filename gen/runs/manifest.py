@@ -128,7 +128,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def was_sealed(path: Path) -> bool:
-    """Returns whether a checkpoint has, or once had, a manifest.
+    """Returns whether a checkpoint has a manifest, or must have had one (it says at which step it was saved).
 
     Older versions of gen wrote the manifest after the rename, so a kill between the two left a step without one.
     """

@@ -69,7 +69,7 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     for name, content in kept.items():
         files.write_bytes(folder / name, content)
     config = _whole_config(run, base)
-    # Evaluations replace arrays of reference.npz.
+    # Evaluations change reference.npz, so config.json does not hold its SHA-256.
     constant = {name: content for name, content in kept.items() if name != "reference.npz"}
     directory.write_config(folder, config, run.facts.data, kept=constant)
     with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
@@ -79,7 +79,7 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
 
 
 def _whole_config(run: TrainedRun, base: Base) -> Config:
-    """Returns the config of the merged run: without a base and an adapter."""
+    """Returns the config of the merged run, which has neither a base nor an adapter."""
     config = run.config
     config = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
     # Otherwise the tokenizer would be trained again when the merged run is fine-tuned.
@@ -89,7 +89,7 @@ def _whole_config(run: TrainedRun, base: Base) -> Config:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. arguments: None: sys.argv."""
+    """Runs the command with these arguments. None: sys.argv[1:]."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = files.expand_paths(tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge"))
     merge(options.run, options.out, options.base, options.trust)

@@ -48,7 +48,7 @@ def describe(workdir: Path, examples: Mapping[str, np.ndarray]) -> Owner | None:
     config = _read_config(workdir)
     if config is None:
         return None
-    # Runs of older versions don't list their files.
+    # Older versions of gen did not list the files in config.json.
     names = config.get("files") or ("spec.json", "tokenizer.json", "labels.json")
     found = {name: sum_ for name in names if (sum_ := sum_of(workdir / name)) is not None}
     base = (config.get("base") or {}).get("sha256")

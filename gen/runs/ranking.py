@@ -111,7 +111,7 @@ def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
 
 
 def read_facts(folder: Path, step: int) -> Facts:
-    """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
+    """Reads the facts in the checkpoint of a step. Raises: UserError if they are damaged."""
     path = folder / str(step)
     found = files.read_json(path / "meta" / "metadata")
     if not isinstance(found, dict):
@@ -202,6 +202,7 @@ def value_of(validation: Mapping[str, float], config: Save) -> float:
 
 
 def _first_undamaged(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
+    """Returns the first undamaged step of `order`, and warns about the steps before it. None: `order` is empty."""
     for step in order:
         reason = damage(folder, step)
         if reason is None:

@@ -113,6 +113,7 @@ def open_start(run: Run, held: ExitStack) -> Start:
 
 
 def _find_start(run: Run, held: ExitStack) -> Start:
+    """Locks and checks the run directory, writes its files, and returns the start. Only the first host calls it."""
     config, workdir, data = run.config, run.workdir, run.data
     held.enter_context(directory.lock_run(workdir))
     base = run.base and run.base.record(workdir)

@@ -61,7 +61,7 @@ class TrainedRun:
 
     @property
     def medium(self) -> Medium:
-        """The medium of the run's samples: images, texts or others."""
+        """The medium that shows the run's samples, for instance as images or text."""
         return find_medium(self.config.data, self.spec)
 
     @cached_property
@@ -102,7 +102,7 @@ class TrainedRun:
         return runs_base.base_of_run(self.workdir, self.facts, moved)
 
     def restore(self, step: int, base: str | None = None) -> State:
-        """Returns the parts of a checkpoint's state that samples need: params, ema, stats, frozen and step.
+        """Returns the state of a checkpoint with an empty optimizer state, on the first device.
 
         base: where the base of an adapter is now, if it was moved.
 
@@ -215,7 +215,7 @@ class TrainedRun:
             # JAX has no arrays of such a length, and raises several kinds of errors.
             if isinstance(value, int) and value >= MAX_COUNT:
                 raise UserError(f"{name} is {value}; it must be below {MAX_COUNT}")
-        # Only models that write token by token take a function of each token.
+        # Only the `generate` of models that write token by token has parameters for such functions.
         if functions.keys() - inspect.signature(self.model.generate).parameters.keys():
             raise UserError("the model writes at all positions at once; leave out --stream and --stop")
         state = self.restore(step, base)
