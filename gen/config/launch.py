@@ -125,12 +125,13 @@ class Faults:
     weights and the optimizer of the last regular checkpoint, and continue with the batches after the bad step. `skip` and
     `rollback` hold a second copy of the state during each step."""
     spike: float | None = None
-    """A step is also bad if its loss is this number of standard deviations above its running mean; with action stop, it ends the
-    run. None: only if its loss is far above the best so far."""
+    """A step is also bad if its loss exceeds the running mean of losses by this number of standard deviations. With action stop,
+    such a step ends the run. None: only losses far above the best so far are bad."""
     patience: int = 10
-    """Stop the run after this number of discarded steps since the last regular checkpoint."""
+    """Stop the run after this number of discarded steps since the last regular checkpoint (one that save.every asked for)."""
     explosion: int | None = 200
-    """Stop the run after this number of steps with a loss far above its best so far. None: only warn."""
+    """Stop the run if a counter reaches this number. A step whose loss is far above its best so far adds 1, and any other step
+    subtracts 1 (never below 0). Models with several players, such as GANs, also count gradient norms. None: only warn."""
 
     def __post_init__(self):
         check_positive(**{"faults.patience": self.patience})

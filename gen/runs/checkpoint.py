@@ -94,7 +94,10 @@ class Saver:
         self.last: Future[None] | None = None
 
     def __call__(self, state: State, facts: Facts = Facts()) -> Future[None]:
-        """Starts to save a state, and returns as soon as it is copied to host memory. The future is done when the save is complete."""
+        """Starts to save a state, after the previous save is complete. Returns as soon as the state is copied to host memory.
+
+        The future is done when the checkpoint is sealed and has its name.
+        """
         with _short_disk_errors(self.folder):
             # One save at a time: a second one would need memory for another copy of the state.
             self.wait()

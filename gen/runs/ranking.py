@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     faults: Sequence[Sequence[object]] = ()
     """The last entries of gen.runtime.faults.Record, for the limits of the next steps."""
     healthy: bool = True
-    """False if losses or gradient norms before this step were far above the run's history, so that the run may have exploded."""
+    """False if a recent loss or gradient norm was far above the run's history, so that the run may have exploded."""
     merged: str | None = None
     """Only in runs that gen.runs.merge wrote: the base of the adapter, as JSON."""
     metrics_sha256: str | None = None
