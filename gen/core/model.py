@@ -76,7 +76,8 @@ class GenerativeModel(NamedTuple):
     """{metric: (total, weight)} of a whole split -> {metric: value}. Scalars are logged; arrays are kept in the run's
     reference.npz."""
     protocol: Mapping[str, Mapping[str, Any]] = {}
-    """{metric: settings of its estimate}, stored next to each score, so that scores are only compared if they are comparable."""
+    """{metric: {setting: value}}: how a metric is estimated, such as the number of noise samples. Stored next to each score, so that
+    only comparable scores are compared."""
     batches: int | None = None
     """Number n of batches that one call of `update` takes. They are stacked on a leading axis: [n, B, ...]. None: one batch
     [B, ...], without this axis."""
@@ -149,8 +150,8 @@ class Request:
     examples."""
 
     scores: ClassVar[tuple[str, ...]] = ()
-    """Values of the field `mode` that take a score of music, --midi of sample.py. `generate` gets it in `given`: "tokens" int32, and
-    "known" bool, which tokens to keep."""
+    """Values of the field `mode` that take a score of music, --midi of sample.py. `generate` gets it in `given`: "tokens" int32
+    [1, frames, voices], and "known" bool of the same shape, which tokens to keep."""
 
     n: int = 64
     """Number of samples."""

@@ -31,7 +31,7 @@ decides which of its axes is divided among devices. None: the parameter is not d
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """Everything that training changes, as a pytree of arrays. A checkpoint holds all of it except `frozen`.
+    """The state of training at a step, as a pytree of arrays. A checkpoint holds all of it except `frozen`, which never changes.
 
     It has no random key: the key of a step is fold_in(key(seed), step), made inside the compiled step.
     """

@@ -87,7 +87,8 @@ class Saver:
     def __init__(
         self, folder: Path, config: Save, best_score: float = -math.inf, of: Mapping[str, object] | None = None
     ):
-        """best_score: the best validation metric so far, negated if lower is better. of: gen.runs.owner.Owner as JSON values."""
+        """best_score: the best value of the metric `save.best` so far, negated if lower is better. of: the gen.runs.owner.Owner to
+        store in each checkpoint, as JSON values."""
         self.folder, self.config, self.best_score, self.owner = folder, config, best_score, of
         self.orbax = ocp.AsyncCheckpointer(_handler())
         self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

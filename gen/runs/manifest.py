@@ -141,7 +141,7 @@ def digest(folder: Path, step: int) -> str:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """Returns what is wrong with the checkpoint of a step. None: its files are as they were written, at this step and by this run."""
+    """Returns what is wrong with the checkpoint of a step. None: this run wrote it at this step, and its files have not changed."""
     path = folder / str(step)
     if reason := broken(path):
         return reason
