@@ -135,7 +135,7 @@ def encode(x: Array, run: RunView) -> np.ndarray:
 def read_picture(embedded: str, image: Feature) -> Array:
     """Decodes a picture to float32 [1, H, W, C] in [-1, 1], the shape of the feature `image`.
 
-    embedded: the picture's file as text, as `gen.media.pictures.embed` returns it. If the feature is square, the picture is resized and cropped.
+    embedded: the picture as text, as `gen.media.pictures.embed` returns it. If the feature is square, the picture is resized and cropped.
 
     Raises: UserError if the picture is damaged, or if the feature is not square and the picture has another size.
     """
