@@ -1,6 +1,6 @@
-"""An experiment as data: loaded from a Python file, overridden from the command line, kept as JSON.
+"""Configs of experiments: loaded from Python files, changed by command-line options, and stored as JSON in run directories.
 
-A config file defines `config`. It may be derived from another one, which is found by its name from any folder:
+A config file defines `config`. It may change another config, which `load` finds by its name from any folder:
 
     from dataclasses import replace
     from gen.config import load
@@ -8,8 +8,8 @@ A config file defines `config`. It may be derived from another one, which is fou
     base = load("vae_digits")
     config = replace(base, steps=3000, model=replace(base.model, beta=1.0))
 
-Modules in the folder of a config file can be imported in it. So a new family may be defined next to its config, or in the
-config file itself. A run names the family's module, for instance examples.flow, and `sample.py RUN --trust examples.flow`
+A config file can import modules from its folder. So a new family may be defined next to its config, or in the config file
+itself. The run's config.json names the family's module, for instance examples.flow, and `sample.py RUN --trust examples.flow`
 imports it. Python must find the module: below the folder of sample.py, or below a folder of PYTHONPATH.
 """
 

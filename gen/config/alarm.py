@@ -1,4 +1,4 @@
-"""The base class of alarms: checks of a run's numbers while it trains."""
+"""The base class of alarms: checks of a run's metrics while it trains."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Alarm:
-    """A check of a run's numbers. Subclass it to add one, and name an object of the subclass in `Alarms.extra`.
+    """A check of a run's metrics. To add an alarm, subclass this, and put an object of the subclass into `Alarms.extra`.
 
     The run's config.json then names the class, so commands that read the run need --trust with its module.
     """
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
-        """Returns a message for each limit that `numbers` break, [] if all is well.
+        """Returns a message for each limit that `numbers` violate. []: they violate none.
 
-        numbers: the metrics of the last logged step and of the last validation by name, and the comparison of generated images
-        with real ones (gen.metrics.collapse). Numbers that were not measured are missing.
+        numbers: {metric: value} of the last logged step, of the last validation, and of the comparison of generated with real
+        images (gen.metrics.collapse). Metrics that were not measured are missing.
         """
         raise NotImplementedError

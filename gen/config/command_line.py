@@ -1,4 +1,4 @@
-"""The command line of train.py: every field of a config is an option, and an option may name a class or a schedule."""
+"""The command line of train.py. Every field of a config is an option, and its value may be a class or a schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from gen.errors import UserError
 from gen.optim import Schedule
 
 FILES = ("audio", "captions", "folder", "jsonl", "midi", "pairs", "rolls", "text")
-"""Kinds of files: the words before the colon in `--data.name folder:PICTURES`. Users often write `--data folder:PICTURES` instead."""
+"""Words before the colon in `--data.name folder:PICTURES`: the kinds of data that are read from files. `choose_classes` recognizes
+the common mistake `--data folder:PICTURES` by them."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,19 @@ class DryRun:
     """The devices that --dry-run plans for. They need not exist."""
 
     devices: int | None = None
-    """Number of devices; None: the devices of this machine."""
+    """Number of devices. None: the devices of this machine."""
     hosts: int | None = None
-    """Number of hosts that share the devices; None: one host, or on a TPU the hosts of a slice of this size."""
+    """Number of hosts that share the devices. None: one host, or on a TPU the hosts of a slice with this number of devices."""
     platform: Literal["cpu", "tpu"] = "cpu"
-    """Compiler that plans the step. tpu: needs pip install 'gen[tpu-plan]', but no TPU."""
+    """Platform to compile the step for. tpu: needs pip install 'gen[tpu-plan]', but no TPU."""
 
 
 @dataclass(frozen=True)
 class Launch:
     """train.py [CONFIG] [OPTIONS]: trains a config in its run directory. The same command again resumes the run.
 
-    CONFIG comes first: a file, or the name of a file in configs/ (default: vae_digits). An option that holds an object takes
-    a class, with or without its fields: --model.network Residual, --model.network "Residual(widths=(32, 64))", or
+    CONFIG comes first: a file, or the name of a file in configs/ (default: vae_digits). The value of an option may be a class,
+    with or without values for its fields: --model.network Residual, --model.network "Residual(widths=(32, 64))", or
     --model.network my.module:Network. The fields of the chosen class are options, too."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -58,25 +59,30 @@ class Launch:
 
 
 def override(config: Config, arguments: Sequence[str], prog: str) -> Launch:
-    """Returns the config with typed overrides such as `--model.latents 64`. `--help` lists every field.
+    """Parses the options of train.py, such as `--model.latents 64`. Returns them, with the changed config in `Launch.config`.
 
-    A wrong option exits with status 2 and names the nearest one. Raises: UserError for a wrong class or value.
+    config: the config to change. arguments: the command line after CONFIG. prog: the name of the program, for messages.
+    `--help` prints every field. An unknown option ends the process with status 2 and a message that names the nearest option.
+
+    Raises: UserError for a wrong class or value.
     """
     config, others = choose_classes(config, arguments, read_trust(arguments))
-    # AvoidSubcommands: a field has the class of its default, so the fields of that class are options.
+    # Without AvoidSubcommands, tyro would make a subcommand of each class that a field allows. With it, the options are the fields
+    # of the class that the config has.
     return tyro.cli(tyro.conf.AvoidSubcommands[Launch], default=Launch(config), args=others, prog=prog, registry=_RULES)
 
 
 def read_trust(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Returns the modules of each `--trust MODULE`, which are needed before the other options can be read."""
+    """Returns MODULE of each `--trust MODULE`. They are needed before the other options, which may name their classes."""
     after = [value for flag, value in pairwise(arguments) if flag == "--trust"]
     return (*after, *(a.removeprefix("--trust=") for a in arguments if a.startswith("--trust=")))
 
 
 def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str] = ()) -> tuple[Config, list[str]]:
-    """Returns the config in which each `--path.to.field OBJECT` has replaced an object, and the other arguments.
+    """Applies the options `--path.to.field OBJECT` that replace an object of the config, such as `--model.network Residual`.
 
-    The new object takes no values from the object that it replaces: fields that are not given have their defaults.
+    Returns the changed config and the remaining arguments. The new object takes no values from the object that it replaces:
+    fields that OBJECT does not give have their defaults. trust: modules outside gen that may be imported.
 
     Raises: UserError for an unknown class, or a value that does not fit.
     """
@@ -87,14 +93,14 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
             path = flag.removeprefix("--").replace("-", "_").split(".")
             options.append((path, flag, i, value if equals else None))
     used: set[int] = set()
-    # Which options hold an object depends on the config, so they are looked up in it one by one. Shorter options come first:
-    # --model.network.base must find the network that --model.network chooses.
+    # Whether an option's field holds an object depends on the config, so the options are looked up one by one. Shorter paths come
+    # first: --model.network.base must find the network that --model.network chooses.
     for path, flag, i, value in sorted(options, key=lambda option: len(option[0])):
         hint = _object_hint(config, path)
         if hint is None:
             continue
         used.add(i)
-        if value is None:  # it is the next argument
+        if value is None:  # "--flag VALUE", not "--flag=VALUE": the value is the next argument
             if i + 1 == len(arguments) or arguments[i + 1].startswith("--"):
                 raise UserError(
                     f"{flag} has no value; give it a class, such as {', '.join(choices(hint)) or 'module:Class'}"
@@ -108,24 +114,25 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
 
 
 def _object_hint(config: Config, path: Sequence[str]) -> object | None:
-    """Returns the declared type of a field that holds a dataclass. None: it holds something else, or there is no such field."""
+    """Returns the declared type of the field at a path, if that type is a dataclass. None: another type, or no such field."""
     *parents, last = path
     x: object = config
-    # The class of the value decides which fields there are, not the declared class.
+    # The class of the value decides which fields exist, not the declared class: a subclass may have more.
     for name in parents:
         x = getattr(x, name, None) if is_dataclass(x) else None
     if not is_dataclass(x) or last not in {f.name for f in fields(x)}:
         return None
     hint = typing.get_type_hints(type(x))[last]
     classes = dataclasses_in(hint)
-    # A `Scalar` takes a number as well as a schedule; tyro reads it by the rule below.
+    # A field of type `Scalar` holds a number or a schedule, and tyro reads it with `_scalar_rule`.
     return hint if classes and Schedule not in classes else None
 
 
 def _unchecked(x: Any, path: Sequence[str], value: object) -> Any:
-    """Returns a copy of a dataclass with the field at the path replaced, and without the checks of `__post_init__`.
+    """Returns a copy of a dataclass with the field at the path replaced. `__post_init__` does not check the copy.
 
-    Options that follow may be what makes the value fit. tyro builds every object again from all options, which checks them.
+    The value may only be valid together with options that follow. tyro later builds every object again from all options, and
+    that checks them.
     """
     name, *inner = path
     copied = copy.copy(x)

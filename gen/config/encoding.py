@@ -1,4 +1,4 @@
-"""Configs to JSON and back. Decoding imports trusted modules only."""
+"""Writes configs as JSON and reads them back. Reading imports only modules that the user trusts, because an import runs code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gen.config import renamed
 from gen.errors import UserError
 
 MAX_INT = 2**53
-"""Bound on the integers of a config. Larger integers are not exact in float64, which many readers of JSON use."""
+"""Exclusive bound on the absolute value of a config's integers. float64, which many readers of JSON use, rounds larger ones."""
 TRUSTED = ("gen",)
-"""Packages whose modules may be imported because a config names them."""
+"""Packages whose modules are imported if a config names them, without --trust."""
 
 
 def walk(x: object) -> Iterator[object]:
-    """Yields every value in a config, parents before children."""
+    """Yields a config and every value inside it (fields of dataclasses, elements of tuples), parents before children."""
     yield x
     children: Sequence[object] = x if isinstance(x, tuple) else ()
     if is_dataclass(x):
@@ -33,7 +33,7 @@ def walk(x: object) -> Iterator[object]:
 
 
 def encode(x: object) -> Any:
-    """Returns a config as JSON values. Each dataclass names its class as "type": "module.Class"."""
+    """Returns a config as JSON values. A dataclass becomes {"type": "module.Class", field: value, ...}, and a tuple a list."""
     if is_dataclass(x) and not isinstance(x, type):
         return {"type": type_name(type(x))} | {f.name: encode(getattr(x, f.name)) for f in fields(x)}
     return [encode(v) for v in x] if isinstance(x, tuple) else x
@@ -42,9 +42,9 @@ def encode(x: object) -> Any:
 def decode(kind: object, value: object, trust: Sequence[str] = (), at: str = "config") -> Any:
     """Returns the config that JSON values describe: the inverse of `encode`.
 
-    kind: the type that the result must have, as a dataclass field declares it. Names of classes that have moved are
-    understood (`gen.config.renamed`). A missing field gets its default. Only modules of gen, modules named in `trust`, and
-    modules that are loaded already are used.
+    kind: the type that the result must have, as a dataclass field declares it. at: where the value is, for errors. Old names of
+    classes that have moved are understood (`gen.config.renamed`). A missing field gets its default. Classes may only come from
+    gen, from modules in `trust`, and from modules that are already imported.
 
     Raises: UserError that names the field if a value is not of its type.
     """
@@ -59,7 +59,7 @@ def decode(kind: object, value: object, trust: Sequence[str] = (), at: str = "co
 
 
 def import_trusted(modules: Sequence[str]) -> None:
-    """Imports the modules that a user trusts, so that objects of their classes can be read.
+    """Imports the modules that a user trusts, so that `decode` finds their classes.
 
     Raises: UserError if a module can't be imported.
     """
@@ -73,11 +73,12 @@ def import_trusted(modules: Sequence[str]) -> None:
 
 
 def import_class(name: str, kind: type, trust: Sequence[str] = (), at: str = "config") -> type:
-    """Returns the dataclass "module.Class" if it is a concrete `kind`.
+    """Imports the class "module.Class", and returns it if it is a subclass of `kind` and a dataclass, and is not abstract.
 
-    Importing a module runs its code. So its name is checked first: it must be part of gen, trusted, or loaded already.
+    Importing a module runs its code. So its name is checked first: it must be part of gen, in `trust`, or already imported.
+    at: where the name was found, for errors.
 
-    Raises: UserError if the class is missing, not trusted, or not a `kind`.
+    Raises: UserError if the class is missing, not trusted, abstract, or not a dataclass of this kind.
     """
     module, _, cls = name.rpartition(".")
     trusted = any(module == t or module.startswith(t + ".") for t in (*TRUSTED, *trust))
@@ -100,20 +101,21 @@ def import_class(name: str, kind: type, trust: Sequence[str] = (), at: str = "co
 
 
 def is_abstract(cls: type) -> bool:
-    """Returns whether a class itself leaves a method to its subclasses, by raising NotImplementedError."""
-    # The names that a function reads are listed in its code. Inherited methods do not count: `tiny` may stay undefined.
+    """Returns whether a method that the class itself defines raises NotImplementedError, for subclasses to override."""
+    # `co_names` lists the names that a function reads. Inherited methods don't count: a family need not define `tiny`.
     methods = (method for method in vars(cls).values() if isinstance(method, types.FunctionType))
     return any("NotImplementedError" in method.__code__.co_names for method in methods)
 
 
 def type_name(cls: type) -> str:
-    """Returns "module.Class"."""
+    """Returns the name of a class as "module.Class", as config.json has it."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _decode_union(kind: object, members: Sequence[object], value: object, trust: Sequence[str], at: str) -> Any:
+    """Decodes a value as the first member of a union that it fits."""
     if isinstance(value, Mapping):
-        # Only dataclasses are written as JSON objects, so only their errors can help the user.
+        # JSON objects always describe dataclasses, so only the errors of these members can help the user.
         members = [m for m in members if isinstance(m, type) and is_dataclass(m)]
     error = _mismatch(kind, value, at)
     for member in members:
@@ -135,7 +137,7 @@ def _decode_tuple(kind: object, members: Sequence[object], value: object, trust:
 
 
 def _decode_dataclass(kind: type, value: object, trust: Sequence[str], at: str) -> Any:
-    # Some fields were a word before they held an object.
+    # Older versions of gen had a word, such as "hinge", in some fields that now hold an object.
     field = at.rpartition(".")[2]
     if isinstance(value, str) and (field, value) in renamed.VALUES:
         value = {"type": renamed.VALUES[field, value]}
@@ -153,8 +155,9 @@ def _decode_dataclass(kind: type, value: object, trust: Sequence[str], at: str) 
 
 
 def _decode_plain(kind: object, value: object, at: str) -> Any:
+    """Decodes a number, a string, a bool, None, or a choice of `Literal`. An integer also fits a float field."""
     if typing.get_origin(kind) is Literal:
-        # 1 == True == 1.0, so the type is compared, too.
+        # Python says 1 == True == 1.0, so the type is compared, too.
         fits = any(type(value) is type(member) and value == member for member in typing.get_args(kind))
     elif kind is float and type(value) is int:
         fits = abs(value) < 2**1023  # a larger one overflows a float

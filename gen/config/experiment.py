@@ -1,4 +1,4 @@
-"""An experiment as one frozen dataclass."""
+"""The config of an experiment: one frozen dataclass with everything that train.py needs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gen.optim import adapters
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment. Fields marked LAUNCH may change each time the run is started. All others identify the run, and may not."""
+    """The config of one run. Fields with the metadata LAUNCH may change each time the run is started. All others must stay the same."""
 
     model: Family
     """The family and its hyper-parameters."""
     data: Data
     """The training data."""
     steps: int
-    """Number of updates."""
+    """Number of training steps (updates) of the whole run."""
     seed: int = 0
     """Seed of the initialization, the order of the data and all noise."""
     init_from: str | None = None
@@ -34,7 +34,7 @@ class Config:
     prompt: adapters.Prompt = adapters.Prompt()
     """Settings of finetune prompt."""
     base: str | None = field(default=None, metadata=LAUNCH)
-    """Where the run of init_from is now, if it was moved."""
+    """Run directory to use instead of init_from, if that run was moved since this run began."""
     steps_per_call: int = field(default=1, metadata=LAUNCH)
     """Training steps per compiled call. Above 1 it hides the dispatch time of small models. Evaluations and saves end a call
     early; signals are handled between calls. Models with convolutions don't get faster by it on a CPU, and compile longer."""
@@ -53,19 +53,19 @@ class Config:
     faults: Faults = field(default=Faults(), metadata=LAUNCH)
     """Handling of steps whose metrics are not finite or jump, and of runs that explode."""
     profile: str | None = field(default=None, metadata=LAUNCH)
-    """STEP:COUNT traces COUNT steps, beginning with STEP, for TensorBoard and Perfetto. The trace is in the run
-    directory. A compiled call is traced as a whole."""
+    """STEP:COUNT records a profile of COUNT steps, beginning with STEP (from 1), for TensorBoard and Perfetto. It is written into
+    the run directory. If a compiled call makes several steps, it is recorded as a whole."""
 
     def __post_init__(self):
         check_positive(steps=self.steps, steps_per_call=self.steps_per_call)
         check_positive(**{"--data.batch-size": self.data.batch_size})
         check_seed(self.seed)
-        # Data from elsewhere may claim anything; larger integers overflow in places that do not check.
+        # The config may come from a stranger's run, and larger integers would overflow later, without a clear error.
         if large := [x for x in walk(self) if isinstance(x, int) and abs(x) >= MAX_INT]:
             raise UserError(f"{large[0]} is too large; integers of a config must be below 2**53")
         if self.finetune != "full" and self.init_from is None:
             raise UserError(f"finetune {self.finetune} adapts a trained run; the fix: --init-from RUN")
-        # Read now, so that a wrong text is an error before training.
+        # Parsed here so that a wrong text is an error before training begins.
         if self.profile is not None:
             launch.profile_steps(self.profile)
         if self.evaluate_every < 0:

@@ -1,4 +1,4 @@
-"""Config files: Python files that define `config = Config(...)`, perhaps derived from another config file."""
+"""Loads config files: Python files that define `config = Config(...)`, and may load and change another config file."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gen.errors import UserError
 from gen.files import expand_user
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
-"""The configs that come with a checkout of gen."""
+"""Folder of the configs that come with a checkout of gen."""
 
 _folders: ContextVar[tuple[Path, ...]] = ContextVar(
     "folders", default=()
-)  # searched by a config file that is being loaded
-_loading: ContextVar[tuple[Path, ...]] = ContextVar("loading", default=())  # config files that are being loaded
-_modules: dict[str, ModuleType] = {}  # config files that were loaded, by their name in sys.modules
+)  # folders that `load` searches when a config file calls it
+_loading: ContextVar[tuple[Path, ...]] = ContextVar("loading", default=())  # config files that are running now
+_modules: dict[str, ModuleType] = {}  # {name in sys.modules: module} of the config files that were loaded
 
 
 def load(name: str, root: Path | None = None) -> Config:
-    """Returns the `config` of a config file. The file is a program, and is run.
+    """Runs a config file, and returns its `config`.
 
-    name: a path that ends with .py, or NAME for NAME.py in `root` (default: configs/ in the current folder, or else the
-    configs of gen). A config file may itself call `load`: its own folder is searched first, then the folder in which it was
-    found, then the configs of gen. Modules in its folder can be imported while it runs.
+    name: a path that ends with .py, or NAME for NAME.py in `root`. Default of `root`: configs/ in the current folder, then the
+    configs of gen. If a config file calls `load`, its own folder is searched first, then the folders that were searched for it,
+    then the configs of gen. While the file runs, it can import modules from its folder.
 
     Raises: UserError for an unknown name (with the nearest one), or a file without a `config`.
     """
     folders = (root,) if root else _folders.get() or (Path("configs"), CONFIGS)
     path = _find(name, folders)
-    # Names in the file are looked up in its own folder first.
+    # A `load` inside the file searches the file's own folder first.
     with _search((path.parent, *folders, CONFIGS), path), _importable(path.parent):
         module = _run(path)
     config = getattr(module, "config", None)
@@ -46,12 +46,13 @@ def load(name: str, root: Path | None = None) -> Config:
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:
+    """Returns the path of the config file that `load` asks for. Raises: UserError that names the nearest file."""
     file = name if name.endswith(".py") else f"{name}.py"
     paths = [folder / file for folder in folders]
     if name.endswith(".py"):
-        # A path is relative to the current folder; in a config file, to the file's folder first.
+        # A path is relative to the current folder. Inside of a config file, the folders of `_search` come first.
         paths = [*(paths if _loading.get() else []), expand_user(name)]
-    # A derived config may have the name of its base, in another folder.
+    # A config file may load a file of the same name from another folder, so files that are running are left out.
     found = [path for path in paths if path.is_file() and path.resolve() not in _loading.get()]
     if found:
         return found[0]
@@ -64,9 +65,9 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
 
 
 def module_name(path: Path) -> str:
-    """Returns the name under which Python imports a file: "examples.flow" below a folder of sys.path, otherwise its stem.
+    """Returns the name under which Python imports a file: "examples.flow" if it is below a folder of sys.path, otherwise its stem.
 
-    A run names the classes of the file by it, and `--trust examples.flow` imports them.
+    config.json names the file's classes by this module name, and `--trust examples.flow` imports them.
     """
     for folder in sys.path:
         root = Path(folder or ".").resolve()
@@ -78,9 +79,9 @@ def module_name(path: Path) -> str:
 
 
 def _run(path: Path) -> ModuleType:
-    """Runs a config file as a module. It is registered under its name, as an import would do: its classes are found by it.
+    """Runs a config file, and returns it as a module. It is put into sys.modules, as by an import, so that its classes are found.
 
-    If a module of the same name is not a config file, such as json, it is not replaced.
+    A module of the same name that is not a config file, such as json, is not replaced.
     """
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -90,14 +91,14 @@ def _run(path: Path) -> ModuleType:
     if before is None or before is _modules.get(name):
         sys.modules[name] = _modules[name] = module
     elif Path(getattr(before, "__file__", None) or "").resolve() == path.resolve():
-        return before  # imported by another file: running it again would make second classes of the same names
+        return before  # another file has imported it; running it again would define its classes a second time
     spec.loader.exec_module(module)
     return module
 
 
 @contextmanager
 def _search(folders: tuple[Path, ...], path: Path) -> Iterator[None]:
-    """Sets what a nested `load` searches, while the file at `path` runs."""
+    """Sets the folders that `load` searches while the config file at `path` runs."""
     searched = _folders.set(folders)
     loading = _loading.set((*_loading.get(), path.resolve()))
     try:
@@ -109,7 +110,7 @@ def _search(folders: tuple[Path, ...], path: Path) -> Iterator[None]:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Makes the modules of a folder importable. The folder comes last, so it cannot replace an installed module."""
+    """Adds a folder to the end of sys.path for a while. Since it comes last, its modules don't replace installed modules."""
     entry = str(folder.resolve())
     sys.path.append(entry)  # nested files may add the same folder again
     try:

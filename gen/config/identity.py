@@ -1,4 +1,4 @@
-"""The identity of a run: the fields of its config that may not change between launches."""
+"""The identity of a run: the fields of its config that must stay the same each time the run is started."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from gen.optim import Schedule
 
 
 def identity(config: Config) -> dict[str, object]:
-    """Returns the identity as JSON values: every field but launch fields, and `steps` only if a schedule reads it."""
+    """Returns a config without its launch fields, as JSON values. `steps` is only included if a schedule depends on it."""
     return _identity(encode(config), config)
 
 
 def digest(config: Config) -> str:
-    """Returns the SHA-256 of the identity."""
+    """Returns the SHA-256 of a config's identity, in hex."""
     return _sha256(identity(config))
 
 
 def settings(part: object) -> object:
-    """Returns a part of a config, such as its data, as JSON values without launch fields."""
+    """Returns a part of a config, such as `config.data`, as JSON values without launch fields."""
     return _without_launch(encode(part), part)
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """Returns a line "field: old -> new" for each field in which two identities differ.
+    """Returns a line "field: old -> new" for each field in which the identities of two configs differ.
 
-    Decode an old run's config first. Then a field that gen did not have at that time has its default.
+    old: for a stored run, its config as `decode` returns it. Fields that are newer than the run then have their defaults.
     """
     before, after = (dict(_flat(identity(config))) for config in (old, new))
     lines = []
@@ -42,18 +42,18 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def identity_changed(then: str, stored: Mapping[str, object], config: Config) -> bool:
-    """Returns whether a run has another identity than the one whose digest was written, perhaps by an older version of gen.
+    """Returns whether a run's identity differs from the identity whose digest was recorded, for instance in a manifest.
 
-    then: the digest, as a manifest has it. stored: the "config" of the run's config.json. config: `stored`, decoded.
+    then: the recorded digest. stored: the entry "config" of the run's config.json. config: `stored`, decoded.
 
-    Since then, classes may have got other names, and more fields, which have their defaults in an old run. So the digest may be taken
-    of the config as gen decodes it now, or of the names and fields in config.json.
+    Two digests count as the same identity: of the decoded config, and of the names and fields as they are in config.json. They
+    differ if an older version of gen wrote the run, and classes were renamed or got fields since.
     """
     return then not in (digest(config), _sha256(_identity(stored, config)))
 
 
 def _identity(encoded: Mapping[str, object], config: Config) -> dict[str, object]:
-    """Returns what belongs to the identity of an encoded config, perhaps encoded by an older version of gen."""
+    """Returns the identity, as JSON values. encoded: the config as JSON, perhaps of an older version of gen. config: decoded."""
     kept = _without_launch(encoded, config)
     assert isinstance(kept, dict)
     if not any(isinstance(x, Schedule) and x.reads_steps for x in walk(config)):
@@ -62,12 +62,12 @@ def _identity(encoded: Mapping[str, object], config: Config) -> dict[str, object
 
 
 def _without_launch(encoded: object, x: object) -> object:
-    """Returns an encoded `x` without its launch fields. A float without a fraction becomes an integer."""
+    """Returns `encoded` (`x` as JSON values) without the launch fields of x. A float without a fraction becomes an integer."""
     if isinstance(encoded, Mapping) and is_dataclass(x):
         launch = {f.name for f in fields(x) if f.metadata.get("launch")}
         return {k: _without_launch(v, getattr(x, k, None)) for k, v in encoded.items() if k not in launch}
     if isinstance(encoded, list):
-        # An element decides which of its fields are launch fields. If there is none, nothing is left out.
+        # The class of an element of x says which fields are launch fields. If x has another length, all fields are kept.
         values = x if isinstance(x, tuple) and len(x) == len(encoded) else [None] * len(encoded)
         return [_without_launch(v, value) for v, value in zip(encoded, values, strict=True)]
     # JSON of other programs may write 1.0 as 1, and both decode to the same config.

@@ -1,4 +1,4 @@
-"""Launch settings, which may change between launches of one run: engine and devices, checkpoints, logs, alarms, faults."""
+"""Settings that may change each time a run is started: engine and devices, checkpoints, logs, alarms, faults."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from gen.errors import UserError, check_fraction, check_not_negative, check_posi
 
 @dataclass(frozen=True)
 class Parallel:
-    """Engine, devices and hosts."""
+    """The engine that runs the training step, and its devices and hosts."""
 
     engine: Literal["pmap", "jit"] = "pmap"
     """pmap: data parallelism with one replica per device. jit: one program over all devices, which can shard the state."""
     fsdp: bool = False
     """Shard parameters, moving averages and optimizer state over the devices. Needs engine jit."""
     tensor: int = 1
-    """Number of devices that share each example and divide each layer's matrices. Needs engine jit."""
+    """Number of devices in each group that processes the same examples, with each layer's matrices divided among them (tensor
+    parallelism). Above 1 it needs engine jit."""
     devices: int | None = None
     """Number of devices to use. None: all."""
     cpu_devices: int | None = None
-    """Split the CPU into this number of JAX devices."""
+    """Number of JAX devices to split the CPU into. None: the CPU is not split."""
     coordinator: str | None = None
-    """HOST:PORT of host 0. None: taken from the cluster's scheduler."""
+    """HOST:PORT of the process with host 0, to which the others connect. None: taken from the cluster's scheduler."""
     hosts: int | None = None
     """Number of processes that train together. None: taken from the cluster's scheduler, or 1 if there is none."""
     host: int | None = None
-    """Number of this process, from 0. None: taken from the cluster's scheduler."""
+    """Index of this process, in [0, hosts). None: taken from the cluster's scheduler."""
     startup_seconds: int = 300
     """Seconds that the hosts wait for each other at the start."""
     heartbeat_seconds: int = 20
-    """Seconds of silence after which a host counts as dead. The others then exit, to be started again."""
+    """Seconds without a sign of life after which a host counts as dead. The others then exit, so that the scheduler restarts all."""
     grace_seconds: float = 60.0
     """Seconds allowed for saving after SIGTERM or SIGUSR1. After that, the process exits without saving."""
 
@@ -55,10 +56,10 @@ class Alarms:
     """Alarms while training: limits on the metrics and on a small set of generated images, checked at evaluations and saves."""
 
     action: Literal["off", "warn", "stop"] = "off"
-    """off: only the metrics are watched, and each alarm is printed. warn: generated images are watched, too. stop: the same, and an
-    alarm ends the run without saving; earlier checkpoints are kept."""
+    """off: check only the metrics, and print each alarm. warn: check generated images, too. stop: like warn, and an alarm ends the
+    run without saving; earlier checkpoints are kept."""
     samples: int = 256
-    """Number of images to generate, and of real images to compare them with."""
+    """Number of images to generate for each check, and number of real images to compare them with."""
     classes: float = 0.6
     """Minimum number of predicted classes, as a fraction of the number for real images (only for data with labels)."""
     entropy: float = 0.6
@@ -66,13 +67,13 @@ class Alarms:
     duplicates: float = 0.25
     """Maximum fraction of generated images that have a near duplicate among the others (birthday paradox test)."""
     spread: float = 0.6
-    """Minimum mean distance between two generated images, as a fraction of the distance between two real images."""
+    """Minimum mean distance between two generated images, as a fraction of the mean distance between two real images."""
     saturation: float = 0.95
     """Maximum fraction of held-out examples on which the discriminator has nothing left to learn."""
     codes: float = 0.5
-    """Minimum fraction of a tokenizer's codes that the validation split uses."""
+    """Minimum fraction of a tokenizer's codes that occur in the validation split."""
     gradient: tuple[float, float] = (1e-7, 1e4)
-    """Minimum and maximum norm of each player's gradient."""
+    """Minimum and maximum norm of the gradient of each player (a network with its own optimizer)."""
     request: tuple[str, ...] = ()
     """Sampling options of the family as FIELD=VALUE, such as truncation=0.5, for the generated images."""
     extra: tuple[Alarm, ...] = ()
@@ -88,22 +89,22 @@ class Alarms:
         check_not_negative(**{"alarms.spread": self.spread})
         least, most = self.gradient
         check_not_negative(**{"the minimum of alarms.gradient": least})
-        # No upper bound at all is a choice; below the minimum every gradient would be an alarm.
+        # The maximum may be infinite. A maximum below the minimum would make every gradient an alarm.
         if not least < most:
             raise UserError(f"alarms.gradient is {least:g} {most:g}; give the minimum, then a larger maximum")
 
 
 @dataclass(frozen=True)
 class Save:
-    """Checkpoints."""
+    """When checkpoints are saved, and which are kept."""
 
     every: int = 1000
     """Steps between checkpoints. The last step is always saved."""
     keep: int = 2
-    """Number of latest checkpoints to keep, at least 2. The best one is kept as well."""
+    """Number of latest checkpoints to keep, at least 2. The best checkpoint is kept as well."""
     best: tuple[str, Literal["min", "max"]] | None = None
-    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. An evaluation that is the best so far saves
-    a checkpoint, also between two of `every`. None: the latest is best."""
+    """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. If an evaluation is the best so far, a checkpoint
+    is saved at its step, too. None: the latest checkpoint is the best."""
 
     def __post_init__(self):
         check_positive(**{"save.every": self.every})
@@ -124,12 +125,13 @@ class Faults:
     weights and the optimizer of the last regular checkpoint, and continue with the batches after the bad step. `skip` and
     `rollback` hold a second copy of the state during each step."""
     spike: float | None = None
-    """A step is also bad if its loss is this number of standard deviations above its running mean; with action stop, it ends the
-    run. None: only if its loss is far above the best so far."""
+    """A step is also bad if its loss exceeds the running mean of losses by this number of standard deviations. With action stop,
+    such a step ends the run. None: only losses far above the best so far are bad."""
     patience: int = 10
-    """Stop the run after this number of discarded steps since the last regular checkpoint."""
+    """Stop the run after this number of discarded steps since the last regular checkpoint (one that save.every asked for)."""
     explosion: int | None = 200
-    """Stop the run after this number of steps with a loss far above its best so far. None: only warn."""
+    """Stop the run if a counter reaches this number. A step whose loss is far above its best so far adds 1, and any other step
+    subtracts 1 (never below 0). Models with several players, such as GANs, also count gradient norms. None: only warn."""
 
     def __post_init__(self):
         check_positive(**{"faults.patience": self.patience})
@@ -140,12 +142,12 @@ class Faults:
 
 @dataclass(frozen=True)
 class Log:
-    """Printed and written metrics."""
+    """Settings of the printed and written metrics."""
 
     every: int = 50
-    """Steps between two printed lines of metrics."""
+    """Steps between two lines of training metrics, printed and in metrics.jsonl."""
     tensorboard: bool = True
-    """Write TensorBoard events into the run directory."""
+    """Whether to write TensorBoard events into the run directory."""
     request: tuple[str, ...] = ()
     """Sampling options of the family as FIELD=VALUE, such as label=3 or n=16, for the samples at each evaluation."""
 
@@ -154,7 +156,10 @@ class Log:
 
 
 def profile_steps(text: str) -> range:
-    """Returns the steps of "STEP:COUNT", which start at 1. Raises: UserError for another format."""
+    """Parses "STEP:COUNT". Returns the steps to profile: COUNT steps from STEP, which is at least 1.
+
+    Raises: UserError for another format.
+    """
     first, _, count = text.partition(":")
     if not (first.isdecimal() and count.isdecimal() and int(first) > 0 and int(count) > 0):
         raise UserError(f"profile is {text!r}; it must be STEP:COUNT, for instance 100:5")

@@ -1,4 +1,4 @@
-"""Checks of a run that is about to begin. A run that began without them can still be continued, sampled and scored."""
+"""Checks of the config of a new run. Existing runs are not checked, so that older runs can still be continued and sampled."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gen.errors import UserError
 
 
 def check_new_run(config: Config) -> None:
-    """Raises: UserError for a warm-up that is longer than the run, or settings of an adapter that is not trained."""
+    """Raises: UserError if a warm-up is longer than the run, or if `lora` or `prompt` has settings that finetune does not use."""
     _check_adapters(config)
     check_warmups(config)
 
 
 def _check_adapters(config: Config) -> None:
-    """Raises: UserError if `lora` or `prompt` has settings, and `finetune` is another: all weights would be trained instead."""
+    """Raises: UserError if `lora` or `prompt` was changed, but `finetune` names another method, which would ignore the settings."""
     for name in ("lora", "prompt"):
         given, default = getattr(config, name), getattr(Config, name)
         if name == config.finetune or given == default:

@@ -1,4 +1,4 @@
-"""Objects written as text, such as `Residual(widths=(32, 64))`. The text is parsed; it is never evaluated."""
+"""Reads objects from option values such as `Residual(widths=(32, 64))`. The text is parsed and never run as Python code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IMPORTED = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)(.*)", re.DOTALL)  # mod
 
 
 def parse_object(text: str, hint: object, trust: Sequence[str] = (), at: str = "value") -> Any:
-    """Returns the object that a text describes, for a config field declared as `hint`.
+    """Returns the object that a text describes, for a config field with the declared type `hint`.
 
-    text: a class (`Residual`), a call (`Residual(widths=(32, 64))`), a tuple of such, or a literal such as None. A class is
-    named as `Name` if it is an imported subclass of the declared class, otherwise as `module:Name`. Arguments may be objects.
-    trust: modules outside gen that may be imported.
+    text: a class (`Residual`), a call (`Residual(widths=(32, 64))`), a tuple of these, or a literal such as None. A class is
+    written as `Name` if it is an imported subclass of the declared class, otherwise as `module:Name`. Arguments may be calls, too.
+    trust: modules outside gen that may be imported. at: the option, for errors.
 
     Raises: UserError that names the nearest class or field, or the value that does not fit.
     """
@@ -36,15 +36,15 @@ def parse_object(text: str, hint: object, trust: Sequence[str] = (), at: str = "
         classes, text = {name: import_class(f"{module}.{name}", object, trust, at)}, name + arguments
     try:
         value = _to_json(ast.parse(text, mode="eval").body, hint, classes, at)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # deep nesting runs out of stack
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: text that is nested too deeply
         raise UserError(f"{at}: {text[:80]!r} is not an object; expected {_expected(hint)}") from None
     return decode(hint, value, trust, at)
 
 
 def scalar(text: str) -> float | Schedule:
-    """Returns a number, or the schedule that the text describes: `0.1`, `WarmupCosine(peak=1e-3, warmup=500)`.
+    """Returns the finite number or the schedule in a text, such as `0.1` or `WarmupCosine(peak=1e-3, warmup=500)`.
 
-    Raises: ValueError that says what was expected.
+    Raises: ValueError if the text is neither. (Not UserError: tyro reports a ValueError together with the option.)
     """
     try:
         number = float(text)
@@ -66,17 +66,17 @@ def dataclasses_in(hint: object) -> tuple[type, ...]:
 
 
 def _words(hint: object) -> tuple[str, ...]:
-    """Returns the words of `Literal["a", "b"] | SomeClass`, a choice of words that also takes an object."""
+    """Returns the words that a type hint allows: ("a", "b") for `Literal["a", "b"] | SomeClass`."""
     if typing.get_origin(hint) is typing.Literal:
         return tuple(word for word in typing.get_args(hint) if isinstance(word, str))
     return tuple(word for member in typing.get_args(hint) for word in _words(member))
 
 
 def choices(hint: object) -> dict[str, type]:
-    """Returns {name: class} of the concrete dataclasses that fit a declared type and are imported, bases first."""
+    """Returns {name: class} of the imported dataclasses that fit a type hint and are not abstract, base classes first."""
     found: dict[str, type] = {}
     left = list(dataclasses_in(hint))
-    # A class that was defined twice, as in a config file that was loaded twice, counts as its latest version.
+    # A config file that is loaded twice defines its classes twice. The latest version of a class is used.
     while left:
         cls = left.pop(0)
         left = cls.__subclasses__() + left
@@ -86,14 +86,14 @@ def choices(hint: object) -> dict[str, type]:
 
 
 def _to_json(node: ast.expr, hint: object, classes: Mapping[str, type], at: str) -> object:
-    """Returns the value as `encode` would write it. `classes` adds to the names that the hint allows."""
+    """Returns the JSON values that `encode` would write for an expression. classes: more classes than those that fit the hint."""
     if isinstance(node, ast.Tuple | ast.List):
         return [_to_json(element, hint, classes, at) for element in node.elts]
     if isinstance(node, ast.Name):
         return _call_to_json(node, [], [], hint, classes, at)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _call_to_json(node.func, node.args, node.keywords, hint, classes, at)
-    # Only literals: an argument of the command line must never run code.
+    # literal_eval reads only literals: an argument of the command line must never run code.
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, MemoryError, RecursionError):
@@ -111,12 +111,13 @@ def _call_to_json(
     classes: Mapping[str, type],
     at: str,
 ) -> dict[str, object]:
+    """Returns the JSON values of the object that a call such as `Residual(3, rate=0.1)` describes."""
     cls = _find(name.id, {**choices(hint), **classes}, "class", at)
     hints = typing.get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     if len(positional) > len(names):
         raise UserError(f"{at}: {cls.__name__} has {len(names)} fields, and {len(positional)} values are given")
-    # As in a call in Python: values without a name first, in the order of the fields.
+    # As in Python, positional arguments come first, in the order of the fields.
     given = dict(zip(names, positional, strict=False))
     for keyword in keywords:
         field = _find(keyword.arg or "**", {name: name for name in names}, "field", f"{at}: {cls.__name__}")
@@ -132,6 +133,7 @@ T = typing.TypeVar("T")
 
 
 def _find(name: str, known: Mapping[str, T], kind: str, at: str) -> T:
+    """Returns known[name]. Raises: UserError that names the nearest name. kind: the word for the names, "class" or "field"."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 1)
@@ -140,6 +142,6 @@ def _find(name: str, known: Mapping[str, T], kind: str, at: str) -> T:
 
 
 def _expected(hint: object) -> str:
-    """Returns what a field of this type accepts, for an error message: words and classes, or the type's name."""
+    """Returns a text for errors with the values that a type hint allows: words and classes, or the name of the type."""
     names = [*_words(hint), *(f"{name}(...)" for name in choices(hint))]
     return f"one of {', '.join(names)}" if names else getattr(hint, "__name__", str(hint))

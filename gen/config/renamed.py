@@ -1,6 +1,6 @@
-"""Old names of classes in config.json and manifest.json, so that older runs can be resumed, sampled and verified.
+"""Old names of classes. Configs and manifests of older runs have these names, and the runs can still be resumed and sampled.
 
-A run keeps the names of its classes. If a class moves, add its old name here instead of changing runs.
+If you move or rename a class that a config may hold, add its old name here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TYPES: dict[str, str] = {
     "gen.schedules.WarmupLinear": "gen.optim.schedules.WarmupLinear",
     "gen.texts.Options": "gen.media.text.TextOptions",
 }
-"""{old "module.Class": "module.Class" now}."""
+"""{old name "module.Class": present name "module.Class"}."""
 
 VALUES: dict[tuple[str, str], str] = {
     ("objective", "non_saturating"): "gen.families.gan.losses.NonSaturating",
@@ -59,4 +59,4 @@ VALUES: dict[tuple[str, str], str] = {
     ("objective", "relativistic"): "gen.families.gan.losses.Relativistic",
     ("objective", "relativistic_average"): "gen.families.gan.losses.RelativisticAverage",
 }
-"""{(field, old word): "module.Class"} for fields that were a choice of words and hold an object now."""
+"""{(field, word in older configs): "module.Class"}, for fields that held one of several words, and now hold an object."""

@@ -1,4 +1,4 @@
-"""Warm-ups that are longer than the run."""
+"""Checks that no schedule of a config has a warm-up that is longer than the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gen.optim import Schedule
 
 
 def check_warmups(config: Config) -> None:
-    """Raises: UserError for a schedule whose `warmup` is longer than the run: it would never reach its peak."""
+    """Raises: UserError if the `warmup` of a schedule is longer than the run. The schedule would never reach its peak."""
     for path, schedule in find_schedules(config.model, "model"):
         warmup = getattr(schedule, "warmup", 0)
         steps = count_schedule_steps(config, path)
@@ -28,9 +28,9 @@ def check_warmups(config: Config) -> None:
 
 
 def count_schedule_steps(config: Config, path: str) -> int:
-    """Returns the number of steps that the schedule at "model.field..." counts in a whole run.
+    """Returns the number of steps that a schedule counts in a whole run. path: the schedule's place, "model.field...".
 
-    A discriminator may make several steps in each step of the run, and its schedules count them.
+    It differs from `config.steps` if a discriminator makes several steps in each step of the run.
     """
     return config.model.count_steps(path.split(".")[1], config.steps)
 

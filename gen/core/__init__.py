@@ -1,6 +1,7 @@
 """The types that every room shares: features, batches, states, models and data sets. Nothing else lives here.
 
-A `Data` builds a `Dataset`, a `Family` builds a `GenerativeModel`, and an engine folds `update` over `batch` to move a `State`.
+A `Data` builds a `Dataset`, and a `Family` builds a `GenerativeModel`. In each training step, an engine (gen.runtime) calls the
+model's `update` with the current `State` and the data set's next batch, and gets the next `State`.
 """
 
 from gen.core.data import Data, Dataset, Given, Medium, NoOptions, RunView, Shown

@@ -1,4 +1,4 @@
-"""Data sets, and the medium of samples: how samples are shown, and how a user's inputs become arrays for a model."""
+"""The types of data sets and media. A medium shows samples as files, and turns a user's inputs into arrays for a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gen.errors import UserError
 
 
 class Dataset(NamedTuple):
-    """Examples as pure functions of (seed, step, row): random access, no iterator state to save."""
+    """Training, validation and test examples. Batches are pure functions of (seed, step, rows), so there is no iterator to save."""
 
     spec: Spec
     """Features that the model sees, after `preprocess`."""
@@ -23,27 +23,31 @@ class Dataset(NamedTuple):
     digest: str
     """SHA-256 of everything that the examples are made from."""
     batch: Callable[[int, int, range], HostBatch]
-    """(seed, step, rows) -> these rows of a training batch: uint8 and integers, with "row" and "index"."""
+    """(seed, step, rows) -> these rows of the training batch of a step: {feature: array [len(rows), ...]} before `preprocess`, such
+    as uint8 images. Also "row" int32 (position in the global batch), "index" int32 (position in the training split) and "weight"
+    float32 (1), each [len(rows)]. Steps count from 0."""
     evaluation: Callable[..., Iterator[HostBatch]]
-    """(split, batch size[, rows]) -> the split in order, in batches, or these rows of each batch. The last batch is filled up with
-    examples of "weight" 0."""
+    """(split, batch size[, rows]) -> the batches of a split, in order, with the entries of `batch`. rows: rows of each batch to read;
+    all by default. The last batch is padded with examples of "weight" 0. Here "row" is the position in the split, too."""
     preprocess: Callable[[Batch, Key, bool], Batch]
-    """(batch, key, training) -> what the model sees. Runs in the compiled step. Its noise is drawn from (key, row)."""
+    """(batch, key, training) -> the batch with the features of `spec`. Runs in the compiled step. The noise of each example is drawn
+    from (key, "row"), so it does not depend on the number of devices."""
     files: Mapping[str, bytes] = {}
     """{file name: content} that a run keeps next to its spec, such as a tokenizer."""
     protocol: Mapping[str, Any] = {}
-    """How the held-out splits are read, stored next to each number."""
+    """{setting: value} of how the held-out splits are read, stored next to each score."""
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
     images: Dataset | None = None
-    """For data of codes: the data set of images that the codes encode. Decoded samples are compared with these images."""
+    """For codes (tokens or latents of a trained encoder): the data set of the images or sound that were encoded. Decoded samples are
+    compared with it. None: the data are not codes."""
     older: tuple[str, ...] = ()
-    """Digests that older versions of gen computed for the same examples, without the content of large sets. They are accepted with a
-    warning."""
+    """Digests that older versions of gen computed for the same examples. They hash the names and sizes of large files instead of
+    the content. A run with such a digest is continued with a warning."""
 
 
 class RunView(NamedTuple):
-    """The parts of a run that a medium may read, during training and afterwards."""
+    """The parts of a run that a medium may read, while the run trains and when sample.py reads it."""
 
     data: Data
     """The kind of data and its settings, from the run's config."""
@@ -51,101 +55,115 @@ class RunView(NamedTuple):
     read_file: Callable[[str], bytes]
     """(file name) -> content of one of `Dataset.files`. Raises: UserError if it is missing."""
     reference: Callable[[], Mapping[str, np.ndarray]]
-    """() -> {feature: validation examples [n, ...]}, as the model sees them."""
+    """() -> {feature: array [n, ...]} of up to 64 validation examples, after `preprocess`."""
     build_data: Callable[..., Dataset]
-    """(data_dir=None) -> the data set."""
+    """(data_dir=None) -> the data set. data_dir: where its files are now. Raises: UserError if they have changed since training."""
 
 
 class Given(NamedTuple):
-    """The input of one call of `generate`."""
+    """The inputs that a medium passes to one call of GenerativeModel.generate."""
 
     arrays: Mapping[str, np.ndarray] = {}
-    """`given` of GenerativeModel.generate: prompts, or images to change."""
+    """The argument `given` of `generate`: prompts, or images to change."""
     functions: Mapping[str, Callable[..., Any]] = {}
-    """{argument of `generate`: function}, such as one that receives each token as soon as it is drawn."""
+    """More keyword arguments of `generate`: functions, such as one that prints each token as soon as it is drawn."""
     finish: Callable[[Mapping[str, np.ndarray]], None] | None = None
-    """(arrays from `generate`) -> None. Runs once after them. None: nothing to do."""
+    """(arrays from `generate`) -> None. Called once after `generate`, for instance to end a printed line. None: nothing to do."""
 
 
 class Shown(NamedTuple):
-    """Samples in the form that people look at."""
+    """Samples as files that people can open, such as PNG or text."""
 
     files: Mapping[str, bytes]
     """{file name: content}."""
     arrays: Mapping[str, np.ndarray] = {}
-    """More arrays for samples.npz, such as the distances to the nearest training examples."""
+    """Arrays to write to samples.npz next to the samples, such as the distances to the nearest training examples."""
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of a medium that has none."""
+    """The options class of a medium without options."""
 
 
 @dataclass(frozen=True)
 class Medium:
-    """A kind of samples: shows them, and turns a user's inputs into arrays for a model. gen.media says how to add one."""
+    """A kind of samples, such as images or text. It shows samples as files, and turns a user's inputs into arrays for a model.
+
+    gen.media says how to add a medium. In `check` and `complete`, `request` is a Request of the model's family.
+    """
 
     features: ClassVar[Mapping[str, int]] = {}
-    """{feature: number of axes of one example}. Data with the first of these features has this medium."""
+    """{feature: number of axes of one example} that the medium can show. It is chosen for data that have the first of these."""
     options: ClassVar[type] = NoOptions
-    """A frozen dataclass. sample.py turns its fields into options. Fields marked LAUNCH don't change the samples."""
+    """A frozen dataclass whose fields are command-line options of sample.py. A field with the metadata LAUNCH must not change the
+    samples."""
 
     def read_options(self, options: Any) -> Any:
-        """Returns the options with the content of the files that they name, so that a manifest holds everything."""
+        """Returns the options with the content of the files that they name. So the manifest of the samples holds all inputs."""
         return options
 
     def complete(self, options: Any, request: Any, run: RunView) -> Any:
-        """Returns the options with those that the request decides, for `check`, `give` and `show`. request: of the family."""
+        """Returns the options, with the fields that depend on the request filled in. `check`, `give` and `show` get the result."""
         return options
 
     def check(self, options: Any, request: Any, run: RunView) -> None:
-        """Raises: UserError if the options have an input that the request does not use, or lack one that it needs. request: of the family.
+        """Raises: UserError if the options have an input that the request does not use, or lack an input that it needs.
 
-        By default a mode that takes a picture or a score is refused, because the options have neither.
+        By default a mode that takes a picture or a score is refused, because NoOptions has neither.
         """
         mode = getattr(request, "mode", "generate")
         if mode != "generate" and (mode in request.pictures or mode in request.scores):
             raise UserError(f"mode {mode} changes a picture or a score, and the samples are neither; leave --mode out")
 
     def give(self, options: Any, run: RunView) -> Given:
-        """Returns the input that the options ask for. Raises: UserError if the run can't take it."""
+        """Returns the inputs of `generate` that the options ask for; by default the validation examples of `run.reference`.
+
+        Raises: UserError if the run's model can't use them.
+        """
         return Given(run.reference())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Returns the samples, arrays from `generate`, as files, which training and sample.py write. options: None: the defaults."""
+        """Returns files that show the samples. Training and sample.py write them.
+
+        samples: the arrays from `generate`, {"samples": [n, ...], ...}. options: None means the defaults.
+        """
         raise NotImplementedError
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Decodes samples that encode images or sound, such as codes. Other samples are returned unchanged.
 
-        The result has "samples" as images float32 [n, H, W, C] in [-1, 1], or as sound float32 [n, T, C]. This may run inside of a
-        compiled function.
+        The result has "samples" as images float32 [n, H, W, C] in [-1, 1], or as sound float32 [n, T, C]. It must also work under
+        jax.jit.
         """
         return samples
 
     def describe(self, files: Mapping[str, bytes], options: Any) -> str | None:
-        """Returns the text that sample.py prints for the files of `show`. None: nothing."""
+        """Returns the text that sample.py prints after it wrote the files of `show`. None: it prints none."""
         return None
 
 
 @dataclass(frozen=True)
 class Data:
-    """A kind of data and its settings: the `data` of a config. Subclass it to add a kind."""
+    """The settings of a data set: the field `data` of a config. Subclass it to add a kind of data."""
 
     keeps_tokenizer: ClassVar[bool] = False
-    """Whether `tokenizer` is a run directory. Each run on these data then keeps a copy of that tokenizer, from which it reads them."""
+    """Whether the field `tokenizer` names a run directory. Each run on these data then copies that tokenizer, and later reads the
+    data with its copy."""
 
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
 
     def resolve(self) -> Data:
-        """Returns these settings, where choices that depend on the data are filled in. Raises: UserError if the data are missing."""
+        """Returns a copy of these settings, in which choices that depend on the files of the data are made.
+
+        Raises: UserError if the data are missing.
+        """
         return self
 
     def build(self) -> Dataset:
-        """Returns the data set. Raises: UserError for anything that the user got wrong."""
+        """Returns the data set. Raises: UserError if files are missing or damaged, or a setting does not fit them."""
         raise NotImplementedError
 
     def medium(self) -> Medium | None:
-        """Returns the medium of this data's samples. None: gen.media chooses one by the spec."""
+        """Returns the medium that shows samples of models of these data. None: gen.media chooses it by the spec."""
         return None

@@ -1,4 +1,4 @@
-"""Features: the shape of one example's entries and the meaning of their numbers."""
+"""Features: the shape and dtype of each array of an example, and the meaning of its numbers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_SIZE = 2**26
-"""Upper bound on the numbers in one example, and on classes and vocabularies. Larger sizes come from a damaged spec.json."""
+"""Largest count of numbers in one example, of classes and of tokens in a vocabulary. A spec.json with more counts as damaged."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of a batch as a model sees it, after preprocessing: its shape, its dtype, and the meaning of its numbers."""
+    """Describes one array of a batch after preprocessing, as the model sees it: shape, dtype, and the meaning of its numbers."""
 
     shape: tuple[int, ...]
     """Shape of one example, without the batch axis."""
@@ -27,21 +27,22 @@ class Feature:
     sample_rate: int | None = None
     """For audio: samples per second, in Hz."""
     levels: int | None = None
-    """Number of equally spaced values in [-1, 1] that the feature takes: 256 for bytes, 2 if binarized. None: unknown."""
+    """Number of equally spaced values in [-1, 1] that the feature can take: 256 for bytes, 2 for binarized images. None: unknown."""
     dequantized: bool = False
-    """Whether uniform noise of one level's width was added, so that a density bounds the probability of the levels."""
+    """Whether uniform noise, as wide as the distance of two levels, was added. Then a continuous density gives a lower bound of the
+    probability of the levels."""
     axes: tuple[str, ...] | None = None
-    """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") of an image. A last axis
-    "book" numbers the tokens of one place of the grid. None: a sequence, as text is."""
+    """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") for an image. If a place
+    of the grid has several tokens, the last axis is "book" and numbers them. None: a sequence, such as text."""
     names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
-    """For a label: the name of each class. They describe the data to people: no model depends on them. None: unknown."""
+    """For a label: the name of each class, for people to read. No model depends on them. None: unknown."""
 
     @property
     def log_cell(self) -> float:
-        """Log volume of the cell of an example's levels, in nats. 0 if the feature is not dequantized, or its levels are unknown.
+        """Log volume of the cube of noise around one example, in nats: size * log(2 / levels). 0 if not dequantized, or levels unknown.
 
-        Added to the log density of dequantized examples, it bounds the log probability of the levels (Theis et al. 2016,
-        section 3.1).
+        The log density of a dequantized example plus this is, in expectation over the noise, a lower bound of the log probability
+        of the example's levels (Theis et al. 2016, section 3.1).
         """
         if not self.dequantized or not self.levels:
             return 0.0

@@ -1,4 +1,4 @@
-"""Models: a family builds a `GenerativeModel`, and an engine folds its `update` over batches to move a `State`."""
+"""The types of models: a `Family` builds a `GenerativeModel`, whose functions train a `State`, score it and sample from it."""
 
 from __future__ import annotations
 
@@ -13,94 +13,108 @@ from gen.core.state import Array, Batch, Key, Metrics, Params, Rules, State, Sum
 from gen.errors import UserError, check_positive
 
 MAX_SAMPLES = 100_000
-"""Largest number of samples in one request. All of them are in memory together."""
+"""Largest number of samples in one request. All samples of a request are in memory at the same time."""
 LAUNCH = {"launch": True}
-"""Metadata of a config field that may change between launches of one run: it is not part of the run's identity."""
+"""Metadata of a config field that may change each time a run is started. Such a field is not part of the run's identity."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A way to fine-tune a base: a few new parameters are trained and the base's weights stay fixed. Subclass it to add one."""
+    """A method of fine-tuning that trains a few new parameters, while the weights of the base run stay fixed.
+
+    Subclass it to add a method, as gen.optim.adapters does.
+    """
 
     def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
-        """Returns the new parameters at step 0. With them the networks do what the base does, or nearly."""
+        """Returns the new parameters at step 0, {player: pytree}. With them the networks compute the same as the base, or nearly."""
         raise NotImplementedError
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
-        """Returns the parameters that the networks take."""
+        """Returns the parameters to apply the networks with: those of the base, changed or extended by the trained parameters."""
         raise NotImplementedError
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns {metric: total / weight} of a split's sums, in float64: floats, or arrays for sums that are vectors."""
+    """Returns {metric: total / weight} of a split's sums {metric: (total, weight)}. Scalars become floats, vectors float64 arrays."""
     value = {name: np.asarray(x, np.float64) / np.asarray(n, np.float64) for name, (x, n) in sums.items()}
     return {name: float(v) if v.ndim == 0 else v for name, v in value.items()}
 
 
 class GenerativeModel(NamedTuple):
-    """A generative model as pure functions, as an optax optimizer pairs init with update.
+    """A generative model: pure functions that create a `State`, train it, evaluate it, and generate samples from it.
 
-    The training loop folds `update` over batches. The engine runs `update`, `evaluate` and `test` under a mapped axis named
-    "data" (the devices, or an axis of size one), each on its part of the batch. gen.axis has the sums over that axis.
+    The engine (gen.runtime) runs `update`, `evaluate` and `test` under a mapped axis named "data", with one index per device, or of
+    size 1. Each device has its part of the batch. gen.axis has the sums and means over this axis.
 
     The log writes each metric of `update` and `summarize`. A step is bad if one of its metrics is not finite, or if the sum of
     its `losses` jumps (gen.runtime.faults). Alarms read "gradient" and "gradient/..." as gradient norms, and "saturation" as the
-    share of examples on which a discriminator has nothing left to learn (gen.evaluation.alarms).
+    fraction of examples on which a discriminator has nothing left to learn (gen.evaluation.alarms).
     """
 
     init: Callable[..., State]
-    """(key) -> the state of step 0. (key, params) -> the same, starting from these parameters, or adapting them."""
+    """(key) -> the state of step 0, with random parameters. (key, params) -> the state of step 0 with these parameters. A family with
+    an adapter keeps them fixed instead, in `State.frozen`."""
     update: Callable[[State, Batch, Key], tuple[State, Metrics]]
-    """(state, batch, key) -> (state after one step, metrics). Metrics are scalars, already averaged over "data"."""
+    """(state, batch, key) -> (state after one step, metrics). Metrics are scalars, already averaged over the axis "data"."""
     evaluate: Callable[[State, Batch, Key], Sums]
-    """(state, batch, key) -> sums of a held-out batch over "data", exact under padding and any sharding. Runs during training."""
+    """(state, batch, key) -> {metric: (total, weight)} of a held-out batch, summed over the axis "data". Padding has weight 0, and the
+    number of devices does not change the sums. Runs during training."""
     generate: Callable[..., dict[str, Array]]
-    """(state, key, given, request) -> {"samples": array, ...}. `given` holds input arrays such as prompts or images to change."""
+    """(state, key, given, request) -> {"samples": array [n, ...], ...}. `given` holds input arrays, such as prompts or images to
+    change."""
     request: type
-    """The frozen dataclass of `request`. sample.py and gen.evaluate turn its fields into options."""
+    """The class of the argument `request` of `generate`: a frozen dataclass. Its fields are options of sample.py and
+    gen.evaluate."""
     losses: tuple[str, ...] = ("loss",)
-    """Names of the metrics of `update` that are losses, one per player. Training lowers each of them on a fixed batch. If a family
-    has several players, the loss "loss/NAME" belongs to the optimizer in its field NAME_optim. The contract tests rely on it."""
+    """Names of the metrics of `update` that are losses, one per player (a network with its own optimizer). If a family has several
+    players, the optimizer of the loss "loss/NAME" is in its field NAME_optim. The contract tests check that training with only this
+    optimizer lowers its loss on a fixed batch."""
     test: Callable[[State, Batch, Key], Sums] | None = None
-    """Like `evaluate`, but it may be slower and more exact, for numbers to publish. Runs once, on the best checkpoint. None: `evaluate`
-    is used."""
+    """Like `evaluate`, but it may be slower and more exact, for numbers to publish. Runs once, on the best checkpoint. None: the
+    same as `evaluate`."""
     summarize: Callable[[Mapping[str, tuple[Any, Any]]], dict[str, Any]] = means
-    """Sums of a split -> metrics. Scalars are logged; arrays are kept in the run's reference.npz."""
+    """{metric: (total, weight)} of a whole split -> {metric: value}. Scalars are logged; arrays are kept in the run's
+    reference.npz."""
     protocol: Mapping[str, Mapping[str, Any]] = {}
-    """{metric: how it is estimated}, stored next to each number."""
+    """{metric: {setting: value}}: how a metric is estimated, such as the number of noise samples. Stored next to each score, so that
+    only comparable scores are compared."""
     batches: int | None = None
-    """Batches per update, stacked on a leading axis [n, B, ...]. None: one batch, without that axis."""
+    """Number n of batches that one call of `update` takes. They are stacked on a leading axis: [n, B, ...]. None: one batch
+    [B, ...], without this axis."""
     together: int = 1
-    """Number of examples that must share a device. The batch on each device is a multiple of it."""
+    """Size of the groups of examples that must be on one device. The batch on each device is a multiple of it."""
     rules: Rules = ()
-    """Tensor parallelism (--parallel.tensor): rules that say which axis of which parameters is sharded."""
+    """Rules for tensor parallelism (--parallel.tensor): which axis of which parameters is sharded."""
     inherited: tuple[str, ...] = ()
-    """Entries of State.stats without which the weights mean nothing, such as a codebook. A run that starts from another keeps
-    them."""
+    """Entries of State.stats that belong to the weights, such as a codebook. A run that starts from the weights of a base also starts
+    from these entries of the base."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models and its hyper-parameters: the `model` of a config. Subclass it to add a family."""
+    """The hyper-parameters of a model: the field `model` of a config. Subclass it to add a family of models, such as VAEs."""
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        """Returns the model for data of this spec, trained for `steps` updates (schedules read it)."""
+        """Returns the model for data with this spec. steps: updates of the whole run, which schedules such as a cosine read."""
         raise NotImplementedError
 
     def count_steps(self, field: str, steps: int) -> int:
-        """Returns how many steps the schedules in one of its fields count in a run of `steps` updates."""
+        """Returns the number of steps that the schedules in `field` count in a run of `steps` updates.
+
+        It is larger than `steps` if one update makes several steps of the optimizer in `field`. By default it is `steps`.
+        """
         return steps
 
     def tiny(self) -> Family:
-        """Returns the same family with the smallest sizes that still exercise it. The contract tests train it."""
+        """Returns a copy with the smallest sizes that still run all code of the family, for the contract tests to train."""
         raise NotImplementedError
 
     def inherit(self, base: Family, spec: Spec) -> Family:
-        """Returns a copy for fine-tuning, in which `base` gives all fields that decide the shapes of parameters.
+        """Returns a copy of this family for fine-tuning. The fields that decide the shapes of parameters are copied from `base`.
 
-        spec: the spec that the base was trained on. Raises: UserError if the base is of another family.
+        spec: the spec of the data that the base was trained on. Raises: UserError if the base is of another family.
         """
-        # Not isinstance: a subclass may have other parameters.
+        # Types are compared instead of isinstance, because a subclass may have other parameters.
         if type(self) is not type(base):
             theirs, ours = (f"{type(family).__module__}.{type(family).__name__}" for family in (base, self))
             raise UserError(
@@ -109,33 +123,35 @@ class Family:
         return self
 
     def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
-        """Returns the parameters of a trained model of this family for the start of another one, whose parameters are shaped as `like`.
+        """Returns the parameters that a new run starts from, given those of its trained base.
 
-        A subclass replaces parameters that depend on the data, such as the vectors of classes. By default all are kept. Both trees
-        may have shapes instead of arrays.
+        params: parameters of the base. like: parameters of the new run's model, for their shapes. Both may hold
+        jax.ShapeDtypeStruct instead of arrays. A subclass replaces parameters that depend on the data, such as the embeddings of
+        classes. By default `params` is returned unchanged.
         """
         return params
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns this family, which keeps its parameters fixed and trains the adapter. None: it trains its parameters.
+        """Returns a copy of this family that trains only the adapter and keeps its parameters fixed.
 
-        Raises: UserError if the family has no adapters.
+        adapter: None means a copy that trains its parameters. Raises: UserError if the family can't be trained with adapters.
         """
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request for samples. A family adds its fields in a subclass."""
+    """The settings of one call of `generate`. A family adds fields in a subclass, such as a temperature."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """{value of the field `mode`: names of the pictures that it takes}. sample.py asks for the pictures, and `given` of `generate` has
-    them: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is known. Runs of pairs take a
-    "source" instead of an "image", with the same axes. If a user gives none, validation examples are translated."""
+    """{value of the field `mode`: names of the input pictures of this mode}. The user names their files in options of sample.py, and
+    `generate` gets them in `given`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is
+    known. Models of pairs take "source" instead of "image", with the same axes. Without a source, sample.py translates validation
+    examples."""
 
     scores: ClassVar[tuple[str, ...]] = ()
-    """Values of the field `mode` that take a score: --midi of sample.py. `given` of `generate` has its "tokens", and "known": which of
-    them are kept."""
+    """Values of the field `mode` that take a score of music, --midi of sample.py. `generate` gets it in `given`: "tokens" int32
+    [1, frames, voices], and "known" bool of the same shape, which tokens to keep."""
 
     n: int = 64
     """Number of samples."""

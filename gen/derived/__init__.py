@@ -1,6 +1,7 @@
-"""Data made from other data: codes by a trained tokenizer, and captions as texts to write. With the media of their samples.
+"""Data sets that are made from other data sets, and the media of their samples.
 
-The public names are here: `from gen.derived import Encoded, ToText`.
+`Encoded` replaces images or sound by the codes of a trained tokenizer. `ToText` makes captions the texts that a model writes. Import
+them from here: `from gen.derived import Encoded, ToText`.
 """
 
 from gen.derived.encoded import Encoded

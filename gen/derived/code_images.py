@@ -1,4 +1,4 @@
-"""The medium of codes of images: decodes them by the copy of the tokenizer that the run keeps. gen.derived.code_sounds: codes of sound."""
+"""The medium of codes of images. It decodes them with the copy of the tokenizer in the run. For sound: gen.derived.code_sounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gen.media.prompts import encode_prompts
 
 @dataclass(frozen=True)
 class CodeImages(Medium):
-    """Codes [n, *grid, ...] of images, shown as images."""
+    """Shows codes of images, tokens or latents [n, *grid, ...], as images."""
 
     options: ClassVar[type] = ImageOptions
     shown_as: ClassVar[Medium] = IMAGE
@@ -32,35 +32,40 @@ class CodeImages(Medium):
         self.shown_as.check(options, request, run)
 
     def give(self, options: Any, run: RunView) -> Given:
-        """Returns the given pictures, or validation examples if none are given, and the prompts.
+        """Returns the pictures and prompts of the options, as arrays. Without pictures: validation examples.
 
-        A picture with a mask is also given as codes: "tokens" and "known", [1, *grid].
+        If a picture is given with a mask, "tokens" and "known" [1, *grid] are added.
 
-        Raises: UserError for a mask with colours, for a picture that has not the size of the run's images, or for a prompt that the
-        run can't read.
+        Raises: UserError if the mask has colours, if a picture has another size than the run's images, or if the run can't read
+        prompts.
         """
         found = self.add_tokens(read_pictures(options.image, options.mask), run)
         return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
 
     def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
-        """Returns given pictures [m, H, W, C] and a mask [1, H, W, 1] with "tokens" [m, *grid] and "known" [1, *grid], if the codes
-        are tokens. Raises: UserError if they have not the size and the channels of the run's images.
+        """Adds "tokens" int32 [m, *grid] and "known" bool [1, *grid] (which tokens to keep) to a given picture and mask.
+
+        given: "image" float32 [m, H, W, C] in [-1, 1], and "mask" [1, H, W, 1]. If it has other entries, or if the run's codes are
+        latents, it is returned unchanged. Raises: UserError if the sizes or channels are not those of the run's images.
         """
         if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
             return dict(given)
         codec = read_kept_codec(run)
         check_given(given, codec.coder.example.shape)
         tokens = np.asarray(jax.jit(codec.encode)(given["image"]))
-        # Codes near the hole have seen its pixels, too: an encoder looks further than one cell.
+        # An encoder reads pixels beyond a code's own cell, so codes near the hole depend on its pixels, too.
         return {**given, "tokens": tokens, "known": known_cells(given["mask"], tokens.shape[1:])}
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Returns the samples with the decoded images float32 [n, *axes, C] as "samples", and the codes as "codes"."""
+        """Returns the arrays with the decoded samples as "samples", float32 [n, H, W, C] or [n, T, C], and the codes as "codes"."""
         codes = samples["samples"]
         return {**samples, "samples": read_kept_codec(run).show(codes), "codes": codes}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Returns the files of the decoded images, as images have them. The arrays have "images", float32 [n, *axes, C], too."""
+        """Decodes the samples, and returns the files of `shown_as`. The decoded samples are in the array "images".
+
+        It is float32, [n, H, W, C] for images and [n, T, C] for sound.
+        """
         codec = read_kept_codec(run)
         images = np.asarray(jax.jit(codec.show)(samples["samples"]))
         labels = {"label": run.spec["label"]} if "label" in run.spec else {}
@@ -76,10 +81,11 @@ class CodeImages(Medium):
 
 
 CODE_IMAGES = CodeImages()
+"""The medium of codes of images."""
 
 
 def read_kept_codec(run: RunView) -> Codec:
-    """Returns the codec that the run keeps. Raises: UserError if it is damaged, or if its codes are not those of the run."""
+    """Reads the run's copy of its tokenizer. Raises: UserError if it is damaged, or if its codes don't fit the run's spec."""
     codec = read_codec(run.read_file(FILE), run.read_file(WEIGHTS), "the run")
     if codec.coder.codes not in run.spec.values():
         raise UserError(

@@ -1,4 +1,4 @@
-"""The medium of codes of sound: decodes codes to sound, and encodes a given recording, which the model continues or fills in."""
+"""The medium of codes of sound. It decodes samples to sound, and encodes a user's recording for the model to continue or fill in."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from gen.media.gap import Gap, parse_gap
 from gen.media.prompts import encode_prompts
 
 MAX_BYTES = 2**24
-"""Upper bound on the bytes of a given file. A manifest holds its content."""
+"""Largest size of a recording's file, in bytes. It is bounded because the manifest of the samples holds its content."""
 
 
 def parse(gap: str) -> Gap:
-    """Returns the part of a recording that --gap names, in seconds. Raises: UserError as `parse_gap`."""
+    """Parses --gap FROM:TO. Returns the start and the end of the gap, in seconds. Raises: UserError as `parse_gap`."""
     return parse_gap(gap, "seconds", "0.3:0.6")
 
 
 @dataclass(frozen=True)
 class SoundOptions:
-    """Text for the samples to speak, and a recording that they continue, or whose gap they fill."""
+    """Options of samples of sound: texts to speak, and a recording to continue, or to fill a gap of."""
 
     audio: Path | None = None
-    """A sound file that the samples begin with. They continue it up to the length of the model's windows, or fill its gap (--gap)."""
+    """File of a recording. The samples begin with it and continue it to the length of the model's windows. With --gap, they replace
+    a part of it."""
     gap: str | None = None
-    """Part of the file to replace, in seconds: FROM:TO, such as 0.3:0.6, or 0.3: for everything after 0.3 seconds. A masked model also
-    reads what follows the gap, and a causal model does not."""
+    """Part of the recording to replace, in seconds: FROM:TO, such as 0.3:0.6, or 0.3: for everything after 0.3 seconds. Masked models
+    also read the part after the gap; causal models don't."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to speak, for a model of recordings with texts. Repeat the option for several texts, which samples use in turn. Default:
     texts of validation examples."""
@@ -54,20 +55,20 @@ class SoundOptions:
 
 @dataclass(frozen=True)
 class CodeSounds(CodeImages):
-    """Codes [n, time, ...] of sound, shown as sound."""
+    """Shows codes of sound, tokens or latents [n, time, ...], as sound."""
 
     options: ClassVar[type] = SoundOptions
     shown_as: ClassVar[Medium] = SOUND
 
     def read_options(self, options: SoundOptions) -> SoundOptions:
-        """Returns the options with the content of --audio. Raises: UserError if it can't be read."""
+        """Returns the options with `content` instead of the file name `audio`. Raises: UserError if the file can't be read."""
         return options if options.audio is None else replace(options, audio=None, content=embed_sound(options.audio))
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
-        """Returns the codes of the given recording, which of them are kept, and the prompts.
+        """Returns the validation examples and the encoded prompts; with a recording also its "tokens" and "known", which to keep.
 
-        Raises: UserError if the recording is no sound or is too long, if the run does not model codes that are tokens, or for a prompt
-        that the run can't read.
+        "tokens" is int32 and "known" bool, both [1, time, ...]. Raises: UserError if the recording is not a sound file or is too long, if the run's codes are latents,
+        or if the run can't read prompts.
         """
         reference = {**run.reference(), **encode_prompts(options.prompt, run)}
         if not options.content:
@@ -79,31 +80,32 @@ class CodeSounds(CodeImages):
         kept = find_kept(len(x), codec.coder.example, codec.coder.codes.shape[0], options.gap)
         padded = np.pad(x, ((0, codec.coder.example.shape[0] - len(x)), (0, 0)))
         tokens: Array = jax.jit(codec.encode)(to_float(padded)[None])
-        # At each time all codes are kept, or none.
+        # A time may have several tokens. All of them are kept, or none.
         known = np.broadcast_to(kept.reshape(1, -1, *[1] * (tokens.ndim - 2)), tokens.shape)
         arrays: Mapping[str, np.ndarray] = {"tokens": np.asarray(tokens), "known": known}
         return Given({**reference, **arrays})
 
 
 CODE_SOUNDS = CodeSounds()
+"""The medium of codes of sound."""
 
 
 def embed_sound(file: Path) -> str:
-    """Returns the content of the file of --audio, in base64. Raises: UserError if it can't be read."""
+    """Returns the content of a file, in base64. Raises: UserError if it can't be read or is empty."""
     try:
         content = read_bytes(file, MAX_BYTES)
     except FileNotFoundError:
         raise UserError(f"--audio {file}: No such file or directory") from None
-    # Without content, the option would have no effect.
+    # Empty content means that the option was not given, so it would be ignored without an error.
     if not content:
         raise UserError(f"--audio {file} is empty: it has no bytes")
     return base64.b64encode(content).decode()
 
 
 def read_recording(content: bytes, audio: Feature) -> np.ndarray:
-    """Returns the content of a sound file as int16 [n, channels], at the rate of the feature `audio`.
+    """Decodes a sound file to int16 [n, channels]. It is resampled to the rate and the channels of the feature `audio`.
 
-    Raises: UserError if it can't be read, or is longer than the feature.
+    Raises: UserError if it can't be decoded, or has more samples than the feature.
     """
     samples, channels = audio.shape
     assert audio.sample_rate is not None
@@ -123,9 +125,10 @@ def read_recording(content: bytes, audio: Feature) -> np.ndarray:
 
 
 def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarray:
-    """Returns which places of a grid of codes are kept, bool [places]: those that lie inside of the recording, outside of the gap.
+    """Returns which times of the codes to keep, bool [places]: True if a time's window is in the recording and not in the gap.
 
-    n: samples of the recording. Raises: UserError if it is shorter than a place, or if nothing is left to write.
+    n: samples of the recording. audio: the feature of a whole window. places: number of times that have codes in a window.
+    gap: as --gap. Raises: UserError if the recording is shorter than one time, or if all times would be kept.
     """
     rate = audio.sample_rate or 1
     edges = np.arange(places + 1) * audio.shape[0] / places
@@ -136,7 +139,7 @@ def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarra
         )
     if gap is not None:
         start, end = (seconds * rate for seconds in parse(gap))
-        # Places that overlap with the gap are drawn again.
+        # A time whose window overlaps with the gap, even partly, is generated again.
         kept &= (edges[1:] <= start) | (edges[:-1] >= end)
     if kept.all():
         raise UserError(

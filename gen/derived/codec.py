@@ -1,6 +1,6 @@
-"""The encoder and the decoder of a trained tokenizer, as two files that a run on its codes keeps.
+"""Codecs: the encoder and the decoder of a trained tokenizer. Each run on its codes keeps a copy in two files.
 
-    codec.json   the tokenizer's config, the features of its data, and the checkpoint that the weights come from
+    codec.json   the tokenizer's config, the feature of its data, and the checkpoint from which the weights were read
     codec.npz    the weights, as plain arrays
 
 The run's config.json and checkpoints hold the SHA-256 of both files, so a changed copy is refused.
@@ -36,33 +36,34 @@ FILE, WEIGHTS = "codec.json", "codec.npz"
 FORMAT = 1
 """Version of codec.json."""
 MAX_WEIGHT_BYTES = 2**28
-"""Bytes of the weights, as many as a file that a data set leaves in a run may have."""
+"""Largest size of codec.npz in bytes, which is the limit of all files that a data set keeps in a run."""
 CHUNK_NUMBERS = 2**23
-"""Numbers of the examples that are encoded or decoded at a time, which bounds the memory: 42 images of 256x256 in colour."""
+"""Count of numbers (pixels times channels) to encode or decode at once, to bound the memory: 42 images of 256x256 in colour."""
 SCALE = "scale"
-"""Name of the number by which latents are divided."""
+"""Key of the scale in codec.npz: models train on latents that are divided by it."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A trained tokenizer: its coder, without the networks and the state that only training needs. Arrays are in host memory."""
+    """The encoder, bottleneck and decoder of a trained tokenizer, without the parts that only training needs."""
 
     facts: Mapping[str, Any]
     """Content of codec.json."""
     model: Tokenizer
     coder: Coder
+    """The functions that encode and decode, without weights."""
     arrays: Mapping[str, np.ndarray]
-    """{"params/encoder/...": array, "stats/...": array, "scale": []}."""
+    """The weights, in host memory: {"params/encoder/...": array, "stats/...": array, "scale": array []}."""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the tokenizer, without the scale of its latents, because the data decide the scale."""
+        """SHA-256 of codec.json and the weights. The scale is left out, because it depends on the data that are encoded."""
         weights = [part for name, x in sorted(self.arrays.items()) if name != SCALE for part in (name, x)]
         return sha256(str(files.encode_json(dict(self.facts))), *weights)
 
     @cached_property
     def weights(self) -> tuple[Params, Params]:
-        """Parameters of the coder, and statistics of its bottleneck, on the device."""
+        """(parameters of the coder, statistics of its bottleneck), on the device."""
         tree = unflatten_dict({name: x for name, x in self.arrays.items() if name != SCALE}, sep="/")
         # The first access may happen while a function is traced. The cached arrays must not be tracers of that function.
         with jax.ensure_compile_time_eval():
@@ -70,25 +71,28 @@ class Codec:
 
     @property
     def scale(self) -> float:
-        """The number by which latents are divided. 1 for tokens."""
+        """The number by which latents are divided before a model reads them. 1 if there is none, as for tokens."""
         return float(self.arrays.get(SCALE, 1.0))
 
     def encode(self, x: Array) -> Array:
-        """Returns the codes of images float32 [B, H, W, C] in [-1, 1]: int32 [B, *grid, ...], or latents before scaling."""
+        """Encodes images float32 [B, H, W, C], or sound float32 [B, T, C], in [-1, 1].
+
+        Returns tokens int32 [B, *grid, ...], or latents [B, *grid, channels] that are not yet divided by `scale`.
+        """
         return self.coder.encode(*self.weights, x).codes
 
     def show(self, codes: Array) -> Array:
-        """Returns the images float32 [B, H, W, C] in [-1, 1] of tokens, or of scaled latents."""
+        """Decodes tokens, or latents that are divided by `scale`, to images [B, H, W, C] or sound [B, T, C], float32 in [-1, 1]."""
         codes = codes if self.coder.codes.vocab else codes * self.scale
         size = max(1, CHUNK_NUMBERS // math.prod(self.coder.example.shape))
         return map_chunks(partial(self.coder.show, *self.weights), codes, size)
 
     def with_scale(self, scale: float) -> Codec:
-        """Returns the codec whose latents are divided by this number."""
+        """Returns a copy of the codec with this scale."""
         return Codec(self.facts, self.model, self.coder, {**self.arrays, SCALE: np.array(scale, np.float32)})
 
     def files(self) -> dict[str, bytes]:
-        """Returns {file name: content} for a run."""
+        """Returns {file name: content} of codec.json and codec.npz."""
         content = io.BytesIO()
         named: dict[str, Any] = dict(sorted(self.arrays.items()))
         # savez writes a fixed date, so equal arrays give equal bytes.
@@ -97,9 +101,9 @@ class Codec:
 
 
 def open_codec(path: Path) -> Codec:
-    """Returns the codec of a tokenizer's run at its best checkpoint. If `path` is a run on codes, returns the copy that it keeps.
+    """Reads the codec of a run: of a tokenizer, the best checkpoint, or of a run on codes, the copy that it keeps.
 
-    Raises: UserError if there is no such run, if it is not the run of a tokenizer, is unfinished, or has changed.
+    Raises: UserError if there is no such run, if it is neither, if the tokenizer's training is not finished, or if files have changed.
     """
     if (path / FILE).exists():
         checkpoint.check_owner(path, base.owner.warn)
@@ -118,7 +122,7 @@ def open_codec(path: Path) -> Codec:
         )
     run = base.open_base(path)
     state = checkpoint.restore(run.checkpoints, run.step, run.abstract, items=("params", "ema", "stats"))
-    # The averages replace the parameters of the same name, as they do when the tokenizer is sampled.
+    # Moving averages replace the parameters of the same name, as they do in evaluations.
     params = {name: {**state.params, **state.ema}[name] for name in CODER if name in state.params}
     tree = {"params": params, "stats": state.stats.get(BOTTLENECK, {})}
     flat: Any = flatten_dict(jax.tree.map(_to_plain, jax.device_get(tree)), sep="/")
@@ -131,11 +135,11 @@ def open_codec(path: Path) -> Codec:
 
 @lru_cache(maxsize=2)
 def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
-    """Reads a codec from the content of codec.json and codec.npz. Runs no code that the files name.
+    """Reads a codec. Imports no module that the files name, so they may come from a stranger.
 
-    where: the run, for errors.
+    content: of codec.json. weights: content of codec.npz. where: the run, for errors.
 
-    Raises: UserError if they are damaged, or don't fit each other.
+    Raises: UserError if the files are damaged, or don't fit each other.
     """
     facts = files.read_json(Path(where) / FILE, content)
     arrays = files.read_arrays(Path(where) / WEIGHTS, MAX_WEIGHT_BYTES, weights)
@@ -143,6 +147,7 @@ def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
 
 
 def _make_codec(facts: Any, arrays: Mapping[str, np.ndarray], where: str) -> Codec:
+    """Builds a codec from the content of codec.json and its weights, and checks that they fit. where: the run, for errors."""
     at = f"{where}/{FILE}"
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not {"model", "spec"} <= facts.keys():
         raise UserError(f"{at} is not a codec of format {FORMAT}; the fix: restore it from a copy of the run")
@@ -154,7 +159,7 @@ def _make_codec(facts: Any, arrays: Mapping[str, np.ndarray], where: str) -> Cod
 
 
 def _check_arrays(coder: Coder, arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Raises: UserError unless the arrays are the parameters and the statistics of the coder, by name and shape."""
+    """Raises: UserError unless the arrays have the names and shapes of the coder's parameters and statistics."""
 
     def begin(key: Array) -> dict[str, Params]:
         return {"params": coder.init(key), "stats": coder.bottleneck.begin(key, jnp.float32)}
@@ -175,5 +180,5 @@ def _read_weights(path: Path) -> bytes:
 
 
 def _to_plain(x: np.ndarray) -> np.ndarray:
-    """Returns an array that an .npz file can hold. bfloat16 is no dtype of numpy."""
+    """Returns bfloat16 as float32, because an .npz file can't hold it, and other arrays unchanged."""
     return np.asarray(x, np.float32) if x.dtype.kind == "V" or x.dtype == jnp.bfloat16 else np.asarray(x)

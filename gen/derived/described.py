@@ -1,4 +1,4 @@
-"""The medium of texts that describe a picture or a recording: --image or --audio in, captions out."""
+"""The medium of captions: texts that a model writes about a given picture (--image) or recording (--audio)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from gen.media.pictures import EMBEDDED, embed
 from gen.media.text import RULE, join_texts
 
 MAX_EXAMPLES = 16
-"""Validation examples that are described if nothing is given."""
+"""Number of validation examples to describe if the user gives neither a picture nor a recording."""
 
 
 @dataclass(frozen=True)
 class DescribedOptions:
-    """The picture or the recording to describe."""
+    """Options of samples that are captions: the picture or the recording to describe."""
 
     image: str | None = None
-    """File of a picture to write captions for. It is resized and cropped as the pictures of the training. Default: validation
+    """File of a picture to write captions for. It is resized and cropped like the training pictures. Default: validation
     examples."""
     audio: Path | None = None
     """File of a recording to write texts for. Default: validation examples."""
@@ -44,12 +44,12 @@ class DescribedOptions:
 
 @dataclass(frozen=True)
 class Described(Medium):
-    """Captions int32 [n, T], PADDING after the end of a sample."""
+    """Shows captions, tokens int32 [n, T], as text. The tokens after the end of a caption are PADDING."""
 
     options: ClassVar[type] = DescribedOptions
 
     def read_options(self, options: DescribedOptions) -> DescribedOptions:
-        """Returns the options with the content of the given file. Raises: UserError if it can't be read."""
+        """Returns the options with the content of the given file instead of its name. Raises: UserError if it can't be read."""
         if options.image is not None and not options.image.startswith(EMBEDDED):
             options = replace(options, image=embed("image", options.image))
         if options.audio is not None:
@@ -57,7 +57,7 @@ class Described(Medium):
         return options
 
     def check(self, options: DescribedOptions, request: Request, run: RunView) -> None:
-        """Raises: UserError if both a picture and a recording are given, or the one that the run does not read."""
+        """Raises: UserError if a picture is given to a run that describes recordings, or the other way round."""
         wrong, right = ("image", "audio") if find_source(run).sample_rate else ("audio", "image")
         given = {"image": bool(options.image), "audio": bool(options.content)}
         if given[wrong]:
@@ -65,9 +65,9 @@ class Described(Medium):
             raise UserError(f"--{wrong} is not used: the run describes {nouns[right]}; the fix: --{right} FILE")
 
     def give(self, options: DescribedOptions, run: RunView) -> Given:
-        """Returns the given picture or recording as the "source" [1, ...], otherwise the first validation examples.
+        """Returns the given picture or recording as "source" [1, ...], in the form that the model reads.
 
-        Raises: UserError if the file can't be used.
+        Without one: the sources of the first validation examples, [n, ...]. Raises: UserError if the file can't be used.
         """
         example = find_source(run)
         if options.image:
@@ -79,12 +79,15 @@ class Described(Medium):
         return Given({"source": run.reference()["source"][:MAX_EXAMPLES]})
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: DescribedOptions | None = None) -> Shown:
-        """Returns samples.txt. The captions of a validation example follow its true caption, in brackets."""
+        """Returns samples.txt. Captions of a given file: one per line. Otherwise a block for each validation example.
+
+        A block has the true caption in square brackets, and then the generated captions.
+        """
         coder = tokenizers.load(run.read_file(tokenizers.FILE))
         texts = join_texts(samples, coder)
         if options is not None and (options.image or options.content):
             return Shown({"samples.txt": "".join(f"{text}\n" for text in texts).encode()})
-        # Training describes all examples, and sample.py the first ones.
+        # During training (no options), samples are drawn for all reference examples. sample.py gives only the first ones.
         known = run.reference()["tokens"][: len(texts) if options is None else MAX_EXAMPLES]
         n = len(texts) // len(known)
         blocks = [
@@ -94,28 +97,32 @@ class Described(Medium):
         return Shown({"samples.txt": (RULE.join(blocks) + "\n").encode()})
 
     def describe(self, files: Mapping[str, bytes], options: DescribedOptions) -> str:
-        """Returns the captions, to print."""
+        """Returns the text of samples.txt, for sample.py to print."""
         return files["samples.txt"].decode().removesuffix("\n")
 
 
 DESCRIBED = Described()
+"""The medium of captions."""
 
 
 def find_source(run: RunView) -> Feature:
-    """Returns the feature of the pictures or recordings that a run describes, before they are encoded."""
+    """Returns the feature of the pictures or recordings that a run describes, before they become codes or log-mel frames."""
     data: Any = run.data
     if isinstance(data.data, Encoded):
         return read_kept_codec(run).coder.example
     source = run.spec["source"]
     if source.sample_rate is None:
         return source
-    # The spec has the log-mel frames, and not the samples from which they are made.
+    # The spec describes the log-mel frames, but not the sound from which they are computed.
     sound = data.data.sound()
     return Feature((sound.samples, sound.channels), sample_rate=sound.rate)
 
 
 def encode(x: Array, run: RunView) -> np.ndarray:
-    """Returns pictures [B, H, W, C] or recordings [B, T, C], floats in [-1, 1], as sources of a run."""
+    """Converts pictures [B, H, W, C] or recordings [B, T, C], floats in [-1, 1], to the sources that the run's model reads.
+
+    Pictures stay as they are, recordings become log-mel frames, and for Encoded data both become codes.
+    """
     data: Any = run.data
     if not isinstance(data.data, Encoded):
         rate = run.spec["source"].sample_rate
@@ -126,9 +133,11 @@ def encode(x: Array, run: RunView) -> np.ndarray:
 
 
 def read_picture(embedded: str, image: Feature) -> Array:
-    """Returns an embedded picture as float32 [1, H, W, C] in [-1, 1], resized and cropped to the feature `image`.
+    """Decodes a picture to float32 [1, H, W, C] in [-1, 1], the shape of the feature `image`.
 
-    Raises: UserError if it is damaged, or if the feature is not square and the picture has another size.
+    embedded: the picture as text, as `gen.media.pictures.embed` returns it. If the feature is square, the picture is resized and cropped.
+
+    Raises: UserError if the picture is damaged, or if the feature is not square and the picture has another size.
     """
     height, width, channels = image.shape
     content = base64.b64decode(embedded.removeprefix(EMBEDDED))

@@ -1,4 +1,4 @@
-"""Data through a trained tokenizer: images or sound as codes, which are made once and kept in the cache."""
+"""Data sets of codes: images or sound, encoded by a trained tokenizer. They are encoded once and kept in a cache on disk."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ from gen.families.tokenizer.coder import Coder
 from gen.runs import directory
 
 FORMAT = 1
-"""Part of the cache key. Raise it if the arrays below are computed differently, so that old entries are not reused."""
+"""Part of the cache key. Raise it if `encode_all` computes its arrays differently, so that old entries are not reused."""
 ENCODE_CHUNK = 250
-"""Upper bound on the examples that are encoded at a time."""
+"""Largest number of examples that are encoded at once."""
 SPLITS = ("train", "validation", "test")
 KEPT = ("label", "caption")
-"""Features of the images that batches of codes also have."""
+"""Features that are copied from the images' batches to the batches of codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """The codes of images or sound by a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels].
+    """Images or sound as codes of a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels].
 
-    Tokenizers with the bottleneck KL, and vocoders, give latents. They are divided by their standard deviation on the training split
-    (Rombach et al. 2022, appendix G).
+    Tokenizers with a KL bottleneck, and vocoders, give latents. Latents are divided by their standard deviation on the training split
+    (Rombach et al. 2022, appendix G). Below, "images" also means windows of sound.
     """
 
     keeps_tokenizer: ClassVar[bool] = True
 
     data: core.Data = Images()
-    """Data of images or sound. The batch_size of these data is not used."""
+    """The images or sound to encode. Their batch_size is not used."""
     tokenizer: str = field(metadata=core.LAUNCH)
-    """Run directory of the tokenizer, or of a run on its codes. It may move: the digest of the data identifies the tokenizer."""
+    """Run directory of the tokenizer, or of a run on its codes. The path may change between launches, because the digest of the data
+    includes the tokenizer's weights."""
     variants: int = 1
-    """Number of forms in which each training image is encoded. 1: without augmentation. More: each form has other random augmentations
-    (those of `data`), and each epoch uses the next form of every image."""
+    """Number of variants of each training image to encode. 1: the image without augmentation. Above 1: each variant has other random
+    augmentations (as `data` asks for), and each epoch uses the next variant of every image."""
 
     def __post_init__(self):
         check_positive(batch_size=self.batch_size, variants=self.variants)
@@ -66,16 +67,17 @@ class Encoded(core.Data):
         return CODE_SOUNDS if isinstance(self.data, Audio | Transcribed) else CODE_IMAGES
 
     def build(self) -> Dataset:
-        """Encodes the images, or finds their codes in the cache.
+        """Returns the data set of codes. Reads them from the cache, or encodes all splits and writes them to the cache.
 
-        Raises: UserError for images or a tokenizer that can't be used, or that don't fit each other.
+        Raises: UserError if the images or the tokenizer can't be used, or don't fit each other.
         """
         codec, images = open_codec(files.expand_user(self.tokenizer)), self.data.build()
         _check_shape(codec, images, self.tokenizer)
         report_other_data(files.expand_user(self.tokenizer), images)
         name, feature = code_feature(codec.coder)
         digest = sha256(f"encoded {FORMAT}", images.digest, codec.digest, str(self.variants))
-        # The digest of images is that of their bytes. What the tokenizer sees of them, such as mirrored forms, is up to the config.
+        # `images.digest` covers the bytes of the images, but not their preprocessing, such as mirroring. So the settings of the
+        # data are part of the cache key, too.
         seen = json.dumps(configs.settings(replace(self.data, batch_size=1)), sort_keys=True)
         make = partial(encode_all, codec, images, self.variants, self.tokenizer)
         arrays = load_or_make(sha256(digest, seen), make, f"codes by {self.tokenizer}")
@@ -86,8 +88,8 @@ class Encoded(core.Data):
             shuffle=take_forms_in_turn(n, self.variants),
             batch_size=self.batch_size,
         )
-        # The scale of tokens is 1. The copy in a run has the scale that its flow was trained with. It is kept for other images too, so
-        # that the flow can be fine-tuned, and the data are then other ones.
+        # A copy of a tokenizer in a run has the scale with which the run's model was trained. It is kept for other images too, so that
+        # the model can be fine-tuned on them. The scale changes the data, so it is then part of the digest. For tokens it is 1.
         own = float(arrays["scale"])
         scale = codec.scale if SCALE in codec.arrays else own
         if scale != own:
@@ -107,12 +109,15 @@ class Encoded(core.Data):
 
 
 def code_feature(coder: Coder) -> tuple[str, Feature]:
-    """Returns the name and the feature of the codes."""
+    """Returns the name of the codes' feature, "tokens" or "latent", and the feature."""
     return ("tokens" if coder.codes.vocab else "latent"), coder.codes
 
 
 def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
-    """Raises: UserError if the tokenizer does not encode these data: other sizes, rates, channels, or kinds of pixels."""
+    """Raises: UserError if the tokenizer was trained for other sizes, sample rates, channels, or kinds of pixels than the data have.
+
+    tokenizer: its run directory, for errors.
+    """
     name = codec.coder.name
     if name not in images.spec:
         raise UserError(
@@ -142,9 +147,9 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def report_other_data(tokenizer: Path, images: Dataset) -> None:
-    """Prints a line if a tokenizer's run was trained on other data or splits than these: their test examples may be its training examples.
+    """Prints a warning if a tokenizer was trained on other data or splits. Then it may have seen the test examples of these data.
 
-    Nothing is known of the data of a copy that a run on codes keeps, and nothing is printed.
+    tokenizer: its run directory. If it is a run on codes, the data of its tokenizer are unknown, and nothing is printed.
     """
     if (tokenizer / FILE).exists():
         return
@@ -157,22 +162,23 @@ def report_other_data(tokenizer: Path, images: Dataset) -> None:
 
 
 def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> Arrays:
-    """Returns the codes of all splits, "train" with all forms one after the other, their labels and captions, and the "scale" of latents.
+    """Encodes all splits. Returns the arrays for the cache, in host memory.
 
-    Tokens are uint16, and latents float16.
+    "train", "validation", "test": codes [n, *grid, ...], tokens as uint16 and latents as float16. "train" has all images of the
+    first variant, then all images of the second, and so on. "SPLIT_label" and "SPLIT_caption": if the images have them. "scale":
+    standard deviation of the training latents, 1 for tokens.
 
-    tokenizer: its run, for errors. Raises: UserError if a latent is not finite, or if all are equal.
+    tokenizer: its run directory, for errors. Raises: UserError if a latent is not finite, or if all training latents are equal.
     """
-    # Every form of a training image is encoded.
     total = sum(images.sizes.values()) + (variants - 1) * images.sizes["train"]
     errors.note(f"encoding {total:,} examples; the codes are kept in the cache")
-    # A single form is not augmented: otherwise chance would decide, for ever, which images are mirrored.
+    # A single variant is not augmented: an image that is mirrored once would be mirrored in all epochs.
     passes = {split: [split_codes(codec, images, split, 0, variants > 1 and split == "train")] for split in SPLITS}
     passes["train"] += [split_codes(codec, images, "train", i, True) for i in range(1, variants)]
     arrays: Arrays = {}
     for split, forms in passes.items():
         arrays[split] = np.concatenate([codes for codes, _ in forms])
-        # The label and the caption of an image are the same in all of its forms.
+        # All variants of an image have the same label and caption, so they are stored once.
         arrays |= {f"{split}_{each}": values for each, values in forms[0][1].items()}
     is_latent = arrays["train"].dtype.kind == "f"
     if is_latent:
@@ -182,7 +188,7 @@ def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> 
 
 
 def check_latents(latents: Arrays, tokenizer: str) -> None:
-    """Raises: UserError if a latent of a split is not finite, or if all of the training split are equal."""
+    """Raises: UserError if a latent of any split is not finite, or if all latents of the training split are equal."""
     for split in SPLITS:
         if bad := int((~np.isfinite(latents[split])).any(tuple(range(1, latents[split].ndim))).sum()):
             raise UserError(
@@ -196,9 +202,9 @@ def check_latents(latents: Arrays, tokenizer: str) -> None:
 
 
 def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
-    """Returns the codes of a split in order, and {feature: values} of the features in KEPT.
+    """Encodes the examples of a split, in order. Returns the codes [n, *grid, ...], and {feature: array [n, ...]} of those in KEPT.
 
-    form: number of the form, which decides the noise of the data's preprocessing. augmented: whether to augment as in training.
+    form: index of the variant, which seeds the noise of the preprocessing. augmented: whether to augment as in training.
     """
     # A fixed key, because the codes are part of the data: they do not depend on the seed of a run.
     key = jax.random.fold_in(jax.random.key(0), form)
@@ -213,7 +219,7 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
     # Large images are encoded a few at a time, so that they fit in memory.
     chunk = max(1, min(ENCODE_CHUNK, images.sizes[split], CHUNK_NUMBERS // prod(codec.coder.example.shape)))
     for batch in images.evaluation(split, chunk):
-        # Padding has weight 0.
+        # The last batch is padded with examples of weight 0.
         real = batch["weight"] > 0
         made = np.asarray(encode(jax.device_put(batch)))
         # `check_latents` reports latents that float16 can't hold.
@@ -228,17 +234,21 @@ def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented:
 class CodeReader:
     """Reads codes, labels and captions by their positions in a split.
 
-    In the training split, form k of image i is at position i + k * n.
+    In the training split, variant k of image i is at position i + k * n.
     """
 
     arrays: Arrays
+    """The result of `encode_all`."""
     name: str
-    """Name of the codes' feature."""
+    """Name of the codes' feature, "tokens" or "latent"."""
     n: int
-    """Number of training images."""
+    """Number of training images, each of which may have several variants."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {"tokens": uint16 [n, *grid]} or {"latent": float16 [n, *grid, channels]}, and the features that are kept."""
+        """Returns {"tokens": uint16 [m, *grid]} or {"latent": float16 [m, *grid, channels]}, and "label" and "caption" if any.
+
+        index: positions in the split, int [m].
+        """
         examples = {self.name: self.arrays[split][index]}
         place = index % self.n if split == "train" else index
         kept = {each: self.arrays.get(f"{split}_{each}") for each in KEPT}
@@ -246,7 +256,10 @@ class CodeReader:
 
 
 def take_forms_in_turn(n: int, variants: int) -> Shuffle:
-    """Returns the order in which n training images with several forms are read: each epoch takes the next form of every image."""
+    """Returns the order in which the variants of n training images are read: each epoch takes the next variant of every image.
+
+    After the last variant, the first one follows. The result is a function (seed, places) -> positions for `CodeReader`.
+    """
     shuffle = permute(n)
 
     def take(seed: int, places: range) -> np.ndarray:
@@ -257,7 +270,7 @@ def take_forms_in_turn(n: int, variants: int) -> Shuffle:
 
 
 def convert(batch: Batch, key: Key, training: bool, *, name: str, scale: float) -> Batch:
-    """Returns the batch with its tokens as int32, or with its latents as float32, divided by the scale."""
+    """The `preprocess` of the data set: converts tokens to int32, or latents to float32 divided by `scale`. name: of the codes."""
     codes = batch[name]
     is_latent = jnp.issubdtype(codes.dtype, jnp.floating)
     return {**batch, name: codes.astype(jnp.float32) / scale if is_latent else codes.astype(jnp.int32)}

@@ -1,4 +1,4 @@
-"""Pictures or recordings as sources, and their captions as the texts that a model writes: text to image with its two sides exchanged."""
+"""Data sets for captioning: a model reads a picture or a recording (the source), and writes its caption."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from gen.errors import UserError
 from gen.networks.spectra import Mel
 
 FORMAT = "to text 1"
-"""Part of the digest. Raise its number if sources or tokens are computed differently."""
+"""Part of the data's digest and of the cache key. Raise its number if sources or tokens are computed differently."""
 SOURCES = ("tokens", "latent", "image", "audio")
-"""Features that can be the source. The first one that the data have is taken."""
+"""Features that can become the source. The first of them that the data have is used."""
 KEPT = ("row", "index", "weight")
-"""Entries of a batch that every model reads."""
+"""Entries that every batch has (gen.core.Batch)."""
 CHUNK = 1000
-"""Captions that are read at a time for the baseline."""
+"""Largest number of captions that are read at once for the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToText(core.Data):
-    """Captions to write, given their pictures or recordings: "source" [B, ...], and "tokens" int32 [B, L + 2].
+    """Captions as texts to write, and their pictures or recordings as sources. Batches have these arrays:
 
-    A source is a picture float32 [B, H, W, C] in [-1, 1]; for recordings, log-mel frames float32 [B, frames, bands]; for Encoded data,
-    the codes or latents. The tokens are an end token, the caption, and end tokens. Batches also have "counted" uint8 [B, L + 2], which
-    is 1 for the caption and the end token after it, and "bytes" int32 [B], of the caption.
+    "source": pictures float32 [B, H, W, C] in [-1, 1]; log-mel frames float32 [B, frames, bands] of recordings; for Encoded data, their
+    tokens or latents. "tokens": int32 [B, L + 2], where captions are padded to L: an end token, the caption, and end tokens.
+    "counted": uint8 [B, L + 2], 1 for tokens that count for the loss (the caption and one end token after it). "bytes": int32 [B],
+    length of the caption.
     """
 
     data: core.Data = Captioned()
-    """Data with captions: Captioned, Transcribed, or Encoded data of one of them. The batch_size of these data is not used."""
+    """Data with captions: Captioned, Transcribed, or Encoded data of one of them. Their batch_size is not used."""
     mel: Mel = Mel()
-    """Log-mel frames of recordings."""
+    """Settings of the log-mel frames. Only recordings use them."""
 
     def resolve(self) -> ToText:
         return replace(self, data=self.data.resolve())
@@ -49,7 +50,7 @@ class ToText(core.Data):
         return DESCRIBED
 
     def build(self) -> Dataset:
-        """Exchanges pictures or recordings and their captions. Raises: UserError if the data can't be used, or have no captions."""
+        """Returns the data set of sources and captions. Raises: UserError if the data can't be used, or have no captions."""
         data = replace(self.data, batch_size=self.batch_size).build()
         name = next((name for name in SOURCES if name in data.spec), None)
         if name is None or "caption" not in data.spec:
@@ -63,24 +64,24 @@ class ToText(core.Data):
         if name == "audio":
             source, settings = frames_feature(source, self.mel), repr(self.mel)
         if name == "image":
-            # As the sources of pairs of images. Without axes it would be a text.
+            # Named axes mark a grid, as in pairs of images. A source without axes counts as a sequence, such as text.
             source = replace(source, axes=("row", "column", "color"))
         return data._replace(
             spec={"source": source, "tokens": replace(caption, shape=(caption.shape[0] + 2,))},
             digest=sha256(FORMAT, data.digest, settings),
             preprocess=exchange.preprocess,
             baselines=exchange.baselines,
-            # They are the source, and not what samples are compared with.
+            # The samples are texts, so they are not compared with images.
             images=None,
         )
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """The functions of a data set of texts to write."""
+    """The functions `preprocess` and `baselines` of a data set for captioning."""
 
     data: Dataset
-    """The data set with captions."""
+    """The data set of pictures or recordings with captions."""
     name: str
     """Name of the feature that becomes the source."""
     mel: Mel
@@ -88,17 +89,17 @@ class Exchange:
 
     @property
     def end(self) -> int:
-        """The token that ends captions."""
+        """The token before and after each caption."""
         return tokenizers.end(self.tokenizer)
 
     def preprocess(self, batch: Batch, key: Key, training: bool) -> Batch:
-        """Turns a batch with captions into one with sources and tokens, as `ToText` describes it."""
+        """Converts a batch with captions to the arrays that `ToText` describes, and "row", "index" and "weight"."""
         source = self.data.preprocess(batch, key, training)[self.name]
         if self.name == "audio":
             source = to_frames(source, self.data.spec["audio"].sample_rate or 1, self.mel)
         caption = jnp.asarray(batch["caption"], jnp.int32)
         length = (caption != self.end).sum(1)
-        # The end token after a caption is predicted too: it says where the caption stops.
+        # The end token after a caption is also predicted, so that the model learns where captions stop.
         index = jnp.arange(caption.shape[1] + 2)[None]
         widths = jnp.asarray(tokenizers.widths(self.tokenizer))
         return {name: batch[name] for name in KEPT} | {
@@ -109,10 +110,10 @@ class Exchange:
         }
 
     def baselines(self) -> dict[str, float]:
-        """Returns {"kneser_ney": nats per token of n-grams}, which see no source, on the test captions."""
+        """Returns {"kneser_ney": nats per token} of an n-gram model, which does not see the sources, on the test captions."""
 
         def make() -> Arrays:
-            # Imported only if the number is not in the cache.
+            # Imported here, because it is only needed if the score is not in the cache.
             from gen.data.text import ngram
 
             train, test = (self.stream(split) for split in ("train", "test"))
@@ -122,7 +123,7 @@ class Exchange:
         return {name: float(number) for name, number in kept.items()}
 
     def stream(self, split: str) -> np.ndarray:
-        """Returns the captions of a split one after the other, with an end token before each and after the last, int32 [N]."""
+        """Returns all captions of a split as one sequence int32 [N], with an end token before each caption and after the last."""
         rows = [np.array([self.end], np.int32)]
         for batch in self.data.evaluation(split, min(CHUNK, self.data.sizes[split])):
             captions = batch["caption"][batch["weight"] > 0]

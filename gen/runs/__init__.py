@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoints, log and base, and a trained run opened again."""
+"""Runs on disk: the run directory, checkpoints, logs and base runs, and the reading of trained runs."""

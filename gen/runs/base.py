@@ -1,4 +1,4 @@
-"""Base runs: another run whose weights and tokenizer are the start of a run, or the fixed part under its adapter."""
+"""Base runs. A run with `init_from` starts from the weights and the tokenizer of its base, or trains an adapter of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gen.runs.directory import BaseRecord, RunFacts
 
 @dataclass(frozen=True)
 class Base:
-    """A checkpoint that other runs start from. Its files were checked when it was opened."""
+    """A base run and one of its checkpoints, from which another run starts. `open_base` makes it, after it checked the files."""
 
     path: Path
     config: Config
@@ -38,17 +38,17 @@ class Base:
 
     @cached_property
     def abstract(self) -> State:
-        """Shapes and dtypes of its state, without places. Raises: UserError if they don't fit in memory."""
+        """Shapes and dtypes of the checkpoint's state, without shardings. Raises: UserError if the state does not fit in memory."""
         model = self.config.model.build(self.spec, self.config.steps)
         return files.check_fits(jax.eval_shape(model.init, jax.random.key(0)), self.path)
 
     def record(self, workdir: Path) -> BaseRecord:
-        """Returns the entry for config.json of the run in `workdir`."""
+        """Returns the entry "base" for the config.json of a run in `workdir` that starts from this base."""
         return BaseRecord(os.path.relpath(self.path.resolve(), workdir.resolve()), self.step, self.sha256)
 
 
 def open_base(path: Path, step: int | None = None) -> Base:
-    """Returns the base in a run directory. step: its checkpoint; None: its best.
+    """Opens the base run in a directory. step: the checkpoint to start from; None: the best.
 
     Raises: UserError if there is no such checkpoint, or if one of its files has changed.
     """
@@ -65,9 +65,10 @@ def open_base(path: Path, step: int | None = None) -> Base:
 
 
 def resolve_config(config: Config) -> Config:
-    """Returns the config with the choices that it leaves to its data, the network of its base, and its adapter.
+    """Returns the config with everything filled in that depends on other files: settings of the data, and with `init_from` the
+    network of the base, and the adapter if `finetune` asks for it.
 
-    Raises: UserError if the base does not exist, is itself an adapter, or is of another family; if the data are missing.
+    Raises: UserError if the data are missing, or if the base does not exist, is itself an adapter, or is of another family.
     """
     config = replace(config, data=config.data.resolve())
     if config.init_from is None:
@@ -75,7 +76,7 @@ def resolve_config(config: Config) -> Config:
     path = location(config)
     base, _ = directory.read_config(path)
     if base.finetune == "prompt":
-        # It cannot be merged either.
+        # A learned prompt changes no weights, so unlike LoRA it can't be merged either.
         raise UserError(
             f"{path} is a learned prompt, which is nothing without its base; choose a whole run to start from"
         )
@@ -90,9 +91,9 @@ def resolve_config(config: Config) -> Config:
 
 
 def build_data(config: Config) -> Dataset:
-    """Returns the data set of a config. With a base: by the base's tokenizer, and with its vocabulary size.
+    """Builds the data set of a config. If the base has a tokenizer, the data are encoded with it.
 
-    That size may be larger than the number of tokens in use.
+    The spec then has the base's vocabulary size, which may be larger than the number of tokens in the tokenizer.
     """
     if config.init_from is None or not (location(config) / tokenizers.FILE).exists():
         return config.data.build()
@@ -102,7 +103,8 @@ def build_data(config: Config) -> Dataset:
 
 
 def with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
-    """Returns the data with these fields changed. Fields that `data` lacks are changed in the data that it wraps (Encoded, ToText)."""
+    """Returns a copy of the data with {field: value} changed. If `data` wraps other data, as Encoded and ToText do, fields that it
+    lacks are changed in the wrapped data."""
     inner = getattr(data, "data", None)
     if not isinstance(inner, Data):
         return replace(data, **changes)
@@ -112,7 +114,7 @@ def with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
 
 
 def _widen(feature: Feature, known: Feature | None) -> Feature:
-    """Returns the feature with the vocabulary of the base's feature, if that is larger."""
+    """Returns the feature with the vocabulary size of the base's feature `known`, if that is larger."""
     # The base's embedding has one row per token, so its weights fit only with the same vocabulary size.
     theirs = (known.vocab or 0) if known else 0
     return replace(feature, vocab=max(feature.vocab or 0, theirs) or None)
@@ -130,7 +132,10 @@ def location(config: Config) -> Path:
 
 
 def choose_base(config: Config, workdir: Path) -> Base | None:
-    """Returns the base of a config: the one that an existing run was begun with, otherwise the best of `init_from`."""
+    """Opens the base of a config. None: the config has no `init_from`.
+
+    If `workdir` already holds a run, its base keeps the checkpoint that the run began with. Otherwise the best checkpoint is chosen.
+    """
     if config.init_from is None:
         return None
     if (workdir / "config.json").exists():
@@ -141,7 +146,9 @@ def choose_base(config: Config, workdir: Path) -> Base | None:
 
 
 def base_of_run(workdir: Path, facts: RunFacts, moved: str | None = None) -> Base | None:
-    """Returns the base that config.json of a run records, None without one. moved: where the base is now.
+    """Opens the base that the config.json of a run records. None: it records none.
+
+    moved: the base's run directory, if it is not at the recorded path.
 
     Raises: UserError if the base does not exist, or is not the one that the run was trained with.
     """
@@ -154,13 +161,14 @@ def base_of_run(workdir: Path, facts: RunFacts, moved: str | None = None) -> Bas
     if not path.is_dir():
         raise UserError(f"{workdir} needs its base {path}, which does not exist; if it was moved: --base DIR")
     if moved is None:
-        # The path comes from the run, which may be a stranger's, so the user should see what is read.
+        # The path comes from the run, which may be a stranger's, so the user should see which folder is read.
         note(f"{workdir} has the base {os.path.realpath(path)}")
-    # Nothing else in that folder is read before its digest: a stranger's run can't make gen read other private files.
+    # The digest of the manifest is compared before any other file in that folder is read. So a stranger's run can't make gen read
+    # private files elsewhere.
     sealed = (path / "checkpoints" / str(step) / checkpoint.MANIFEST).is_file()
     if sealed and checkpoint.digest(path / "checkpoints", step) != facts.base.sha256:
         raise UserError(f"{path} is not the base that {workdir} was trained on (their digests differ)")
-    # Without a manifest this raises.
+    # If the checkpoint has no manifest, `open_base` reports it as damaged.
     return open_base(path, step)
 
 
@@ -171,7 +179,7 @@ def check_unchanged(base: Base) -> None:
 
 
 def check_base(base: Base, abstract: State) -> None:
-    """Raises: UserError for the first parameter of the base that has another shape in `abstract`, or is missing."""
+    """Raises: UserError if the base's parameters differ in name or shape from those of the new run, whose state is `abstract`."""
     like = abstract.frozen or abstract.params
     adopted = jax.eval_shape(partial(base.config.model.adopt, like=like), base.abstract.frozen or base.abstract.params)
     theirs, ours = _shapes(adopted), _shapes(like)
@@ -184,8 +192,11 @@ def check_base(base: Base, abstract: State) -> None:
 
 
 def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
-    """Returns the parameters that the base samples with, as a model with the shapes of `like` starts from them, in host memory."""
-    # In host memory, since `abstract` has no shardings: the caller knows where the weights go.
+    """Reads the base's parameters as the start of a model, in host memory. If the base has moving averages, they are taken instead.
+
+    like: the model's parameters, or their shapes. The result has their dtypes. `Family.adopt` decides about other shapes.
+    """
+    # `abstract` has no shardings, so the arrays stay in host memory. The caller places them on the devices.
     state = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("params", "ema"))
     # The averages replace the parameters of the same name, as they do when the base is sampled.
     found = jax.device_get(base.config.model.adopt({**state.params, **state.ema}, like))
@@ -193,7 +204,7 @@ def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
 
 
 def with_stats(state: State, base: Base, names: tuple[str, ...]) -> State:
-    """Returns the state of step 0 with these entries of the base's statistics, placed as in `state`. Others begin anew."""
+    """Returns the state of step 0 with the entries `names` of `stats` replaced by those of the base, on the same devices."""
     if not set(names) & state.stats.keys():
         return state
     theirs = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("stats",)).stats
@@ -206,7 +217,10 @@ def with_stats(state: State, base: Base, names: tuple[str, ...]) -> State:
 
 
 def with_base(state: State, abstract: State, base: Base | None) -> State:
-    """Returns a restored state with the base's weights in `frozen`, placed as in `abstract`."""
+    """Returns a restored state of an adapter with the base's weights in `frozen`, with the shardings of `abstract`.
+
+    A state of a model without an adapter is returned unchanged.
+    """
     if not jax.tree.leaves(abstract.frozen):
         return state
     assert base is not None

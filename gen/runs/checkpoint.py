@@ -1,7 +1,8 @@
-"""Checkpoints: saved in the background, sealed by a manifest, and verified when they are read.
+"""Saves checkpoints in the background, and restores them.
 
-A step is a folder with one Orbax item per field of the state, so that sampling can restore the parameters alone. Orbax writes it
-under another name. gen.runs.manifest seals it, and then it is renamed to its step. This is the only file that imports Orbax.
+The checkpoint of step 100 is the folder checkpoints/100. It has one Orbax item per field of the state, so that sampling can restore
+the parameters alone. Orbax writes the folder under another name, gen.runs.manifest adds a manifest with the SHA-256 of each file
+("seals" it), and then the folder gets its name. This is the only file that imports Orbax.
 """
 
 from __future__ import annotations
@@ -74,26 +75,30 @@ __all__ = [
 ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
 """Fields of a state that a checkpoint holds."""
 UNSEALED = ".unsealed"
-"""Ending of the name under which a checkpoint is written. Without it, a step is complete and sealed."""
+"""Suffix of a checkpoint's folder while it is written. A folder without this suffix is complete and sealed."""
 
 
 class Saver:
-    """Saves states in the background, one at a time. `saver` makes one.
+    """Saves states in the background, one at a time. Create it with `saver`.
 
-    A failed save is raised by the next call or by `close`. On several hosts, all call the same methods.
+    If a save fails, the next call or `close` raises its error. On several hosts, all hosts call the same methods.
     """
 
     def __init__(
         self, folder: Path, config: Save, best_score: float = -math.inf, of: Mapping[str, object] | None = None
     ):
-        """best_score: the best validation metric so far, negated if lower is better. of: the owner of the checkpoints, as JSON."""
+        """best_score: the best value of the metric `save.best` so far, negated if lower is better. of: the gen.runs.owner.Owner to
+        store in each checkpoint, as JSON values."""
         self.folder, self.config, self.best_score, self.owner = folder, config, best_score, of
         self.orbax = ocp.AsyncCheckpointer(_handler())
         self.background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.last: Future[None] | None = None
 
     def __call__(self, state: State, facts: Facts = Facts()) -> Future[None]:
-        """Starts to save a state, and returns once it is copied off the devices. The future ends when it is sealed."""
+        """Starts to save a state, after the previous save is complete. Returns as soon as the state is copied to host memory.
+
+        The future is done when the checkpoint is sealed and has its name.
+        """
         with _short_disk_errors(self.folder):
             # One save at a time: a second one would need memory for another copy of the state.
             self.wait()
@@ -110,7 +115,7 @@ class Saver:
             return self.last
 
     def is_best(self, validation: Mapping[str, float]) -> bool:
-        """Returns whether an evaluation is better than that of every checkpoint. False if `save.best` names no metric."""
+        """Returns whether validation metrics are better than those of every checkpoint. False if `save.best` is None."""
         return self.config.best is not None and value_of(validation, self.config) > self.best_score
 
     def wait(self) -> None:
@@ -128,21 +133,21 @@ class Saver:
                 self.orbax.close()
 
     def abandon(self) -> None:
-        """Stops without waiting for a save in flight."""
+        """Stops without waiting for a save that is still running."""
         self.background.shutdown(wait=False)
 
     def _finish(self, path: Path) -> None:
-        """Seals a checkpoint as soon as it is written, gives it its name, and removes those that are no longer kept."""
-        # This runs in the background thread. Orbax writes the folder in threads of its own.
+        """Waits until Orbax has written a checkpoint, seals it, gives it its name, and removes checkpoints that are not kept."""
+        # This runs in the background thread. Orbax writes the folder in its own threads.
         if not hosts.is_first():
             return self.orbax.wait_until_finished()
         written = _unsealed(path)
         with hash_ahead(self.folder, f"{written.name}*"):
             self.orbax.wait_until_finished()
         seal(written)
-        # A kill before this line leaves nothing that a later start would take for a checkpoint.
+        # If the process is killed before this line, the folder's name shows that it is not a complete checkpoint.
         os.replace(written, path)
-        # Nothing is removed before the new checkpoint would also survive a crash of the machine.
+        # Older checkpoints are only removed once the new one would survive a crash of the machine.
         files.sync_folder(self.folder)
         for step in sorted(set(steps(self.folder)) - steps_to_keep(self.folder, self.config)):
             files.remove(self.folder / str(step))
@@ -155,17 +160,17 @@ def _unsealed(path: Path) -> Path:
 
 @contextmanager
 def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
-    """Yields a Saver, and waits for its last save in the end.
+    """Yields a Saver for the checkpoints in a folder, and at the end waits for its last save.
 
-    The folder is in a run directory, whose files the checkpoints will remember. Steps after `start`, where training continues, are
-    set aside as damaged. They are removed as soon as a later step is sealed. What killed saves left is removed.
+    folder: in a run directory, for whose config, data and base the checkpoints are valid. start: the step from which training
+    continues. Checkpoints after it are damaged, so they are set aside, until a later step is saved. Incomplete saves are removed.
     """
     best_score, of = hosts.broadcast(lambda: _begin(folder, config, start))
     save = Saver(folder, config, best_score, of)
     try:
         yield save
     except Requeue:
-        # Another host may be gone, and a save in flight would wait for it forever.
+        # Another host may be gone. Then a running save would wait for it forever.
         save.abandon()
         raise
     except BaseException:
@@ -175,7 +180,7 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
 
 
 def _begin(folder: Path, config: Save, start: int) -> list[Any]:
-    """Tidies the folder. Returns the score of the best undamaged checkpoint in it (-inf: there is none, or no score), and the owner."""
+    """Removes incomplete saves. Returns the score of the best undamaged checkpoint (-inf: there is none), and the owner as JSON."""
     _tidy(folder, start)
     of = owner.describe(folder.parent, directory.read_examples(folder.parent))
     step = None if config.best is None else best(folder, config, warn=lambda text: None)
@@ -183,6 +188,7 @@ def _begin(folder: Path, config: Save, start: int) -> list[Any]:
 
 
 def _tidy(folder: Path, start: int) -> None:
+    """Creates the folder, removes incomplete saves in it, and sets checkpoints after `start` aside."""
     folder.mkdir(exist_ok=True)
     for leftover in (*folder.glob("*.orbax-checkpoint-tmp*"), *folder.glob(f"*{UNSEALED}")):
         files.remove(leftover)
@@ -192,18 +198,18 @@ def _tidy(folder: Path, start: int) -> None:
 
 
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
-    """Returns the state of a step. Fields that are not in `items` are empty.
+    """Reads the state of a checkpoint. Fields that are not in `items` are empty; `step` is that of `abstract`, unless it is read.
 
-    Arrays are placed with the shardings of `abstract`, or in host memory where it has none.
+    abstract: the state's shapes, dtypes and shardings. Arrays without a sharding are placed in host memory.
 
-    Raises: UserError if the arrays of the step differ from `abstract` in name, shape or number.
+    Raises: UserError if the arrays of the checkpoint differ from `abstract` in name, shape or number.
     """
     wanted = {k: v for k in items if jax.tree.leaves(v := getattr(abstract, k))}
     arguments = {
         k: ocp.args.PyTreeRestore(v, restore_args=ocp.checkpoint_utils.construct_restore_args(v))
         for k, v in wanted.items()
     }
-    # Checked before Orbax opens anything.
+    # Checked before Orbax opens anything: a stranger's file of a few megabytes could unpack to gigabytes.
     sizes = {k: max(x.size for x in jax.tree.leaves(v)) for k, v in wanted.items()}
     stored.check_format(folder / str(step), sizes)
     with ocp.Checkpointer(_handler()) as orbax:
@@ -211,7 +217,7 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
             with hosts.requeue_if_lost(), signals.delay_signals():
                 found = orbax.restore((folder / str(step)).absolute(), args=ocp.args.Composite(**arguments))
         except Exception as error:
-            # Orbax raises nearly anything if its own files were edited.
+            # If its files were edited, Orbax raises errors of many types.
             reason = f"{error}.".splitlines()[0]
             _forget(error)
             raise UserError(f"checkpoint {folder / str(step)} is undamaged, but not of this model: {reason}") from None
@@ -221,7 +227,7 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
 
 
 def _forget(error: BaseException) -> None:
-    """Ends the reads that were still running when one failed. Python would print a traceback for each of them, before the error."""
+    """Ends the reads of other arrays after a read failed. Otherwise Python would print a traceback for each of them."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         while error is not None:
@@ -240,7 +246,7 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 @contextmanager
 def _short_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns Orbax's errors of the system, such as a full disk, into a UserError of one line."""
+    """Turns errors of the operating system that Orbax raises, such as a full disk, into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -254,10 +260,10 @@ def _short_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _leave_out_closed_loops(previous: Callable[[sys.UnraisableHookArgs], object]) -> Callable[..., None]:
-    """Returns an unraisablehook that leaves out "Event loop is closed" where no code of Python has asked for the event loop.
+    """Returns a sys.unraisablehook that ignores "Event loop is closed" from tensorstore, and passes other errors to `previous`.
 
-    If a write fails, Orbax closes the event loop in which it waits for the writes. Each of the others then fails to tell it that it
-    has ended, and tensorstore would print a traceback for it, before the one line with the reason.
+    If a write fails, Orbax closes the event loop in which it waits for all writes. Each other write then can't report its end to
+    the loop, and Python would print a traceback for each of them, before the line with the reason.
     """
 
     def hook(found: sys.UnraisableHookArgs) -> None:
@@ -271,16 +277,16 @@ def _leave_out_closed_loops(previous: Callable[[sys.UnraisableHookArgs], object]
 
 
 def _is_unexplained(record: logging.LogRecord) -> bool:
-    """Returns whether a record of asyncio is about another error than one of the system, which the save itself reports."""
+    """Returns whether to keep a log record of asyncio. Errors of the operating system are dropped: the save itself reports them."""
     error = record.exc_info and record.exc_info[1]
     return not (error and explain(error))
 
 
-# If several writes fail, asyncio reports those for which nobody has waited.
+# If several writes fail, Orbax waits for only one, and asyncio would log the errors of the others.
 logging.getLogger("asyncio").addFilter(_is_unexplained)
-# If a write fails before others of its array have begun, Python warns of them when it ends.
+# If a write fails before other writes of its array have begun, Python warns of those at exit.
 warnings.filterwarnings("ignore", "coroutine 'async_serialize.*' was never awaited", RuntimeWarning)
-# Threads of tensorstore may still call it after the last save.
+# Set for the whole process, because threads of tensorstore may still fail after the last save.
 sys.unraisablehook = _leave_out_closed_loops(sys.unraisablehook)
 # Orbax reports each step of its work through absl, as a warning or an error. Real errors are raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL if not sys.flags.dev_mode else logging.INFO)

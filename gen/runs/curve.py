@@ -1,4 +1,7 @@
-"""metrics.jsonl, whose length and SHA-256 each checkpoint keeps. So lost and changed lines are noticed before others follow them."""
+"""Writes and reads metrics.jsonl, the metrics of a run by step.
+
+Each checkpoint holds the file's length and SHA-256. So lost or changed lines are noticed before a resumed run adds more lines.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,20 @@ from gen.system import name_file
 
 METRICS = "metrics.jsonl"
 CHUNK_BYTES = 2**20
+"""Bytes that are read at a time to hash the file."""
 
 
 class Mark(NamedTuple):
-    """A place in metrics.jsonl."""
+    """A position in metrics.jsonl, and a hash of the lines before it."""
 
     bytes: int = 0
-    """Length of the file up to here."""
+    """Number of bytes before the position."""
     sha256: str | None = None
-    """SHA-256 of the file up to here. None: not known."""
+    """SHA-256 of these bytes. None: unknown."""
 
 
 class Curve:
-    """metrics.jsonl, open for the lines that follow. Its SHA-256 is updated with each line."""
+    """Appends lines to metrics.jsonl, which must exist, and updates its SHA-256 with each line."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -37,7 +41,7 @@ class Curve:
         self.sum = _hash(path, self.length)
 
     def append(self, record: Mapping[str, object]) -> None:
-        """Writes a line."""
+        """Writes a record as one line of JSON."""
         line = (json.dumps(record) + "\n").encode()
         with name_file(self.path), open(self.path, "ab", opener=no_follow) as file:
             file.write(line)
@@ -45,13 +49,13 @@ class Curve:
         self.sum.update(line)
 
     def end(self) -> Mark:
-        """Returns the end of the file, after its content is safe on the disk."""
+        """Waits until all lines are safe on the disk, and returns the end of the file."""
         with open(self.path, "rb") as file:
             # Otherwise a crash of the machine could lose lines that the checkpoint counts on.
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
         if size != self.length:
-            # Another program has written to the file. The run need not end for that: the file is hashed again.
+            # Another program has written to the file. That is no reason to end the run, so the file is hashed again.
             self.length, self.sum = size, _hash(self.path, size)
         return Mark(self.length, self.sum.hexdigest())
 
@@ -63,9 +67,9 @@ def truncate(path: Path, length: int) -> None:
 
 
 def check_unchanged(workdir: Path, step: int, facts: Facts) -> None:
-    """Checks that metrics.jsonl begins with the lines that it had when a checkpoint was saved.
+    """Checks that metrics.jsonl begins with the lines that it had when the checkpoint of `step` was saved.
 
-    Raises: UserError, with the fix, if it is missing, shorter or other.
+    facts: of this checkpoint. Raises: UserError, with the fix, if the file is missing or shorter, or if these lines have changed.
     """
     path, folder = workdir / METRICS, workdir / "checkpoints"
     wrong = _difference(path, facts)
@@ -81,6 +85,7 @@ def check_unchanged(workdir: Path, step: int, facts: Facts) -> None:
 
 
 def _difference(path: Path, facts: Facts) -> str | None:
+    """Returns how metrics.jsonl differs from the checkpoint's facts, as the middle of a sentence. None: it does not differ."""
     if not facts.metrics_bytes:
         return None
     if not path.exists():
@@ -111,7 +116,7 @@ def read_split(path: Path, split: str) -> list[dict[str, Any]]:
     """
     # The last line may not be complete yet while a run trains.
     text, _, _ = path.read_bytes().rpartition(b"\n")
-    # Most lines are about training, and need not be parsed for validation.
+    # Parsing is slow, and most lines are about another split, so the text is searched first.
     wanted = f'"split": "{split}"'.encode()
     found = []
     for number, line in enumerate(text.split(b"\n"), 1):
@@ -127,9 +132,9 @@ def read_split(path: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_curve(workdir: Path, split: str) -> list[dict[str, Any]]:
-    """Returns the records of a run's metrics.jsonl about a split, after it was compared with the newest checkpoint.
+    """Returns the lines of a run's metrics.jsonl about a split, as `read_split`. First checks the file against the newest checkpoint.
 
-    Raises: UserError if it is missing or damaged.
+    Raises: UserError if the file is missing or damaged.
     """
     path, folder = workdir / METRICS, workdir / "checkpoints"
     if not path.is_file():

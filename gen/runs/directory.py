@@ -1,13 +1,13 @@
-"""The run directory: its files, who may write there, and how it is read back.
+"""Reads and writes the files of a run directory, and locks it for one process.
 
-    config.json     the resolved config, and the digests of the run's identity, of its data, and of the next two files
+    config.json     the resolved config, and the digests of the run's identity, of its data, and of the data's files below
     spec.json       the features of the data, as the model sees them
-    tokenizer.json  the tokenizer, for texts
-    codec.json      the tokenizer of images, for codes, and codec.npz, its weights
+    tokenizer.json  the tokenizer, if the data are texts
+    codec.json      the config of the tokenizer of images or sound, if the data are its codes; codec.npz has its weights
     reference.npz   the first 64 validation examples, and arrays of the last evaluation (such as the KL of each latent)
     checkpoints/    metrics.jsonl  telemetry.jsonl  events*  samples/  evaluation.json
 
-A run is a folder that can be copied. Sampling needs nothing else, unless the run is an adapter: that needs its base too.
+A run directory can be copied and moved. Sampling reads no other files, except that an adapter needs its base run.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from gen.runs.ranking import check_owner, steps
 FORMAT = 1
 """Version of config.json."""
 REFERENCE_EXAMPLES = 64
+"""Number of validation examples in reference.npz."""
 MAX_REFERENCE_BYTES = 2**26
-"""Bytes of the arrays in reference.npz that are not examples."""
+"""Largest size of the other arrays in reference.npz, in bytes, all together."""
 
 
 class BaseRecord(NamedTuple):
@@ -53,36 +54,37 @@ class BaseRecord(NamedTuple):
 
 
 class RunFacts(NamedTuple):
-    """The entries of config.json next to the config."""
+    """The content of a run's config.json, with the config as JSON values. `read_config` also decodes the config."""
 
     data: str
     """Digest of the data set."""
     base: BaseRecord | None
     """The base that an adapter needs, or that a fine-tuned run began with."""
     format: int
+    """Version of config.json."""
     identity: str
-    """Digest of the run's identity, by the version of gen that wrote it."""
+    """Digest of the run's identity, as computed by the version of gen that wrote config.json."""
     config: Mapping[str, Any]
-    """The config as it was written: a version of gen with more fields decodes it with their defaults."""
+    """The config as it was written. It may lack fields that newer versions of gen added."""
     earlier: Sequence[str] = ()
-    """Digests of the run's identity by the older versions of gen that began or continued it."""
+    """Digests of the same identity, as computed by older versions of gen that began or continued the run."""
 
 
 class Evaluation(NamedTuple):
-    """The content of evaluation.json."""
+    """The scores of a run on the test split, as evaluation.json holds them."""
 
     metrics: Mapping[str, float] = {}
     """{metric: value}."""
     protocol: Mapping[str, Mapping[str, Any]] = {}
-    """{metric: how it was computed}."""
+    """{metric: {setting: value} of its computation, such as the checkpoint}."""
 
 
 @contextmanager
 def lock_run(workdir: Path) -> Iterator[None]:
     """Locks a run directory for this process, and creates it if it does not exist.
 
-    Raises: UserError if another process holds it, if it can't be created, if a link leads out of it, or if an entry is a folder that
-    must be a file.
+    Raises: UserError if another process holds the lock, if the directory can't be created, if a link leads out of it, or if it has
+    a folder in the place of a run's file, or the other way round.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def lock_run(workdir: Path) -> Iterator[None]:
 
 
 def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> None:
-    """Writes config.json, spec.json and the files of the data, or checks that an existing run is the same run.
+    """Writes config.json, spec.json and the files of the data. First checks that the directory holds no other run.
 
     Raises: UserError as `check_same_run`.
     """
@@ -103,12 +105,12 @@ def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | N
 
 
 def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> list[str]:
-    """Checks that a directory has no run yet, or holds the run of this config and of these data.
+    """Checks that a directory holds no run yet, or a run of this config, these data and this base.
 
-    Returns the digests of the config that versions of gen wrote to its config.json. []: there is no run.
+    Returns the digests of the run's identity in its config.json, as versions of gen have computed them. []: there is no run.
 
-    Raises: UserError if it holds another config (with the differences), other data or another base, or if config.json, spec.json
-    or tokenizer.json were lost or changed since a checkpoint was saved.
+    Raises: UserError if the run has another config (the message lists the differences), other data or another base, or if
+    config.json, spec.json or a file of the data was lost or changed since a checkpoint was saved.
     """
     if not (workdir / "config.json").exists():
         # Without config.json, the checkpoints could be continued with other settings.
@@ -120,7 +122,7 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
         return []
     old, facts = read_config(workdir)
     check_owner(workdir, owner.warn)
-    # Decoding adds the defaults of fields that are new in gen since the run began, so that new fields are no difference.
+    # Fields that gen got after the run began were decoded to their defaults, so they are not a difference.
     if changed := configs.difference(old, config):
         longer = ["(a schedule of this config reads steps)"] if any(c.startswith("steps:") for c in changed) else []
         lines = [f"  {line}" for line in changed]
@@ -134,7 +136,10 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
 
 
 def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
-    """Returns whether data have the digest that a run stores. Prints a warning if it is of an older form, without the content."""
+    """Returns whether data have the digest `then` that a run stores.
+
+    Prints a warning if only a digest of an older version of gen is equal, which does not include the content of the files.
+    """
     if then in data.older:
         note(
             f"warning: {workdir} was begun by a version of gen that noted the names and sizes of its data files, not their content:"
@@ -146,7 +151,7 @@ def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
 def write_run(
     workdir: Path, config: Config, data: Dataset, base: BaseRecord | None, identities: Sequence[str] = ()
 ) -> None:
-    """Writes config.json, spec.json and the files of the data. identities: as `check_same_run` returns them."""
+    """Writes config.json, spec.json and the files of the data. identities: the result of `check_same_run`."""
     content = {**data.files, "spec.json": files.encode_json(encode_spec(data.spec))}
     write_config(workdir, config, data.digest, base, content, identities)
     for name, text in content.items():
@@ -161,10 +166,10 @@ def write_config(
     kept: Mapping[str, bytes] = {},
     identities: Sequence[str] = (),
 ) -> None:
-    """Writes config.json.
+    """Writes the config.json of a run.
 
-    data: the digest of the data set. kept: {name: content} of the run's files that never change. identities: digests of this
-    config by older versions of gen. The run's checkpoints may hold them.
+    data: the digest of the data set. kept: {name: content} of the run's files that never change; their SHA-256 are written.
+    identities: digests of this config by older versions of gen. They are written too, because old checkpoints hold them.
     """
     identity = configs.digest(config)
     content = {"format": FORMAT, "identity": identity, "data": data, "config": configs.encode(config)}
@@ -177,11 +182,11 @@ def write_config(
 
 
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
-    """Returns the config of a run, and the other entries of config.json.
+    """Reads the config.json of a run. Returns the config, decoded, and the facts.
 
-    Only families, kinds of data and the modules in `trust`, which may be outside of gen, are imported.
+    Only modules of gen and the modules in `trust` are imported.
 
-    Raises: UserError if there is no run, if its config.json is not a config, or if a link leads out of the run.
+    Raises: UserError if there is no run, if its config.json is not a config or was edited, or if a link leads out of the run.
     """
     content = _read_required(workdir / "config.json", f"{workdir} is not a run directory: it has no config.json")
     if not isinstance(content, dict) or not {"format", "identity", "data", "config"} <= content.keys():
@@ -194,7 +199,7 @@ def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFa
     base = _decode_base(content["base"], workdir) if "base" in content else None
     # A stranger's run must not make gen read or write files elsewhere.
     files.check_contained(workdir)
-    # Other files of the run may name their classes too, such as the copy of a tokenizer.
+    # Imported here rather than in `decode`, since other files of the run, such as codec.json, may name their classes, too.
     configs.import_trusted(trust)
     config = configs.decode(Config, content["config"], trust)
     facts = RunFacts(content["data"], base, content["format"], content["identity"], content["config"])
@@ -211,13 +216,13 @@ def _decode_base(value: object, workdir: Path) -> BaseRecord:
 
 
 def read_spec(workdir: Path) -> Spec:
-    """Returns the features that the model sees. Raises: UserError if spec.json is missing or damaged."""
+    """Returns the spec of a run's data: {name: feature}. Raises: UserError if spec.json is missing or damaged."""
     value = _read_required(workdir / "spec.json", f"{workdir} has no spec.json")
     return decode_spec(value, f"{workdir}/spec.json")
 
 
 def write_reference(workdir: Path, arrays: Mapping[str, ArrayLike]) -> None:
-    """Adds arrays to reference.npz, or replaces those with the same names."""
+    """Writes arrays to reference.npz. Its other arrays are kept."""
     content = io.BytesIO()
     # savez compresses with a fixed date, so equal arrays give equal bytes.
     merged: dict[str, Any] = {**read_reference(workdir), **{k: np.asarray(v) for k, v in arrays.items()}}
@@ -226,7 +231,7 @@ def write_reference(workdir: Path, arrays: Mapping[str, ArrayLike]) -> None:
 
 
 def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndarray]:
-    """Returns the arrays of reference.npz: {} if the file does not exist. spec: the run's, if it was read already.
+    """Returns the arrays of reference.npz. {}: the file does not exist. spec: the run's spec; None: it is read from spec.json.
 
     Raises: UserError if the file is damaged, or if its arrays don't have the shapes of the spec.
     """
@@ -234,7 +239,7 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
     if not path.exists():
         return {}
     spec = read_spec(workdir) if spec is None else spec
-    # A small file could unpack to gigabytes. A number of an example has at most 8 bytes.
+    # A small file could unpack to gigabytes, so the size is bounded. A number of an example has at most 8 bytes.
     examples = REFERENCE_EXAMPLES * 8 * sum(math.prod(feature.shape) for feature in spec.values())
     found = files.read_arrays(path, min(files.MAX_BYTES, MAX_REFERENCE_BYTES + examples))
     shapes = {name: feature.shape for name, feature in spec.items()}
@@ -245,7 +250,7 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
 
 
 def read_examples(workdir: Path) -> dict[str, np.ndarray]:
-    """Returns the validation examples in reference.npz. {} if there are none, or if it or spec.json can't be read."""
+    """Returns {feature: array [n, ...]} of the validation examples in reference.npz. {}: it, or spec.json, is missing or damaged."""
     try:
         spec = read_spec(workdir)
         return {name: array for name, array in read_reference(workdir, spec).items() if name in spec}
@@ -254,10 +259,10 @@ def read_examples(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def read_evaluation(workdir: Path) -> Evaluation | None:
-    """Returns the content of evaluation.json. None if the file is missing or damaged, since it can be computed again."""
+    """Returns the content of evaluation.json. None: it is missing or damaged, which is no error, as it can be computed again."""
     try:
         value = files.read_json(workdir / "evaluation.json")
-        # Older versions of gen wrote no sum.
+        # Older versions of gen wrote no SHA-256.
         if "sha256" in value and value["sha256"] != owner.sum_of_json(value):
             return None
         metrics, protocol = ({**value[part]} for part in Evaluation._fields)
@@ -267,7 +272,7 @@ def read_evaluation(workdir: Path) -> Evaluation | None:
 
 
 def write_evaluation(workdir: Path, metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> None:
-    """Adds metrics and their protocols to evaluation.json, or replaces those with the same names."""
+    """Writes metrics and their protocols to evaluation.json. Its other metrics are kept."""
     old = read_evaluation(workdir) or Evaluation()
     new = Evaluation({**old.metrics, **metrics}, {**old.protocol, **protocol})
     content = new._asdict()

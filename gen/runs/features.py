@@ -1,4 +1,4 @@
-"""The features of a run's data as JSON values, for spec.json."""
+"""Writes the features of a run's data as JSON values, for spec.json, and reads them back."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gen.media import find_axes
 
 
 def encode_spec(spec: Spec) -> dict[str, dict[str, Any]]:
-    """Returns the features as JSON values. Only a grid has an entry "axes"."""
+    """Returns the features as JSON values. The entry "axes" is left out if it is None."""
     values = {name: asdict(feature) for name, feature in spec.items()}
     # spec.json of older versions has no axes. Without the entry the file is the same, and so is its SHA-256 in their checkpoints.
     return {name: {k: v for k, v in x.items() if k != "axes" or v is not None} for name, x in values.items()}
 
 
 def decode_spec(value: object, at: str) -> Spec:
-    """Returns the features that JSON values describe. at: names the values in errors.
+    """Returns the features that JSON values describe. at: where the values come from, for errors.
 
-    Raises: UserError if they do not describe features, or if sizes are not possible.
+    Raises: UserError if they do not describe features, or if a size is not plausible.
     """
     if not isinstance(value, Mapping) or not all(isinstance(feature, dict) for feature in value.values()):
         raise UserError(f"{at} is damaged: it does not map names to features")

@@ -1,7 +1,7 @@
-"""The lock of a run directory, and the kinds of its entries.
+"""Locks a run directory for one process, and checks which of its entries are files and which are folders.
 
-Two things are locked: the folder itself, whose lock lasts even if every file in it is removed, and the file .lock, because a folder
-can't be locked on most network file systems.
+Both the folder itself and the file .lock in it are locked. The folder's lock lasts even if every file in it is removed. The file
+is needed because most network file systems can't lock folders.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from gen.files import no_follow
 LOCK = ".lock"
 FILES = (LOCK, "config.json", "spec.json", "tokenizer.json", "reference.npz", "evaluation.json")
 FILES += ("metrics.jsonl", "telemetry.jsonl")
-"""Entries of a run directory that are files."""
+"""Names in a run directory that must be files if they exist."""
 FOLDERS = ("checkpoints", "samples", "logs")
-"""Entries of a run directory that are folders."""
+"""Names in a run directory that must be folders if they exist."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
-"""Errors of a file system that has no locks, or none for folders."""
+"""Error numbers of a file system that can't lock files, or can't lock folders. They are ignored."""
 
 
 @contextmanager
 def hold_lock(workdir: Path) -> Iterator[None]:
-    """Locks a run directory, which exists, for this process.
+    """Locks an existing run directory for this process, until the context ends.
 
     Raises: UserError if another process holds the lock, or as `check_entries`.
     """
@@ -45,7 +45,7 @@ def _open_file(path: Path) -> int:
         # A network file system locks a file only if it was opened for writing.
         return no_follow(str(path), os.O_CREAT | os.O_RDWR)
     except PermissionError:
-        # It may belong to another user, who has shared the run.
+        # The file may belong to another user, who has shared the run.
         return no_follow(str(path), os.O_RDONLY)
 
 

@@ -1,8 +1,8 @@
-"""The log of a run in training: files for programs, and a progress bar or plain lines for the person.
+"""The log of a run in training: files for programs to read, and a progress bar or printed lines for people.
 
-metrics.jsonl holds only functions of the config and the step, so that it is the same file however often the run was killed.
-Speed, memory, waiting times, restarts and alarms go to telemetry.jsonl. The first host writes both, and the TensorBoard events.
-Each host has a file in logs/.
+metrics.jsonl holds only values that depend on nothing but the config and the step. So a run that was killed and resumed has the
+same file as a run that was not. Speed, memory, waiting times, restarts and alarms go to telemetry.jsonl. The first host writes both
+files, and the TensorBoard events. Each host also writes its printed lines to its own file in logs/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gen.system import name_file
 
 T = TypeVar("T")
 CONTROL_METRICS = ("notice", "skipped")
-"""Metrics that an engine adds to the model's metrics."""
+"""Metrics that an engine adds to the model's metrics, to report bad steps (gen.runtime.faults). They are not logged."""
 
 
 class StepMetrics(NamedTuple):
@@ -42,21 +42,22 @@ class StepMetrics(NamedTuple):
 
     step: int
     values: dict[str, float]
+    """{metric: value}."""
 
 
 class Pending(NamedTuple):
-    """A call of the update whose metrics were not read yet."""
+    """A call of the compiled update whose metrics are still on the device."""
 
     call: range
-    """Its steps."""
+    """The steps of the call."""
     metrics: Metrics
-    """Scalars, or arrays [len(call)]."""
+    """{metric: array []} for a call of one step, otherwise {metric: array [len(call)]}."""
     dispatched: float
-    """Time of the dispatch, time.monotonic()."""
+    """Time at which the call was dispatched, in seconds of time.monotonic()."""
 
 
 class RunLog:
-    """The open files and the progress bar of a run in training. `open_log` makes one."""
+    """The open files and the progress bar of a run in training. Create it with `open_log`."""
 
     def __init__(
         self, workdir: Path, config: Log, start: int, steps: int, batch_size: int, bar: Progress, losses: Sequence[str]
@@ -69,15 +70,16 @@ class RunLog:
         self.events = Events(workdir, start) if config.tensorboard and self.writes else None
         self.bar, self.task = bar, bar.add_task("", total=steps, completed=start, loss="", speed="")
         self.pending: Pending | None = None
-        # The metrics that were read last.
+        # The training metrics of the last step that was read and not skipped. {}: no step was read yet.
         self.latest: dict[str, float] = {}
-        # Speed is measured since `mark` (a time), when `marked` steps were done; `waited` seconds of it for data.
+        # Speed is measured from the time `mark`, when `marked` steps were done. `waited`: seconds since then spent waiting for data.
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
     def step(self, call: range, metrics: Metrics, waited: float) -> list[StepMetrics]:
-        """Takes the metrics of a dispatched call, and returns the metrics of the previous call.
+        """Stores the metrics of a dispatched call, and returns the metrics of each step of the previous call.
 
-        So the host never waits for the call that the device is working on. waited: seconds that the call waited for data.
+        Reading metrics waits for the device. By reading them one call late, the host can dispatch the next call meanwhile.
+        waited: seconds that the call waited for data.
         """
         self.waited += waited
         read = self.settle()
@@ -85,9 +87,9 @@ class RunLog:
         return read
 
     def settle(self) -> list[StepMetrics]:
-        """Returns the metrics of the call that was not read yet, by step. [] if there is none.
+        """Waits for the call whose metrics were not read yet, logs them, and returns them for each step. []: all were read.
 
-        Raises: UserError at the first metric that is not finite, unless the step was skipped.
+        Raises: UserError if a metric is not finite, unless the step was skipped.
         """
         if self.pending is None:
             return []
@@ -102,7 +104,7 @@ class RunLog:
         for step, values in read:
             self._record(step, values)
         if first and self.latest:
-            # The first call also compiled the step, so its time is not a speed.
+            # The first call also compiled the step, so its time does not count for the speed.
             self.say(f"compiled in {dispatched - self.mark:.0f} s")
             self.telemetry(call[-1], event="compiled", seconds=dispatched - self.mark)
             self.mark, self.marked, self.waited = dispatched, call[-1], 0.0
@@ -111,9 +113,10 @@ class RunLog:
         return read
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the metrics of one step. A skipped step goes to telemetry.jsonl, because its metrics may not be finite."""
         metrics = {name: value for name, value in values.items() if name not in CONTROL_METRICS}
         if values.get("skipped"):
-            # JSON has no NaN, so a value that is not finite is written as a string.
+            # JSON has no NaN and no infinity, so such a value is written as a string.
             finite = {name: value if isfinite(value) else str(value) for name, value in metrics.items()}
             self.telemetry(step, skipped=finite)
             self.say(f"warning: step {step} is left out: {', '.join(f'{k} {v:.4g}' for k, v in metrics.items())}")
@@ -124,7 +127,7 @@ class RunLog:
             self.metrics(step, "train", metrics)
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Writes one line of metrics.jsonl, and the same scalars to TensorBoard."""
+        """Writes {metric: value} of a split to metrics.jsonl and TensorBoard. Metrics of other splits than "train" are also printed."""
         if self.curve:
             self.curve.append({"step": step, "split": split, **values})
         if self.events:
@@ -133,8 +136,9 @@ class RunLog:
             self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def _report_speed(self, step: int, values: Mapping[str, float], now: float) -> None:
+        """Writes and prints the speed since the last report. now: time.monotonic() when `step` was dispatched."""
         seconds, done = now - self.mark, step - self.marked
-        # After a pause the same step may be reported again.
+        # If no step was done since the last report, there is no speed.
         if done <= 0:
             return
         rate = done / seconds
@@ -148,7 +152,7 @@ class RunLog:
         loss = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in self.losses)
         speed = f"{rate:,.1f} steps/s  {rate * self.batch_size:,.0f} examples/s"
         self.bar.update(self.task, completed=step, loss=loss, speed=speed)
-        # In a file or a pipe there is no progress bar, so the line says how long it will take.
+        # Only a terminal shows the progress bar. In a file or a pipe, a line says how long the run will take.
         if not self.bar.console.is_terminal:
             left = (self.steps - step) / rate
             waited = f"waited for data {self.waited / seconds:.1%}"
@@ -157,8 +161,8 @@ class RunLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Excludes the time inside (evaluating, sampling, saving) from the training speed."""
-        # Shifting the marks by the time spent makes the pause disappear from the next speed.
+        """Excludes the time inside the context, such as an evaluation or a save, from the training speed."""
+        # The start of the measurement is moved later by the time of the pause.
         begun = time.monotonic()
         yield
         spent = time.monotonic() - begun
@@ -167,7 +171,7 @@ class RunLog:
             self.pending = self.pending._replace(dispatched=self.pending.dispatched + spent)
 
     def telemetry(self, step: int, **values: object) -> None:
-        """Writes one line of telemetry.jsonl, with the current time."""
+        """Writes one line of telemetry.jsonl: the step, the time in seconds since 1970, and the given values."""
         self._append(self.telemetry_path, {"step": step, "time": time.time(), **values})
 
     def alarm(self, step: int, text: str) -> None:
@@ -184,13 +188,13 @@ class RunLog:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def track(self, items: Iterable[T], what: str) -> Iterator[T]:
-        """Yields the items, and counts them in the progress bar."""
+        """Yields the items, and shows their count in the progress bar as "WHAT batch N"."""
         for i, item in enumerate(items):
             self.bar.update(self.task, loss=f"{what} batch {i + 1}", speed="")
             yield item
 
     def end(self) -> curve.Mark:
-        """Returns the end of metrics.jsonl, after it is safe on the disk. A checkpoint holds it."""
+        """Waits until metrics.jsonl is safe on the disk, and returns its end. Hosts that don't write the file return Mark()."""
         return self.curve.end() if self.curve else curve.Mark()
 
     def close(self) -> None:
@@ -211,8 +215,8 @@ def open_log(
 ) -> Iterator[RunLog]:
     """Yields the log of a run that continues after step `start`.
 
-    length: bytes of metrics.jsonl at that step; later lines are cut off. batch_size: examples per step. losses: names of the
-    metrics for the progress bar.
+    steps: of the whole run. length: bytes of metrics.jsonl at step `start`; later lines are cut off. batch_size: examples per
+    step. losses: names of the metrics that the progress bar shows.
     """
     hosts.broadcast(lambda: curve.truncate(workdir / curve.METRICS, length))
     (workdir / "logs").mkdir(exist_ok=True)
@@ -231,7 +235,7 @@ def open_log(
 
 
 class _Console(Console):
-    """A console that raises an error if nobody reads its output. Rich would end the process by status 1."""
+    """A console that raises BrokenPipeError if the reader of its output is gone. Rich would end the process with status 1."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -250,8 +254,8 @@ def _progress() -> Progress:
 
 
 def _open_text(path: Path) -> IO[str]:
-    """Opens a file of the log to add text."""
-    # A path in the text may have characters that are not UTF-8, and the locale may have another encoding.
+    """Opens a file of the log to append text to it."""
+    # Paths in the text may hold bytes that are not UTF-8. The encoding is fixed, so that it does not depend on the locale.
     return open(path, "a", encoding="utf-8", errors="backslashreplace", opener=no_follow)
 
 
@@ -266,13 +270,13 @@ def check_finite(step: int, split: str, values: Mapping[str, float | np.ndarray]
 
 
 def read_split(workdir: Path, split: str) -> list[tuple[int, dict[str, float]]]:
-    """Returns (step, metrics) of each line of metrics.jsonl about a split. [] on hosts that don't write it."""
+    """Returns (step, {metric: value}) of each line of metrics.jsonl about a split. []: on hosts that don't write the file."""
     rows = curve.read_split(workdir / curve.METRICS, split) if hosts.is_first() else []
     return [(row.pop("step"), row) for row in rows]
 
 
 def memory() -> dict[str, int]:
-    """Returns the peak bytes of this process, and of the busiest accelerator if it counts them."""
+    """Returns the peak memory of this process and of the fullest device of this host, in bytes. CPU devices don't report it."""
     # getrusage counts bytes on macOS, and kibibytes elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

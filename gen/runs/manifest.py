@@ -1,8 +1,8 @@
-"""Manifests: SHA-256 sums that tell whether each file of a checkpoint is as it was written.
+"""Manifests of checkpoints: the SHA-256 of each file, which shows whether a file was changed, lost or added.
 
-A checkpoint is written in a folder with another name, sealed by a manifest, and then renamed to its step. A step that disagrees
-with its manifest, or was saved at another step or by another run, counts as damaged. It is never used: Orbax itself would restore an
-array with a flipped bit silently.
+A checkpoint is written to a folder with a temporary name. Then it is sealed: its manifest is written. Then the folder is renamed to
+the step. A checkpoint counts as damaged if it disagrees with its manifest, or was saved at another step or by another run. It is
+never used. Orbax itself would restore an array with a flipped bit without an error.
 """
 
 from __future__ import annotations
@@ -27,45 +27,46 @@ FORMAT = 1
 """Version of manifest.json and of the checkpoint that it seals."""
 MANIFEST = "manifest.json"
 UNSOUND = ".unsound"
-"""Ending of the name of a checkpoint that was set aside."""
+"""Suffix of the name of a checkpoint that was set aside, because it is damaged or of an exploded run."""
 POLL_SECONDS = 0.1
-"""Seconds between two searches for files that have been written."""
+"""Seconds between two searches of `hash_ahead` for new files."""
 THREADS = 4
-"""Files that are hashed at a time. Some of the threads wait for the disk."""
+"""Number of files that are hashed at the same time. More than one, because a thread often waits for the disk."""
 
 
 class _Version(NamedTuple):
-    """A file that was not written to since it was hashed. A rename of its folder keeps all of these."""
+    """Identifies the content of a file: if all of these are equal, the file has not been written to. Renames don't change them."""
 
     device: int
     inode: int
     size: int
+    """Bytes."""
     changed: int
-    """Time of the last change of its content, in nanoseconds."""
+    """Time of the last change of the content (mtime), in nanoseconds."""
 
 
 _hashed: ContextVar[Mapping[_Version, str] | None] = ContextVar(
     "hashed", default=None
-)  # what `hash_ahead` has computed
+)  # {file: SHA-256} that `hash_ahead` has computed in this thread
 
 
 def seal(path: Path) -> None:
-    """Writes the manifest of a checkpoint whose files are all written. In the end all of it is on the disk.
+    """Writes the manifest of a complete checkpoint, and waits until all its files are safe on the disk.
 
     Files that `hash_ahead` has hashed, and that have not changed since, are not read again.
     """
     sums = _sums(path, partial(_sum_once, _hashed.get() or {}))
     text = json.dumps({"format": FORMAT, "sha256": sums}, indent=1)
-    # In one rename, after the content is safe on the disk: a manifest is complete or missing.
+    # write_bytes renames the file after its content is safe on the disk, so a manifest is complete or missing.
     files.write_bytes(path / MANIFEST, text.encode())
     files.sync_folder(path)
 
 
 @contextmanager
 def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
-    """Hashes the files of a checkpoint while they are written, for the next `seal` in this thread.
+    """Hashes the files of a checkpoint in the background, while Orbax writes them. This makes the next `seal` in this thread faster.
 
-    pattern: names of the folders, in `folder`, in which it may be written meanwhile.
+    pattern: glob pattern of the checkpoint's folder in `folder`, whose name changes while it is written.
     """
     hashed: dict[_Version, str] = {}
     _hashed.set(hashed)
@@ -96,7 +97,7 @@ def hash_ahead(folder: Path, pattern: str) -> Iterator[None]:
 
 
 def _files_so_far(folder: Path, pattern: str) -> list[Path]:
-    """Returns the files in folders of a pattern. []: such a folder is being renamed."""
+    """Returns the files in the folders that match a pattern. []: there are none, or a folder was renamed meanwhile."""
     try:
         return [file for path in folder.glob(pattern) for file in _files(path)]
     except OSError:
@@ -109,13 +110,14 @@ def _version(file: Path) -> _Version:
 
 
 def _sum_once(known: Mapping[_Version, str], file: Path) -> str:
-    """Returns the SHA-256 of a file, which is on the disk then. known: sums of files that are."""
+    """Returns the SHA-256 of a file, after its content is safe on the disk. known: the SHA-256 of files that already are."""
     return known.get(_version(file)) or _sync_and_sum(file)
 
 
 def _sync_and_sum(file: Path) -> str:
+    """Waits until a file's content is safe on the disk, and returns its SHA-256."""
     with open(file, "rb") as content:
-        # Orbax leaves some of its files to the system's cache, and a manifest promises that they survive a crash.
+        # Orbax does not sync some of its files, but a sealed checkpoint must survive a crash of the machine.
         os.fsync(content.fileno())
     return _sum(file)
 
@@ -126,7 +128,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def was_sealed(path: Path) -> bool:
-    """Returns whether a checkpoint has, or once had, a manifest.
+    """Returns whether a checkpoint has a manifest, or must have had one (it says at which step it was saved).
 
     Older versions of gen wrote the manifest after the rename, so a kill between the two left a step without one.
     """
@@ -139,7 +141,7 @@ def digest(folder: Path, step: int) -> str:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """Returns what is wrong with a step, or None if it is as it was written, at this step and for this run."""
+    """Returns what is wrong with the checkpoint of a step. None: this run wrote it at this step, and its files have not changed."""
     path = folder / str(step)
     if reason := broken(path):
         return reason
@@ -151,7 +153,7 @@ def damage(folder: Path, step: int) -> str | None:
 
 
 def broken(path: Path) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, or None if each is as it was written."""
+    """Returns what is wrong with the files of a checkpoint. None: they are as they were written. Does not ask which run wrote them."""
     if not path.is_dir():
         return "there is no such checkpoint"
     try:
@@ -163,7 +165,7 @@ def broken(path: Path) -> str | None:
         return "its manifest is damaged"
     if not (isinstance(sums, dict) and type(version) is int and version > 0):
         return "its manifest is damaged"
-    # A later version of gen may have other sums, so this comes before they are compared.
+    # Checked before the sums, because a later version of gen may compute them in another way.
     if version > FORMAT:
         return f"it has format {version}, and this version of gen reads up to {FORMAT}"
     try:
@@ -184,14 +186,14 @@ def _difference(sums: dict[str, object], found: dict[str, str]) -> str | None:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Yields the files of a checkpoint without the manifest itself, in order of their names."""
+    """Yields the files of a checkpoint, except the manifest, sorted by path."""
     for file in sorted(path.rglob("*")):
         if file.is_file() and not (file.parent == path and MANIFEST in file.name):
             yield file
 
 
 def _sums(path: Path, read: Callable[[Path], str]) -> dict[str, str]:
-    """Returns {file: SHA-256} of all files below a checkpoint, without the manifest itself."""
+    """Returns {relative path: SHA-256} of all files of a checkpoint, except the manifest. read: computes the SHA-256 of a file."""
     found = list(_files(path))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="hash") as pool:
         return dict(zip([file.relative_to(path).as_posix() for file in found], pool.map(read, found), strict=True))
@@ -203,14 +205,14 @@ def _sum(file: Path) -> str:
 
 
 def set_aside(step: Path) -> None:
-    """Renames a checkpoint, so that nothing uses it. A person may want to look at it, so it stays until a later step is sealed."""
+    """Renames a checkpoint, so that nothing uses it. It is kept for people to look at, until a later step is saved."""
     unsound = step.with_name(f"{step.name}{UNSOUND}")
     files.remove(unsound)
     os.replace(step, unsound)
 
 
 def remove_aside(folder: Path, step: int) -> None:
-    """Removes the checkpoints that were set aside at a step or before it. Each is as large as a checkpoint."""
+    """Removes the checkpoints of `step` and earlier steps that were set aside, because they take as much space as others."""
     for path in folder.glob(f"*{UNSOUND}"):
         name = path.name.removesuffix(UNSOUND)
         if name.isdecimal() and int(name) <= step:

@@ -22,18 +22,19 @@ from gen.runs.base import Base, read_weights
 from gen.runs.trained import TrainedRun, open_run, sample_command
 
 KEPT_FILES = ("spec.json", "tokenizer.json", "labels.json", "reference.npz")
+"""Files of the adapter's run that are copied to the merged run."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Merge a LoRA adapter into its base. The new run makes the same samples, and needs no base."""
+    """Merge a LoRA adapter into its base. The new run generates the same samples, and needs no base."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run directory of the adapter."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """Run directory to create."""
     base: str | None = None
-    """Where the base's run directory is now, if it was moved."""
+    """Run directory of the base, if it was moved since the adapter was trained."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported."""
 
@@ -41,7 +42,8 @@ class Merge:
 def merge(workdir: Path, out: Path, moved: str | None = None, trust: tuple[str, ...] = ()) -> None:
     """Writes the run directory `out`: the best checkpoint of the adapter in `workdir`, merged into its base.
 
-    moved: where the base's run directory is now.
+    moved: run directory of the base, if it was moved since the adapter was trained. trust: modules outside gen that the run's
+    config names and that may be imported.
 
     Raises: UserError if the run is not a LoRA adapter, if it has no checkpoint, or if `out` is not empty.
     """
@@ -51,14 +53,14 @@ def merge(workdir: Path, out: Path, moved: str | None = None, trust: tuple[str, 
         raise UserError(f"{workdir} is not an adapter: it needs no base")
     if run.config.finetune != "lora":
         raise UserError("a learned prompt does not change the matrices, so it can't be merged; keep it with its base")
-    # The folder gets its name in the end, so a failure leaves nothing behind.
+    # The folder gets its name only after all is written, so a failure leaves nothing behind.
     with files.create_folder(out) as aside:
         _write(run, base, aside)
     say(f"{out}: {base.path} with the changes of {workdir}; next: {sample_command(out, run.config)}")
 
 
 def _write(run: TrainedRun, base: Base, folder: Path) -> None:
-    # The averages alone suffice: samples are made with them, and training continues from them with a new optimizer.
+    # Only the moving averages are merged: samples use them, and fine-tuning starts from them with a new optimizer.
     step = run.choose_step()
     state = checkpoint.restore(run.checkpoints, step, run.abstract, items=("params", "ema", "stats"))
     weights = read_weights(base, run.abstract.frozen)
@@ -67,7 +69,7 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     for name, content in kept.items():
         files.write_bytes(folder / name, content)
     config = _whole_config(run, base)
-    # Evaluations replace arrays of reference.npz.
+    # Evaluations change reference.npz, so config.json does not hold its SHA-256.
     constant = {name: content for name, content in kept.items() if name != "reference.npz"}
     directory.write_config(folder, config, run.facts.data, kept=constant)
     with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
@@ -77,7 +79,7 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
 
 
 def _whole_config(run: TrainedRun, base: Base) -> Config:
-    """Returns the config of the merged run: without a base and an adapter."""
+    """Returns the config of the merged run, which has neither a base nor an adapter."""
     config = run.config
     config = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
     # Otherwise the tokenizer would be trained again when the merged run is fine-tuned.
@@ -87,7 +89,7 @@ def _whole_config(run: TrainedRun, base: Base) -> Config:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. arguments: None: sys.argv."""
+    """Runs the command with these arguments. None: sys.argv[1:]."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = files.expand_paths(tyro.cli(Merge, args=arguments, prog="python -m gen.runs.merge"))
     merge(options.run, options.out, options.base, options.trust)

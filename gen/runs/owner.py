@@ -1,7 +1,7 @@
-"""Whose checkpoint it is: what a checkpoint keeps of its run, inside its seal.
+"""The owner of a checkpoint: digests of the config, the data and the files of its run, which are stored in the checkpoint.
 
-A checkpoint goes with one config, one data set and one tokenizer. Weights that are read with others give other numbers, without an
-error. So each checkpoint keeps its step and the digests of what it was trained with.
+With another config, data set or tokenizer, the weights would give wrong results without an error. So each checkpoint stores its
+step and these digests, in a file that its manifest protects, and they are compared before it is used.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from gen.errors import UserError, note
 
 CONFIG = "config.json"
 MAX_FILE_BYTES = 2**28
-"""Bytes of a file that a data set leaves in a run."""
+"""Largest size of a file that a data set keeps in a run directory, in bytes."""
 
 
 class Owner(NamedTuple):
-    """The run of a checkpoint."""
+    """Digests that identify the run of a checkpoint."""
 
     identity: str
-    """Digest of the config without launch fields, as config.json has it."""
+    """Digest of the run's identity: its config without launch fields. config.json has it, too."""
     data: str
     """Digest of the data set."""
     base: str | None
     """SHA-256 of the manifest of the base's checkpoint, if the run has a base."""
     files: Mapping[str, str]
-    """{file of the run that never changes, such as spec.json or tokenizer.json: SHA-256}."""
+    """{file name: SHA-256} of the run's files that never change, such as spec.json or tokenizer.json."""
     reference: Mapping[str, str]
-    """{array of reference.npz that holds validation examples: SHA-256}."""
+    """{feature: SHA-256} of the validation examples in reference.npz."""
 
 
 def describe(workdir: Path, examples: Mapping[str, np.ndarray]) -> Owner | None:
-    """Returns the owner of the checkpoints that are saved in a run from now on. None: it has no config.json.
+    """Computes the owner to store in new checkpoints of a run. None: the run has no readable config.json.
 
-    examples: the arrays of reference.npz that hold validation examples.
+    examples: {feature: array} of the validation examples in reference.npz.
     """
     config = _read_config(workdir)
     if config is None:
         return None
-    # Runs of older versions don't list their files.
+    # Older versions of gen did not list the files in config.json.
     names = config.get("files") or ("spec.json", "tokenizer.json", "labels.json")
     found = {name: sum_ for name in names if (sum_ := sum_of(workdir / name)) is not None}
     base = (config.get("base") or {}).get("sha256")
@@ -56,12 +56,12 @@ def describe(workdir: Path, examples: Mapping[str, np.ndarray]) -> Owner | None:
 
 
 def sums_of(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns {name: SHA-256} of arrays."""
+    """Returns {name: SHA-256} of {name: array}."""
     return {name: sha256(array) for name, array in arrays.items()}
 
 
 def sum_of(file: Path) -> str | None:
-    """Returns the SHA-256 of a file. None: it is missing, or not a file that can be read."""
+    """Returns the SHA-256 of a file. None: it is missing, can't be read, or is larger than MAX_FILE_BYTES."""
     try:
         return hashlib.sha256(files.read_bytes(file, MAX_FILE_BYTES)).hexdigest()
     except (FileNotFoundError, UserError):
@@ -69,18 +69,18 @@ def sum_of(file: Path) -> str | None:
 
 
 def sum_of_json(content: Mapping[str, object]) -> str:
-    """Returns the SHA-256 of JSON values, without their entry "sha256"."""
+    """Returns the SHA-256 of a JSON object without its entry "sha256", in which this sum is then stored."""
     kept = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def check_config(workdir: Path, content: Mapping[str, Any], config: Config) -> None:
-    """Checks the content of a config.json. Warns if launch fields were edited since gen wrote it. config: its config, decoded.
+    """Checks that a config.json was not edited since gen wrote it. Prints a warning if only launch fields were edited.
 
-    Raises: UserError if anything else was edited.
+    content: of config.json. config: its entry "config", decoded. Raises: UserError if the run's identity was edited.
     """
     path = workdir / CONFIG
-    # Older versions of gen wrote no sum.
+    # Older versions of gen wrote no entry "sha256"; then only the identity is checked.
     if content.get("sha256") == sum_of_json(content):
         return
     if configs.identity_changed(content["identity"], content["config"], config):
@@ -109,7 +109,7 @@ def read_owner(checkpoint: Path) -> Owner | None:
 
 
 def parse(value: object) -> Owner | None:
-    """Returns the owner that JSON values describe. None: they do not describe one."""
+    """Returns the owner that JSON values describe. None: they don't describe an owner."""
     if not isinstance(value, dict) or value.keys() != set(Owner._fields):
         return None
     owner = Owner(**value)
@@ -124,14 +124,15 @@ def parse(value: object) -> Owner | None:
 
 
 def changed_file(owner: Owner, workdir: Path) -> str | None:
-    """Returns the first file of a run that is not the one that a checkpoint was saved with. None: all are.
+    """Returns the name of a file of a run that differs from the file with which a checkpoint was saved. None: none differs.
 
-    A run without a readable config.json has no file to compare with, so None is returned. reference.npz is not compared.
+    If the run has no readable config.json, nothing can be compared, and None is returned. reference.npz is not compared.
     """
     config = _read_config(workdir)
     if config is None:
         return None
-    # A newer version of gen may have other names of classes, and more fields. It lists the digests of older versions.
+    # The checkpoint may be older than the gen that wrote config.json, which may have renamed classes or added fields. Such
+    # changes give another digest of the same identity, so config.json lists the earlier digests.
     known = {config["identity"], *texts(config.get("earlier"))}
     base = (config.get("base") or {}).get("sha256")
     if owner.identity not in known or owner.data != config["data"] or owner.base != base:
@@ -140,12 +141,12 @@ def changed_file(owner: Owner, workdir: Path) -> str | None:
 
 
 def texts(value: object) -> list[str]:
-    """Returns the strings in a JSON list. []: it is not a list."""
+    """Returns the strings in a JSON list. []: the value is not a list."""
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _read_config(workdir: Path) -> dict[str, Any] | None:
-    """Returns the content of config.json. None: it is missing or damaged, which is an error where it is needed."""
+    """Returns the content of config.json. None: it is missing or damaged, which `directory.read_config` reports."""
     try:
         found = files.read_json(workdir / CONFIG)
     except (FileNotFoundError, UserError):

@@ -1,4 +1,4 @@
-"""Manifests of samples: the inputs and outputs of one call of sample.py, so that it can be repeated and checked."""
+"""Manifests of samples: the inputs and outputs of one call of sample.py, so that the call can be repeated and checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
 
 
 class CheckpointRecord(NamedTuple):
-    """The checkpoint of a manifest."""
+    """The checkpoint from which the samples were generated."""
 
     step: int
     sha256: str
@@ -32,7 +32,7 @@ class Manifest(NamedTuple):
     """The inputs and outputs of one call of sample.py, as manifest.json holds them."""
 
     run: str
-    """The run directory, relative to the manifest."""
+    """Path of the run directory, relative to the manifest's folder."""
     identity: str
     """Digest of the run's identity."""
     checkpoint: CheckpointRecord
@@ -40,19 +40,19 @@ class Manifest(NamedTuple):
     """SHA-256 of the run's reference.npz."""
     seed: int
     request: Mapping[str, object]
-    """The family's request, encoded."""
+    """The family's request, as JSON values."""
     medium: Mapping[str, object]
-    """The medium's options, encoded, without launch fields."""
+    """The medium's options without launch fields, as JSON values."""
     conditions: Mapping[str, object]
-    """{name: value} of everything else that the bytes may depend on: versions and devices."""
+    """{name: value} of the versions of packages and the devices, on which the bytes of the outputs may depend, too."""
     outputs: Mapping[str, str]
-    """{file name, or SUB-FOLDER/NAME: SHA-256}."""
+    """{NAME or FOLDER/NAME of a file, relative to the manifest's folder: SHA-256}."""
     classes: Sequence[str] | None = None
-    """Name of each class, to read the labels in samples.npz. It changes no output. None: the data have none."""
+    """Name of each class, for people who read the labels in samples.npz. None: the data have no names of classes."""
 
 
 def conditions() -> dict[str, str | int | None]:
-    """Returns the versions and devices that the bytes of a sample depend on."""
+    """Returns {name: value} of the present versions and devices, as `Manifest.conditions` has them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         **{name: metadata.version(name) for name in PACKAGES},
@@ -65,13 +65,13 @@ def conditions() -> dict[str, str | int | None]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes a manifest.json."""
+    """Writes a manifest as JSON."""
     content = {"format": FORMAT, **manifest._asdict(), "checkpoint": manifest.checkpoint._asdict()}
     files.write_json(path, content)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Returns the manifest of a file. Raises: UserError if it is missing or damaged."""
+    """Reads a manifest.json, without `classes`. Raises: UserError if it is missing or damaged."""
     try:
         content = files.read_json(path)
     except (FileNotFoundError, UserError) as error:
@@ -89,10 +89,10 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: checkpoint is not a step and its sha256")
     if not content["outputs"]:
         raise UserError(f"{path} names no outputs")
-    # The files are read by these names, and a manifest may come from a stranger.
+    # Files with these names will be read, and the manifest may come from a stranger.
     if not all(_is_inside(name) for name in content["outputs"]):
         raise UserError(f"{path}: an output's name leaves the manifest's folder")
-    # Names of classes are for people alone, and older manifests have none.
+    # `classes` is left out: nothing reads it, and older manifests don't have it.
     manifest = Manifest(**{name: content[name] for name in kinds})
     return manifest._replace(checkpoint=CheckpointRecord(**content["checkpoint"]))
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, which to keep, and which is the best. It reads facts, no arrays."""
+"""Lists the checkpoints of a run, and decides which to keep and which is the best. Only facts are read, no arrays."""
 
 from __future__ import annotations
 
@@ -17,42 +17,41 @@ from gen.runtime.faults import check_kept
 
 
 class Facts(NamedTuple):
-    """Numbers that are saved with a state, as JSON."""
+    """Values that a checkpoint holds next to the state's arrays, as JSON."""
 
     metrics_bytes: int = 0
-    """Length of metrics.jsonl at this step. A resumed run truncates the file to it."""
+    """Length of metrics.jsonl at this step, in bytes. A resumed run truncates the file to this length."""
     validation: Mapping[str, float] = {}
-    """{metric: value} if the step was evaluated. They decide which checkpoint is the best."""
+    """{metric: value} on the validation split, from which the best checkpoint is chosen. {}: this step was not evaluated."""
     due: bool = True
     """Whether `save.every` asks for this checkpoint. Otherwise it was saved because a signal stopped the run, or because its
     evaluation was the best so far."""
     faults: Sequence[Sequence[object]] = ()
-    """The last entries of gen.runtime.faults.Record."""
+    """The last entries of gen.runtime.faults.Record, for the limits of the next steps."""
     healthy: bool = True
-    """Whether the losses and gradients before it were not far outside of the run's history."""
+    """False if a recent loss or gradient norm was far above the run's history, so that the run may have exploded."""
     merged: str | None = None
-    """The base of a run that gen.runs.merge made, as JSON."""
+    """Only in runs that gen.runs.merge wrote: the base of the adapter, as JSON."""
     metrics_sha256: str | None = None
-    """SHA-256 of metrics.jsonl at this step. None: an older version of gen did not compute it."""
+    """SHA-256 of metrics.jsonl at this step. None: an older version of gen saved the checkpoint without it."""
     step: int | None = None
-    """The step. A checkpoint that was copied to another number has another one. None: as above."""
+    """The step at which the checkpoint was saved. A folder with another name is a copy. None: saved by an older version of gen."""
     owner: Mapping[str, object] | None = None
-    """The run of the checkpoint: gen.runs.owner.Owner as JSON. None: as above."""
+    """gen.runs.owner.Owner of the run that saved the checkpoint, as JSON. None: saved by an older version of gen."""
 
 
 def steps(folder: Path) -> list[int]:
     """Returns the steps of all checkpoints in ascending order, damaged ones included."""
     if not folder.is_dir():
         return []
-    # "007" is not how gen names a step.
+    # gen writes no leading zeros, so a folder "007" is not a checkpoint.
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.name == str(int(p.name)))
 
 
 def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
-    """Returns the newest undamaged step. None: there is no checkpoint, or none was ever sealed. warn: receives a line for each damaged
-    step.
+    """Returns the newest step whose checkpoint is undamaged. None: there is no checkpoint, or none was ever completely saved.
 
-    Raises: UserError if checkpoints were sealed and all are damaged.
+    warn: called with a line of text for each damaged checkpoint. Raises: UserError if checkpoints were saved, but all are damaged.
     """
     found = steps(folder)
     if found and not any(was_sealed(folder / str(step)) for step in found):
@@ -62,20 +61,21 @@ def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
 
 
 def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
-    """Checks that config.json, spec.json and tokenizer.json have not changed since the run's checkpoints were saved.
+    """Checks that config.json and the run's other constant files have not changed since its checkpoints were saved.
 
-    warn: receives a line if this can't be checked, because an older version of gen saved all checkpoints.
+    warn: called with a line of text if this can't be checked, because an older version of gen saved all checkpoints.
 
     Raises: UserError that names the file which has changed or is missing.
     """
     folder = workdir / "checkpoints"
     known = {step: theirs for step in steps(folder) if (theirs := owner.read_owner(folder / str(step)))}
     changed = {step: owner.changed_file(theirs, workdir) for step, theirs in known.items()}
-    # A checkpoint of another run is named when it is read. It says nothing about this run.
+    # If a checkpoint agrees with the files, they have not changed. Checkpoints that disagree are then copies from another run,
+    # which are reported when they are read.
     if None in changed.values():
         return
     for step in sorted(changed, reverse=True):
-        # A damaged checkpoint says nothing either.
+        # A damaged checkpoint proves nothing about the files.
         if broken(folder / str(step)) is None:
             file = workdir / str(changed[step])
             wrong = "has changed since" if file.exists() else "is missing, and was there when"
@@ -87,28 +87,31 @@ def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
 
 
 def scheduled(folder: Path) -> int | None:
-    """Returns the newest undamaged step that the config asked for. None: there is none.
+    """Returns the newest undamaged step that `save.every` asked for, to roll back to. None: there is none.
 
-    Other steps depend on when a run was stopped, or on `save.best`, which may change between launches. So a rollback to them
-    would not be reproducible.
+    Other steps were saved because the run was stopped, or by `save.best`, which may change between launches. So a rollback to
+    them would not be reproducible.
     """
     return newest_with(folder, "due")
 
 
 def newest_with(folder: Path, fact: Literal["due", "healthy"]) -> int | None:
-    """Returns the newest undamaged step that has this fact. None: there is none."""
+    """Returns the newest undamaged step whose facts have `due` or `healthy` set. None: there is none."""
     found = [step for step in sorted(steps(folder), reverse=True) if _has(folder, step, fact)]
     return next((step for step in found if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
-    """Returns the undamaged step with the best validation metric, without one the newest undamaged step. Otherwise as `newest`."""
+    """Returns the undamaged step with the best value of the metric `save.best`. If no step has a value, the newest undamaged step.
+
+    None: there is no checkpoint. warn, Raises: as `newest`, but also if no checkpoint was ever completely saved.
+    """
     ranked = sorted(steps(folder), key=lambda step: (score(folder, step, config), step), reverse=True)
     return _first_undamaged(folder, ranked, warn)
 
 
 def read_facts(folder: Path, step: int) -> Facts:
-    """Returns the facts that were saved with a step. Raises: UserError if they are damaged."""
+    """Reads the facts in the checkpoint of a step. Raises: UserError if they are damaged."""
     path = folder / str(step)
     found = files.read_json(path / "meta" / "metadata")
     if not isinstance(found, dict):
@@ -153,13 +156,14 @@ FACTS: dict[str, Callable[[object], bool]] = {
     "step": _is_count,
     "owner": _is_owner,
 }
-"""{fact: whether a value is possible}. A fact that is missing has its default."""
+"""{fact: function that checks a value}. Facts that are missing in a checkpoint get their defaults."""
 
 
 def steps_to_keep(folder: Path, config: Save) -> set[int]:
-    """Returns the last sealed steps, the last scheduled one (a rollback needs it), the last healthy one and the best one.
+    """Returns the steps of the sealed checkpoints to keep: the last `save.keep`, the last with `due` (a rollback needs it), the last
+    with `healthy`, and the best.
 
-    An unsealed step can go: it is saved again as soon as training reaches it.
+    Unsealed checkpoints are not kept: training saves them again as soon as it reaches their steps.
     """
     sealed = [step for step in steps(folder) if is_sealed(folder / str(step))]
     due, good = ([step for step in sealed if _has(folder, step, fact)] for fact in ("due", "healthy"))
@@ -175,7 +179,7 @@ def _has(folder: Path, step: int, fact: Literal["due", "healthy"]) -> bool:
 
 
 def score(folder: Path, step: int, config: Save) -> float:
-    """Returns the validation metric of a step, negated if lower is better. -inf: the step was not evaluated."""
+    """Returns the value of the metric `save.best` at a step, as `value_of`. -inf also if the step has no readable facts."""
     try:
         return value_of(read_facts(folder, step).validation, config)
     except (OSError, UserError):
@@ -183,7 +187,10 @@ def score(folder: Path, step: int, config: Save) -> float:
 
 
 def value_of(validation: Mapping[str, float], config: Save) -> float:
-    """Returns the metric that chooses the best checkpoint, negated if lower is better. -inf: it is not among them."""
+    """Returns the value of the metric `save.best`, negated if lower is better, so that the best checkpoint has the largest value.
+
+    -inf: `validation` does not have the metric. 0 if `save.best` is None.
+    """
     if config.best is None:
         return 0.0
     metric, end = config.best
@@ -195,6 +202,7 @@ def value_of(validation: Mapping[str, float], config: Save) -> float:
 
 
 def _first_undamaged(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
+    """Returns the first undamaged step of `order`, and warns about the steps before it. None: `order` is empty."""
     for step in order:
         reason = damage(folder, step)
         if reason is None:

@@ -1,4 +1,4 @@
-"""A run in training: its parts, and where it starts."""
+"""A run in training: its parts, the step at which it starts, and the files that it writes at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gen.runtime.engine import Engine
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run in training."""
+    """A run in training: its config, directory, data, model, engine and base."""
 
     config: Config
     workdir: Path
@@ -39,11 +39,14 @@ class Run:
         return self.workdir / "checkpoints"
 
     def state_at(self, step: int) -> State:
-        """Returns the state of a checkpoint, placed on the devices. Step 0: the initial state, with the base's weights if any."""
+        """Returns the state at a step, on the devices: of its checkpoint, or for step 0 the initial state.
+
+        If the run has a base, the initial state has its weights. Raises: UserError if the checkpoint does not fit, or is a copy.
+        """
         abstract = self.engine.abstract
         if step:
             state = checkpoint.restore(self.checkpoints, step, abstract)
-            # Older versions of gen kept the step in the state alone.
+            # Older versions of gen stored the step only in the state, so `checkpoint.damage` can't notice a copy.
             if int(state.step) != step:
                 raise UserError(
                     f"{self.checkpoints / str(step)} is a copy of step {int(state.step)}; the fix: remove it, and an earlier "
@@ -57,13 +60,13 @@ class Run:
         return runs_base.with_stats(state, self.base, self.model.inherited)
 
     def state_to_test(self, step: int) -> State:
-        """Returns the state of a checkpoint without its optimizer, placed on the devices."""
+        """Returns the state of a checkpoint on the devices, with an empty optimizer state, for the test metrics."""
         abstract = self.engine.abstract
         state = checkpoint.restore(self.checkpoints, step, abstract, items=("params", "ema", "stats"))
         return self.renumber(runs_base.with_base(state, abstract, self.base), step)
 
     def renumber(self, state: State, step: int) -> State:
-        """Returns the state with another step number."""
+        """Returns the state with `step` as its step number."""
         return replace(state, step=jax.device_put(np.int32(step), self.engine.abstract.step.sharding))
 
     def view(self) -> RunView:
@@ -84,18 +87,18 @@ def _read_file(data: Dataset, name: str) -> bytes:
 
 
 class Start(NamedTuple):
-    """How a run starts, and at which step. The first host decides this once, and tells the other hosts."""
+    """The step at which a run starts, and with which weights. The first host decides this, and sends it to the other hosts."""
 
     kind: Literal["scratch", "base", "resume"]
-    """scratch: new parameters. base: the weights of another run. resume: a checkpoint of this run."""
+    """scratch: random parameters. base: the weights of another run. resume: a checkpoint of this run."""
     step: int
-    """Steps that are done already."""
+    """Number of steps that are already done."""
     facts: checkpoint.Facts
-    """The facts of the checkpoint; the defaults if there is none."""
+    """The facts of the checkpoint to resume from. The defaults if the run does not resume."""
     damaged: list[str]
-    """A line for each checkpoint that was newer but damaged."""
+    """Warnings: a line for each newer checkpoint that is damaged, and for reference.npz if it had to be written again."""
     finished: bool
-    """Whether all steps are done and tested."""
+    """Whether all steps are done, and the test metrics are written."""
 
 
 def open_start(run: Run, held: ExitStack) -> Start:
@@ -104,12 +107,13 @@ def open_start(run: Run, held: ExitStack) -> Start:
     Raises: UserError if the directory belongs to another run, is in use, or has no undamaged checkpoint.
     """
     found = hosts.broadcast(partial(_find_start, run, held))
-    # On several hosts it has come as JSON, where a NamedTuple is a list.
+    # Between hosts the result is sent as JSON, which turns a NamedTuple into a list.
     kind, step, facts, damaged, finished = found
     return Start(kind, step, checkpoint.Facts(*facts), damaged, finished)
 
 
 def _find_start(run: Run, held: ExitStack) -> Start:
+    """Locks and checks the run directory, writes its files, and returns the start. Only the first host calls it."""
     config, workdir, data = run.config, run.workdir, run.data
     held.enter_context(directory.lock_run(workdir))
     base = run.base and run.base.record(workdir)
@@ -124,7 +128,7 @@ def _find_start(run: Run, held: ExitStack) -> Start:
     finished = step >= config.steps and _is_tested(run)
     damaged += _restore_reference(run, facts)
     if step < config.steps:
-        # It is about an earlier checkpoint: this run is made longer.
+        # Its scores are of an earlier checkpoint: the run was finished before, and is now trained for more steps.
         (workdir / "evaluation.json").unlink(missing_ok=True)
     if step:
         return Start("resume", step, facts, damaged, finished)
@@ -132,7 +136,10 @@ def _find_start(run: Run, held: ExitStack) -> Start:
 
 
 def _restore_reference(run: Run, facts: checkpoint.Facts) -> list[str]:
-    """Writes the examples of reference.npz if they are missing or have changed. Returns a line if there were some before."""
+    """Writes the examples of reference.npz again if they are missing or have changed.
+
+    facts: of the checkpoint to resume from. Returns a warning if the examples were lost or damaged, [] for a new run.
+    """
     path, spec = run.workdir / "reference.npz", run.data.spec
     try:
         found = directory.read_reference(run.workdir, spec)
@@ -145,14 +152,14 @@ def _restore_reference(run: Run, facts: checkpoint.Facts) -> list[str]:
             return []
     lost = facts.step is not None or path.exists()
     if path.is_file():
-        # Its other arrays are of an evaluation, perhaps of another run. The next evaluation writes them again.
+        # Its other arrays come from an evaluation, perhaps of another run. The next evaluation writes them again.
         path.unlink()
     directory.write_reference(run.workdir, reference_examples(run.data))
     return [f"{path} was lost or damaged; its examples are written again"] if lost else []
 
 
 def _is_tested(run: Run) -> bool:
-    """Returns whether evaluation.json has the model's metrics. gen.evaluate may have written other metrics."""
+    """Returns whether evaluation.json has the model's test metrics, and not only metrics that gen.evaluate has added."""
     evaluation = directory.read_evaluation(run.workdir) or directory.Evaluation()
     by_checkpoint = {name for name, entry in evaluation.protocol.items() if "checkpoint" in entry}
     return bool(evaluation.metrics.keys() & (run.model.protocol.keys() or by_checkpoint))
@@ -168,16 +175,17 @@ def report_finished(run: Run, start: Start) -> None:
 
 
 def reference_examples(data: Dataset) -> dict[str, np.ndarray]:
-    """Returns the first validation examples, as the model sees them."""
+    """Returns {feature: array [n, ...]} of the first n <= 64 validation examples, after preprocessing."""
     batch = next(iter(data.evaluation("validation", directory.REFERENCE_EXAMPLES)))
     seen = jax.device_get(data.preprocess(jax.device_put(batch), jax.random.key(0), False))
     return {name: seen[name][batch["weight"] > 0] for name in data.spec}
 
 
 def write_evaluation(run: Run, step: int, metrics: dict[str, float], facts: dict[str, object]) -> dict[str, float]:
-    """Writes evaluation.json: the test metrics of a checkpoint, and the scores of trivial baselines, each with its protocol.
+    """Writes the test metrics of a checkpoint and the scores of trivial baselines to evaluation.json, each with its protocol.
 
-    facts: the protocol of the test split. Returns all metrics.
+    step: of the checkpoint. facts: {setting: value} of the evaluation, such as the split, for the protocol of each metric.
+    Returns {metric: value} of all that was written.
 
     Raises: UserError if the base has changed since it was opened.
     """
@@ -193,7 +201,7 @@ def write_evaluation(run: Run, step: int, metrics: dict[str, float], facts: dict
 
 
 def write_samples(folder: Path, name: str, shown: Mapping[str, bytes]) -> None:
-    """Writes the files of a medium as NAME.png, NAME.txt, ... in a folder."""
+    """Writes {file: content} of `Shown.files` into a folder, each as `name` with the suffix of its file: NAME.png, NAME.txt."""
     folder.mkdir(exist_ok=True)
     for file, content in shown.items():
         files.write_bytes(folder / f"{name}{Path(file).suffix}", content)

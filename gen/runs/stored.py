@@ -1,4 +1,4 @@
-"""The array format of checkpoints. Only the format that gen writes is read: zarr 2, packed by Zstandard, in Orbax's folders.
+"""Checks the file format of a checkpoint's arrays. Only the format that gen writes is accepted: zarr 2, compressed by Zstandard.
 
 Orbax also reads other formats (zarr 3, OCDBT), compressors and filters. With some of them a file of a few megabytes unpacks to
 gigabytes. So the format of each file is checked before Orbax opens any file.
@@ -17,31 +17,32 @@ from gen import files
 from gen.errors import UserError
 
 ARRAY = ".zarray"
-"""File in the folder of an array that says how it is stored."""
+"""Name of the file that describes an array (its shape, dtype and compression), in the array's folder."""
 CHUNK = re.compile(r"\d+(\.\d+)*")
-"""Names of the files with the numbers of an array."""
+"""Names of the files with the content of an array. A file holds one chunk, and is named by the chunk's position, such as 0.1."""
 FACTS = ("_METADATA", "_sharding", "commit_success.txt")
-"""Files of Orbax in the folder of an item."""
+"""Other files that Orbax writes into the folder of an item (a field of the state)."""
 WRITERS = "array_metadatas"
-"""Folder of Orbax in the folder of an item: a file for each host that wrote arrays."""
+"""Sub-folder that Orbax writes into the folder of an item. It has a file for each host that wrote arrays."""
 SIZES = {"|b1": 1, "|i1": 1, "|u1": 1, "<i2": 2, "<u2": 2, "<f2": 2, "bfloat16": 2, "<i4": 4, "<u4": 4, "<f4": 4}
 SIZES |= {"<i8": 8, "<u8": 8, "<f8": 8}
-"""{dtype: bytes of a number}."""
+"""{dtype as zarr names it: bytes per number}."""
 FIXED = {"zarr_format": 2, "order": "C", "dimension_separator": ".", "fill_value": None, "filters": None}
-"""Entries of .zarray that are always the same."""
+"""Entries of .zarray that have the same value in all arrays of gen."""
 VARYING = {"shape", "chunks", "dtype", "compressor"}
+"""The other entries of .zarray."""
 MAGIC = b"\x28\xb5\x2f\xfd"
-"""First bytes of a frame of Zstandard."""
+"""First bytes of a Zstandard frame (RFC 8878, 3.1.1)."""
 HEADER_BYTES = 18
-"""Longest header of a frame."""
+"""Largest length of a frame's header, including the magic bytes."""
 
 
 def check_format(step: Path, sizes: Mapping[str, int]) -> None:
-    """Checks the files of a checkpoint that hold its items, before they are read.
+    """Checks the files of a checkpoint, before Orbax reads them.
 
-    sizes: {item: most numbers that one of its arrays may have}.
+    step: folder of the checkpoint. sizes: {item to read: largest count of numbers in one of its arrays}.
 
-    Raises: UserError that names the first file that is not as gen writes it, or would unpack to more numbers.
+    Raises: UserError that names a file that is not as gen writes it, or would unpack to more numbers.
     """
     _check_json(step / "_CHECKPOINT_METADATA")
     for item, most in sizes.items():
@@ -68,7 +69,7 @@ def _check_writers(folder: Path, names: list[str]) -> None:
 
 
 def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, ...]) -> None:
-    """Raises: UserError unless the files are those of one array, or `facts`, or both."""
+    """Raises: UserError if a folder has files that belong neither to one array nor to `facts`, or if a file is damaged."""
     is_array = ARRAY in names
     unpacked = _check_array(folder / ARRAY, most) if is_array else 0
     for name in names:
@@ -82,7 +83,10 @@ def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, .
 
 
 def _check_array(path: Path, most: int) -> int:
-    """Returns the bytes of an unpacked chunk. Raises: UserError for another format, or for more than `most` numbers."""
+    """Checks a .zarray file. Returns the size of an unpacked chunk in bytes.
+
+    Raises: UserError for another format, or if the array or a chunk has more than `most` numbers.
+    """
     found = _check_json(path)
     shape, chunks, dtype, compressor = (found.get(name) for name in ("shape", "chunks", "dtype", "compressor"))
     same = found.keys() == FIXED.keys() | VARYING and all(found[name] == value for name, value in FIXED.items())
@@ -104,7 +108,7 @@ def _is_shape(value: object, least: int) -> TypeGuard[list[int]]:
 
 
 def _check_chunk(path: Path, unpacked: int) -> None:
-    """Raises: UserError unless a file is one whole frame of Zstandard that says that it unpacks to this number of bytes."""
+    """Raises: UserError unless a file is exactly one Zstandard frame, whose header says that it unpacks to `unpacked` bytes."""
     with open(path, "rb") as file:
         frame = read_header(file.read(HEADER_BYTES))
         if frame is None or frame.unpacked != unpacked or _find_end(file, frame) != os.fstat(file.fileno()).st_size:
@@ -115,17 +119,17 @@ class Frame(NamedTuple):
     """The header of a Zstandard frame."""
 
     unpacked: int
-    """Bytes to which it unpacks."""
+    """Size of the unpacked content, in bytes."""
     length: int
-    """Bytes of the header."""
+    """Size of the header, in bytes."""
     checksum: bool
     """Whether 4 bytes with a checksum follow the blocks."""
 
 
 def read_header(content: bytes) -> Frame | None:
-    """Reads the header of a Zstandard frame. content: the beginning of the frame. None: it is no frame, or has no size in its header.
+    """Reads the header of a Zstandard frame. content: its first HEADER_BYTES bytes, or all if it is shorter.
 
-    Source: RFC 8878, 3.1.1.1.
+    None: it is not a frame, or the header does not give the unpacked size. Source: RFC 8878, 3.1.1.1.
     """
     if len(content) < 6 or not content.startswith(MAGIC):
         return None
@@ -135,14 +139,14 @@ def read_header(content: bytes) -> Frame | None:
     size = content[start : start + width]
     if not width or len(size) < width:
         return None
-    # Two bytes count from 256 on.
+    # A size in two bytes is stored minus 256.
     return Frame(int.from_bytes(size, "little") + 256 * (width == 2), start + width, bool(flags & 4))
 
 
 def _find_end(file: BinaryIO, frame: Frame) -> int | None:
-    """Returns the position after a frame. None: a block is cut off, or blocks unpack to more than the header says.
+    """Returns the position in the file at which a frame ends, without unpacking it.
 
-    Source: RFC 8878, 3.1.1.2.
+    None: a block is cut off, or the blocks are larger than the header says. Source: RFC 8878, 3.1.1.2.
     """
     at, unpacked = frame.length, 0
     while True:
@@ -150,18 +154,19 @@ def _find_end(file: BinaryIO, frame: Frame) -> int | None:
         head = file.read(3)
         value = int.from_bytes(head, "little")
         last, kind, size = value & 1, value >> 1 & 3, value >> 3
-        # Of a block that is compressed (2), only the packed size is known here. The kind 3 is reserved.
+        # Kinds: 0 raw, 1 one repeated byte, 2 compressed, 3 reserved. `size` is the unpacked size of kinds 0 and 1, and the packed
+        # size of kind 2, whose unpacked size is not known here.
         unpacked += size if kind != 2 else 0
         if len(head) < 3 or kind == 3 or unpacked > frame.unpacked or (not last and size == 0):
             return None
-        # A block of one repeated byte (1) holds this byte alone.
+        # A block of one repeated byte (1) takes one byte in the file.
         at += 3 + (1 if kind == 1 else size)
         if last:
             return at + 4 * frame.checksum
 
 
 def _check_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file. Raises: UserError if it is missing, large, nested too deeply, or something else."""
+    """Returns the JSON object in a file. Raises: UserError if it is missing, too large, nested too deeply, or not a JSON object."""
     try:
         found = files.read_json(path)
     except FileNotFoundError:

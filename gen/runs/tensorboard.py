@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard."""
+"""Writes a run's metrics for TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gen.system import name_file
 
 @contextmanager
 def _hide_module(name: str) -> Iterator[None]:
-    """Makes a module that isn't imported yet impossible to import inside."""
+    """Makes imports of a module fail inside the context, unless it is already imported."""
     if name in sys.modules:
         yield
         return
@@ -32,10 +32,10 @@ with _hide_module("torch"):
 
 
 class Events:
-    """An event file, events.* in a run directory.
+    """Writes a new event file, events.*, into a run directory.
 
-    A resumed run adds a file. Of the earlier files TensorBoard then shows what they hold up to step `start`, the step of the
-    checkpoint, itself included.
+    A resumed run adds a file. TensorBoard then shows the earlier files only up to and including step `start`, the step of the
+    checkpoint from which the run is resumed.
     """
 
     def __init__(self, workdir: Path, start: int):
@@ -43,11 +43,11 @@ class Events:
         # The synchronous writer: SummaryWriter's thread dies when the disk is full, and its queue then blocks the run.
         self.writer = EventsWriter(str(workdir / "events"))
         if resumed:
-            # TensorBoard forgets everything from the step of this event on, so it is the first step that is written again.
+            # At this event TensorBoard drops the earlier values of its step and later steps, which will be written again.
             self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Writes metrics of a step as "split/metric"."""
+        """Writes {metric: value} of a step, with the names "split/metric"."""
         with name_file(self.workdir / "events"):
             for name, value in values.items():
                 self._write(step, summary=summary.scalar(f"{split}/{name}", value))

@@ -1,4 +1,4 @@
-"""A trained run, opened once: its config, data, model and checkpoints, and samples from it."""
+"""Opens a trained run: gives its config, data, model and checkpoints, and generates samples."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ from gen.runs.directory import RunFacts
 from gen.runtime import backend, engine
 
 MAX_FILE_BYTES = 2**28
+"""Largest size of a file that a data set keeps in a run directory, in bytes."""
 MAX_COUNT = 2**31
-"""Upper bound on the whole numbers of a request, such as its number of samples."""
+"""Exclusive upper bound on the integers of a request, such as its number of samples."""
 
 
 class Drawn(NamedTuple):
-    """Samples of a run."""
+    """Samples of a run, and the options to show them with."""
 
     arrays: dict[str, np.ndarray]
     """The arrays that the model generated: {"samples": [n, ...], ...}."""
     options: Any
-    """The medium's options, with those that the request decided, for `Medium.show`."""
+    """The medium's options as `Medium.complete` returns them, for `Medium.show`."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run directory whose config.json and spec.json were read, with the model that they describe.
+    """A trained run, with the model that its config.json and spec.json describe. Create it with `open_run`.
 
-    `open_run` makes one. Everything runs on the first device.
+    All computations run on the first device.
     """
 
     workdir: Path
@@ -60,7 +61,7 @@ class TrainedRun:
 
     @property
     def medium(self) -> Medium:
-        """The medium of the run's samples: images, texts or others."""
+        """The medium that shows the run's samples, for instance as images or text."""
         return find_medium(self.config.data, self.spec)
 
     @cached_property
@@ -70,7 +71,7 @@ class TrainedRun:
         return files.check_fits(engine.on_one_device(shapes), self.workdir)
 
     def choose_step(self, step: int | None = None) -> int:
-        """Returns the step of an undamaged checkpoint: the given step, or with None the best one.
+        """Returns the step of the best undamaged checkpoint, or the given step after its checkpoint was checked.
 
         Raises: UserError if there is no such checkpoint, or if it is damaged.
         """
@@ -90,33 +91,34 @@ class TrainedRun:
         return checkpoint.digest(self.checkpoints, step)
 
     def has_identity(self, digest: str) -> bool:
-        """Returns whether the digest is one of this run's identity, perhaps taken by an older version of gen."""
+        """Returns whether `digest` is a digest of this run's identity, as this or an older version of gen computes it."""
         return not configs.identity_changed(digest, self.facts.config, self.config)
 
     def open_base(self, moved: str | None = None) -> runs_base.Base | None:
-        """Returns the checkpoint that this run was begun with, None without one. moved: where that run is now.
+        """Opens the base that this run was begun with. None: it has no base. moved: the base's run directory, if it was moved.
 
-        Raises: UserError if it does not exist, or has changed.
+        Raises: UserError if the base does not exist, or has changed.
         """
         return runs_base.base_of_run(self.workdir, self.facts, moved)
 
     def restore(self, step: int, base: str | None = None) -> State:
-        """Returns the parts of a checkpoint's state that samples need: params, ema, stats, frozen and step.
+        """Returns the state of a checkpoint with an empty optimizer state, on the first device.
 
         base: where the base of an adapter is now, if it was moved.
 
-        Raises: UserError if the checkpoint is not one of this model, or if the base is missing.
+        Raises: UserError if the checkpoint does not fit the model, or if the base is missing.
         """
         state = checkpoint.restore(self.checkpoints, step, self.abstract, items=("params", "ema", "stats"))
         if jax.tree.leaves(self.abstract.frozen):
             state = runs_base.with_base(state, self.abstract, self.open_base(base))
-        # A checkpoint of parameters alone has no step.
+        # The item "step" was not restored.
         return replace(state, step=jax.numpy.int32(step))
 
     def reference(self) -> dict[str, np.ndarray]:
-        """Returns the arrays of reference.npz: validation examples, as the model sees them. {} if there are none.
+        """Returns the arrays of reference.npz: {feature: validation examples [n, ...]} after preprocessing, and arrays of evaluations.
 
-        Raises: UserError if they are damaged, or are not those that the run was trained with.
+        {}: the file does not exist, and no checkpoint says that it did. Raises: UserError if the file is damaged, or if its
+        examples are not those that the run was trained with.
         """
         found = directory.read_reference(self.workdir, self.spec)
         examples = owner.sums_of({name: array for name, array in found.items() if name in self.spec})
@@ -134,28 +136,32 @@ class TrainedRun:
         return found
 
     def read_file(self, name: str) -> bytes:
-        """Returns a file that the data set left in the run, such as tokenizer.json. Raises: UserError if it is missing."""
+        """Returns the content of a file that the data set keeps in the run, such as tokenizer.json.
+
+        Raises: UserError if it is missing.
+        """
         try:
             return files.read_bytes(self.workdir / name, MAX_FILE_BYTES)
         except FileNotFoundError:
             raise UserError(f"{self.workdir} has no {name}; copy it from the original run") from None
 
     def view(self) -> RunView:
-        """Returns the parts that a medium may read."""
+        """Returns the parts of the run that a medium may read."""
         return RunView(self.config.data, self.spec, self.read_file, self.reference, self.build_data)
 
     def build_data(self, data_dir: str | None = None, **changes: Any) -> Dataset:
         """Returns the data set that the run was trained on.
 
-        data_dir: where the data set is now, for kinds of data with that setting. changes: fields of the config's data that
-        change how it is read and leave its content as it is.
+        data_dir: folder of the files now, for kinds of data with the field `data_dir`. changes: {field of the config's data:
+        value}, for fields that do not change the content of the data, such as `batch_size`.
 
-        Raises: UserError if the data are not the same any more (their digests differ).
+        Raises: UserError if the data have changed since training (their digests differ).
         """
         data = self.config.data
         if data_dir is not None and any(hasattr(each, "data_dir") for each in (data, getattr(data, "data", None))):
             changes["data_dir"] = data_dir
-        # If the tokenizer was trained on the data, it is trained again. Otherwise it is read from the run, because its file may be gone.
+        # A tokenizer that was trained on the data is trained again. Any other tokenizer is read from the run's copy, because the
+        # original file may be gone.
         was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
         # A stranger's config must not make gen read another run, so examples are always encoded by the run's copy of the tokenizer.
         if data.keeps_tokenizer or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
@@ -170,11 +176,11 @@ class TrainedRun:
         return self.medium.to_images(samples, self.view())
 
     def draw(self, step: int, seed: int, request: Request, options: Any, base: str | None = None) -> Drawn:
-        """Returns samples for a user's request: `generate`, with the inputs that the medium's options ask for.
+        """Generates samples with the inputs that the medium's options ask for, such as prompts or pictures.
 
         options: of the medium, as `Medium.read_options` returns them. base: where the base of an adapter is now, if it was moved.
 
-        Raises: UserError if the options do not suit the request or the run, and as `generate`.
+        Raises: UserError if the options do not fit the request or the run; also as `generate`.
         """
         view, medium = self.view(), self.medium
         options = medium.complete(options, request, view)
@@ -196,10 +202,10 @@ class TrainedRun:
     ) -> dict[str, np.ndarray]:
         """Returns the arrays that the model generates: {"samples": [n, ...], ...}.
 
-        They depend on nothing but the run, the checkpoint `step`, the seed, the request and the given arrays.
+        They depend only on the run, the checkpoint `step`, the seed, the request and the given arrays.
 
-        given: input arrays; None: the reference examples. functions: more arguments of the model's `generate`.
-        base: where the base of an adapter is now, if it was moved.
+        given: input arrays of the model's `generate`; None: the arrays of `reference`. functions: {argument of the model's
+        `generate`: function}. base: where the base of an adapter is now, if it was moved.
 
         Raises: UserError if the model does not take the functions or prompts, if the request names a class that the data don't have,
         if a number of the request is too large, or if memory does not suffice.
@@ -209,12 +215,12 @@ class TrainedRun:
             # JAX has no arrays of such a length, and raises several kinds of errors.
             if isinstance(value, int) and value >= MAX_COUNT:
                 raise UserError(f"{name} is {value}; it must be below {MAX_COUNT}")
-        # Only models that write token by token take a function of each token.
+        # Only the `generate` of models that write token by token has parameters for such functions.
         if functions.keys() - inspect.signature(self.model.generate).parameters.keys():
             raise UserError("the model writes at all positions at once; leave out --stream and --stop")
         state = self.restore(step, base)
         inputs = state, jax.random.key(seed), self.reference() if given is None else given
-        # Compiled ahead, so that its memory is known before anything runs: too much of it would end other processes.
+        # Compiled before it runs, to know its memory: if memory ran out, the system might kill other processes.
         lowered = jax.jit(partial(self.model.generate, request=request, **functions)).lower(*inputs)
         # A model that reads no captions would ignore a prompt, and the user would not notice.
         if captions.GIVEN in inputs[-1] and "captions" not in lowered.out_info:
@@ -226,7 +232,7 @@ class TrainedRun:
 
 
 def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
-    """Returns the run in a directory. trust: modules outside gen that its config may name; they are imported.
+    """Opens the run in a directory. trust: modules outside gen that its config may name; they are imported.
 
     Raises: UserError if there is no run, or if its config.json, spec.json or tokenizer.json is damaged, or has changed since its
     checkpoints were saved.
@@ -240,7 +246,7 @@ def open_run(workdir: Path, trust: Sequence[str] = ()) -> TrainedRun:
 
 
 def sample_command(workdir: Path, config: Config) -> str:
-    """Returns the command that samples a run, with --trust for the modules outside gen that its config names."""
+    """Returns the command line that samples a run, with --trust for the packages outside gen that its config names."""
     classes = {type(x) for x in walk(config) if is_dataclass(x)}
     packages = sorted({cls.__module__.partition(".")[0] for cls in classes} - {"gen"})
     return " ".join([f"python sample.py {workdir}", *(f"--trust {name}" for name in packages)])

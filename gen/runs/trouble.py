@@ -1,4 +1,4 @@
-"""Messages about problems of a run: the error of a run that explodes, and the warnings that the last lines repeat."""
+"""Messages about problems of a run: the error that ends an exploded run, and the warnings that are repeated when a run ends."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from gen.runs.run import Run
 from gen.runtime import hosts
 
 MAX_WARNINGS = 8
-"""Number of different warnings that the end of a run repeats."""
+"""Largest number of different warnings that are repeated when a run ends."""
 SKIPPED = "steps were left out, because their numbers were not finite or jumped"
+"""The warning about skipped steps."""
 NUMBER = re.compile(r"-?\d[\d.,]*(?:e[+-]?\d+)?")
 
 
 def stop_exploded(run: Run, step: int, reason: str, norm: float, save: checkpoint.Saver) -> None:
-    """Ends a run that has exploded. All hosts call it.
+    """Ends a run that has exploded, by an error. All hosts call it.
 
-    The checkpoints since the explosion are set aside, so that the run can only be resumed, sampled and scored from before.
-    norm: usual gradient norm of the run.
+    The checkpoints after the last healthy one are set aside, so that no command uses their weights. reason: how the run exploded,
+    for the message. norm: typical gradient norm of the run.
 
-    Raises: UserError, with the last good checkpoint and the fix.
+    Raises: UserError, always, with the last good checkpoint and the fix.
     """
     save.wait()
     kept = hosts.broadcast(partial(_keep_healthy, run.checkpoints))
@@ -46,6 +47,7 @@ def stop_exploded(run: Run, step: int, reason: str, norm: float, save: checkpoin
 
 
 def _keep_healthy(folder: Path) -> int | None:
+    """Sets aside the checkpoints after the last healthy one. Returns its step, None if there is none."""
     good = checkpoint.newest_with(folder, "healthy")
     for step in checkpoint.steps(folder):
         if step > (good or 0):
@@ -54,9 +56,10 @@ def _keep_healthy(folder: Path) -> int | None:
 
 
 def advice(model: Family, norm: float) -> str:
-    """Returns options that make an exploding model more stable: a third of its learning rate, and clipped gradients.
+    """Returns command-line options that make training more stable: a third of the learning rates, and clipped gradients.
 
-    norm: usual gradient norm of the run.
+    norm: typical gradient norm of the run. Gradients are clipped to three times this norm. If no option fits the model, the
+    advice is in words.
     """
     options: list[str] = []
     for field in fields(model):
@@ -73,14 +76,14 @@ def advice(model: Family, norm: float) -> str:
 
 def _third(lr: object) -> str | None:
     if isinstance(lr, Schedule):
-        # Other schedules have no peak.
+        # Only some schedules have a peak. For the others no learning rate is advised.
         peak: Any = getattr(lr, "peak", None)
         return None if peak is None else f'"{replace(lr, peak=_round(peak / 3))}"'  # pyright: ignore[reportCallIssue]
     return f"{_round(lr / 3):g}" if isinstance(lr, float | int) else None
 
 
 def _round(x: float) -> float:
-    """Returns x with one digit that is not 0."""
+    """Returns x rounded to one significant digit."""
     return float(f"{x:.1g}")
 
 
@@ -94,9 +97,10 @@ def unreached(config: Config) -> list[str]:
 
 
 def repeat_warnings(telemetry: Path) -> list[str]:
-    """Returns a line for each kind of warning in telemetry.jsonl, with the steps at which it was given.
+    """Returns a line for each kind of warning in a telemetry.jsonl, with the first and the last step of such warnings.
 
-    Warnings that differ only in their numbers are one kind. The line has the text of the last one.
+    Warnings that differ only in their numbers are of the same kind. The line has the text of the last one. After MAX_WARNINGS
+    lines, a line with the number of other kinds follows.
     """
     kinds: dict[str, dict[int, str]] = {}
     for step, text in sorted(_read_warnings(telemetry)):
@@ -113,7 +117,7 @@ def repeat_warnings(telemetry: Path) -> list[str]:
 def _read_warnings(telemetry: Path) -> Iterator[tuple[int, str]]:
     if not telemetry.exists():
         return
-    # Most lines are about speed, and need not be parsed.
+    # Parsing is slow, and most lines are about speed, so only lines with these words are parsed.
     with open(telemetry, encoding="utf-8", errors="replace") as file:
         lines = [line for line in file if '"alarm"' in line or '"skipped"' in line]
     for line in lines:
