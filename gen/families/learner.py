@@ -64,7 +64,7 @@ Examples are a pytree of arrays [B, ...], such as a Batch."""
 
 @dataclass(frozen=True)
 class Learner:
-    """The optimizer of a model's parameters, or of an adapter's. Its methods are used to build the functions of a GenerativeModel."""
+    """The optimizer of a model's or an adapter's parameters. GenerativeModels are built from its methods."""
 
     config: LearnedFamily
     """The hyper-parameters of training."""

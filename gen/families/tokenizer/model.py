@@ -133,8 +133,8 @@ class TokenizerModel:
     ) -> tuple[Array, tuple[Metrics, Stats]]:
         """Returns the coder's loss, and ({name: loss term}, `Coded.seen`). All terms are means over the examples.
 
-        The loss is reconstruction + bottleneck + weight * adversarial + weight * perceptual. Esser et al. 2021, equations 4 to 6,
-        but with fixed weights.
+        The loss is reconstruction + bottleneck + weight * adversarial + weight * perceptual. Esser et al. 2021, equations 4 to 6.
+        The weights follow schedules.
         """
         x, coder = part.example, self.coder
         coded = coder.encode(params, self.stats(state), x, part.keys, facts)
