@@ -1,4 +1,4 @@
-"""Captions for which samples are generated: a user's prompts, or the captions of examples."""
+"""Chooses the captions for which samples are generated: a user's prompts, or the captions of examples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from gen.core import Array, Feature
 
 GIVEN = "captions_to_generate"
-"""Name of the array of `given` that holds a user's prompts, int32 [P, L], in the form of the feature "caption"."""
+"""Key of `given` for a user's prompts: int32 [P, L] tokens, encoded like the feature "caption"."""
 
 
 def captions_to_generate(n: int, caption: Feature | None, given: Mapping[str, Array]) -> Array | None:
-    """Returns the caption of each sample, int32 [n, L]: the prompts in turn, or the captions of examples in turn if there are none.
+    """Returns the caption of each of n samples, int32 [n, L]. Sample i gets caption i modulo P of the first source that exists.
+
+    The sources are: given[GIVEN], a user's prompts; given["caption"], captions of examples; otherwise empty captions. Both arrays
+    are int32 [P, L].
 
     caption: the feature of captions. None: the model reads no captions, and None is returned.
-    given: the argument of `generate`. It may hold prompts as GIVEN, and captions of examples as "caption", int32 [P, L] each. Without
-        both, all captions are empty.
     """
     if caption is None:
         return None

@@ -1,4 +1,4 @@
-"""Large requests in parts that fit in memory."""
+"""Computes large requests in chunks that fit in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Outputs = TypeVar("Outputs")
 
 
 def map_chunks(function: Callable[[Inputs], Outputs], inputs: Inputs, size: int) -> Outputs:
-    """Returns `function(inputs)`, computed `size` examples at a time.
+    """Returns `function(inputs)`, computed for `size` examples at a time, which bounds the memory.
 
-    inputs, outputs: pytrees of arrays [N, ...]. Examples must not depend on each other.
+    inputs, outputs: pytrees of arrays [N, ...]. The output of an example must not depend on other examples.
     """
     n = jax.tree.leaves(inputs)[0].shape[0]
     if n <= size:
@@ -29,6 +29,7 @@ def map_chunks(function: Callable[[Inputs], Outputs], inputs: Inputs, size: int)
         return jnp.pad(x, padding).reshape(-1, size, *x.shape[1:])
 
     def join(x: Array) -> Array:
+        # Joins the chunks, and removes the padding of the last one.
         return x.reshape(-1, *x.shape[2:])[:n]
 
     return jax.tree.map(join, jax.lax.map(function, jax.tree.map(split, inputs)))

@@ -1,4 +1,4 @@
-"""Labels and captions of examples and of samples, for models that read either or both."""
+"""Labels and captions on which a model is conditioned: reads, drops and chooses them, for models that read either or both."""
 
 from __future__ import annotations
 
@@ -16,53 +16,56 @@ from gen.families.labels import drop_labels, labels_to_generate, num_classes
 
 
 class Condition(NamedTuple):
-    """Labels and captions on which a model is conditioned."""
+    """The labels and captions of a batch."""
 
     label: Array | None = None
     """int32 [B] in [0, classes]. The value `classes` means "no label". None: the model reads no labels, or no example has one."""
     caption: Array | None = None
-    """int32 [B, L], filled up with the end token. Only end tokens mean "no caption". None: the model reads no captions, or no example
-    has one."""
+    """int32 [B, L] tokens, padded with the end token. A row of end tokens means "no caption". None: the model reads no captions, or
+    no example has one."""
 
     def arrays(self) -> dict[str, Array]:
-        """Returns {"labels": ..., "captions": ...} of samples, as `generate` returns them, without those that are None."""
+        """Returns {"labels": ..., "captions": ...}, without entries that are None, to add to the result of `generate`."""
         found = {"labels": self.label, "captions": self.caption}
         return {name: array for name, array in found.items() if array is not None}
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Which conditions a model reads."""
+    """Which conditions (labels, captions) a model reads."""
 
     classes: int | None = None
-    """Number of labels. None: it reads none."""
+    """Number of classes of the label. None: the model reads no labels."""
     caption: Feature | None = None
-    """The captions. None: it reads none."""
+    """The feature of captions. None: the model reads no captions."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the features that the model reads, for protocols."""
+        """Names of the conditions that the model reads, from "label" and "caption". Reports store them with each metric."""
         found = {"label": self.classes, "caption": self.caption}
         return tuple(name for name, value in found.items() if value is not None)
 
     @property
     def end(self) -> int:
-        """The token that ends captions."""
+        """The token that ends captions, or 0 if there are no captions or no such token."""
         return (self.caption.end or 0) if self.caption else 0
 
     def of(self, batch: Batch) -> Condition:
-        """Returns the conditions of examples."""
+        """Returns the conditions of the examples of a batch."""
         label = None if self.classes is None else batch["label"].astype(jnp.int32)
         return Condition(label, None if self.caption is None else batch["caption"].astype(jnp.int32))
 
     def none(self, n: int) -> Condition:
-        """Returns "no label" and "no caption" for n examples."""
+        """Returns the conditions "no label" and "no caption" for n examples."""
         label = None if self.classes is None else jnp.full(n, self.classes, jnp.int32)
         caption = None if self.caption is None else jnp.full((n, *self.caption.shape), self.end, jnp.int32)
         return Condition(label, caption)
 
     def drop(self, condition: Condition, keys: Key, rate: float) -> Condition:
-        """Returns the conditions, where each example's label and caption are left out with probability `rate`. keys: [B]."""
+        """Replaces each example's label and caption by "no label" and "no caption", with probability `rate`. keys: [B].
+
+        Classifier-free guidance needs a model that was trained in this way.
+        """
         label, caption = condition
         if label is not None and self.classes is not None:
             label = drop_labels(label, keys, rate, self.classes)
@@ -73,7 +76,7 @@ class Conditions:
         return Condition(label, caption)
 
     def to_generate(self, n: int, label: str | int | None, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of n samples. See labels_to_generate and captions_to_generate for `label` and `given`.
+        """Returns the conditions of n samples. For `label` and `given`, see labels_to_generate and captions_to_generate.
 
         Raises: UserError for a label that the model does not have.
         """
@@ -82,7 +85,10 @@ class Conditions:
 
 
 def find_conditions(spec: Spec) -> Conditions:
-    """Returns the conditions that the data have for a conditional model. Raises: UserError if they have none."""
+    """Returns the conditions of a model that reads all labels and captions of the data.
+
+    Raises: UserError if the data have neither labels nor captions.
+    """
     caption = spec.get("caption")
-    # Captions suffice: only data with neither are an error.
+    # `num_classes` raises if there are no labels. It must not do so if there are captions.
     return Conditions(num_classes(spec) if "label" in spec or caption is None else None, caption)

@@ -17,24 +17,25 @@ from gen.core import Array, Key, Spec
 from gen.errors import UserError
 
 GIVEN = "labels_to_generate"
-"""Name of the array of `given` with the class of each sample, int32 [n]. gen.evaluate and alarms draw the classes of a
-conditional model as they are in the data, and pass them to `generate` under this name."""
+"""Key of `given` for the class of each sample, int32 [n]. gen.evaluate and alarms draw classes as often as they occur in the
+data, and pass them to the `generate` of a conditional model under this key."""
 NUMBER = re.compile(r"[0-9]{1,15}")
+"""Text that is read as the number of a class."""
 MAX_NAMES = 20
-"""Names of classes that an error lists."""
+"""Maximum number of names of classes that an error lists."""
 R = TypeVar("R", bound=core.Request)
 
 
 @dataclass(frozen=True)
 class LabelRequest(core.Request):
-    """Request of a family whose samples have a class. Subclass it to add fields."""
+    """Request to a family that can be conditioned on labels. Subclass it to add fields."""
 
     label: str | int | None = None
-    """Class to generate, for a conditional model: its name, or its number from 0. None: all classes in turn."""
+    """Class to generate: its name, or its number, counted from 0. It needs a conditional model. None: all classes in turn."""
 
 
 def num_classes(spec: Spec) -> int:
-    """Returns the number of classes of the label. Raises: UserError if the data have no label."""
+    """Returns the number of classes of the data's label. Raises: UserError if the data have no labels."""
     label = spec.get("label")
     if label is None or label.classes is None:
         raise UserError(
@@ -45,17 +46,17 @@ def num_classes(spec: Spec) -> int:
 
 
 def class_names(spec: Spec) -> tuple[str, ...]:
-    """Returns the names of the classes, in the order of their labels. Empty: the data have none."""
+    """Returns the names of the classes, in the order of their numbers. Empty: the classes have no names."""
     feature = spec.get("label")
     return (feature.names if feature else None) or ()
 
 
 def find_class(asked: str, spec: Spec) -> int:
-    """Returns the number of a class. asked: its name, or its number as text, whose range is not checked.
+    """Returns the number of the class that a user asked for, by its name or by its number as text.
 
-    If any name is a number, such as a folder 12, then the text is always a name.
+    If the name of any class is a number, such as 12, then `asked` is always a name. The range of a number is not checked.
 
-    Raises: UserError that names the nearest class or lists all, if no class has this name.
+    Raises: UserError if no class has this name. It suggests the most similar name, or lists up to MAX_NAMES names.
     """
     names = class_names(spec)
     if asked in names:
@@ -72,7 +73,10 @@ def find_class(asked: str, spec: Spec) -> int:
 
 
 def with_class_number(request: R, spec: Spec) -> R:
-    """Returns the request with the number of the class, if its field "label" is a text. Raises: UserError as `find_class`."""
+    """Returns the request with the name of a class in its field "label", if any, replaced by the class's number.
+
+    Raises: UserError if no class has this name.
+    """
     label = getattr(request, "label", None)
     return replace(request, label=find_class(label, spec)) if isinstance(label, str) else request
 
@@ -85,13 +89,14 @@ def labels_to_generate(n: int, asked: Asked, classes: int, given: Mapping[str, A
 @overload
 def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None: ...
 def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None:
-    """Returns the class of each sample, int32 [n]: the class asked for, the given classes, or all classes in turn.
+    """Returns the class of each of n samples, int32 [n], or None for an unconditional model.
 
-    asked: a number. gen replaces the names in requests by numbers before a model sees them (`with_class_number`).
-    classes: the number of classes, or None for an unconditional model, which gets None.
-    given: `given` of `generate`. Its array GIVEN, int32 [n] in [0, classes), has the class of each sample.
+    asked: the number of the class of all samples. None: the classes are given[GIVEN], int32 [n] in [0, classes), or if `given` has
+        no such array, all classes in turn.
+    classes: the number of classes. None: the model is unconditional.
 
-    Raises: UserError if the model does not have the class asked for.
+    Raises: UserError if the model does not have the class `asked`, or if it is a name: `with_class_number` must replace names
+    before.
     """
     if isinstance(asked, str):
         raise UserError(
@@ -109,10 +114,10 @@ def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping
 
 
 def drop_labels(label: Array, keys: Key, rate: float, null: int) -> Array:
-    """Returns the labels [B] with each one replaced by `null` with probability `rate`, for classifier-free guidance.
+    """Replaces each label [B] by `null` with probability `rate`, for classifier-free guidance. Ho and Salimans 2022, algorithm 1.
 
-    keys: one per example [B], for instance from gen.axis.example_keys. null: the class that means "no label"; usually the
-    number of classes, so that an embedding has one row more. Ho and Salimans 2022, algorithm 1.
+    keys: one per example [B], for instance from gen.axis.example_keys. null: the label that means "no label", usually the number
+    of classes. The model's embedding of labels then needs one row more than there are classes.
     """
     dropped = jax.vmap(partial(jax.random.bernoulli, p=rate))(keys)
     return jnp.where(dropped, jnp.asarray(null, label.dtype), label)

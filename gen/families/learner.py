@@ -1,4 +1,4 @@
-"""Training of all parameters by one optimizer: `Learner`, and `family`, which makes a whole model from a loss per example."""
+"""Training with one optimizer: `Learner` makes the steps, and `family` builds a whole model from a loss per example."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ R = TypeVar("R", bound=core.Request)
 
 @dataclass(frozen=True)
 class LearnedFamily(core.Family):
-    """How a family with one optimizer is trained. Subclass it and add the hyper-parameters of your model."""
+    """Base class of families with one optimizer: its training hyper-parameters. Subclass it to add those of your model."""
 
     ema: float = 0.0
-    """Decay of the moving average of the parameters, which is used for evaluation and sampling. 0: no average. The average is at
-    least float32."""
+    """Decay of the moving average of the parameters, in [0, 1). The average, at least float32, is used for evaluation and sampling.
+    0: no average."""
     optim: Optimizer = Optimizer()
-    """The optimizer."""
+    """Optimizer of the parameters."""
     adapter: Annotated[Adapter | None, tyro.conf.Suppress] = None
-    """The adapter that is trained instead of all parameters, set by --finetune. None: all parameters are trained."""
+    """Adapter whose parameters are trained instead of the model's. --finetune sets it. None: all parameters are trained."""
     microbatches: int = field(default=1, metadata=LAUNCH)
-    """Parts of a device's batch whose gradients are computed one after the other and averaged: the same update in less memory."""
+    """Number of parts that a device's batch is divided into. Their gradients are computed one after the other and averaged, which
+    gives the same update with less memory."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -56,14 +57,17 @@ class LearnedFamily(core.Family):
 
 
 Loss = Callable[[Params, Examples], tuple[Array, Aux]]
-"""(parameters, examples) -> (loss, aux), both means over the examples. Examples are a pytree of arrays [B, ...], such as a Batch."""
+"""(parameters, examples) -> (loss [], aux), both means over the examples. aux: a pytree of other results, such as metrics.
+
+Examples are a pytree of arrays [B, ...], such as a Batch."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Parameters and their optimizer, whether all parameters are trained or an adapter. Its methods are parts of a model."""
+    """The optimizer of a model's or an adapter's parameters. GenerativeModels are built from its methods."""
 
     config: LearnedFamily
+    """The hyper-parameters of training."""
     name: str
     """Key of the optimizer's state in State.opt_state."""
     begin: Callable[[Key], dict[str, Params]]
@@ -72,7 +76,10 @@ class Learner:
     """The optimizer."""
 
     def init(self, key: Key, base: dict[str, Params] | None = None) -> State:
-        """Returns the state of step 0, as GenerativeModel.init does. base: parameters to start from, or to adapt."""
+        """Returns the state of step 0, as GenerativeModel.init does.
+
+        base: parameters to start from, or with an adapter, the parameters that it adapts. None: those of `begin`.
+        """
         # With an adapter, the parameters become the fixed base, and the adapter's own parameters are trained.
         trained, frozen = adapters.split_trained(self.config.adapter, key, base or self.begin(key))
         return State(
@@ -85,17 +92,19 @@ class Learner:
         )
 
     def weights(self, state: State) -> dict[str, Params]:
-        """Returns the parameters to evaluate and sample from: the moving average if there is one, merged with the base."""
+        """Returns the parameters for evaluation and sampling: the moving averages, or the raw parameters if there is no average.
+
+        If an adapter is trained, it is merged into the fixed parameters of the base.
+        """
         return adapters.merge_adapter(self.config.adapter, state.ema or state.params, state.frozen)
 
     def step(
         self, state: State, loss: Loss[Examples, Aux], batch: Examples, weight: Array | None = None
     ) -> tuple[State, Aux, Array]:
-        """Does one optimizer step. Returns the next state, the aux of `loss`, and the norm of the gradient.
+        """Makes one optimizer step. Returns the next state, the aux of `loss` on this device, and the norm of the gradient, [].
 
-        The aux is of this device alone.
-
-        weight: [], how much the global batch counts in an accumulated gradient, for a learner that is `weighted`.
+        batch: the examples of this device. weight: [], how much the global batch counts if gradients are accumulated over steps;
+        only for a learner that was made with `weighted`.
         """
 
         # The gradient is taken with respect to the trained parameters alone; merging them with the base is part of the loss.
@@ -115,8 +124,8 @@ def make_learner(
 ) -> Learner:
     """Returns the learner of a run of `steps` steps.
 
-    name: key of the optimizer's state in State.opt_state. begin: key -> the parameters of step 0. weighted: whether batches may
-    count differently, so that `step` gets their weights.
+    name: key of the optimizer's state in State.opt_state. begin: key -> the parameters of step 0. weighted: whether batches differ
+    in how much they count, so that `step` is given their weights.
     """
     return Learner(config, name, begin, config.optim.build(steps, weighted))
 
@@ -139,10 +148,10 @@ def family(
     rules: Rules = (),
     protocol: Mapping[str, Mapping[str, object]] | None = None,
 ) -> GenerativeModel:
-    """Returns the GenerativeModel that minimizes the mean of `loss` over examples. examples/flow.py is a family built with it.
+    """Returns a GenerativeModel that is trained to minimize the mean of `loss` over examples. For an example, see examples/flow.py.
 
-    A training step descends that mean. Evaluation reports it on held-out examples, under the name "loss", along with the other
-    metrics. Moving averages, adapters, microbatches and every engine work without more code.
+    Evaluation reports the mean of the loss on held-out examples as "loss", along with the other metrics. Moving averages, adapters,
+    microbatches and all engines are supported without further code.
 
     init: key -> {part: parameters} of step 0.
     loss: (params, batch, keys) -> [B], or ([B], {metric: [B]}). `keys` has one key per example, made from the step and the
@@ -154,8 +163,8 @@ def family(
         classes, given).
     request: the class of `request`, a frozen dataclass: core.Request, labels.LabelRequest, or a subclass of them.
     evaluate: like `loss`, for held-out examples, for instance without dropout. None: `loss`.
-    rules: which axis of which parameters tensor parallelism divides.
-    protocol: {metric: how it is estimated}, stored next to each number.
+    rules: which axis of which parameters tensor parallelism shards.
+    protocol: {metric: how it is estimated}, stored with each reported metric.
 
     Fields that are not arguments can be set on the result: `family(...)._replace(summarize=...)`.
     """
@@ -174,7 +183,7 @@ def family(
 
 @dataclass(frozen=True)
 class _LossModel(Generic[R]):
-    """The functions of a model made by `family`."""
+    """The functions of the GenerativeModel that `family` returns."""
 
     learner: Learner
     loss: ExampleLoss
@@ -199,7 +208,7 @@ class _LossModel(Generic[R]):
 
 
 def _with_keys(state: State, batch: Batch, key: Key) -> Batch:
-    # The keys are an entry of the batch so that microbatches split them like everything else that belongs to an example.
+    # Keys are an entry of the batch, so that microbatches divide them along with the examples.
     row = batch["row"]
     return batch | {"step": jnp.full_like(row, state.step), "keys": axis.example_keys(key, row)}
 

@@ -1,4 +1,4 @@
-"""Flows from noise to data along straight lines: the family, and the networks, objectives and masks that a config can name."""
+"""Flow matching: exports the family, and the networks, objectives, masks and requests that a config can name."""
 
 from gen.families.flow.family import Flow
 from gen.families.flow.masks import AnyOf, Brightness, Coarse, Half, Known, Mask, Rectangle, Scattered

@@ -1,4 +1,4 @@
-"""The pictures that a user gives to a flow: checks them, and turns them into the known values of the samples."""
+"""Checks the pictures that a user gives to a flow, and turns them into the values of the samples that are known in advance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gen.families.flow.sampling import Request
 
 
 def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, ...], dtype: DTypeLike) -> Known | None:
-    """Returns the known values of n samples and their mask, [n, *axes, C] and [n, *axes, 1], for the request's mode.
+    """Returns the values that the request's mode fixes in its n samples, [n, *axes, C], and their mask, [n, *axes, 1].
 
-    None: the mode is `generate` or `edit`, which fix no values.
+    Returns None in the modes `generate` and `edit`, which fix no values.
 
-    given: "image" [m, height, width, channels] in [-1, 1], and for inpainting "mask" [m, height, width, 1], 1 where the picture is
-    known. Sample i uses picture i modulo m. shape: (*axes, C) of one sample.
+    given: "image" [m, height, width, channels] in [-1, 1], and in mode `inpaint` "mask" [m, height, width, 1], 1 where the
+    picture is kept. Sample i uses picture i modulo m. shape: (*axes, C) of one sample.
 
-    Raises: UserError if they are missing, or have another size or number of channels than the request's mode needs.
+    Raises: UserError if pictures are missing, or if the mode needs another size or number of channels.
     """
     if request.mode in ("generate", "edit"):
         return None
@@ -54,16 +54,21 @@ def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, .
 def read_picture(
     given: Mapping[str, Array], name: str, request: Request, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    """Returns the given pictures of this name, [n, *shape]. given: as in `read_known`. Raises: UserError as `read_known`."""
+    """Returns the picture of each sample, [n, *shape], from the array `name` of `given`.
+
+    Raises: UserError if there is no such array, or its pictures do not have this shape.
+    """
     x = take(given, name, request, dtype)
     check_shape("the picture", x.shape[1:], shape)
     return x
 
 
 def take(given: Mapping[str, Array], name: str, request: Request, dtype: DTypeLike) -> Array:
-    """Returns one given array for each sample, [n, ...]. Raises: UserError if there is none."""
+    """Returns given[name] [m, ...] with one entry for each of the n samples, [n, ...]: sample i gets entry i modulo m.
+
+    Raises: UserError if `given` has no array of this name.
+    """
     if name not in given:
         raise UserError(f"mode {request.mode} needs a picture: give --{name} FILE")
     x = jnp.asarray(given[name], dtype)
-    # A single picture is used for all samples. With several pictures, samples use them in turn.
     return x[jnp.arange(request.n) % len(x)]

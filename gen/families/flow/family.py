@@ -33,23 +33,23 @@ from gen.networks.velocity import Architecture, Velocity, change_classes
 
 @dataclass(frozen=True)
 class Flow(learner.LearnedFamily):
-    """A flow along straight lines from noise to images or latents."""
+    """A model of the velocity that moves noise to images or latents, trained on straight lines between both."""
 
     network: Architecture = UNet()
     """Layers of the velocity network."""
     objective: Objective = FlowMatching()
     """Training loss."""
     conditional: bool = False
-    """Condition the velocity on the label, and on the caption if the data have captions."""
+    """Condition the velocity on the labels and captions of the data, whichever they have."""
     label_dropout: float = 0.1
-    """Probability that a training example's label and caption are left out, so that samples can be guided."""
+    """Probability that a training example's label and caption are left out, in [0, 1]. Guidance needs a value above 0."""
     given: Mask | None = None
-    """Mask that shows the network a part of each training example, such as AnyOf(). The model then learns to complete pictures.
-    None: the network sees x_t alone."""
+    """Mask that shows the network a part of each training example, such as AnyOf(), so that the model learns to complete
+    pictures. None: the network only sees the noisy example."""
     likelihood_steps: int = 32
-    """Steps of the differential equation for bits_per_dim in the final test."""
+    """Steps of the differential equation's solver for bits_per_dim, in the final test."""
     likelihood_probes: int = 2
-    """Random vectors with which each divergence in bits_per_dim is estimated, at least 2."""
+    """Number of random vectors from which each divergence in bits_per_dim is estimated, at least 2."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,7 +66,7 @@ class Flow(learner.LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> Flow:
         super().inherit(base, spec)
         assert isinstance(base, Flow)
-        # The classes may be others, or none: see `adopt`.
+        # The classes may differ from the base. `adopt` then replaces their parameters.
         return replace(self, network=base.network, given=base.given)
 
     def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
@@ -75,7 +75,8 @@ class Flow(learner.LearnedFamily):
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or latents of this spec.
 
-        Raises: UserError if the data have neither, have no labels or captions for a conditional model, or do not suit the network.
+        Raises: UserError if the data have no images or latents, or no labels or captions for a conditional model, or if they do
+        not suit the network or the mask.
         """
         model, (_, feature) = self.flow_model(spec), find_feature(spec)
         weights = learner.make_learner(self, steps, "model", model.init).weights
@@ -105,7 +106,7 @@ class Flow(learner.LearnedFamily):
         name, feature = find_feature(spec)
         dtype, dtypes, width = self.real_dtype(), self.dtypes(), self.network.condition
         if self.given is not None:
-            # A mask that does not suit the examples is refused here, before a run is begun.
+            # Draws a mask in the abstract, so that one that does not suit the examples raises before the run begins.
             jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, dtype))
         source = find_source(spec, feature.shape)
         if source is not None and self.conditional:

@@ -1,4 +1,4 @@
-"""The likelihood of held-out examples, by the change of variables along the flow's differential equation."""
+"""Estimates the likelihood of held-out examples, by the change of variables along the flow's differential equation."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from gen.families.flow.samplers import Velocity
 from gen.networks.gaussian import LOG_2PI
 
 Probes = Callable[[Array], Array]
-"""(index of the step, int32 []) -> vectors v [K, B, ...] with E[v v^T] = I, or the vectors of a basis, for tests."""
+"""Index of a solver's step, int32 [] -> K random vectors v for each example, [K, B, ...], with E[v v^T] = I.
+
+Tests pass the vectors of a basis instead, whose sum gives the exact divergence."""
 WARP = 8.0
-"""Log of the ratio of the last step's length to the first one's. Steps are short near t = 0: on dequantized bytes the divergence
-grows like 1 / t until t is about 0.002, the standard deviation of the dequantization noise."""
+"""Log of the ratio between the lengths of the last step (at t = 1) and the first step (at t = 0). Steps must be short near t = 0:
+on dequantized bytes, the divergence grows like 1 / t as t falls to 0.002, the standard deviation of the dequantization noise."""
 
 
 def log_density(velocity: Velocity, x: Array, steps: int, probes: Probes) -> Array:
     """Returns one estimate of log p(x) in nats for each probe, [K, B]. Chen et al. 2018, equation 8.
 
-    log p(x) = log N(x_1; 0, I) + integral of div v(x_t, t) over t from 0 to 1, where x_t starts at x and follows v. The divergence
-    is estimated by v^T (dv/dx) v (Grathwohl et al. 2019, equation 7). x_t is computed by Heun's method, in steps that grow with t,
-    and the integral by the trapezoidal rule over u of t = warp(u), in which it is smooth. Both have order 2.
+    log p(x) = log N(x_1; 0, I) + integral of div w(x_t, t) over t from 0 to 1, where w is the velocity and x_t starts at x and
+    follows w. The divergence is estimated by v^T (dw/dx) v for each probe v (Grathwohl et al. 2019, equation 7). x_t is
+    computed by Heun's method, at times t = warp(u) for equally spaced u. The integral is computed by the trapezoidal rule over
+    u, because the integrand is smooth in u. Both methods have order 2.
 
-    x: [B, ...].
+    x: [B, ...]; steps: number of solver steps.
     """
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
@@ -52,19 +55,25 @@ def log_density(velocity: Velocity, x: Array, steps: int, probes: Probes) -> Arr
 
 
 def warp(u: Array) -> tuple[Array, Array]:
-    """Maps u in [0, 1] to (t in [0, 1], dt/du). dt/du is e^WARP times larger at u = 1 than at u = 0."""
+    """Maps u in [0, 1] to the time t in [0, 1], and returns (t, dt/du). dt/du is e^WARP times larger at u = 1 than at u = 0."""
     return jnp.expm1(WARP * u) / jnp.expm1(WARP), WARP * jnp.exp(WARP * u) / jnp.expm1(WARP)
 
 
 def divergence(function: Callable[[Array], Array], x: Array, probes: Array) -> tuple[Array, Array]:
-    """Returns function(x) [B, ...], and v^T J v [K, B] for each probe v [K, B, ...], where J is the Jacobian at an example of x."""
+    """Returns function(x) [B, ...], and v^T J v [K, B] for each probe v, where J is the Jacobian of the function at an example.
+
+    x: [B, ...]; probes: [K, B, ...]. Examples must not depend on each other.
+    """
     value, pullback = jax.vjp(function, x)
     pulled = jax.vmap(lambda v: pullback(v)[0])(probes)
     return value, (probes * pulled).sum(tuple(range(2, probes.ndim)))
 
 
 def draw_probes(keys: Key, probes: int, like: Array, step: Array) -> Array:
-    """Draws vectors of random signs for each example, [probes, B, ...]. keys: [B]; like: [B, ...]."""
+    """Draws vectors of random signs, -1 or 1, for each example: [probes, B, ...], in the dtype of `like` [B, ...].
+
+    keys: [B]; step: index of the solver's step, int32 [].
+    """
 
     def draw(key: Key) -> Array:
         return jax.random.rademacher(jax.random.fold_in(key, step), (probes, *like.shape[1:]), like.dtype)
@@ -74,20 +83,21 @@ def draw_probes(keys: Key, probes: int, like: Array, step: Array) -> Array:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The likelihood of a split's examples: its estimates on a batch, and its report."""
+    """Estimates the likelihood of examples on a batch, and reports it for a split."""
 
     model: FlowModel
     feature: Feature
+    """The feature that the flow models."""
     weights: Callable[[State], dict[str, Params]]
-    """Parameters to evaluate."""
+    """State -> the parameters to evaluate."""
     steps: int
-    """Steps of the differential equation."""
+    """Number of steps of the differential equation's solver."""
     probes: int
-    """Number of estimates of each example's likelihood, at least 2. Their spread gives the error."""
+    """Number of estimates of each example's likelihood, at least 2. The standard error is computed from their spread."""
 
     @property
     def mismatch(self) -> str | None:
-        """Why the density of these examples is not reported. None: it is."""
+        """The reason why the density of these examples is not reported. None: it is reported."""
         if self.model.name == "latent":
             return "a density of latents depends on the units of their tokenizer, and says nothing of the images"
         if self.feature.levels is not None and not self.feature.dequantized:
@@ -95,7 +105,10 @@ class Likelihood:
         return None
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns sums over the axis "data" of -log p(x) in nats, and of the variance of the estimates of log p(x)."""
+        """Returns sums over the axis "data": "nll_bound", a bound on -log p(x) in nats, and "variance", the squared standard error.
+
+        Each example's bound is the mean over the probes.
+        """
         x, condition = self.model.inputs(batch)
         # The likelihood of whole examples: no pixels are given. A model of pairs still reads the source.
         velocity = self.model.velocity(self.weights(state), condition, context=self.model.context(x, batch))
@@ -104,7 +117,10 @@ class Likelihood:
         return axis.mean_sums(batch, {"nll_bound": nll.mean(0), "variance": nll.var(0, ddof=1) / self.probes})
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-        """Returns the metrics of a split from its sums. If the sums have a likelihood of pixels, adds it in bits per dimension."""
+        """Returns the metrics of a split from its sums, which may lack those of `evaluate`.
+
+        For pixels with a known number of levels, it adds "bits_per_dim" and its standard error, "bits_per_dim_error".
+        """
         value = means({name: sums[name] for name in sums if name != "variance"})
         if "variance" in sums and self.feature.levels is not None:
             total, count = (float(x) for x in sums["variance"])
@@ -114,7 +130,7 @@ class Likelihood:
         return value
 
     def protocol(self) -> dict[str, dict[str, object]]:
-        """Returns how each metric is estimated, or the reason why it is not reported."""
+        """Returns {metric: how it is estimated}. If a metric is not reported, "refused" holds the reason."""
         if self.mismatch is not None:
             return {"bits_per_dim": {"refused": self.mismatch}}
         solver = {"solver": "heun", "steps": self.steps, "warp": WARP, "probes": self.probes}

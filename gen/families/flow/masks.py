@@ -1,4 +1,4 @@
-"""Masks that show a flow a part of an example: some pixels, the means of squares of pixels, or the brightness without the colour.
+"""Masks that show a flow a part of an example: some pixels, the mean of each square of pixels, or the brightness without colour.
 
 A config names a mask: `given=Rectangle()`, or `given=AnyOf((Rectangle(), Coarse(4)))`. Subclass `Mask` to add one.
 """
@@ -16,37 +16,38 @@ from gen.core import Array, Key
 from gen.errors import UserError, check_fraction, check_positive
 
 NOTHING_GIVEN = 0.1
-"""Probability that nothing of a training example is shown, so that a flow with masks also learns to generate whole pictures."""
+"""Probability that a training example is hidden completely, so that a flow with masks also learns to generate whole pictures."""
 
 
 class Known(NamedTuple):
-    """The known values of examples, and a mask that says where they are. Both arrays have the same leading axes, such as a batch."""
+    """The known values of examples, and a mask of their positions. Both arrays have the same leading axes, such as a batch."""
 
     image: Array
-    """[..., *axes, C]. The known values, and 0 where nothing is known."""
+    """[..., *axes, C]. The known values, or 0 at hidden positions."""
     mask: Array
-    """[..., *axes, 1]. 1: the value is known. 0: it is hidden. 1 / n: only the mean of n values is known, and `image` has that mean."""
+    """[..., *axes, 1]. 1: the position is known. 0: it is hidden. 1 / n: only the mean of n values is known, which `image` holds at
+    each of them."""
 
     def paste(self, x: Array) -> Array:
-        """Returns x, shaped as `image`, with the known values in place of its own. Means are not pasted."""
+        """Returns x, in the shape of `image`, with its values replaced where the mask is 1. Known means change nothing."""
         return jnp.where(self.mask == 1, self.image, x)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A way to hide a part of an example."""
+    """Base class of random masks, each of which hides a part of an example. Subclass it to add one."""
 
     def draw(self, key: Key, x: Array) -> Known:
-        """Draws a mask, and returns the values of one example x [*axes, C] that it shows. All noise is drawn from the key."""
+        """Draws a mask for one example x [*axes, C], and returns the values that it shows. All noise is drawn from the key."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Rectangle(Mask):
-    """Hides a rectangle, or shows nothing but a rectangle: inpainting and outpainting."""
+    """Hides a random rectangle (inpainting), or hides everything outside of it (outpainting)."""
 
     outside: float = 0.25
-    """Probability that the rectangle is shown and the rest is hidden."""
+    """Probability that the outside of the rectangle is hidden, in [0, 1]. Otherwise the inside is hidden."""
 
     def __post_init__(self):
         check_fraction(outside=self.outside)
@@ -56,7 +57,7 @@ class Rectangle(Mask):
         corner_key, choice_key = jax.random.split(key)
         inside = jnp.ones((*x.shape[:-1], 1), bool)
         for i, size in enumerate(x.shape[:-1]):
-            # The rectangle's two borders on this axis. Both are uniform, so sides of all lengths occur.
+            # The rectangle's first and last position on this axis. Both are uniform, so sides of all lengths occur.
             ends = jax.random.randint(jax.random.fold_in(corner_key, i), (2,), 0, size + 1)
             at = along(size, i, x)
             inside &= (ends.min() <= at) & (at < ends.max())
@@ -65,7 +66,7 @@ class Rectangle(Mask):
 
 @dataclass(frozen=True)
 class Half(Mask):
-    """Hides one half along a random axis: left, right, top or bottom of an image."""
+    """Hides one half along a random axis: the left, right, top or bottom half of an image. All are equally likely."""
 
     def draw(self, key: Key, x: Array) -> Known:
         axis_key, side_key = jax.random.split(key)
@@ -78,7 +79,7 @@ class Half(Mask):
 
 @dataclass(frozen=True)
 class Scattered(Mask):
-    """Shows single positions at random. Their fraction is drawn from [0, 1] for each example."""
+    """Shows each position independently with the same probability, which is drawn uniformly from [0, 1] for each example."""
 
     def draw(self, key: Key, x: Array) -> Known:
         rate_key, choice_key = jax.random.split(key)
@@ -89,10 +90,10 @@ class Scattered(Mask):
 
 @dataclass(frozen=True)
 class Coarse(Mask):
-    """Shows the mean of each square of positions: super-resolution."""
+    """Shows only the mean of each square of positions (super-resolution)."""
 
     factor: int = 4
-    """Side of the squares."""
+    """Side of the squares in positions, at least 2. It must divide the height and the width."""
 
     def __post_init__(self):
         if self.factor < 2:
@@ -106,7 +107,7 @@ class Coarse(Mask):
 
 @dataclass(frozen=True)
 class Brightness(Mask):
-    """Shows the mean of the channels at each position: colourization."""
+    """Shows only the mean of the channels at each position (colourization)."""
 
     def draw(self, key: Key, x: Array) -> Known:
         if x.shape[-1] == 1:
@@ -132,7 +133,10 @@ class AnyOf(Mask):
 
 
 def draw_known(mask: Mask, keys: Key, x: Array) -> Known:
-    """Draws a mask for each training example x [B, *axes, C], or hides it whole with probability NOTHING_GIVEN. keys: [B]."""
+    """Draws a mask for each training example x [B, *axes, C], and returns the values that it shows. keys: [B].
+
+    With probability NOTHING_GIVEN, an example is hidden completely instead.
+    """
 
     def draw(key: Key, x: Array) -> Known:
         nothing_key, mask_key = jax.random.split(key)
@@ -143,26 +147,29 @@ def draw_known(mask: Mask, keys: Key, x: Array) -> Known:
 
 
 def along(size: int, axis: int, x: Array) -> Array:
-    """Returns the positions 0 ... size - 1 along an axis of x [*axes, C], with axes of size 1 for the others."""
+    """Returns the positions 0 ... size - 1 as an array that broadcasts along axis number `axis` of x [*axes, C].
+
+    size: the size of this axis. All other axes have size 1.
+    """
     return jnp.arange(size).reshape(tuple(size if i == axis else 1 for i in range(x.ndim)))
 
 
 def nothing(x: Array) -> Known:
-    """Returns the `Known` that hides examples x [..., C] whole."""
+    """Returns a `Known` that hides all values of the examples x [..., C]."""
     return Known(jnp.zeros_like(x), jnp.zeros_like(x[..., :1]))
 
 
 def show(x: Array, known: Array) -> Known:
-    """Returns the values of x [..., C] at the positions that are known, bool [..., 1]."""
+    """Returns a `Known` that shows the values of x [..., C] where `known`, bool [..., 1], is true."""
     # `where` and not a product with the mask, because 0 * nan is nan.
     mask = known.astype(x.dtype)
     return Known(jnp.where(known, x, 0), mask)
 
 
 def shrink(x: Array, factor: int) -> Array:
-    """Returns the mean of each square of `factor` positions along all axes of one example x [*axes, C].
+    """Returns the mean of each square of side `factor` of one example x: [*axes, C] -> [*(axes / factor), C].
 
-    Raises: UserError if the squares do not divide the axes.
+    Raises: UserError if `factor` does not divide all axes.
     """
     sides = x.shape[:-1]
     if any(size % factor for size in sides):
@@ -175,7 +182,10 @@ def shrink(x: Array, factor: int) -> Array:
 
 
 def enlarge(means: Array, factor: int) -> Known:
-    """Returns the `Known` of an example of which the means of squares of side `factor` are known, [*axes, C]."""
+    """Returns the `Known` of one example, of which the mean of each square of side `factor` is known.
+
+    means: [*axes, C]. The example has `factor` times as many positions along each axis.
+    """
     image = means
     for i in range(means.ndim - 1):
         image = image.repeat(factor, axis=i)
@@ -183,6 +193,9 @@ def enlarge(means: Array, factor: int) -> Known:
 
 
 def without_color(x: Array, channels: int) -> Known:
-    """Returns the `Known` of examples with `channels` channels of which only the mean colour is known: the mean of x [..., C]."""
+    """Returns the `Known` of examples of which only the mean over channels is known.
+
+    x: [..., C], any pictures with these means. channels: number of channels of the examples.
+    """
     mean = x.mean(-1, keepdims=True)
     return Known(mean.repeat(channels, axis=-1), jnp.full_like(mean, 1 / channels))

@@ -1,4 +1,4 @@
-"""A velocity network on the features of a data set, as pure functions of its parameters."""
+"""The velocity network of a flow on batches of data: its loss, guidance and samples, as pure functions of its parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gen.families.flow.sampling import Request, generate
 from gen.networks import velocity
 
 FEATURES = ("image", "latent")
-"""Names of the features that a flow can model. It models the first of them that the data have."""
+"""Names of the features that a flow can model. If the data have both, it models the first."""
 GENERATE_CHUNK = 256
 """Number of examples that are generated at once. This bounds the memory of a large request."""
 
@@ -38,16 +38,17 @@ class FlowModel:
     shape: tuple[int, ...]
     """(*axes, channels) of one example."""
     conditions: Conditions
-    """What the network reads in addition to the example and the times."""
+    """The labels and captions that the network reads."""
     label_dropout: float
+    """Probability that a training example's label and caption are left out."""
     dtype: DTypeLike
     """Dtype of examples, noise, times and losses."""
     mask: Mask | None = None
-    """Mask that shows the network a part of each training example. None: it shows nothing."""
+    """Mask that shows the network a part of each training example. None: the network has no inputs for known values."""
     source: tuple[int, ...] | None = None
-    """(*axes, channels) of each example's source, which the network reads. None: the data are no pairs."""
+    """For data of pairs (source, example): shape (*axes, channels) of a source, which the network reads. None: no pairs."""
     intervals: bool = False
-    """Whether the network was trained on mean velocities over intervals, r < t. Otherwise it is only asked for velocities, r = t."""
+    """Whether the network knows mean velocities over intervals of times, r < t. Otherwise it only knows velocities at t, r = t."""
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -62,16 +63,19 @@ class FlowModel:
         return {"velocity": self.network.init(key, read, time, time, *self.conditions.none(1))["params"]}
 
     def apply(self, params: Params, condition: Condition, context: Array | None, x: Array, r: Array, t: Array) -> Array:
-        """Returns the mean velocities between the times r and t [B], shaped as x [B, ...]. context: returned by `context`."""
+        """Returns the mean velocities from the time r [B] to the time t [B] at x [B, ...], in the shape of x.
+
+        If r = t, they are the velocities at t. r <= t; t = 1 is noise. context: returned by the method `context`.
+        """
         variables, read = {"params": params["velocity"]}, add_channels(x, context)
         return self.network.apply(variables, read, r, t, *condition).astype(self.dtype)  # pyright: ignore
 
     def context(self, x: Array, batch: Mapping[str, Array], known: Known | None = None) -> Array | None:
-        """Returns the channels that the network reads in addition to x_t: known values, their mask, and the source, [B, *axes, D].
+        """Returns the channels that the network reads in addition to x_t: known values, their mask and the source, [B, *axes, D].
 
-        None: the model has neither masks nor sources.
+        Returns None if the model has neither masks nor sources.
 
-        x: [B, *axes, C], of which only the shape and the dtype are used. batch: has "source" [B, *axes, D] if the data are pairs.
+        x: [B, *axes, C]; only its shape and dtype are used. batch: has "source" [B, *axes, S] if the data are pairs.
         known: the known values of the examples. None: nothing is known.
         """
         read = [] if self.mask is None else list(known or nothing(x))
@@ -84,7 +88,10 @@ class FlowModel:
         return batch[self.name].astype(self.dtype), self.conditions.of(batch)
 
     def loss(self, objective: Objective, params: Params, batch: Batch, keys: Key, training: bool = True) -> Array:
-        """Returns the objective of each example, [B]. keys: [B]. training: whether to leave out some labels and captions."""
+        """Returns the loss of each example under the objective, [B]. keys: [B].
+
+        training: leave out labels and captions at random, with probability `label_dropout`.
+        """
         noise_keys, drop_keys = split_keys(keys, 2)
         x, condition = self.inputs(batch)
         known = None
@@ -106,7 +113,7 @@ class FlowModel:
     ) -> Velocity:
         """Returns the velocity that samplers follow, with the request's guidance.
 
-        context: returned by `context`. A model with masks or sources needs it.
+        context: returned by the method `context`. A model with masks or sources needs it.
 
         Raises: UserError if the request asks for guidance and the model can't be guided.
         """
@@ -115,8 +122,8 @@ class FlowModel:
         guided = partial(self.apply_guided, request, params, condition, context)
 
         def at(x: Array, t: Array, s: Array) -> Array:
-            # The network takes r <= t. A sampler goes from t to s. So if the network knows means over intervals, r = s on the way to an
-            # example (s < t). Otherwise, and on the way to noise (s > t), r = t, which gives the velocity at t.
+            # A sampler steps from t to s, and the network takes r <= t. On the way to an example (s < t), a network that knows mean
+            # velocities gets r = s. In all other cases, r = t gives the velocity at t.
             r = jnp.minimum(s, t) if self.intervals else t
             times = jnp.full(len(x), r), jnp.full(len(x), t)
             if request.guidance == 1:
@@ -136,7 +143,10 @@ class FlowModel:
         r: Array,
         t: Array,
     ) -> Array:
-        """Returns velocities as `apply`, guided by the condition. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
+        """Returns the guided velocities, u + guidance * (v - u), where v is computed with the condition, and u without.
+
+        Arguments are those of `apply`. Ho and Salimans 2022, equation 6, with w = guidance - 1.
+        """
         # One call computes both velocities, on a batch of twice the size: first with the condition, then without.
         both = jax.tree.map(twice, condition, self.conditions.none(len(x)))
         context, x, r, t = jax.tree.map(lambda a: twice(a, a), (context, x, r, t))
@@ -144,7 +154,10 @@ class FlowModel:
         return base + request.guidance * (v - base)
 
     def check_guidance(self, request: Request) -> None:
-        """Raises: UserError if the request asks for guidance, and the model has no condition or was trained without dropping it."""
+        """Checks that the model supports the request's guidance.
+
+        Raises: UserError if guidance is not 1, and the model reads no conditions or was trained with label_dropout 0.
+        """
         if request.guidance == 1:
             return
         if self.conditions == Conditions():
@@ -153,7 +166,7 @@ class FlowModel:
             raise UserError("guidance needs a model that was trained with label_dropout above 0; leave --guidance out")
 
     def check_mode(self, request: Request) -> None:
-        """Raises: UserError if the model can't answer the request's mode."""
+        """Checks that the model supports the request's mode. Raises: UserError if it does not."""
         if request.mode == "generate":
             return
         if self.name != "image":
@@ -170,14 +183,15 @@ class FlowModel:
             )
 
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns {"samples": float32 [n, *axes, C]}, with "labels" int32 [n] or "captions" int32 [n, L] if the model reads them.
+        """Returns {"samples": float32 [n, *axes, C]}, in [-1, 1] for images.
 
-        A model of pairs also returns "source" [n, *axes, C].
+        Also returns "labels" int32 [n] and "captions" int32 [n, L] if the model reads them, and "source" [n, *axes, S] if it is a
+        model of pairs.
 
         keys: [n].
-        given: may hold labels and prompts (see labels_to_generate and captions_to_generate), and the pictures that the request's mode
-            needs (see `editing`). Known pixels are kept. A model of pairs needs "source" [m, *axes, C]: sample i translates source
-            i modulo m.
+        given: may hold labels and prompts (see labels_to_generate and captions_to_generate). It must hold the pictures that the
+            request's mode needs (see `editing.read_known`), and for a model of pairs "source" [m, *axes, S]: sample i translates
+            source i modulo m. Samples keep the known pixels.
 
         Raises: UserError for guidance, a label or a mode that the model does not support, or for pictures of a wrong size.
         """
@@ -205,21 +219,21 @@ class FlowModel:
             samples = map_chunks(follow, inputs, GENERATE_CHUNK)
         samples = samples.astype(jnp.float32)
         if known is not None:
-            # The network's output is only near the known values, so they are pasted.
+            # The network only comes near the known values, so they are copied into the samples.
             samples = known.paste(samples).astype(jnp.float32)
         if self.name == "image":
-            # A solver's error can lead out of the range of pixels.
+            # The solver's error can lead out of the range of pixels.
             samples = samples.clip(-1, 1)
         return {"samples": samples, **source, **condition.arrays()}
 
 
 def add_channels(x: Array, context: Array | None) -> Array:
-    """Returns x [B, *axes, C] with the context's channels appended, if there is a context."""
+    """Returns x [B, *axes, C] with the channels of the context [B, *axes, D] appended, or x if the context is None."""
     return x if context is None else jnp.concatenate([x, context], axis=-1)
 
 
 def twice(a: Array, b: Array) -> Array:
-    """Returns two batches [B, ...] as one, [2 B, ...]."""
+    """Concatenates two batches [B, ...] to one, [2 B, ...]."""
     return jnp.concatenate([a, b])
 
 
@@ -234,7 +248,7 @@ def find_feature(spec: Spec) -> tuple[str, Feature]:
 def find_source(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Returns the shape of the source of each example, or None if the data have no sources.
 
-    shape: (*axes, channels) of an example. Raises: UserError if the source has other axes.
+    shape: (*axes, channels) of an example. Raises: UserError if sources and examples differ in size. Channels may differ.
     """
     if "source" not in spec:
         return None

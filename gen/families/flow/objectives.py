@@ -1,4 +1,6 @@
-"""Training losses of a flow along the line x_t = (1 - t) x + t e from an example x to noise e, whose velocity is e - x.
+"""Training losses of a flow.
+
+All use the line x_t = (1 - t) x + t e from an example x (t = 0) to noise e (t = 1), whose velocity is e - x.
 
 A config names one: `objective=MeanFlow()`. Subclass `Objective` to add one.
 """
@@ -20,39 +22,45 @@ from gen.families.flow.sampling import OneStepRequest, Request
 from gen.networks.kernels.forward import jvp
 
 Network = Callable[[Params, Array, Array, Array], Array]
-"""(parameters, x, r, t) -> the mean velocity of the path through x, from the time r to the time t, shaped as x [B, ...]."""
+"""(parameters, x_t [B, ...], r [B], t [B]) -> the mean velocity between the times r <= t of the path through x_t at the time t, in
+the shape of x_t."""
 MEAN_FLOW_C = 1e-3
-"""c of MeanFlow's adaptive weight. Geng et al. 2025 give it as an example. It is small next to a squared norm."""
+"""Constant c of MeanFlow's weight 1 / (error + c)^p, as suggested by Geng et al. 2025. It only matters for tiny errors."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss, and the request of models that are trained on it."""
+    """A training loss of a flow. Subclass it to add one."""
 
     request: ClassVar[type[Request]] = Request
-    """Class of the requests to a model that is trained with this loss. Its defaults suit the loss."""
+    """Class of the sampling requests to a model with this loss. Its defaults, such as the number of steps, suit the loss."""
     intervals: ClassVar[bool] = False
-    """Whether the loss trains mean velocities over intervals, r < t. Otherwise samplers ask for velocities alone, r = t."""
+    """Whether the loss trains mean velocities over intervals of times, r < t. Otherwise it only trains velocities at t, r = t."""
 
     def loss(self, u: Network, params: Params, x: Array, keys: Key) -> Array:
         """Returns the loss of each example, [B]. All noise of an example is drawn from its key.
 
-        x: examples [B, *axes, C]; keys: [B].
+        u: the network. x: examples [B, *axes, C]; keys: [B].
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class FlowMatching(Objective):
-    """|u(x_t, t) - (e - x)|^2, averaged over dimensions. Lipman et al. 2023, equation 23; Liu et al. 2023, equation 1."""
+    """The squared error of the velocity, |u(x_t, t) - (e - x)|^2, averaged over dimensions and weighted by a function of t.
+
+    Lipman et al. 2023, equation 23; Liu et al. 2023, equation 1.
+    """
 
     mean: float = 0.0
-    """Mean of logit(t), which has a normal distribution (Esser et al. 2024, equation 19). Higher: more noise."""
+    """Mean of logit(t), which is drawn from a normal distribution (Esser et al. 2024, equation 19). Higher values train on noisier
+    examples."""
     std: float = 1.0
     """Standard deviation of logit(t)."""
     weight: Literal["velocity", "data", "noise", "likelihood"] = "velocity"
-    """Quantity whose squared error is the loss. velocity: e - x. data: x. noise: e. likelihood: x, and the error is multiplied by the
-    derivative of the signal-to-noise ratio. The integral of that loss over t bounds the likelihood (Kingma et al. 2021, equation 17)."""
+    """Quantity whose squared error is the loss: the velocity e - x, the data x, or the noise e. likelihood: the data x, where the
+    error is multiplied by the derivative of the signal-to-noise ratio. The integral of this loss over t bounds the likelihood
+    (Kingma et al. 2021, equation 17)."""
 
     def __post_init__(self):
         check_finite(mean=self.mean)
@@ -66,7 +74,7 @@ class FlowMatching(Objective):
         return self.weigh(t) * mean_square(v - (e - x))
 
     def weigh(self, t: Array) -> Array:
-        """Returns the weight of the velocity's squared error at the times t [B]."""
+        """Returns the factor of the velocity's squared error at the times t [B], [B]. See `weight`."""
         match self.weight:
             case "data":  # x = x_t - t v
                 return t**2
@@ -79,23 +87,23 @@ class FlowMatching(Objective):
 
 @dataclass(frozen=True)
 class MeanFlow(Objective):
-    """Learns the mean velocity between two times, so that one step leads from noise to an example. Geng et al. 2025, algorithm 1.
+    """Trains the mean velocity between two times r <= t, so that one step leads from noise to an example.
 
-    Training is stable in small models if most pairs of times have r = t, and if it starts from a flow that was trained with
-    FlowMatching (--init-from).
+    Geng et al. 2025, algorithm 1. Training is stable in small models if most pairs of times have r = t (`equal`), and if it starts
+    from a flow that was trained with FlowMatching (--init-from).
     """
 
     request = OneStepRequest
     intervals = True
 
     mean: float = -0.4
-    """Mean of logit(r) and logit(t), which have normal distributions."""
+    """Mean of the normal distribution from which the logits of two times are drawn. r is the smaller time, and t the larger."""
     std: float = 1.0
-    """Standard deviation of logit(r) and logit(t)."""
+    """Standard deviation of this normal distribution."""
     equal: float = 0.75
-    """Fraction of the pairs of times with r = t. Their loss is the loss of flow matching."""
+    """Probability that r is set to t, in [0, 1]. The loss is then the loss of flow matching."""
     power: float = 1.0
-    """Exponent p of the adaptive weight 1 / (error + 0.001)^p, which keeps an example from dominating a gradient. The
+    """Exponent p of the weight 1 / (error + 0.001)^p of an example, which keeps large errors from dominating the gradient. The
     error is the squared L2 norm, a sum over dimensions. 0: no weight."""
 
     def __post_init__(self):
@@ -109,18 +117,18 @@ class MeanFlow(Objective):
         e = draw_normal(e_keys, x)
         r, t = self.draw_times(x, *pair_keys)
         x_t, v = interpolate(x, e, t), e - x
-        # du/dt along the path. The target is a constant, so no gradient flows through these parameters.
+        # du/dt along the path is part of the target. The target is a constant, so no gradient flows through these parameters.
         fixed = partial(u, jax.lax.stop_gradient(params))
         _, du_dt = jvp(fixed, (x_t, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
         mean = mean_square(u(params, x_t, r, t) - jax.lax.stop_gradient(v - expand(t - r, x) * du_dt))
         error = mean * x[0].size
         weight = jax.lax.stop_gradient((error + MEAN_FLOW_C) ** -self.power)
-        # This has the value of the mean square, as in FlowMatching, and the gradient of the weighted error. The weighted error itself
-        # would be a useless value: with p = 1 it is always about 1.
+        # The result has the value of the mean squared error, as in FlowMatching, and the gradient of the weighted error. The value
+        # of the weighted error would be useless to report: with p = 1 it is always about 1.
         return jax.lax.stop_gradient(mean) + weight * (error - jax.lax.stop_gradient(error))
 
     def draw_times(self, x: Array, first: Key, second: Key, equal: Key) -> tuple[Array, Array]:
-        """Draws r <= t of each example, [B]. A fraction `equal` of the pairs has r = t."""
+        """Draws the times r <= t of each example, [B] each. With probability `equal`, r = t. Keys: [B] each."""
         a, b = (draw_time(keys, x, self.mean, self.std) for keys in (first, second))
         t, r = jnp.maximum(a, b), jnp.minimum(a, b)
         same = jax.vmap(partial(jax.random.bernoulli, p=self.equal))(equal)
@@ -133,17 +141,17 @@ def interpolate(x: Array, e: Array, t: Array) -> Array:
 
 
 def draw_normal(keys: Key, x: Array) -> Array:
-    """Draws standard normal noise shaped as x [B, ...]. The noise of an example is drawn from its key. keys: [B]."""
+    """Draws standard normal noise in the shape and dtype of x [B, ...]. keys: [B], one for each example."""
     return jax.vmap(partial(jax.random.normal, shape=x.shape[1:], dtype=x.dtype))(keys)
 
 
 def draw_time(keys: Key, x: Array, mean: float, std: float) -> Array:
-    """Draws a time in (0, 1) for each key [B], in the dtype of x. Its logit is N(mean, std^2)."""
+    """Draws a time in (0, 1) for each key [B], in the dtype of x. The logit of the time is drawn from N(mean, std^2)."""
     return jax.nn.sigmoid(mean + std * jax.vmap(partial(jax.random.normal, shape=(), dtype=x.dtype))(keys))
 
 
 def expand(t: Array, x: Array) -> Array:
-    """Returns t [B] with axes of size 1, so that it broadcasts to x [B, ...]."""
+    """Returns t [B] as [B, 1, ..., 1], so that it broadcasts to x [B, ...]."""
     return t.reshape(-1, *(1,) * (x.ndim - 1))
 
 

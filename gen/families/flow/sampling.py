@@ -1,4 +1,4 @@
-"""Samples from a trained flow: the request, from noise to examples, and back from examples to their noise."""
+"""Sampling from a trained flow: the request, and the functions that turn noise into examples, and examples into noise."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ class Request(LabelRequest):
     steps: int = 12
     """Steps from noise to sample. The network is evaluated once per step, and twice with heun. Guidance doubles the evaluations."""
     sampler: Literal["euler", "heun", "multistep"] = "multistep"
-    """Solver: Euler (order 1), Heun (order 2) or a second-order multistep method."""
+    """Solver of the differential equation: euler (order 1), heun (order 2) or multistep (order 2, Adams-Bashforth)."""
     guidance: float = 1.0
-    """Weight w of the label or caption c: v(x) + w (v(x | c) - v(x)). Above 1, samples are more typical of c and less varied."""
+    """Weight w of the label or caption c in the velocity v(x) + w (v(x | c) - v(x)). Above 1, samples are more typical of c and
+    less varied. 1: no guidance."""
     guidance_from: float = 0.0
-    """Lower end of the interval of times t in which guidance is used, in [0, 1]. t = 1 is noise. Kynkäänniemi et al. 2024."""
+    """Guidance is used at times t from this one to guidance_to, in [0, 1]. t = 1 is noise, and t = 0 the sample (Kynkäänniemi et
+    al. 2024)."""
     guidance_to: float = 1.0
-    """Upper end of the interval of times t in which guidance is used, in [0, 1]."""
+    """Upper end of the times t at which guidance is used, in [0, 1]. See guidance_from."""
     mode: Literal["generate", "inpaint", "upscale", "colorize", "edit"] = "generate"
-    """`generate`: samples from noise; a run on pairs translates --image. `inpaint`: fills the white part of --mask in --image.
-    `upscale`: samples that look like the smaller --image if they are shrunk. `colorize`: samples with the brightness of --image.
-    These three need a model that was trained with masks (`given`). `edit`: adds noise to --image, and removes it again (Meng et al.
-    2022)."""
+    """`generate`: makes samples from noise, or translates --image if the run is on pairs. `inpaint`: fills the part of --image
+    that is white in --mask. `upscale`: makes larger versions of --image. `colorize`: makes pictures with the brightness of --image.
+    `edit`: adds noise to --image, and removes it again (Meng et al. 2022). inpaint, upscale and colorize need a model that was
+    trained with masks (--model.given)."""
     strength: float = 0.5
-    """Mode edit: time t up to which noise is added, in [0, 1]. 0 keeps the picture, and 1 keeps nothing of it."""
+    """In mode edit, the time t in [0, 1] up to which noise is added. 0 returns the picture, and 1 keeps nothing of it."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +59,7 @@ class Request(LabelRequest):
         self._check_used()
 
     def _check_used(self) -> None:
-        """Raises: UserError for a field that differs from its default, and has no effect with the other fields."""
+        """Raises: UserError for a field that was changed from its default although the mode or the guidance ignores it."""
         if self.mode != "edit" and self.strength != type(self).strength:
             raise UserError(f"strength is not used by mode {self.mode}; the fix: --mode edit, or leave --strength out")
         for name in ("guidance_from", "guidance_to"):
@@ -66,31 +68,31 @@ class Request(LabelRequest):
                 raise UserError(f"{name} is not used by guidance 1; the fix: --guidance above 1, or leave {option} out")
 
     def guided(self, t: Array) -> Array:
-        """Returns whether guidance changes the velocity at the times t, bool [...]."""
+        """Returns whether guidance is used at the times t, bool in the shape of t."""
         return (self.guidance != 1) & (self.guidance_from <= t) & (t <= self.guidance_to)
 
 
 @dataclass(frozen=True)
 class OneStepRequest(Request):
-    """Request to a model of mean velocities (MeanFlow). It takes one step by default."""
+    """Request to a model of mean velocities (MeanFlow). By default it takes one Euler step from noise to sample."""
 
     steps: int = 1
     sampler: Literal["euler", "heun", "multistep"] = "euler"
 
 
 def generate(velocity: Velocity, noise: Array, request: Request, start: float = 1.0) -> Array:
-    """Follows the velocity from noise [B, ...] at t = 1 to examples at t = 0.
+    """Moves noise [B, ...] along the velocity from t = 1 to t = 0, and returns the examples [B, ...].
 
-    start: time at which to begin, in (0, 1]. Below 1, `noise` is x_t at that time.
+    start: time at which to begin, in (0, 1]. If it is below 1, `noise` must be x_t at the time t = start.
     """
     # Times fall from `start` to 0, because t = 1 is noise.
     return SAMPLERS[request.sampler](velocity, noise, start * _times(request, noise)[::-1], request.guided)
 
 
 def invert(velocity: Velocity, x: Array, request: Request) -> Array:
-    """Follows the velocity from examples x [B, ...] at t = 0 to their noise at t = 1, from which `generate` makes them again.
+    """Moves examples x [B, ...] along the velocity from t = 0 to t = 1, and returns their noise [B, ...].
 
-    They come back with an error, which is smaller with more steps (request.steps).
+    `generate` turns this noise into the examples again, up to an error that falls with the number of steps (request.steps).
     """
     return SAMPLERS[request.sampler](velocity, x, _times(request, x), request.guided)
 

@@ -1,4 +1,4 @@
-"""Generative adversarial networks: the family, its objectives and its augmentations, as a config or a fork names them."""
+"""Generative adversarial networks: exports the family and the objectives, augmentations and request that a config can name."""
 
 from gen.families.gan.ada import ADA
 from gen.families.gan.augment import Augmentation, DiffAugment

@@ -1,4 +1,4 @@
-"""Adaptive discriminator augmentation (Karras et al. 2020): random transformations whose probability follows the overfitting of D."""
+"""Adaptive discriminator augmentation (Karras et al. 2020): random transformations, more frequent the more D overfits."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from gen.errors import UserError, check_positive
 from gen.families.gan.augment import Augmentation, check_policy
 
 Sampler = Callable[[Array], Array]
-"""Uniform numbers in (0, 1), any shape -> numbers of a distribution, same shape."""
+"""Maps uniform numbers in (0, 1) to samples of another distribution, element by element: same shape."""
 
 
 @dataclass(frozen=True)
 class ADA(Augmentation):
-    """Adaptive discriminator augmentation: each transformation is applied with probability p. Karras et al. 2020, section 3
+    """Adaptive discriminator augmentation: applies each transformation with probability p. Karras et al. 2020, section 3
     and appendix B.
 
-    p rises while D's scores of real images show that it overfits, and falls otherwise. Two things are simpler than in the
-    paper. The warp is plain bilinear interpolation, without wavelet filters against aliasing. Grey images have no luma flip,
-    which would invert them.
+    p is 0 at first. It rises after each step in which the mean sign of D's scores of real images is above `target` (D
+    overfits), and falls if the mean is below. Differences from the paper: images are warped by bilinear interpolation,
+    without filters against aliasing, and grey images are never inverted by a luma flip.
     """
 
     policy: tuple[Literal["blit", "geometry", "color"], ...] = ("blit", "geometry", "color")
     """Groups of transformations. blit: mirror, quarter turns, shifts by whole pixels. geometry: scale, rotation, stretch,
     shifts by fractions of a pixel. color: brightness and contrast, and for RGB luma flip, hue and saturation."""
     target: float = 0.6
-    """Target of E[sign(D(real))]. Above it D overfits, and p rises."""
+    """Target of the mean of sign(D(x)) over real images x, in (-1, 1). p rises while the mean is above it."""
     kimg: float = 500.0
-    """Thousands of real images after which p has gone from 0 to 1, if it always rises."""
+    """Speed of p: it goes from 0 to 1 in this many thousand real images, if it rises at every step."""
 
     def __post_init__(self):
         check_policy(self.policy, ("blit", "geometry", "color"))
@@ -61,10 +61,11 @@ class ADA(Augmentation):
 
 
 def warp(x: Array, linear: Array, shift: Array) -> Array:
-    """Returns the image [H, W, C] whose pixel q is x at linear [2, 2] @ q + shift [2], by bilinear interpolation.
+    """Returns the image x [H, W, C] under an affine map: its pixel at position q is x at position linear @ q + shift.
 
-    q and shift are (down, right) in pixels, and q is measured from the middle of the image. Beyond its border, x is mirrored
-    about the pixels of the border. The result is exact if the source is a pixel.
+    linear: [2, 2]; shift: [2]. Positions and shift are (down, right) in pixels, and positions are relative to the middle of
+    the image. x is interpolated bilinearly, and mirrored about its outermost pixels. Source positions that fall on a pixel
+    return its exact value.
     """
     middle = [(n - 1) / 2 for n in x.shape[:2]]
     down, right = jnp.meshgrid(*(jnp.arange(n) - m for n, m in zip(x.shape[:2], middle, strict=True)), indexing="ij")
@@ -76,8 +77,8 @@ def warp(x: Array, linear: Array, shift: Array) -> Array:
 def recolor(x: Array, brightness: Array, contrast: Array, luma: Array, hue: Array, saturation: Array) -> Array:
     """Returns contrast * (luma * (grey + brightness) + saturation * (chroma rotated by hue)) for each pixel of x [..., C].
 
-    grey and chroma are the parts of a pixel along the diagonal (1, 1, 1) and orthogonal to it. luma: 1, or -1 to flip.
-    hue: radians, 0 unless C = 3. Karras et al. 2020, appendix B.
+    grey: the mean of the pixel's channels; chroma: the pixel minus grey. All other arguments are scalars. luma: 1, or -1 to
+    invert grey. hue: an angle in radians about the axis (1, 1, 1); it must be 0 unless C = 3. Karras et al. 2020, appendix B.
     """
     grey = x.mean(-1, keepdims=True)
     chroma = x - grey
@@ -89,9 +90,10 @@ def recolor(x: Array, brightness: Array, contrast: Array, luma: Array, hue: Arra
 
 
 def _random_motion(u: Array, size: Array, blit: Array, geometry: Array) -> tuple[Array, Array]:
-    """Draws `linear` and `shift` of `warp`.
+    """Draws the arguments `linear` [2, 2] and `shift` [2] of `warp`.
 
-    u: [8, 3], uniform in (0, 1). size: float32 [2], (H, W). blit, geometry: probability of each transformation of the group.
+    u: [8, 3], uniform in (0, 1). size: float32 [2], (H, W). blit, geometry: probability of each transformation of these
+    groups (see `ADA.policy`).
     """
     # warp needs the map from a pixel back to its source. It is drawn directly, because each transformation is as likely as
     # its inverse.
@@ -115,7 +117,11 @@ def _random_motion(u: Array, size: Array, blit: Array, geometry: Array) -> tuple
 
 
 def _random_color(x: Array, u: Array, p: Array) -> Array:
-    """Changes the colours of x [H, W, C], each property with probability p. u: [5, 3], uniform in (0, 1)."""
+    """Changes brightness, contrast, luma, hue and saturation of x [H, W, C], each with probability p.
+
+    u: [5, 3], uniform in (0, 1).
+    """
+    # Luma flip, hue and saturation need colours.
     rgb = p * (x.shape[-1] == 3)
     return recolor(
         x,
@@ -128,7 +134,7 @@ def _random_color(x: Array, u: Array, p: Array) -> Array:
 
 
 def _maybe(u: Array, p: Array, draw: Sampler, otherwise: float) -> Array:
-    """Returns draw(u[1:]), [2], with probability p, and otherwise a constant. u: [3], uniform in (0, 1)."""
+    """Returns draw(u[1:]) with probability p, and otherwise the number `otherwise` twice: [2]. u: [3], uniform in (0, 1)."""
     return jnp.where(u[0] < p, draw(u[1:]), otherwise)
 
 
@@ -169,5 +175,5 @@ def _log_normal(std: float) -> Sampler:
 
 
 def _rotation(cos: Array, sin: Array) -> Array:
-    """Returns the matrix [2, 2] of a rotation."""
+    """Returns the matrix [2, 2] of the rotation by an angle, from the angle's cosine [] and sine []."""
     return jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])

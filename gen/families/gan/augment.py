@@ -19,17 +19,20 @@ from gen.errors import UserError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A transformation of images, with a strength p in [0, 1] that may change during training. Subclass it to add one."""
+    """A random transformation of images, with a strength p in [0, 1] that may change during training.
+
+    Subclass it to add one.
+    """
 
     def start(self) -> Array:
-        """Returns p of the first step, float32 []."""
+        """Returns the strength p of the first step, float32 []."""
         return jnp.ones((), jnp.float32)
 
     def apply(self, images: Array, key: Key, row: Array, p: Array) -> Array:
-        """Returns images [B, H, W, C] in [-1, 1] transformed, same shape and dtype. Values may leave the range.
+        """Returns the images transformed, in the same shape and dtype. Twice differentiable in the images, for R1 and R2.
 
-        row: int32 [B]. The noise depends on (key, row) alone, and is the same in every dtype. p: strength, []. Twice differentiable
-        in the images.
+        images: [B, H, W, C] in [-1, 1]; the result may leave this range. row: int32 [B], positions in the global batch. The
+        noise of an image depends on (key, row) alone, and is the same in every dtype. p: strength in [0, 1], [].
         """
         real = jnp.promote_types(images.dtype, jnp.float32)
         p = jnp.asarray(p, jnp.float32)
@@ -40,30 +43,30 @@ class Augmentation:
         return jax.vmap(transform)(images.astype(real), axis.example_keys(key, row)).astype(images.dtype)
 
     def one(self, x: Array, key: Key, p: Array) -> Array:
-        """Returns one image [H, W, C], float32 or float64, transformed."""
+        """Returns one image x [H, W, C], float32 or float64, transformed. p: strength in [0, 1], float32 []."""
         raise NotImplementedError
 
     def adapt(self, p: Array, signs: Array, batch: int | Array) -> Array:
-        """Returns p after a step of D, float32 [].
+        """Returns the strength p [] for the next step of D. By default it stays the same.
 
-        signs: mean of sign(D(x)) over the real images of the step, as D saw them. batch: number of these images.
+        signs: mean of sign(D(x)) over the (transformed) real images of this step. batch: number of these images.
         """
         return p
 
 
 @dataclass(frozen=True)
 class DiffAugment(Augmentation):
-    """A fixed sequence of transformations, applied to every image. Zhao et al. 2020. It ignores p."""
+    """A fixed sequence of transformations, applied to every image at full strength. Zhao et al. 2020."""
 
     policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
-    """Transformations, in this order. color: random brightness, saturation and contrast. translation: shift by up to an
-    eighth of the side. cutout: blank out a rectangle of half the side."""
+    """Transformations, applied in the order given. color: random brightness, saturation and contrast. translation: shift by up
+    to an eighth of each side. cutout: fill a rectangle, half as high and wide as the image, with mid-grey."""
 
     def __post_init__(self):
         check_policy(self.policy, tuple(DIFFERENTIABLE))
 
     def one(self, x: Array, key: Key, p: Array) -> Array:
-        # Noise is drawn for all of them, so that an image's noise does not depend on the policy.
+        # Noise is drawn for all known transformations, so that the noise of each does not depend on the policy.
         u = dict(zip(DIFFERENTIABLE, jax.random.uniform(key, (len(DIFFERENTIABLE), 3), jnp.float32), strict=True))
         for name in self.policy:
             x = DIFFERENTIABLE[name](x, u[name])
@@ -71,7 +74,10 @@ class DiffAugment(Augmentation):
 
 
 def check_policy(policy: Sequence[str], known: Sequence[str]) -> None:
-    """Raises: UserError unless the policy names one or more of `known`, each once."""
+    """Checks the names of the transformations in a policy.
+
+    Raises: UserError if the policy is empty, repeats a name, or has a name that is not in `known`.
+    """
     if not policy or not set(policy) <= set(known) or len(set(policy)) < len(policy):
         raise UserError(
             f"policy is {', '.join(policy) or 'empty'}; it names one or more of {', '.join(known)}, each once"
@@ -79,9 +85,10 @@ def check_policy(policy: Sequence[str], known: Sequence[str]) -> None:
 
 
 def jitter(x: Array, brightness: Array, saturation: Array, contrast: Array) -> Array:
-    """Returns x [H, W, C] with other brightness, saturation and contrast (scalars), in this order.
+    """Changes the brightness, then the saturation, then the contrast of an image x [H, W, C]. All three are scalars.
 
-    brightness is added. saturation scales the distance of a pixel from its grey, contrast the distance from the mean grey.
+    brightness is added to all values. saturation scales each value's distance from its pixel's grey, the mean of the pixel's
+    channels. contrast scales each value's distance from the mean of the image.
     """
     x = x + brightness
     grey = x.mean(-1, keepdims=True)
@@ -90,7 +97,10 @@ def jitter(x: Array, brightness: Array, saturation: Array, contrast: Array) -> A
 
 
 def translate(x: Array, shift: Array) -> Array:
-    """Returns x [H, W, C] moved down and right by shift, int32 [2], at most (H // 8, W // 8). Zeros (mid-grey) fill the gap."""
+    """Returns x [H, W, C] moved by shift, int32 [2]: (down, right) in pixels, from -(H // 8, W // 8) to (H // 8, W // 8).
+
+    Zeros (mid-grey) fill the gap.
+    """
     h, w = x.shape[0] // 8, x.shape[1] // 8
     corner = (h - shift[0], w - shift[1], jnp.zeros_like(shift[0]))
     return jax.lax.dynamic_slice(jnp.pad(x, ((h, h), (w, w), (0, 0))), corner, x.shape)
@@ -99,7 +109,8 @@ def translate(x: Array, shift: Array) -> Array:
 def cutout(x: Array, corner: Array) -> Array:
     """Returns x [H, W, C] with zeros (mid-grey) on a rectangle of H // 2 by W // 2 pixels.
 
-    corner: int32 [2], its top left pixel. It may lie outside of the image, which then holds a part of the rectangle.
+    corner: int32 [2], (row, column) of the rectangle's top left pixel. It may lie outside of the image: the rectangle is cut
+    off at the border.
     """
 
     def inside(n: int, start: Array) -> Array:
@@ -114,8 +125,8 @@ def _random_jitter(x: Array, u: Array) -> Array:
 
 
 def _random_translate(x: Array, u: Array) -> Array:
-    most = jnp.array([x.shape[0] // 8, x.shape[1] // 8], jnp.int32)
-    return translate(x, _below(2 * most + 1, u[:2]) - most)
+    limit = jnp.array([x.shape[0] // 8, x.shape[1] // 8], jnp.int32)
+    return translate(x, _below(2 * limit + 1, u[:2]) - limit)
 
 
 def _random_cutout(x: Array, u: Array) -> Array:
@@ -126,7 +137,7 @@ def _random_cutout(x: Array, u: Array) -> Array:
 
 
 def _below(n: Array, u: Array) -> Array:
-    """Returns uniform integers in [0, n), int32, from uniform u in [0, 1)."""
+    """Maps uniform numbers u in [0, 1) to uniform integers in [0, n), int32. u and n broadcast."""
     return jnp.floor(n * u).astype(jnp.int32)
 
 

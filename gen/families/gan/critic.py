@@ -1,4 +1,4 @@
-"""Training of a discriminator on real and generated images, wherever these come from."""
+"""Training of a discriminator D on real and generated images. A tokenizer uses it too, with reconstructions as generated images."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ from gen.optim import descend
 
 
 class CriticBatch(NamedTuple):
-    """Inputs of D's loss that have one entry per example, so that microbatches can divide them."""
+    """The inputs of D's loss that have one entry per example. Microbatches divide these arrays."""
 
     real: Examples
+    """Real images, with their labels and rows."""
     fake: Array
     """Generated images [B, H, W, C], one for each real one, with the same labels and rows."""
 
 
 class CriticAux(NamedTuple):
-    """Outputs of D's loss besides its value."""
+    """Results of D's loss function in addition to the loss."""
 
     metrics: Metrics
+    """Means over the examples of this device."""
     stats: Stats
-    """The statistics after this batch."""
+    """The statistics of the networks after this batch (see `players.Stats`)."""
 
 
 @dataclass(frozen=True)
 class Critic:
-    """D and how it is trained. D's parameters and its optimizer's state have the name "discriminator" in a State."""
+    """A discriminator D with its losses and its optimizer.
+
+    In a State, the key "discriminator" holds D's parameters, its optimizer's state and its statistics.
+    """
 
     discriminator: DiscriminatorModel
     objective: Objective
@@ -45,7 +50,11 @@ class Critic:
     """Number of parts of the batch whose gradients are computed one after the other and averaged."""
 
     def step(self, state: State, real: Examples, fake: Array, key: Key) -> tuple[State, Metrics]:
-        """Makes one optimizer step of D. `state.step` does not change. fake: one image for each real one, [B, H, W, C]."""
+        """Makes one optimizer step of D, and adapts the strength of its augmentation. `state.step` does not change.
+
+        fake: one generated image for each real one, [B, H, W, C]. Returns the new state, and metrics averaged over the global
+        batch. Must run under the mapped axis "data" (see gen.axis).
+        """
 
         def loss(d: Params, batch: CriticBatch) -> tuple[Array, CriticAux]:
             return self.loss(d, state.stats, batch, key, state.step)
@@ -55,7 +64,7 @@ class Critic:
             loss, d, opt_state, self.optimizer, CriticBatch(real, fake), self.microbatches
         )
         metrics = axis.mean(metrics)
-        # The strength is adapted by metrics that are means over all devices, so that it is equal on every device.
+        # These metrics are means over all devices, so the strength stays equal on every device.
         if self.discriminator.augment:
             examples = axis.total(real.image.shape[0])
             strength = self.discriminator.augment.adapt(stats["augment"], metrics["score/sign"], examples)
@@ -69,7 +78,10 @@ class Critic:
         return state, metrics | {"gradient/discriminator": descend.norm(gradients)}
 
     def loss(self, d: Params, stats: Stats, batch: CriticBatch, key: Key, step: Array) -> tuple[Array, CriticAux]:
-        """Returns D's loss on real and generated images plus its penalties, averaged over the examples."""
+        """Returns D's loss on real and generated images plus its penalties, a mean over the examples, and the metrics.
+
+        d: D's parameters. stats: statistics before the batch. step: int32 [], for the schedules of R1 and R2.
+        """
         (x, label, row), x_fake = batch
         real_key, fake_key, penalty_key = jax.random.split(key, 3)
         real = self.discriminator.score(d, stats, x, label, real_key, row)

@@ -44,36 +44,41 @@ class GAN(core.Family):
     discriminator: discriminator.Architecture = discriminator.DCGAN()
     """Network of D."""
     conditioning: Conditioning | None = None
-    """How G and D see the label. concatenation: joined to their inputs. projection: conditional normalization in G and an
-    inner product with the features in D (Miyato and Koyama 2018). None: an unconditional model."""
+    """How G and D read the label. concatenation: the label is appended to z and to the image. projection: each class scales
+    the normalizations of G, and D adds an inner product of class and features (Miyato and Koyama 2018). None: the model is
+    unconditional."""
     objective: Objective = NonSaturating()
     """Losses of both players (gen/families/gan/losses.py)."""
     feature_matching: float = 0.0
-    """Weight of feature matching in G's loss (Salimans et al. 2016). 0: none."""
+    """Weight in G's loss of the distance between D's mean features of real and of generated images (feature matching,
+    Salimans et al. 2016). 0: off."""
     gradient_penalty: float = 0.0
-    """Weight of (|grad D| - 1)^2 between real and generated images (10 in WGAN-GP). 0: none."""
+    """Weight of the penalty (|grad D| - 1)^2 in D's loss, at random points between real and generated images. 10 in WGAN-GP
+    (Gulrajani et al. 2017). 0: off."""
     one_sided: bool = False
-    """Apply the gradient penalty only to norms above 1."""
+    """Apply the gradient penalty only where |grad D| is above 1."""
     r1: Scalar = 0.0
-    """Gamma of R1: D's loss gets gamma / 2 |grad D|^2 at real images. 0: none."""
+    """Gamma of the R1 penalty: adds gamma / 2 |grad D|^2 at real images to D's loss (Mescheder et al. 2018). 0: off."""
     r2: Scalar = 0.0
-    """Gamma of R2: the same at generated images. 0: none."""
+    """Gamma of the R2 penalty: adds gamma / 2 |grad D|^2 at generated images to D's loss. 0: off."""
     pack: int = 1
-    """Number of images that D scores together, as the channels of one (PacGAN, Lin et al. 2018)."""
+    """Number of images to which D gives one joint score; their channels are concatenated (PacGAN, Lin et al. 2018). 1: each
+    image is scored alone."""
     augment: Augmentation | None = None
-    """Differentiable augmentation of every image that D sees, with a fixed (DiffAugment) or an adaptive strength (ADA)."""
+    """Random transformations of every image that D sees in training, with a fixed (DiffAugment) or an adaptive strength (ADA).
+    None: off."""
     microbatches: int = field(default=1, metadata=LAUNCH)
-    """Number of parts of a device's batch whose gradients are computed one after the other and averaged. Same update, less
-    memory."""
+    """Number of parts that a device's batch is divided into. Their gradients are computed one after the other and averaged,
+    which gives the same update with less memory."""
     critic_steps: int = 1
-    """Steps of D for each step of G. Each takes its own batch."""
+    """Number of steps of D for each step of G. Each step of D reads a new batch."""
     generator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
     """Optimizer of G."""
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
     """Optimizer of D."""
     ema: float = 0.999
-    """Decay of the moving average of G's parameters, which generates the samples. It warms up from 1/10. 0: no average. The
-    average is at least float32."""
+    """Decay of the moving average of G's parameters, in [0, 1). The average, at least float32, generates the samples. The decay
+    grows from 1/10 to this value. 0: no average."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Dtype of activations."""
     param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -107,7 +112,10 @@ class GAN(core.Family):
             raise UserError("a pack of images has no single label; use pack 1, or no conditioning")
 
     def _check_coupling(self) -> None:
-        """Refuses what needs the loss of an example to depend on that example alone, if it does not."""
+        """Raises: UserError for penalties or microbatches, if losses depend on other examples of the batch.
+
+        Both need a loss of each example that depends on this example alone.
+        """
         penalties = [name for name in ("gradient_penalty", "r1", "r2") if getattr(self, name) != 0.0]
         if penalties and (causes := self.discriminator.couplings()):
             raise UserError(
@@ -123,7 +131,7 @@ class GAN(core.Family):
 
     def _coupling(self) -> str | None:
         """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
-        # Packs are neighbours, and microbatches take examples in strides.
+        # A pack holds neighbouring images, but a microbatch takes every n-th example, so it would form other packs.
         return (
             next(iter(self.discriminator.couplings()), None)
             or ("batch normalization" if self.generator.norm == "batch" else None)
@@ -151,7 +159,7 @@ class GAN(core.Family):
     def inherit(self, base: core.Family, spec: Spec) -> GAN:
         super().inherit(base, spec)
         assert isinstance(base, GAN)
-        # Fields that decide the shapes of parameters. Objective, penalties and optimizers may differ from the base.
+        # These fields decide the shapes of the parameters. Objective, penalties and optimizers may differ from the base.
         return replace(
             self,
             latent=base.latent,
@@ -182,12 +190,16 @@ class GAN(core.Family):
             protocol=PROTOCOL,
             batches=self.critic_steps,
             together=self.pack * self.microbatches,
-            # Without them, spectral norms would begin with random vectors, and G would not be normalized as in the base.
+            # Statistics to copy from a base run. Without them, spectral norms would begin with random vectors, and G's
+            # normalizations would not be those of the base.
             inherited=("generator", "discriminator"),
         )
 
     def players(self, spec: Spec) -> tuple[GeneratorModel, DiscriminatorModel]:
-        """Returns G and D for images of this spec. Raises: UserError if they do not fit the data."""
+        """Returns G and D for images of this spec.
+
+        Raises: UserError if the data have no images, or no labels for a conditional model, or images of an unsuitable size.
+        """
         if "image" not in spec:
             raise UserError(f"a GAN models images, and the data have {', '.join(spec)}; choose a set of images")
         shape, dtypes = spec["image"].shape, module_dtypes(self.dtype, self.param_dtype)

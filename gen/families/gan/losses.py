@@ -22,19 +22,21 @@ LOG_2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses of both players, and a few facts about them. A config names one: `objective=Hinge()`.
+    """The losses of D and of G. A config names one: `objective=Hinge()`.
 
-    Subclass it to add an objective. The two losses are enough; the facts below have safe defaults.
+    To add an objective, subclass this and define `discriminator` and `generator`. Set the class variables if their defaults
+    are wrong for your losses.
     """
 
     loss_at_zero: ClassVar[float] = 0.0
-    """D's loss if all scores are 0, so that D decides nothing. The metric "saturation" is the fraction of held-out
-    examples whose loss is within 1% of this value above `min_loss`. 0: the loss has no minimum, and the metric is not reported."""
+    """D's loss if all scores are 0, so that D can't tell real from generated. The metric "saturation" is the fraction of
+    held-out examples whose loss exceeds `min_loss` by less than 1% of this value. 0: the loss has no minimum, and the metric
+    is not reported."""
     shift_invariant: ClassVar[bool] = False
     """Whether the losses stay the same if one number is added to all scores. D's last layer then has no bias, and ADA, which
     reads the signs of the scores, is refused."""
     couples: ClassVar[bool] = False
-    """Whether the loss of one example depends on other examples of the batch. Microbatches are then refused."""
+    """Whether the loss of an example depends on other examples of the batch. If it does, microbatches are refused."""
 
     @property
     def min_loss(self) -> float:
@@ -52,10 +54,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Smoothed(Objective):
-    """Base class of objectives with a target for real images. One-sided label smoothing lowers the target."""
+    """Base class of objectives in which D's output for real images has a target, 1 without label smoothing."""
 
     smoothing: float = 0.0
-    """One-sided label smoothing: D's target for real images is 1 - smoothing (Salimans et al. 2016, section 3.4)."""
+    """One-sided label smoothing, in [0, 1): D's target for real images is 1 - smoothing (Salimans et al. 2016, section 3.4).
+    The target for generated images stays 0."""
 
     def __post_init__(self):
         check_decay(smoothing=self.smoothing)
@@ -90,7 +93,10 @@ class Minimax(Smoothed):
 
 @dataclass(frozen=True)
 class NonSaturating(Minimax):
-    """Minimax with another loss of G, whose gradient does not vanish while D wins. Goodfellow et al. 2014, section 3."""
+    """D's loss of Minimax, with a loss of G whose gradient does not vanish while D recognizes all generated images.
+
+    Goodfellow et al. 2014, section 3.
+    """
 
     def generator(self, real: Array, fake: Array) -> Array:
         """-log sigmoid(D(G(z)))."""
@@ -115,7 +121,7 @@ class LeastSquares(Smoothed):
 
 @dataclass(frozen=True)
 class Wasserstein(Objective):
-    """WGAN. Arjovsky et al. 2017, algorithm 1. D needs a constraint, such as `gradient_penalty`."""
+    """WGAN. Arjovsky et al. 2017, algorithm 1. D must be kept near Lipschitz, for instance by `gradient_penalty`."""
 
     shift_invariant: ClassVar[bool] = True
 
@@ -145,7 +151,7 @@ class Hinge(Objective):
 
 @dataclass(frozen=True)
 class Relativistic(Objective):
-    """Scores of real and generated images, compared in pairs. Jolicoeur-Martineau 2019, section 4.
+    """Compares the score of each real image with the score of one generated image. Jolicoeur-Martineau 2019, section 4.
 
     With R1 and R2 it is the objective of R3GAN (Huang et al. 2024).
     """
@@ -164,7 +170,9 @@ class Relativistic(Objective):
 
 @dataclass(frozen=True)
 class RelativisticAverage(Objective):
-    """Each score compared with the mean of the opposite kind over the global batch. Jolicoeur-Martineau 2019, section 4.2.
+    """Compares each score with the mean score of the other kind (real or generated) over the global batch.
+
+    Jolicoeur-Martineau 2019, section 4.2.
 
     Its methods must run under the mapped axis "data" (see gen.axis).
     """
@@ -184,8 +192,8 @@ class RelativisticAverage(Objective):
 
 
 def feature_matching(real: Array, fake: Array) -> Array:
-    """Returns |E f(x) - E f(G(z))|^2, a scalar, for D's features [B, F]. The means are over the global batch.
+    """Returns |E f(x) - E f(G(z))|^2, a scalar. The means are over the global batch, so it must run under the axis "data".
 
-    Salimans et al. 2016, section 3.1.
+    real, fake: D's features f of real and of generated images, [B, F] each. Salimans et al. 2016, section 3.1.
     """
     return jnp.square(axis.mean(real.mean(0)) - axis.mean(fake.mean(0))).sum()

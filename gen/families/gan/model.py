@@ -19,7 +19,8 @@ from gen.families.gan.sampling import GENERATE_CHUNK, ROW_LENGTH, Draw, Request,
 from gen.optim import descend
 
 MAX_SATURATED_LOSS = 0.01
-"""D has nothing left to learn from an example if its loss is below this fraction of its loss at scores of 0."""
+"""An example counts in the metric "saturation" if D's loss on it exceeds the minimum by less than this fraction of the loss
+at scores of 0. D then has hardly anything left to learn from it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GANModel:
     """Decay of the moving average of G's parameters. 0: none."""
 
     def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
-        """Returns the state of step 0. params: start from these parameters instead of random ones."""
+        """Returns the state of step 0. params: {"generator", "discriminator"} to start from. None: random parameters."""
         g_key, d_key = jax.random.split(key)
         (g, g_stats), (d, d_stats) = self.generator.init(g_key), self.critic.discriminator.init(d_key)
         params = params or {"generator": g, "discriminator": d}
@@ -52,7 +53,7 @@ class GANModel:
         )
 
     def examples(self, batch: Batch) -> Examples:
-        """Returns the parts of a batch that the players read."""
+        """Returns the images, one-hot labels and rows of a batch, in the dtype of G's images."""
         image = batch["image"].astype(self.generator.dtype)
         return Examples(image, self.generator.one_hot(batch.get("label")), batch["row"])
 
@@ -78,7 +79,7 @@ class GANModel:
         """Generates one image for each real one, and makes one optimizer step of D. `state.step` does not change."""
         z_key, loss_key = jax.random.split(key)
         z = self.generator.latents(z_key, real.row)
-        # The images are inputs of the loss, so D's gradient does not run through G.
+        # Images are generated outside of D's loss, so that its gradient does not run through G.
         fake, _ = self.generator.make(state.params["generator"], state.stats, z, real.label)
         return self.critic.step(state, real, fake, loss_key)
 
@@ -105,7 +106,10 @@ class GANModel:
         return state, {"loss/generator": axis.mean(value), "gradient/generator": descend.norm(gradients)}
 
     def generator_loss(self, g: Params, d: Params, stats: Stats, examples: Examples, key: Key) -> tuple[Array, Stats]:
-        """Returns G's loss against D, averaged over the examples, and the statistics with G's new ones."""
+        """Returns G's loss against D, a mean over the examples, and the statistics, of which G's are updated.
+
+        examples: real images; G generates one image for the label and the row of each.
+        """
         x, label, row = examples
         z_key, real_key, fake_key = jax.random.split(key, 3)
         x_fake, new = self.generator.make(g, stats, self.generator.latents(z_key, row), label)
@@ -122,9 +126,10 @@ class GANModel:
     # --- evaluation ---
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns sums of D's scores of held-out images, and of one generated image for each of them.
+        """Returns sums of D's scores of held-out images and of generated images, one for each held-out image.
 
-        batch: {name: [B, ...]}. A pack counts only if all of its images do.
+        batch: {name: [B, ...]}. A pack of images counts only if none of its images is padding (weight 0). The metric
+        "paired_accuracy" is 1 if the real image has the higher score of the two.
         """
         # G's raw weights, because D was trained against them and not against their average.
         discriminator, objective, dtype = self.critic.discriminator, self.critic.objective, self.generator.dtype
@@ -142,19 +147,20 @@ class GANModel:
         if objective.loss_at_zero:
             scores = _with_mean_on_padding(real, weight), _with_mean_on_padding(fake, weight)
             excess = objective.discriminator(*scores) - objective.min_loss
-            # In parts of the loss of an indifferent D, so that the limit means the same for every objective.
+            # The limit is relative to the loss of a D that decides nothing, so it means the same for every objective.
             values["saturation"] = (excess < MAX_SATURATED_LOSS * objective.loss_at_zero).astype(dtype)
         return axis.total({name: ((weight * v).sum(), weight.sum()) for name, v in values.items()})
 
     # --- sampling ---
 
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Generates images from the moving average of G if there is one, otherwise from its raw weights.
+        """Generates images with the moving average of G if there is one, otherwise with its raw weights.
 
         given: may hold the labels of the images (gen.families.labels.GIVEN).
 
-        Returns "samples", float32 [n, H, W, C], or [rows, ROW_LENGTH, H, W, C] for an interpolation; "latents" [N, latent];
-        "scores" float32 [N], if D scores each image by itself; and "labels" int32 [N], if the model is conditional.
+        Returns "samples", float32 [n, H, W, C] in [-1, 1], or [rows, ROW_LENGTH, H, W, C] for an interpolation. With N the number
+        of images, it also returns "latents" [N, latent]; "scores" float32 [N], D's scores, if D scores each image alone; and
+        "labels" int32 [N], if the model is conditional.
 
         Raises: UserError for a label that the model does not have.
         """
@@ -185,14 +191,14 @@ class GANModel:
 
 
 def _raw(state: State) -> tuple[Params, Params]:
-    """Returns the parameters of G and of D."""
+    """Returns the raw parameters of G and of D, not their moving averages."""
     return state.params["generator"], state.params["discriminator"]
 
 
 def _with_mean_on_padding(scores: Array, weight: Array) -> Array:
-    """Returns the scores [N], where padding (weight 0) has the mean score of the other examples of the global batch.
+    """Returns the scores [N], with those of padding (weight 0) replaced by the mean score of all other examples.
 
-    An objective may compare scores with the mean of the batch, which then is the mean of these others.
+    The mean is over the global batch. RelativisticAverage compares scores with the mean score, which padding must not change.
     """
     total, count = axis.total(((weight * scores).sum(), weight.sum()))
     return jnp.where(weight > 0, scores, total / jnp.maximum(count, 1))

@@ -14,11 +14,11 @@ from gen import axis
 from gen.core import Array, Key
 
 Score = Callable[[Array], Array]
-"""D alone: images [B, ...] -> scores [N]. Each score belongs to B / N neighbouring images (more than one if they are packed)."""
+"""D as a function of its images alone: [B, ...] -> scores [N]. Each score belongs to `pack` = B / N neighbouring images."""
 
 
 def squared_gradient(score: Score, x: Array) -> Array:
-    """Returns |grad_x D(x)|^2 of each score, [N]: R1 at real images, R2 at generated ones. Mescheder et al. 2018."""
+    """Returns |grad_x D(x)|^2 of each score, [N]. It is R1 at real images, and R2 at generated images. Mescheder et al. 2018."""
 
     def total(x: Array) -> tuple[Array, Array]:
         scores = score(x)
@@ -31,7 +31,7 @@ def squared_gradient(score: Score, x: Array) -> Array:
 
 
 def gradient_penalty(score: Score, x: Array, one_sided: bool) -> Array:
-    """Returns (|grad_x D(x)| - 1)^2 of each score, [N], at points x. Gulrajani et al. 2017, equation 3.
+    """Returns (|grad_x D(x)| - 1)^2 of each score, [N], at points x [B, ...]. Gulrajani et al. 2017, equation 3.
 
     one_sided: penalize only norms above 1 (section 4 of that paper; Petzka et al. 2018).
     """
@@ -41,10 +41,12 @@ def gradient_penalty(score: Score, x: Array, one_sided: bool) -> Array:
 
 
 def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
-    """Returns points drawn uniformly from the lines between real and generated inputs of D, [B, H, W, C].
+    """Draws one point on the line between each real and generated image, [B, H, W, C], uniformly.
 
-    row: int32 [N], one for each input of D, which is B / N images. The noise depends on (key, row) alone. Gulrajani et al. 2017,
-    algorithm 1.
+    Gulrajani et al. 2017, algorithm 1.
+
+    real, fake: [B, H, W, C]. row: int32 [N], one for each pack of B / N images. All images of a pack are mixed in the same
+    proportion. The noise depends on (key, row) alone.
     """
 
     def draw(key: Key) -> Array:
@@ -56,24 +58,24 @@ def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
 
 
 class Penalties(NamedTuple):
-    """Which penalties D has, and their weights."""
+    """The weights of D's gradient penalties. Call it for their sum."""
 
     gradient: float
-    """Weight of the gradient penalty between real and generated images. 0: none."""
+    """Weight of `gradient_penalty` at points between real and generated images. 0: off."""
     one_sided: bool
-    """Whether it penalizes only norms above 1."""
+    """Whether `gradient_penalty` penalizes only norms above 1."""
     r1: optax.Schedule | None
-    """Step -> gamma of R1, gamma / 2 |grad D|^2 at real images. None: no R1."""
+    """Step -> gamma of R1, which is gamma / 2 |grad D|^2 at real images. None: off."""
     r2: optax.Schedule | None
-    """Step -> gamma of R2, the same at generated images. None: no R2."""
+    """Step -> gamma of R2, which is gamma / 2 |grad D|^2 at generated images. None: off."""
 
     def __call__(
         self, on_real: Score, on_fake: Score, real: Array, fake: Array, key: Key, row: Array, step: Array
     ) -> Array:
-        """Returns the sum of the penalties, a scalar averaged over examples.
+        """Returns the sum of the penalties, a scalar: each is a mean over scores.
 
-        on_real, on_fake: D with the noise of the real images and of the generated ones. real, fake: [B, H, W, C].
-        row: int32 [N], one for each score. The noise depends on (key, row) alone. step: int32 [].
+        on_real, on_fake: D with the same augmentation and dropout as when it scored the real or the generated images.
+        real, fake: [B, H, W, C]. row: int32 [N], one for each score. The noise depends on (key, row) alone. step: int32 [].
         """
         penalty = jnp.zeros((), real.dtype)
         if self.gradient:

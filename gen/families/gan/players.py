@@ -21,23 +21,23 @@ STANDING_SAMPLES = 1024
 """Number of images from which `GeneratorModel.standing_statistics` estimates the moments of G's batch normalizations."""
 
 Stats = dict[str, Params]
-"""Statistics that are not trained: "generator" and "discriminator" if the network has any, and "augment", the strength of
-the augmentation, if there is one."""
+"""Untrained statistics: "generator" and "discriminator" hold the statistics of normalizations, if the network has any. "augment" is
+the strength of the augmentation, float32 [], if there is one."""
 
 
 class Scored(NamedTuple):
     """Output of D for a batch of images. B / pack is the number of packs."""
 
     scores: Array
-    """[B / pack]. High: real."""
+    """[B / pack]. High for images that look real."""
     features: Array
-    """[B / pack, F]. The features from which the scores are read."""
+    """[B / pack, F]. Outputs of D's last hidden layer, from which its last layer computes the scores."""
     stats: Stats
     """The statistics after this batch."""
 
 
 class Examples(NamedTuple):
-    """A batch in the form that the players read."""
+    """A batch of real images as G and D read it."""
 
     image: Array
     """[B, H, W, C] in [-1, 1]."""
@@ -60,25 +60,25 @@ class GeneratorModel:
     """Dtype of latents and images."""
 
     def init(self, key: Key) -> tuple[Params, Stats]:
-        """Returns the parameters and the statistics of step 0."""
+        """Returns G's parameters, and its statistics {"generator": ...}, or {} if it has none, at step 0."""
         z, label = jnp.zeros((1, self.latent)), None if self.classes is None else jnp.zeros((1, self.classes))
         variables = self.network.init(key, z, label, False)
         stats: Stats = {"generator": variables["batch_stats"]} if "batch_stats" in variables else {}
         return variables["params"], stats
 
     def one_hot(self, label: Array | None) -> Array | None:
-        """Returns labels int [B] as [B, classes], or None if the model is unconditional."""
+        """Returns labels int [B] as one-hot vectors [B, classes], or None if there are none or the model is unconditional."""
         if label is None or self.classes is None:
             return None
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
 
     def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
-        """Draws z ~ N(0, I), [B, latent], or from the part of N(0, I) within `truncation` of 0 in each dimension.
+        """Draws latents z ~ N(0, I), [B, latent]. truncation: draw only values in [-truncation, truncation]. None: all values.
 
-        row: int32 [B]. The noise depends on (key, row) alone.
+        row: int32 [B], positions in the global batch, or numbers of samples. The noise depends on (key, row) alone.
         """
 
-        # Latents are drawn from the key and the row alone, so that sample i does not depend on the number of samples or devices.
+        # So sample i does not depend on the number of samples or devices.
         def draw(key: Key) -> Array:
             if truncation is None:
                 return jax.random.normal(key, (self.latent,), self.dtype)
@@ -89,16 +89,18 @@ class GeneratorModel:
     def make(self, g: Params, stats: Stats, z: Array, label: Array | None, train: bool = True) -> tuple[Array, Stats]:
         """Returns G(z), images [B, H, W, C] in [-1, 1], and the statistics after this batch.
 
-        label: [B, classes] one-hot or None. train: normalize by the moments of this batch. False: by running averages.
+        g: G's parameters. z: [B, latent]. label: one-hot [B, classes], or None for an unconditional model.
+        train: whether batch normalization uses the moments of this batch. Otherwise it uses their running averages.
         """
         variables = {"params": g, "batch_stats": stats.get("generator", {})}
         images, new = self.network.apply(variables, z, label, train, mutable=["batch_stats"])
         return images.astype(self.dtype), _with_new(stats, "generator", new)
 
     def standing_statistics(self, g: Params, stats: Stats) -> Stats:
-        """Returns the statistics with the moments of G's batch normalizations estimated from one large batch of samples.
+        """Returns the statistics with new moments for G's batch normalizations, from STANDING_SAMPLES samples of parameters g.
 
-        Averaged weights need this, because the running averages of the moments belong to the raw weights. Brock et al. 2019.
+        The moving average of G's parameters needs this: the running moments of training belong to the raw parameters.
+        Brock et al. 2019.
         """
         if "generator" not in stats:
             return stats
@@ -113,7 +115,7 @@ class GeneratorModel:
 
 @dataclass(frozen=True)
 class DiscriminatorModel:
-    """D, which scores images, wherever they come from."""
+    """D, which gives real and generated images their scores."""
 
     network: Discriminator
     shape: tuple[int, ...]
@@ -121,14 +123,14 @@ class DiscriminatorModel:
     classes: int | None
     """Number of classes if the model is conditional. None: unconditional."""
     pack: int
-    """Number of images that D scores together, as the channels of one (PacGAN, Lin et al. 2018)."""
+    """Number of images that get one joint score; their channels are concatenated (PacGAN, Lin et al. 2018)."""
     augment: Augmentation | None
-    """Random transformation of every image that D sees in training."""
+    """Random transformation of every image that D sees in training. None: no transformation."""
     dtype: DTypeLike
     """Dtype of scores and features."""
 
     def init(self, key: Key) -> tuple[Params, Stats]:
-        """Returns the parameters and the statistics of step 0."""
+        """Returns D's parameters, and its statistics ("discriminator" and "augment", if it has them), at step 0."""
         label = None if self.classes is None else jnp.zeros((1, self.classes))
         height, width, channels = self.shape
         x = jnp.zeros((1, height, width, channels * self.pack))
@@ -148,11 +150,11 @@ class DiscriminatorModel:
         row: Array,
         weight: Array | None = None,
     ) -> Scored:
-        """Returns D's scores and features of the augmented images, and D's new statistics.
+        """Augments the images, and returns D's scores, features and new statistics.
 
-        x: [B, H, W, C]. label: [B, classes] one-hot or None. row: int32 [B]. The noise depends on (key, row) alone.
-        key: None in evaluation: no augmentation, no dropout, and running averages in normalizations.
-        weight: [B / pack], 0 for packs that are padding, which changes no score of another pack. None: no padding.
+        x: [B, H, W, C] in [-1, 1]. label: one-hot [B, classes] or None. row: int32 [B]. The noise depends on (key, row) alone.
+        key: in training. None: evaluation, with running averages in normalizations, and without augmentation and dropout.
+        weight: [B / pack], 0 for packs of padding, so that they do not change the scores of others. None: no padding.
         """
         keys = None
         if key is not None:
@@ -169,16 +171,19 @@ class DiscriminatorModel:
         return Scored(scores.astype(self.dtype), features.astype(self.dtype), stats)
 
     def scores_alone(self) -> bool:
-        """Returns whether D scores each image by itself once it is trained."""
+        """Returns whether, in evaluation, the score of an image depends on this image alone."""
         return self.pack == 1 and not self.network.arch.minibatch
 
 
 def pack_images(x: Array, pack: int) -> Array:
-    """Returns [B, H, W, C] as [B / pack, H, W, pack C]: each run of `pack` images becomes the channels of one."""
+    """Concatenates the channels of each `pack` neighbouring images: [B, H, W, C] -> [B / pack, H, W, pack * C]."""
     b, h, w, c = x.shape
     return x.reshape(b // pack, pack, h, w, c).transpose(0, 2, 3, 1, 4).reshape(b // pack, h, w, pack * c)
 
 
 def _with_new(stats: Stats, player: str, new: Params) -> Stats:
-    """Returns the statistics with those of one player replaced by `new`, if its network has statistics."""
+    """Returns the statistics, with those of a player ("generator" or "discriminator") updated if its network has any.
+
+    new: {"batch_stats": ...}, as Flax returns it.
+    """
     return stats | {player: new["batch_stats"]} if player in stats else stats

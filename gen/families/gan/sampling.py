@@ -1,4 +1,4 @@
-"""How a trained generator is sampled: the request, and interpolations between latents."""
+"""Inputs of a trained generator: the request, the latents and labels that it asks for, and interpolations between latents."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Request(LabelRequest):
     """Which images to generate."""
 
     mode: Literal["generate", "interpolate"] = "generate"
-    """generate: independent samples. interpolate: rows of 8 images from one sample to the next, along great circles (slerp)."""
+    """generate: independent samples. interpolate: n // 8 rows of 8 images. Each row leads from one sample to the next, along a
+    great circle (slerp)."""
     truncation: float | None = None
-    """Draw latents from the part of the standard normal within this distance of 0 (Brock et al. 2019). Smaller values give
-    more typical images with less variety. None: the whole normal."""
+    """Draw each number of a latent from the standard normal restricted to [-truncation, truncation] (Brock et al. 2019). Smaller
+    values give more typical images with less variety. None: no restriction."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -37,7 +38,7 @@ class Request(LabelRequest):
 
     @property
     def rows(self) -> int:
-        """Number of rows of an interpolation."""
+        """Number of rows of an interpolation, at least 1."""
         return max(1, self.n // ROW_LENGTH)
 
 
@@ -68,7 +69,7 @@ def draw_inputs(generator: GeneratorModel, key: Key, given: Mapping[str, Array],
 
 
 def interpolate(ends: Array) -> Array:
-    """Returns rows of ROW_LENGTH latents from each of the latents [rows + 1, D] to the next: [rows * ROW_LENGTH, D]."""
+    """Returns ROW_LENGTH points on the way from each latent of `ends` [rows + 1, D] to the next one, [rows * ROW_LENGTH, D]."""
 
     def at(t: Array) -> Array:
         return slerp(ends[:-1], ends[1:], t)
@@ -77,9 +78,9 @@ def interpolate(ends: Array) -> Array:
 
 
 def slerp(a: Array, b: Array, t: Array) -> Array:
-    """Returns points between a [N, D] and b [N, D], t in [0, 1]: a great circle for the direction, a line for the length.
+    """Returns the points at t in [0, 1] (a scalar) on the way from a [N, D] to b [N, D]. White 2016, equation 1.
 
-    White 2016, equation 1.
+    The direction follows a great circle, and the length changes linearly.
     """
 
     def length(v: Array) -> Array:

@@ -1,6 +1,6 @@
 """Tokenizers: the family, its bottlenecks and its losses.
 
-A config chooses one bottleneck and one reconstruction loss. New ones are subclasses of `Bottleneck`, `Quantizer` and `Reconstruction`.
+A config chooses one bottleneck and one reconstruction loss. To add your own, subclass `Bottleneck`, `Quantizer` or `Reconstruction`.
 """
 
 from gen.families.tokenizer.bottlenecks import KL, Bottleneck, Fixed

@@ -1,10 +1,10 @@
 """Bottlenecks of tokenizers: they turn the encoder's outputs into codes. A config names one: `bottleneck=FSQ((8, 5, 5, 5))`.
 
-A bottleneck takes the encoder's outputs h [B, *grid, inputs]. It returns codes, which are stored and modelled, and vectors z
-[B, *grid, channels], which the decoder reads. If the codes are tokens, its base class is `Quantizer`
-(gen/families/tokenizer/quantizers.py).
+A bottleneck reads the encoder's outputs h [B, *grid, inputs]. It returns codes, which can be stored and modelled, and vectors z
+[B, *grid, channels], which the decoder reads. `grid` is the shape of the codes of one example, such as (8, 8). If the codes are
+tokens, the base class is `Quantizer` (gen/families/tokenizer/quantizers.py).
 
-A bottleneck has no trained parameters. Its `Stats`, such as a codebook of moving averages, belong to State.stats.
+A bottleneck has no parameters that are trained by gradients. Its `Stats`, such as a codebook of moving averages, are in State.stats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gen.errors import check_not_negative, check_positive
 from gen.networks.gaussian import Gaussian, gaussian_kl
 
 Stats = Mapping[str, Array]
-"""{name: array} of statistics that a bottleneck estimates from the training batches. {}: it has none."""
+"""{name: array} of statistics that a bottleneck estimates from the training batches. {}: the bottleneck has none."""
 
 
 class Coded(NamedTuple):
@@ -34,16 +34,17 @@ class Coded(NamedTuple):
     codes: Array
     """Tokens int32 [B, *grid] or [B, *grid, books], or latents [B, *grid, channels]. `decode` turns them into z."""
     loss: Array
-    """[B]. Loss term of each example."""
+    """[B]. The bottleneck's term of the training loss, for each example."""
     seen: Stats
-    """Means over the examples of this device, from which `learn` updates the statistics."""
+    """Means over the examples of this device, from which `Bottleneck.learn` updates the statistics. {}: not in training, or
+    the bottleneck has no statistics."""
 
 
 class BatchFacts(NamedTuple):
-    """Facts about a global training batch, for `encode` and `learn`. All but `row` are the same on every device."""
+    """A training step's key and global batch, for `encode` and `learn`. Only `row` differs between devices."""
 
     key: Key
-    """Of the step."""
+    """Key of the training step."""
     row: Array
     """int32 [B]. Positions of this device's examples in the global batch."""
     size: int
@@ -56,16 +57,16 @@ class Bottleneck:
 
     @property
     def inputs(self) -> int:
-        """Number of the encoder's outputs for each place of the grid."""
+        """Number of the encoder's outputs for each position of the grid."""
         raise NotImplementedError
 
     @property
     def channels(self) -> int:
-        """Number of the decoder's inputs for each place of the grid."""
+        """Number of the decoder's inputs for each position of the grid."""
         raise NotImplementedError
 
     def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
-        """Returns the feature of the codes of one example. axes: the name of each axis of the grid."""
+        """Returns the `Feature` (shape, dtype, vocabulary) of one example's codes. axes: the name of each axis of the grid."""
         raise NotImplementedError
 
     def begin(self, key: Key, dtype: DTypeLike) -> Stats:
@@ -73,45 +74,46 @@ class Bottleneck:
         return {}
 
     def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
-        """Returns the codes of h [B, *grid, inputs].
+        """Returns the codes of the encoder's outputs h [B, *grid, inputs].
 
-        keys: [B], for the noise of training. None: no noise. batch: given in training, where `Coded.seen` is needed.
+        keys: [B], for the noise of training. None: no noise. batch: of a training step. None: not in training, so that
+        `Coded.seen` is {}.
         """
         raise NotImplementedError
 
     def decode(self, stats: Stats, codes: Array) -> Array:
-        """Returns z [B, *grid, channels] of codes."""
+        """Returns the decoder's inputs z [B, *grid, channels] of codes, in the shape of `Coded.codes`."""
         raise NotImplementedError
 
     def draw(self, grid: tuple[int, ...], key: Key) -> Array:
-        """Draws random codes of one example, [*grid, ...]. A model of the codes would draw better ones."""
+        """Draws random codes of one example, [*grid, ...], from a fixed distribution that does not follow the data."""
         raise NotImplementedError
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
-        """Returns the statistics after a training step. seen: means of `Coded.seen` over the global batch."""
+        """Returns the statistics after a training step. seen: mean of `Coded.seen` over all devices."""
         return stats
 
     def tiny(self) -> Bottleneck:
-        """Returns the same kind with the smallest sizes, for tests."""
+        """Returns the same kind of bottleneck with the smallest sizes, for tests."""
         raise NotImplementedError
 
 
 MAX_LOG_STD = 10.0
-"""Bound on the log of the standard deviation of a latent, whose exp must not overflow."""
+"""Upper bound on the absolute log standard deviation of a latent, so that exp does not overflow."""
 
 
 @dataclass(frozen=True)
 class KL(Bottleneck):
-    """Continuous latents: a Gaussian with a small penalty. Rombach et al. 2022, section 3.1 and appendix G.
+    """Continuous latents: a Gaussian for each position, whose KL to N(0, I) is penalized a little. The codes are its means.
 
-    The codes are the means.
+    Rombach et al. 2022, section 3.1 and appendix G.
     """
 
     size: int = 4
-    """Numbers in the latent of each place."""
+    """Number of dimensions of the latent at each position of the grid."""
     weight: float = 1e-3
-    """Weight of the KL to N(0, 1), in nats per number of the latent. A small weight is enough to keep latents near 0: they need not
-    follow the prior, because another model learns their distribution."""
+    """Weight of the KL to N(0, I), in nats, averaged over all dimensions and positions. A small weight keeps latents near 0. They need
+    not follow N(0, I), because another model learns their distribution."""
 
     def __post_init__(self):
         check_positive(size=self.size)
@@ -152,10 +154,10 @@ class KL(Bottleneck):
 
 @dataclass(frozen=True)
 class Fixed(Bottleneck):
-    """Takes the encoder's outputs as the codes. For an encoder without parameters, such as the log-mels of a vocoder."""
+    """Uses the encoder's outputs as the codes. For an encoder without parameters, such as the log-mels of a vocoder."""
 
     size: int = 40
-    """Number of the encoder's outputs for each place."""
+    """Number of the encoder's outputs for each position of the grid."""
 
     def __post_init__(self):
         check_positive(size=self.size)

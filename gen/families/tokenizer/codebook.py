@@ -1,4 +1,4 @@
-"""Vector quantization: a bottleneck with a codebook of moving averages, which are taken over the global batch."""
+"""Vector quantization: a bottleneck whose codebook is learned by moving averages over the global batches."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from gen.families.tokenizer.quantizers import Quantizer
 from gen.networks.kernels.sums import as_row
 
 REVIVAL_NOISE = 0.01
-"""Standard deviation of the noise on the vector of a revived code, as a fraction of the root mean square of all vectors."""
+"""Standard deviation of the noise on a revived code's vector, as a fraction of the root mean square of the encoder's outputs."""
 MAX_ONE_HOT = 2**24
-"""Upper bound on the numbers of a matrix of one-hot codes: 64 MiB in float32."""
+"""Maximum number of elements of a matrix of one-hot codes. They take 64 MiB in float32."""
 
 
 @dataclass(frozen=True)
 class VQ(Quantizer):
-    """Vector quantization by a codebook of moving averages. van den Oord et al. 2017, section 3.2 and appendix A.1.
+    """Vector quantization: each code's vector is a moving average of the encoder's outputs that were nearest to it.
 
-    A code that is hardly used is replaced by a vector of a random example, with a little noise (Dhariwal et al. 2020, appendix
-    B.1), so that the codebook does not collapse. At step 0 no code is in use, so the first batch fills the codebook.
+    van den Oord et al. 2017, section 3.2 and appendix A.1. A code that is hardly used is revived: it gets the encoder's output
+    at a random position of a random example, with a little noise, so that the codebook does not collapse (Dhariwal et al. 2020,
+    appendix B.1). All codes start as unused, so the first batch revives nearly all of them.
     """
 
     codes: int = 1024
     """Number of codes."""
     size: int = 8
-    """Length of a code's vector. With short vectors most codes stay in use (Yu et al. 2022)."""
+    """Number of dimensions of a code's vector. If it is small, most codes stay in use (Yu et al. 2022)."""
     decay: float = 0.99
-    """Decay of the moving averages: of the codes' vectors, and of how often each code is used."""
+    """Decay of the moving averages of the codes' vectors and of how often each code is used, in [0, 1)."""
     commitment: float = 0.25
-    """Weight of the squared distance between the encoder's vectors and their codes."""
+    """Weight of the loss term that pulls the encoder's outputs to the vectors of their codes: the mean squared difference."""
     revive: float = 0.1
-    """A code is replaced if it is used less than this fraction of the mean over all codes. 0: never."""
+    """A code is revived if it is used less often than this fraction, in [0, 1), of the mean over all codes. 0: never."""
 
     def __post_init__(self):
         check_positive(**{"codes - 1": self.codes - 1, "size": self.size})
@@ -72,12 +73,15 @@ class VQ(Quantizer):
         return self.commitment * jnp.square(x - jax.lax.stop_gradient(embedded)).mean(range(1, x.ndim))
 
     def observe(self, x: Array, codes: Array, batch: BatchFacts) -> Stats:
-        """Returns means over the examples of this device, which the mean over devices makes the same everywhere.
+        """Returns the statistics of a training batch, as means over the examples of this device.
 
-        "uses" [codes]: how often each code is used. "sums" [codes, size]: sum of the vectors of each code. "square" []: mean square
-        of a vector's numbers. "candidates" [codes, size]: for each code, the vector at a random place of a random example of the
-        global batch, divided by the number of examples of this device. It is 0 on devices without that example, so the mean over
-        devices is the vector divided by the size of the global batch.
+        x: the encoder's outputs [B, ..., size]; codes: int32 [B, ...]. The results are:
+
+        "uses" [codes]: how often an example uses each code.
+        "sums" [codes, size]: sum of an example's vectors with each code.
+        "square" []: mean square of the elements of x.
+        "candidates" [codes, size]: for each code, the vector at a random position of a random example of the global batch, divided
+            by B. It is 0 on devices without this example, so the mean over devices is the vector divided by the global batch size.
         """
         whole = jnp.promote_types(x.dtype, jnp.float32)
         b, flat = len(x), x.reshape(len(x), -1, self.size).astype(whole)
@@ -92,21 +96,21 @@ class VQ(Quantizer):
         return {"uses": uses / b, "sums": sums / b, "square": square, "candidates": candidates / b}
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
-        """Returns the codebook: each code is the moving average of its vectors, and dead codes are revived.
+        """Returns the statistics with updated moving averages, in which hardly used codes are revived.
 
-        van den Oord et al. 2017, equations 6 to 8. The mean m / N of each code is stored, and not the paper's sum m.
+        "codebook" [codes, size]: the vector of each code, m / N in van den Oord et al. 2017, equations 6 to 8. "uses" [codes]: how
+        often an example uses each code, N.
         """
         e, before = stats["codebook"], stats["uses"]
         uses = self.decay * before + (1 - self.decay) * seen["uses"]
         sums = self.decay * before[:, None] * e + (1 - self.decay) * seen["sums"]
         moved = jnp.where(uses[:, None] > 0, sums / jnp.maximum(uses, jnp.finfo(uses.dtype).tiny)[:, None], e)
-        # A revived code starts as if it were used as often as the mean code. So it has many steps to find vectors before it counts
-        # as dead again.
+        # A revived code starts with the mean number of uses. So it has many steps to attract vectors before it is revived again.
         mean_use = seen["uses"].mean()
         dead = uses < self.revive * mean_use
-        # Many places of a batch may have equal vectors, such as a background. Without noise, codes that are revived from them would be
-        # equal. Rounding would then choose among these codes, and it depends on the number of devices.
-        # `observe` uses the other keys.
+        # Many positions of a batch may have equal vectors, such as those of a background. Without noise, codes revived from them
+        # would be equal, and rounding, which depends on the number of devices, would choose among them.
+        # `observe` uses the first two of these keys.
         _, _, noise_key = jax.random.split(batch.key, 3)
         noise = jax.random.normal(noise_key, e.shape, e.dtype)
         revived = seen["candidates"] * batch.size + REVIVAL_NOISE * jnp.sqrt(seen["square"]) * noise
@@ -120,9 +124,9 @@ class VQ(Quantizer):
 
 
 def sum_by_code(x: Array, codes: Array, n: int) -> tuple[Array, Array]:
-    """Returns how often each code is used [n], and the sum of the vectors of each code [n, D], in the dtype of x.
+    """Returns how often each of n codes is used, [n], and the sum of the vectors with each code, [n, D], in the dtype of x.
 
-    x: [N, D]; codes: int32 [N] in [0, n). The bits are the same in each run, and memory is bounded by MAX_ONE_HOT.
+    x: vectors [N, D]; codes: int32 [N] in [0, n). The result has the same bits in every run, and memory is bounded by MAX_ONE_HOT.
     """
 
     def add(x: Array, codes: Array) -> tuple[Array, Array]:
@@ -130,11 +134,11 @@ def sum_by_code(x: Array, codes: Array, n: int) -> tuple[Array, Array]:
         chosen = jax.nn.one_hot(codes, n, dtype=x.dtype)
         return chosen.sum(0), jnp.tensordot(chosen, x, ((0,), (0,)), precision="highest")
 
-    # A part has one row at least.
+    # The rows are divided into parts, so that the one-hot matrix of a part stays below MAX_ONE_HOT.
     parts = min(len(x), math.ceil(len(x) * n / MAX_ONE_HOT))
     if parts == 1:
         return add(x, codes)
-    # The rows that fill up the last part have the code n, which is the zero vector as one-hot.
+    # Padding gets the code n, which is out of range, so its one-hot vector is 0.
     padding = -len(x) % parts
     x, codes = jnp.pad(x, ((0, padding), (0, 0))), jnp.pad(codes, (0, padding), constant_values=n)
 

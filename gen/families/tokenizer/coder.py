@@ -1,4 +1,4 @@
-"""An encoder, a bottleneck and a decoder as pure functions of their parameters and statistics."""
+"""`Coder`: an encoder, a bottleneck and a decoder, as pure functions of their parameters and statistics."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BOTTLENECK = "bottleneck"
 
 @dataclass(frozen=True)
 class Coder:
-    """Encodes images or sound as codes, and decodes them.
+    """Encodes images or sound as codes, and decodes codes.
 
-    The argument `params` is {"encoder": ..., "decoder": ...}. A fixed encoder has no parameters, and no entry. The argument `stats`
-    is the bottleneck's statistics.
+    The argument `params` of its methods is {"encoder": ..., "decoder": ...}, without "encoder" if the encoder has no parameters.
+    The argument `stats` holds the bottleneck's statistics.
     """
 
     encoder: nn.Module
@@ -33,13 +33,13 @@ class Coder:
     bottleneck: Bottleneck
     reconstruction: Reconstruction
     name: str
-    """Name of the feature that is encoded: image or audio."""
+    """Name of the feature that is encoded: "image" or "audio"."""
     example: Feature
-    """One example of it."""
+    """The feature that is encoded: shape [*axes, C] of one example, and for audio the sample rate."""
     grid: tuple[int, ...]
-    """Shape of the grid of codes."""
+    """Number of positions along each axis of the grid of codes."""
     codes: Feature
-    """The codes of one example."""
+    """The feature of the codes: shape of one example's codes, and the vocabulary if they are tokens."""
     dtype: DTypeLike
     """Dtype of examples, vectors and losses."""
 
@@ -52,7 +52,7 @@ class Coder:
             "encoder": self.encoder.init(encoder_key, x).get("params"),
             "decoder": self.decoder.init(decoder_key, z)["params"],
         }
-        # The fixed encoder of a vocoder has no parameters, and so no entry.
+        # The encoder of a vocoder has no parameters, so it gets no entry.
         return {name: params for name, params in found.items() if params}
 
     def encode(
@@ -63,20 +63,20 @@ class Coder:
         return self.bottleneck.encode(stats, h, keys, batch)
 
     def decode(self, params: Params, z: Array) -> Array:
-        """Decodes vectors [B, *grid, channels] to the outputs that `reconstruction` takes, [B, *axes, outputs]."""
+        """Decodes vectors z [B, *grid, channels] to [B, *axes, outputs], from which `reconstruction` computes examples and losses."""
         return _apply(self.decoder, params["decoder"], z.astype(self.dtype))
 
     def reconstruct(self, params: Params, stats: Stats, x: Array) -> tuple[Array, Array]:
-        """Returns the reconstructions of examples, float32 [B, *axes, C] in [-1, 1], and their codes."""
+        """Returns the reconstructions of examples x, float32 [B, *axes, C] in [-1, 1], and the codes of x."""
         codes = self.encode(params, stats, x).codes
         return self.show(params, stats, codes), codes
 
     def show(self, params: Params, stats: Stats, codes: Array) -> Array:
-        """Returns the examples that codes stand for, float32 [B, *axes, C] in [-1, 1]."""
+        """Decodes codes to examples, float32 [B, *axes, C] in [-1, 1]."""
         return self.show_outputs(self.decode(params, self.bottleneck.decode(stats, codes)))
 
     def show_outputs(self, outputs: Array) -> Array:
-        """Returns the decoder's outputs as examples, float32 [B, *axes, C] in [-1, 1]."""
+        """Converts the decoder's outputs [B, *axes, outputs] to examples, float32 [B, *axes, C] in [-1, 1]."""
         return self.reconstruction.show(outputs).clip(-1, 1).astype(jnp.float32)
 
 

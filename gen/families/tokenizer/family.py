@@ -1,4 +1,4 @@
-"""Tokenizers: images, sound, or anything on a grid, as codes and back (van den Oord et al. 2017; Esser et al. 2021).
+"""Tokenizers: encode images or sound as a grid of codes, and decode codes (van den Oord et al. 2017; Esser et al. 2021).
 
 family          the hyper-parameters, and the model that they build
 coder           encoder, bottleneck and decoder as one object
@@ -38,30 +38,31 @@ from gen.networks.tokenizer import Architecture, Residual
 from gen.optim import Optimizer, schedule
 
 FEATURES = ("image", "audio")
-"""Features that a tokenizer can encode. It encodes the first of them that the data have."""
+"""Names of the features that a tokenizer can encode. If the data have both, it encodes the first."""
 AXES = {1: ("time",), 2: ("row", "column"), 3: ("frame", "row", "column")}
 """{number of axes: their names}."""
 
 
 @dataclass(frozen=True)
 class Tokenizer(LearnedFamily):
-    """A tokenizer: an encoder and a decoder with a bottleneck between them."""
+    """A tokenizer: an encoder, a bottleneck that turns its outputs into codes, and a decoder that reconstructs examples."""
 
     network: Architecture = Residual()
     """Layers of the encoder and the decoder."""
     bottleneck: Bottleneck = FSQ()
     """Turns the encoder's outputs into codes: FSQ, VQ, Residual or KL; Fixed for a vocoder."""
     reconstruction: Reconstruction = L2()
-    """Loss of a reconstruction: L1, L2 or Likelihood; Spectral for sound."""
+    """Loss between an example and its reconstruction: L1, L2 or Likelihood; Spectral for sound."""
     adversary: Adversary | None = None
-    """Loss term of a discriminator that tells reconstructions from images. None: the loss has no such term."""
+    """Adds an adversarial loss: a discriminator learns to tell reconstructions from images, and the decoder to deceive it. Images
+    only. None: off."""
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
-    """Optimizer of the adversary."""
+    """Optimizer of the adversary's discriminator."""
     perceptual: Perceptual | None = None
-    """Loss term of a classifier: the distance between its features of an image and of the reconstruction. Needs labels. None: the
-    loss has no such term."""
+    """Adds a perceptual loss: the distance between a classifier's features of an image and of its reconstruction. It needs images
+    with labels. None: off."""
     classifier_optim: Optimizer = Optimizer(lr=1e-3, weight_decay=0.1)
-    """Optimizer of the classifier."""
+    """Optimizer of the classifier of the perceptual loss."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,7 +100,7 @@ class Tokenizer(LearnedFamily):
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or sound of this spec.
 
-        Raises: UserError if the data have neither, or no labels for `perceptual`, or do not suit the loss or the network.
+        Raises: UserError if the data have no images or sound, or no labels for `perceptual`, or do not suit the loss or the network.
         """
         coder = self.coder(spec)
         model = TokenizerModel(
@@ -156,7 +157,7 @@ class Tokenizer(LearnedFamily):
         if self.adversary is None:
             return None
         adversary, image = self.adversary, spec["image"]
-        # Some objectives only compare scores. Then the bias of the last layer would have no gradient, so there is none.
+        # Some objectives only compare scores. The bias of the last layer would have no gradient, so it is left out.
         network = Discriminator(adversary.discriminator, None, not adversary.objective.shift_invariant, self.dtypes())
         # Reconstructions are scored one by one, without labels: a decoder that must look real needs no class.
         dtype = self.real_dtype()

@@ -27,19 +27,20 @@ from gen.optim import descend
 COLUMNS = 8
 """Examples in each row of a picture of reconstructions."""
 USES = "code_uses"
-"""Name of the sums that count how often each code is used, [books, codes]."""
+"""Name in `Sums` of the counts of how often each code is used, [books, codes]. There is one book, except with `Residual`."""
 
 
 @dataclass(frozen=True)
 class Request(core.Request):
-    """A request to a tokenizer: reconstructions of held-out examples."""
+    """Which held-out examples a tokenizer reconstructs."""
 
     n: int = 64
-    """Number of examples, at most the number that the run keeps (64). Rows of examples and rows of their reconstructions alternate."""
+    """Number of examples to reconstruct, at most the number that the run keeps (64). The result shows rows of examples, each above
+    the row of their reconstructions."""
 
 
 class Part(NamedTuple):
-    """Inputs of the loss with one entry per example. Microbatches are made by splitting these arrays."""
+    """The inputs of the loss that have one entry per example. Microbatches divide these arrays."""
 
     example: Array
     """[B, *axes, C]."""
@@ -50,29 +51,30 @@ class Part(NamedTuple):
 
 
 class FeatureNetwork(NamedTuple):
-    """The classifier whose features compare images with reconstructions."""
+    """The classifier of the perceptual loss, with its optimizer."""
 
     network: Classifier
     optimizer: optax.GradientTransformation
     weight: optax.Schedule
-    """Step -> weight of the distance of features."""
+    """Step -> weight of the perceptual loss."""
 
 
 @dataclass(frozen=True)
 class TokenizerModel:
-    """A coder, and the networks that its loss may read. Its methods are the functions of a GenerativeModel."""
+    """A coder, and the networks of its adversarial and perceptual loss. Its methods are the functions of a GenerativeModel."""
 
     coder: Coder
     learner: Learner
     """Trains the coder."""
     critic: Critic | None
-    """Trains the discriminator of the adversary."""
+    """The discriminator of the adversarial loss, and its training. None: no adversarial loss."""
     adversary_weight: optax.Schedule
-    """Step -> weight of the adversary's loss term."""
+    """Step -> weight of the adversarial loss."""
     features: FeatureNetwork | None
+    """The classifier of the perceptual loss. None: no perceptual loss."""
 
     def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
-        """Returns the state of step 0. params: start from these parameters instead of random ones."""
+        """Returns the state of step 0. params: of all networks, to start from. None: random parameters."""
         coder_key, stats_key, critic_key, classifier_key = jax.random.split(key, 4)
         state = self.learner.init(coder_key, params and coder_parameters(params))
         stats: dict[str, Any] = {}
@@ -94,7 +96,7 @@ class TokenizerModel:
     # --- training ---
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step of the adversary and of the classifier, if there are any, then one step of the coder against them."""
+        """Makes one step of the discriminator and one of the classifier, if the loss has them, then one step of the coder."""
         noise_key, codes_key, fake_key, critic_key, adversary_key = jax.random.split(key, 5)
         x, row, metrics = batch[self.coder.name].astype(self.coder.dtype), batch["row"], {}
         if self.critic:
@@ -129,9 +131,10 @@ class TokenizerModel:
     def loss(
         self, params: Params, state: State, part: Part, facts: BatchFacts, key: Key
     ) -> tuple[Array, tuple[Metrics, Stats]]:
-        """Returns the coder's loss: reconstruction + bottleneck + weight * adversary + weight * distance of features.
+        """Returns the coder's loss, and ({name: loss term}, `Coded.seen`). All terms are means over the examples.
 
-        Esser et al. 2021, equations 4 to 6. All terms are means over the examples. Also returns the terms by name, and `Coded.seen`.
+        The loss is reconstruction + bottleneck + weight * adversarial + weight * perceptual. Esser et al. 2021, equations 4 to 6.
+        The weights follow schedules.
         """
         x, coder = part.example, self.coder
         coded = coder.encode(params, self.stats(state), x, part.keys, facts)
@@ -149,7 +152,7 @@ class TokenizerModel:
         return total, ({"loss": total, **terms}, coded.seen)
 
     def adversarial_loss(self, critic: Critic, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
-        """Returns the decoder's loss against D, averaged over images x and reconstructions y."""
+        """Returns the decoder's loss against the discriminator D, a mean over images x and reconstructions y, [B, H, W, C]."""
         real_key, fake_key = jax.random.split(key)
         d = state.params["discriminator"]
         # D's new statistics are dropped: only D's own steps update them.
@@ -158,7 +161,7 @@ class TokenizerModel:
         return critic.objective.generator(real.scores, fake.scores).mean()
 
     def classifier_step(self, state: State, features: FeatureNetwork, x: Array, label: Array) -> tuple[State, Metrics]:
-        """Makes one optimizer step of the classifier on images and their labels. `state.step` does not change."""
+        """Makes one optimizer step of the classifier on images x [B, H, W, C] and labels int [B]. `state.step` does not change."""
 
         def loss(params: Params, examples: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
             logits, _ = _classify(features, params, examples[0])
@@ -177,15 +180,18 @@ class TokenizerModel:
     # --- evaluation and samples ---
 
     def stats(self, state: State) -> Stats:
-        """Returns the statistics of the bottleneck, in training and for the weights that are evaluated.
+        """Returns the statistics of the bottleneck, which training and evaluation share.
 
-        With `ema`, the evaluated weights are averages. The codebook is a moving average too, of the vectors of the raw encoder. A codebook
-        learned from the averaged encoder was not better: on digits, the PSNR was 26.9 dB instead of 27.0.
+        With `ema`, evaluation uses averaged weights, but the codebook was learned from the outputs of the raw encoder. A codebook
+        learned from the averaged encoder was not better: on digits, its PSNR was 26.9 dB instead of 27.0.
         """
         return state.stats.get(BOTTLENECK, {})
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns sums of a held-out batch: the loss without adversary and features, the quality, and the uses of each code."""
+        """Returns the sums of a held-out batch: loss, quality of reconstructions, and if codes are tokens, the uses of each code.
+
+        This loss has no adversarial and no perceptual term.
+        """
         params, x = self.learner.weights(state), batch[self.coder.name].astype(self.coder.dtype)
         # Without keys: held-out images are encoded without noise.
         coded = self.coder.encode(params, self.stats(state), x)
@@ -204,7 +210,10 @@ class TokenizerModel:
         return sums | {USES: axis.total((self.count_codes(coded.codes, batch["weight"]), batch["weight"].sum()))}
 
     def count_codes(self, codes: Array, weight: Array) -> Array:
-        """Returns how often each code is used, [books, codes]. codes: int32 [B, *grid] or [B, *grid, books]; weight: [B]."""
+        """Returns how often each code is used, [books, codes].
+
+        codes: int32 [B, *grid] or [B, *grid, books]. weight: [B], how much each example counts, 0 for padding.
+        """
         books = codes.shape[-1] if codes.ndim > 1 + len(self.coder.grid) else 1
         codes = codes.reshape(len(codes), -1, books)
         book = jnp.broadcast_to(jnp.arange(books)[None, None], codes.shape)
@@ -215,12 +224,13 @@ class TokenizerModel:
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """Reconstructs the given examples. If none are given, decodes random codes.
 
-        given: may hold "image" [M, H, W, C], or "audio" [M, T, C]. If there are fewer than the default of `Request.n`, all are reconstructed.
+        given: may hold "image" [M, H, W, C] or "audio" [M, T, C], of which the first n are reconstructed. If n is the default, and M is
+            smaller, all M are reconstructed.
 
-        Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. Samples are rows of examples, each followed by the row of
-        their reconstructions, [2 rows, columns, *axes, C]. With random codes they are [n, *axes, C].
+        Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. The samples are rows of examples, each followed by the row
+        of their reconstructions, [2 * rows, columns, *axes, C]. Samples of random codes are [n, *axes, C].
 
-        Raises: UserError for more examples than are given.
+        Raises: UserError if n is not the default, and larger than M.
         """
         params, stats, coder = self.learner.weights(state), self.stats(state), self.coder
         if coder.name not in given:
@@ -244,20 +254,20 @@ class TokenizerModel:
 
 
 def coder_parameters(params: Mapping[str, Params]) -> dict[str, Params]:
-    """Returns the parameters of the encoder and the decoder."""
+    """Selects the parameters of the encoder and the decoder from those of all networks."""
     return {name: params[name] for name in CODER if name in params}
 
 
 def _classify(features: FeatureNetwork, params: Params, x: Array) -> tuple[Array, Array]:
-    """Returns logits [B, classes] and features [B, D]."""
+    """Returns the classifier's logits [B, classes] and features [B, D] of images x [B, H, W, C]."""
     return cast("tuple[Array, Array]", features.network.apply({"params": params}, x))
 
 
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the metrics of a split: means, the fraction of codes that the split uses, and the perplexity of the codes.
+    """Returns the metrics of a split from its sums: means over examples, and two metrics of codes that are tokens.
 
-    With several books, the fraction and the perplexity are means over the books. The perplexity is exp of the entropy of the codes.
-    It equals the number of codes if all are used equally often.
+    "codes_used" is the fraction of the codes that the split uses. "code_perplexity" is exp of the entropy of the codes, which equals
+    the number of codes if all are used equally often. With several books, both are means over the books.
     """
     metrics = means({name: pair for name, pair in sums.items() if name != USES})
     if USES not in sums:

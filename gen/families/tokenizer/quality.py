@@ -16,9 +16,9 @@ from gen.families.tokenizer.spectral import MEASURED_SECONDS, mel_distance, si_s
 RANGE = 2.0
 """Difference between the largest and the smallest possible pixel value."""
 MIN_ERROR = 1e-10
-"""Lower bound on the mean squared error: equal images have a PSNR of 106 dB, not infinity."""
+"""Lower bound on the mean squared error, so that equal images have a PSNR of 106 dB instead of infinity."""
 WINDOW, DEVIATION = 11, 1.5
-"""Side of SSIM's Gaussian window, and its standard deviation, in pixels."""
+"""Side and standard deviation of SSIM's Gaussian window, in pixels."""
 K1, K2 = 0.01, 0.03
 """Constants that keep SSIM finite where an image is black or flat."""
 
@@ -45,11 +45,17 @@ SOUND_PROTOCOL = {
 }
 """How the metrics of a held-out split of sound are estimated."""
 CODE_METRICS = (*CODE_PROTOCOL, "bits_per_second")
-"""Metrics of codes that are tokens."""
+"""Names of the metrics that are only reported if the codes are tokens."""
 
 
 def measure_quality(x: Array, y: Array, example: Feature, codes: Feature) -> dict[str, Array]:
-    """Returns the quality of reconstructions y of examples x, {metric: [B]}. For sound, also "bits_per_second" of the codes."""
+    """Returns the quality of reconstructions y of examples x [B, *axes, C], {metric: [B]}.
+
+    For images: "psnr" in dB and "ssim". For sound: "si_sdr" in dB, "mel_distance" in nats, and if codes are tokens,
+    "bits_per_second".
+
+    example, codes: the features of one example, and of its codes.
+    """
     if example.sample_rate is None:
         return {"psnr": psnr(x, y), "ssim": ssim(x, y)}
     found = {"si_sdr": si_sdr(x, y), "mel_distance": mel_distance(x, y, example.sample_rate)}
@@ -66,7 +72,7 @@ def psnr(x: Array, y: Array) -> Array:
 
 
 def ssim(x: Array, y: Array) -> Array:
-    """Returns the mean structural similarity of x and y, [B, *axes, C] in [-1, 1] each, as [B]. Equal examples have 1.
+    """Returns the mean structural similarity [B] of x and y, [B, *axes, C] in [-1, 1] each. It is 1 for equal examples.
 
     The mean is over channels and over all positions where the window fits. The window has 11 pixels, or fewer on a shorter axis.
     Wang et al. 2004, equation 13, with the constants and the window of section 3.C.
@@ -83,7 +89,10 @@ def ssim(x: Array, y: Array) -> Array:
 
 
 def blur(x: Array) -> Array:
-    """Returns the Gaussian average of each window that lies inside of x [B, *axes, C], [B, *(axis - side + 1), C]."""
+    """Returns the Gaussian average of each window inside of x [B, *axes, C]: an axis of size n gets the size n - side + 1.
+
+    For the side of the window, see `window_matrix`.
+    """
     # The window is separable, so axes are blurred one after the other. Each blur is a matrix product, which is fast.
     for axis in range(1, x.ndim - 1):
         windows = jnp.asarray(window_matrix(x.shape[axis]), x.dtype)
@@ -92,7 +101,10 @@ def blur(x: Array) -> Array:
 
 
 def window_matrix(size: int) -> np.ndarray:
-    """Returns the matrix that blurs an axis, float64 [size - side + 1, size]. The side is the largest odd number up to WINDOW and size."""
+    """Returns the matrix that blurs an axis of this size, float64 [size - side + 1, size].
+
+    The side of the window is WINDOW, or the largest odd number up to `size` if this is smaller.
+    """
     side = min(WINDOW, size - (size + 1) % 2)
     weights = np.exp(-np.square(np.arange(side) - side // 2) / (2 * DEVIATION**2))
     starts = np.arange(size - side + 1)

@@ -1,4 +1,4 @@
-"""Bottlenecks whose codes are tokens: their base class, finite scalar quantization, and several codes for one place."""
+"""Bottlenecks whose codes are tokens: their base class, finite scalar quantization, and residual quantization."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from gen.families.tokenizer.bottlenecks import BatchFacts, Bottleneck, Coded, St
 from gen.networks.kernels.sums import as_row
 
 MAX_VOCAB = 2**16
-"""Upper bound on the vocabulary. Encoded data are stored as uint16."""
+"""Maximum number of codes, because encoded data are stored as uint16."""
 
 
 @dataclass(frozen=True)
 class Quantizer(Bottleneck):
-    """A bottleneck that gives each place of the grid one of `vocab` codes. Subclass it to add one.
+    """A bottleneck that gives each position of the grid one of `vocab` codes. Subclass it to add one.
 
-    Each vector x = bound(h) is replaced by the vector of its code, embed(assign(x)).
+    The encoder's output h is bounded to x = bound(h), x is given the code assign(x), and the decoder reads the vector of the code,
+    embed(assign(x)).
     """
 
     @property
@@ -36,7 +37,10 @@ class Quantizer(Bottleneck):
 
     @property
     def spacing(self) -> Array | float:
-        """Ratio of the range of the remainder x - embed(assign(x)) to the range of x, [channels] or one number. `Residual` uses it."""
+        """Factor by which the range of the remainder x - embed(assign(x)) is smaller than the range of x, for `Residual`.
+
+        [channels], or one number for all channels. At most 1; 1 if the remainder has no smaller range.
+        """
         return 1.0
 
     def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
@@ -45,7 +49,7 @@ class Quantizer(Bottleneck):
         return Feature(grid, "int32", vocab=self.vocab, axes=axes)
 
     def bound(self, h: Array) -> Array:
-        """Maps h to the range of the codes' vectors."""
+        """Maps the encoder's outputs h [..., channels] to the range of the codes' vectors, in the same shape."""
         return h
 
     def assign(self, stats: Stats, x: Array) -> Array:
@@ -57,14 +61,20 @@ class Quantizer(Bottleneck):
         raise NotImplementedError
 
     def commit(self, x: Array, embedded: Array) -> Array:
-        """Returns a loss of each example, [B], which draws vectors x [B, ..., channels] to the vectors of their codes."""
+        """Returns the loss of each example, [B], that pulls vectors x to the vectors of their codes. By default it is 0.
+
+        x, embedded: [B, ..., channels].
+        """
         return jnp.zeros(len(x), x.dtype)
 
     def tiny(self) -> Quantizer:
         raise NotImplementedError
 
     def observe(self, x: Array, codes: Array, batch: BatchFacts) -> Stats:
-        """Returns means over the examples x [B, ..., channels] of this device, from which `learn` updates the statistics."""
+        """Returns means over the examples of this device, from which `learn` updates the statistics. By default {}.
+
+        x: [B, ..., channels]; codes: int32 [B, ...].
+        """
         return {}
 
     def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
@@ -83,20 +93,21 @@ class Quantizer(Bottleneck):
 
 
 def straight_through(x: Array, quantized: Array) -> Array:
-    """Returns the quantized vectors, with the gradient of x. Bengio et al. 2013."""
+    """Returns `quantized`, in the shape of x, but with the gradient of x: quantization has none. Bengio et al. 2013."""
     return x + jax.lax.stop_gradient(quantized - x)
 
 
 @dataclass(frozen=True)
 class FSQ(Quantizer):
-    """Finite scalar quantization: each number of a vector is rounded to one of a few levels. Mentzer et al. 2023, section 3.
+    """Finite scalar quantization: each dimension of a vector is rounded to one of a few levels. Mentzer et al. 2023, section 3.
 
-    A code is a combination of levels, so there is no codebook that could collapse. Levels are spaced equally from -1 to 1 (the
-    paper shifts even numbers of levels by half a level). With all levels 2 it is lookup-free quantization (Yu et al. 2024).
+    A code is a combination of levels, so no codebook has to be learned, or can collapse. Levels are equally spaced from -1 to 1
+    (the paper shifts them by half a level if their number is even). With two levels per dimension it is lookup-free quantization
+    (Yu et al. 2024).
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
-    """Number of levels of each number of a vector. Their product is the number of codes."""
+    """Number of levels of each dimension, at least 2. Their product is the number of codes."""
 
     def __post_init__(self):
         if min(self.levels, default=0) < 2:
@@ -119,7 +130,7 @@ class FSQ(Quantizer):
 
     def assign(self, stats: Stats, x: Array) -> Array:
         top = as_row(jnp.array(self.levels) - 1, x.ndim)
-        # A `Residual` scales remainders to [-1, 1], and rounding errors may lead out of it.
+        # A `Residual` scales remainders to [-1, 1], and rounding errors may lead out of this range.
         level = jnp.clip(jnp.round((x + 1) / 2 * top), 0, top).astype(jnp.int32)
         return (level * as_row(self._places(), x.ndim)).sum(-1)
 
@@ -128,7 +139,7 @@ class FSQ(Quantizer):
         return 2 * (codes[..., None] // places % levels) / (levels - 1) - 1
 
     def _places(self) -> Array:
-        """Returns the factor of each level in a code, as 1, 10, 100 are the factors of the digits of a number."""
+        """Returns the place value of each dimension's level in the number of a code: 1, levels[0], levels[0] * levels[1], ..."""
         return jnp.array([math.prod(self.levels[:i]) for i in range(len(self.levels))])
 
     def tiny(self) -> FSQ:
@@ -137,15 +148,15 @@ class FSQ(Quantizer):
 
 @dataclass(frozen=True)
 class Residual(Bottleneck):
-    """Several codes for each place: each one quantizes what the codes before it left over. Zeghidour et al. 2021, algorithm 1.
+    """Residual quantization: n codes for each position, each of which quantizes the remainder of the codes before it.
 
-    The codes of a place are the last axis of the grid, "book".
+    Zeghidour et al. 2021, algorithm 1. The n codes are called books. They are the last axis of the codes, "book".
     """
 
     n: int = 4
-    """Number of codes for each place."""
+    """Number of codes (books) for each position of the grid."""
     of: Quantizer = FSQ()
-    """Quantizer of every code. Its statistics are kept separately for each code."""
+    """Quantizer of each book. Every book has separate statistics."""
 
     def __post_init__(self):
         check_positive(n=self.n)
@@ -190,7 +201,7 @@ class Residual(Bottleneck):
         return sum(vectors[1:], vectors[0])
 
     def _scale(self, book: int, rank: int) -> Array:
-        """Returns the factor by which the vectors of a book are scaled down, with `rank` axes."""
+        """Returns the factor, at most 1, on the vectors of a book: [1, ..., 1, channels or 1], with `rank` axes."""
         return as_row(jnp.atleast_1d(self.of.spacing) ** book, rank)
 
     def draw(self, grid: tuple[int, ...], key: Key) -> Array:
@@ -205,7 +216,7 @@ class Residual(Bottleneck):
 
 
 def _facts_of_book(batch: BatchFacts, i: int) -> BatchFacts:
-    """Returns the facts of a batch with the key of book i."""
+    """Returns the batch with another key for each book, so that the books draw different random codes to revive."""
     return batch._replace(key=jax.random.fold_in(batch.key, i))
 
 
@@ -214,5 +225,5 @@ def _book(stats: Stats, i: int) -> Stats:
 
 
 def _stack(stats: list[Stats]) -> Stats:
-    """Returns the statistics of all books with a leading axis of books. {}: there are none."""
+    """Stacks the statistics of all books along a new first axis: {name: [books, ...]}. Returns {} if the list is empty."""
     return {name: jnp.stack([own[name] for own in stats]) for name in stats[0]} if stats else {}

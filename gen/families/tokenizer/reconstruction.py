@@ -1,4 +1,4 @@
-"""Losses of a reconstruction: distances of pixels, or the likelihood of a VAE's decoder."""
+"""Losses between an example and its reconstruction: distances of pixels, or the likelihoods of gen.families.vae."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gen.families.vae.likelihoods import Likelihood as PixelLikelihood
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """The loss of a reconstruction, and the map from the decoder's outputs to the reconstruction. Subclass it to add one."""
+    """Base class of reconstruction losses. It also maps the decoder's outputs to reconstructions. Subclass it to add one."""
 
     def outputs(self, channels: int) -> int:
         """Returns the number of decoder outputs for each pixel. channels: number of channels of a pixel."""
@@ -25,7 +25,7 @@ class Reconstruction:
         raise NotImplementedError
 
     def show(self, outputs: Array) -> Array:
-        """Returns the reconstructions [B, *axes, C]."""
+        """Converts the decoder's outputs [B, *axes, outputs] to reconstructions [B, *axes, C]."""
         return outputs
 
     def check(self, feature: Feature) -> None:
@@ -50,7 +50,7 @@ class L1(Reconstruction):
 
 @dataclass(frozen=True)
 class L2(Reconstruction):
-    """The mean squared difference. Without other terms it gives the best PSNR."""
+    """The mean squared difference, which PSNR measures too: as the only loss term, it gives the best PSNR."""
 
     def loss(self, outputs: Array, x: Array) -> Array:
         return jnp.square(outputs - x).mean(range(1, x.ndim))
@@ -58,10 +58,10 @@ class L2(Reconstruction):
 
 @dataclass(frozen=True)
 class Likelihood(Reconstruction):
-    """-log p(x | z) in nats per number of the image, by a likelihood of gen.families.vae."""
+    """-log p(x | z) in nats, divided by the number of pixels times channels. Reconstructions are the mean of p(x | z)."""
 
     p: PixelLikelihood = Bernoulli()
-    """p(x | z)."""
+    """Likelihood p(x | z), one of gen.families.vae."""
 
     def outputs(self, channels: int) -> int:
         return self.p.outputs(channels)

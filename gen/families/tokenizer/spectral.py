@@ -1,4 +1,4 @@
-"""The loss and the quality of reconstructed sound: log-mels at several scales, and the scale-invariant ratio of signal and distortion."""
+"""Loss and metrics of reconstructed sound: differences of log-mels at several scales, and the signal-to-distortion ratio."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from gen.families.tokenizer.reconstruction import Reconstruction
 from gen.networks.spectra import Mel, log_mels, mel_filters
 
 MEASURED_SECONDS = 0.032
-"""Minimum length of a frame of the metric `mel_distance`. The number of samples in a frame is a power of 2."""
+"""Minimum length in seconds of a frame of the metric `mel_distance`. The number of samples in a frame is rounded up to a power of 2."""
 MIN_POWER = 1e-10
+"""Lower bound on the power of signal and distortion, so that the ratio in dB is finite for silence and for perfect copies."""
 
 
 @dataclass(frozen=True)
 class Spectral(Reconstruction):
-    """Sum of the mean absolute differences of log-mels, for several lengths of frames, and of samples. Kumar et al. 2023, section 3.5."""
+    """Loss of sound: the mean absolute difference of log-mels, summed over several lengths of frames, plus that of the samples.
+
+    Kumar et al. 2023, section 3.5.
+    """
 
     windows: tuple[int, ...] = (64, 256, 1024)
-    """Number of samples in a frame, for each scale. The hop between frames is a quarter of it."""
+    """Number of samples in a frame, for each scale. Frames start every quarter of a frame."""
     bands: tuple[int, ...] = (10, 20, 40)
-    """Number of mel bands of each scale."""
+    """Number of mel bands, for each scale. It has as many entries as `windows`."""
     samples: float = 1.0
-    """Weight of the mean absolute difference of samples, which makes the phase right: log-mels ignore it."""
+    """Weight of the mean absolute difference of samples. It is needed to learn the phase, which log-mels ignore."""
     rate: int | None = None
-    """Samples per second. None: the rate of the data."""
+    """Sample rate in Hz. None: the sample rate of the data."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of windows": min(self.windows, default=0)})
@@ -80,19 +84,21 @@ def measured_mel(rate: int) -> Mel:
 
 
 def mel_distance(x: Array, y: Array, rate: int) -> Array:
-    """Returns the mean absolute difference of log-mels of each example, [B], in nats. x, y: sound [B, T, C]."""
+    """Returns the metric `mel_distance` of each example, [B]: the mean absolute difference of log-mels, in nats.
+
+    x, y: sound [B, T, C]; rate: sample rate in Hz.
+    """
     return mel_difference(x.swapaxes(1, 2), y.swapaxes(1, 2), rate, measured_mel(rate))
 
 
 def si_sdr(x: Array, y: Array) -> Array:
     """Returns the scale-invariant ratio of signal and distortion of y, in dB, for each example, [B]. Le Roux et al. 2019, equation 2.
 
-    x: the original sound; y: its reconstruction, [B, T, C] each. All channels of an example are joined to one long waveform.
+    x: the original sound; y: its reconstruction, [B, T, C] each. The ratio is computed over all samples of all channels.
     """
     x, y = (v.reshape(len(v), -1) for v in (x, y))
     # The target is the projection of y on x.
     scale = (x * y).sum(1) / jnp.maximum(jnp.square(x).sum(1), MIN_POWER)
     target = scale[:, None] * x
-    # The bounds keep silence and perfect copies finite.
     power, distortion = jnp.square(target).sum(1), jnp.square(y - target).sum(1)
     return 10 * jnp.log10(jnp.maximum(power, MIN_POWER) / jnp.maximum(distortion, MIN_POWER))

@@ -1,4 +1,4 @@
-"""Loss terms that are computed by a second network: a discriminator (`Adversary`), or a classifier (`Perceptual`)."""
+"""Loss terms of a tokenizer that are computed by another network: a discriminator (`Adversary`) or a classifier (`Perceptual`)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from gen.optim.schedules import check_scalars
 
 @dataclass(frozen=True)
 class Adversary:
-    """A discriminator that tells reconstructions from images, as in a VQ-GAN (Esser et al. 2021), trained as in gen.families.gan."""
+    """Adversarial loss: a discriminator learns to tell reconstructions from images, and the decoder to deceive it, as in a VQ-GAN.
+
+    Esser et al. 2021. The discriminator is trained as in gen.families.gan.
+    """
 
     discriminator: discriminator.Architecture = discriminator.DCGAN()
-    """Its network."""
+    """Network of the discriminator."""
     objective: Objective = NonSaturating()
     """Losses of the discriminator and of the decoder."""
     weight: Scalar = 0.02
-    """Weight of the decoder's adversarial loss. The schedule Piecewise((1000,), (0.0, 0.02)) adds it after 1,000 steps, when
-    reconstructions are good already."""
+    """Weight of the decoder's adversarial loss. For example, the schedule Piecewise((1000,), (0.0, 0.02)) adds this loss after 1,000
+    steps, when reconstructions are already good."""
     r1: Scalar = 0.0
     """Gamma of the R1 penalty: the discriminator's loss gets gamma / 2 |grad D|^2 at real images. 0: no penalty."""
 
@@ -37,7 +40,7 @@ class Adversary:
             )
 
     def coupling(self) -> str | None:
-        """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
+        """Returns the cause, if the loss of an example depends on other examples of the batch, otherwise None."""
         objective = f"the objective {type(self.objective).__name__}" if self.objective.couples else None
         return next(iter(self.discriminator.couplings()), objective)
 
@@ -47,18 +50,19 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """The distance of images in the features of a classifier. Johnson et al. 2016, equation 2; Zhang et al. 2018.
+    """Perceptual loss: the distance between a classifier's features of an image and of its reconstruction.
 
-    The classifier is trained next to the tokenizer, on the labels of its images. gen.evaluate compares images by
-    another classifier: with the same one, a tokenizer would score better than it is.
+    Johnson et al. 2016, equation 2; Zhang et al. 2018. The classifier is trained together with the tokenizer, on the labels of the
+    images. gen.evaluate measures quality with another classifier, because a tokenizer that was trained on a classifier's
+    features gets better scores from it than it deserves.
     """
 
     weight: Scalar = 0.1
-    """Weight of the distance."""
+    """Weight of the perceptual loss."""
     convolutions: tuple[int, ...] = (16, 32)
     """Channels of the classifier's convolutions, which are 4x4 with stride 2."""
     hidden: tuple[int, ...] = (128,)
-    """Widths of its dense layers. The outputs of the last are the features."""
+    """Widths of the classifier's dense layers. The outputs of the last one are the features."""
 
     def __post_init__(self):
         check_scalars(check_not_negative, weight=self.weight)
@@ -70,7 +74,10 @@ class Perceptual:
 
 
 def feature_distance(x: Array, y: Array) -> Array:
-    """Returns 1 - cosine of feature vectors x and y [B, D], [B]. It ignores their lengths, which change while the classifier trains."""
+    """Returns the distance [B] between feature vectors x and y [B, D]: 1 - cosine of their angle.
+
+    Their lengths are ignored, because they change while the classifier is trained.
+    """
 
     def unit(v: Array) -> Array:
         # The constant keeps the gradient finite where all features are 0.

@@ -1,6 +1,6 @@
 """Variational autoencoders: the family, its likelihoods and its priors.
 
-A config chooses one likelihood and one prior. New ones are subclasses of `Likelihood` and `Prior`.
+A config chooses one likelihood and one prior. To add your own, subclass `Likelihood` or `Prior`.
 """
 
 from gen.families.vae.family import VAE

@@ -1,4 +1,4 @@
-"""Bounds on the likelihood of held-out images: their estimates on a batch, and their report on a split."""
+"""Bounds on the likelihood of held-out images: estimates them on a batch, and reports them for a split."""
 
 from __future__ import annotations
 
@@ -18,36 +18,40 @@ from gen.networks import gaussian
 from gen.networks.gaussian import Gaussian
 
 MAX_CHUNK = 25
-"""Upper bound on the posterior samples that are computed at once. More take more memory and are not faster."""
+"""Maximum number of posterior samples per example that are computed at once. More would take more memory and not be faster."""
 MIN_ACTIVE_VARIANCE = 0.01
-"""A latent is active if its posterior mean varies more than this over the split."""
+"""A latent dimension is active if the variance of its posterior mean over the examples of the split is above this."""
 
 
 class Moments(NamedTuple):
     """Averages over the posterior samples of each example. kl and reconstruction are in nats."""
 
     kl: Array
-    """[B]."""
+    """KL(q || p), [B]."""
     kl_per_latent: Array
-    """[B, D], over the latents of all groups."""
+    """KL of each latent dimension, [B, D]. The D dimensions are those of all latent groups, top group first."""
     mean: Array
-    """Means of q, [B, D]."""
+    """Posterior mean of each latent dimension, [B, D]."""
     reconstruction: Array
     """-log p(x | z), [B]."""
 
 
 @dataclass(frozen=True)
 class BoundEstimator:
-    """Estimates of the evidence lower bound and of the importance-weighted bound with K posterior samples."""
+    """Estimates the evidence lower bound and the importance-weighted bound with K posterior samples of each example."""
 
     model: LatentModel
     weights: Callable[[State], dict[str, Params]]
-    """Parameters to evaluate."""
+    """State -> the parameters to evaluate."""
     samples: int
-    """K."""
+    """Number K of posterior samples of each example."""
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the sums of a batch's bounds, their parts, and the moments of its latents, over the axis "data"."""
+        """Returns {name: (sum, number of examples)} over the axis "data" (see gen.axis).
+
+        The names are "neg_elbo", "nll_bound" (importance-weighted, Burda et al. 2016, equation 8), the fields of `Moments`, and
+        "mean_squared", the squared posterior means. Bounds are in nats per example.
+        """
         params = self.weights(state)
         x, label = self.model.inputs(batch)
         features = self.model.encode(params, x, label)
@@ -58,8 +62,8 @@ class BoundEstimator:
             noise = self.model.noise(jax.random.fold_in(key, i), batch["row"], chunk)
             draw = self.model.infer(params, features, noise)
             terms = self.model.terms(params, x, label, draw)
-            # log(sum of w) is accumulated over chunks. The weights need log q and log p of the drawn z, even if the KL has a
-            # closed form.
+            # Accumulates log(sum of w) over chunks. w is computed from log q and log p of the drawn z, also where `terms` has
+            # the KL in closed form.
             log_w = jnp.logaddexp(log_w, jax.nn.logsumexp(self.model.log_weight(params, x, label, draw), axis=0))
 
             def add(total: Array, value: Array) -> Array:
@@ -89,20 +93,21 @@ class BoundEstimator:
 
 @dataclass(frozen=True)
 class BoundReport:
-    """The metrics of a split, and how each of them is estimated."""
+    """Turns the sums of a split into metrics, and describes how each metric is estimated."""
 
     image: Feature
     mismatch: str | None
-    """Why the likelihood gives no bound on these images. None: it gives one."""
+    """The reason why the likelihood gives no bound for these images. None: it gives a bound."""
     samples: int
-    """K of the test."""
+    """Number K of posterior samples of each example in the final test."""
     conditional: tuple[str, ...] = ()
-    """Names of the features that the likelihood is conditional on."""
+    """Names of the features that the likelihood is conditioned on: ("label",) or ()."""
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | np.ndarray]:
-        """Returns the metrics of a split from its sums.
+        """Returns the metrics of a split from its sums, as `BoundEstimator.evaluate` returns them.
 
-        Bounds are in nats, except bits_per_dim. It and nll_bound are left out if the likelihood gives no bound.
+        bits_per_dim is in bits, and the other bounds are in nats. nll_bound and bits_per_dim are left out if the likelihood gives
+        no bound. bits_per_dim also needs pixels with a known number of levels.
         """
         value = means(sums)
         # The variance over examples of each latent's posterior mean, E[m^2] - E[m]^2.
@@ -119,7 +124,7 @@ class BoundReport:
         return metrics
 
     def protocol(self) -> dict[str, dict[str, object]]:
-        """Returns how each metric is estimated, or the reason why it is not reported."""
+        """Returns {metric: how it is estimated}. If a metric is not reported, "refused" holds the reason."""
         given = {"conditional": self.conditional}
         bound: dict[str, object] = {"samples": self.samples, "source": "Burda et al. 2016, equation 8", **given}
         if self.mismatch is not None:
@@ -133,7 +138,7 @@ class BoundReport:
 
 
 def chunk_size(samples: int) -> int:
-    """Returns the largest divisor of `samples` up to MAX_CHUNK. A prime number of samples is computed one by one."""
+    """Returns the largest divisor of `samples` up to MAX_CHUNK. It is 1 for a prime number above MAX_CHUNK."""
     return max(c for c in range(1, min(samples, MAX_CHUNK) + 1) if samples % c == 0)
 
 
@@ -150,6 +155,6 @@ def _moments(draw: Draw, terms: Terms) -> Moments:
 def _kl_per_latent(q: Gaussian, kl: Array) -> Array:
     """Returns the KL of each latent of a group, averaged over samples, [B, D]."""
     if kl.shape[-1] != q.mean.shape[-1]:
-        # This prior has no closed form for each dimension. N(0, I) takes its place, to order the latents.
+        # This prior has no closed form for each dimension. The KL to N(0, I) is used instead, which suffices to order latents.
         kl = gaussian.gaussian_kl(q, Gaussian(jnp.zeros_like(q.mean), jnp.zeros_like(q.log_std)))
     return kl.mean(0)

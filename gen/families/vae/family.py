@@ -3,6 +3,9 @@
 family      the hyper-parameters, and the model that they build
 latent      q(z | x), p(z) and p(x | z) as one object; priors and likelihoods are its parts
 objectives  training losses and the update
+losses      log-probabilities and bounds as functions of arrays
+priors      p(z) of the top latent group
+likelihoods p(x | z)
 bounds      evaluation on a split
 sampling    samples, reconstructions, interpolations, traversals
 """
@@ -34,25 +37,26 @@ class VAE(LearnedFamily):
     """A variational autoencoder."""
 
     latents: tuple[int, ...] = (20,)
-    """Number of dimensions of each latent group, top group first. One number: a plain VAE."""
+    """Number of dimensions of each latent group, top group first. With one group it is a plain VAE."""
     network: Architecture = Perceptron()
     """Layers of the encoder and the decoder."""
     likelihood: Likelihood = Bernoulli()
-    """p(x | z)."""
+    """Likelihood p(x | z) of the pixels."""
     prior: Prior = StandardNormal()
-    """p(z) of the top group."""
+    """Prior p(z) of the top latent group. The groups below have learned Gaussian priors."""
     conditional: bool = False
     """Condition encoder and decoder on the label."""
     objective: Literal["elbo", "iwae"] = "elbo"
-    """The evidence lower bound, or the importance-weighted bound (Burda et al. 2016)."""
+    """Bound that training maximizes: elbo, the evidence lower bound, or iwae, the importance-weighted bound (Burda et al. 2016)."""
     samples: int = 1
-    """Posterior samples of each example in training (K of the importance-weighted bound)."""
+    """Number of posterior samples of each example in training (K of the importance-weighted bound)."""
     dreg: bool = False
-    """Use doubly reparameterized gradients of the importance-weighted bound (Tucker et al. 2019)."""
+    """Use doubly reparameterized gradients of the importance-weighted bound (Tucker et al. 2019), which have less variance."""
     beta: Scalar = 1.0
     """Weight of the KL in the evidence lower bound (Higgins et al. 2017). With a Warmup schedule: KL warm-up."""
     free_bits: float = 0.0
-    """A latent whose mean KL over the batch is below this many nats is not penalized (Kingma et al. 2016)."""
+    """Free bits, in nats: the KL of a latent dimension is only penalized where its mean over the batch is above this (Kingma et
+    al. 2016). 0: off."""
     validation_samples: int = 16
     """Number K of posterior samples for `nll_bound` during training."""
     test_samples: int = 1000
@@ -97,7 +101,7 @@ class VAE(LearnedFamily):
     def inherit(self, base: core.Family, spec: Spec) -> VAE:
         super().inherit(base, spec)
         assert isinstance(base, VAE)
-        # The fields that decide the shapes of parameters, and the likelihood that gives the outputs their meaning.
+        # These fields decide the shapes of parameters, and the likelihood decides what the decoder's outputs mean.
         shaped = ("latents", "network", "likelihood", "prior", "conditional")
         return replace(self, **{name: getattr(base, name) for name in shaped})
 

@@ -1,6 +1,6 @@
 """A latent-variable model q(z | x), p(z), p(x | z) over groups of latents, as pure functions of its parameters.
 
-Arrays have the axes [K, B, ...]: K samples for each of B examples. K is 1 where all samples share the value.
+Arrays have the axes [K, B, ...]: K samples of z for each of B examples. K is 1 where all samples of an example share the value.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ from gen.networks.gaussian import Gaussian
 from gen.networks.vae import Decoder, Encoder
 
 Choose = Callable[[int, "Array | None", "Gaussian | None"], "tuple[Gaussian | None, Array]"]
-"""(group, context, prior) -> (q, z) of this group. q is None if z was not drawn from a posterior."""
+"""Chooses z of a latent group: (index of the group from 0, the top; decoder context; p(z) given the groups above) -> (q, z).
+
+Context and p are None for the top group. q is the posterior from which z was drawn, or None if there is none."""
 
 
 class Draw(NamedTuple):
-    """A sample of every latent group, top group first, with the distributions behind it."""
+    """A sample of every latent group, top group first, with its posteriors and priors."""
 
     z: list[Array]
     """Latents of each group, [K, B, D]."""
     q: list[Gaussian]
     """Posterior of each group, [K or 1, B, D]. Empty if z was drawn from the prior."""
     p: list[Gaussian]
-    """Prior of each group below the top, [K, B, D]."""
+    """Prior of each group below the top, [K, B, D]. Empty if there is only one group."""
     context: Array | None
-    """Decoder features of all groups except the last, [K, B, F]. None if there is only one group."""
+    """The decoder's summary of all groups except the last, [K, B, F]. None if there is only one group."""
 
 
 class Terms(NamedTuple):
@@ -46,7 +48,7 @@ class Terms(NamedTuple):
     log_px: Array
     """log p(x | z), [K, B]."""
     kl: list[Array]
-    """KL(q || p) of each group: [K or 1, B, D], or [K, B, 1] if it has no closed form for each dimension."""
+    """KL(q || p) of each group: [K or 1, B, D], or an estimate of the whole group's KL, [K, B, 1], if it has no closed form."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class LatentModel:
         return self.encoder.latents
 
     def init(self, key: Key, param_dtype: DTypeLike) -> dict[str, Params]:
-        """Returns the parameters at step 0. The networks have the dtypes that they were built with."""
+        """Returns the parameters at step 0. param_dtype: dtype of the prior's; the networks already have their dtypes."""
         encoder_key, decoder_key, prior_key = jax.random.split(key, 3)
         label = None if self.classes is None else jnp.zeros((1, self.classes), self.dtype)
         x = jnp.zeros((1, *self.image.shape))
@@ -105,14 +107,14 @@ class LatentModel:
         return batch["image"].astype(self.dtype), label
 
     def one_hot(self, label: Array | None) -> Array | None:
-        """Returns labels [B] as one-hot [B, classes], or None if there are none or the model is unconditional."""
+        """Returns labels int [B] as one-hot vectors [B, classes], or None if there are none or the model is unconditional."""
         if label is None or self.classes is None:
             return None
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
 
     def noise(self, key: Key, row: Array, k: int) -> list[Array]:
-        """Draws standard normal noise for each group, [K, B, D]. row: int32 [B], positions in the global batch."""
-        # One draw for all groups of an example, split afterwards.
+        """Draws standard normal noise for each group, [k, B, D]. row: int32 [B], positions in the global batch."""
+        # All groups of an example share one draw, which is split afterwards.
 
         def draw(key: Key) -> Array:
             return jax.random.normal(key, (k, sum(self.latents)), self.dtype)
@@ -129,7 +131,10 @@ class LatentModel:
         return self._encoder(params, x, label)[None]
 
     def infer(self, params: Params, features: Array, noise: Sequence[Array]) -> Draw:
-        """Draws z ~ q(z | x) from standard normal noise, [K, B, D] for each group. Zero noise gives the means."""
+        """Draws z ~ q(z | x).
+
+        features: returned by `encode`, [1, B, F]. noise: standard normal, [K, B, D] for each group. With zeros, z is the mean.
+        """
 
         def choose(i: int, context: Array | None, p: Gaussian | None) -> tuple[Gaussian, Array]:
             q = self._encoder(params, features, context, p, i, method="posterior")
@@ -138,7 +143,7 @@ class LatentModel:
         return self._descend(params, choose)
 
     def sample_lower(self, params: Params, top: Array, noise: Sequence[Array]) -> Draw:
-        """Draws the groups below the top from p(z | top). The returned q is empty.
+        """Draws the groups below the top from their priors, given the top group. The result has no posteriors (q is empty).
 
         top: [..., B, D]; noise: standard normal, [..., B, D] for each group below the top.
         """
@@ -149,7 +154,10 @@ class LatentModel:
         return self._descend(params, choose)
 
     def with_latents(self, params: Params, z: Sequence[Array], q: Sequence[Gaussian] | None = None) -> Draw:
-        """Returns the draw with these latents: computes the priors below the top and the context. q: the posteriors."""
+        """Returns the `Draw` of given latents: computes the priors of the lower groups, and the context.
+
+        z: [K, B, D] for each group. q: the posteriors of z. None: the draw has no posteriors.
+        """
 
         def choose(i: int, *_: object) -> tuple[Gaussian | None, Array]:
             return None if q is None else q[i], z[i]
@@ -157,21 +165,21 @@ class LatentModel:
         return self._descend(params, choose)
 
     def decode(self, params: Params, draw: Draw, label: Array | None) -> Array:
-        """Decodes latents to the outputs that the likelihood takes, [K, B, H, W, outputs]."""
+        """Decodes latents to the arguments of the likelihood, [K, B, H, W, likelihood.outputs(C)]."""
         return self._decoder(params, draw.context, draw.z[-1], label)
 
     def sample_top(self, params: Params, key: Key, temperature: float) -> Array:
-        """Draws one sample of the top group from the prior, [D]."""
+        """Draws one sample of the top group from the prior, [D]. temperature: factor on the standard deviation."""
         return self.prior.sample(params.get("prior"), self._top_posterior(params), key, self.latents[0], temperature)
 
     def terms(self, params: Params, x: Array, label: Array | None, draw: Draw) -> Terms:
-        """Returns log p(x | z) and KL(q || p), in nats.
+        """Returns log p(x | z) and KL(q || p), in nats. x: [B, H, W, C]; draw: with posteriors, from `infer`.
 
-        A KL without a closed form is replaced by its estimate from the sample, log q(z | x) - log p(z).
+        A KL without a closed form is estimated from the sample, by log q(z | x) - log p(z).
         """
         top = self.prior.kl(params.get("prior"), draw.q[0])
         if top is None:
-            # One number for the whole group. Its last axis of size 1 tells it from a KL of each dimension.
+            # One number for the whole group. The last axis of size 1 marks it: a KL in closed form has one number per dimension.
             top = (gaussian.gaussian_log_prob(draw.z[0], draw.q[0]).sum(-1) - self._log_p_top(params, draw))[..., None]
         lower = [gaussian.gaussian_kl(q, p) for q, p in zip(draw.q[1:], draw.p, strict=True)]
         return Terms(self._log_px(params, x, label, draw), [top, *lower])
@@ -186,7 +194,7 @@ class LatentModel:
         return log_w
 
     def _descend(self, params: Params, choose: Choose) -> Draw:
-        """Goes from the top group down. `choose` picks each z, given the context and the prior from the groups above."""
+        """Collects a `Draw` from the top group down. `choose` returns q and z of each group."""
         draw = Draw([], [], [], None)
         context, p = None, None
         for i in range(len(self.latents)):
@@ -208,10 +216,10 @@ class LatentModel:
         return self.prior.log_prob(params.get("prior"), self._top_posterior(params), draw.z[0])
 
     def _top_posterior(self, params: Params) -> Encode:
-        """Returns the map from images to the top group's q(z | x). A VampPrior is made of such posteriors."""
+        """Returns the function from images to q(z | x) of the top group, from which a VampPrior is made."""
 
         def encode(x: Array) -> Gaussian:
-            # Pseudo-inputs have no label, so such a prior needs an unconditional model.
+            # Pseudo-inputs have no label, so `VAE` refuses a VampPrior for a conditional model.
             return self._encoder(params, self.encode(params, x, None)[0], None, None, 0, method="posterior")
 
         return encode

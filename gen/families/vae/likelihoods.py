@@ -1,4 +1,4 @@
-"""Likelihoods p(x | z) of images as objects: log-probabilities, means and samples from a decoder's outputs.
+"""Likelihoods p(x | z) of images: log-probabilities, means and samples, computed from a decoder's outputs.
 
 Images are [..., H, W, C] in [-1, 1]. The outputs of a decoder are [..., H, W, likelihood.outputs(C)].
 """
@@ -19,48 +19,51 @@ from gen.networks.gaussian import Gaussian as Normal
 from gen.networks.limits import limit_above
 
 MAX_LOG_SCALE = 5.0
-"""Log-scales of pixels up to this number are exact, and larger ones stay below twice this number. Pixels are in [-1, 1], so a scale
-of exp(5) is already the same as a uniform distribution."""
+"""The log of a predicted scale is used unchanged up to this number. Larger ones are squashed below twice this number. Pixels are
+in [-1, 1], where a distribution of scale exp(5) is nearly uniform."""
 PIXELS = (-3, -2, -1)
-"""The axes of one image."""
+"""The axes (H, W, C) of one image."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x | z). Subclass it to add one."""
+    """Base class of the likelihoods p(x | z). Subclass it to add one."""
 
     def outputs(self, channels: int) -> int:
-        """Returns how many decoder outputs each pixel of this many channels needs."""
+        """Returns the number of decoder outputs for each pixel. channels: number of channels of a pixel."""
         return channels
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
-        """Returns log p(x | z) of each image in nats, [...]: a density on [-1, 1], or a mass if x is discrete."""
+        """Returns log p(x | z) of each image in nats, summed over its pixels, [...].
+
+        It is the log of a density on [-1, 1], or of a probability for likelihoods of discrete pixels.
+        """
         raise NotImplementedError
 
     def mean(self, outputs: Array) -> Array:
-        """Returns E[x | z], [..., H, W, C]."""
+        """Returns the mean image E[x | z], [..., H, W, C]."""
         raise NotImplementedError
 
     def sample(self, outputs: Array, key: Key) -> Array:
-        """Draws x ~ p(x | z), [..., H, W, C]."""
+        """Draws an image x ~ p(x | z), [..., H, W, C]."""
         raise NotImplementedError
 
     def mismatch(self, image: Feature) -> str | None:
-        """Returns the reason why `log_prob` bounds no probability of images like this, or None if it does.
+        """Returns why `log_prob` is not a valid likelihood of such images, such as a density of discrete pixels. None: it is valid.
 
-        Training works anyway, but a bound is not reported.
+        With a mismatch, training works, but no bound on the likelihood is reported.
         """
         if image.levels is not None and not image.dequantized:
             return f"{type(self).__name__} is a density, and the pixels are discrete; --data.dequantize makes them continuous"
         return None
 
     def check(self, image: Feature) -> None:
-        """Raises: UserError if `log_prob` cannot be computed on images like this."""
+        """Checks that `log_prob` can be computed on such images. Raises: UserError if it can't."""
 
 
 @dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """Binary pixels, -1 or 1. On grey pixels this is a usual loss, but not a likelihood."""
+    """Independent binary pixels, -1 or 1. On grey pixels it is the usual cross-entropy loss, but not a likelihood."""
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
         return losses.bernoulli_log_prob(outputs, (x + 1) / 2).sum(PIXELS)
@@ -79,7 +82,7 @@ class Bernoulli(Likelihood):
 
 @dataclass(frozen=True)
 class ContinuousBernoulli(Likelihood):
-    """Continuous pixels in [-1, 1]. Loaiza-Ganem and Cunningham 2019."""
+    """Independent continuous pixels in [-1, 1], with the continuous Bernoulli density. Loaiza-Ganem and Cunningham 2019."""
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
         # log 2 converts the density of each pixel from [0, 1] to [-1, 1].
@@ -106,7 +109,7 @@ class Gaussian(Likelihood):
     """Independent Gaussian pixels."""
 
     std: float | None = None
-    """Standard deviation, for pixels in [-1, 1]. None: the decoder predicts it for each pixel."""
+    """Standard deviation of all pixels, which are in [-1, 1]. None: the decoder predicts it for each pixel and channel."""
 
     def __post_init__(self):
         if self.std is not None:
@@ -129,21 +132,21 @@ class Gaussian(Likelihood):
         if self.std is not None:
             return Normal(outputs, jnp.full_like(outputs, math.log(self.std)))
         mean, log_std = jnp.split(outputs, 2, axis=-1)
-        # A density grows without bound as its deviation goes to 0, on a pixel that is always the same.
+        # On a pixel that never changes, the density would grow without bound as its standard deviation goes to 0.
         return Normal(mean, jnp.maximum(limit_above(log_std, MAX_LOG_SCALE), -6.0))
 
 
 @dataclass(frozen=True)
 class DiscretizedLogistic(Likelihood):
-    """A mixture of logistic distributions, discretized to the levels of the pixels. Salimans et al. 2017.
+    """A mixture of logistic distributions for each pixel, discretized to the pixel's levels. Salimans et al. 2017.
 
-    All channels of a pixel share the component, and are independent given the component.
+    All channels of a pixel have the same mixture component, and are independent given the component.
     """
 
     levels: int = 256
-    """Number of values of a pixel. 256 for bytes."""
+    """Number of equally spaced values that a channel of a pixel can have. 256 for bytes."""
     components: int = 1
-    """Components of the mixture. Colour images need several."""
+    """Number of mixture components. Colour images need more than 1, because channels are independent within a component."""
 
     def __post_init__(self):
         check_positive(**{"levels - 1": self.levels - 1, "components": self.components})
@@ -187,10 +190,10 @@ class DiscretizedLogistic(Likelihood):
             raise UserError(f"{reason}; the fix: --model.likelihood.levels {image.levels}, without --data.dequantize")
 
     def _parts(self, outputs: Array) -> tuple[Array, Array, Array]:
-        """Returns log pi [..., H, W, M], and mean and log scale [..., H, W, M, C], of M components."""
+        """Splits outputs into the M components' log weights [..., H, W, M], means and log scales [..., H, W, M, C]."""
         # A pixel's outputs are M mixture logits, then C means and C log scales for each component.
         m = self.components
         log_pi = jax.nn.log_softmax(outputs[..., :m], axis=-1)
         mean, log_scale = jnp.split(outputs[..., m:].reshape(*outputs.shape[:-1], m, -1), 2, axis=-1)
-        # Narrower scales have their whole mass in one level, and their gradients vanish.
+        # A narrower logistic has its whole mass in one level, so its gradient would vanish.
         return log_pi, mean, jnp.maximum(limit_above(log_scale, MAX_LOG_SCALE), -7.0)

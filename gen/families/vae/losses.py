@@ -12,7 +12,7 @@ from gen.core import Array
 
 
 def bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    """Returns log p(x) of each element in nats, for x in {0, 1}."""
+    """Returns log p(x) of each element in nats, for x in {0, 1} and p(x = 1) = sigmoid(logits)."""
     return x * logits - softplus(logits)
 
 
@@ -29,9 +29,12 @@ def continuous_bernoulli_log_prob(logits: Array, x: Array) -> Array:
 
 
 def discretized_logistic_log_prob(mean: Array, log_scale: Array, x: Array, levels: int) -> Array:
-    """Returns the log mass of each element of x in nats. Arguments broadcast. Kingma et al. 2016, appendix C.
+    """Returns the log probability of each element of x in nats. Arrays broadcast. Kingma et al. 2016, appendix C.
 
-    x: one of `levels` equally spaced values in [-1, 1]. The lowest and highest value also have the mass beyond them.
+    The probability of a value is the mass of a logistic distribution in the cell around it.
+
+    mean, log_scale: of the logistic distribution. x: `levels` equally spaced values from -1 to 1. The cells of -1 and of 1
+    extend to infinity.
     """
     half = 1.0 / (levels - 1)
     inverse = jnp.exp(-log_scale)
@@ -47,30 +50,34 @@ def discretized_logistic_log_prob(mean: Array, log_scale: Array, x: Array, level
 
 
 def free_bits(kl: Array, average: Array, floor: float) -> Array:
-    """Returns a KL penalty that does not push a latent's average KL below `floor` nats. Kingma et al. 2016, equation 15.
+    """Returns the KL [B, D] of each latent dimension, replaced by `floor` nats where its average is not above `floor`.
 
-    kl: [B, D]; average: [D], the mean of kl over the global batch. The mean of the result [B, D] is max(floor, average).
+    So the loss does not push the average KL of a dimension below `floor`. The mean of the result over the global batch is
+    max(floor, average). Kingma et al. 2016, equation 15.
+
+    kl: [B, D]; average: [D], the mean of kl over the global batch.
     """
-    # The average over all devices decides where the floor applies. The gradient then comes from this device's kl alone.
+    # The average only decides where the floor applies. The gradient comes from this device's kl.
     return jnp.where(jax.lax.stop_gradient(average) > floor, kl, floor)
 
 
 def importance_weighted_bound(log_w: Array) -> Array:
-    """Returns log 1/K sum_k w_k over the first axis in nats, [K, ...] -> [...]. Burda et al. 2016, equation 8."""
+    """Returns log(1/K sum_k w_k) in nats from log_w, [K, ...] -> [...]. Burda et al. 2016, equation 8."""
     return logsumexp(log_w, axis=0) - jnp.log(jnp.asarray(log_w.shape[0], log_w.dtype))
 
 
 def doubly_reparameterized(log_weight: Callable[[Sequence[Array]], Array], z: Sequence[Array]) -> tuple[Array, Array]:
     """Returns the importance-weighted bound [B] in nats, and a surrogate [B]. Tucker et al. 2019, equation 8.
 
-    The surrogate's gradient is the doubly reparameterized gradient of the bound. Its value has no meaning.
-        Model:   sum_k v_k d/dtheta log w_k, with v the normalized weights.
-        Encoder: sum_k v_k^2 d log w_k / dz_k  dz_k/dphi.
+    The surrogate's gradient is the doubly reparameterized gradient of the bound. Its value has no meaning. With v_k the weights
+    w_k divided by their sum, the gradients are:
+        Decoder and prior (theta): sum_k v_k d log w_k / dtheta.
+        Encoder (phi):             sum_k v_k^2 d log w_k / dz_k  dz_k/dphi.
 
-    log_weight: z -> log w [K, B], with the parameters of q held constant; z: a differentiable sample of q, [K, B, D] for
-    each group.
+    log_weight: z -> log w [K, B]. In it, the mean and the standard deviation of q must be constants, without gradient.
+    z: a sample of q that is differentiable in phi, [K, B, D] for each group.
     """
-    # log w is differentiated at a fixed z. Then its gradient by z is sent along dz/dphi alone, weighted by v^2 instead of v.
+    # log w is differentiated at a fixed z. Then its gradient with respect to z flows along dz/dphi, weighted by v^2 instead of v.
     fixed = [jax.lax.stop_gradient(x) for x in z]
     log_w, pullback = jax.vjp(log_weight, fixed)
     v = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=0))

@@ -25,9 +25,10 @@ class Objective:
     def loss(
         self, params: Params, x: Array, label: Array | None, noise: Sequence[Array], step: Array
     ) -> tuple[Array, Metrics]:
-        """Returns the loss and the metrics, averages over examples in nats.
+        """Returns the loss and the metrics, all of them means over the examples in nats.
 
-        x: [B, H, W, C]; label: one-hot [B, classes] or None; noise: standard normal, [K, B, D] for each group; step: int32 [].
+        x: [B, H, W, C] in [-1, 1]; label: one-hot [B, classes] or None; noise: standard normal, [K, B, D] for each latent group;
+        step: int32 [], the number of steps done, for schedules.
         """
         raise NotImplementedError
 
@@ -37,9 +38,9 @@ class ELBO(Objective):
     """The evidence lower bound, negated: -E_q[log p(x | z)] + beta KL(q || p). Kingma and Welling 2014, equation 10."""
 
     beta: optax.Schedule
-    """step -> weight of the KL."""
+    """Step -> weight of the KL."""
     free_bits: float
-    """Floor of each latent's average KL, in nats. 0: none."""
+    """Floor of the average KL of each latent dimension, in nats. 0: no floor."""
 
     def loss(
         self, params: Params, x: Array, label: Array | None, noise: Sequence[Array], step: Array
@@ -54,7 +55,7 @@ class ELBO(Objective):
 
     def _penalty(self, kls: Sequence[Array]) -> Array | int:
         """Returns the KL with free bits, summed over groups."""
-        # A KL without a closed form is one number for its whole group. Its floor is the sum of the latents' floors.
+        # A KL without a closed form is one number for its whole group. Its floor is the sum of its dimensions' floors.
         floors = [self.free_bits * size / kl.shape[-1] for size, kl in zip(self.model.latents, kls, strict=True)]
         return sum(
             losses.free_bits(kl.mean(0), axis.mean(kl.mean((0, 1))), floor).sum(-1).mean()
@@ -67,7 +68,7 @@ class IWAE(Objective):
     """The importance-weighted bound, negated: -E_q[log 1/K sum_k w_k]. Burda et al. 2016, equation 8."""
 
     doubly_reparameterized: bool
-    """Use the gradient of Tucker et al. 2019, which has less variance in the encoder."""
+    """Use the encoder's gradient of Tucker et al. 2019, which has less variance."""
 
     def loss(
         self, params: Params, x: Array, label: Array | None, noise: Sequence[Array], step: Array
@@ -77,8 +78,8 @@ class IWAE(Objective):
             bound = losses.importance_weighted_bound(self.model.log_weight(params, x, label, draw))
             return -bound.mean(), {"loss": -bound.mean()}
 
-        # The encoder's parameters act through z alone: the gradient through the density of q is replaced by a second path
-        # through z, which has the same expectation and less variance.
+        # The density of q is a constant, so the encoder gets its gradient through z alone. `losses.doubly_reparameterized` adds
+        # a term for the missing part, which has the same expectation and less variance.
         constant = jax.lax.stop_gradient(draw.q)
 
         def log_weight(z: Sequence[Array]) -> Array:
@@ -90,19 +91,19 @@ class IWAE(Objective):
 
 @dataclass(frozen=True)
 class Training:
-    """Training of a latent-variable model on an objective."""
+    """The training step of a latent-variable model."""
 
     objective: Objective
     learner: Learner
     samples: int
-    """Posterior samples of each example, K."""
+    """Number K of posterior samples of each example."""
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
         """Returns the state after one step, and the metrics averaged over the global batch."""
         model = self.objective.model
 
         def loss(params: Params, batch: Batch) -> tuple[Array, Metrics]:
-            # `batch` may be a part of the batch (microbatches). Noise follows the row, so the parts add up to the same update.
+            # This `batch` may be a microbatch. Noise is drawn for the row, so microbatches give the update of the whole batch.
             x, label = model.inputs(batch)
             return self.objective.loss(params, x, label, model.noise(key, batch["row"], self.samples), state.step)
 

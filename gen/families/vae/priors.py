@@ -1,4 +1,4 @@
-"""Priors p(z) of the top latent group as objects: parameters, log-probabilities, samples, and the KL if it has a closed form."""
+"""Priors p(z) of the top latent group: their parameters, log-probabilities and samples, and the KL if it has a closed form."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from gen.networks.gaussian import Gaussian
 from gen.networks.limits import limit_size
 
 MAX_LOG_STD = 8.0
-"""Log-deviations of a learned mixture up to this size are exact, and larger ones stay below twice this size. The smallest
-deviation of a posterior is exp(-8), too."""
+"""Learned log standard deviations of a mixture are used unchanged up to this absolute value, and squashed below twice this value.
+The smallest standard deviation of a posterior is exp(-8), too."""
 Encode = Callable[[Array], Gaussian]
-"""Images [K, H, W, C] -> q(z | x), [K, D]."""
+"""Encodes images [N, H, W, C] to q(z | x), [N, D], of the top group."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """p(z). Subclass it to add one."""
+    """Base class of the priors p(z) of the top latent group. Subclass it to add one."""
 
     def init(self, key: Key, latent: int, image: Feature, dtype: DTypeLike) -> Params:
-        """Returns the parameters at step 0, which are trained with the networks. {}: none."""
+        """Returns the parameters at step 0, which are trained together with the networks. {}: the prior has no parameters.
+
+        latent: number of dimensions D of z. image: the feature that the model encodes.
+        """
         return {}
 
     def kl(self, params: Params, q: Gaussian) -> Array | None:
@@ -36,7 +39,7 @@ class Prior:
         return None
 
     def log_prob(self, params: Params, encode: Encode, z: Array) -> Array:
-        """Returns log p(z) in nats, [..., D] -> [...]. encode: images -> q(z | x)."""
+        """Returns log p(z) in nats, [..., D] -> [...]. encode: the encoder, which a VampPrior applies to its pseudo-inputs."""
         raise NotImplementedError
 
     def sample(self, params: Params, encode: Encode, key: Key, latent: int, temperature: float) -> Array:
@@ -50,7 +53,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class StandardNormal(Prior):
-    """N(0, I)."""
+    """The standard normal distribution N(0, I)."""
 
     def kl(self, params: Params, q: Gaussian) -> Array:
         return gaussian.gaussian_kl(q, _standard(q.mean))
@@ -87,7 +90,7 @@ class GaussianMixture(Prior):
         return _mixture_sample(self._components(params), params["logits"], key, temperature)
 
     def _components(self, params: Params) -> Gaussian:
-        # A component that shrinks around a few latents would otherwise make the density of all others explode.
+        # Without a limit, a component could shrink around a few latents, and its log density elsewhere would diverge.
         return Gaussian(params["mean"], limit_size(params["log_std"], MAX_LOG_STD))
 
     def tiny(self) -> Prior:
@@ -96,7 +99,10 @@ class GaussianMixture(Prior):
 
 @dataclass(frozen=True)
 class VampPrior(Prior):
-    """The average posterior of learned pseudo-inputs. Tomczak and Welling 2018, equation 9."""
+    """A mixture, with equal weights, of the posteriors q(z | u) of learned images u, the pseudo-inputs.
+
+    Tomczak and Welling 2018, equation 9.
+    """
 
     components: int = 500
     """Number of pseudo-inputs."""
@@ -114,7 +120,7 @@ class VampPrior(Prior):
         return _mixture_sample(self._components(params, encode), jnp.zeros(self.components), key, temperature)
 
     def _components(self, params: Params, encode: Encode) -> Gaussian:
-        # The optimizer may move pseudo-inputs out of the range of images. Clipped, they stay images.
+        # The optimizer may move pseudo-inputs out of the range of pixels, [-1, 1].
         return encode(jnp.clip(params["pseudo_inputs"], -1, 1))
 
     def tiny(self) -> Prior:
@@ -126,15 +132,16 @@ def _standard(like: Array) -> Gaussian:
 
 
 def _mixture_log_prob(p: Gaussian, logits: Array, z: Array) -> Array:
-    """Returns the log density of a mixture of K Gaussians p [K, D] at z in nats, [..., D] -> [...]. logits: [K]."""
-    # (z - mean)^2 is multiplied out. So the work is two matrix products, and no array is [..., K, D].
+    """Returns the log density at z, in nats, of the mixture of M Gaussians p [M, D]: [..., D] -> [...]. logits: weights, [M]."""
+    # (z - mean)^2 is multiplied out, so that it takes two matrix products and no array of shape [..., M, D].
     precision = jnp.exp(-2 * p.log_std)
     constant = jnp.sum(-0.5 * (gaussian.LOG_2PI + p.mean**2 * precision) - p.log_std, axis=-1)
     dot = functools.partial(jnp.matmul, precision="highest")
     log_p = dot(z, (p.mean * precision).T) - 0.5 * dot(jnp.square(z), precision.T)
     log_pi = jax.nn.log_softmax(logits)
     log_p += jnp.broadcast_to(constant + log_pi, log_p.shape)
-    # The terms of the square cancel if a component is narrow. So the nearest component is computed again, by differences.
+    # For a narrow component, the multiplied-out terms cancel and lose precision. So the likeliest component is computed again
+    # from z - mean.
     i = jnp.argmax(log_p, axis=-1)
     nearest = log_pi[i] + gaussian.gaussian_log_prob(z, Gaussian(p.mean[i], p.log_std[i])).sum(-1)
     log_p = jnp.where(jax.nn.one_hot(i, log_p.shape[-1], dtype=bool), nearest[..., None], log_p)
@@ -142,7 +149,7 @@ def _mixture_log_prob(p: Gaussian, logits: Array, z: Array) -> Array:
 
 
 def _mixture_sample(p: Gaussian, logits: Array, key: Key, temperature: float) -> Array:
-    """Draws one z, [D]."""
+    """Draws one sample [D] of the mixture. temperature: factor on the standard deviations. See `_mixture_log_prob`."""
     component, noise = jax.random.split(key)
     i = jax.random.categorical(component, logits)
     return p.mean[i] + temperature * jnp.exp(p.log_std[i]) * jax.random.normal(noise, p.mean.shape[1:], p.mean.dtype)

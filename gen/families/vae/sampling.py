@@ -24,18 +24,19 @@ GENERATE_CHUNK = 1024
 
 @dataclass(frozen=True)
 class Request(LabelRequest):
-    """A request to a VAE."""
+    """Which images a VAE makes."""
 
     n: int = 64
-    """Number of images. An interpolation has n // 8 rows of 8 images, and a traversal has at most that many; at least 1."""
+    """Number of images. An interpolation has n // 8 rows of 8 images, at least one row. A traversal has no more rows than
+    latent dimensions."""
     mode: Literal["generate", "reconstruct", "interpolate", "traverse"] = "generate"
     """`generate`: samples of the model. `reconstruct`: held-out images, each next to its reconstruction. `interpolate`: each
-    row leads from one held-out image to the next. `traverse`: each row moves one latent of a held-out image from -3 to 3; the
-    latents with the largest KL come first."""
+    row leads from one held-out image to the next. `traverse`: each row changes one latent dimension of a held-out image from
+    -3 to 3; the dimensions with the largest KL come first."""
     temperature: float = 1.0
-    """Factor on the standard deviation of the prior."""
+    """Factor on the standard deviation of the prior, in mode generate."""
     pixels: Literal["mean", "sample"] = "mean"
-    """Show the mean of p(x | z), or draw a sample from it."""
+    """mean: show the mean of p(x | z). sample: draw pixels from p(x | z)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,24 +48,27 @@ class Request(LabelRequest):
 
     @property
     def rows(self) -> int:
-        """Number of rows of an interpolation or a traversal."""
+        """Number of rows of an interpolation, and maximum number of rows of a traversal."""
         return max(1, self.n // COLUMNS)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Answers requests. Every answer has "samples", float32 images in [-1, 1], and "latents", [N, sum of D]."""
+    """Makes the images of a request.
+
+    Every result has "samples", float32 images in [-1, 1], and "latents", [N, D], where D counts the dimensions of all groups.
+    """
 
     model: LatentModel
     weights: Callable[[State], dict[str, Params]]
-    """Parameters to sample from."""
+    """State -> the parameters to sample from."""
 
     def sample(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Answers a request.
+        """Returns the images of a request and their latents, as the method for the request's mode does.
 
-        given: for all modes except `generate`, held-out examples: "image" [M, H, W, C], and "label" [M] if the model is
-        conditional. `traverse` also needs "kl_per_latent" [sum of D]. For `generate` it may hold the labels of the
-            images (gen.families.labels.GIVEN).
+        given: for mode `generate`, it may hold the labels of the images (gen.families.labels.GIVEN). All other modes need
+            held-out examples: "image" [M, H, W, C], and "label" [M] if the model is conditional. `traverse` also needs
+            "kl_per_latent" [D], the mean KL of each latent dimension.
 
         Raises: UserError if `given` has too few examples, or the label does not exist.
         """
@@ -81,7 +85,7 @@ class Sampler:
     def generate(
         self, params: Params, z_key: Key, x_key: Key, given: Mapping[str, Array], request: Request
     ) -> dict[str, Array]:
-        """Draws z from the prior, and decodes it.
+        """Draws z from the prior, and decodes it. Keys: for z, and for the pixels.
 
         Returns {"samples": [N, H, W, C], "latents": [N, D]}, and "labels", int32 [N], if the model is conditional.
         """
@@ -92,17 +96,21 @@ class Sampler:
         return samples if labels is None else samples | {"labels": labels}
 
     def reconstruct(self, params: Params, x_key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Decodes the posterior means of N held-out images: pairs [N, 2, H, W, C], or [N / 4, 8, H, W, C] if 4 divides N."""
+        """Decodes the posterior means of N held-out images.
+
+        The samples are pairs (image, reconstruction), [N, 2, H, W, C]. If 4 divides N, each row has four pairs:
+        [N / 4, 8, H, W, C].
+        """
         x, label = self._held_out(given, request.n, request)
         z = self._posterior_means(params, x, label)
         pairs = jnp.stack([x.astype(jnp.float32), self._images(params, x_key, z, label, request)], axis=1)
-        # Rows of four pairs make a compact picture, if they are full.
+        # Rows of four pairs make a compact picture, but only if the last row is full.
         if len(x) % (COLUMNS // 2) == 0:
             pairs = pairs.reshape(-1, COLUMNS, *x.shape[1:])
         return {"samples": pairs, "latents": jnp.concatenate(z, axis=-1)}
 
     def interpolate(self, params: Params, x_key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Decodes points on the lines between the posterior means of neighbours: [rows, 8, H, W, C]."""
+        """Decodes 8 points on each line between the posterior means of consecutive held-out images: [rows, 8, H, W, C]."""
         # Row i leads from example i to example i + 1, so there is one example more than rows.
         x, label = self._held_out(given, request.rows + 1, request)
         t = jnp.linspace(0, 1, COLUMNS)[None, :, None]
@@ -114,7 +122,10 @@ class Sampler:
         return self._grid(params, x_key, z, None if label is None else path(label), request)
 
     def traverse(self, params: Params, x_key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Decodes the posterior mean of one image with one latent changed in each row: [rows, 8, H, W, C]."""
+        """Decodes the posterior mean of the first held-out image, with one latent dimension changed in each row.
+
+        Its 8 values go from -3 to 3. The samples are [rows, 8, H, W, C].
+        """
         x, label = self._held_out(given, 1, request)
         if "kl_per_latent" not in given:
             raise UserError(
@@ -122,7 +133,7 @@ class Sampler:
             )
         mean = jnp.concatenate(self._posterior_means(params, x, label), axis=-1)[0]
         order = jnp.argsort(-given["kl_per_latent"])[: request.rows]
-        # Three standard deviations of a standard normal prior, whatever the posterior mean is.
+        # -3 to 3 are three standard deviations of a standard normal prior. The range does not depend on the posterior mean.
         values = jnp.linspace(-3, 3, COLUMNS)
 
         def row(latent: Array) -> Array:
@@ -148,14 +159,14 @@ class Sampler:
             outputs = self.model.decode(params, self.model.with_latents(params, z), label)
             if request.pixels == "mean":
                 return self.model.likelihood.mean(outputs).astype(jnp.float32)
-            # A key for each image: its pixels do not depend on the number of images.
+            # Each image has its own key, so its pixels do not depend on the number of images.
             keys = axis.example_keys(x_key, index)
             return jax.vmap(self.model.likelihood.sample)(outputs, keys).astype(jnp.float32)
 
         return map_chunks(decode, (z, label, jnp.arange(len(z[0]))), GENERATE_CHUNK)
 
     def _draw_prior(self, params: Params, key: Key, index: Array, temperature: float) -> list[Array]:
-        """Draws z ~ p(z), [N, D] for each group. A sample depends on its index, not on how many are drawn."""
+        """Draws z ~ p(z), [N, D] for each group. A sample depends on (key, its index) alone. index: int32 [N]."""
         top_key, *keys = jax.random.split(key, len(self.model.latents))
 
         def draw_top(key: Key) -> Array:
@@ -169,7 +180,7 @@ class Sampler:
         return self.model.sample_lower(params, top, lower).z
 
     def _held_out(self, given: Mapping[str, Array], n: int, request: Request) -> tuple[Array, Array | None]:
-        """Returns the first n examples. Raises: UserError if there are fewer."""
+        """Returns images and one-hot labels of the first n given examples. Raises: UserError if there are fewer."""
         names = ("image",) if self.model.classes is None else ("image", "label")
         available = min((len(given[name]) if name in given else 0) for name in names)
         if n > available:
