@@ -43,6 +43,8 @@ JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
     "tokenizer": ("FSQ tokenizer of 28x28 images, a step of 64 images", CONVOLUTIONS),
     "grid": ("transformer over 7x7 codes, 4 layers, 192 wide, a step of 64 grids by Muon", DENSE),
     "grid_decode": ("64 grids of 49 codes, the same 4 layers", ("eager",)),
+    "codec": ("codec of sound, a step of 16 seconds at 8 kHz", DENSE),
+    "mel_flow": ("flow of log-mels, a transformer of 4 layers, 192 wide, a step of 64 seconds of sound", DENSE),
     "unet": ("flow matching, the U-Net of flow_fashion, a step of 64 images", CONVOLUTIONS),
     "dit": ("flow matching, a transformer of 6 layers, 192 wide, a step of 64 images of 49 patches", DENSE),
     "flow_sample": ("64 images by 20 evaluations of the U-Net", FORWARD),
@@ -50,8 +52,8 @@ JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 """{job: (description of a step, settings to try for PyTorch)}"""
 Job = Literal[
-    "dcgan_64", "dcgan_128", "vae_mlp", "vae_conv", "gpt_small", "gpt_medium", "decode_1", "decode_16", "tokenizer", "grid", "grid_decode", "unet", "dit", "flow_sample",
-    "fid_statistics", "end_to_end", "start_up",
+    "dcgan_64", "dcgan_128", "vae_mlp", "vae_conv", "gpt_small", "gpt_medium", "decode_1", "decode_16", "tokenizer", "grid", "grid_decode", "codec", "mel_flow",
+    "unet", "dit", "flow_sample", "fid_statistics", "end_to_end", "start_up",
 ]  # fmt: skip
 COLUMNS = (
     "job", "ours, ms", "PyTorch, ms", "ratio", "of the peak", "first step, s", "peak memory, MiB", "PyTorch's setting",

@@ -24,6 +24,7 @@ from gen import axis, core, files, train
 from gen.config import Config, Parallel, load
 from gen.data import cache, from_arrays
 from gen.data.arrays import SPLITS
+from gen.data.audio import Audio
 from gen.data.images import Images
 from gen.data.text import Text
 from gen.data.text.documents import pydoc
@@ -52,6 +53,7 @@ BATCHES = 4  # batches that the steps cycle through
 DECODED = 256  # tokens to decode
 IMAGES = 32  # images of an Inception step
 CODES, CLASSES = 1024, 10  # of a grid of tokens
+MELS = (126, 40)  # frames and bands of the log-mels of a second of sound
 SAMPLED = 64  # images, or grids of tokens, that are sampled
 
 
@@ -71,6 +73,7 @@ def text(length: int, batch: int) -> Text:
 
 ADAM = Optimizer(lr=2e-4, b1=0.5)
 ADAMW = Optimizer(lr=1e-3, b2=0.99, weight_decay=0.1, clip=1.0)
+CLIPPED = Optimizer(lr=1e-3, clip=1.0)
 SMALL, MEDIUM = Architecture(layers=4, width=128, heads=4), Architecture(layers=6, width=384, heads=6)
 
 
@@ -96,10 +99,21 @@ class Codes(core.Data):
         return from_arrays(dict.fromkeys(SPLITS, arrays), self.batch_size, features)
 
 
-def shipped(name: str, data: core.Data, **changes: Any) -> Config:
-    """Returns a config of configs/ on other data, with a constant learning rate."""
+@dataclass(frozen=True)
+class Mels(core.Data):
+    """Random log-mels of a second of sound, with labels."""
+
+    def build(self) -> core.Dataset:
+        rng = np.random.default_rng(0)
+        arrays = {"latent": rng.normal(size=(256, *MELS)).astype(np.float32), "label": rng.integers(0, CLASSES, 256)}
+        features = {"latent": core.Feature(MELS, axes=("time", "band"))}
+        return from_arrays(dict.fromkeys(SPLITS, arrays), self.batch_size, features)
+
+
+def shipped(name: str, data: core.Data, optim: Optimizer | None = None, **changes: Any) -> Config:
+    """Returns a config of configs/ on other data. optim: by default the config's optimizer, with a constant learning rate."""
     model: Any = load(name).model
-    optim = replace(model.optim, lr=1e-3)
+    optim = replace(model.optim, lr=1e-3) if optim is None else optim
     return Config(replace(model, optim=optim, **changes), data, steps=1000)
 
 
@@ -112,8 +126,10 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
     "gpt_medium": lambda: language(MEDIUM, 256, 4),
     "tokenizer": lambda: shipped("fsq_fashion", pictures(64)),
     "grid": lambda: shipped("tokens_fashion", Codes(batch_size=64)),
-    "unet": lambda: shipped("flow_fashion", pictures(64)),
-    "dit": lambda: shipped("flow_fashion", pictures(64), network=DiT()),
+    "codec": lambda: shipped("codec_speech", Audio(name="tones", rate=8000, seconds=1.0, batch_size=16)),
+    "unet": lambda: shipped("flow_fashion", pictures(64), CLIPPED),
+    "dit": lambda: shipped("flow_fashion", pictures(64), CLIPPED, network=DiT()),
+    "mel_flow": lambda: shipped("speech_digits_flow", Mels(batch_size=64)),
 }
 """{job: its config}. The jobs that train."""
 
@@ -181,12 +197,15 @@ def inputs(data: core.Dataset, batch: core.HostBatch, model: Any, key: core.Key)
             seen = data.preprocess(jax.device_put(batch), data_key, True)
             noise_keys, label_keys = axis.split_keys(axis.example_keys(model_key, seen["row"]), 2)
             e_keys, t_keys = axis.split_keys(noise_keys, 2)
-            x, objective = seen["image"].astype(real), cast("FlowMatching", model.objective)
+            name = "image" if "image" in seen else "latent"
+            x, objective = seen[name].astype(real), cast("FlowMatching", model.objective)
             label = drop_labels(seen["label"], label_keys, model.label_dropout, CLASSES)
             noise = {"e": draw_normal(e_keys, x), "t": draw_time(t_keys, x, objective.mean, objective.std)}
-            return {"image": x, "label": label}, noise
+            return {name: x, "label": label}, noise
         case Tokenizer():
             seen = data.preprocess(jax.device_put(batch), data_key, True)
+            if "audio" in seen:
+                return {"audio": seen["audio"]}, {}
             return {"image": seen["image"], "label": seen["label"]}, {}
         case GridLM():
             label_keys, _ = axis.split_keys(axis.example_keys(model_key, jnp.asarray(batch["row"])), 2)

@@ -88,8 +88,9 @@ def torch_name(scopes: list[str]) -> str:
 
 
 def convert_kernel(x: np.ndarray, transposed: bool = False) -> np.ndarray:
-    """[in, out] -> [out, in], and [h, w, in, out] -> [out, in, h, w], or [in, out, h, w] mirrored if transposed."""
-    if x.ndim == 2:
+    """[in, out] -> [out, in], [t, in, out] -> [out, in, t], and [h, w, in, out] -> [out, in, h, w], or [in, out, h, w] mirrored if
+    transposed."""
+    if x.ndim < 4:
         return x.T
     # PyTorch mirrors the kernel of a transposed convolution, and JAX does not.
     return x[::-1, ::-1].transpose(2, 3, 0, 1) if transposed else x.transpose(3, 2, 0, 1)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peer_flow, peer_tokens, turns
+from benchmarks import peer_flow, peer_sound, peer_tokens, turns
 from benchmarks.peer import DEVICE, Step, convert_names
 from benchmarks.turns import Side
 
@@ -361,6 +361,14 @@ TRAINED: Mapping[str, tuple[Any, ...]] = {
         peer_tokens.grid_weights,
         {},
         lambda _: peer_tokens.draw_grids(),
+    ),
+    "codec": (peer_sound.CODEC, peer_sound.codec, peer_sound.codec_weights, {}, lambda _: peer_sound.draw_sound()),
+    "mel_flow": (
+        {"velocity": peer_sound.make_mel_dit},
+        peer_flow.flow,
+        convert_names,
+        {},
+        lambda _: peer_sound.draw_mels(),
     ),
     "unet": ({"velocity": peer_flow.make_unet}, peer_flow.flow, convert_names, {}, lambda _: peer_flow.draw_flow(64)),
     "dit": ({"velocity": peer_flow.make_dit}, peer_flow.flow, convert_names, {}, lambda _: peer_flow.draw_flow(64)),

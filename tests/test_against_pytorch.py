@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 TORCH = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="the extra [benchmark] is not installed")
 
 FAST = ("dcgan_64", "vae_mlp", "vae_conv", "gpt_small", "decode_1", "fid_statistics")
-LONG = ("tokenizer", "grid", "grid_decode", "unet", "dit", "flow_sample")
+LONG = ("tokenizer", "grid", "grid_decode", "codec", "mel_flow", "unet", "dit", "flow_sample")
 
 
 @pytest.fixture(autouse=True)
