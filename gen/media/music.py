@@ -72,7 +72,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class Scores(Medium):
-    """Scores of music: tokens int32 [n, frames, voices], see gen.data.music.roll."""
+    """Scores of music as tokens, int32 [n, frames, voices], see gen.data.music.roll."""
 
     features: ClassVar[Mapping[str, int]] = {"tokens": 2}
     options: ClassVar[type] = ScoreOptions
@@ -135,7 +135,7 @@ class Scores(Medium):
     def give(self, options: ScoreOptions, run: RunView) -> Given:
         """Returns the given score as "tokens", int32 [1, frames, voices], and "known", bool, whether a token is kept.
 
-        The result also has the validation examples, because a model may need other inputs of them, such as captions.
+        The result also has the other features of validation examples, such as captions, which a model may need.
 
         Raises: UserError if the file has notes off the grid of the run, is too long, or if nothing is left to write.
         """

@@ -111,10 +111,7 @@ def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cover(cells: int, pixels: int) -> np.ndarray:
-    """Returns whether each cell covers each pixel, at least in part, as 0 or 1, int [cells, pixels].
-
-    Both divide the same axis.
-    """
+    """Returns whether each cell overlaps each pixel, 0 or 1, int [cells, pixels], if both divide one axis equally."""
     # Edges of cells and pixels as whole numbers, on an axis of length cells * pixels.
     cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels)[None] * cells
     return ((pixel < cell + pixels) & (cell < pixel + cells)).astype(int)

@@ -43,7 +43,7 @@ class TextOptions:
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A sample ends where this text occurs, and the text is not shown. Repeat the option for more such texts."""
     stream: bool = field(default=False, metadata=LAUNCH)
-    """Print the first sample while it is written, instead of all samples at the end."""
+    """Print the first sample while it is written. The other samples are printed at the end."""
     files: bool = False
     """Also write each sample as a separate text file into the sub-folder samples."""
 
@@ -60,7 +60,7 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Texts(Medium):
-    """Texts: tokens int32 [n, T], with PADDING after the end of a sample."""
+    """Texts as tokens, int32 [n, T], with PADDING after the end of a sample."""
 
     features: ClassVar[Mapping[str, int]] = {"tokens": 1, "source": 1}
     options: ClassVar[type] = TextOptions

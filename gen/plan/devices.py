@@ -40,7 +40,7 @@ TPU_ENVIRONMENT = {
 def find_devices(config: Config, n: int | None, platform: Platform) -> Sequence[Device]:
     """Returns the devices to plan for: n fake CPU devices or n TPU chips, by platform.
 
-    n None: the devices of this machine that the config uses, whatever the platform.
+    n None: the devices of this machine that the config uses. platform is then ignored.
     """
     if n is None:
         backend.start_backend(config.parallel)

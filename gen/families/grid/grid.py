@@ -142,7 +142,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridModel(LanguageModel):
-    """Hyper-parameters of every model of grids."""
+    """Hyper-parameters that all models of grids share."""
 
     inner_layers: int = 0
     """Number of feed-forward layers of a small head. Above 0, the tokens along the last axis of the grid are one
@@ -223,8 +223,8 @@ def count_pixels(tokens: Feature) -> int | None:
 
 
 COUNTED = "counted_tokens"
-"""Name of an auxiliary metric: the number of counted tokens of a grid. `measure_grids` adds it if some tokens do not
-count, and `mean_over_tokens` removes it, so it is never reported."""
+"""Name of an auxiliary metric: the number of tokens of a grid that count in the loss. `measure_grids` adds it if some
+tokens do not count, and `mean_over_tokens` removes it, so it is never reported."""
 
 
 def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
@@ -258,7 +258,7 @@ def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Arr
 
 
 def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
-    """Returns the metrics of a split: means over its grids, but "loss" is the mean over its counted tokens.
+    """Returns the metrics of a split: means over its grids, but "loss" is the mean over all its counted tokens.
 
     So in "loss" a grid with few counted tokens has less weight.
 

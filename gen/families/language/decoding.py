@@ -144,7 +144,8 @@ class Decoder:
         """Reads the newest token of each sample into the cache, and draws the next token."""
         draft, position, cache = cursor
         token = jax.lax.dynamic_slice_in_dim(draft.text, self.width + draft.drawn - 1, 1, axis=1)
-        # A new token is in the same document as the token before it. After `end` it is not, but then the sample is done.
+        # A new token is in the same document as the token before it. After `end` it is not, but then the sample is
+        # done.
         segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
         logits, cache = self.read(jnp.maximum(token, 0), segment, position, cache, False)
         return Cursor(self.draw(draft, logits[:, -1, : self.vocab]), position + 1, cache)

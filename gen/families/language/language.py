@@ -25,7 +25,7 @@ MAX_NATS = 30.0
 
 @dataclass(frozen=True)
 class LanguageModel(LearnedFamily):
-    """Hyper-parameters of every language model."""
+    """Hyper-parameters that all language models share."""
 
     network: Architecture = Architecture()
     """Transformer. In a model with an encoder and a decoder, both have this architecture."""
@@ -111,7 +111,7 @@ def tokens(spec: Spec) -> Tokens:
 def check_no_source(spec: Spec) -> None:
     """Checks that the data have no separate source texts, for models without an encoder.
 
-    Raises: UserError if they have.
+    Raises: UserError if the data have source texts.
     """
     if "source" in spec:
         raise UserError(
@@ -171,7 +171,9 @@ def target_weights(batch: Batch, dtype: DTypeLike) -> Array:
 
 
 def count_tokens(weight: Array) -> Array:
-    """Returns the mean number of counted tokens per device, []. weight: [B, T], 1 for tokens that count, otherwise 0.
+    """Returns the number of tokens that count in the loss, averaged over devices, [].
+
+    weight: [B, T], see `target_weights`.
 
     Runs under the axis "data".
     """
@@ -179,13 +181,13 @@ def count_tokens(weight: Array) -> Array:
 
 
 def normalize_weights(weight: Array, count: Array) -> Array:
-    """Returns weights [B, T], scaled so that the devices' average of `token_mean` is the mean over the counted tokens.
+    """Returns weights [B, T], scaled so that the average of `token_mean` over devices is the mean over tokens that count.
 
-    Devices may have different numbers of counted tokens, so the mean of each device's mean would be wrong.
+    Devices may have different numbers of tokens that count, so the average of the devices' means would be wrong.
 
     count: `count_tokens(weight)`, [].
     """
-    # Not max(count, 1): the count is between 0 and 1 if there are fewer counted tokens than devices.
+    # Not max(count, 1): the average is between 0 and 1 if fewer tokens count than there are devices.
     return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 

@@ -115,7 +115,7 @@ class CausalModel:
         return losses.cross_entropy(logits, targets)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2 over the counted tokens.
+        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens that count (see `target_weights`).
 
         The metric "loss" is the mean of the nats alone.
         """

@@ -101,8 +101,8 @@ class Examples(NamedTuple):
     chosen_weight: Array
     """[B, T]. Weights for the mean accuracy: above 0 at the chosen tokens only."""
     loss_weight: Array
-    """[B, T]. Weights for the mean nats: above 0 at the chosen tokens, or with rate None at all counted tokens, because
-    the likelihood bound is of the whole text."""
+    """[B, T]. Weights for the mean nats: above 0 at the chosen tokens, or with rate None at all tokens that
+    count, because the likelihood bound is of the whole text."""
     dropout_keys: Array | None = None
     """[B], one per example. None: no dropout."""
 
@@ -182,7 +182,10 @@ class MaskedModel:
         return Prediction(nats * examples.scale, log_z, right)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2. The metric "loss" is the mean of the nats alone."""
+        """Makes one step on the mean of nats + z_loss log(Z)^2, weighted with `Examples.loss_weight`.
+
+        The metric "loss" is the mean of the nats alone.
+        """
         mask_key, dropout_key = jax.random.split(key)
         examples = self.examples(batch, mask_key)
         count, chosen = (language.count_tokens(weight) for weight in (examples.loss_weight, examples.chosen_weight))

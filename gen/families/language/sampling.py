@@ -1,4 +1,4 @@
-"""Distributions to draw the next token from: temperature, top-k, top-p, min-p and a repetition penalty.
+"""Draws tokens from logits, with temperature, top-k, top-p, min-p and a repetition penalty.
 
 The filters keep the same tokens as Hugging Face transformers. If a probability is exactly at a limit, the result does
 not depend on float32 rounding (see ROUNDING).
@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Filters:
-    """How a token is drawn from the model's distribution."""
+    """Settings for drawing a token from the model's distribution."""
 
     temperature: float = 1.0
     """Divides the logits. 0: always take the most likely token (greedy)."""
@@ -48,7 +48,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Sampling(Filters):
-    """How the next token of a text is drawn from the model's distribution."""
+    """Settings for drawing the next token of a text from the model's distribution."""
 
     repetition_penalty: float = 1.0
     """Lowers the logits of tokens that already occur in the text: positive logits are divided by this factor, and
@@ -94,8 +94,7 @@ def keep_likely(logits: Array, sampling: Filters) -> Array:
 def draw_tokens(logits: Array, keys: Key, temperature: float) -> Array:
     """Draws tokens, int32 [B, ...], from logits [B, ..., V] of `keep_likely`. keys: [B].
 
-    temperature: 0 means the most likely token. Other values have no effect: `keep_likely` has applied them to the
-        logits.
+    temperature: 0 means the most likely token. Other values have no effect, because the logits already include them.
     """
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)

@@ -36,10 +36,9 @@ class Inputs(NamedTuple):
     """Input of the encoder."""
 
     tokens: Array
-    """int32 [B, S] for texts, int32 [B, S, J] for grids with J tokens at each position, or floats [B, S, C] for
-    vectors."""
+    """int32 [B, S] for texts, int32 [B, S, J] for grids of J tokens per position, or floats [B, S, C] for vectors."""
     segment: Array
-    """int32 [B, S]. 0 at tokens, and PADDING elsewhere."""
+    """int32 [B, S]. 0 at tokens and vectors, and PADDING elsewhere."""
     position: Array
     """int32 [B, S], or on a grid with A axes int32 [B, S, A]."""
 
