@@ -181,7 +181,7 @@ def count_tokens(weight: Array) -> Array:
 
 
 def normalize_weights(weight: Array, count: Array) -> Array:
-    """Returns weights [B, T], scaled so that the average of `token_mean` over devices is the mean over tokens that count.
+    """Returns weights [B, T], scaled so that the average of `token_mean` over devices is the mean over counted tokens.
 
     Devices may have different numbers of tokens that count, so the average of the devices' means would be wrong.
 
