@@ -28,7 +28,7 @@ def find_medium(data: Data, spec: Spec) -> Medium:
 def is_meant(medium: Medium, spec: Spec) -> bool:
     """Returns whether the axes of the feature "tokens", if the data have it, fit the medium."""
     axes = spec["tokens"].axes if "tokens" in spec else None
-    # Tokens with axes are a grid and not a text. The names of the axes show whether the grid is a score.
+    # Tokens with axes are a grid and not a text. `is_score` decides whether the tokens of a grid are notes.
     if medium is TEXT:
         return axes is None
     return medium is not SCORES or is_score(spec)

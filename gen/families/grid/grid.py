@@ -206,9 +206,9 @@ class GridModel(LanguageModel):
         return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
     def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of the request.n samples. given: may have captions (see captions_to_generate).
+        """Returns the conditions of the request.n samples. given: may have labels and captions.
 
-        Raises: UserError for a label or guidance that the model does not support.
+        See `Conditions.to_generate`. Raises: UserError for a label or guidance that the model does not support.
         """
         self.check_guidance(request.guidance)
         return grid.conditions.to_generate(request.n, request.label, given)

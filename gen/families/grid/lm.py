@@ -83,9 +83,9 @@ class CausalGrids:
 
         If the model reads labels or captions, also "labels" int32 [n] or "captions" int32 [n, L].
 
-        keys: [n]. given: may have captions (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known
-        tokens are kept. Each unknown token is drawn given the tokens before it, so known tokens after it have no effect
-        on it. A masked model (GridMLM) also reads the known tokens after it.
+        keys: [n]. given: may have labels and captions (see Conditions.to_generate), and "tokens" and "known" (see
+        Grid.known). Known tokens are kept. Each unknown token is drawn given the tokens before it, so known tokens
+        after it have no effect on it. A masked model (GridMLM) also reads the known tokens after it.
 
         Raises: UserError for a label that the model does not have, guidance without label dropout, or a mode without
             input.

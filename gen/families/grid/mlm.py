@@ -126,8 +126,8 @@ class MaskedGrids:
         "log_probs" is the log-probability of each token in nats, given the cells that were known before its turn. See
         `Drawn`. If the model reads labels or captions, also "labels" int32 [n] or "captions" int32 [n, L].
 
-        keys: [n]. given: may have captions (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known
-        tokens are kept, and the others are drawn given all known tokens.
+        keys: [n]. given: may have labels and captions (see Conditions.to_generate), and "tokens" and "known" (see
+        Grid.known). Known tokens are kept, and the others are drawn given all known tokens.
 
         Raises: UserError for a label that the model does not have, guidance without label dropout, or a mode without
             input.

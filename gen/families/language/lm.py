@@ -132,8 +132,7 @@ class CausalModel:
     def examples(self, batch: Batch, key: Key) -> tuple[Examples, Array]:
         """Returns the training examples of a batch, some with moved middles, and their `count_tokens`, []."""
         dropout_key, middle_key = jax.random.split(key)
-        # Middles are moved in the compiled step and not in the data set. So the order of the examples does not depend
-        # on the rate.
+        # Middles are moved in the compiled step, so that the data set does not depend on the rate.
         moved = None
         if rate := self.config.fill_in_the_middle:
             rearranged = middle.move_middles(batch, middle_key, rate, self.tokens.vocab, self.tokens.end)
