@@ -1,11 +1,12 @@
-"""Kinds of samples (media): how samples are shown, and how a user's inputs become arrays for a model.
+"""Media, the kinds of samples: each shows samples as files, and turns a user's inputs into arrays for a model.
 
-No other code asks whether samples are images, texts, sound or scores.
+So the commands that train and sample do not depend on whether samples are images, texts, sound or scores.
 
-`find_medium` returns the medium of a run: the one that its data name, otherwise the one of its features: texts for
-"tokens", images for "image", sounds for "audio", scores for "tokens" of a time and a voice, plain arrays for anything else.
+`find_medium` returns the medium of a run: the medium that the data name. If they name none, the features of the data
+decide. "tokens" are texts, "image" is images, "audio" is sound, "tokens" with the axes time and voice are scores, and
+other data are arrays.
 
-To add a medium, write one file. In a fork it can lie anywhere:
+To add a medium, write a file like this one. In a fork it can be in any folder:
 
     @dataclass(frozen=True)
     class Molecules(Medium):
@@ -15,8 +16,9 @@ To add a medium, write one file. In a fork it can lie anywhere:
         def show(self, samples, run, options=None):
             return Shown({"samples.xyz": encode_xyz(samples["samples"])})
 
-Then let the kind of data name it (`def medium(self): return Molecules()` in its subclass of `Data`). A medium inside of gen is added
-to MEDIA in gen/media/find.py instead. `give` and `describe` of `gen.core.Medium` are optional.
+Then return it from the method `medium` of your subclass of `gen.core.Data`: `def medium(self): return Molecules()`. A
+medium inside of gen is added to MEDIA in gen/media/find.py instead. The other methods of `gen.core.Medium`, such as
+`give`, are optional.
 """
 
 from gen.media.find import MEDIA, find_axes, find_medium

@@ -1,4 +1,4 @@
-"""Samples that no other medium shows, such as points or latents: arrays, and a plot of them."""
+"""The medium of samples that no other medium shows, such as points or latents: it writes the arrays and a plot."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gen.core import Medium, RunView, Shown
 
 # In pixels: the side of the square plot, the empty border, and the radius of a point.
 SIDE, MARGIN, RADIUS = 480, 16, 2
-# Number of vectors that are drawn as lines. More lines would hide each other.
+# Maximum number of vectors in a plot. More lines would hide each other.
 MAX_LINES = 16
 FILES = "samples"
-"""Sub-folder for samples that are written one file each."""
+"""Name of the sub-folder for samples that have a file each."""
 
 
 @dataclass(frozen=True)
 class Arrays(Medium):
-    """Plain arrays. Points in the plane are drawn as dots. Other vectors are drawn as lines: entry against index."""
+    """Arrays [n, ...] of any kind of data, written as arrays and as a plot."""
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Returns samples.png, a plot, and samples.npz, all arrays."""
+        """Returns samples.png (a plot of the samples) and samples.npz (all arrays)."""
         return Shown({"samples.png": plot(np.asarray(samples["samples"])), "samples.npz": pack_arrays(samples)})
 
 
@@ -34,28 +34,28 @@ ARRAYS = Arrays()
 
 
 def number_names(n: int) -> list[str]:
-    """Returns the names of n files without their endings: their numbers from 0, with enough digits to be sorted by name."""
+    """Returns n file names without endings: the numbers from 0, with leading zeros so that they sort by name."""
     digits = max(5, len(str(n - 1)))
     return [f"{i:0{digits}d}" for i in range(n)]
 
 
 def name_samples(n: int, labels: np.ndarray | None, names: tuple[str, ...]) -> list[str]:
-    """Returns the names of the files of n samples without their endings: 00003_label7_dog. Without labels: 00003.
+    """Returns the names of the files of n samples, without endings: 00003_label7_dog, or without labels 00003.
 
-    labels: [n]. names: of the classes, if the data have them.
+    labels: int [n]. names: names of the classes in the order of their numbers. (): the classes have no names.
     """
     ends = [""] * n
     if labels is not None:
         ends = [f"_label{label}" for label in np.asarray(labels).tolist()]
-        # A class name may be any text, but only letters, digits, - and _ are used in a file name. A name that is just the number of the
-        # class is left out.
+        # A class name may be any text, so characters other than letters, digits, - and _ are replaced. A name that is
+        # the number of the class is left out, because the number is there already.
         known = {str(i): re.sub(r"[^\w-]+", "-", name)[:40] for i, name in enumerate(names) if name != str(i)}
         ends = [f"{end}_{name}" if (name := known.get(end[len("_label") :])) else end for end in ends]
     return [number + end for number, end in zip(number_names(n), ends, strict=True)]
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the content of an .npz file."""
+    """Returns the content of a compressed .npz file with these arrays."""
     content = io.BytesIO()
     named: dict[str, Any] = dict(arrays)
     np.savez_compressed(content, **named)
@@ -63,7 +63,11 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def plot(samples: np.ndarray) -> bytes:
-    """Returns a PNG of samples [n, ...]: pairs of numbers as points, longer vectors as lines, and single numbers as points on a line."""
+    """Returns a PNG with a plot of samples [n, ...].
+
+    Samples of 2 numbers are points, and single numbers are points on a horizontal line. Longer samples are lines, entry
+    against index, of which at most MAX_LINES are drawn.
+    """
     # The samples of a model that diverges have NaN and infinities. The plot must not fail then.
     flat = np.nan_to_num(samples.reshape(len(samples), -1).astype(np.float64), posinf=0.0, neginf=0.0)
     image = Image.new("L", (SIDE, SIDE), 255)
@@ -84,7 +88,7 @@ def plot(samples: np.ndarray) -> bytes:
 
 
 def _to_pixels(places: np.ndarray) -> np.ndarray:
-    """Returns coordinates [..., 2] scaled to the plot, x to the right and y upwards."""
+    """Scales coordinates [..., 2] to the pixels of the plot, so that they fill it: x to the right, y upwards."""
     corners = places.reshape(-1, 2)
     low, high = corners.min(axis=0), corners.max(axis=0)
     scaled = (places - low) / np.where(high > low, high - low, 1)

@@ -1,4 +1,4 @@
-"""Sound: WAV files, a sheet of waveforms and log-mel spectrograms, and a page with a player for each sample."""
+"""The medium of sound: WAV files, a sheet of waveforms and log-mel spectrograms, and a page with players."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from gen.families.labels import class_names
 from gen.media.arrays import FILES, name_samples
 from gen.networks.spectra import Mel, log_mels
 
-# In pixels: the width of a sample, the heights of its waveform and its spectrogram, and the empty border.
+# Sizes on the sheet, in pixels: width of a sample, height of its waveform and of its spectrogram, and the empty border.
 WIDTH, WAVE_HEIGHT, MEL_HEIGHT, BORDER = 160, 40, 60, 4
 MAX_COLUMNS = 8
+"""Maximum number of samples side by side, unless the samples are in rows already."""
 MAX_DRAWN = 64
 """Maximum number of samples on the sheet."""
 MAX_PLAYED = 16
@@ -31,21 +32,23 @@ MAX_PLAYED = 16
 PAUSE = 0.25
 """Seconds of silence between two samples in samples.wav."""
 MEL_SECONDS = 0.032
-"""Minimum length of a frame of the spectrograms."""
+"""Minimum length of the frames of spectrograms, in seconds. Frames of 32 ms resolve the harmonics of a voice."""
 RANGE = 8.0
-"""Range of the log amplitudes from white to black, in nats. 8 nats are 70 dB."""
+"""Range of log amplitudes in a spectrogram, in nats: from the maximum of the sample (black) down to white. 8 nats are
+70 dB."""
 
 
 @dataclass(frozen=True)
 class Sounds(Medium):
-    """Waveforms float32 [n, samples, channels] in [-1, 1], or in rows, [rows, columns, samples, channels]."""
+    """Waveforms in [-1, 1], float32 [n, samples, channels], or in rows [rows, columns, samples, channels]."""
 
     features: ClassVar[Mapping[str, int]] = {"audio": 2}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Returns samples.png, a sheet, and samples.wav, the first samples one after the other.
+        """Returns samples.png, a sheet, and samples.wav, the first MAX_PLAYED samples one after the other.
 
-        If `options` is not None, also returns each sample as samples/NUMBER.wav, and samples.html, a page that plays them.
+        If `options` is not None, also returns each sample as a file of the folder samples, and samples.html, a page
+        that plays them.
         """
         made, rate = np.asarray(samples["samples"]), run.spec["audio"].sample_rate or 1
         # The samples of a model that diverges have NaN and infinities. The sheet must not fail then.
@@ -69,7 +72,7 @@ SOUND = Sounds()
 
 
 def encode_wav(x: np.ndarray, rate: int) -> bytes:
-    """Returns a WAV file of 16 bits. x: float [samples, channels] in [-1, 1]."""
+    """Returns the content of a WAV file of 16 bits. x: float [samples, channels] in [-1, 1]. rate: in Hz."""
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(x.shape[1])
@@ -81,7 +84,7 @@ def encode_wav(x: np.ndarray, rate: int) -> bytes:
 
 
 def draw_sheet(audio: np.ndarray, rate: int, columns: int) -> bytes:
-    """Returns a PNG of waveforms, each above its log-mel spectrogram. audio: [n, samples, channels]."""
+    """Returns a PNG of waveforms, each above its log-mel spectrogram. audio: [n, samples, channels]. rate: in Hz."""
     rows, height = math.ceil(len(audio) / columns), WAVE_HEIGHT + MEL_HEIGHT + BORDER
     sheet = Image.new("L", (columns * (WIDTH + BORDER) + BORDER, rows * height + BORDER), 255)
     draw = ImageDraw.Draw(sheet)
@@ -100,7 +103,12 @@ def draw_sheet(audio: np.ndarray, rate: int, columns: int) -> bytes:
 
 
 def draw_waveform(draw: ImageDraw.ImageDraw, x: np.ndarray, left: int, top: int) -> None:
-    """Draws a line from the lowest to the highest sample in each column of pixels. x: [samples] in [-1, 1]."""
+    """Draws a waveform [samples] in [-1, 1] into a rectangle of WIDTH x WAVE_HEIGHT pixels.
+
+    In each column of pixels, a line goes from the lowest to the highest sample.
+
+    left, top: corner of the rectangle.
+    """
     edges = np.linspace(0, len(x), WIDTH + 1).astype(int)
     for column, (start, end) in enumerate(zip(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1), strict=True)):
         part = np.clip(x[start:end], -1, 1) if start < len(x) else np.zeros(1)
@@ -109,8 +117,8 @@ def draw_waveform(draw: ImageDraw.ImageDraw, x: np.ndarray, left: int, top: int)
 
 
 def spectrograms(x: np.ndarray, rate: int) -> np.ndarray:
-    """Returns the log-mels of waveforms [n, samples], [n, frames, bands]."""
-    # Frames of at least 32 ms resolve the harmonics of a voice.
+    """Returns log-mel spectrograms, [n, frames, bands], of waveforms [n, samples]. rate: in Hz."""
+    # Rounded up to a power of two, for the FFT.
     window = 2 ** math.ceil(math.log2(max(16, MEL_SECONDS * rate)))
     return np.asarray(_log_mels(rate, Mel(window=window, hop=window // 4, bands=min(40, window // 8)))(x))
 
@@ -121,7 +129,10 @@ def _log_mels(rate: int, mel: Mel) -> Any:
 
 
 def make_page(stems: Sequence[str], columns: int, sheet: str) -> str:
-    """Returns an HTML page with the sheet, and a player for each file of samples/. sheet: what it shows."""
+    """Returns an HTML page with samples.png, and a player for each file samples/STEM.wav.
+
+    columns: players side by side. sheet: description of samples.png, for readers who can't see it.
+    """
     players = [
         f'<figure><audio controls preload="none" src="{FILES}/{html.escape(stem)}.wav"></audio>'
         f"<figcaption>{html.escape(stem)}</figcaption></figure>"

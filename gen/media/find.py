@@ -1,4 +1,4 @@
-"""The media of gen, and the choice among them."""
+"""The list of media, and the choice of the medium of a run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gen.media.music import SCORES, is_score
 from gen.media.text import TEXT
 
 MEDIA: tuple[Medium, ...] = (TEXT, IMAGE, SOUND, SCORES)
-"""Media that are chosen by the features of the data. The first one that fits is taken."""
+"""Media that are chosen by the features of the data. The first medium that fits is taken."""
 
 
 def find_medium(data: Data, spec: Spec) -> Medium:
-    """Returns the medium of a run's samples: the one that its data name, otherwise the first of MEDIA that fits the spec.
+    """Returns the medium of a run's samples.
 
-    If none fits, samples are shown as plain arrays.
+    It is the medium that the data name, otherwise the first of MEDIA that fits the spec, otherwise ARRAYS.
     """
     named = data.medium()
     if named is not None:
@@ -26,14 +26,14 @@ def find_medium(data: Data, spec: Spec) -> Medium:
 
 
 def is_meant(medium: Medium, spec: Spec) -> bool:
-    """Returns whether the tokens of the data, if they have any, can be those of a medium."""
+    """Returns whether the axes of the feature "tokens", if the data have it, fit the medium."""
     axes = spec["tokens"].axes if "tokens" in spec else None
-    # Tokens of a grid are no text. What they mean is up to the data, and the axes of scores have names of their own.
+    # Tokens with axes are a grid and not a text. `is_score` decides whether the tokens of a grid are notes.
     if medium is TEXT:
         return axes is None
     return medium is not SCORES or is_score(spec)
 
 
 def find_axes(feature: str) -> int | None:
-    """Returns the number of axes that one example of a feature has. None: any number."""
+    """Returns the number of axes of one example of a feature, such as 3 for "image". None: any number."""
     return next((medium.features[feature] for medium in MEDIA if feature in medium.features), None)

@@ -1,4 +1,4 @@
-"""A part of a recording or a score that a user names, as FROM:TO."""
+"""The option --gap: the part of a recording or a score to write, as FROM:TO."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ FORM = re.compile(r"(?P<start>\d+\.?\d*|\.\d+)?:(?P<end>\d+\.?\d*|\.\d+)?")
 
 
 class Gap(NamedTuple):
-    """A part of a recording or a score."""
+    """A part of a recording or a score. The unit of start and end is seconds or quarter notes."""
 
     start: float
     end: float
-    """Infinite: up to the end."""
+    """Infinity: up to the end of the recording or score."""
 
 
 def parse_gap(text: str, what: str, example: str) -> Gap:
-    """Returns the part that FROM:TO names. Without FROM it begins at 0, and without TO it goes up to the end.
+    """Returns the part for a text FROM:TO. Without FROM it begins at 0, and without TO it goes up to the end.
 
-    what: the unit, for errors. example: a part that makes sense.
+    what, example: name of the unit, and an example of a text, for error messages.
 
     Raises: UserError if the text is not FROM:TO, if both numbers are missing, or if TO is not after FROM.
     """

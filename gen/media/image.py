@@ -1,4 +1,4 @@
-"""Images: grids of samples as PNG files, single files, animations, and the nearest training images next to samples."""
+"""The medium of images: a sheet of all samples, a file for each sample, animations, and the nearest training images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gen.media.arrays import FILES, name_samples
 from gen.media.pictures import check_given, check_pictures, embed_pictures, known_cells, read_pictures
 from gen.media.prompts import encode_prompts
 
-# Pixels of the longer side. A smaller grid is enlarged, so that its details can be seen.
+# A picture whose longer side has fewer pixels is enlarged up to this size, so that its details can be seen.
 MIN_SIDE = 28 * 16
-# With at most this number of classes, each class gets a column. With more, columns would be too short to compare.
+# With at most this number of classes, each class gets a column of the sheet. With more, the columns would be too short.
 MAX_COLUMNS = 20
 GREY = 128
 FRAME_MILLISECONDS = 100
@@ -32,49 +32,56 @@ FRAME_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Inputs to the model, such as pictures and prompts, and the additional files that are written."""
+    """The pictures and prompts that are given to the model, and the additional files to write."""
 
     image: str | None = None
-    """File of a picture to inpaint, upscale, colorize or edit, for models with such a --mode. For a run on pairs: the source to
-    translate."""
+    """File of the picture to inpaint, upscale, colorize or edit, for a model with this --mode. For a model of pairs, it
+    is the source to translate."""
     mask: str | None = None
-    """File of a grey picture of the same size, for --mode inpaint. The white part is filled, and the black part is kept."""
+    """For --mode inpaint: file of a grey picture of the size of --image. White pixels are filled, and black pixels are
+    kept."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Caption of the samples, for a model that reads captions. Repeat the option for several captions, which samples use in turn.
-    Default: captions of validation examples."""
+    """Caption of the samples, for a model that reads captions. Repeat the option to give several captions: the samples
+    use them in turn. Default: captions of validation examples."""
     files: bool = False
-    """Also write each sample as a PNG of its own into the sub-folder samples. Its name has its number, and its label if any."""
+    """Also write each sample as a separate PNG into the sub-folder samples. Its name has its number, and its label if
+    any."""
     animation: Literal["gif", "webp"] | None = None
-    """Also write an animation of an interpolation or a traversal, row by row. gif has 256 colors per frame, and webp all colors."""
+    """Also write an animation of an interpolation or a traversal, row by row. gif has 256 colors per frame. webp has
+    all colors."""
     neighbours: bool = False
-    """Show the nearest training images next to each sample. Needs the data set."""
+    """Also write neighbours.png, which shows the nearest training images next to each sample. Needs the data set."""
     data_dir: str | None = field(default=None, metadata=LAUNCH)
     """Folder of the data set, if it was moved after training."""
 
 
 @dataclass(frozen=True)
 class Images(Medium):
-    """Images float32 [n, height, width, channels] in [-1, 1], or tokens of patches of their pixels."""
+    """Images in [-1, 1], float32 [n, height, width, channels], or tokens of their patches, int32 [n, *grid]."""
 
     features: ClassVar[Mapping[str, int]] = {"image": 3, "label": 0, "caption": 1}
     options: ClassVar[type] = ImageOptions
 
     def read_options(self, options: ImageOptions) -> ImageOptions:
-        """Returns the options with the content of the pictures in place of their paths. Raises: UserError if one can't be read."""
+        """Returns the options with pictures instead of their paths, see `embed_pictures`.
+
+        Raises: UserError if one can't be read.
+        """
         return embed_pictures(options)
 
     def check(self, options: ImageOptions, request: Request, run: RunView) -> None:
-        """Raises: UserError if the request's mode takes other pictures than those that are given."""
+        """Raises: UserError if the mode needs a picture that is not given, or does not use a picture that is given."""
         check_pictures(request, options.image, options.mask, "source" in run.spec)
 
     def give(self, options: ImageOptions, run: RunView) -> Given:
-        """Returns the given pictures, or validation examples if none are given, and the prompts. Of a run of pairs, the picture is
-        the "source".
+        """Returns the inputs of the model: pictures and prompts.
 
-        A picture with a mask is also given as tokens if the data have patches of pixels: "tokens" and "known", [1, *grid].
+        Pictures are "image" and "mask", as `read_pictures` returns them. For a model of pairs, the picture is "source".
+        For a model of patches, "tokens" and "known" are added, see `add_tokens`. Without pictures, the arrays are
+        validation examples. For prompts, see `encode_prompts`.
 
-        Raises: UserError for a mask with colours, for a picture with patches that has not the size of the run, or for a prompt that
-        the run can't read.
+        Raises: UserError if the mask has colours, if the model reads patches and a picture has not the size of the
+        run's images, or if the run can't read a prompt.
         """
         found: dict[str, np.ndarray] = read_pictures(options.image, options.mask)
         if "source" in run.spec and found.keys() == {"image"}:
@@ -82,8 +89,12 @@ class Images(Medium):
         return Given({**(self.add_tokens(found, run) or run.reference()), **encode_prompts(options.prompt, run)})
 
     def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
-        """Returns given pictures [m, H, W, C] and a mask [1, H, W, 1] with "tokens" [m, *grid] and "known" [1, *grid], if the data
-        have patches of pixels. Raises: UserError if they have not the size and the channels of the run.
+        """Returns the given arrays. If they are a picture and a mask for a model of patches, adds "tokens" and "known".
+
+        given: "image" [m, H, W, C] and "mask" [1, H, W, 1]. "tokens": int32 [m, *grid]. "known": bool [1, *grid],
+        whether a token is kept.
+
+        Raises: UserError if the picture or the mask has not the size and the channels of the run's images.
         """
         if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
             return dict(given)
@@ -92,9 +103,10 @@ class Images(Medium):
         return {**given, "tokens": tokens, "known": known_cells(given["mask"], tokens.shape[1:])}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ImageOptions | None = None) -> Shown:
-        """Returns samples.png, a grid, and the files that the options ask for.
+        """Returns samples.png, a sheet of all samples, and the files that the options ask for.
 
-        The arrays are the names of the classes if samples have labels, and the indices and distances of neighbours.
+        The result also has arrays: "label_names" if samples have labels with names, and "neighbour_index" and
+        "neighbour_distance" (see `Neighbours`) if neighbours are asked for.
 
         Raises: UserError for an animation of samples that are not in rows.
         """
@@ -113,7 +125,7 @@ class Images(Medium):
                 raise UserError("only samples in rows can be animated; the fix: --mode interpolate")
             files[f"samples.{options.animation}"] = animate(to_bytes(images), options.animation)
         if options.neighbours:
-            # Imported here, because the import compiles programs. Other commands start faster without it.
+            # Imported here, because the import is slow, and most calls do not need it.
             from gen.metrics.neighbours import neighbours
 
             near = neighbours(run.build_data(options.data_dir), images)
@@ -122,7 +134,10 @@ class Images(Medium):
         return Shown(files, arrays)
 
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
-        """Returns samples that are tokens of patches of pixels as images, and other samples as they are."""
+        """Returns the arrays with "samples" as images if they are tokens of patches.
+
+        Other samples are returned unchanged.
+        """
         return show_samples(samples, run.spec)
 
 
@@ -130,9 +145,10 @@ IMAGE = Images()
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Returns one array [height, width, C] of all images, with a grey line between them.
+    """Returns one array [height, width, C] with all images side by side, and a grey line between them.
 
-    images: [N, H, W, C], laid out in `columns` columns (None: a near square), or [rows, columns, H, W, C] as laid out already.
+    images: uint8 [N, H, W, C], or in rows [rows, columns, H, W, C].
+    columns: number of columns, for images that are not in rows. None: a nearly square sheet.
     """
     if images.ndim == 4:
         columns = columns or math.ceil(math.sqrt(len(images)))
@@ -145,12 +161,15 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def png(images: np.ndarray, columns: int | None = None) -> bytes:
-    """Returns a PNG of a grid of uint8 images, enlarged by a whole factor if it is small."""
+    """Returns a PNG of a sheet of images, enlarged if it is small. For images and columns see `grid`."""
     return encode_png(enlarge(grid(images, columns)))
 
 
 def enlarge(pixels: np.ndarray) -> np.ndarray:
-    """Returns one image [H, W, C] with each pixel repeated, so that the longer side is near MIN_SIDE if it was shorter."""
+    """Enlarges an image [H, W, C] by a whole factor, up to a longer side of MIN_SIDE.
+
+    Larger images stay as they are.
+    """
     factor = max(1, MIN_SIDE // max(pixels.shape[:2]))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -163,22 +182,22 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def to_pillow(pixels: np.ndarray) -> Image.Image:
-    """Returns one image, uint8 [H, W, C], as Pillow holds it."""
+    """Converts one image, uint8 [H, W, C], to an image of Pillow."""
     # Pillow has no mode for a grey image with a channel axis.
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Returns each image, uint8 [N, H, W, C], as a PNG: samples/00003_label7_dog.png. Without labels: samples/00003.png.
-
-    labels: [N]. names: of the classes, if the data have them.
-    """
+    """Returns {file name: PNG} of images, uint8 [N, H, W, C]. For the names see `name_samples`."""
     stems = name_samples(len(images), labels, names)
     return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
 
 
 def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
-    """Returns an endless animation of images, uint8 [N, H, W, C], enlarged if they are small. A GIF has 256 colors a frame."""
+    """Returns an endless animation of images, uint8 [N, H, W, C], enlarged if they are small.
+
+    GIF has 256 colors per frame.
+    """
     first, *others = (to_pillow(enlarge(image)) for image in images)
     content = io.BytesIO()
     lossless = {"lossless": True} if kind == "webp" else {}
@@ -189,9 +208,11 @@ def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
 
 
 def picture(samples: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a PNG of "samples", each on the right of its "source" if that has the same shape.
+    """Returns a PNG of "samples", float [N, H, W, C] in [-1, 1].
 
-    If "labels" count through the classes, each class gets a column.
+    A "source" of the same shape is shown on the left of each.
+
+    If "labels" are 0, 1, ..., classes - 1 in turn, each class gets a column.
     """
     labels = np.asarray(samples.get("labels", []))
     classes = int(labels.max(initial=0)) + 1

@@ -1,4 +1,4 @@
-"""Scores: MIDI files, a sheet of piano rolls, sound by a small synthesizer, and a page with a player for each sample."""
+"""The medium of scores: MIDI files, a sheet of piano rolls, sound of a small synthesizer, and a page with players."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ from gen.media.audio import encode_wav, make_page
 from gen.media.gap import Gap, parse_gap
 
 MAX_DRAWN = 16
-"""Samples on the sheet."""
+"""Maximum number of samples on the sheet."""
 FRAME, PITCH, BORDER = 2, 3, 6
-"""In pixels: the width of a frame, the height of a semitone, and the space between two samples."""
+"""Sizes on the sheet, in pixels: width of a frame, height of a semitone, and space between two samples. A frame is a
+time step."""
 COLORS = ((196, 50, 40), (40, 120, 190), (60, 150, 60), (120, 70, 150), (200, 140, 20), (90, 90, 90))
-"""Of the voices. More voices begin again at the first."""
+"""Color of each voice: red, green and blue. More voices use the same colors again."""
 BAR = 4
-"""Quarter notes between two lines of the sheet."""
+"""Number of quarter notes between two vertical lines of the sheet."""
 RATE = 11_025
-"""Samples per second of the rendered sound. It has room for the highest note of a piano and no more, since samples take minutes."""
+"""Samples per second of the rendered sound. Half of it is above the highest note of a piano, 4,186 Hz. Higher rates
+make larger files."""
 HARMONICS = np.array([1, 0.5, 0.3, 0.15, 0.08])
-"""Amplitudes of a tone and its overtones."""
+"""Relative amplitudes of a tone and its overtones."""
 ATTACK, RELEASE, DECAY = 0.01, 0.05, 1.2
-"""In seconds: how long a note begins and ends, and after how long a held note is 1 / e as loud."""
+"""In seconds: duration of the fade-in and the fade-out of a note, and time in which its amplitude falls to 1 / e."""
 A4, A4_HERTZ = 69, 440.0
 """The MIDI number of the tuning tone, and its frequency in Hz."""
 MAX_BYTES = 2**20
-"""Upper bound on a given MIDI file. A manifest holds its content."""
+"""Largest size of the file of --midi, in bytes. The manifest of the samples stores its content."""
 
 
 def parse(gap: str) -> Gap:
-    """Returns the part of a score that --gap names, in quarter notes. Raises: UserError as `parse_gap`."""
+    """Returns the part of a score that --gap names, in quarter notes. Raises: UserError, see `parse_gap`."""
     return parse_gap(gap, "quarter notes", "8:16")
 
 
@@ -53,13 +55,15 @@ class ScoreOptions:
     """The score to continue, harmonize or fill in, and the part of it to write."""
 
     midi: Path | None = None
-    """A MIDI file that is kept in part: see --mode."""
+    """A MIDI file to continue, harmonize or fill in, see --mode. The samples keep a part of it."""
     write: tuple[int, ...] = ()
-    """Numbers of the voices to write anew, from 1 on. None: all of them, and with --mode harmonize all but the first."""
+    """Numbers of the voices to write, counted from 1. The other voices are kept. Default: all voices, or with --mode
+    harmonize all but the first."""
     gap: str | None = None
-    """With --mode inpaint: part of the file to write anew, in quarter notes: FROM:TO, such as 8:16, or 8: for everything from there on."""
+    """For --mode inpaint: the part to write, in quarter notes: FROM:TO, such as 8:16. 8: is the part from 8 to the end.
+    The rest is kept."""
     content: tyro.conf.Suppress[str] = ""
-    """Content of the file, in base64, as a manifest keeps it."""
+    """Content of the file of --midi in base64, for the manifest of the samples."""
 
     def __post_init__(self):
         if self.gap is not None:
@@ -68,14 +72,17 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class Scores(Medium):
-    """Music, as tokens int32 [n, frames, voices]. See gen.data.music.roll."""
+    """Scores of music as tokens, int32 [n, frames, voices], see gen.data.music.roll."""
 
     features: ClassVar[Mapping[str, int]] = {"tokens": 2}
     options: ClassVar[type] = ScoreOptions
 
     def read_options(self, options: ScoreOptions) -> ScoreOptions:
-        """Returns the options with the content of --midi. Raises: UserError if it can't be read, or if mido is not installed."""
-        # Samples are MIDI files. Without the package, this must fail before they are drawn.
+        """Returns the options with the content of --midi.
+
+        Raises: UserError if it can't be read, or mido is not installed.
+        """
+        # Samples are written as MIDI files. If the package is missing, this should fail before they are generated.
         midi.load_mido()
         if options.midi is None:
             return options
@@ -85,19 +92,23 @@ class Scores(Medium):
             raise UserError(f"--midi {options.midi}: No such file or directory") from None
         except OSError as error:
             raise UserError(f"--midi {options.midi}: {error.strerror}") from None
-        # Without content, the option would have no effect.
+        # Empty content means "no file", so an empty file would have no effect.
         if not content:
             raise UserError(f"--midi {options.midi} is empty: it has no bytes")
         return replace(options, midi=None, content=base64.b64encode(content).decode())
 
     def complete(self, options: ScoreOptions, request: Request, run: RunView) -> ScoreOptions:
-        """Returns the options with the voices that --mode harmonize writes: all but the first, unless --write names others."""
+        """Returns the options with the default of --write for --mode harmonize: all voices but the first."""
         if getattr(request, "mode", "generate") != "harmonize" or options.write:
             return options
         return replace(options, write=tuple(range(2, run.spec["tokens"].shape[1] + 1)))
 
     def check(self, options: ScoreOptions, request: Request, run: RunView) -> None:
-        """Raises: UserError if the request's mode takes no score and one is given, or the other way round."""
+        """Checks that the options fit the mode of the request.
+
+        Raises: UserError if the mode needs a score and none is given, if it takes none and one is given, or if --write
+        or --gap do not fit the mode or the model.
+        """
         mode = getattr(request, "mode", "generate")
         voices = run.spec["tokens"].shape[1]
         if mode == "generate":
@@ -122,11 +133,12 @@ class Scores(Medium):
             raise UserError("mode inpaint needs the part to write: give --write VOICES, --gap FROM:TO, or both")
 
     def give(self, options: ScoreOptions, run: RunView) -> Given:
-        """Returns the given score as "tokens" and "known", [1, frames, voices].
+        """Returns the given score as "tokens", int32 [1, frames, voices], and "known", bool, whether a token is kept.
 
-        Raises: UserError if it is no score on the grid of the run, is too long, or if nothing is left to write.
+        The result also has the other features of validation examples, such as captions, which a model may need.
+
+        Raises: UserError if the file has notes off the grid of the run, is too long, or if nothing is left to write.
         """
-        # A model may be given validation examples for other things than scores.
         reference = run.reference()
         if not options.content:
             return Given(reference)
@@ -139,15 +151,16 @@ class Scores(Medium):
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: ScoreOptions | None = None) -> Shown:
         """Returns samples.png, a sheet of piano rolls, and samples.wav, the first sample as sound.
 
-        With options also each sample as samples/NUMBER.mid and samples/NUMBER.wav, and samples.html, a page that plays them. Samples
-        that complete a score have its length.
+        If `options` is not None, also returns each sample as a .mid and a .wav file in the folder samples, and
+        samples.html, a page that plays them. If voices or a gap of a given score were written, samples are cut to its
+        length.
         """
         made, steps = np.asarray(samples["samples"]), _steps(run)
         rolls = made.reshape(-1, *run.spec["tokens"].shape)
         if options is not None and options.content and (options.write or options.gap):
             rolls = rolls[:, : len(read_score(options, run))]
-        # Without tokens for held notes, equal ones in a row are one note.
-        if not _tells_onsets(run):
+        # Without HELD tokens, equal consecutive tokens are one note.
+        if not _has_held_tokens(run):
             rolls = np.stack([hold(roll) for roll in rolls])
         files = {
             "samples.png": draw_sheet(rolls[:MAX_DRAWN], steps),
@@ -169,24 +182,27 @@ SCORES = Scores()
 
 
 def is_score(spec: Spec) -> bool:
-    """Returns whether the tokens of the data are rolls."""
+    """Returns whether the tokens of the data are scores: rolls of gen.data.music."""
     tokens = spec.get("tokens")
-    # Other data may have these axes too, and their tokens are no notes.
+    # The vocabulary is compared too, because other data may have the same axes.
     return tokens is not None and tokens.axes == AXES and tokens.vocab in (vocabulary(False), vocabulary(True))
 
 
 def _steps(run: RunView) -> int:
-    """Returns the frames of a quarter note of a run."""
+    """Returns the number of frames in a quarter note of the run's data."""
     return getattr(run.data, "steps", STEPS_PER_QUARTER)
 
 
-def _tells_onsets(run: RunView) -> bool:
-    """Returns whether the tokens of a run tell held notes from repeated ones."""
+def _has_held_tokens(run: RunView) -> bool:
+    """Returns whether the run's data have HELD tokens, which distinguish held notes from repeated notes."""
     return (run.spec["tokens"].vocab or 0) > HELD
 
 
 def read_score(options: ScoreOptions, run: RunView) -> np.ndarray:
-    """Returns the given score as a roll, int16 [frames, voices], with the tokens of a run. Raises: UserError if it does not fit."""
+    """Returns the given score as a roll of the run's data, int16 [frames, voices], with frames up to the score's end.
+
+    Raises: UserError if the file can't be read, or does not fit the grid, the voices or the length of the run.
+    """
     frames, voices = run.spec["tokens"].shape
     try:
         roll = midi.decode(base64.b64decode(options.content), _steps(run), voices)
@@ -194,14 +210,15 @@ def read_score(options: ScoreOptions, run: RunView) -> np.ndarray:
         raise UserError(f"--midi: the file {error}") from None
     if len(roll) > frames:
         raise UserError(f"--midi: the file has {len(roll):,} frames, and the model's windows have {frames:,}; cut it")
-    return roll if _tells_onsets(run) else pitches_of(roll)
+    return roll if _has_held_tokens(run) else pitches_of(roll)
 
 
 def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int) -> np.ndarray:
-    """Returns which tokens of a window are kept, bool [frames, voices].
+    """Returns whether each token of a window is kept, bool [frames, voices]. The others are to be written.
 
-    n: frames of the given score. With neither --write nor --gap, all of it is kept, and what follows is written. Otherwise a part of it
-    is written, and the rests after its end are kept.
+    With --write or --gap, these voices or this part of the score are written. Otherwise all frames after the score are.
+
+    n: frames of the given score. shape: (frames, voices) of the window. steps: frames of a quarter note.
 
     Raises: UserError if nothing is left to write.
     """
@@ -219,8 +236,11 @@ def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int
 
 
 def draw_sheet(rolls: np.ndarray, steps: int) -> bytes:
-    """Returns a PNG of piano rolls, one below the other. rolls: int [n, frames, voices]. steps: frames of a quarter note."""
-    # One range for all, so that strips can be compared.
+    """Returns a PNG of piano rolls, one below the other. rolls: int [n, frames, voices].
+
+    steps: frames of a quarter note.
+    """
+    # All samples have the same range of pitches, so that they can be compared.
     pitch = pitches_of(rolls)
     sounding = pitch[pitch < REST]
     low, high = (int(sounding.min()), int(sounding.max())) if sounding.size else (60, 72)
@@ -231,7 +251,7 @@ def draw_sheet(rolls: np.ndarray, steps: int) -> bytes:
 
 
 def draw_roll(roll: np.ndarray, low: int, high: int, steps: int) -> np.ndarray:
-    """Returns a piano roll as pixels, uint8 [height, width, 3]: time to the right, pitches from `low` to `high` upwards."""
+    """Draws a roll, uint8 [height, width, 3]: time to the right, and pitches from `low` to `high` upwards."""
     height, width = (high - low + 1) * PITCH, len(roll) * FRAME
     picture = np.full((height + BORDER, width, 3), 255, np.uint8)
     picture[:height, :: BAR * steps * FRAME] = 225
@@ -239,29 +259,36 @@ def draw_roll(roll: np.ndarray, low: int, high: int, steps: int) -> np.ndarray:
     for voice in reversed(range(roll.shape[1])):
         for note in midi.notes_of(roll[:, voice]):
             top = (high - note.pitch) * PITCH
-            # A note ends a pixel early, so that repeated ones can be told apart.
+            # A note ends a pixel early, so that repeated notes do not look like one long note.
             picture[top : top + PITCH, note.start * FRAME : note.end * FRAME - 1] = COLORS[voice % len(COLORS)]
     return picture
 
 
 def render(roll: np.ndarray, steps: int) -> np.ndarray:
-    """Returns a roll, int [frames, voices], as sound, float64 [samples, 1] in [-1, 1]: a sum of decaying sines for each note."""
+    """Returns a roll, int [frames, voices], as sound, float64 [samples, 1] in [-1, 1], RATE samples per second.
+
+    Each note is a sum of decaying sines. steps: frames of a quarter note.
+    """
+    # Duration of a frame, in seconds.
     frame = midi.TEMPO / 1e6 / steps
-    # The last note sounds on after the last frame.
+    # The last note fades out after the last frame.
     x = np.zeros(round((len(roll) * frame + RELEASE) * RATE) + 1)
     for column in roll.T:
         for note in midi.notes_of(column):
             start, tone = round(note.start * frame * RATE), play(note.pitch, (note.end - note.start) * frame)
             x[start : start + len(tone)] += tone[: len(x) - start]
-    # Chords may be louder than 1. A quiet sample stays quiet.
+    # Chords may exceed 1, so loud samples are scaled down. Quiet samples are not scaled up.
     return (x / max(np.abs(x).max(), 1.0))[:, None]
 
 
 def play(pitch: int, seconds: float) -> np.ndarray:
-    """Returns a note as float64 [samples]. It sounds on for RELEASE seconds. pitch: MIDI number."""
+    """Returns the sound of a note, float64 [samples]: `seconds`, and RELEASE seconds more to fade out.
+
+    pitch: MIDI number.
+    """
     t = np.arange(round((seconds + RELEASE) * RATE)) / RATE
     hertz = A4_HERTZ * 2 ** ((pitch - A4) / 12) * np.arange(1, len(HARMONICS) + 1)
-    # Overtones that the rate can't hold would sound as other tones.
+    # Overtones above half of the rate are left out, because they would sound as other tones (aliasing).
     loud = 0.2 * HARMONICS * (hertz < RATE / 2)
     envelope = np.minimum(t / ATTACK, 1) * np.exp(-t / DECAY) * np.clip((seconds + RELEASE - t) / RELEASE, 0, 1)
     return envelope * (loud @ np.sin(2 * np.pi * hertz[:, None] * t))

@@ -1,4 +1,4 @@
-"""Pictures that a user gives to a model: --image and --mask of sample.py, read from files into its options and into arrays."""
+"""The pictures of --image and --mask of sample.py: reads files into options, and options into arrays for a model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gen.errors import UserError
 from gen.files import check_regular, expand_user
 
 PICTURES = ("image", "mask")
-"""Names of the options that are pictures. The arrays that a model gets have the same names."""
+"""Names of the options that are pictures, and of the arrays that a model gets for them."""
 EMBEDDED = "data:image/png;base64,"
-"""Prefix of an option's value that is the picture itself and not its file. Manifests store pictures in this form."""
+"""Prefix of an option's value that is a PNG in base64 instead of a path. Manifests store pictures in this form."""
 MAX_PIXELS = 2**24
-"""Upper bound on the pixels of a given picture. A manifest holds the whole picture."""
+"""Maximum number of pixels of a given picture. The manifest of the samples stores the whole picture."""
 Options = TypeVar("Options")
 
 
 def embed_pictures(options: Options) -> Options:
-    """Replaces the files of --image and --mask in the options by the pictures themselves, in text form.
+    """Returns the options with the paths of --image and --mask replaced by the pictures as text, see EMBEDDED.
 
-    Raises: UserError if one of them can't be read.
+    Raises: UserError if a picture can't be read.
     """
     given = {name: file for name in PICTURES if (file := getattr(options, name)) is not None}
     files = {name: file for name, file in given.items() if not file.startswith(EMBEDDED)}
@@ -36,7 +36,10 @@ def embed_pictures(options: Options) -> Options:
 
 
 def embed(name: str, file: str) -> str:
-    """Returns the picture in a file as text. name: of the option. Raises: UserError if it can't be read."""
+    """Returns the picture in a file as text, EMBEDDED and a PNG in base64. name: name of the option, for errors.
+
+    Raises: UserError if it can't be read.
+    """
     path = expand_user(file)
     try:
         check_regular(path)
@@ -58,7 +61,10 @@ def embed(name: str, file: str) -> str:
 
 
 def extract(name: str, embedded: str) -> np.ndarray:
-    """Returns an embedded picture, uint8 [height, width, 1 or 3]. name: of the option. Raises: UserError if it is damaged."""
+    """Decodes a picture from the text that `embed` returned, uint8 [height, width, 1 or 3]. name: as in `embed`.
+
+    Raises: UserError if the text is damaged.
+    """
     try:
         content = base64.b64decode(embedded.removeprefix(EMBEDDED), validate=True)
         with pixels.open_image(content) as image:
@@ -69,9 +75,11 @@ def extract(name: str, embedded: str) -> np.ndarray:
 
 
 def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
-    """Returns {"image": float32 [1, height, width, C] in [-1, 1], "mask": float32 [1, height, width, 1]} of embedded pictures.
+    """Returns the given pictures as arrays: {"image": float32 [1, H, W, C] in [-1, 1], "mask": float32 [1, H, W, 1]}.
 
-    The mask is 1 where the picture is known, which is its black part, and 0 in the white part.
+    "mask" is 1 where the image is kept (black in the file), and 0 where it is filled (white in the file).
+
+    image, mask: texts from `embed`. None: not given.
 
     Raises: UserError if the mask has colours, or no white part.
     """
@@ -90,10 +98,10 @@ def read_pictures(image: str | None, mask: str | None) -> dict[str, np.ndarray]:
 
 
 def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns which tokens of a grid are known, bool [1, *shape]. A token is known if all pixels of its cell are known.
+    """Returns whether each token of a grid is known, bool [1, *shape]: whether all pixels of its cell are known.
 
-    mask: [1, height, width, 1], 1 where a pixel is known. shape: (rows, columns, ...) of the grid. If they do not divide the pixels,
-    a pixel between two cells belongs to both.
+    mask: [1, height, width, 1], 1 where a pixel is known. shape: (rows, columns, ...) of the grid. If the height is not
+    a multiple of the rows, a pixel on the border between two cells belongs to both. The same holds for columns.
     """
     rows, columns = shape[:2]
     hidden = (mask[0, ..., 0] != 1).astype(int)
@@ -103,20 +111,20 @@ def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cover(cells: int, pixels: int) -> np.ndarray:
-    """Returns which pixels of an axis each cell covers, as 0 or 1, int [cells, pixels]."""
-    # Both lie on an axis of length cells * pixels, on which all edges are whole numbers.
+    """Returns whether each cell overlaps each pixel, 0 or 1, int [cells, pixels], if both divide one axis equally."""
+    # Edges of cells and pixels as whole numbers, on an axis of length cells * pixels.
     cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels)[None] * cells
     return ((pixel < cell + pixels) & (cell < pixel + cells)).astype(int)
 
 
 def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
-    """Raises: UserError if the given "image" or "mask" does not have the size and the channels of images [height, width, C]."""
+    """Raises: UserError if "image" or "mask" of `given` does not have the size and the channels of shape (H, W, C)."""
     pixels.check_shape("the picture", given["image"].shape[1:], shape)
     pixels.check_shape("the mask", given["mask"].shape[1:], (*shape[:2], 1))
 
 
 def check_pictures(request: Request, image: str | None, mask: str | None, paired: bool) -> None:
-    """Raises: UserError if a picture is missing that the request's mode needs, or if one is given that it does not use.
+    """Raises: UserError if the request's mode needs a picture that is missing, or does not use a picture that is given.
 
     paired: whether the run was trained on pairs.
     """
@@ -125,7 +133,7 @@ def check_pictures(request: Request, image: str | None, mask: str | None, paired
     if mode in request.scores and mode not in modes:
         raise UserError(f"mode {mode} is for scores, and the run has pictures; choose another --mode")
     taken = modes.get(mode, ())
-    # The image may be the source of a pair. Without it, validation examples are translated.
+    # For a model of pairs, --image is the source. It may be missing: validation examples are then translated.
     is_source = paired and "source" in taken
     for name, value in {"image": None if is_source else image, "mask": mask}.items():
         if name in taken and value is None:

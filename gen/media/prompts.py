@@ -14,9 +14,9 @@ from gen.families.captions import GIVEN
 
 
 def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray]:
-    """Returns {captions.GIVEN: int32 [P, L]} of prompts, or {} without any.
+    """Returns {captions.GIVEN: int32 [P, L]}, the tokens of P prompts, or {} if there are no prompts.
 
-    Raises: UserError if the run reads no captions, or for a prompt that is empty, too long, or has a character without a token.
+    Raises: UserError if the run reads no captions, or a prompt is empty, too long, or has a character without a token.
     """
     if not prompts:
         return {}
@@ -24,7 +24,7 @@ def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray
     if feature is None:
         raise UserError("--prompt is a caption, and the run was trained without captions; leave it out")
     tokenizer, (length,) = tokenizers.load(run.read_file(tokenizers.FILE)), feature.shape
-    # Prompts are cleaned like the captions of the training: a capital letter may have no token.
+    # Prompts are cleaned like the training captions, which are in lower case: a capital letter may have no token.
     texts = [clean(prompt) for prompt in prompts]
     if "" in texts:
         raise UserError("a prompt is empty; give it a text")

@@ -1,4 +1,4 @@
-"""Tokens received as soon as they are drawn: the first sample is printed as it grows, and stop strings end samples."""
+"""Receives tokens as soon as they are drawn: prints the first sample as it grows, and ends samples at stop strings."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from gen.data.text.tokenizers import Tokenizer
 from gen.errors import show
 from gen.networks.positions import PADDING
 
-# Minimum number of tokens at the end of a sample in which stop strings are searched.
+# Stop strings are searched in at least this number of tokens at the end of a sample.
 MIN_TAIL = 64
 
 
 class Listener:
-    """Called with the tokens of each step. It prints the first sample if asked to, and returns which samples have a stop string."""
+    """A function for the argument `listen` of `generate`, called with each new token of all samples.
+
+    It returns whether each sample has a stop string. With `show` it also prints the first sample.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], show: bool):
         self.tokenizer, self.stops, self.show = tokenizer, stops, show
         # The tokens of each sample so far.
         self.received: list[list[int]] = []
-        # Characters of the first sample.
+        # Number of characters of the first sample that were printed.
         self.printed = 0
-        # A token has at least one byte, so a stop string fits into this many tokens.
+        # A token has at least one byte, so a stop string has at most as many tokens as bytes.
         self.tail = max([MIN_TAIL, *(len(stop.encode()) for stop in stops)])
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        """Takes the next token of each sample: int32 [B], PADDING after its end. Returns bool [B]: whether it has a stop string."""
-        # The number of samples is known with the first tokens.
+        """Returns whether each sample has a stop string, bool [B]. tokens: its next token, int32 [B], or PADDING."""
+        # The number of samples is only known when the first tokens arrive.
         self.received.extend([] for _ in range(len(tokens) - len(self.received)))
         for row, token in zip(self.received, np.asarray(tokens).tolist(), strict=True):
             if token != PADDING:
@@ -42,11 +45,12 @@ class Listener:
         return np.array([any(stop in tail for stop in self.stops) for tail in tails])
 
     def finish(self) -> None:
-        """Prints the end of the first sample, which was held back while it could still change."""
+        """Prints the rest of the first sample, which was not printed yet because it could still change."""
         self(np.full(len(self.received), PADDING))
 
     def _print(self, ended: bool) -> None:
-        # All of it is decoded each time: a character may have several tokens, and text depends on the tokens before it.
+        # Decodes the whole sample each time: a character may have several tokens, and text may depend on earlier
+        # tokens.
         whole = tokenizers.decode(self.tokenizer, self.received[0])
         text = cut_at_stop(whole, self.stops)
         if text == whole and not ended:
@@ -56,14 +60,14 @@ class Listener:
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Returns the text before the first of the stop strings."""
+    """Returns the text before the first stop string, or the whole text if there is none."""
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def stable_part(text: str, stops: Sequence[str]) -> str:
-    """Returns the text without the end that the next token may still change.
+    """Returns the text without its end, if the next tokens may still change or hide this end.
 
-    That is half of a UTF-8 character, or the beginning of a stop string.
+    Such an end is an incomplete UTF-8 character, or the beginning of a stop string.
     """
     text = text.rstrip("\ufffd")
     begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))

@@ -1,4 +1,4 @@
-"""Texts: prompts in, samples out."""
+"""The medium of texts: encodes prompts and sources, and shows samples as text."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from gen.media.stream import Listener, cut_at_stop
 from gen.networks.positions import PADDING
 
 RULE = "\n" + 60 * "-" + "\n"
-"""Line between two samples."""
+"""Text between two samples in samples.txt."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """The text that a sample continues, and where it stops."""
+    """The texts that are given to the model, where samples stop, and how they are shown."""
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to continue. Repeat the option for more prompts."""
+    """Text that samples continue. Repeat the option for more prompts."""
     prompt_file: Path | None = None
-    """A file whose text is a prompt. -: the standard input, without the newline at its end."""
+    """A file whose text is a prompt. Use - for the standard input; a newline at its end is dropped."""
     prefix: str | None = None
-    """Text before the part to fill in."""
+    """Text before the part to fill in. Needs --suffix, too."""
     suffix: str | None = None
-    """Text after the part to fill in."""
+    """Text after the part to fill in. Needs --prefix, too."""
     source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text to write a target for, with a model of pairs. Repeat the option for more sources."""
+    """For a model of pairs: text for which a target is written. Repeat the option for more sources."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Text that ends a sample. It is not shown."""
+    """A sample ends where this text occurs, and the text is not shown. Repeat the option for more such texts."""
     stream: bool = field(default=False, metadata=LAUNCH)
-    """Print the first sample while it is written, instead of all samples at the end."""
+    """Print the first sample while it is written. The other samples are printed at the end."""
     files: bool = False
-    """Also write each sample as a text of its own into the sub-folder samples."""
+    """Also write each sample as a separate text file into the sub-folder samples."""
 
     def __post_init__(self):
         if (self.prefix is None) != (self.suffix is None):
@@ -60,20 +60,26 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Texts(Medium):
-    """Tokens int32 [n, T], PADDING after the end of a sample, as texts."""
+    """Texts as tokens, int32 [n, T], with PADDING after the end of a sample."""
 
     features: ClassVar[Mapping[str, int]] = {"tokens": 1, "source": 1}
     options: ClassVar[type] = TextOptions
 
     def read_options(self, options: TextOptions) -> TextOptions:
-        """Returns the options with the text of --prompt-file as a prompt. Raises: UserError if it can't be read."""
+        """Returns the options with the text of --prompt-file as the last prompt.
+
+        Raises: UserError if it can't be read.
+        """
         return read_prompt_file(options)
 
     def give(self, options: TextOptions, run: RunView) -> Given:
-        """Returns the encoded prompts or sources, and a listener if --stop or --stream ask for one."""
+        """Returns the encoded prompts or sources (see `encode_inputs`), and a `Listener` if --stop or --stream need it.
+
+        Raises: UserError for a --source if the run was not trained on pairs, or for a text that can't be encoded.
+        """
         tokenizer = _tokenizer(run)
         first = run.reference().get("tokens", np.zeros((0, 1)))[:, 0]
-        # Windows of a corpus begin anywhere. Pairs begin with END, and so must a prompt for a model of them.
+        # Windows of a corpus begin anywhere in a document. Windows of pairs begin with END, so a prompt must, too.
         begins = len(first) > 1 and bool((first == tokenizers.end(tokenizer)).all())
         if options.source and "source" not in run.spec:
             if not begins:
@@ -86,7 +92,10 @@ class Texts(Medium):
         return Given(arrays, {"listen": listener}, lambda _: listener.finish())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: TextOptions | None = None) -> Shown:
-        """Returns samples.txt: each sample with its prompt. With options.files: each sample as samples/NUMBER.txt too."""
+        """Returns samples.txt, each sample after its prompt.
+
+        With options.files also returns each as samples/NUMBER.txt.
+        """
         options = options or TextOptions()
         texts = join_texts(samples, _tokenizer(run), options)
         files = {"samples.txt": (RULE.join(texts) + "\n").encode()}
@@ -97,7 +106,7 @@ class Texts(Medium):
         return Shown(files)
 
     def describe(self, files: Mapping[str, bytes], options: TextOptions) -> str:
-        """Returns all texts, without the first if it was streamed already."""
+        """Returns all samples as text to print. The first is left out if it was streamed already."""
         first, rule, others = files["samples.txt"].decode().removesuffix("\n").partition(RULE)
         return ("" if options.stream else first) + rule + others
 
@@ -110,7 +119,7 @@ def _tokenizer(run: RunView) -> Tokenizer:
 
 
 def make_listener(options: TextOptions, tokenizer: Tokenizer) -> Listener | None:
-    """Returns the function that receives tokens as they are drawn. None: neither --stop nor --stream need it."""
+    """Returns the `Listener` for --stop and --stream, or None if neither is given."""
     if not (options.stop or options.stream):
         return None
     return Listener(tokenizer, options.stop, options.stream)
@@ -132,21 +141,25 @@ def read_prompt_file(options: TextOptions) -> TextOptions:
 
 
 def fill_template(options: TextOptions, template: str) -> TextOptions:
-    """Returns the options with each source as the prompt that the template makes of it.
+    """Returns the options with each source replaced by a prompt: the template with the source in its field.
 
-    Raises: UserError if the template has other fields than a source.
+    template: the prompt of a pair in the training data, with the field {source} or {text}.
+
+    Raises: UserError if the template has other fields.
     """
     if set(re.findall(r"\{(\w+)\}", template)) - {"source", "text"}:
         raise UserError(f"the run's prompts are {template!r}; fill that in, and give it as a --prompt")
-    # A function as the replacement, so that backslashes in a source stay as they are.
+    # The replacement is a function, because re.sub would interpret backslashes in a text.
     prompts = [re.sub(r"\{\w+\}", lambda _, text=source: text, template) for source in options.source]
     return replace(options, prompt=tuple(prompts), source=())
 
 
 def encode_inputs(options: TextOptions, tokenizer: Tokenizer, begins: bool = False) -> dict[str, np.ndarray]:
-    """Returns the input arrays of a language model: {name: int32 [P, W]}, with PADDING on the left of shorter rows.
+    """Returns the input arrays of a language model, {name: int32 [P, W]}, with PADDING on the left of shorter rows.
 
-    begins: whether a prompt begins a document, so that the token END comes before it.
+    The names are "prompt", "source", "prefix" and "suffix", for the options that are given.
+
+    begins: whether a prompt begins a document. The token END then comes before it.
 
     Raises: UserError for a text that the tokenizer can't encode.
     """
@@ -171,7 +184,7 @@ def encode_inputs(options: TextOptions, tokenizer: Tokenizer, begins: bool = Fal
 
 
 def align_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Returns rows of tokens as int32 [P, W], with PADDING on the left, so that all of them end in the last column."""
+    """Returns P rows of tokens as int32 [P, W], with PADDING on the left of shorter rows. W: length of the longest."""
     width = max(map(len, rows))
     return np.array([[PADDING] * (width - len(row)) + list(row) for row in rows], np.int32).reshape(len(rows), width)
 
@@ -179,7 +192,10 @@ def align_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
 def join_texts(
     arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer, options: TextOptions = TextOptions()
 ) -> list[str]:
-    """Returns each sample after its prompt, or between prefix and suffix. arrays["samples"]: int32 [n, T]."""
+    """Returns the text of each sample after its prompt, or between prefix and suffix.
+
+    arrays: "samples" int32 [n, T], in the order of the prompts. A sample ends before a stop string of the options.
+    """
     rows = [[token for token in row if token != PADDING] for row in np.asarray(arrays["samples"]).tolist()]
     written = [cut_at_stop(tokenizers.decode(tokenizer, row), options.stop) for row in rows]
     if options.prefix is not None:

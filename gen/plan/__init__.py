@@ -1,1 +1,1 @@
-"""Dry runs: memory, FLOPs and traffic of a step, before any device is booked."""
+"""Dry runs (--dry-run): memory, FLOPs and communication of a training step, before any device is booked."""

@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a training step, read from its shapes and its jaxpr."""
+"""Counts FLOPs and bytes of a training step, from its shapes and its jaxpr, without running it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from gen.optim import descend
 from gen.plan.inputs import batch_shapes
 
 Shapes = list[jax.ShapeDtypeStruct]
+"""Shapes and dtypes of arrays."""
 
 
 def bytes_per_device(tree: object) -> int:
-    """Returns the bytes of a tree of shapes on one device, under their shardings."""
+    """Returns the bytes that one device holds of a tree of jax.ShapeDtypeStruct, given their shardings."""
     return sum(math.prod(_local_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -26,7 +27,7 @@ def _local_shape(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) -> tuple[float, int]:
-    """Returns the FLOPs of a step on one of the n devices that share a batch, and the bytes of its activations.
+    """Returns (FLOPs of a step on one device, bytes of its activations). n: number of devices that share a batch.
 
     Activations are the arrays that the forward pass keeps for the backward pass and whose shapes grow with the batch.
     If a model has several players, it takes the gradient of one player at a time. So the bytes are the maximum over the
@@ -34,7 +35,7 @@ def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) ->
     """
     examples = config.data.batch_size // n
     jaxpr, kept = _trace_step(config, data, model, n, examples)
-    # Arrays with the same shape for two batch sizes are parameters, or are computed from them.
+    # Arrays whose shape is the same for twice the batch are not activations, but parameters or computed from them.
     _, kept_of_two = _trace_step(config, data, model, n, 2 * examples)
     activations = [
         sum(bytes_per_device(x) for x, y in zip(now, then, strict=True) if x.shape != y.shape)
@@ -46,15 +47,18 @@ def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) ->
 def _trace_step(
     config: Config, data: Dataset, model: GenerativeModel, n: int, examples: int
 ) -> tuple[object, list[Shapes]]:
-    """Returns the jaxpr of an update, and the shapes that each gradient keeps for its backward pass."""
+    """Returns (jaxpr of an update on one device, shapes kept for the backward pass of each gradient).
+
+    n: number of devices. examples: batch size on the device.
+    """
     kept: list[Shapes] = []
 
     def keep(backward: object) -> None:
-        # Several parts of the backward pass may hold one array, which is kept once.
+        # Several parts of the backward pass may hold the same array. It takes memory once.
         tracers = {id(x): x for x in jax.tree.leaves(backward)}
         kept.append([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tracers.values()])
 
-    # Traced under the axis "data" of n devices, so the jaxpr is the part of one device.
+    # The axis "data" has n devices, as in training, so the jaxpr is the part of the step on one device.
     state = jax.eval_shape(model.init, jax.random.key(config.seed))
     batch = batch_shapes(config, data, model, examples)
     token = descend.backward_hook.set(keep)
@@ -65,26 +69,28 @@ def _trace_step(
 
 
 def flops(jaxpr: Any) -> float:
-    """Returns the FLOPs of a jaxpr's matrix products and convolutions. A multiplication with its addition counts as two.
+    """Returns the FLOPs of the matrix products and convolutions of a jaxpr, open or closed. A multiply-add is 2 FLOPs.
 
-    The body of a scan counts as often as it runs, the body of a loop of unknown length once. Of the branches of a condition,
-    the most expensive one counts. Products of two vectors, which are sums, do not count.
+    The body of a scan counts as often as it runs. The body of a loop of unknown length counts once. Of a condition,
+    only the most expensive branch counts. Products of two vectors with a scalar result, such as norms, do not count.
     """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # a closed jaxpr holds the open one
+    # A closed jaxpr holds the open one.
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
 
 
 def _equation_flops(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
-    # A multiplication and an addition for each pair of numbers that is contracted.
+    # For each number of the output, one multiply-add for each pair of numbers that is contracted.
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(left[i] for i in contracted) if out else 0
     if name == "conv_general_dilated":
         kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
-        each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # multiplications for one number of the output
-        # Zeros between the inputs, and groups of the batch, are not multiplied.
+        # Multiplications for one number of the output.
+        each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+        # Fewer are needed if zeros lie between the inputs (transposed convolution), or if the batch has groups.
         skipped = math.prod(params["lhs_dilation"]) * params["batch_group_count"]
         return 2 * math.prod(equation.outvars[0].aval.shape) * each / skipped
     inner = [flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
@@ -97,12 +103,15 @@ def _equation_flops(equation: Any) -> float:
 def _repetitions(name: str, params: dict[str, Any]) -> int:
     if name == "scan":
         return params["length"]
-    # The body of a shard_map is the part of one device.
+    # The body of a shard_map is the part of one device of its mesh.
     return params["mesh"].size if name == "shard_map" else 1
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """Yields the jaxprs that an equation runs. A choice by platform runs its plain form, which is what a paper counts."""
+    """Yields the jaxprs that an equation runs.
+
+    If its code depends on the platform, this is the default branch: the plain formula, whose FLOPs papers count.
+    """
     platforms = params.get("branches_platforms")
     values = [params["branches"][platforms.index(None)]] if platforms else params.values()
     for value in values:

@@ -1,4 +1,4 @@
-"""The devices that a dry run plans for."""
+"""The devices that a dry run plans for: those of this machine, fake CPUs, or TPU chips that need not exist."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ TOPOLOGIES = {
     **{1: "v5e:1x1", 2: "v5e:1x2", 4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 32: "v5e:4x8", 64: "v5e:8x8"},
     **{128: "v5e:8x16", 256: "v5e:16x16", 512: "v5p:8x8x8", 1024: "v5p:8x8x16"},
 }
-"""{number of chips: TPU slice}. A v5e has up to 256 chips."""
-# Without these, the TPU library asks the network which machine this is, writes logs, and refuses a second plan next to a first.
+"""{number of chips: TPU slice}. Slices of up to 256 chips are v5e, which has no larger ones, and the others v5p."""
+# Environment variables for the TPU library. Without them it asks the network for facts about the machine, writes logs,
+# and refuses to be loaded by two processes at once.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -37,19 +38,26 @@ TPU_ENVIRONMENT = {
 
 
 def find_devices(config: Config, n: int | None, platform: Platform) -> Sequence[Device]:
-    """Returns n fake CPU devices, or n TPU chips that need not exist. n None: the devices of this machine."""
+    """Returns the devices to plan for: n fake CPU devices or n TPU chips, by platform.
+
+    n None: the devices of this machine that the config uses. platform is then ignored.
+    """
     if n is None:
         backend.start_backend(config.parallel)
         return jax.devices()[: config.parallel.devices]
     errors.check_positive(**{"--plan.devices": n})
-    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine is left alone
+    # A plan for other devices must not take memory of this machine's accelerator.
+    jax.config.update("jax_platforms", "cpu")
     cpu_devices = None if platform == "tpu" else n
     backend.start_backend(replace(config.parallel, devices=None, cpu_devices=cpu_devices))
     return topology(n) if platform == "tpu" else jax.devices()
 
 
 def topology(n: int) -> Sequence[Device]:
-    """Returns n TPU chips to compile for. Raises: UserError if the TPU compiler is not installed, or has no slice of n chips."""
+    """Returns n TPU chips to compile for. They need not exist.
+
+    Raises: UserError if the TPU compiler is not installed, or if TOPOLOGIES has no slice of n chips.
+    """
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -64,7 +72,9 @@ def topology(n: int) -> Sequence[Device]:
 
 
 def assign_hosts(devices: Sequence[Device], n: int | None) -> list[int]:
-    """Returns the host of each device. n: number of hosts, with the same number of devices each. None: as the devices are.
+    """Returns the number of the host of each device.
+
+    n: number of hosts, each with the same number of consecutive devices. None: the hosts that the devices have.
 
     Raises: UserError if n does not divide the number of devices.
     """
@@ -78,7 +88,10 @@ def assign_hosts(devices: Sequence[Device], n: int | None) -> list[int]:
 
 @contextmanager
 def explain_out_of_memory(n: int) -> Iterator[None]:
-    """Raises: UserError instead of the compiler's error if the step needs more memory than one of the n devices has."""
+    """Replaces the compiler's error by a UserError if the step needs more memory than one of the n devices has.
+
+    Use it as `with explain_out_of_memory(n):` around the compilation.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,6 +1,6 @@
-"""Communication of a compiled program, read from the text of its optimized HLO.
+"""Finds the communication of a compiled program in the text of its optimized HLO.
 
-XLA's own cost analysis counts the body of a loop once. Here a collective counts as often as it runs.
+XLA's cost analysis counts the body of a loop once. Here a collective in a loop counts as often as it runs.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+"""Operations of HLO that communicate."""
 CALLS = ("fusion", "call", "async-start", "custom-call")
+"""Operations of HLO that run another computation once."""
 
 
 @dataclass(frozen=True)
 class Collective:
-    """An operation in which devices exchange data."""
+    """A collective: an operation in which devices exchange data."""
 
     kind: str
     """One of KINDS."""
     bytes: int
-    """Bytes per call: the input or the output of one device, whichever is larger."""
+    """Bytes of one call on one device: of its input or of its output, whichever is larger."""
     groups: tuple[tuple[int, ...], ...] | None
-    """Groups of devices that exchange with each other. None: all devices are one group."""
+    """Indices of devices. The devices of a group exchange data with each other. None: all devices are one group."""
     count: int = 1
-    """Number of calls in one run of the program."""
+    """Number of calls in one run of the program or computation."""
     channel: str | None = None
-    """Name that the parts share if the compiler has spread one operation over several computations."""
+    """Identifier of the operation. If the compiler splits an operation into parts, they have the same channel."""
 
     def crosses(self, host: Sequence[int]) -> bool:
-        """Returns whether a group has devices on different hosts. host: the host of each device."""
+        """Returns whether any group has devices on different hosts. host: the host of each device."""
         groups = [tuple(range(len(host)))] if self.groups is None else self.groups
         return any(len({host[device] for device in group}) > 1 for group in groups)
 
@@ -42,13 +44,13 @@ class Traffic(NamedTuple):
     """Communication of one run of a program."""
 
     collectives: list[Collective]
-    """All collectives, with the number of their calls."""
+    """All collectives of the program, with the number of calls of each."""
     unknown: int
-    """Number of loops whose length the text does not tell. Their bodies are counted once."""
+    """Number of loops whose length is not in the text. Their bodies are counted once."""
 
 
 class _Instruction(NamedTuple):
-    """One line of a computation: `%name = type opcode(operands)rest`."""
+    """An instruction of a computation. Its line is `%name = type opcode(operands)rest`."""
 
     type: str
     opcode: str
@@ -57,28 +59,32 @@ class _Instruction(NamedTuple):
 
 
 Computation = Mapping[str, _Instruction]
-"""{name: instruction}"""
+"""{name: instruction}, a function of HLO."""
 
 
 def traffic(text: str) -> Traffic:
-    """Returns the collectives of a compiled program, given `compiled.as_text()`. A conditional counts by its dearest branch."""
+    """Returns the communication of a compiled program. text: the result of its method `as_text`.
+
+    Of a conditional, only the branch that sends most bytes counts.
+    """
     computations, entry = _computations(text)
     program = _Program(computations)
     return Traffic(list(program.collectives(entry)), len(program.unknown))
 
 
 class _Program:
-    """The computations of a program, and the collectives found in them so far."""
+    """The computations of a program. Finds the collectives of each, once."""
 
     def __init__(self, computations: Mapping[str, Computation]):
         self.computations = computations
         self.unknown: set[str] = set()
-        """Loops of unknown length."""
+        """Loops of unknown length that were found."""
         self._found: dict[str, tuple[Collective, ...]] = {}
 
     def collectives(self, name: str) -> tuple[Collective, ...]:
-        """Returns the collectives of one run of a computation, also of those that it calls."""
-        if name not in self._found:  # many computations call the same one
+        """Returns the collectives of one run of a computation and of all computations that it calls. name: its name."""
+        # Many computations call the same computation, so each is read once.
+        if name not in self._found:
             self._found[name] = tuple(self._read(name))
         return self._found[name]
 
@@ -88,7 +94,7 @@ class _Program:
         for instruction, x in body.items():
             found = self._instruction(f"{name} {instruction}", x, body)
             if x.opcode in CALLS:
-                # A TPU spreads an asynchronous collective over several fusions, each with a copy of it.
+                # The TPU compiler splits an asynchronous collective into several fusions, and each has a copy of it.
                 found = [c for c in found if c.channel not in channels]
                 channels |= {c.channel for c in found if c.channel is not None}
             yield from found
@@ -120,7 +126,7 @@ class _Program:
 
 
 def size(type: str) -> int:
-    """Returns the bytes of a type as HLO writes it: "bf16[8,128]{1,0}", or a tuple of such types."""
+    """Returns the bytes of a type in the notation of HLO: "bf16[8,128]{1,0}", or a tuple of such types."""
     return sum(
         -(-math.prod(int(n) for n in shape.split(",") if n) * _bits(dtype) // 8)
         for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", type)
@@ -131,20 +137,21 @@ def _bits(dtype: str) -> int:
     if dtype == "pred":
         return 8
     number = re.search(r"\d+", dtype)
-    return int(number.group()) if number else 0  # a token has none
+    # The type "token" has no number and no data.
+    return int(number.group()) if number else 0
 
 
-# A type can be a tuple of tuples of arrays, whose layouts have parentheses as well.
+# A type can have nested parentheses: of tuples in tuples, and of layouts.
 _NESTED = r"[^()]*"
 for _ in range(4):
     _NESTED = rf"(?:[^()]|\({_NESTED}\))*"
 _LINE = re.compile(rf"\s+(?:ROOT )?%?([\w.-]+) = (\({_NESTED}\)|\S+) ([\w-]+)\(([^()]*)(.*)")
-# The first line of a computation.
+# The first line of a computation, such as `ENTRY %main (x: f32[2]) -> f32[2] {`.
 _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 
 
 def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    """Returns the computations by name, and the name of the one that the program starts with."""
+    """Returns ({name: computation}, name of the computation that the program begins with)."""
     found: dict[str, dict[str, _Instruction]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -159,7 +166,7 @@ def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
 
 
 def _called(x: _Instruction, *attributes: str) -> list[str]:
-    """Returns the names of the computations in these attributes of an instruction."""
+    """Returns the names of the computations in some attributes of an instruction, such as "body" of a loop."""
     found = [m for a in attributes for m in re.findall(rf"\b{a}=(\{{[^}}]*\}}|%?[\w.-]+)", x.rest)]
     return [name for value in found for name in re.findall(r"[\w.-]+", value)]
 
@@ -167,18 +174,19 @@ def _called(x: _Instruction, *attributes: str) -> list[str]:
 def _collective(kind: str, x: _Instruction, body: Computation) -> Collective:
     inputs, outputs = sum(size(body[name].type) for name in x.operands if name in body), size(x.type)
     if x.opcode.endswith("-start") and kind != "all-reduce":
-        # The type of a start lists inputs, outputs, and counters.
+        # The type of such a start operation is a tuple of its inputs, its outputs, and counters.
         outputs = size(re.sub(r"[us]32\[\]", "", x.type)) - inputs
     channel = re.search(r"channel_id=(\d+)", x.rest)
     return Collective(kind, max(inputs, outputs), device_groups(x.rest), channel=channel and channel.group(1))
 
 
 def _trips(x: _Instruction, body: Computation, computations: Mapping[str, Computation]) -> int | None:
-    """Returns how often a loop runs: as XLA notes it, or else the constant that its counter is compared with.
+    """Returns how often the body of a loop runs, or None if this is not in the text.
 
-    None: the text does not tell.
+    x: the loop, an instruction of `body`. The number is an attribute of x. If it is missing, it is computed from the
+    constant with which the loop's condition compares its counter.
     """
-    # XLA notes the length of most loops itself.
+    # XLA writes the number of most loops.
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', x.rest):
         return int(noted.group(1))
     condition = computations.get(_called(x, "condition")[0], {})
@@ -205,19 +213,21 @@ def _loop_start(x: _Instruction, counter: _Instruction, body: Computation) -> in
 
 
 def device_groups(rest: str) -> tuple[tuple[int, ...], ...] | None:
-    """Returns the groups of devices of a collective, in any of the three notations of HLO. None: all devices.
+    """Returns the groups of devices of a collective, or None for all devices in one group.
 
-    rest: the attributes of the instruction.
+    HLO has three notations: listed "{{0,1},{2,3}}", counted "[2,2]<=[4]", or by a mesh "mesh['a'=2,'b'=2] {'b'}".
+
+    rest: the attributes of the instruction, as text.
     """
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", rest):
         return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", listed.group(1)))
     if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        # Counts the devices along the axes of a grid, transposes it, and cuts it into rows.
+        # The devices are numbered along the axes of a grid. The grid is transposed, and its rows are the groups.
         shape, of, order = ([int(n) for n in (group or "").split(",") if n] for group in counted.groups())
         devices = np.arange(math.prod(of)).reshape(of).transpose(order or None).reshape(shape)
         return tuple(map(tuple, devices.tolist()))
     if meshed := re.search(r"replica_groups=mesh\[((?:'\w+'=\d+,?)+)\] \{((?:'\w+',? ?)*)\}", rest):
-        # A group varies along the named axes of the mesh, and is the same on its other axes.
+        # A group has the devices that differ on the named axes of the mesh, and agree on its other axes.
         sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", meshed.group(1))}
         along = re.findall(r"'(\w+)'", meshed.group(2))
         names = [name for name in sizes if name not in along] + along

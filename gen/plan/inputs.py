@@ -1,4 +1,4 @@
-"""The data and the batch shapes that a dry run plans with. The data need not be on this machine."""
+"""The data set and the batch shapes of a dry run. If the data are not on this machine, a stand-in replaces them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from gen.families.tokenizer import Tokenizer
 from gen.runs import base
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "imagenet2012": 1000, "mnist": 10}
-"""{data set of TFDS: number of its classes}."""
+"""{name of a data set of TFDS: number of its classes}."""
 Stored = dict[str, tuple[tuple[int, ...], DTypeLike]]
 """{entry of a batch: (shape of one example, dtype)}."""
 Preprocess = Callable[[Batch, Key, bool], Batch]
+"""Type of Dataset.preprocess."""
 
 
 def open_data(config: Config) -> tuple[Dataset, str]:
-    """Returns the data set and "". If the data are missing, returns a stand-in that the config implies, and a note about it.
+    """Returns (data set, ""). If the data are missing, returns (a stand-in, a note about it), see `imply_dataset`.
 
     Raises: UserError if the data are missing and the config does not imply their shapes.
     """
@@ -46,7 +47,7 @@ def open_data(config: Config) -> tuple[Dataset, str]:
 
 
 def show_feature(feature: Feature) -> str:
-    """Returns the size of a feature as text, such as "2049 of 32000"."""
+    """Returns the size of a feature as text: "32x32x3", or with its vocabulary "2049 of 32000", or "of 10 classes"."""
     if feature.classes is not None:
         return f"of {feature.classes} classes"
     size = "x".join(map(str, feature.shape))
@@ -54,12 +55,14 @@ def show_feature(feature: Feature) -> str:
 
 
 def imply_dataset(data: core.Data) -> Dataset | None:
-    """Returns a data set with the spec that a config implies and batches of zeros. None: only the data can tell the spec.
+    """Returns a stand-in for the data: a data set of zeros with the spec that the config implies.
 
-    - Texts imply one if their tokenizer is "byte" or "bpe": the vocabulary is then known. With separate pairs, the prompt is a
-      feature of its own.
-    - Images imply one if the config has their size and colors. Labels are known of the data sets in CLASSES.
-    - Codes imply one if their images do, and the run of their tokenizer has the name of a config, as runs/kl_folder has.
+    None: the config does not imply the spec. It does so for
+
+    - texts, if their tokenizer is "byte" or "bpe", because the size of the vocabulary is then known;
+    - images, if the config has their size and colors. They have labels if the data set is in CLASSES;
+    - codes, if the config implies the spec of their images, and the run of their tokenizer has the name of a config,
+      such as runs/kl_folder.
     """
     match data:
         case Text():
@@ -72,14 +75,14 @@ def imply_dataset(data: core.Data) -> Dataset | None:
 
 
 def imply_texts(data: Text) -> Dataset | None:
-    """Returns the stand-in of texts. None: their tokenizer depends on them."""
+    """Returns a stand-in for texts. None: the size of the vocabulary depends on the texts."""
     if data.tokenizer not in ("byte", "bpe"):
         return None
     vocab = dataset.MIN_BPE if data.tokenizer == "byte" else data.vocabulary
     lengths = {"tokens": data.length + 1}
     if data.pairs == "separate" or data.source_length:
         lengths["source"] = data.source_length or data.length
-    # The batch also says which tokens count, and how many bytes they stand for.
+    # A batch also has "counted", which tokens count in the loss, and "bytes", the bytes of text that they represent.
     stored: Stored = {name: ((length,), np.int32) for name, length in lengths.items()}
     more: Stored = {"bytes": ((), np.int32), "counted": ((data.length + 1,), np.uint8)}
     spec = {name: Feature((n,), "int32", vocab=vocab, end=0) for name, n in lengths.items()}
@@ -87,7 +90,10 @@ def imply_texts(data: Text) -> Dataset | None:
 
 
 def imply_images(data: Images) -> Dataset | None:
-    """Returns the stand-in of images. None: the config leaves their size or their colors to them, or gives them as tokens too."""
+    """Returns a stand-in for images.
+
+    None: their size or colors depend on the files, or they also have tokens of patches, or they are pairs.
+    """
     if data.size is None or data.colors is None or data.patch or data.name.startswith("pairs:"):
         return None
     shape = (data.size, data.size, data.colors)
@@ -100,7 +106,10 @@ def imply_images(data: Images) -> Dataset | None:
 
 
 def imply_codes(data: Encoded) -> Dataset | None:
-    """Returns the stand-in of codes. None: their images imply none, or no config has the name of their tokenizer's run."""
+    """Returns a stand-in for codes of images.
+
+    None: there is no stand-in for the images, or no config of a tokenizer has the name of the tokenizer's run.
+    """
     images, name = imply_dataset(data.data), Path(data.tokenizer).name
     try:
         tokenizer = configs.load(name).model
@@ -118,7 +127,11 @@ def imply_codes(data: Encoded) -> Dataset | None:
 
 
 def stand_in(spec: Spec, stored: Stored, transform: Preprocess | None = None) -> Dataset:
-    """Returns a data set of zeros. stored: what a batch holds, before `transform`. None: the batch is what the model sees."""
+    """Returns a data set of zeros, without examples in its splits.
+
+    spec: features after preprocessing. stored: entries of a batch before preprocessing. transform: the preprocessing.
+    None: the batch is not changed.
+    """
 
     def batch(seed: int, step: int, rows: range) -> HostBatch:
         n = len(rows)
@@ -144,7 +157,7 @@ def stand_in(spec: Spec, stored: Stored, transform: Preprocess | None = None) ->
 def batch_shapes(
     config: Config, data: Dataset, model: GenerativeModel, examples: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of an update's batch of `examples`. Reads one example."""
+    """Returns the shapes and dtypes of the batch of an update. examples: its size. Reads one example of the data."""
     one = data.batch(config.seed, 0, range(1))
     stacked = () if model.batches is None else (model.batches,)
     return {name: jax.ShapeDtypeStruct((*stacked, examples, *x.shape[1:]), x.dtype) for name, x in one.items()}

@@ -1,10 +1,11 @@
-"""The plan of a training step, before any device is booked. The real step is compiled; nothing is allocated.
+"""Plans a training step: its memory, FLOPs and communication, before any device is booked.
 
     python train.py lm_1b --dry-run --plan.devices 256
 
-Bytes of the state follow from its shapes and shardings. Bytes of activations and FLOPs are read from the traced step. Peak
-memory and communication are read from the compiled program. The compiler is the CPU's, for fake devices, or the TPU's with
-`--plan.platform tpu`, which needs no TPU.
+The real step is compiled, but not run, and no arrays are allocated. Bytes of the state are computed from its shapes and
+shardings. Bytes of activations and FLOPs come from the traced step. Peak memory and communication come from the
+compiled program. Without --plan.devices, the step is compiled for this machine. Otherwise it is compiled for fake CPU
+devices, or with `--plan.platform tpu` for TPUs, which need not exist.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from gen.runtime import faults
 
 
 def dry_run(launch: configs.Launch) -> None:
-    """Prints the plan of a step. Writes and trains nothing. A plan for this machine begins with the resolved config.
+    """Prints the plan of a training step, without training or writing files.
 
-    Raises: UserError for a mistake in the config, or devices that cannot be planned for.
+    Without --plan.devices, it first prints the identity of the run and the resolved config, as JSON.
+
+    Raises: UserError for a mistake in the config, or as `plan`.
     """
     configs.check_new_run(launch.config)
     config, target = base.resolve_config(launch.config), launch.plan
@@ -46,32 +49,34 @@ def dry_run(launch: configs.Launch) -> None:
 def plan(
     config: Config, devices: int | None = None, hosts: int | None = None, platform: Platform = "cpu"
 ) -> tuple[Plan, str]:
-    """Returns the plan of a step, and a note if it was made without the data.
+    """Returns (plan of a training step, note). The note is "", or says that a stand-in replaced missing data.
 
-    devices: number of devices to plan for. None: this machine's. hosts: number of hosts that share them. None: as they are.
+    devices: number of devices to plan for. None: the devices of this machine. hosts: number of hosts that the devices
+    are divided among. None: the hosts that the devices have. platform: for which to compile, if `devices` is not None.
 
-    Raises: UserError if these devices cannot be planned for, or the step does not fit on them.
+    Raises: UserError if the data are missing and can't be replaced, the devices can't be planned for, or the step does
+    not fit on them.
     """
     found = find_devices(config, devices, platform)
     host = assign_hosts(found, hosts)
     data, note = open_data(config)
     model = with_preprocess(config.model.build(data.spec, config.steps), data.preprocess)
-    # The same guard as in training: it holds a second copy of the state.
+    # The same guard against bad steps as in training, because it may hold a second copy of the state.
     guard = faults.guards(config.faults)
     engine = runtime_engine.compile_engine(model, config.parallel, config.seed, config.data.batch_size, guard, found)
     batch = batch_shapes(config, data, model, config.data.batch_size)
-    # Compiling is what finds out memory and communication.
+    # Memory and communication are only known after compiling.
     start = time.perf_counter()
     with explain_out_of_memory(len(found)):
         compiled = engine.lower(batch).compile()
     seconds = time.perf_counter() - start
 
     n, tensor, state = len(found), config.parallel.tensor, engine.abstract
-    # With tensor parallelism, `tensor` devices share the examples and the FLOPs of one part of the batch.
+    # With tensor parallelism, each part of the batch has `tensor` devices, which divide its FLOPs among them.
     flops, activations = count_step(config, data, model, n // tensor)
     memory = compiled.memory_analysis()
     assert memory is not None
-    # Donated arguments are aliased by outputs, and need memory once.
+    # An output that reuses the memory of a donated argument (an alias) must not be counted twice.
     lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     traffic = hlo.traffic(compiled.as_text() or "")
     held = {name: bytes_per_device(tree) for name, tree in _parts(state).items()}
@@ -106,7 +111,7 @@ def _params(state: State) -> dict[str, Params]:
 
 
 def _parts(state: State) -> dict[str, object]:
-    """Returns what a device holds from step to step, by name."""
+    """Returns the parts of the state by name. A device holds them from step to step."""
     others = {"optimizer": state.opt_state, "averages": state.ema, "statistics": state.stats, "frozen": state.frozen}
     return _params(state) | others
 
@@ -118,10 +123,10 @@ def _engine_name(config: Parallel) -> str:
 
 
 def _sum_by_kind(collectives: Sequence[hlo.Collective], host: Sequence[int]) -> dict[str, Sent]:
-    """Returns the totals of each kind of collective. host: the host of each device."""
+    """Returns {kind: total communication} of the kinds that occur. host: the host of each device."""
     sent = {}
     for kind in hlo.KINDS:
-        # A group of one device exchanges nothing, though compilers may leave such collectives in.
+        # A program may have collectives whose groups are single devices. They send nothing, so they are left out.
         found = [c for c in collectives if c.kind == kind and c.crosses(range(len(host)))]
         if found:
             between = sum(c.count * c.bytes for c in found if c.crosses(host))

@@ -1,4 +1,4 @@
-"""The printed report of a dry run."""
+"""The result of a dry run, and its report as text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Sent(NamedTuple):
-    """Communication of a step by one kind of collective, for one device."""
+    """Communication of one device in a step, by one kind of collective."""
 
     count: int
     """Number of calls."""
     bytes: int
-    """Total bytes."""
+    """Total bytes of the calls."""
     between_hosts: int
     """Bytes of the calls whose devices are on more than one host."""
 
@@ -22,43 +22,44 @@ class Plan:
     """Cost of a training step. Bytes and FLOPs are for one device unless a field says otherwise."""
 
     engine: str
-    """Name of the engine."""
+    """Name of the engine, with its options: "jit with FSDP"."""
     compiler: str
-    """Platform that the step was compiled for."""
+    """Platform or TPU slice that the step was compiled for, such as "cpu" or "v5e:2x2"."""
     seconds: float
-    """Time to compile."""
+    """Time that compiling took, in seconds."""
     devices: int
-    """Number of devices."""
+    """Number of devices that are planned for."""
     hosts: int
-    """Number of hosts."""
+    """Number of hosts of the devices."""
     examples: int
     """Examples per step, over all devices."""
     each: int
-    """Examples per step and device."""
+    """Examples per step on each device. With tensor parallelism, several devices share the same examples."""
     numbers: dict[str, int]
-    """Number of parameters over all devices, by player or part."""
+    """Number of parameters over all devices, by player or part of the model: {"params/NAME": number}."""
     held: dict[str, int]
-    """Bytes held from step to step, by part of the state."""
+    """Bytes held from step to step, by part of the state: {"params/NAME", "optimizer", "averages", ...: bytes}."""
     stepped: dict[str, int]
-    """Bytes needed during a step: gradients, the batch, and activations kept for the backward pass."""
+    """Bytes needed only during a step: {"gradients", "batch", "activations": bytes}. Activations are kept for the
+    backward pass."""
     arguments: int
-    """Bytes of the compiled step's arguments."""
+    """Bytes of the compiled step's arguments, by the compiler's analysis."""
     temporary: int
-    """Bytes of its temporary buffers, by the compiler's analysis."""
+    """Bytes of the compiled step's temporary buffers, by the compiler's analysis."""
     peak: int
-    """Bytes that it needs at most, by the compiler's analysis."""
+    """Maximum bytes in use at any time of the compiled step, by the compiler's analysis."""
     flops: float
     """FLOPs of matrix products and convolutions."""
     sent: dict[str, Sent]
-    """Communication by kind of collective."""
+    """Communication by kind of collective, {one of hlo.KINDS: Sent}."""
     unknown: int
-    """Number of loops of unknown length, whose communication is counted once."""
+    """Number of loops of unknown length. The communication in their bodies is counted once."""
     batch: int
     """Bytes of a step's batch, over all devices."""
 
 
 def report(plan: Plan, note: str = "") -> list[str]:
-    """Returns the lines that show a plan. note: one more line, about its data."""
+    """Returns the lines of the report of a plan. note: one more line, about the data. "": no such line."""
     hosts = f" of {plan.hosts} hosts" if plan.hosts > 1 else ""
     devices = f"{plan.devices} device{'s' if plan.devices > 1 else ''}{hosts}"
     lines = [
@@ -98,7 +99,7 @@ def _row(name: str, value: str, more: str = "") -> str:
 
 
 def binary(n: float) -> str:
-    """Returns a number of bytes as text, such as "1.50 GiB"."""
+    """Returns a number of bytes as text with a binary unit, B to TiB, such as "1.50 GiB"."""
     if n < 1000:
         return f"{n:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):
@@ -112,7 +113,7 @@ def binary(n: float) -> str:
 
 
 def decimal(n: float) -> str:
-    """Returns a number as text that a unit can follow, such as "1.50 T"."""
+    """Returns a number as text with a decimal prefix, k to P, such as "1.5 T". The unit can follow: "1.5 TFLOPs"."""
     if n < 1000:
         return f"{n:.0f} "
     for unit in ("k", "M", "G", "T"):

@@ -88,7 +88,7 @@ def _parse(content: bytes) -> Any:
         # Broken files make the parser raise several kinds of errors, some without a text.
         raise ValueError(f"can't be read as MIDI ({str(error) or type(error).__name__})") from error
     if file.type == 2:
-        raise ValueError("has independent patterns (MIDI type 2), which are no score")
+        raise ValueError("has MIDI type 2, which holds independent patterns and not a score: save it as type 1")
     # In files with a time code, ticks are parts of a second.
     if file.ticks_per_beat <= 0:
         raise ValueError("counts time in seconds and not in quarter notes, so it has no grid")

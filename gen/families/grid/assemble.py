@@ -1,4 +1,4 @@
-"""Assembles the functions of a model of grids into a GenerativeModel."""
+"""Makes a GenerativeModel of the functions of a model of grids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gen.networks.transformer import RULES
 
 
 class GridFunctions(Protocol):
-    """The functions of a model of grids, as `learner.family` takes them."""
+    """The functions of a model of grids. They are arguments of `learner.family`, which describes them."""
 
     @property
     def config(self) -> GridModel: ...
@@ -26,10 +26,12 @@ class GridFunctions(Protocol):
 
 
 def assemble(model: GridFunctions, steps: int, request: type[GridRequest], how: str, name: str) -> GenerativeModel:
-    """Returns the GenerativeModel of these functions.
+    """Returns the GenerativeModel with the functions of `model`.
 
-    request: the class of `sample`'s request. how: how the nats of a token are estimated, for the protocol. name: metric with the
-    nats of a whole grid.
+    steps: updates of the whole run.
+    request: the class of `sample`'s argument `request`.
+    how: how the nats of a token are estimated, as text for the protocol.
+    name: name of the metric "nats of a whole grid", such as "nll".
     """
     built = learner.family(
         model.config,
@@ -46,7 +48,10 @@ def assemble(model: GridFunctions, steps: int, request: type[GridRequest], how: 
 
 
 def grid_protocol(grid: Grid, how: str, name: str) -> dict[str, dict[str, object]]:
-    """Returns the protocols of the metrics of `measure_grids`. See `assemble` for how and name."""
+    """Returns the GenerativeModel.protocol of the metrics of `measure_grids`: how each is estimated.
+
+    It is {metric: {setting: value}}. how, name: see `assemble`.
+    """
     tokens: dict[str, object] = {"tokens": how, "conditional": grid.conditions.names}
     found = {"loss": tokens, name: tokens | {"unit": "nats"}}
     return found if grid.pixels is None else found | {"bits_per_dim": tokens | {"of": name}}

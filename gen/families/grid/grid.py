@@ -1,4 +1,4 @@
-"""Parts that all models of grids share: the facts about a grid, the hyper-parameters, and the request."""
+"""Parts that all models of grids share: facts about the grids, hyper-parameters, metrics, and the request."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from gen.networks.positions import PADDING
 
 @dataclass(frozen=True)
 class Grid:
-    """Facts about the grids of a data set. A model reads a grid as T cells of J tokens each, in raster order.
+    """Facts about the grids of a data set, and conversions between grids and the rows that the network reads.
 
-    The network's embedding also has tokens that never occur in a grid, numbered from V: the labels, "no label", the mask, and the
-    tokens of captions.
+    A row is the caption (L tokens, if there are captions), then the label, then the grid as T cells of J tokens each,
+    in raster order. The network's vocabulary begins with the V tokens of grids. From V on it has the labels, "no
+    label", the mask, and the tokens of captions.
     """
 
     shape: tuple[int, ...]
     """Shape of a grid."""
     cells: tuple[int, ...]
-    """Number of cells on each axis: the shape of the grid, without its last axis if a cell is that axis (`inner_layers`)."""
+    """Number of cells on each axis. It is the shape of the grid. With `inner_layers` it lacks the last axis, because
+    the tokens along that axis are one cell."""
     vocab: int
-    """V, the size of the vocabulary."""
+    """V, the size of the vocabulary of grids."""
     classes: int
     """Number of labels. 0: the model has none."""
     pixels: int | None
-    """Number of pixel values in a grid, if its tokens are patches of pixels. None: they are not."""
+    """Number of pixel values in a grid whose tokens are patches of pixels. None: the tokens are something else."""
     caption: Feature | None = None
-    """The captions. None: the model reads none."""
+    """The feature of captions. None: the model reads no captions."""
 
     @property
     def length(self) -> int:
@@ -57,17 +59,20 @@ class Grid:
 
     @property
     def rows(self) -> int:
-        """Number of rows of the network's embedding: all tokens, of grids and others."""
+        """Size of the network's vocabulary: tokens of grids, labels, "no label", the mask, and tokens of captions."""
         return self.mask + 1 + ((self.caption.vocab or 0) if self.caption else 0)
 
     @property
     def padding(self) -> int | None:
-        """The token that fills a caption up to its full length. Attention ignores it. None: the model reads no captions."""
+        """The token that fills a short caption up to L tokens, in the network's vocabulary. Attention ignores it.
+
+        None: the model reads no captions.
+        """
         return None if self.caption is None else self.mask + 1 + self.end
 
     @property
     def conditions(self) -> Conditions:
-        """The label and the caption, if the model reads them."""
+        """The conditions (label, caption) that the model reads."""
         return Conditions(self.classes or None, self.caption)
 
     @property
@@ -81,43 +86,53 @@ class Grid:
         return self.caption.shape[0] if self.caption else 0
 
     def split(self, tokens: Array) -> Array:
-        """Returns grids [B, *shape], or the beginnings of grids along the first axis, as cells, int32 [B, T, J]."""
+        """Returns grids [B, *shape] as cells, int32 [B, T, J].
+
+        A grid may be cut on its first axis, and then has fewer cells.
+        """
         return tokens.reshape(len(tokens), -1, self.count).astype(jnp.int32)
 
     def weights(self, batch: Batch) -> Array:
-        """Returns batch["counted"] as weights of cells, at least float32 [B, T, J]."""
+        """Returns batch["counted"] (1 for tokens that count, otherwise 0) as weights [B, T, J], at least float32."""
         counted = batch["counted"]
         weights = counted.reshape(len(counted), -1, self.count)
         return weights.astype(jnp.promote_types(counted.dtype, jnp.float32))
 
     def join(self, cells: Array) -> Array:
-        """Returns cells [B, T, J] as grids, [B, *shape]."""
+        """Returns cells [B, T, J] as grids [B, *shape], the inverse of `split`."""
         return cells.reshape(len(cells), *self.shape)
 
     def front(self, n: int, condition: Condition) -> Array:
-        """Returns the beginnings of n rows, int32 [n, L + 1, J]: the caption if the model reads captions, then the label."""
+        """Returns the beginning of each of n rows, the caption and the label, int32 [n, L + 1, J].
+
+        A condition that is None becomes "no label" or an empty caption.
+        """
         label, caption = condition
         if label is None:
             label = jnp.full(n, self.classes, jnp.int32)
         front = self.vocab + label[:, None, None]
-        # The label comes last: the output there predicts the first cell. A short caption ends with masked tokens.
+        # The label comes last, because the output there predicts the first cell.
         if self.caption is not None:
             if caption is None:
+                # Only end tokens, which attention ignores: see `padding`.
                 caption = jnp.full((n, self.words), self.end, jnp.int32)
             front = jnp.concatenate([self.mask + 1 + caption[..., None], front], axis=1)
         return jnp.broadcast_to(front, (n, self.words + 1, self.count))
 
     def known(self, given: Mapping[str, Array], request: GridRequest) -> Array:
-        """Returns the cells that `given` prescribes, int32 [n, T, J], with PADDING at unknown tokens.
+        """Returns the known tokens of the grids to generate, int32 [n, T, J], with PADDING at unknown tokens.
 
-        given: "tokens" [1, *shape] or [n, *shape], and "known" bool of the same shape. Without "known", nothing is known.
+        given: "tokens" [1, *shape] or [n, *shape], and "known" bool of the same shape. Without "known", none is known.
 
-        Raises: UserError if nothing is known, and the request's mode keeps a part of a grid.
+        Raises: UserError if `given` has no "known", but the request's mode needs known tokens.
         """
         n = request.n
         if "known" not in given:
             if request.mode != "generate":
-                raise UserError(f"mode {request.mode} keeps a part of a picture or a score, and none is given")
+                raise UserError(
+                    f"mode {request.mode} keeps a part of a picture or a score, and none is given; give one, or leave "
+                    "--mode out"
+                )
             return jnp.full((n, self.length, self.count), PADDING, jnp.int32)
         # int32, because tokens may be unsigned, and PADDING is negative.
         tokens = jnp.asarray(given["tokens"], jnp.int32)
@@ -127,16 +142,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class GridModel(LanguageModel):
-    """Hyper-parameters of every model of grids."""
+    """Hyper-parameters that all models of grids share."""
 
     inner_layers: int = 0
-    """Feed-forward layers of the head that predicts the tokens of the last axis one after the other, inside of one step of the
-    transformer (Lee et al. 2022). 0: every token is a step of the transformer."""
+    """Number of feed-forward layers of a small head. Above 0, the tokens along the last axis of the grid are one
+    position of the transformer, and the head predicts them one after the other (Lee et al. 2022). 0: each token is a
+    position."""
     conditional: bool = False
-    """Condition on the label and on the caption, if the data have them. Both are read before the grid: first the caption, then the
-    label as one token."""
+    """Condition on the label and on the caption, if the data have them. The model reads the caption, then the label as
+    one token, then the grid."""
     label_dropout: float = 0.0
-    """Probability that a training example's label and caption are left out, so that samples can be guided."""
+    """Probability that a training example's label and caption are left out. Guided sampling needs a value above 0."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -152,7 +168,7 @@ class GridModel(LanguageModel):
         return replace(super().tiny(), inner_layers=min(1, self.inner_layers))
 
     def inherit(self, base: core.Family, spec: Spec) -> Self:
-        # As LanguageModel.inherit, but without a context length: the data decide the size of a grid.
+        # Not LanguageModel.inherit, which sets the context length: for grids, the data decide it.
         core.Family.inherit(self, base, spec)
         assert isinstance(base, GridModel)
         network = self.network.inherit(base.network, None)
@@ -168,7 +184,7 @@ class GridModel(LanguageModel):
             )
         if self.inner_layers and len(feature.shape) < 2:
             raise UserError(
-                f"inner_layers predict the last axis of a grid inside each step, and the only axis is {feature.axes[0]}; the fix: "
+                f"inner_layers predict the tokens along the last axis, and the only axis is {feature.axes[0]}; the fix: "
                 "--model.inner-layers 0"
             )
         # With `inner_layers` the last axis needs no positions, because the head predicts all of its tokens in one step.
@@ -178,7 +194,7 @@ class GridModel(LanguageModel):
         return Grid(feature.shape, cells, feature.vocab, read.classes or 0, count_pixels(feature), read.caption)
 
     def check_guidance(self, guidance: float) -> None:
-        """Raises: UserError for guidance that the model was not trained for."""
+        """Raises: UserError if guidance is not 1, and the model was trained without label dropout."""
         if guidance != 1 and not self.label_dropout:
             raise UserError(
                 f"guidance is {guidance:g}, and the model was trained without label dropout; the fix: --guidance 1, or train with "
@@ -186,34 +202,38 @@ class GridModel(LanguageModel):
             )
 
     def drop(self, grid: Grid, batch: Batch, keys: Key) -> Condition:
-        """Returns the conditions of training examples, left out with probability `label_dropout`. keys: [B]."""
+        """Returns the conditions of training examples. Each is left out with probability `label_dropout`. keys: [B]."""
         return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
     def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of samples. Raises: UserError for a label or guidance that the model does not support."""
+        """Returns the conditions of the request.n samples. given: may have labels and captions.
+
+        See `Conditions.to_generate`. Raises: UserError for a label or guidance that the model does not support.
+        """
         self.check_guidance(request.guidance)
         return grid.conditions.to_generate(request.n, request.label, given)
 
 
 def count_pixels(tokens: Feature) -> int | None:
-    """Returns the number of pixel values in a grid, if its tokens are patches of pixels. None: they are not."""
+    """Returns the number of pixel values in a grid whose tokens are patches of pixels, or None for other tokens."""
     if tokens.levels is None or tokens.vocab is None:
         return None
-    # A token encodes a patch as a number in base `levels`, one digit for each pixel, so V = levels^(pixels of a patch).
+    # A token is a number in base `levels` with one digit for each pixel value of a patch: V = levels^(digits).
     return math.prod(tokens.shape) * round(math.log(tokens.vocab) / math.log(tokens.levels))
 
 
 COUNTED = "counted_tokens"
-"""Name of the number of tokens of a grid that count, for `mean_over_tokens`. No metric has it."""
+"""Name of an auxiliary metric: the number of tokens of a grid that count in the loss. `measure_grids` adds it if some
+tokens do not count, and `mean_over_tokens` removes it, so it is never reported."""
 
 
 def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
-    """Returns the nats [B, T, J], with 0 for tokens that do not count: batch["counted"] is 0 there, if the data have it."""
+    """Returns the nats [B, T, J], with 0 for tokens that do not count. Without batch["counted"], all tokens count."""
     return nats * grid.weights(batch) if "counted" in batch else nats
 
 
 def mean_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
-    """Returns the mean of nats [B, T, J] over the tokens of each example that count, [B]."""
+    """Returns the mean of nats [B, T, J] over the counted tokens of each example, [B], or 0 if it has none."""
     if "counted" not in batch:
         return nats.mean((1, 2))
     weights = grid.weights(batch)
@@ -221,9 +241,12 @@ def mean_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
 
 
 def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Array, Metrics]:
-    """Returns each grid's nats per token [B], and {name: its nats [B], "bits_per_dim": the same per pixel if it has pixels}.
+    """Returns the mean nats per counted token of each grid, [B], and metrics of each grid, {metric: [B]}.
 
-    nats: [B, T, J]. If only some tokens count, the metrics also have their number, COUNTED.
+    The metrics are `name`, the sum of its nats; "bits_per_dim", the sum in bits per pixel value, if the tokens are
+    pixels; and COUNTED, the number of counted tokens, if the batch has "counted".
+
+    nats: [B, T, J].
     """
     total = weigh_tokens(grid, batch, nats).sum((1, 2))
     metrics = {name: total}
@@ -235,9 +258,11 @@ def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Arr
 
 
 def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
-    """Returns the metrics of a split. "loss" is the mean over all of its tokens that count, however they are divided among grids.
+    """Returns the metrics of a split: means over its grids, but "loss" is the mean over all its counted tokens.
 
-    name: metric with the nats of a whole grid.
+    So in "loss" a grid with few counted tokens has less weight.
+
+    sums: {metric: (total, weight)}, with the metrics of `measure_grids`. name: see `measure_grids`.
     """
     metrics = core.means(sums)
     counted = metrics.pop(COUNTED, None)
@@ -246,18 +271,20 @@ def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str
 
 @dataclass(frozen=True)
 class GridRequest(LabelRequest, Filters):
-    """Which grids to generate."""
+    """Settings for generating grids."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {"inpaint": ("image", "mask")}
     scores: ClassVar[tuple[str, ...]] = ("continue", "harmonize", "inpaint")
 
     mode: Literal["generate", "continue", "harmonize", "inpaint"] = "generate"
-    """generate: whole grids. continue: what follows the score of --midi. harmonize: the other voices to the first one of --midi. inpaint:
-    the cells of --image that have a white pixel of --mask, or the part of --midi that --write and --gap name. A causal model does not
-    see what follows a gap. A masked one does."""
+    """generate: write whole grids. continue: write the continuation of the score of --midi. harmonize: keep the first
+    voice of --midi, and write the others. inpaint: write the cells of --image that have a white pixel in --mask, or the
+    part of --midi that --write and --gap name. To write a token, a masked model reads all tokens that are kept, and a
+    causal model only the tokens before it."""
     guidance: float = 1.0
-    """Weight of the label and the caption: tokens are drawn from the logits u + guidance (c - u), where c has them and u does not (Ho and
-    Salimans 2022, with w = guidance - 1). Above 1, samples are more typical of their class and less varied. 0: no effect."""
+    """Strength of the label and the caption. 1: no guidance. Above 1: towards the label or caption, so samples are more
+    typical of it and less varied. 0: the label and the caption are ignored. Tokens are drawn from the logits u +
+    guidance (c - u), where c has the conditions and u does not (Ho and Salimans 2022, with w = guidance - 1)."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The causal model of grids: predicts each token from the tokens before it in raster order (van den Oord et al. 2016)."""
+"""Causal model of grids: predicts each token from the tokens before it in raster order (van den Oord et al. 2016)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from gen.families.language.sampling import fold_in
 from gen.networks.transformer import Cache
 
 Carry = tuple[Array, Cache | None]
-"""The network's output at the newest cell, and the cache with all cells so far."""
+"""Carry of the sampling loop: the network's output at the newest cell, and the cache with all cells so far."""
 
 
 @dataclass(frozen=True)
 class GridLM(GridModel):
-    """A causal model of grids. Its likelihood is exact."""
+    """A causal model of grids. It computes the exact likelihood of a grid."""
 
     def causal(self, spec: Spec) -> CausalGrids:
-        """Returns the functions of the model for grids of this spec. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result.
+
+        Raises: UserError if the data don't fit this config.
+        """
         return CausalGrids(self, make_network(self, self.grid(spec), causal=True))
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
@@ -36,7 +39,10 @@ class GridLM(GridModel):
 
 @dataclass(frozen=True)
 class CausalGrids:
-    """p(grid | condition) = prod_t p(token_t | condition, tokens before t). GridNetwork describes `params`."""
+    """The causal model: p(grid | condition) = prod_t p(token_t | condition, tokens before t).
+
+    The condition is the label and the caption. GridNetwork describes `params`.
+    """
 
     config: GridLM
     network: GridNetwork
@@ -44,38 +50,45 @@ class CausalGrids:
     def nats(
         self, params: dict[str, Params], batch: Batch, condition: Condition, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns -log p(token | condition, tokens before it) and log Z, in nats, [B, T, J] each. keys: dropout keys [B]."""
+        """Returns -log p(token | condition, tokens before it) in nats, and log Z (see cross_entropy), [B, T, J] each.
+
+        keys: dropout keys [B]. None: no dropout.
+        """
         cells = self.network.grid.split(batch["tokens"])
         front = self.network.grid.front(len(cells), condition)
-        # Step t reads cell t - 1, or the last token in front, and predicts cell t.
+        # Position t reads cell t - 1 and predicts cell t. The first cell is predicted at the label.
         inputs = jnp.concatenate([front, cells[:, :-1]], axis=1)
         output, _ = self.network.read(params, inputs, self.network.positions[: inputs.shape[1]], keys)
-        # The outputs at the caption predict nothing. The output at the label predicts the first cell.
+        # The outputs at the caption predict nothing.
         output = output[:, self.network.grid.words :]
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean nats of the tokens of each example that count, [B]. The gradient is of nats + z_loss log(Z)^2."""
+        """Returns the mean nats of each example's counted tokens, [B]. The gradient is of nats + z_loss log(Z)^2.
+
+        keys: [B].
+        """
         label_keys, dropout_keys = split_keys(keys, 2)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, dropout_keys)
         return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
-        """Returns the nats per token [B], and the nats of each grid ("nll"), with bits per pixel value if it has pixels."""
+        """Returns the mean nats per token of each grid, [B], and the metrics of `measure_grids` named "nll"."""
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch))
         return measure_grids(self.network.grid, batch, nats, "nll")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
-        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
+        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid]}. See `Drawn` for "log_probs".
 
-        With captions, the arrays also have them: "captions", int32 [n, L].
+        If the model reads labels or captions, also "labels" int32 [n] or "captions" int32 [n, L].
 
-        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept.
-            Each unknown token is drawn given the tokens before it alone, so known tokens after it have no effect on it. A masked model
-            (GridMLM) also reads those.
+        keys: [n]. given: may have labels and captions (see Conditions.to_generate), and "tokens" and "known" (see
+        Grid.known). Known tokens are kept. Each unknown token is drawn given the tokens before it, so known tokens
+        after it have no effect on it. A masked model (GridMLM) also reads the known tokens after it.
 
-        Raises: UserError for a label that the model does not have, for guidance without label dropout, or for a mode without its input.
+        Raises: UserError for a label that the model does not have, guidance without label dropout, or a mode without
+            input.
         """
         network, grid = self.network, self.network.grid
         condition = self.config.condition(grid, request, given)
@@ -91,7 +104,7 @@ class CausalGrids:
             tokens, log_probs = network.draw(
                 params, output, jnp.take(known, t, axis=1)[:, None], fold_in(keys, t), request
             )
-            # With guidance there are two rows for each sample, with and without conditions. Both read the same tokens.
+            # With guidance each sample has two rows, with and without conditions. Both read the drawn tokens.
             cells = jnp.tile(tokens, (len(front) // request.n, 1, 1))
             at = jax.lax.dynamic_slice_in_dim(network.positions, t + before, 1)
             output, cache = network.read(params, cells, at, cache=cache, begins=False)

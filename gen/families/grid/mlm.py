@@ -1,7 +1,8 @@
-"""The masked model of grids: predicts masked cells from all others (Chang et al. 2022; Austin et al. 2021).
+"""Masked model of grids: predicts masked cells from all other cells (Chang et al. 2022; Austin et al. 2021).
 
-The fraction of masked cells is drawn from [0, 1] for each example, so the loss bounds the likelihood of a grid (Sahoo et al. 2024).
-A grid is sampled in a few turns. A turn draws many cells at once, which may lie anywhere in the grid, so any gap can be filled.
+The fraction of masked cells is drawn from [0, 1] for each example, so the loss is a bound on the likelihood of a grid
+(Sahoo et al. 2024). A grid is sampled in a few turns. Each turn draws many cells at once, anywhere in the grid, so any
+gap can be filled.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ class GridMLM(GridModel):
 
 @dataclass(frozen=True)
 class Request(GridRequest):
-    """Which grids to generate."""
+    """Settings for generating grids."""
 
     turns: int = 12
     """Number of passes over the grid. Each pass writes some of the unknown cells."""
     order: Literal["confidence", "random"] = "confidence"
-    """confidence: a turn keeps the cells of which the model is most certain, few in the first turns (Chang et al. 2022). random: a turn
-    keeps random cells, on average the same number in each turn."""
+    """Which of the drawn cells a turn keeps. confidence: the cells of which the model is most certain, few in the first
+    turns and many in the last (Chang et al. 2022). random: random cells, on average the same number in each turn."""
     noise: float = 4.5
-    """Order confidence: temperature of the Gumbel noise that is added to the confidence. It falls to 0 in the last turn."""
+    """For order confidence: temperature of the Gumbel noise that is added to the log-probabilities of the cells. It
+    falls linearly to 0 in the last turn. Larger values choose cells more at random."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,27 +56,31 @@ class Request(GridRequest):
 
 
 class Draft(NamedTuple):
-    """Grids while they are being written."""
+    """Grids that are not finished."""
 
     tokens: Array
     """int32 [B, T, J]. PADDING where a token is unknown."""
     log_probs: Array
-    """float32 [B, T, J]."""
+    """float32 [B, T, J]. Log-probability of each drawn token in nats, as in `Drawn`. 0 for other tokens."""
     unknown: Array
-    """bool [B, T]. Cells that are still to be written."""
+    """bool [B, T]. Whether the cell is still to be drawn."""
 
 
 @dataclass(frozen=True)
 class MaskedGrids:
-    """p(masked cells | other cells, condition): masked cells are independent of each other. GridNetwork describes `params`."""
+    """The masked model: p(masked cell | cells that are not masked, condition).
+
+    The condition is the label and the caption. GridNetwork describes `params`.
+    """
 
     config: GridMLM
     network: GridNetwork
 
     def output(self, params: dict[str, Params], front: Array, cells: Array, masked: Array, keys: Key | None) -> Array:
-        """Returns the network's output [B, T, ...] at each cell of a grid, for GridNetwork.logits.
+        """Returns the network's output at each cell, [B, T, ...], from which GridNetwork.logits predicts the cell.
 
-        front: int32 [B, L + 1, J]. cells: int32 [B, T, J]. masked: bool [B, T]. keys: dropout keys [B].
+        front: caption and label, int32 [B, L + 1, J], see Grid.front. cells: int32 [B, T, J]. masked: bool [B, T],
+        whether the network sees the mask instead of the cell. keys: dropout keys [B]. None: no dropout.
         """
         shown = jnp.where(masked[..., None], self.network.grid.mask, cells)
         read = jnp.concatenate([front, shown], axis=1)
@@ -84,41 +90,47 @@ class MaskedGrids:
     def nats(
         self, params: dict[str, Params], batch: Batch, condition: Condition, mask_keys: Key, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns -log p(token | shown cells, condition) / t at masked tokens and 0 at others, and log Z at all, [B, T, J] each.
+        """Returns the nats of the tokens, and log Z (see cross_entropy), [B, T, J] each.
 
-        mask_keys: [B]. keys: dropout keys [B].
+        The nats are -log p(token | shown cells, condition) / t at masked tokens, where t is the rate of the mask, and 0
+        at the others. On average, their sum is an upper bound on -log p(grid | condition).
+
+        mask_keys: [B]. keys: dropout keys [B]. None: no dropout.
         """
         grid = self.network.grid
         cells = grid.split(batch["tokens"])
         masks = masking.draw_bound_masks(mask_keys, cells.shape[1], self.config.real_dtype())
         output = self.output(params, grid.front(len(cells), condition), cells, masks.chosen, keys)
         nats, log_z = losses.cross_entropy(self.network.logits(params, output, cells), cells)
-        # The bound is a sum over the masked cells alone.
+        # The bound is a sum over the masked cells alone: cells that are shown add nothing.
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean nats of the tokens of each example that count, [B]. The gradient is of nats + z_loss log(Z)^2."""
+        """Returns the mean nats of each example's counted tokens, [B]. The gradient is of nats + z_loss log(Z)^2.
+
+        keys: [B].
+        """
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
         condition = self.config.drop(self.network.grid, batch, label_keys)
         nats, log_z = self.nats(params, batch, condition, mask_keys, dropout_keys)
         return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
-        """Returns the bound in nats per token [B], and of each grid ("nll_bound"), with bits per pixel value if it has pixels."""
+        """Returns the bound per token of each grid, in nats [B], and the metrics of `measure_grids` ("nll_bound")."""
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch), keys)
         return measure_grids(self.network.grid, batch, nats, "nll_bound")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid], "labels": int32 [n] if it has labels}.
+        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid]}.
 
-        With captions, the arrays also have them: "captions", int32 [n, L].
+        "log_probs" is the log-probability of each token in nats, given the cells that were known before its turn. See
+        `Drawn`. If the model reads labels or captions, also "labels" int32 [n] or "captions" int32 [n, L].
 
-        given: may hold prompts (see captions_to_generate), and "tokens" and "known" (see Grid.known). Known tokens are kept, and the
-            others are drawn given all known tokens.
+        keys: [n]. given: may have labels and captions (see Conditions.to_generate), and "tokens" and "known" (see
+        Grid.known). Known tokens are kept, and the others are drawn given all known tokens.
 
-        "log_probs" has the log-probability of each token given the cells that were known in its turn.
-
-        Raises: UserError for a label that the model does not have, for guidance without label dropout, or for a mode without its input.
+        Raises: UserError for a label that the model does not have, guidance without label dropout, or a mode without
+            input.
         """
         grid = self.network.grid
         condition = self.config.condition(grid, request, given)
@@ -145,20 +157,20 @@ class MaskedGrids:
         i: Array,
         request: Request,
     ) -> Draft:
-        """Does turn i of request.turns, from 0: draws some of the unknown cells.
+        """Makes turn i of request.turns, counted from 0: draws all unknown cells, and keeps some of them.
 
-        keys: [n]. to_write: int [n], number of unknown cells before the first turn.
+        keys: [n]. to_write: int32 [n], number of unknown cells before the first turn.
         """
         times = len(front) // request.n
         cells, masked = jnp.tile(jnp.maximum(draft.tokens, 0), (times, 1, 1)), jnp.tile(draft.unknown, (times, 1))
         output = self.output(params, front, cells, masked, None)
-        # Given the cells of earlier turns, all cells of a turn are drawn independently.
+        # All cells of a turn are drawn independently of each other, given the cells of earlier turns.
         drawn = self.network.draw(params, output, draft.tokens, keys, request)
         order_keys = fold_in(keys, self.network.grid.count)
         if request.order == "random":
             now = masking.choose_any(draft.unknown, order_keys, request.turns - i)
         else:
-            # Chang et al. 2022, section 3.2: after turn i a fraction cos(pi / 2 (i + 1) / turns) of the cells is unknown.
+            # Chang et al. 2022, section 3.2: after turn i a fraction cos(pi / 2 (i + 1) / turns) stays unknown.
             done = (i + 1) / request.turns
             left = jnp.floor(to_write * jnp.cos(math.pi / 2 * done)).astype(jnp.int32)
             noise = request.noise * (1 - done)
@@ -171,13 +183,13 @@ class MaskedGrids:
 
 
 def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, noise: Array) -> Array:
-    """Chooses the unknown cells with the highest confidence, all but `left` of them, and at least one. Chang et al. 2022, section 3.2.
+    """Returns which drawn cells to keep, bool [B, T]: all unknown cells but the `left` least confident ones.
 
-    The confidence is the log-probability of the drawn tokens plus Gumbel noise. Without noise, the easiest cells would always come
-    first.
+    The confidence is the log-probability of the drawn tokens plus Gumbel noise. Without noise, the easiest cells would
+    always be kept first. If a row has unknown cells, at least one is kept. Chang et al. 2022, section 3.2.
 
-    unknown: bool [B, T]. log_probs: [B, T]. left: int32 [B], number of cells that stay unknown. keys: [B]. noise: [], temperature of
-    the Gumbel noise. Returns bool [B, T].
+    unknown: bool [B, T]. log_probs: [B, T]. left: int32 [B], number of cells that stay unknown. keys: [B]. noise: [],
+    temperature of the Gumbel noise.
     """
 
     def draw(key: Key) -> Array:
@@ -186,6 +198,6 @@ def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, n
     confidence = jnp.where(unknown, log_probs + noise * jax.vmap(draw)(keys), jnp.inf)
     # Sorting twice gives ranks. Known cells get the last ranks.
     rank = jnp.argsort(jnp.argsort(confidence, axis=1), axis=1)
-    # At least one cell is chosen, so that no turn is wasted.
+    # At least one cell is kept, so that no turn is wasted.
     left = jnp.clip(left, 0, jnp.maximum(unknown.sum(1) - 1, 0))
     return unknown & (rank >= left[:, None])

@@ -1,4 +1,7 @@
-"""The network of a model of grids: a transformer over the cells, a head for the tokens of a cell, and drawing from both."""
+"""The network of a model of grids, and drawing tokens from its logits.
+
+A transformer reads the cells. With `inner_layers`, a small head predicts the tokens of each cell.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,26 @@ from gen.networks.transformer import Cache, InnerHead, Transformer, begin_decodi
 
 
 class Drawn(NamedTuple):
-    """Tokens of cells, [B, S, J] each."""
+    """Drawn tokens of cells, [B, S, J] each."""
 
     tokens: Array
-    """int32."""
+    """int32. Given tokens are kept."""
     log_probs: Array
-    """float32. Log-probability of each token in nats, given the conditions, without guidance and filters. 0: the token was given."""
+    """float32. Log-probability of each drawn token in nats under the model with its conditions, without guidance,
+    temperature and filters. 0 where the token was given."""
 
 
 @dataclass(frozen=True)
 class GridNetwork:
-    """p(tokens of a cell | caption, label and cells that were read). params: {"transformer": ...}, and "inner" with `inner_layers`."""
+    """p(tokens of a cell | caption, label and cells that were read).
+
+    params: {"transformer": ...}, and with `inner_layers` also "inner".
+    """
 
     grid: Grid
     transformer: Transformer
     inner: InnerHead | None
+    """Head that predicts the J tokens of a cell. None: J = 1, and the transformer has the logits."""
 
     def init(self, key: Key) -> dict[str, Params]:
         """Returns the parameters at step 0."""
@@ -46,7 +54,7 @@ class GridNetwork:
 
     @property
     def positions(self) -> Array:
-        """Positions of the caption's tokens, of the label and of each cell, int32 [L + 1 + T, A], on A axes."""
+        """Positions of caption, label and cells of a row on the A axes of the grid, int32 [L + 1 + T, A]."""
         return locate_cells(self.grid.cells, self.grid.words)
 
     def read(
@@ -58,11 +66,15 @@ class GridNetwork:
         cache: Cache | None = None,
         begins: bool = True,
     ) -> tuple[Array, Cache | None]:
-        """Reads cells, int32 [B, S, J], at positions int32 [S, A]. Returns (output [B, S, ...] for `logits`, the cache with these cells).
+        """Runs the transformer on S cells. Returns (output [B, S, ...], the cache with these cells added).
 
-        keys: dropout keys [B]. begins: whether the cells start at the beginning of the row (caption and label).
+        `logits` predicts cells from the output.
+
+        cells: a part of a row (caption, label or cells), int32 [B, S, J]. positions: int32 [S, A], the same part of
+        `self.positions`. keys: dropout keys [B]; None: no dropout. cache: holds the part before; None: no cache.
+        begins: whether the row begins with these cells.
         """
-        # The J tokens of a cell have separate rows of the embedding.
+        # The same number at another index j is another token, so each index has separate rows of the embedding.
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
         segment = jnp.zeros(cells.shape[:2], jnp.int32)
         if self.grid.padding is not None:
@@ -76,49 +88,56 @@ class GridNetwork:
         return self.transformer.apply(variables, index, segment, position, keys, cache, begins=begins)  # pyright: ignore
 
     def logits(self, params: dict[str, Params], output: Array, cells: Array, only: int | None = None) -> Array:
-        """Returns logits [B, S, J, V] of the tokens of each cell, given the tokens before them in the cell.
+        """Returns logits [B, S, J, V] of the J tokens of S cells. Each depends on the tokens before it in its cell.
 
-        output: returned by `read` for the cells before. cells: int32 [B, S, J]. only: index of the one token of each cell to compute;
-            None: all.
+        output: the output of `read` that predicts these cells, [B, S, ...]. cells: their tokens, int32 [B, S, J].
+        only: compute only the logits of the token with this index, [B, S, 1, V]. None: of all J tokens.
         """
         if self.inner is None:
-            # The network's other tokens, such as labels, never occur in a grid.
+            # The network's other tokens, such as labels, are never predicted.
             return output[:, :, None, : self.grid.vocab]
         return self.inner.apply({"params": params["inner"]}, output, cells, only)  # pyright: ignore[reportReturnType]
 
     def draw(self, params: dict[str, Params], output: Array, given: Array, keys: Key, request: GridRequest) -> Drawn:
-        """Draws the tokens of cells one after the other.
+        """Draws the unknown tokens of S cells.
 
-        output: returned by `read`, [B, S, ...]; with guidance [2 B, S, ...], where the second half was read without conditions.
-        given: int32 [B, S, J], the known tokens, and PADDING elsewhere. keys: [B].
+        output: the output of `read` that predicts these cells, [B, S, ...]. With guidance [2 B, S, ...]: the second
+        half is without conditions. given: int32 [B, S, J], the known tokens, and PADDING at unknown tokens. keys: [B].
         """
         tokens, log_probs = jnp.maximum(given, 0), []
-        # Each token of a cell depends on the ones before it, so they are drawn one after the other. There are few, so this is no scan.
+        # Each token of a cell depends on the tokens before it. J is small, so a Python loop compiles fast enough.
         for j in range(self.grid.count):
             before = tokens if len(output) == len(tokens) else jnp.concatenate([tokens, tokens])
             conditional, logits = guide(self.logits(params, output, before, j)[:, :, 0], len(tokens), request.guidance)
             drawn = draw_tokens(keep_likely(logits, request), fold_in(keys, j), request.temperature)
             token = jnp.where(given[..., j] < 0, drawn, given[..., j])
-            # The model's own probability, without guidance and temperature.
+            # The probability under the model, without guidance, filters and temperature.
             log_prob = jnp.take_along_axis(jax.nn.log_softmax(conditional), token[..., None], axis=-1)[..., 0]
             tokens = tokens.at[..., j].set(token)
             log_probs.append(jnp.where(given[..., j] < 0, log_prob, 0).astype(jnp.float32))
         return Drawn(tokens, jnp.stack(log_probs, axis=-1))
 
     def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
-        """Returns the beginnings of n rows, int32 [n, L + 1, J]. With guidance [2 n, ...]: the second half is without conditions."""
-        # One batch of twice the size: two separate caches took 1.05 times its CPU time (64 grids of 7x7 of 1,024 tokens, 4 layers of 128).
+        """Returns the beginning of each row, its caption and label, for n samples: int32 [n, L + 1, J].
+
+        If guidance is not 1, int32 [2 n, L + 1, J]: the second half has a row without conditions for each sample.
+        """
+        # One batch of twice the size, because two batches with separate caches took 1.05 times the CPU time (64 grids
+        # of 7x7 cells, 1,024 tokens, 4 layers of width 128).
         front = self.grid.front(n, condition)
         return front if guidance == 1 else jnp.concatenate([front, self.grid.front(n, Condition())])
 
     def begin_cache(self, params: dict[str, Any], rows: int) -> tuple[dict[str, Any], Cache]:
-        """Returns the parameters in the form that decoding needs, and an empty cache for `rows` rows: their beginnings and all cells."""
+        """Returns (`params` in the form that decoding needs, an empty cache).
+
+        The cache has room for `rows` rows of L + 1 + T positions: caption, label and all cells.
+        """
         transformer, empty = begin_decoding(self.transformer, params["transformer"], rows)
         return params | {"transformer": transformer}, empty(self.grid.words + 1 + self.grid.length)
 
 
 def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
-    """Returns the network of a config for these grids."""
+    """Returns the network of a config for these grids. causal: whether a cell sees only earlier cells, or all."""
     arch, dtypes, head = config.network, config.dtypes(), config.inner_layers > 0
     # The label takes position 0 of each axis. A caption lies before it, along the first axis.
     axes = (grid.words + grid.cells[0] + 1, *(n + 1 for n in grid.cells[1:]))
@@ -138,12 +157,11 @@ def make_network(config: GridModel, grid: Grid, causal: bool) -> GridNetwork:
 def guide(logits: Array, n: int, guidance: float) -> tuple[Array, Array]:
     """Returns (logits c with conditions, guided logits u + guidance (c - u)), [n, ...] each.
 
-    Ho and Salimans 2022, equation 6, with w = guidance - 1.
+    u: logits without conditions. Ho and Salimans 2022, equation 6, with w = guidance - 1.
 
-    logits: [n, ...], or with guidance [2 n, ...], where the second half was read without conditions.
+    logits: [2 n, ...], first c and then u. Or [n, ...], only c, if there is no guidance: then both results are c.
     """
     if len(logits) == n:
         return logits, logits
-    # c: with conditions. u: without.
     c, u = logits[:n], logits[n:]
     return c, u + guidance * (c - u)

@@ -1,6 +1,6 @@
 """Autoregressive decoding with a cache of keys and values, as one compiled loop.
 
-The draws of a sample depend only on its key and on the number of the token, not on the other samples of the batch.
+The random numbers of a sample depend only on its key and the index of the token, not on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from gen.networks.transformer import Cache, grow_cache
 # A cache of at least this number of bytes grows in steps (see `cache_sizes`). The number was not tuned.
 MIN_GROWING_BYTES = 2**25
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
-"""(tokens, segment, position: int32 [B, T]; cache; whether the tokens begin a text) -> (logits [B, T, V], cache with them)."""
+"""Runs the network: (tokens, segment, position, cache, begins) -> (logits [B, T, V], cache with these tokens added).
+
+tokens, segment, position: int32 [B, T]. begins: whether these tokens are the first in the cache."""
 Listener = Callable[[Array], Array]
-"""Newest tokens [B] -> bool [B], the samples to end. It runs on the host after each token."""
+"""(newest token of each sample, int32 [B]; PADDING if the sample has ended) -> bool [B], whether to end the sample.
+
+It runs on the host, after each token."""
 
 
 class Decoded(NamedTuple):
@@ -33,22 +37,23 @@ class Decoded(NamedTuple):
     tokens: Array
     """int32; PADDING after the end of a sample."""
     log_probs: Array
-    """float32. Log-probability of each token in nats under the model, without temperature and filters. 0 after the end."""
+    """float32. Log-probability of each token under the model, in nats, without temperature and filters. 0 after the end
+    of a sample."""
 
 
 class Draft(NamedTuple):
-    """The samples while they are being written: the carry of the loops."""
+    """Samples that are not finished: the carry of the compiled loops."""
 
     drawn: Array
     """int32 []. Number of tokens drawn for each sample."""
     text: Array
     """int32 [B, P + N]: the prompt, the tokens drawn, then PADDING."""
     log_probs: Array
-    """float32 [B, N]."""
+    """float32 [B, N]. Log-probability of each token drawn, in nats, otherwise 0."""
     seen: Array
-    """bool [B, V]. Tokens that occur in the text."""
+    """bool [B, V]. Whether each token of the vocabulary occurs in the text. The repetition penalty needs it."""
     done: Array
-    """bool [B]. Samples that have ended."""
+    """bool [B]. Whether the sample has ended."""
 
 
 class Cursor(NamedTuple):
@@ -63,7 +68,7 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoder:
-    """The steps of `decode`. Its arguments are explained there."""
+    """The steps of `decode`. The fields without a description are the arguments of `decode`."""
 
     read: Read
     empty: Callable[[int], Cache]
@@ -93,7 +98,7 @@ class Decoder:
         return (draft.drawn < self.n) & ~draft.done.all()
 
     def draw(self, draft: Draft, logits: Array) -> Draft:
-        """Draws the next token of each sample from its logits [B, V]."""
+        """Returns the draft with one more token for each sample, drawn from logits [B, V]."""
         choice = filter_logits(logits, draft.seen, self.sampling)
         token = draw_tokens(choice, fold_in(self.keys, draft.drawn), self.sampling.temperature)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
@@ -114,11 +119,12 @@ class Decoder:
     def fill(self, draft: Draft, count: int) -> Draft:
         """Reads the last `count` tokens of the text into an empty cache, then draws tokens until the cache is full.
 
-        Without a limit on the context, the cache is full when all tokens are drawn, so one call is enough. Otherwise the
-        oldest tokens have to be forgotten to go on. The cached keys and values depend on positions, and above the first layer
-        on all tokens before, so dropping some is not enough: the next call reads the end of the text again.
+        It stops earlier if all samples end. If the cache has room for prompt and sample, one call is enough. Otherwise
+        `decode` calls it again for each full cache. This forgets the oldest tokens, since only the end of the text is
+        read into the new cache.
         """
-        # A refill keeps half of the context. A smaller part would forget more, a larger one would be refilled more often.
+        # A new cache, because old tokens can't just be removed: the keys and values of later tokens depend on them
+        # above the first layer, and on positions in every layer.
         part = jax.lax.dynamic_slice_in_dim(draft.text, self.width + draft.drawn - count, count, axis=1)
         segment, position = locate_tokens(part, self.end)
         sizes = self.sizes(count)
@@ -131,29 +137,33 @@ class Decoder:
         return cursor.draft
 
     def has_room(self, cursor: Cursor) -> Array:
-        """Returns whether `extend` has a token to draw, and a free slot in the cache for the token before it."""
+        """Returns whether any sample is unfinished, and the cache has a free slot for the newest token, bool []."""
         return self.unfinished(cursor.draft) & (cursor.cache.length < cursor.cache.segment.shape[1])
 
     def extend(self, cursor: Cursor) -> Cursor:
-        """Reads the newest token of each sample into the cache, and draws the next one."""
+        """Reads the newest token of each sample into the cache, and draws the next token."""
         draft, position, cache = cursor
         token = jax.lax.dynamic_slice_in_dim(draft.text, self.width + draft.drawn - 1, 1, axis=1)
-        # A new token is in the same document as the token before it. That is wrong after `end`, but such samples are finished.
+        # A new token is in the same document as the token before it. After `end` it is not, but then the sample is
+        # done.
         segment = jax.lax.dynamic_index_in_dim(cache.segment, cache.length - 1, axis=1)
         logits, cache = self.read(jnp.maximum(token, 0), segment, position, cache, False)
         return Cursor(self.draw(draft, logits[:, -1, : self.vocab]), position + 1, cache)
 
     def sizes(self, count: int) -> list[int]:
-        """Returns the sizes that a cache passes through from `count` slots up to its full capacity."""
+        """Returns the sizes of the cache during `fill`, in slots: from at least `count` to `capacity`."""
         shapes = jax.tree.leaves(jax.eval_shape(lambda: self.empty(self.capacity)))
         return cache_sizes(count, self.capacity, sum(x.size * x.dtype.itemsize for x in shapes))
 
 
 def cache_sizes(count: int, capacity: int, nbytes: int) -> list[int]:
-    """Returns the sizes of a cache that has `count` slots at first and `capacity` in the end, when it takes `nbytes` bytes.
+    """Returns the increasing sizes of a growing cache, in slots. The first is at least `count`. The last is `capacity`.
 
-    Attention to empty slots takes as long as attention to full ones. On a CPU a large cache therefore grows in quarters, and each
-    size has its own loop. On other backends, and for small caches, compiling more loops would cost more than it saves.
+    Attention to empty slots takes as long as attention to full ones. On a CPU a large cache therefore grows in
+    quarters, and each size has a separate loop. On other backends, and for small caches, there is one size: compiling
+    more loops would take more time than it saves.
+
+    nbytes: bytes of the cache at full capacity.
     """
     if jax.default_backend() != "cpu" or nbytes < MIN_GROWING_BYTES:
         return [capacity]
@@ -174,13 +184,14 @@ def decode(
     end: int | None,
     listen: Listener | None = None,
 ) -> Decoded:
-    """Decodes up to n tokens after each prompt: until the token `end`, or until the listener ends the sample.
+    """Decodes up to n tokens after each prompt. A sample ends early after the token `end`, or if the listener ends it.
 
-    read: the network. empty: number of tokens -> an empty cache for them.
+    read: the network. empty: number of tokens -> an empty cache with room for them.
     prompt: int32 [B, P], with PADDING on the left of shorter prompts. keys: [B], one per sample.
-    limit: number of positions that the network can attend to; None: no limit. If prompt and sample are longer, the network
-    reads the last limit / 2 of them again each time it reaches the limit.
-    vocab: V, the number of tokens to draw from; the network may have more logits.
+    limit: maximum number of positions that the network can attend to. None: no limit. Each time the text reaches the
+        limit, the network forgets all tokens but the last limit / 2, and reads these again.
+    vocab: V, the number of tokens to draw from. The network may have more logits, which are ignored.
+    end: token that ends a sample. None: no such token.
     """
     width = prompt.shape[1]
     # Room for all tokens but the last, which is drawn and never read.
@@ -191,6 +202,7 @@ def decode(
     if total > capacity:
         # All refills have the same shape, so they are a loop of one program, however long the samples are.
         def refill(draft: Draft) -> Draft:
+            # Fewer tokens than half of the context would forget more. More tokens would be refilled more often.
             return decoder.fill(draft, max(1, capacity // 2))
 
         draft = jax.lax.while_loop(decoder.unfinished, refill, draft)

@@ -18,18 +18,20 @@ from gen.families.learner import LearnedFamily, Learner
 from gen.networks.positions import locate_tokens
 from gen.networks.transformer import RULES, Architecture, Transformer
 
-# The perplexity exp(loss) is computed of at most this loss per token. Above, it means nothing and may overflow.
+# In nats per token. The perplexity exp(loss) of a larger loss is computed as that of this loss, so that exp can't
+# overflow.
 MAX_NATS = 30.0
 
 
 @dataclass(frozen=True)
 class LanguageModel(LearnedFamily):
-    """Hyper-parameters of every language model."""
+    """Hyper-parameters that all language models share."""
 
     network: Architecture = Architecture()
-    """Transformer. A model with an encoder and a decoder uses it for both."""
+    """Transformer. In a model with an encoder and a decoder, both have this architecture."""
     z_loss: float = 0.0
-    """Weight of the loss term log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022: 1e-4)."""
+    """Weight of the loss term log(Z)^2, where Z is the normalizer of the softmax. It keeps the logits from drifting
+    (Chowdhery et al. 2022 use 1e-4). 0: no such term."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,7 +47,7 @@ class LanguageModel(LearnedFamily):
 
 
 class TokenModel(Protocol):
-    """The functions of a language model that a GenerativeModel is made of."""
+    """The parts of a language model that `assemble` puts into a GenerativeModel."""
 
     @property
     def config(self) -> LanguageModel: ...
@@ -58,7 +60,11 @@ class TokenModel(Protocol):
 
 
 def assemble(model: TokenModel, request: type, protocol: Mapping[str, Mapping[str, object]]) -> GenerativeModel:
-    """Returns the GenerativeModel of these functions. request: the class of `generate`'s request. protocol: {metric: how it is estimated}."""
+    """Returns the GenerativeModel with the functions of `model`.
+
+    request: the class of `generate`'s argument `request`.
+    protocol: {metric: {setting: value}}, how each metric is estimated.
+    """
     return GenerativeModel(
         init=model.learner.init,
         update=model.update,
@@ -86,7 +92,7 @@ class Tokens(NamedTuple):
 def tokens(spec: Spec) -> Tokens:
     """Returns the facts about the tokens of this spec.
 
-    Raises: UserError if the data have no tokens.
+    Raises: UserError if the data have no tokens, or have grids of tokens instead of texts.
     """
     feature = spec.get("tokens")
     if feature is None or feature.vocab is None:
@@ -105,7 +111,7 @@ def tokens(spec: Spec) -> Tokens:
 def check_no_source(spec: Spec) -> None:
     """Checks that the data have no separate source texts, for models without an encoder.
 
-    Raises: UserError if they have.
+    Raises: UserError if the data have source texts.
     """
     if "source" in spec:
         raise UserError(
@@ -115,10 +121,13 @@ def check_no_source(spec: Spec) -> None:
 
 
 def check_axes(arch: Architecture, axes: int) -> None:
-    """Checks that a network can tell the positions on a grid of this many axes. Raises: UserError if it can't."""
+    """Checks that the positions of an architecture work on a grid with this number of axes.
+
+    Raises: UserError if they don't.
+    """
     if arch.positions == "relative":
         raise UserError(
-            "relative positions count tokens of a text, and a grid has axes; the fix: --model.network.positions rotary"
+            "relative positions work for texts only, and the data are grids; the fix: --model.network.positions rotary"
         )
     head = arch.width // arch.heads
     if arch.positions == "rotary" and head // 2 < axes:
@@ -128,7 +137,9 @@ def check_axes(arch: Architecture, axes: int) -> None:
 
 
 def context(arch: Architecture, length: int) -> int:
-    """Returns the number of positions that a network trained on windows of `length` targets is used on.
+    """Returns the maximum number of positions that the network can read: the larger of `arch.context` and `length`.
+
+    length: T, the number of targets in a training window.
 
     Raises: UserError if the windows are longer than the network's learned positions.
     """
@@ -141,26 +152,28 @@ def context(arch: Architecture, length: int) -> int:
 
 
 def init_params(network: Transformer, end: int | None, key: Key) -> dict[str, Params]:
-    """Returns {"transformer": the parameters of `network` at step 0}."""
+    """Returns {"transformer": the parameters of `network` at step 0}. end: token that separates documents, or None."""
     one = jnp.zeros((1, 1), jnp.int32)
     return {"transformer": network.init(key, one, *locate_tokens(one, end))["params"]}
 
 
 def dropout_keys(arch: Architecture, key: Key, row: Array) -> Array | None:
-    """Returns `axis.example_keys(key, row)`, [B]. None: no dropout."""
+    """Returns one dropout key per example, [B], or None without dropout. row: int32 [B], see `axis.example_keys`."""
     if not arch.dropout:
         return None
     return axis.example_keys(key, row)
 
 
 def target_weights(batch: Batch, dtype: DTypeLike) -> Array:
-    """Returns the weight of each target, [B, T]: 0 for padding and for tokens that are only a condition, otherwise 1."""
+    """Returns the weight of each target, [B, T]: 0 for padding and for tokens that do not count in the loss, or 1."""
     weight = batch["counted"].astype(dtype) * batch["weight"].astype(dtype)[:, None]
     return weight[:, 1:]
 
 
 def count_tokens(weight: Array) -> Array:
-    """Returns the number of tokens that count in the global batch, divided by the number of devices, []. weight: [B, T].
+    """Returns the number of tokens that count in the loss, averaged over devices, [].
+
+    weight: [B, T], see `target_weights`.
 
     Runs under the axis "data".
     """
@@ -168,22 +181,29 @@ def count_tokens(weight: Array) -> Array:
 
 
 def normalize_weights(weight: Array, count: Array) -> Array:
-    """Returns weights [B, T] scaled so that `token_mean` averages over the tokens of the global batch.
+    """Returns weights [B, T], scaled so that the average of `token_mean` over devices is the mean over counted tokens.
 
-    Devices may hold different numbers of tokens that count, so the mean of the devices' means would be wrong.
+    Devices may have different numbers of tokens that count, so the average of the devices' means would be wrong.
 
-    count: `count_tokens(weight)`. It is below 1 if fewer tokens count than there are devices.
+    count: `count_tokens(weight)`, [].
     """
+    # Not max(count, 1): the average is between 0 and 1 if fewer tokens count than there are devices.
     return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 
 def token_mean(nats: Array, weight: Array) -> Array:
-    """Returns sum_t weight_t nats_t averaged over examples, []. nats, weight (see `normalize_weights`): [B, T]."""
+    """Returns the weighted sum over tokens, averaged over examples, [].
+
+    nats: [B, T]. weight: [B, T], from `normalize_weights`.
+    """
     return (nats * weight).sum(1).mean()
 
 
 def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:
-    """Returns a batch's sums for `summarize`: nats per token, and bits per byte of the text. nats, weight: [B, T]."""
+    """Returns the `Sums` of a batch for "loss" (nats per token) and "bits_per_byte" (bits per byte of text).
+
+    nats, weight: [B, T].
+    """
     total = (nats * weight).sum()
     # Bytes of text do not depend on the tokenizer, so bits per byte compare models with different tokenizers.
     bytes_ = (batch["bytes"] * batch["weight"]).sum().astype(nats.dtype)
@@ -191,9 +211,9 @@ def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:
 
 
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the metrics of a split: `loss` in nats per token, `perplexity`, and the mean of each other sum.
+    """Returns the metrics of a split: total / weight of each of the `Sums`, and "perplexity", exp of "loss".
 
-    A sum that is a vector gives a vector. A mean over a weight of zero is zero.
+    Vectors are divided entry by entry. An entry of weight 0 gives 0.
     """
     value = {
         name: np.asarray(total, np.float64) / np.maximum(np.asarray(count, np.float64), 1e-9)

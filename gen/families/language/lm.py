@@ -26,8 +26,8 @@ class LM(LanguageModel):
     """A causal language model."""
 
     fill_in_the_middle: float = 0.0
-    """Fraction of the training windows whose middle is moved to the end (Bavarian et al. 2022). Above 0, the trained model can
-    write a middle between a given prefix and suffix."""
+    """Fraction of the training windows whose middle is moved to the end (Bavarian et al. 2022). Above 0, the trained
+    model can write a middle between a given prefix and suffix."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,7 +43,10 @@ class LM(LanguageModel):
         return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> CausalModel:
-        """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result.
+
+        Raises: UserError if the data don't fit this config.
+        """
         tokens = language.tokens(spec)
         language.check_no_source(spec)
         if self.fill_in_the_middle and tokens.end is None:
@@ -62,7 +65,7 @@ class LM(LanguageModel):
 
 @dataclass(frozen=True)
 class Request(core.Request, Sampling):
-    """What to generate."""
+    """Settings for generating texts."""
 
     n: int = 4
     """Number of samples per prompt."""
@@ -76,21 +79,21 @@ class Request(core.Request, Sampling):
 
 
 class Examples(NamedTuple):
-    """A batch as the loss takes it. Each array has one entry per example, so that it can be split into microbatches."""
+    """The arrays that the loss reads. Each has one entry per example, so that it can be divided into microbatches."""
 
     tokens: Array
     """int32 [B, T + 1]. The targets are tokens[:, 1:]."""
     weight: Array
-    """[B, T]. Weight of each target."""
+    """[B, T]. Weight of each target. 0: the loss does not count it."""
     moved: Array | None = None
-    """bool [B]. Rows whose middle was moved to the end. None: no rows."""
+    """bool [B]. Whether the middle of the row was moved to its end. None: no row was changed."""
     dropout_keys: Array | None = None
-    """[B]. None: no dropout."""
+    """[B], one per example. None: no dropout."""
 
 
 @dataclass(frozen=True)
 class CausalModel:
-    """p(text) = prod_t p(token_t | tokens before t in its document). params: {"transformer": ...}."""
+    """The causal model: p(text) = prod_t p(token_t | tokens before t in its document). params: {"transformer": ...}."""
 
     config: LM
     tokens: Tokens
@@ -98,7 +101,7 @@ class CausalModel:
     learner: learner.Learner
 
     def nats(self, params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
-        """Returns -log p(target | tokens before it) and log Z, in nats, [B, T] each."""
+        """Returns -log p(target | tokens before it) in nats, and log Z (see `losses.cross_entropy`), [B, T] each."""
         inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
         segment, position = locate_tokens(inputs, self.tokens.end)
         if examples.moved is not None:
@@ -112,7 +115,10 @@ class CausalModel:
         return losses.cross_entropy(logits, targets)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens that count."""
+        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens that count (see `target_weights`).
+
+        The metric "loss" is the mean of the nats alone.
+        """
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
             nats = losses.with_z_loss(*self.nats(params, examples), self.config.z_loss)
@@ -124,9 +130,9 @@ class CausalModel:
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
     def examples(self, batch: Batch, key: Key) -> tuple[Examples, Array]:
-        """Returns the training examples of a batch, with some middles moved and with dropout, and their `count_tokens`."""
+        """Returns the training examples of a batch, some with moved middles, and their `count_tokens`, []."""
         dropout_key, middle_key = jax.random.split(key)
-        # Middles are moved on the device, in the compiled step: data and epochs do not depend on it.
+        # Middles are moved in the compiled step, so that the data set does not depend on the rate.
         moved = None
         if rate := self.config.fill_in_the_middle:
             rearranged = middle.move_middles(batch, middle_key, rate, self.tokens.vocab, self.tokens.end)
@@ -138,7 +144,7 @@ class CausalModel:
         return Examples(batch["tokens"], language.normalize_weights(weight, count), moved, keys), count
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the sums of loss and bits per byte, and the loss at each position of a window ("loss_by_place", [T])."""
+        """Returns the `Sums` of loss, bits per byte, and "loss_by_place" [T], the loss at each position of a window."""
         weight = language.target_weights(batch, self.config.real_dtype())
         nats, _ = self.nats(self.learner.weights(state), Examples(batch["tokens"], weight))
         # The later a token is in its window, the more context it has: this curve shows how much the model uses.
@@ -153,17 +159,21 @@ class CausalModel:
         request: Request,
         listen: decoding.Listener | None = None,
     ) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}, B = prompts * request.n.
+        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}.
 
-        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts; or "prefix" and "suffix", int32 [1, W], to
-        write a middle between them. Without either, a sample begins as a document does.
+        There are B = P request.n samples, in the order of the prompts, of N = request.tokens tokens. See
+        `decoding.Decoded`.
+
+        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts. Or "prefix" int32 [1, X] and "suffix"
+            int32 [1, Y], to write a middle between them. If it has none of these, each sample begins a new document.
+        listen: see `decoding.Listener`.
 
         Raises: UserError if the prompt is longer than the context, or the model was not trained to fill in the middle.
         """
         prompt = jnp.repeat(self.prompt(given), request.n, axis=0)
         arch = self.config.network
         params, empty = begin_decoding(self.network, self.learner.weights(state)["transformer"], len(prompt))
-        # With a window the network never looks further back than in training, so a text may grow beyond the context.
+        # With arch.window no token attends further back than in training, so a text may become longer than the context.
         endless = arch.window is not None and arch.positions != "learned"
 
         def read(tokens: Array, segment: Array, position: Array, cache: Cache, begins: bool) -> tuple[Array, Cache]:
@@ -185,8 +195,8 @@ class CausalModel:
         return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "prompt": prompt}
 
     def prompt(self, given: Mapping[str, Array]) -> Array:
-        """Returns the tokens that samples continue, int32 [P, W]. Raises: see `generate`."""
-        # Every document begins with `end`, so this alone is the prompt for a new document.
+        """Returns the prompts that samples continue, int32 [P, W]. given and errors: see `generate`."""
+        # Every document begins with `end`, so this token alone is the prompt for a new document.
         prompt = given.get("prompt", jnp.full((1, 1), self.tokens.end or 0, jnp.int32))
         if "prefix" in given:
             if not self.config.fill_in_the_middle:

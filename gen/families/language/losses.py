@@ -1,4 +1,4 @@
-"""The cross-entropy of tokens."""
+"""Cross-entropy of tokens, with and without the z-loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gen.core import Array
 def cross_entropy(logits: Array, target: Array) -> tuple[Array, Array]:
     """Returns (-log softmax(logits)[target], log Z) for each token, in nats.
 
-    log Z = log sum_v exp(logits_v) is the normalizer that the z-loss keeps near 0.
+    log Z = log sum_v exp(logits_v) is the log of the softmax's normalizer. The z-loss keeps it near 0.
 
     logits: [..., V]; target: int [...]. Both results: [...].
     """
@@ -21,10 +21,12 @@ def cross_entropy(logits: Array, target: Array) -> tuple[Array, Array]:
 
 
 def with_z_loss(nats: Array, log_z: Array, z_loss: float) -> Array:
-    """Returns the nats [...], with the gradient of nats + z_loss log(Z)^2.
+    """Returns the nats [...] unchanged, but with the gradient of nats + z_loss log(Z)^2.
 
-    The value stays the likelihood alone, so that training and held-out losses can be compared. log_z: [...], see `cross_entropy`.
+    So the value is the likelihood alone, and training and held-out losses can be compared.
+
+    nats, log_z: [...], from `cross_entropy`. z_loss: weight of the term.
     """
     z = z_loss * jnp.square(log_z)
-    # z - z is exactly 0, so the nats keep their last bit.
+    # z - z is exactly 0, so the nats do not change by a single bit.
     return nats + (z - jax.lax.stop_gradient(z))

@@ -1,4 +1,7 @@
-"""Random masks of masked models: at a fixed rate (Devlin et al. 2019), or at every rate (absorbing diffusion: Sahoo et al. 2024)."""
+"""Random masks for masked models.
+
+The rate is fixed (Devlin et al. 2019), or drawn for each example (absorbing diffusion: Sahoo et al. 2024).
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,35 @@ from jax.typing import DTypeLike
 
 from gen.core import Array, Key
 
-# Of the chosen tokens, the fractions that are shown as the mask and as a random token. The rest are shown as they are, so that
-# the model must also predict tokens that it sees. Devlin et al. 2019, section 3.1.
+# Fractions of the chosen tokens that are replaced by the mask, and by a random token. The rest are not replaced, so
+# that the model must also predict tokens that it sees. Devlin et al. 2019, section 3.1.
 MASKED_RATE, RANDOM_RATE = 0.8, 0.1
 
 
 class Shown(NamedTuple):
-    """Tokens as the network sees them, with some to predict, [B, T] each."""
+    """Input tokens of the network, some of them replaced, [B, T] each."""
 
     tokens: Array
     """int32."""
     chosen: Array
-    """bool. Tokens to predict."""
+    """bool. Whether to predict the original token here."""
 
 
 class BoundMasks(NamedTuple):
-    """Masks for a bound on the likelihood."""
+    """Masks for an upper bound on -log p(tokens), see `draw_bound_masks`."""
 
     chosen: Array
-    """bool [B, T]. Tokens to mask and predict."""
+    """bool [B, T]. Whether to mask and predict the token."""
     scale: Array
-    """[B, 1]. Weight of the nats of a chosen token, 1 / t."""
+    """[B, 1]. Weight 1 / t of the nats of each chosen token, where t is the rate of the example."""
 
 
 def mask_at_rate(x: Array, counts: Array, keys: Key, vocab: int, dtype: DTypeLike, rate: float) -> Shown:
-    """Chooses a fraction `rate` of the tokens x, int32 [B, T], and shows most of them as the mask, the token `vocab`.
+    """Chooses each token of x, int32 [B, T], with probability `rate`, and replaces most of the chosen tokens.
 
-    counts: bool [B, T], tokens that may be chosen. keys: [B].
+    The replacement is the mask, which is the token `vocab`, or a random token: see MASKED_RATE.
+
+    counts: bool [B, T], whether the token may be chosen. keys: [B]. dtype: of the random numbers.
     """
 
     def draw(key: Key) -> tuple[Array, Array, Array]:
@@ -52,14 +57,16 @@ def mask_at_rate(x: Array, counts: Array, keys: Key, vocab: int, dtype: DTypeLik
 
 
 def draw_bound_masks(keys: Key, length: int, dtype: DTypeLike) -> BoundMasks:
-    """Chooses a random fraction t ~ U[0, 1] of the `length` tokens of each example. keys: [B].
+    """Draws a rate t ~ U[0, 1] for each example, then chooses each of its `length` tokens with probability t.
 
-    The nats of the masked tokens, weighted with 1 / t, are on average an upper bound on -log p(tokens). Sahoo et al. 2024.
+    The nats of the masked tokens, times 1 / t, are on average an upper bound on -log p(tokens). Sahoo et al. 2024.
+
+    keys: [B]. dtype: of the random numbers and the scale.
     """
 
     def draw(key: Key) -> tuple[Array, Array]:
         rate_key, choose_key = jax.random.split(key)
-        # t is at least 1 / length: then one token is masked on average. This bounds the weight 1 / t.
+        # The weight 1 / t must be bounded, so t is at least 1 / length. At this rate, one token is masked on average.
         t = jnp.maximum(jax.random.uniform(rate_key, (), dtype), 1 / length)
         return jax.random.uniform(choose_key, (length,), dtype) < t, 1 / t
 
@@ -68,7 +75,9 @@ def draw_bound_masks(keys: Key, length: int, dtype: DTypeLike) -> BoundMasks:
 
 
 def choose_any(unknown: Array, keys: Key, turns: Array) -> Array:
-    """Chooses each unknown token with probability 1 / turns, so that none is left after `turns` turns. Sahoo et al. 2024, section 3.2.
+    """Chooses each unknown token with probability 1 / turns, so all of them in the last turn.
+
+    Sahoo et al. 2024, section 3.2.
 
     unknown: bool [B, T]. keys: [B]. turns: [], number of turns that are left, including this one. Returns bool [B, T].
     """

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from gen import axis
 from gen.core import Array, Batch, Key
 
-SENTINELS = 3  # tokens added to the vocabulary, from `vocab` on: before the prefix, the suffix and the middle
+# Number of tokens that are added to the vocabulary, numbered from `vocab`: [prefix], [suffix] and [middle]. Each marks
+# the beginning of its part.
+SENTINELS = 3
 
 
 class Rearranged(NamedTuple):
@@ -22,13 +24,16 @@ class Rearranged(NamedTuple):
     tokens: Array
     """int32 [B, T + 1]."""
     counted: Array
-    """uint8 [B, T + 1]. Whether each token counts as a target."""
+    """uint8 [B, T + 1]. 1 if the loss counts the token as a target, otherwise 0."""
     moved: Array
-    """bool [B]. Rows whose middle was moved."""
+    """bool [B]. Whether the middle of the row was moved."""
 
 
 def prompt(prefix: Array, suffix: Array, vocab: int) -> Array:
-    """Returns the prompt for a middle: [prefix token] prefix [suffix token] suffix [middle token]. All int32 [1, W]."""
+    """Returns the prompt to write a middle for: [prefix] prefix [suffix] suffix [middle], int32 [1, W + X + 3].
+
+    prefix: int32 [1, W]. suffix: int32 [1, X]. vocab: number of tokens without the sentinels.
+    """
 
     def sentinel(i: int) -> Array:
         return jnp.full((1, 1), vocab + i, jnp.int32)
@@ -37,12 +42,12 @@ def prompt(prefix: Array, suffix: Array, vocab: int) -> Array:
 
 
 def move_middles(batch: Batch, key: Key, rate: float, vocab: int, end: int | None) -> Rearranged:
-    """Moves the middle of a random `rate` of the rows to the end. Bavarian et al. 2022, section 3 (PSM).
+    """Moves the middle of each row to its end, with probability `rate`. Bavarian et al. 2022, section 3 (PSM).
 
-    A row a b c, cut at two uniformly random points, becomes [prefix] a [suffix] c [middle] b [end]. A row keeps its length:
-    its last tokens, one for each inserted token, are lost. The sentinels never count as targets; the end always does.
+    A row is cut into a, b and c at two uniformly random points, and becomes [prefix] a [suffix] c [middle] b [end]. To
+    keep its length, its last 4 tokens are dropped first. The loss counts the inserted `end`, but none of the sentinels.
 
-    batch: "tokens" and "counted" [B, T + 1], and "row" [B].
+    batch: "tokens" and "counted" [B, T + 1], and "row" [B]. vocab: number of tokens without the sentinels.
     """
     tokens, counted = batch["tokens"], batch["counted"]
     kept = tokens.shape[1] - SENTINELS - 1
@@ -53,7 +58,7 @@ def move_middles(batch: Batch, key: Key, rate: float, vocab: int, end: int | Non
 
     chosen, cuts = axis.per_example(draw, key, batch["row"])
     a, b = cuts[:, :1], cuts[:, 1:]
-    # Columns of the inserted tokens in the new row. `source` has the column of the old row that each other column comes from.
+    # Columns of the inserted tokens in the new row. `source` is the column in the old row of each other token.
     suffix, middle, last = a + 1, a + 2 + kept - b, kept + SENTINELS
     column = jnp.arange(kept + SENTINELS + 1, dtype=jnp.int32)[None]
     source = jnp.where(

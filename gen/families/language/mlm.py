@@ -1,7 +1,7 @@
 """The masked language model: predicts masked tokens from the tokens around them (Devlin et al. 2019).
 
-If the fraction of masked tokens is drawn from [0, 1] for each example, the loss bounds the likelihood of a text, and the model
-can write texts by unmasking (absorbing diffusion: Austin et al. 2021; Sahoo et al. 2024).
+If the fraction of masked tokens is drawn from [0, 1] for each example, the loss is a bound on the likelihood of a text.
+The model can then write texts by unmasking (absorbing diffusion: Austin et al. 2021; Sahoo et al. 2024).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class MLM(LanguageModel):
     """A masked language model."""
 
     rate: float | None = 0.15
-    """Fraction of tokens to mask and predict. The tokens that end documents are never masked. None: drawn uniformly from [0, 1] for each
-    example, with ends (absorbing diffusion), which gives a likelihood bound and allows generation."""
+    """Fraction of tokens to mask and predict, in (0, 1]. The tokens that end documents are then never masked. None: a
+    fraction is drawn uniformly from [0, 1] for each example, and all tokens may be masked (absorbing diffusion). This
+    gives a likelihood bound and allows generation."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,11 +43,14 @@ class MLM(LanguageModel):
         return language.assemble(self.model(spec, steps), Request, self.protocol())
 
     def model(self, spec: Spec, steps: int) -> MaskedModel:
-        """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result.
+
+        Raises: UserError if the data don't fit this config.
+        """
         tokens = language.tokens(spec)
         language.check_no_source(spec)
         context = language.context(self.network, tokens.length)
-        # The mask is one more token, the last of the network's vocabulary. It is never predicted.
+        # The network's vocabulary has one more token, the mask. It is only an input, and never predicted.
         network = Transformer(self.network, tokens.vocab + 1, context, causal=False, dtypes=self.dtypes())
         begin = partial(language.init_params, network, tokens.end)
         return MaskedModel(
@@ -54,7 +58,10 @@ class MLM(LanguageModel):
         )
 
     def protocol(self) -> dict[str, dict[str, str]]:
-        """Returns how each metric is estimated. Only the bound on the likelihood gives bits per byte."""
+        """Returns how each metric is estimated, {metric: {setting: value}}.
+
+        Only the likelihood bound (rate None) has bits per byte.
+        """
         how, names = f"{self.rate} masked, ends are not masked", ["loss", "accuracy", "perplexity"]
         if self.rate is None:
             how = "a fraction drawn from [0, 1] masked, one draw per window"
@@ -64,7 +71,7 @@ class MLM(LanguageModel):
 
 @dataclass(frozen=True)
 class Request(core.Request, Sampling):
-    """What to generate."""
+    """Settings for generating texts."""
 
     n: int = 4
     """Number of samples per prompt."""
@@ -82,44 +89,48 @@ class Request(core.Request, Sampling):
 
 
 class Examples(NamedTuple):
-    """A batch as the loss takes it. Each array has one entry per example, so that it can be split into microbatches."""
+    """The arrays that the loss reads. Each has one entry per example, so that it can be divided into microbatches."""
 
     tokens: Array
-    """int32 [B, T]. The targets: the window without its first token, which is not a position of this model."""
+    """int32 [B, T]. The targets: a window of T + 1 tokens without its first token."""
     shown: Array
-    """int32 [B, T]. Tokens that the network sees."""
+    """int32 [B, T]. The network's input: the targets, some of them replaced."""
     scale: Array
-    """[B, T]. Factor of each target's nats; 0: it was not chosen."""
+    """[B, T]. Factor of each target's nats: 0 if the target was not chosen, otherwise 1. With rate None, 1 is replaced
+    by `BoundMasks.scale`."""
     chosen_weight: Array
-    """[B, T]. Weights of the chosen tokens, over which the accuracy is averaged."""
+    """[B, T]. Weights for the mean accuracy: above 0 at the chosen tokens only."""
     loss_weight: Array
-    """[B, T]. Weights in the mean of the nats. With a fixed rate only the chosen tokens have one. In the bound all tokens that count do."""
+    """[B, T]. Weights for the mean nats: above 0 at the chosen tokens, or with rate None at all tokens that
+    count, because the likelihood bound is of the whole text."""
     dropout_keys: Array | None = None
-    """[B]. None: no dropout."""
+    """[B], one per example. None: no dropout."""
 
 
 class Prediction(NamedTuple):
     """Predictions for the targets of a batch, [B, T] each."""
 
     nats: Array
-    """scale * -log p(token | tokens shown)."""
+    """scale * -log p(target | tokens shown), in nats."""
     log_z: Array
+    """log Z, see `losses.cross_entropy`."""
     right: Array
     """1 where the most likely token is the target, otherwise 0."""
 
 
 class Draft(NamedTuple):
-    """Texts while they are being written, [B, T] each."""
+    """Texts that are not finished, [B, T] each."""
 
     text: Array
-    """int32. The mask where nothing was written yet; PADDING where there is nothing to write."""
+    """int32. The mask where a token is still to be written. PADDING on the left of a shorter prompt."""
     log_probs: Array
-    """float32. Log-probability of each written token in nats under the model, without temperature and filters."""
+    """float32. Log-probability of each written token under the model, in nats, without temperature and filters. 0 for
+    other tokens."""
 
 
 @dataclass(frozen=True)
 class MaskedModel:
-    """p(masked tokens | other tokens) as an independent distribution for each masked token. params: {"transformer": ...}."""
+    """The masked model: p(masked token | tokens that are not masked). params: {"transformer": ...}."""
 
     config: MLM
     tokens: Tokens
@@ -128,24 +139,30 @@ class MaskedModel:
 
     @property
     def mask(self) -> int:
-        """The token that marks a masked position."""
+        """The token that replaces a masked token."""
         return self.tokens.vocab
 
     def logits(
         self, params: dict[str, Params], shown: Array, segment: Array, position: Array, keys: Array | None = None
     ) -> Array:
-        """Returns logits [B, T, V] of every token but the mask, which is never a target."""
+        """Returns logits [B, T, V] of all tokens but the mask.
+
+        shown, segment, position: int32 [B, T]. keys: dropout keys [B]. None: no dropout.
+        """
         logits, _ = self.network.apply({"params": params["transformer"]}, shown, segment, position, keys)
         return logits[..., : self.tokens.vocab]
 
     def examples(self, batch: Batch, key: Key) -> Examples:
-        """Returns the examples of a batch with masks drawn, and weights that are not normalized yet."""
+        """Draws masks, and returns the examples of a batch.
+
+        The weights are not normalized (see `normalize_weights`).
+        """
         x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.real_dtype())
         counts, keys = batch["counted"][:, 1:] > 0, axis.example_keys(key, batch["row"])
         if self.config.rate is None:
             masks = masking.draw_bound_masks(keys, x.shape[1], weight.dtype)
             chosen = counts & masks.chosen
-            # The bound is a sum over all tokens of the text: a token that is shown costs 0 nats, and it counts.
+            # The bound is a mean over all tokens of the text. A token that is shown adds 0 nats to it.
             return Examples(x, jnp.where(chosen, self.mask, x), chosen * masks.scale, chosen * weight, weight)
         if self.tokens.end is not None:
             # Segments and positions show where documents end (see `predict`), so ends need no prediction.
@@ -154,9 +171,9 @@ class MaskedModel:
         return Examples(x, shown, chosen.astype(weight.dtype), chosen * weight, chosen * weight)
 
     def predict(self, params: dict[str, Params], examples: Examples) -> Prediction:
-        """Predicts the targets of each example."""
-        # The bound is of whole texts, so ends are masked like all tokens. Attention that stopped at the ends of documents would reveal
-        # them, so the window is one segment.
+        """Returns the predictions for the targets of each example."""
+        # With rate None, ends are masked like all tokens. Segments would show where they are, so the whole window is
+        # one segment.
         end = None if self.config.rate is None else self.tokens.end
         segment, position = locate_tokens(examples.tokens, end)
         logits = self.logits(params, examples.shown, segment, position, examples.dropout_keys)
@@ -165,7 +182,10 @@ class MaskedModel:
         return Prediction(nats * examples.scale, log_z, right)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2."""
+        """Makes one step on the mean of nats + z_loss log(Z)^2, weighted with `Examples.loss_weight`.
+
+        The metric "loss" is the mean of the nats alone.
+        """
         mask_key, dropout_key = jax.random.split(key)
         examples = self.examples(batch, mask_key)
         count, chosen = (language.count_tokens(weight) for weight in (examples.loss_weight, examples.chosen_weight))
@@ -184,21 +204,28 @@ class MaskedModel:
         return state, axis.mean(metrics) | {"gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the sums of loss and accuracy, and of bits per byte if the loss bounds the likelihood."""
+        """Returns the `Sums` of loss and accuracy.
+
+        With rate None, the loss is a likelihood bound and gives bits per byte.
+        """
         examples = self.examples(batch, key)
         nats, _, right = self.predict(self.learner.weights(state), examples)
         weight = examples.chosen_weight
         accuracy = {"accuracy": ((right * weight).sum(), weight.sum())}
         sums = accuracy | language.token_sums(nats, examples.loss_weight, batch)
         if self.config.rate is not None:
-            del sums["bits_per_byte"]  # the nats of some tokens given all others are not the likelihood of a text
+            # The nats of some tokens given all others are not the likelihood of a text.
+            del sums["bits_per_byte"]
         return axis.total(sums)
 
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}, B = prompts * request.n.
+        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}.
 
-        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts; or "prefix" and "suffix", int32 [1, W], to
-        write a middle between them. Without either, a sample is a part of a document.
+        There are B = P request.n samples, in the order of the prompts, of N = request.tokens tokens.
+
+        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts. Or "prefix" int32 [1, W] and "suffix"
+            int32 [1, X], to write a middle between them; the prefix is then returned as "prompt". If it has none of
+            these, samples are like training windows, which begin anywhere in a document.
 
         Raises: UserError if the context has no room for the tokens.
         """
@@ -217,7 +244,7 @@ class MaskedModel:
         params, keys = self.learner.weights(state), axis.example_keys(key, jnp.arange(len(before)))
         text = jnp.concatenate([before, jnp.full((len(before), tokens), self.mask, jnp.int32), after], axis=1)
 
-        # In the last turn every token that is still masked is written.
+        # The last turn writes every token that is still masked.
         def turn(i: Array, draft: Draft) -> Draft:
             return self.write(params, keys, request, i, draft)
 
@@ -226,12 +253,14 @@ class MaskedModel:
         return {"samples": draft.text[:, written], "log_probs": draft.log_probs[:, written], "prompt": before}
 
     def write(self, params: dict[str, Params], keys: Array, request: Request, i: Array, draft: Draft) -> Draft:
-        """Writes some of the masked tokens: turn i of request.turns, i from 0. keys: [B].
+        """Makes turn i of request.turns, counted from 0: writes each masked token with probability 1 / (turns - i).
 
-        Before the turn a fraction t = (turns - i) / turns of the tokens is masked, and s = t - 1 / turns after it. So each
-        masked token is written with probability (t - s) / t = 1 / (turns - i). Sahoo et al. 2024, section 3.2.
+        On average, the turn reduces the masked fraction from t = (turns - i) / turns to s = t - 1 / turns. A masked
+        token is therefore written with probability (t - s) / t = 1 / (turns - i). Sahoo et al. 2024, section 3.2.
+
+        keys: [B].
         """
-        # The whole text is one segment: what lies between prefix and suffix continues both.
+        # The whole text is one segment, because a middle continues both the prefix and the suffix.
         padding = draft.text < 0
         segment = jnp.where(padding, PADDING, 0)
         position = jnp.maximum(jnp.cumsum(~padding, axis=1, dtype=jnp.int32) - 1, 0)

@@ -1,7 +1,7 @@
-"""Distributions to draw the next token from: temperature, top-k, top-p, min-p and a repetition penalty.
+"""Draws tokens from logits, with temperature, top-k, top-p, min-p and a repetition penalty.
 
-The filters keep the same tokens as in Hugging Face transformers. If a probability is exactly at a limit, float32 rounding does not
-decide whether the token is kept.
+The filters keep the same tokens as Hugging Face transformers. If a probability is exactly at a limit, the result does
+not depend on float32 rounding (see ROUNDING).
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ import jax.numpy as jnp
 from gen.core import Array, Key
 from gen.errors import UserError, check_positive
 
-# Relative error of sums of float32 probabilities. A probability that differs from a limit by less is equal to it.
+# Relative error of sums of float32 probabilities. A probability that differs from a limit by less counts as equal to
+# it.
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Filters:
-    """How a token is drawn from the model's distribution."""
+    """Settings for drawing a token from the model's distribution."""
 
     temperature: float = 1.0
     """Divides the logits. 0: always take the most likely token (greedy)."""
     top_k: int | None = None
-    """Draw from the k most likely tokens only, and from those that are as likely as the last of them (Fan et al. 2018)."""
+    """Draw from the k most likely tokens only. Tokens as likely as the last of these are kept, too (Fan et al. 2018).
+    None: no limit."""
     top_p: float | None = None
-    """Draw from the smallest set of tokens that together have this probability (Holtzman et al. 2020). 1: from all tokens."""
+    """Draw from the smallest set of tokens with at least this probability in total (Holtzman et al. 2020). 1 or None:
+    all tokens."""
     min_p: float | None = None
-    """Draw from tokens that have at least this fraction of the most likely token's probability (Nguyen et al. 2024)."""
+    """Draw from tokens whose probability is at least this fraction of the most likely token's (Nguyen et al. 2024).
+    None: from all tokens."""
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
@@ -44,10 +48,11 @@ class Filters:
 
 @dataclass(frozen=True)
 class Sampling(Filters):
-    """How the next token of a text is drawn from the model's distribution."""
+    """Settings for drawing the next token of a text from the model's distribution."""
 
     repetition_penalty: float = 1.0
-    """Factor by which the logits of tokens that already occur in the text get worse (Keskar et al. 2019). 1: no penalty."""
+    """Lowers the logits of tokens that already occur in the text: positive logits are divided by this factor, and
+    negative logits are multiplied by it (Keskar et al. 2019). 1: no penalty."""
 
     def __post_init__(self):
         check_positive(repetition_penalty=self.repetition_penalty)
@@ -55,9 +60,9 @@ class Sampling(Filters):
 
 
 def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
-    """Returns the logits [..., V] to draw a token of a text from: -inf for tokens that `sampling` excludes.
+    """Returns the logits [..., V] after the repetition penalty and `keep_likely`.
 
-    seen: bool, broadcasts to [..., V]. Tokens that already occur in the text.
+    seen: bool, broadcasts to [..., V]. Whether the token already occurs in the text.
     """
     if sampling.repetition_penalty != 1:
         worse = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
@@ -66,9 +71,10 @@ def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
 
 
 def keep_likely(logits: Array, sampling: Filters) -> Array:
-    """Returns the logits [..., V] over the temperature, with -inf for tokens that `sampling` excludes.
+    """Returns the logits [..., V] divided by the temperature, with -inf for tokens that top_k, top_p or min_p exclude.
 
-    Of equally likely tokens at the edge of top_p, the first are kept. top_k and min_p keep all of them.
+    If equally likely tokens are at the limit, top_p keeps the first of them, and top_k and min_p keep all. With
+    temperature 0 the logits are returned unchanged.
     """
     if sampling.temperature == 0:
         return logits
@@ -86,22 +92,25 @@ def keep_likely(logits: Array, sampling: Filters) -> Array:
 
 
 def draw_tokens(logits: Array, keys: Key, temperature: float) -> Array:
-    """Draws a token from each of the logits [B, ..., V], int32 [B, ...]. keys: [B]. Temperature 0: the most likely token."""
+    """Draws tokens, int32 [B, ...], from logits [B, ..., V] of `keep_likely`. keys: [B].
+
+    temperature: 0 means the most likely token. Other values have no effect, because the logits already include them.
+    """
     if temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
 def fold_in(keys: Key, number: Array | int) -> Key:
-    """Folds a number, such as the number of a token or of a turn, into each of the keys [B]."""
+    """Returns keys [B]: each of the keys [B] with a number folded in, such as the index of a token or of a turn."""
     return jax.vmap(partial(jax.random.fold_in, data=number))(keys)
 
 
 def _keep_nucleus(logits: Array, top_p: float) -> Array:
-    """Returns logits [..., V], with -inf for all tokens but the smallest set of tokens with probability `top_p`."""
+    """Returns logits [..., V], with -inf outside of the smallest set of tokens of total probability `top_p` or more."""
     order = jnp.argsort(logits, axis=-1, descending=True)
     p = jnp.take_along_axis(jax.nn.softmax(logits), order, axis=-1)
-    # The least likely tokens that have 1 - top_p together are left out. The sum begins with the smallest, for precision.
+    # Leaves out the least likely tokens, up to 1 - top_p in total. Summing from the smallest is more precise.
     tail = jax.lax.cumsum(p, axis=p.ndim - 1, reverse=True)
     keep = tail > (1 - top_p) * (1 + ROUNDING)
     # The most likely token is always kept.

@@ -1,6 +1,6 @@
 """Sequence to sequence (Sutskever et al. 2014; Vaswani et al. 2017): predicts a text from a source.
 
-The source is a text, or a grid, such as a picture, whose caption the model writes (Xu et al. 2015).
+The source is a text, or a grid, such as a picture for which the model writes a caption (Xu et al. 2015).
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from gen.networks.transformer import Cache, Transformer, begin_decoding
 
 @dataclass(frozen=True)
 class Seq2Seq(LanguageModel):
-    """An encoder that reads the source, and a decoder that writes the target."""
+    """A model of pairs: an encoder reads the source, and a decoder writes the target."""
 
     patch: tuple[int, ...] = (4,)
-    """Sides of a patch, for sources that are pictures, log-mel frames or latents: one for each axis, or one number for all axes. The
-    encoder reads each patch as one position. If the side does not divide an axis, the axis is padded with zeros."""
+    """For sources that are pictures, log-mel frames or latents: sides of a patch, one for each axis, or one number for
+    all axes. The encoder reads each patch as one position. An axis whose length is not a multiple of the side is padded
+    with zeros."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,7 +47,10 @@ class Seq2Seq(LanguageModel):
         return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> Seq2SeqModel:
-        """Returns the object with the functions of `build`'s result. Raises: UserError if the data don't fit this config."""
+        """Returns the object with the functions of `build`'s result.
+
+        Raises: UserError if the data don't fit this config.
+        """
         tokens, source = language.tokens(spec), spec.get("source")
         if source is None:
             raise UserError("sequence to sequence needs pairs of source and target; the fix: --data.pairs separate")
@@ -59,21 +63,21 @@ class Seq2Seq(LanguageModel):
 
 
 class Examples(NamedTuple):
-    """A batch as the loss takes it. Each array has one entry per example, so that it can be split into microbatches."""
+    """The arrays that the loss reads. Each has one entry per example, so that it can be divided into microbatches."""
 
     source: Array
-    """int32 [B, S], or a grid [B, ...]."""
+    """Texts int32 [B, S], or grids [B, ...]."""
     tokens: Array
     """int32 [B, T + 1]. The targets are tokens[:, 1:]."""
     weight: Array
-    """[B, T]. Weight of each target."""
+    """[B, T]. Weight of each target. 0: the loss does not count it."""
     dropout_keys: Array | None = None
-    """[B]. None: no dropout."""
+    """[B], one per example. None: no dropout."""
 
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """The two networks. params: {"encoder": ..., "decoder": ...}."""
+    """The networks of the model. params: {"encoder": ..., "decoder": ...}."""
 
     reader: Reader
     decoder: Transformer
@@ -95,12 +99,16 @@ class EncoderDecoder:
         }
 
     def encode(self, params: dict[str, Params], source: Array, keys: Array | None) -> Memory:
-        """Reads sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
+        """Encodes sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
         return self.reader.encode(params["encoder"], source, keys)
 
     def logits(self, params: dict[str, Params], source: Array, target: Array, keys: Array | None) -> Array:
-        """Returns logits [B, T, V] of the token after each of target[:, :t]. source: [B, ...]; target: int32 [B, T]."""
-        # A row is one target, then padding with `end`, which does not count: the whole row may be one segment.
+        """Returns logits [B, T, V]. Those at t predict the token that follows target[:, : t + 1].
+
+        source: [B, ...]. target: int32 [B, T]. keys: dropout keys [B]. None: no dropout.
+        """
+        # A row is one target, then padding with `end`. The loss ignores the padding, and no token before it sees it, so
+        # the whole row can be one segment.
         position = jnp.broadcast_to(jnp.arange(target.shape[1], dtype=jnp.int32)[None], target.shape)
         encoder_keys, decoder_keys = (None, None) if keys is None else jax.vmap(jax.random.split, out_axes=1)(keys)
         memory = self.encode(params, source, encoder_keys)
@@ -113,7 +121,7 @@ class EncoderDecoder:
 
 @dataclass(frozen=True)
 class Seq2SeqModel:
-    """p(target | source) = prod_t p(token_t | source, tokens before t)."""
+    """The model of pairs: p(target | source) = prod_t p(token_t | source, tokens before t)."""
 
     config: Seq2Seq
     tokens: Tokens
@@ -121,14 +129,21 @@ class Seq2SeqModel:
     learner: learner.Learner
 
     def predict(self, params: dict[str, Params], examples: Examples) -> tuple[Array, Array, Array]:
-        """Returns -log p(token | source, tokens before it), log Z, and whether the most likely token is right, [B, T] each."""
+        """Returns (nats, log Z, right) of each token of the targets, [B, T] each.
+
+        nats: -log p(token | source, tokens before it). log Z: see `losses.cross_entropy`. right: 1 if the most likely
+        token is the target, otherwise 0.
+        """
         inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
         logits = self.network.logits(params, examples.source, inputs, examples.dropout_keys)
         nats, log_z = losses.cross_entropy(logits, targets)
         return nats, log_z, (logits.argmax(-1) == targets).astype(self.config.real_dtype())
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens of the targets."""
+        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens of the targets.
+
+        The metric "loss" is the mean of the nats alone.
+        """
         keys = language.dropout_keys(self.config.network, key, batch["row"])
         weight = language.target_weights(batch, self.config.real_dtype())
         count = language.count_tokens(weight)
@@ -143,7 +158,7 @@ class Seq2SeqModel:
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the sums of loss, bits per byte and accuracy."""
+        """Returns the `Sums` of loss, bits per byte and accuracy."""
         weight = language.target_weights(batch, self.config.real_dtype())
         examples = Examples(batch["source"], batch["tokens"], weight)
         nats, _, right = self.predict(self.learner.weights(state), examples)
@@ -158,17 +173,22 @@ class Seq2SeqModel:
         request: Request,
         listen: decoding.Listener | None = None,
     ) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "source": [B, ...]}, B = sources * request.n.
+        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "source": [B, ...]}.
 
-        given: "source" int32 [P, S], with PADDING on the left of shorter sources, or a grid [P, ...].
+        There are B = P request.n samples, in the order of the sources. N is request.tokens, but below the decoder's
+        context. See `decoding.Decoded`.
 
-        Raises: UserError without a source, or for a source that is longer than the training sources, or a grid of another shape.
+        given: "source", texts int32 [P, S] with PADDING on the left of shorter texts, or grids [P, ...].
+        listen: see `decoding.Listener`.
+
+        Raises: UserError if there is no source, a text is longer than the training sources, or a grid has another
+            shape.
         """
         if "source" not in given:
             raise UserError('the model writes a target for a source, and there is none; the fix: --source "..."')
         self.network.reader.check(given["source"])
         source = jnp.repeat(given["source"], request.n, axis=0)
-        # The source is encoded once. Each token reads the same memory.
+        # Each source is encoded once per sample, and every token of the sample attends to the result.
         weights, decoder = self.learner.weights(state), self.network.decoder
         memory = self.network.encode(weights, source, None)
         params, empty = begin_decoding(decoder, weights["decoder"], len(source))
@@ -182,7 +202,7 @@ class Seq2SeqModel:
             jnp.full((len(source), 1), self.tokens.end or 0, jnp.int32),
             axis.example_keys(key, jnp.arange(len(source))),
             request,
-            # A target never outgrows the decoder's context, so the cache is never refilled.
+            # A target never becomes longer than the decoder's context, so the cache is never refilled.
             n=min(request.tokens, decoder.context - 1),
             limit=decoder.context,
             vocab=self.tokens.vocab,

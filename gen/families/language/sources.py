@@ -1,4 +1,4 @@
-"""Encoders of sources.
+"""Encoders of sources: the input from which a sequence-to-sequence model writes a text.
 
 A source is a text, a grid of tokens, or a grid of vectors. Pictures in patches and log-mel frames are grids of vectors.
 """
@@ -20,11 +20,11 @@ from gen.networks.positions import PADDING, locate_cells
 from gen.networks.transformer import Architecture, Transformer
 
 SHARED = ("book", "part")
-"""Axes whose tokens share a position, since they describe the same point."""
+"""Names of last axes whose tokens share one position, because they describe the same place of the grid."""
 
 
 class Memory(NamedTuple):
-    """Sources as the decoder reads them."""
+    """Encoded sources, to which the decoder attends."""
 
     output: Array
     """[B, S, D]. The encoder's output."""
@@ -33,22 +33,26 @@ class Memory(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Sources as the encoder reads them."""
+    """Input of the encoder."""
 
     tokens: Array
-    """int32 [B, S], int32 [B, S, J], or floats [B, S, C]."""
+    """int32 [B, S] for texts, int32 [B, S, J] for grids of J tokens per position, or floats [B, S, C] for vectors."""
     segment: Array
-    """int32 [B, S]. 0 at tokens, and PADDING elsewhere."""
+    """int32 [B, S]. 0 at tokens and vectors, and PADDING elsewhere."""
     position: Array
-    """int32 [B, S], or on a grid int32 [B, S, A]."""
+    """int32 [B, S], or on a grid with A axes int32 [B, S, A]."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """An encoder of sources. A subclass says how the numbers of a source become its input."""
+    """A transformer that encodes sources. `make_reader` chooses the subclass for the kind of source.
+
+    A subclass defines `prepare`, which converts arrays of sources to the transformer's input, and `check`.
+    """
 
     encoder: Transformer
     source: Feature
+    """Shape and dtype of the sources."""
 
     def prepare(self, source: Array) -> Inputs:
         """Returns the encoder's input for sources [B, ...]."""
@@ -64,7 +68,7 @@ class Reader:
         return self.encoder.init(key, *self.prepare(one))["params"]
 
     def encode(self, params: Params, source: Array, keys: Array | None) -> Memory:
-        """Reads sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
+        """Encodes sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
         inputs = self.prepare(source)
         output, _ = self.encoder.apply({"params": params}, *inputs, keys)
         return Memory(output, inputs.segment)
@@ -72,7 +76,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class TextReader(Reader):
-    """Reads texts, int32 [B, S]. Tokens below 0, and all from the first `end` on, are padding."""
+    """Encodes texts, int32 [B, S]. Tokens below 0 are padding, and so are the first `end` and all tokens after it."""
 
     end: int | None
     """Token that ends a text."""
@@ -95,19 +99,22 @@ class TextReader(Reader):
 
 @dataclass(frozen=True)
 class GridReader(Reader):
-    """Reads grids: tokens int32 [B, *axes], where the tokens along one of the axes SHARED share a position, or vectors [B, *axes, C]."""
+    """Encodes grids of tokens, int32 [B, *axes], or of vectors, floats [B, *axes, C].
+
+    If the last axis of a grid of tokens is in SHARED, the tokens along it are one position.
+    """
 
     cells: tuple[int, ...]
     """Number of positions on each axis."""
     patch: tuple[int, ...]
-    """Sides of a patch of vectors, one for each axis."""
+    """Sides of a patch of vectors, one for each axis. (): the source is a grid of tokens."""
 
     def prepare(self, source: Array) -> Inputs:
         if self.source.vocab is None:
             tokens = to_patches(source, self.patch)
         else:
             cells = source.reshape(len(source), math.prod(self.cells), -1)
-            # The J tokens of a position have separate rows of the embedding.
+            # The same number at another index j is another token, so each index has separate rows of the embedding.
             tokens = cells + self.source.vocab * jnp.arange(cells.shape[2], dtype=jnp.int32)[None, None]
         # locate_cells counts from 1, since it leaves 0 to a label.
         position = locate_cells(self.cells)[1:] - 1
@@ -123,9 +130,12 @@ class GridReader(Reader):
 def make_reader(
     arch: Architecture, source: Feature, vocab: int, end: int | None, patch: tuple[int, ...], dtypes: Dtypes
 ) -> Reader:
-    """Returns the encoder for sources of a feature. Raises: UserError if the network or the patches don't fit them.
+    """Returns the encoder for a kind of source: a TextReader for texts, otherwise a GridReader.
 
-    vocab, end: of texts. patch: sides of a patch of vectors, one for each axis, or one for all axes.
+    arch: of the encoder. source: the feature of the sources. vocab, end: vocabulary size and end token of texts, which
+    grids do not use. patch: sides of a patch of vectors, one for each axis, or one for all axes.
+
+    Raises: UserError if the network or the patches don't fit the sources.
     """
     if source.axes is None and len(source.shape) == 1:
         encoder = Transformer(arch, vocab, source.shape[0], causal=False, dtypes=dtypes, readout=False)
