@@ -1,6 +1,6 @@
 """Flow matching from OpenMoji's drawings in black lines to the same drawings in colour, 32x32 (pairs as in Isola et al. 2017, pix2pix).
-Not scored yet. Trivial translations have a PSNR on the test split of 17.1 dB (the source itself), 16.8 dB (the nearest training pair)
-and 16.2 dB (the mean colour of each level).
+PSNR on the test split: 20.5 dB. Trivial translations: 17.1 dB (the source itself), 16.8 dB (the nearest training pair) and 16.2 dB
+(the mean colour of each level). The training takes about 45 minutes on one core. With Adam instead of Muon a run reached 18.6 dB.
 
 The network reads the source as three channels next to x_t. All variants of a drawing by skin tone are in one split.
 
@@ -19,8 +19,8 @@ config = Config(
     model=Flow(
         network=UNet(widths=(48, 96), attention=(2,), patch=2),
         ema=0.999,
-        optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
+        optim=Optimizer("muon", lr=WarmupCosine(1e-2, warmup=200), b1=0.95, clip=1.0),
     ),
     data=Images(name="pairs:edges", train="train", validation="validation", test="test", flip=True, batch_size=64),
-    steps=8000,
+    steps=6500,
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gen.networks.kernels import convolution
+from gen.networks.kernels import axes, convolution
 from gen.networks.kernels.fourier import fourier_factors
 
 AXES = ("NHWC", "HWIO", "NHWC")
@@ -172,3 +172,48 @@ def test_convolutions_equal_the_layers_of_flax(layer, f):
     theirs, variables = layer(4, (5, 5), (2, 2), use_bias=False).init_with_output(jax.random.key(0), x)
     ours = np.asarray(f(x, variables["params"]["kernel"], 2))
     np.testing.assert_allclose(ours, np.asarray(theirs), atol=1e-5)
+
+
+def lax_conv_1d(x, k, stride):
+    return lax.conv_general_dilated(x, k, (stride,), "SAME", dimension_numbers=("NXC", "XIO", "NXC"))
+
+
+def lax_conv_transpose_1d(x, k, stride):
+    return lax.conv_transpose(x, k, (stride,), "SAME", dimension_numbers=("NXC", "XIO", "NXC"))
+
+
+ORACLE_1D = {"conv_axes": lax_conv_1d, "conv_axes_transpose": lax_conv_transpose_1d}
+# Kernels shorter than the stride, as long, a multiple of it, and of other lengths. Axes of whole strides, and others.
+SHAPES_1D = [
+    ((length,), (taps,), (3, 2), stride) for length in (1, 8, 11) for taps in (1, 2, 4, 5, 9) for stride in (2, 3, 4)
+]
+
+
+@pytest.mark.parametrize("name", ORACLE_1D)
+@pytest.mark.parametrize("shape", SHAPES_1D, ids=str)
+def test_convolutions_over_one_axis_equal_lax(name, shape):
+    ours, theirs, stride = getattr(axes, name), ORACLE_1D[name], shape[-1]
+    with jax.enable_x64(True):
+        x, k, g, *_ = arguments(theirs, shape, jnp.float64)
+        y, pull = jax.vjp(lambda x, k: ours(x, k, stride), x, k)
+        expected, pull_expected = jax.vjp(lambda x, k: theirs(x, k, stride), x, k)
+        for a, b in zip((y, *pull(g)), (expected, *pull_expected(g)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ORACLE_1D)
+@pytest.mark.slow
+def test_second_derivatives_over_one_axis_equal_lax(name):
+    with jax.enable_x64(True):
+        args = arguments(ORACLE_1D[name], ((11,), (6,), (3, 2), 4), jnp.float64)
+        ours, theirs = (jax.jit(partial(derivatives, f, 4))(*args) for f in (getattr(axes, name), ORACLE_1D[name]))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name", ORACLE_1D)
+def test_convolutions_over_one_axis_keep_bfloat16(name):
+    x, k, *_ = arguments(ORACLE_1D[name], ((16,), (8,), (3, 2), 4), jnp.bfloat16)
+    ours, theirs = (np.asarray(f(x, k, 4), np.float32) for f in (getattr(axes, name), ORACLE_1D[name]))
+    assert getattr(axes, name)(x, k, 4).dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.abs(theirs).max())

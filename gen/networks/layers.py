@@ -14,6 +14,7 @@ from gen.core import Array
 from gen.errors import UserError
 from gen.networks.dtypes import Dtypes
 from gen.networks.kernels import convolution
+from gen.networks.kernels.axes import conv_axes, conv_axes_transpose
 from gen.networks.kernels.dense import products
 from gen.networks.kernels.normalization import EPSILON, normalize_channels
 from gen.networks.kernels.sums import to_rows
@@ -82,9 +83,8 @@ class Conv(nn.Module):
         shape = (*(self.side,) * axes, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype).astype(self.dtype)
         conv, transpose = convolution.conv, convolution.conv_transpose
-        # The fast forms for a CPU exist only for images. Other inputs take XLA's convolution.
         if axes != 2:
-            conv, transpose = convolution.conv_axes, convolution.conv_axes_transpose
+            conv, transpose = conv_axes, conv_axes_transpose
         convolve = transpose if self.transposed else conv
         y: Array = convolve(x.astype(self.dtype), kernel, self.stride)  # pyright: ignore[reportAssignmentType]
         return add_bias(self, y) if self.use_bias else y

@@ -16,6 +16,7 @@ import numpy as np
 
 from gen.core import Array, Key
 from gen.errors import UserError, check_not_negative, check_positive
+from gen.networks.kernels.axes import overlap_add
 from gen.networks.kernels.sums import as_row
 
 LINEAR_HZ, LINEAR_TOP = 200 / 3, 1000.0
@@ -103,15 +104,6 @@ def istft(spectrum: Array, hop: int, length: int) -> Array:
     scale = np.where(squares > TINY, 1 / np.maximum(squares, TINY), 0)
     x = (added * as_row(jnp.asarray(scale, added.dtype), added.ndim))[..., window // 2 :][..., :length]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
-
-
-def overlap_add(frames: Array, hop: int) -> Array:
-    """Returns the sum of frames [..., F, window], each `hop` samples after the one before: [..., (F - 1) * hop + window]."""
-    *rest, count, window = frames.shape
-    parts = window // hop
-    none = [(0, 0)] * len(rest)
-    blocks = [jnp.pad(frames[..., i * hop : (i + 1) * hop], [*none, (i, parts - 1 - i), (0, 0)]) for i in range(parts)]
-    return sum(blocks[1:], blocks[0]).reshape(*rest, (count + parts - 1) * hop)
 
 
 def mel_filters(rate: int, mel: Mel) -> np.ndarray:

@@ -163,23 +163,6 @@ def plain_conv(x: Array, kernel: Array, stride: int) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=axes)
 
 
-def conv_axes(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, *axes, C], [*sides, C, O] -> [B, *(ceil(axis / stride)), O]: XLA's own convolution, over 1 to 3 axes."""
-    axes = x.ndim - 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride,) * axes, "SAME", dimension_numbers=_dimensions(axes))
-
-
-def conv_axes_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, *axes, C], [*sides, C, O] -> [B, *(axis stride), O]: XLA's own transposed convolution, over 1 to 3 axes."""
-    axes = x.ndim - 2
-    return jax.lax.conv_transpose(x, kernel, (stride,) * axes, "SAME", dimension_numbers=_dimensions(axes))
-
-
-def _dimensions(axes: int) -> tuple[str, str, str]:
-    names = "XYZ"[:axes]
-    return f"N{names}C", f"{names}IO", f"N{names}C"
-
-
 def choose(
     by_fourier: Form, plain: Form, a: Array, b: Array, x: Shape, kernel: Shape, stride: int, cpu: Form | None
 ) -> Array:
