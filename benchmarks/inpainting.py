@@ -1,8 +1,8 @@
 """Measures how well a run fills the centre of held-out images: python -m benchmarks.inpainting RUN [--out inpainting.png]
 
-RUN is a flow of images that was trained with masks (`given`), or a masked model of codes or of patches (GridMLM). The centre is half of
-each side. The baseline is the mean of the training images that are nearest by the pixels outside. Both are judged by the PSNR of the
-hidden pixels, and by the data's classifier, which sees the whole image with the known pixels around the filled ones.
+RUN is a flow of images that was trained with masks (--model.given), or a masked model of codes or of patches (GridMLM). Hidden is
+the middle half of each side. The baseline fills it with the mean of the training images whose pixels outside the centre are the
+nearest. Both are scored by the PSNR of the filled pixels, and by the accuracy of a classifier of the data on the whole images.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Draws quality against evaluations of the network, for each sampler: python -m benchmarks.samplers RUN [--out samplers.png]
+"""Draws the quality of samples against the evaluations of the network: python -m benchmarks.samplers RUN [--out samplers.png]
 
-RUN is a flow of images or of their latents. Quality is the Fréchet distance, in the features of the data's classifier if the data have
-labels, and on request TSTR. The numbers are those of gen.evaluate, on the validation split. They are also kept in a .json file next to
-the picture, and a stopped command continues.
+Each sampler is a curve. RUN is a flow of images or of their latents. The quality is the Fréchet distance, or TSTR (--metrics tstr),
+computed as by gen.evaluate on the validation split. The numbers are also written to a .json file next to the picture, so that a
+stopped command continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Trains each config at higher learning rates, and says which are stable: python -m benchmarks.sweep [CONFIG ...]
 
-Each config is trained with 1, 3 and 10 times its learning rate, for a tenth of its steps. A run has exploded if its loss has lost more
-than half of its improvement at the end, or if its gradient norm is then more than 100 times the first ones. A run that explodes should
-print a warning soon after. The rules here differ from those of gen.runtime.levels, because they test these. Results are kept in a
-file, and an interrupted command continues where it stopped.
+Each config is trained with 1, 3 and 10 times its learning rate, for a tenth of its steps. A run with one loss has exploded if, at
+its end, the loss has lost more than half of its improvement. A run with several losses, such as a GAN, has exploded if, at its end,
+the gradient norm is more than 100 times the norm of its first steps. A run that ended with an error has exploded, too.
+
+A run that explodes should print a warning soon after. The warnings have other rules (gen.runtime.levels), which this tests. Results
+are written to a file after each run, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs two programs in turn on one machine. Each is a separate process that reads commands as lines of JSON."""
+"""Runs two programs in turns on one machine, to compare their speed. Each is a process that reads commands as lines of JSON."""
 
 from __future__ import annotations
 

@@ -294,5 +294,6 @@ def test(run: Run, logger: log.RunLog) -> None:
         logger.say(f"written to {run.workdir / 'evaluation.json'}; next: {sample_command(run.workdir, config)}")
         for text in trouble.repeat_warnings(run.workdir / "telemetry.jsonl"):
             logger.say(text)
-    # Baselines such as n-grams take minutes on the first host. The other hosts wait here, because the runtime's end waits less long.
+    # Baselines such as n-grams take minutes on the first host. The other hosts wait for it here: at the end of the process, the
+    # runtime would not wait so long.
     hosts.barrier("tested")
