@@ -3,8 +3,8 @@ each. The loss is L2, and from step 2,000 on also that of a relativistic discrim
 since the pictures are yours.
 
 python train.py vqgan_folder --data.name folder:PATH
-Sub-folders are classes, or train, val and test, the splits. Without the splits, 80% of the pictures are trained on and 10% each are
-held out. Other sizes: --data.size 32 --model.network.widths 64 128 --model.network.strides 2 2
+Sub-folders are classes. If they are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10%
+each are validation and test. Other sizes: --data.size 32 --model.network.widths 64 128 --model.network.strides 2 2
 """
 
 from gen.config import Config, Save
