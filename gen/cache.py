@@ -61,8 +61,8 @@ def show(exists: bool) -> None:
     groups = defaultdict[str, list[Item]](list)
     # A run compiles dozens of programs, which would hide the other entries.
     for item in items:
-        one = item.what == "a compiled program"
-        groups["compiled programs" if one else str(item.path)].append(item)
+        is_program = item.what == "a compiled program"
+        groups["compiled programs" if is_program else str(item.path)].append(item)
     for members in sorted(groups.values(), key=lambda members: -members[0].used):
         first, size = members[0], sum(item.size for item in members)
         what = first.what if len(members) == 1 else f"{len(members)} compiled programs"

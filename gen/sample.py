@@ -133,9 +133,9 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
 def _check_no_others(folder: Path, outputs: Mapping[str, bytes]) -> None:
     """Raises: UserError if a sub-folder of the outputs has other files. They could be mistaken for samples of this call."""
     for name in {file.partition("/")[0] for file in outputs if "/" in file}:
-        there = {path.name for path in (folder / name).glob("*")} if (folder / name).is_dir() else set()
+        existing = {path.name for path in (folder / name).glob("*")} if (folder / name).is_dir() else set()
         # gen.evaluate writes the scores of a folder of images to this file in the folder.
-        others = there - {file.partition("/")[2] for file in outputs} - {"evaluation.json"}
+        others = existing - {file.partition("/")[2] for file in outputs} - {"evaluation.json"}
         if others:
             raise UserError(
                 f"{folder / name} has files of other samples, such as {min(others)}; remove it, or choose another --out"

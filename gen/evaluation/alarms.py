@@ -49,7 +49,9 @@ class FewClasses(Alarm):
             return []
         fake, real = numbers["classes_fake"], numbers["classes_real"]
         if fake < self.least * real:
-            return [f"collapse: the generated images cover {fake:.0f} classes, equally many real ones {real:.0f}"]
+            return [
+                f"collapse: the generated images cover {fake:.0f} classes, and the same number of real images {real:.0f}"
+            ]
         return []
 
 
@@ -92,7 +94,7 @@ class LowSpread(Alarm):
         spread = numbers.get("spread", float("inf"))
         if spread < self.least:
             return [
-                f"collapse: the mean distance between generated images is {spread:.2f} times the one between real images"
+                f"collapse: the mean distance between generated images is {spread:.2f} times as large as between real images"
             ]
         return []
 
@@ -165,7 +167,7 @@ def check_limits(alarms: Iterable[Alarm], numbers: Mapping[str, float]) -> list[
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Compares generated images with equally many real ones."""
+    """Compares generated images with the same number of real images."""
 
     real: Array
     """The real images, float32 [n, H, W, C] in [-1, 1]."""

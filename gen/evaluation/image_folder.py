@@ -27,14 +27,14 @@ LABEL = re.compile(r"_label(\d+)(_|$)")
 
 
 def is_image_folder(path: Path) -> bool:
-    """Returns whether a path is a folder with images that is not a run. A run without config.json is known by its checkpoints."""
+    """Returns whether a path is a folder with images that is not a run. A run that lost its config.json has checkpoints."""
     is_run = os.path.lexists(path / "config.json") or checkpoint.steps(path / "checkpoints")
     return path.is_dir() and not is_run and bool(list_images(path).files)
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSubject(ImageSubject):
-    """A folder of images, scored in place of generated images. `data`, the data of `run`, are compared. `step` is not used."""
+    """A folder of images, which are scored like generated images, against `data`: the data of `run`. `step` is not used."""
 
     folder: Path
 

@@ -88,7 +88,7 @@ class ImageSubject(Subject):
         return self.options.n or min(MAX_DEFAULT_IMAGES, self.data.sizes["train"])
 
     def given(self, rows: np.ndarray) -> Mapping[str, Array]:
-        """Returns more entries of the `given` of `generate`, {name: [B, ...]}. rows: int [B], numbers of the generated images."""
+        """Returns more entries of the `given` of `generate`, {name: [B, ...]}. rows: int [B], positions of the generated images."""
         return {}
 
     @property

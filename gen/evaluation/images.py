@@ -1,4 +1,4 @@
-"""Metrics of generated images: accuracies of classifiers trained on them, and distances of their features from real ones."""
+"""Metrics of generated images: accuracies of classifiers trained on them, and comparisons of their features with real ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KID_SUBSETS = 100
 MAX_KID_SUBSET = 1000
 """Upper bound on the number of images in a subset of KID. A subset is smaller if there are fewer images."""
 MIN_KID_SUBSET = 2
-"""Lower bound on this number, because the kernel is averaged over pairs of different images."""
+"""Minimum number of images in a subset of KID, because the kernel is averaged over pairs of different images."""
 INCEPTION_SPLITS = 10
 """Number of parts of the generated images. The Inception score is the mean over the parts."""
 NEIGHBOURS = 5
@@ -135,7 +135,7 @@ class KernelDistance(ImageMetric):
 
 @dataclass(frozen=True)
 class InceptionScore(ImageMetric):
-    """Inception score of the generated images, from the class probabilities that the features have."""
+    """Inception score of the generated images, from the class probabilities that the feature extractor gives."""
 
     name: str = "inception"
 

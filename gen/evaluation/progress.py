@@ -8,10 +8,10 @@ from dataclasses import dataclass
 LOSSES = ("loss", "neg_elbo")
 """Metrics to watch if the config names none in `save.best`. The first of them that the run measures is watched."""
 MAX_LOST = 3.0
-"""Largest loss that raises no alarm, as a multiple of the gain. The loss is the distance of the latest value from the best, and the
-gain is the distance of the best value from the first. The alarm needs a loss that exceeds both this limit and MAX_WORSE."""
+"""The alarm is raised if the latest value is worse than the best by more than MAX_LOST times the improvement from the first value to
+the best, and also by more than MAX_WORSE times the magnitude of the best value."""
 MAX_WORSE = 0.5
-"""Largest loss (see MAX_LOST) that raises no alarm, as a fraction of the magnitude of the best value."""
+"""See MAX_LOST. This limit decides if the first value is the best, so that there was no improvement."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def architecture(workdir: Path, config: Config) -> Architecture:
     """Returns the architecture of a run that is a GPT-2. Raises: UserError that names the fields in which it differs."""
     model = config.model
     if config.finetune == "prompt":
-        raise UserError(f"{workdir} is a learned prompt, which GPT-2's format has no place for; export its base")
+        raise UserError(f"{workdir} is a learned prompt, which GPT-2's format can't hold; export its base")
     if config.finetune != "full":
         raise UserError(
             f"{workdir} is an adapter of another run; merge it first: python -m gen.runs.merge {workdir} DIR"
