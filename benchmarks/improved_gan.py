@@ -1,10 +1,10 @@
 """Ablation of the techniques of "Improved Techniques for Training GANs" (Salimans et al. 2016), each alone and all together:
 python -m benchmarks.improved_gan [--seeds 5] [--steps 3000] [--out improved_gan.json]
 
-Conditional perceptrons are trained on scikit-learn's digits, all for the same number of steps. Each run generates as many images
-as there are training digits, all classes in turn. Held-out digits score the images: the accuracy on them of a classifier that was
-trained on the images (TSTR), coverage and density (in pixels), and the Fréchet distance (in the features of a classifier). The
-table also has two references: the training digits, and a Gaussian per class.
+Conditional perceptrons are trained on scikit-learn's digits, all for the same number of steps. Each run generates one image
+for each training digit, all classes in turn. The images are compared with held-out digits: the accuracy on these digits of a
+classifier that was trained on the images (TSTR), coverage and density (in pixels), and the Fréchet distance (in the features of
+a classifier). The table also has two references: the training digits, and a Gaussian per class.
 
 Results are written to the file after each run, so an interrupted command continues where it stopped.
 """

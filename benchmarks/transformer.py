@@ -2,7 +2,7 @@
 python -m benchmarks.transformer [--steps 512] [--batches 1 16]
 
 For each kind of positions, a network with random weights generates a text with a cache, always the most likely token. Then one
-forward pass reads the whole text. Its logits must be those from the cache. Its most likely tokens must be those of the text, except
+forward pass reads the whole text. It must give the same logits, and its most likely tokens must be the tokens of the text, except
 where the logits of the two most likely tokens differ by less than TOLERANCE. Times during which other programs used the machine are
 measured again, and the command ends if the machine stays busy.
 """

@@ -1,7 +1,7 @@
 """Writes captions of OpenMoji's drawings: an encoder reads a drawing in patches, and a decoder writes its name (Xu et al. 2015;
 Dosovitskiy et al. 2021). Not scored yet.
 
-All variants of a drawing by skin tone are in the same split. Many names, such as those of flags, can't be guessed from the drawing.
+All variants of a drawing by skin tone are in the same split. Many names can't be guessed from a drawing, such as names of flags.
 
 python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; benchmarks/openmoji.py says how to get PACKAGE)
 python train.py caption_emoji

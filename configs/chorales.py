@@ -5,8 +5,8 @@ Pieces are cut into windows of at most 512 frames. Training pieces are transpose
 
 On the test split of the JSB chorales: 0.383 nats per token (0.501 for the baseline, which counts notes), 1.532 nats per frame, and
 0.390 nats per token of the other voices given the soprano. The best checkpoint on validation is step 1,600; later ones overfit. The
-training took 31 minutes on one core. The samples have more parallel fifths and octaves than Bach: in 2.7% of the moments in which
-two voices move, and in 0.1% of those of the chorales.
+training took 31 minutes on one core. The samples have more parallel fifths and octaves than Bach: 2.7% of the moments in which two
+voices move, instead of 0.1%.
 
 python train.py chorales --data.name rolls:jsb16thSeparated.json && python sample.py runs/chorales --n 4
 """

@@ -3,7 +3,7 @@
 With 12 evaluations of the network per sample, it reached a TSTR of 97.7% and a Fréchet distance of 6.86. TSTR is the test accuracy of
 a classifier trained on samples (98.9% if it is trained on real images, 97.6% on samples of one Gaussian per class).
 
-The pixels have 17 levels and are dequantized, so that bits_per_dim can be compared with that of vae_digits. It is not scored yet.
+The pixels have 17 levels and are dequantized, so that bits_per_dim can be compared with vae_digits. It is not scored yet.
 """
 
 from gen.config import Config

@@ -1,6 +1,6 @@
 """An autoencoder with continuous latents (Rombach et al. 2022) on a folder of your pictures, 256x256 in colour. A picture becomes
-32x32 latents of 4 numbers, which latent_flow_folder generates. The loss is L1, and from step 5,000 on also that of a relativistic
-discriminator (Huang et al. 2024). It has no reference score, since the pictures are yours.
+32x32 latents of 4 numbers, which latent_flow_folder generates. The loss is L1, plus from step 5,000 on the loss against a
+relativistic discriminator (Huang et al. 2024). It has no reference score, since the pictures are yours.
 
 python train.py kl_folder --data.name folder:PATH
 Sub-folders are classes. If they are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10%

@@ -3,7 +3,7 @@
 A folder of images, which any model may have made, is scored like a run: python -m gen.evaluate RUN FOLDER
 
 Each number is written to evaluation.json of its run or folder, with its protocol: a description of how it was computed. A number
-that is there already, with the same protocol, is not computed again. Runs are only compared if their protocols are the same.
+that the file has already, with the same protocol, is not computed again. Runs are only compared if their protocols are the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def scores(options: Options) -> dict[str, dict[str, float]]:
-    """Returns {run or folder: {name: number}}, and writes each number with its protocol to evaluation.json there.
+    """Returns {run or folder: {name: number}}, and writes each number with its protocol to its evaluation.json.
 
     Raises: UserError, before anything is generated, if a number can't be computed or can't be compared.
     """

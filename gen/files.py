@@ -74,7 +74,7 @@ def check_targets(folder: Path, names: Iterable[str]) -> None:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """Opens a file, as the `opener` of `open`, but no link: one could have been put there after the folder was checked.
+    """Opens a file, as the `opener` of `open`, but refuses a link, because it may be newer than the check of the folder.
 
     Raises: UserError if it is a link.
     """
@@ -103,7 +103,7 @@ def check_fits(shapes: T, path: Path) -> T:
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raises: UserError if this machine has less than `needed` bytes of memory. Otherwise it would kill processes."""
+    """Checks that this machine has `needed` bytes of memory. Otherwise the system would kill processes. Raises: UserError."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(f"{what} needs {needed / 2**30:,.0f} GiB of memory, but this machine has {memory / 2**30:,.0f}")

@@ -76,7 +76,7 @@ def explain(error: BaseException) -> str | None:
 def _find_system_error(error: BaseException | None) -> tuple[int, object] | None:
     """Returns (number, file or None) of an error of the operating system that a user can fix.
 
-    It is searched in the error, in its cause, and in the errors of a group. None: there is no such error.
+    Searches the error, its cause, and the errors of a group. Returns None if none of them is such an error.
     """
     if error is None:
         return None

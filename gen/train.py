@@ -104,7 +104,7 @@ def _train_from(run: Run, start: Start, begun: float) -> None:
 
 
 def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> None:
-    """Trains from `state` to the last step. Raises: Requeue if a signal stopped the run, after its state was saved."""
+    """Trains from `state` to the last step. Raises: Requeue after a signal; the state is saved, unless it must be rolled back."""
     config, engine = run.config, run.engine
     step = start = int(state.step)
     monitor = make_monitor(run, logger)

@@ -3,7 +3,7 @@ has won, a collapsed generator or codebook.
 
 A run checks its metrics at each evaluation and each save. With --alarms.action warn or stop, it also generates images and
 compares them with the same number of real images (gen.metrics.collapse). A model that reads labels, captions or sources gets
-those of the real images. The numbers of the comparison go to telemetry.jsonl. Each number beyond its limit prints a warning.
+the ones of the real images. The numbers of the comparison go to telemetry.jsonl. Each number beyond its limit prints a warning.
 
 gen.runtime.faults checks the loss and the gradient of every single step.
 """

@@ -59,8 +59,8 @@ LAYER = {
     "mlp.c_proj.weight": ("feed_forward/down/kernel",),
     "mlp.c_proj.bias": ("feed_forward/down/bias",),
 }
-"""{tensor of a layer: parameters of a run}. A run stacks each parameter over the layers. If there are several, the tensor is their
-concatenation along the last axis."""
+"""{tensor of a layer: parameters of a run}. A run stacks each parameter over the layers. Several parameters are concatenated
+along the last axis."""
 
 
 def architecture(workdir: Path, config: Config) -> Architecture:

@@ -45,7 +45,7 @@ RULE_OPTION = tyro.constructors.PrimitiveConstructorSpec(
 
 @dataclass(frozen=True)
 class Group:
-    """Settings of the parameters whose path matches a regular expression. They replace those of the optimizer."""
+    """Settings of the parameters whose path matches a regular expression. They replace the optimizer's settings."""
 
     path: str
     """Regular expression, searched in paths such as "encoder/Dense_0/kernel"."""
