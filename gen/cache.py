@@ -27,8 +27,8 @@ class Options:
     clear: bool = False
     """Remove all files that gen has written there, except those that a running process uses."""
     limit: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
-    """Set the largest size of the cache, such as 50GB, also for later runs. If the cache is larger, the entries that were unused for
-    the longest time are removed."""
+    """Set the largest size of the cache, such as 50GB, also for later runs. If the cache is larger, the entries that were unused
+    for the longest time are removed."""
 
 
 def main() -> None:

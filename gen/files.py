@@ -97,7 +97,7 @@ def _entries(folder: str) -> Iterator[_Entry]:
 
 
 def check_fits(shapes: T, path: Path) -> T:
-    """Returns `shapes` of a model's arrays. Raises: UserError if such arrays exceed this machine's memory. path: the model's run."""
+    """Returns `shapes` of a model's arrays. Raises: UserError if they exceed this machine's memory. path: the model's run."""
     check_memory(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)), f"the model of {path}")
     return shapes
 

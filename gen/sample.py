@@ -1,4 +1,7 @@
-"""Draws samples from a trained run. Writes files to look at, the arrays, and a manifest from which the same files can be made again."""
+"""Draws samples from a trained run.
+
+Writes files to look at, the arrays, and a manifest from which the same files can be made again.
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ PHRASES = {
 
 @contextmanager
 def name_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Adds the path to an OSError that is raised in this context, if it names no file. Errors of writes, as to a full disk, do not."""
+    """Adds the path to an OSError in this context that names no file, such as the error of a write to a full disk."""
     try:
         yield
     except OSError as error:

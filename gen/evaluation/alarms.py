@@ -217,7 +217,7 @@ def watch(
     compiled: Callable[..., Any] = jax.jit,
     progress: Progress | None = None,
 ) -> Watch:
-    """Returns the `Watch` of a run. If labelled images are compared, it first trains a classifier, and keeps it in the user's cache.
+    """Returns the `Watch` of a run. To compare labelled images, it first trains a classifier, and keeps it in the user's cache.
 
     compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does. progress: the evaluations so far;
     None: there were none.

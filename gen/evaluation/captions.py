@@ -36,7 +36,7 @@ class CaptionedSubject(ImageSubject):
         return self.captions[1][self.order(self.n)]
 
     def order(self, n: int) -> np.ndarray:
-        """Returns, for each of n generated images, the held-out example whose caption it gets, as a position in the split: int64 [n].
+        """Returns the held-out example whose caption each of n generated images gets, as a position in the split, int64 [n].
 
         The examples are taken in rounds over the split, each in a new random order. So captions are as frequent as in the
         split, and the first positions don't depend on n.
@@ -70,7 +70,7 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def captions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The M different captions of the held-out split, int32 [M, L], and the position of each image's caption in them, int64 [N]."""
+        """The M different captions of the held-out split, int32 [M, L], and each image's caption as a position in them, int64 [N]."""
         assert self.held_out.caption is not None
         return np.unique(self.held_out.caption, axis=0, return_inverse=True)
 

@@ -45,7 +45,7 @@ class MusicSubject(TextSubject):
 
     @cached_property
     def voice_nats(self) -> np.ndarray:
-        """-log p of each token of the held-out split given the tokens before it, in nats, float64 [frames of all scores, voices]."""
+        """-log p in nats of each held-out token given the tokens before it, float64 [frames of all scores, voices]."""
         config = self.run.config.model
         assert isinstance(config, GridLM)
         causal = config.causal(self.data.spec)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 LOSSES = ("loss", "neg_elbo")
 """Metrics to watch if the config names none in `save.best`. The first of them that the run measures is watched."""
 MAX_LOST = 3.0
-"""The alarm is raised if the latest value is worse than the best by more than MAX_LOST times the improvement from the first value to
-the best, and also by more than MAX_WORSE times the magnitude of the best value."""
+"""The alarm is raised if the latest value is worse than the best by more than MAX_LOST times the improvement from the first value
+to the best, and also by more than MAX_WORSE times the magnitude of the best value."""
 MAX_WORSE = 0.5
 """See MAX_LOST. This limit decides if the first value is the best, so that there was no improvement."""
 

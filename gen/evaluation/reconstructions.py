@@ -60,7 +60,10 @@ class ReconstructionSubject(ImageSubject):
         return {}
 
     def originals(self, rows: np.ndarray) -> Array:
-        """Returns training examples as the tokenizer reads them, float32 [B, ...]. rows: int [B], ascending positions in `training`."""
+        """Returns training examples as the tokenizer reads them, float32 [B, ...].
+
+        rows: int [B], ascending positions in the training examples.
+        """
         return to_float(self.training.image[rows])
 
     def to_pictures(self, made: Array) -> Array:

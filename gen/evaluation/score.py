@@ -147,8 +147,8 @@ class Score(NamedTuple):
     compute: Callable[[], Iterable[float]]
     """() -> the numbers, in the order of `names`."""
     missing: str | None = None
-    """Reason why the numbers of a baseline can't be computed. They are then left out, and the reason is printed. The other numbers of
-    the metric are still computed. None: they can be computed."""
+    """Reason why the numbers of a baseline can't be computed. They are then left out, and the reason is printed. The metric's other
+    numbers are still computed. None: they can be computed."""
 
 
 S = TypeVar("S", bound=Subject)

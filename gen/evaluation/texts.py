@@ -35,7 +35,7 @@ class TextSubject(Subject):
 
 @dataclass(frozen=True)
 class Likelihood(Metric[TextSubject]):
-    """The model's own metrics on the held-out split, such as perplexity. Baselines: the metrics of trivial models, such as n-grams."""
+    """The model's own metrics on the held-out split, such as perplexity. Baselines: metrics of trivial models, such as n-grams."""
 
     name: str = "likelihood"
     subject = TextSubject

@@ -1,4 +1,8 @@
-"""Converts runs to and from the GPT-2 files of Hugging Face: python -m gen.interop export RUN DIR, python -m gen.interop import DIR RUN"""
+"""Converts runs to and from the GPT-2 files of Hugging Face:
+
+    python -m gen.interop export RUN DIR
+    python -m gen.interop import DIR RUN
+"""
 
 from __future__ import annotations
 

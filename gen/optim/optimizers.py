@@ -87,8 +87,8 @@ class Optimizer:
     """Weight of historical averaging, a penalty on the distance of the parameters from their mean over all steps (Salimans et al.
     2016, section 3.3). 0: no penalty."""
     accumulate: int = 1
-    """Number of steps whose gradients are averaged into one update. Steps of a language model are weighted by their number of tokens
-    that count in the loss."""
+    """Number of steps whose gradients are averaged into one update. Steps of a language model are weighted by their number of
+    tokens that count in the loss."""
     groups: tuple[Group, ...] = ()
     """Groups of parameters with other settings. A parameter belongs to the first group that matches its path."""
 
