@@ -1,7 +1,7 @@
 """Converts runs to and from the GPT-2 files of Hugging Face:
 
-    python -m gen.interop export RUN DIR
-    python -m gen.interop import DIR RUN
+python -m gen.interop export RUN DIR
+python -m gen.interop import DIR RUN
 """
 
 from __future__ import annotations
