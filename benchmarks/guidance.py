@@ -38,8 +38,8 @@ def main(
 ) -> None:
     """Prints a table with a row for each guidance, and draws TSTR and coverage.
 
-    weights: of guidance; 1 is none, and 0 ignores the label. n: images for each of them. seed: of the images. split: held-out images to
-    compare with. out: the picture. trust: modules outside gen that the run's config may name.
+    weights: weights of guidance; 1 is no guidance, and 0 ignores the label. n: images for each weight. seed: seed of the images. split:
+    held-out images to compare with. out: the picture. trust: modules outside gen that the run's config names and that may be imported.
     """
     options = Options((run,), METRICS, n=n, seed=seed, split=split, trust=trust)
     subject = open_subject(run, options)

@@ -42,9 +42,10 @@ def main(
 ) -> None:
     """Prints a table for each metric, with a row for each sampler, and draws them.
 
-    evaluations: of the network, for one image. Guidance doubles those of a step, and heun has two per step: numbers that are no
-    multiple are left out. metrics: frechet, tstr. n: images for each number. guidance: of a conditional run. seed: of the images.
-    split: held-out images to compare with. out: the picture of the first metric. trust: modules outside gen that the run's config may name.
+    evaluations: numbers of evaluations of the network per image. A step of heun has two evaluations, and guidance doubles the
+    evaluations of a step; numbers that are no multiple of these are left out. metrics: frechet, tstr. n: images for each number.
+    guidance: weight of guidance, for a conditional run. seed: seed of the images. split: held-out images to compare with. out: the
+    picture of the first metric. trust: modules outside gen that the run's config names and that may be imported.
     """
     check_positive(**{"the smallest of evaluations": min(evaluations, default=0)})
     subject = open_subject(run, Options((run,), metrics, n=n, seed=seed, split=split, trust=trust))

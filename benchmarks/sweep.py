@@ -126,7 +126,7 @@ def multiply(lr: object, rate: float) -> Any:
 
 
 def shorten(x: Any, steps: int) -> Any:
-    """Returns a config, or a part of one, with warm-ups of at most half of the run, and with the cheapest test that there is."""
+    """Returns a config, or a part of a config, with warm-ups of at most half of the run, and with the fewest test samples."""
     if isinstance(x, tuple):
         return tuple(shorten(element, steps) for element in x)
     if isinstance(x, Schedule):
@@ -179,7 +179,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def judge(curve: Curve) -> Numbers:
-    """Returns {"verdict": "trained", "told" or "silent", "loss": at the end, "exploded": step or None, "told": step or None}."""
+    """Returns {"verdict": ..., "loss": mean at the end, "exploded": step of the explosion or None, "told": step of the first warning or
+    None}. The verdict is "trained" if the run did not explode, "told" if it exploded with a warning, and otherwise "silent".
+    """
     end = max(1, len(curve.loss) // SHARE)
     exploded = explosion(curve.loss) if curve.players == 1 else None
     if curve.players > 1 and np.median(curve.gradient[-end:]) > MAX_RATIO * np.median(curve.gradient[:WINDOW]):
@@ -194,7 +196,7 @@ def judge(curve: Curve) -> Numbers:
 
 
 def explosion(loss: np.ndarray) -> int | None:
-    """Returns the step at which a loss has lost more than MAX_LOST of its improvement for good. None: the loss has not exploded."""
+    """Returns the step after which a loss has, until its end, lost more than MAX_LOST of its improvement. None: it has not exploded."""
     window = min(WINDOW, len(loss))
     means = np.convolve(loss, np.ones(window) / window, "valid")
     low, first = float(means.min()), float(loss[0])

@@ -24,7 +24,7 @@ class Export:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """The folder to write. It must not exist, or be empty."""
+    """The folder to write. If it exists, it must be empty."""
     step: int | None = None
     """Step of the checkpoint to export. None: the best checkpoint."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -43,7 +43,7 @@ class Import:
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The folder with config.json, model.safetensors and a tokenizer."""
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run directory to write. It must not exist, or be empty."""
+    """The run directory to write. If it exists, it must be empty."""
 
     def execute(self) -> str:
         """Imports, and returns the message for the user."""
