@@ -143,7 +143,7 @@ def complete(subject: ImageSubject, images: ImageSet, hidden: np.ndarray, sample
 
 
 def find_nearest(known: np.ndarray, images: np.ndarray, hidden: np.ndarray, neighbours: int) -> Filled:
-    """Fills the hidden pixels of each image with those pixels of the known images that are nearest to it by the other pixels.
+    """Fills the hidden pixels of each image with the same pixels of the known images whose other pixels are nearest to its own.
 
     known: uint8 [M, H, W, C]. images: uint8 [N, H, W, C]. neighbours: number of known images, and so of fillings, per image. The
     distance is Euclidean.
