@@ -1,6 +1,6 @@
-"""Train a config: python train.py [CONFIG] [--workdir DIR] [--steps N] [--any.field value]
+"""Trains a config: python train.py [CONFIG] [--workdir DIR] [--steps N] [--any.field value]
 
-CONFIG is a file, or the name of a file in ./configs or in gen's configs/ (default: vae_digits). --help lists every field.
+CONFIG is a file, or the name of a file in ./configs or in gen's configs/ (default: vae_digits). --help lists all fields.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from gen.runtime.early import leave, prepare_process
 
 
 def main() -> None:
-    """Runs the command line. The config comes first, because its fields are the options."""
+    """Runs the command line. A config is named first, because its fields are the options."""
     prepare_process(sys.argv[1:])
-    # Imported late, so that a signal finds its handler, and that --help and mistakes are quick.
+    # Imported only now, so that signals have a handler during the slow imports, and --help and mistakes are quick.
     from gen import config as configs
     from gen.files import expand_user
 
-    # Modules of a fork may lie in the current folder, as with `python -m`.
+    # The current folder is searched for modules, such as a fork's family, as `python -m` does.
     sys.path.append(os.getcwd())
     name, *options = sys.argv[1:] or ["vae_digits"]
     if name.startswith("-"):

@@ -1,10 +1,10 @@
 """Compares the speed of `gen` with PyTorch on this machine: python -m benchmarks [JOB ...] [--json FILE]
 
-Each job first checks that both sides compute the same. From the same weights and batches, three training steps in float64 must
-give the same losses and weights. Decoding must give the same text with the same probability. Then the two sides take turns, each
-in a process with all cores or the GPU. Turns during which other programs used the machine are repeated, and a job is refused if
-the machine stays busy. PyTorch runs with its fastest setting: eager or compiled, with or without channels_last,
-fused Adam and a static cache. PyTorch is in an extra: pip install -e '.[benchmark]'
+Each job first checks that both sides, gen and PyTorch, compute the same: three training steps in float64 from the same weights
+and batches must give the same losses and weights, and decoding must give the same text with the same probability. Then the sides
+take turns, each in its process, with all cores or the GPU. Turns during which other programs used the machine are repeated. If
+the machine stays busy, the job has no result. PyTorch runs with the setting that is fastest on this machine: eager or compiled,
+with or without channels_last, fused Adam and a static cache. It needs an extra: pip install -e '.[benchmark]'
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Compares ways to fine-tune a language model on few labelled examples:
 python -m benchmarks.adapt RUN [--sizes 10 100 1000] [--seeds 3] [--out adapt.json]
 
-The task: given the first sentence of a function's docstring, name its package in the standard library. RUN is a language model
-that was not trained for this task. It is fine-tuned in full, by low-rank adapters (LoRA), and by a soft prompt. The same network
-is also trained from scratch. All have the same number of updates. The predicted label is the most likely one after the sentence.
-For reference, the table also has the largest class, and RUN without training, with zero and one example in its prompt.
+The task: given the first paragraph of a function's docstring, usually one sentence, name its package in the standard library. RUN
+is a language model that was not trained for this task. It is fine-tuned in full, by low-rank adapters (LoRA), and by a soft prompt. The same network
+is also trained from scratch. All trainings have the same number of updates. The prediction is the most likely label after the
+sentence. For reference, the table also has the accuracy of always predicting the largest class, and of RUN without training, with
+zero and with one example in its prompt.
 
 To train a suitable base that has not read the held-out sentences: `python -m benchmarks.library library.jsonl`, then
 `python train.py lm_text --data.name jsonl:library.jsonl`. The output file keeps finished runs, so a stopped command continues.

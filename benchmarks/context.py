@@ -1,7 +1,7 @@
-"""Prints how a language model's loss falls with the length of the context: python -m benchmarks.context RUN [--length 1024]
+"""Prints a language model's loss against the number of tokens before a token: python -m benchmarks.context RUN [--length 1024]
 
-The test split is read in windows of any length. Windows longer than in training need rotary or relative positions. To keep the
-loss low beyond the training length, a network also needs a sliding window of attention (--model.network.window).
+The test split is cut into windows of --length tokens. If they are longer than in training, the network needs rotary or relative
+positions. To keep the loss low beyond the training length, it also needs a sliding window of attention (--model.network.window).
 """
 
 from __future__ import annotations

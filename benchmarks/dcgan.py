@@ -1,4 +1,4 @@
-"""The DCGAN of the benchmarks, as a config for train.py."""
+"""The DCGAN of the job dcgan_64 of `python -m benchmarks`, as a config for train.py."""
 
 from benchmarks.ours import TRAINED
 

@@ -1,8 +1,9 @@
 """Scores how recognisable and diverse the digits of a run are: python -m benchmarks.digits RUN [--n 256] [--seed 0]
 
-Prints the scores of the run's samples, of training digits, and of the ten class means repeated, as an example of collapse.
-The scores are the mean confidence of a k-nearest-neighbour classifier trained on real digits, the number of classes that it
-finds, and the fraction of 256 held-out digits that the samples cover (PRDC on pixels, k = 5).
+RUN was trained on scikit-learn's digits. Three scores are printed: the mean confidence of a k-nearest-neighbour classifier of
+real digits, the number of classes that it finds, and the fraction of 256 held-out digits that the samples cover (coverage of
+PRDC on pixels, k = 5). For comparison, training digits and the ten class means, repeated, are scored too. The class means are an
+example of collapse.
 """
 
 from __future__ import annotations

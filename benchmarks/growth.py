@@ -1,8 +1,8 @@
 """Measures how costs grow: python -m benchmarks.growth --out docs/growth.png
 
-Three curves: the time of a step against the batch size, the time of a token against its position in the text, and memory against
-the number of steps. Each should be a straight line, the first through the origin and the others flat. Times during which the machine
-was busy are measured again, and the command ends if it stays busy.
+It draws three curves: the time of a step against the batch size, the time of a token against its position in the text, and the
+memory against the number of steps. The first should be a straight line through the origin, and the others should be flat. Times
+during which other programs used the machine are measured again, and the command ends if the machine stays busy.
 """
 
 from __future__ import annotations

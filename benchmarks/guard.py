@@ -1,9 +1,9 @@
-"""Measures what the guard against explosions costs in training: python -m benchmarks.guard [JOB ...] [--turns 15]
+"""Measures the time that the guard against explosions takes in training: python -m benchmarks.guard [JOB ...] [--turns 15]
 
 The guard compares the loss and the gradient norm of each step with the run's history, on the host (gen/runtime/faults.py,
-gen/runtime/levels.py). Each job trains in the loop of train.py, and turns the guard off for every other block of steps. So both
-halves have the same process, the same compiled program and the same minutes. Times during which other programs used the machine
-are measured again, and a job is refused if the machine stays busy.
+gen/runtime/levels.py). Each job trains in the loop of train.py, and turns the guard off for every other block of steps. So steps
+with and without the guard run in the same process and the same compiled program, at nearly the same time. Times during which
+other programs used the machine are measured again, and a job is refused if the machine stays busy.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Draws TSTR and coverage against guidance: python -m benchmarks.guidance RUN [--out guidance.png]
+"""Draws TSTR and coverage against the weight of guidance: python -m benchmarks.guidance RUN [--out guidance.png]
 
-RUN is a class-conditional flow or model of grids. Guidance makes samples more typical of their class, which TSTR and precision show,
-and less varied, which coverage and recall show. The numbers are those of
-gen.evaluate, on the validation split, so that the test split does not choose the guidance. They are also kept in a .json file next to
-the picture, and a stopped command continues.
+RUN is a class-conditional flow, or a class-conditional model of codes (GridLM or GridMLM). Guidance makes samples more typical of
+their class, which raises TSTR and precision, and less varied, which lowers coverage and recall.
+
+The numbers are computed as by gen.evaluate, on the validation split, so that the test split does not choose the guidance. They are
+also written to a .json file next to the picture, so that a stopped command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def main(
 ) -> None:
     """Prints a table with a row for each guidance, and draws TSTR and coverage.
 
-    weights: of guidance; 1 is none, and 0 ignores the label. n: images for each of them. seed: of the images. split: held-out images to
-    compare with. out: the picture. trust: modules outside gen that the run's config may name.
+    weights: weights of guidance; 1 is no guidance, and 0 ignores the label. n: images for each weight. seed: seed of the images. split:
+    held-out images to compare with. out: the picture. trust: modules outside gen that the run's config names and that may be imported.
     """
     options = Options((run,), METRICS, n=n, seed=seed, split=split, trust=trust)
     subject = open_subject(run, options)

@@ -2,11 +2,11 @@
 python -m benchmarks.improved_gan [--seeds 5] [--steps 3000] [--out improved_gan.json]
 
 Conditional perceptrons are trained on scikit-learn's digits, all for the same number of steps. Each run generates one image
-for each training digit, all classes in turn. They are scored against the held-out digits: the accuracy of a classifier that
-was trained on them (TSTR), coverage and density (in pixels), and the Fréchet distance (in the features of a classifier). The
-table also has two references: the training digits, and a Gaussian per class.
+for each training digit, all classes in turn. The images are compared with held-out digits: the accuracy on these digits of a
+classifier that was trained on the images (TSTR), coverage and density (in pixels), and the Fréchet distance (in the features of
+a classifier). The table also has two references: the training digits, and a Gaussian per class.
 
-Results are kept in the file, so an interrupted command continues where it stopped.
+Results are written to the file after each run, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations

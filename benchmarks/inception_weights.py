@@ -1,7 +1,7 @@
 """Converts weights of Inception-v3 for `gen`: python -m benchmarks.inception_weights SOURCE.pth OUT.safetensors
 
-SOURCE is the PyTorch port of TensorFlow's graph, pt_inception-2015-12-05-6726825d.pth (pytorch-fid, torch-fidelity). Only
-tensors are unpickled. This needs PyTorch, from the extra [benchmark].
+SOURCE is pt_inception-2015-12-05-6726825d.pth, the PyTorch port of TensorFlow's network that pytorch-fid and torch-fidelity
+use. Only tensors are unpickled, so the file can't run code. The command needs PyTorch: pip install -e '.[benchmark]'
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measures how well a run fills the centre of held-out images: python -m benchmarks.inpainting RUN [--out inpainting.png]
 
-RUN is a flow of images that was trained with masks (`given`), or a masked model of codes or of patches (GridMLM). The centre is half of
-each side. The baseline is the mean of the training images that are nearest by the pixels outside. Both are judged by the PSNR of the
-hidden pixels, and by the data's classifier, which sees the whole image with the known pixels around the filled ones.
+RUN is a flow of images that was trained with masks (--model.given), or a masked model of codes or of patches (GridMLM). Hidden is
+the middle half of each side. The baseline fills it with the mean of the training images whose pixels outside the centre are the
+nearest. Both are scored by the PSNR of the filled pixels, and by the accuracy of a classifier of the data on the whole images.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Filled(NamedTuple):
     """Several completions of each image."""
 
     each: np.ndarray
-    """uint8 [N, K, H, W, C]."""
+    """K completions of each of N images, uint8 [N, K, H, W, C]."""
 
     @property
     def mean(self) -> np.ndarray:
-        """uint8 [N, H, W, C]."""
+        """The mean of the completions of each image, uint8 [N, H, W, C]."""
         return np.rint(self.each.mean(1, dtype=np.float32)).astype(np.uint8)
 
 
@@ -113,7 +113,7 @@ def hide_centre(size: Sequence[int]) -> np.ndarray:
 
 
 def complete(subject: ImageSubject, images: ImageSet, hidden: np.ndarray, samples: int, labelled: bool) -> Filled:
-    """Returns completions by the run, of images whose `hidden` pixels it is not shown."""
+    """Returns completions of images by the run, which does not see the `hidden` pixels, bool [H, W]."""
     run, n, (height, width) = subject.run, len(images.image), hidden.shape
     # A conditional model without a label: guidance of 0 leaves the label out.
     unlabelled = {"guidance": 0.0} if subject.labelled and not labelled else {}
@@ -143,9 +143,10 @@ def complete(subject: ImageSubject, images: ImageSet, hidden: np.ndarray, sample
 
 
 def find_nearest(known: np.ndarray, images: np.ndarray, hidden: np.ndarray, neighbours: int) -> Filled:
-    """Returns the images with the hidden pixels of the known images that are nearest outside, by the squared distance.
+    """Fills the hidden pixels of each image with the same pixels of the known images whose other pixels are nearest to its own.
 
-    known: uint8 [M, H, W, C]; images: uint8 [N, H, W, C].
+    known: uint8 [M, H, W, C]. images: uint8 [N, H, W, C]. neighbours: number of known images, and so of fillings, per image. The
+    distance is Euclidean.
     """
     outside, queries = (x[:, ~hidden].reshape(len(x), -1).astype(np.float32) / 255 for x in (known, images))
     norms = np.square(outside).sum(1)
@@ -159,7 +160,7 @@ def find_nearest(known: np.ndarray, images: np.ndarray, hidden: np.ndarray, neig
 
 
 def judge(subject: ImageSubject, filled: Filled, images: ImageSet, hidden: np.ndarray) -> Numbers:
-    """Returns the PSNR of the hidden pixels of the means, and the shares of means and of single completions that are labelled right."""
+    """Returns the PSNR of the means on the hidden pixels, and the fractions of means and of completions that are classified right."""
     assert images.label is not None
     each = filled.each.reshape(-1, *filled.each.shape[2:])
     repeated = images.label.repeat(filled.each.shape[1])
@@ -171,7 +172,7 @@ def judge(subject: ImageSubject, filled: Filled, images: ImageSet, hidden: np.nd
 
 
 def share_right(subject: ImageSubject, images: np.ndarray, label: np.ndarray | None) -> float:
-    """Returns the share of images whose likeliest class by the data's classifier is their label."""
+    """Returns the fraction of images whose most likely class, by the classifier of the data, is their label."""
     probabilities = extract_features(subject.features, images)[1]
     assert probabilities is not None
     return float((probabilities.argmax(1) == label).mean())

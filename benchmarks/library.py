@@ -1,6 +1,6 @@
-"""Writes the source of the standard library as documents: python -m benchmarks.library library.jsonl
+"""Writes the source files of Python's standard library as documents: python -m benchmarks.library library.jsonl
 
-The sentences that benchmarks.adapt holds out are removed, so that a base model can be trained without having read them.
+The sentences on which benchmarks.adapt tests are removed, so that a base model can be trained that has not read them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Facts about the machine on which times are measured: its processor, and its load by other programs during a measurement."""
+"""Reads facts about the machine on which times are measured: its CPU, and how much other programs use it during a measurement."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """Counts the modes that a GAN covers: python -m benchmarks.modes [--seeds 5] [--steps 4000] [--out modes.json]
 
-Three digits are stacked as the channels of one image, which gives 1000 classes, the modes (`stacked_digits`; PacGAN, Lin et
-al. 2018, section 4.2, which uses MNIST). Every method trains the same perceptrons for the same number of steps. The
+An image is three digits, stacked as its channels. The 1000 combinations of digits are the modes (data set `stacked_digits`; Lin
+et al. 2018, PacGAN, section 4.2, with MNIST). Every method trains the same perceptrons for the same number of steps. The
 discriminator is so small that the plain GAN loses modes (as in Metz et al. 2017). The last two rows change the momentum and
 the size of the discriminator. 26,000 samples are classified digit by digit, by nearest neighbours.
 
 The table also has two references: real examples, and a Gaussian fitted to the pixels of one digit. The Gaussian covers every
-mode with blurred images, so the number of modes alone proves little. The benchmark therefore also counts the digits that are
-near to a real one.
+mode with blurred images, so the number of modes alone proves little. So the benchmark also counts the digits that are near to a
+real digit.
 
-Results are kept in the file, so an interrupted command continues where it stopped.
+Results are written to the file after each run, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""How many MIDI files fit the grid of `Music`, and whether each of them comes back from its tokens: python -m benchmarks.music FOLDER
+"""Counts the MIDI files of a folder that data of the kind `Music` can read: python -m benchmarks.music FOLDER
 
-    pip install music21                                   (408 chorales of Bach among others)
+It also counts the files that become the same tokens again after they were written from their tokens, and prints why the other
+files are refused.
+
+    pip install music21                                   (works of Bach, with 408 chorales)
     python -m benchmarks.music scores --convert
 
-With --convert, the folder gets the works of Bach in music21 as MIDI files first. Files that exist are kept.
+With --convert, the works of Bach in music21 are first written to the folder as MIDI files. Files that exist are kept.
 """
 
 from __future__ import annotations

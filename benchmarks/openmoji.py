@@ -4,8 +4,8 @@
     pip install resvg-py
     python -m benchmarks.openmoji package images
 
-PACKAGE is the unpacked package. The folder gets a PNG of each drawing and captions.jsonl, in which the variants of a drawing by
-skin tone are one group, so that none of them is held out while another is trained on.
+PACKAGE is the unpacked package. The folder gets a PNG of each drawing and captions.jsonl. In this file, the variants of a drawing
+by skin tone are one group, so that all of them are in the same split.
 """
 
 from __future__ import annotations

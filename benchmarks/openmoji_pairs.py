@@ -4,8 +4,8 @@
     pip install resvg-py
     python -m benchmarks.openmoji_pairs package edges
 
-PACKAGE is the unpacked package. A pair is a drawing in black lines, its source, and in colour, its target. The variants of a drawing
-by skin tone are in one split, so that none of them is held out while another is trained on.
+PACKAGE is the unpacked package. The source of a pair is a drawing in black lines, and its target the same drawing in colour. All
+variants of a drawing by skin tone are in the same split.
 """
 
 from __future__ import annotations

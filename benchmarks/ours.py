@@ -1,6 +1,6 @@
-"""Our side of the benchmarks: the compiled update of a config, decoding, or features for FID.
+"""The side of gen in the benchmarks against PyTorch: the compiled update of a config, decoding, or features for FID.
 
-`python -m benchmarks` runs it in a process: python -m benchmarks.ours JOB DTYPE
+`python -m benchmarks` starts it in a separate process: python -m benchmarks.ours JOB DTYPE
 """
 
 from __future__ import annotations

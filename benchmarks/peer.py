@@ -1,6 +1,6 @@
-"""Parts that the PyTorch networks of several benchmarks share. Their parameters have the names of `gen`'s.
+"""Layers that the PyTorch networks of several benchmarks share. Their parameters have the same names as in gen.
 
-Images and kernels are not mirrored here as in benchmarks/peers.py, because no convolution has odd padding.
+Unlike in benchmarks/peers.py, images and kernels are not mirrored, because no convolution here has odd padding.
 """
 
 # pyright: reportMissingImports=false

@@ -1,4 +1,4 @@
-"""The velocity networks of a flow in PyTorch, their training step, and their sampler."""
+"""PyTorch versions of gen's velocity networks of a flow, with their training step and their sampler."""
 
 # pyright: reportMissingImports=false
 

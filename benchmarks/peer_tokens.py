@@ -1,4 +1,4 @@
-"""A tokenizer of images and a transformer over grids of its codes in PyTorch: their training steps, and decoding."""
+"""PyTorch versions of gen's tokenizer of images and of its transformer over grids of codes: training steps, and decoding."""
 
 # pyright: reportMissingImports=false
 

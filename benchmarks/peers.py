@@ -1,10 +1,10 @@
-"""The PyTorch side of the benchmarks: the same networks, losses and optimizers, written as usual in PyTorch.
+"""The side of PyTorch in the benchmarks: the same networks, losses and optimizers as in gen, written as is usual in PyTorch.
 
-`python -m benchmarks` runs it in a process: python -m benchmarks.peers JOB DTYPE SETTING. A setting is "eager", or names joined
-by +: compile, channels_last, fused (Adam) and static (cache for decoding).
+`python -m benchmarks` starts it in a separate process: python -m benchmarks.peers JOB DTYPE SETTING. A setting is "eager", or
+some of these names joined by +: compile, channels_last, fused (Adam) and static (cache for decoding).
 
 If a strided convolution has odd padding, PyTorch and JAX put the extra row on opposite sides. So this file mirrors images and
-kernels, and then both compute the same.
+kernels. Then both compute the same.
 """
 
 # pyright: reportMissingImports=false

@@ -1,4 +1,4 @@
-"""Measures the overhead of train.py over its compiled step: in a whole run, and until the first step."""
+"""The jobs end_to_end and start_up of `python -m benchmarks`: the overhead of train.py per step, and its time to the first step."""
 
 from __future__ import annotations
 

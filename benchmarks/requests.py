@@ -1,4 +1,4 @@
-"""Scores of one run for several requests, such as other samplers or another guidance, on the validation split."""
+"""Scores one run for several requests, such as other samplers or other weights of guidance."""
 
 from __future__ import annotations
 

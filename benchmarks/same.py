@@ -1,8 +1,8 @@
 """Shows that a refactoring changed no number: python -m benchmarks.same OTHER_CHECKOUT
 
-Trains short runs of every family in this checkout and in another one, on one device, on two with pmap, and on four with FSDP.
-Then compares metrics.jsonl, the test metrics, the samples drawn during training, and the arrays that sample.py writes. Exits with
-status 1 if a byte differs. Bytes are only promised for equal versions of jax and an equal number of visible CPU cores.
+Trains short runs of every family in this checkout and in the other, on one device, on two with pmap, and on four with FSDP. Then
+compares metrics.jsonl, the test metrics, the samples drawn during training, and the arrays that sample.py writes. Exits with
+status 1 if a byte differs. Bytes can only be equal with the same version of jax and the same number of visible CPU cores.
 """
 
 from __future__ import annotations

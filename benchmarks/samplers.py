@@ -1,8 +1,8 @@
-"""Draws quality against evaluations of the network, for each sampler: python -m benchmarks.samplers RUN [--out samplers.png]
+"""Draws the quality of samples against the evaluations of the network: python -m benchmarks.samplers RUN [--out samplers.png]
 
-RUN is a flow of images or of their latents. Quality is the Fréchet distance, in the features of the data's classifier if the data have
-labels, and on request TSTR. The numbers are those of gen.evaluate, on the validation split. They are also kept in a .json file next to
-the picture, and a stopped command continues.
+Each sampler is a curve. RUN is a flow of images or of their latents. The quality is the Fréchet distance, or TSTR (--metrics tstr),
+computed as by gen.evaluate on the validation split. The numbers are also written to a .json file next to the picture, so that a
+stopped command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def main(
 ) -> None:
     """Prints a table for each metric, with a row for each sampler, and draws them.
 
-    evaluations: of the network, for one image. Guidance doubles those of a step, and heun has two per step: numbers that are no
-    multiple are left out. metrics: frechet, tstr. n: images for each number. guidance: of a conditional run. seed: of the images.
-    split: held-out images to compare with. out: the picture of the first metric. trust: modules outside gen that the run's config may name.
+    evaluations: numbers of evaluations of the network per image. A step of heun has two evaluations, and guidance doubles the
+    evaluations of a step; numbers that are no multiple of these are left out. metrics: frechet, tstr. n: images for each number.
+    guidance: weight of guidance, for a conditional run. seed: seed of the images. split: held-out images to compare with. out: the
+    picture of the first metric. trust: modules outside gen that the run's config names and that may be imported.
     """
     check_positive(**{"the smallest of evaluations": min(evaluations, default=0)})
     subject = open_subject(run, Options((run,), metrics, n=n, seed=seed, split=split, trust=trust))

@@ -1,10 +1,10 @@
-"""Measures the cost of saving: python -m benchmarks.saving [--every 60] [--saves 3]
+"""Measures the time that saving takes: python -m benchmarks.saving [--every 60] [--saves 3]
 
-Trains a transformer with 100 million parameters and Adam on this machine, and saves it once a minute, as gen/train.py does. The
-loop is blocked while the state is copied from the devices, and continues while the files are written. A checkpoint that is written
-and not sealed yet is lost if the run is killed, so the length of this window is printed too. Then the same state is saved in
-Orbax's two formats while nothing else runs, to measure the CPU time of each format. Times during which other programs used the
-machine are measured again, and the command ends if it stays busy.
+Trains a transformer with 100 million parameters and Adam, and saves it every --every seconds, as gen/train.py does. Training is
+blocked while the state is copied from the devices, and continues while the files are written. A checkpoint is lost if the run is
+killed before its files are written and sealed, so the length of this time is printed too. Then the same state is saved in Orbax's
+two formats while nothing else runs, to measure the CPU time of each format. Times during which other programs used the machine
+are measured again, and the command ends if the machine stays busy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plans memory and communication for growing numbers of devices: python -m benchmarks.scaling lm_1b --out docs/scaling.png
 
-Each number of devices is planned (gen.plan) in a separate process, because JAX needs the number of fake devices before it
-starts. The global batch is the config's for every number of devices, so more devices hold fewer examples each.
+Each number of devices is planned (gen.plan) in a separate process, because JAX must know the number of simulated devices before
+it starts. The global batch is always the config's, so with more devices each holds fewer examples.
 """
 
 from __future__ import annotations

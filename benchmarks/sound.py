@@ -1,7 +1,8 @@
 """Compares a codec or a vocoder with Griffin-Lim and Opus, which need no training: python -m benchmarks.sound RUN [--n 100]
 
-Prints the mel distance and the SI-SDR of the reconstructions of n test windows, and the bits per second of their codes: for the run, for
-Griffin-Lim (60 iterations from the log-mels of the original), and for Opus at the lowest rate of libsndfile.
+Prints three numbers for the run, for Griffin-Lim (60 iterations from the log-mels of the original), and for Opus at the lowest
+rate of libsndfile: the mel distance (nats) and the SI-SDR (dB) of the reconstructions of n test windows, and the kilobits per
+second of the codes.
 """
 
 from __future__ import annotations

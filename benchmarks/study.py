@@ -1,4 +1,6 @@
-"""Comparison of methods over seeds: silent runs, results that survive an interruption, and a table with intervals."""
+"""Compares methods over several seeds: trains runs without output, keeps finished results in a file, and makes a table with 95%
+confidence intervals.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """Trains each config at higher learning rates, and says which are stable: python -m benchmarks.sweep [CONFIG ...]
 
-Each config is trained with 1, 3 and 10 times its learning rate, for a tenth of its steps. A run has exploded if its loss has lost more
-than half of its improvement at the end, or if its gradient norm is then more than 100 times the first ones. A run that explodes should
-print a warning soon after. The rules here differ from those of gen.runtime.levels, because they test these. Results are kept in a
-file, and an interrupted command continues where it stopped.
+Each config is trained with 1, 3 and 10 times its learning rate, for a tenth of its steps. A run with one loss has exploded if, at
+its end, the loss has lost more than half of its improvement. A run with several losses, such as a GAN, has exploded if, at its end,
+the gradient norm is more than 100 times the norm of its first steps. A run that ended with an error has exploded, too.
+
+A run that explodes should print a warning soon after. The warnings have other rules (gen.runtime.levels), which this tests. Results
+are written to a file after each run, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -124,7 +126,7 @@ def multiply(lr: object, rate: float) -> Any:
 
 
 def shorten(x: Any, steps: int) -> Any:
-    """Returns a config, or a part of one, with warm-ups of at most half of the run, and with the cheapest test that there is."""
+    """Returns a config, or a part of a config, with warm-ups of at most half of the run, and with the fewest test samples."""
     if isinstance(x, tuple):
         return tuple(shorten(element, steps) for element in x)
     if isinstance(x, Schedule):
@@ -177,7 +179,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def judge(curve: Curve) -> Numbers:
-    """Returns {"verdict": "trained", "told" or "silent", "loss": at the end, "exploded": step or None, "told": step or None}."""
+    """Returns {"verdict": ..., "loss": mean at the end, "exploded": step of the explosion or None, "told": step of the first warning or
+    None}. The verdict is "trained" if the run did not explode, "told" if it exploded with a warning, and otherwise "silent".
+    """
     end = max(1, len(curve.loss) // SHARE)
     exploded = explosion(curve.loss) if curve.players == 1 else None
     if curve.players > 1 and np.median(curve.gradient[-end:]) > MAX_RATIO * np.median(curve.gradient[:WINDOW]):
@@ -192,7 +196,7 @@ def judge(curve: Curve) -> Numbers:
 
 
 def explosion(loss: np.ndarray) -> int | None:
-    """Returns the step at which a loss has lost more than MAX_LOST of its improvement for good. None: the loss has not exploded."""
+    """Returns the step after which a loss has, until its end, lost more than MAX_LOST of its improvement. None: it has not exploded."""
     window = min(WINDOW, len(loss))
     means = np.convolve(loss, np.ones(window) / window, "valid")
     low, first = float(means.min()), float(loss[0])

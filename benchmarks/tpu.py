@@ -1,8 +1,8 @@
 """Compiles each family's step for TPUs, without a TPU: python -m benchmarks.tpu [--chips 4 256]
 
-It uses the TPU compiler (pip install 'gen[tpu-plan]') with both engines. Each row has the compile time and the memory of a chip.
-The batch is the config's, or one example for each chip if that is larger. A compile time is left out if other programs used the
-machine meanwhile.
+It uses the TPU compiler (pip install 'gen[tpu-plan]') with both engines. Each row has the compile time, and the memory that a chip
+needs. The batch is the config's, but at least one example for each chip. A compile time is left out if other programs used the
+machine during the compilation.
 """
 
 from __future__ import annotations

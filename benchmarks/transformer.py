@@ -1,10 +1,10 @@
 """Compares decoding with a cache to full forward passes, and measures compile times of deep networks:
 python -m benchmarks.transformer [--steps 512] [--batches 1 16]
 
-For each kind of positions, a network with random weights generates greedily. All logits from the cache are compared with one
-forward pass over the text. The tokens are compared with the most likely tokens of that pass, except if the logits of the two
-most likely tokens differ by less than TOLERANCE. Times during which other programs used the machine are measured again, and the
-command ends if it stays busy.
+For each kind of positions, a network with random weights generates a text with a cache, always the most likely token. Then one
+forward pass reads the whole text. It must give the same logits, and its most likely tokens must be the tokens of the text, except
+where the logits of the two most likely tokens differ by less than TOLERANCE. Times during which other programs used the machine are
+measured again, and the command ends if the machine stays busy.
 """
 
 from __future__ import annotations

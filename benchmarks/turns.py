@@ -1,4 +1,4 @@
-"""Runs two programs in turn on one machine. Each is a separate process that reads commands as lines of JSON."""
+"""Runs two programs in turns on one machine, to compare their speed. Each is a process that reads commands as lines of JSON."""
 
 from __future__ import annotations
 
@@ -74,9 +74,11 @@ def process(module: str, *args: str, env: Mapping[str, str] | None = None, root:
 
 
 def serve(build: Callable[[], Side]) -> None:
-    """Answers commands on standard input until it ends. "first" must be the first command, if at all.
+    """Answers commands on standard input until it ends.
 
-    Commands: "first": seconds to build the side and make its first call; "run": seconds per step; "check" and "facts": see Side.
+    - "first" -> seconds to build the side and make its first call. It can only be the first command.
+    - "run" and a number of steps -> seconds per step.
+    - "check" and a path, and "facts": see Side.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print to stdout, which is for answers only

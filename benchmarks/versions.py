@@ -1,8 +1,8 @@
-"""Compares the speed of this checkout with another one: python -m benchmarks.versions OTHER_CHECKOUT [JOB ...] [--turns N]
+"""Compares the speed of this checkout with another: python -m benchmarks.versions OTHER_CHECKOUT [JOB ...] [--turns N]
 
-Both checkouts run the jobs of `python -m benchmarks` in turns, each in its own process, with the Python of this command. It
-shows what a change costs; PyTorch is not needed. The other checkout must have benchmarks/ours.py. Times during which the machine
-was busy are measured again, and a job is refused if it stays busy.
+It shows whether a change made a job slower or faster. Both checkouts run the jobs of `python -m benchmarks` in turns, each in a
+separate process, with the Python of this command. PyTorch is not needed. The other checkout must have benchmarks/ours.py. Times
+during which other programs used the machine are measured again, and a job is refused if the machine stays busy.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     for f in asterisk-core-sounds-en*.deb; do dpkg-deb -x $f unpacked; done
     python -m benchmarks.voice unpacked voice
 
-The spoken texts are in a file of the first package. Names of the recordings are often not what is said: letters/ascii91 is "left
-bracket". Recordings without words, such as tones, are left out.
+The spoken texts come from a file of the first package, because the name of a recording is often not its text: letters/ascii91 is
+"left bracket". Recordings without words, such as tones, are left out.
 """
 
 from __future__ import annotations

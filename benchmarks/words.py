@@ -1,7 +1,7 @@
-"""Errors of the recognizer that measures the word error of speech, on real recordings: python -m benchmarks.words FOLDER
+"""Prints the error rates, on real recordings, of the recognizer that scores generated speech: python -m benchmarks.words FOLDER
 
-FOLDER has recordings with texts (docs/sound.md). The recognizer is trained on the training split, or read from the cache. The errors on
-other splits show how much a difference of word errors can say.
+FOLDER has recordings with texts (docs/sound.md). The recognizer is trained on the training split, or read from the cache. Its errors
+on held-out recordings show how large a difference of the scores must be to mean anything.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Captions of OpenMoji's drawings: an encoder that reads a drawing in patches, and a decoder that writes its name (Xu et al. 2015;
-Dosovitskiy et al. 2021): not scored yet.
+"""Writes captions of OpenMoji's drawings: an encoder reads a drawing in patches, and a decoder writes its name (Xu et al. 2015;
+Dosovitskiy et al. 2021). Not scored yet.
 
-All variants of a drawing by skin tone are in one split. Many names can't be guessed from a drawing. The names of flags are an example.
+All variants of a drawing by skin tone are in the same split. Many names can't be guessed from a drawing, such as names of flags.
 
-python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
+python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; benchmarks/openmoji.py says how to get PACKAGE)
 python train.py caption_emoji
 python sample.py runs/caption_emoji --image drawing.png --n 4
 """

@@ -1,7 +1,8 @@
-"""A masked transformer over four-part chorales, which writes any part of a score to fit the rest (as Huang et al. 2017). Not scored yet.
+"""A masked transformer over four-part chorales, which writes any part of a score to fit the rest (as Huang et al. 2017). Not scored
+yet.
 
-Every token is a cell of its own, so that single voices can be given: 512 cells for 128 frames, eight bars. The fraction of masked
-cells is drawn from [0, 1], so the validation chooses by a bound on the likelihood.
+Every token is masked on its own, so that single voices can be given. A window has 512 tokens: 128 frames, which are eight bars, of
+four voices. The fraction of masked tokens is drawn from [0, 1], so the best checkpoint is chosen by a bound on the likelihood.
 
 python train.py chorales_fill --data.name rolls:jsb16thSeparated.json
 python sample.py runs/chorales_fill --mode harmonize --midi melody.mid --n 4 --turns 64

@@ -2,7 +2,7 @@
 
 It has 100 frames per second, and 3 codes per frame with 1,000 values each: 2.99 kbit/s.
 
-The Free Spoken Digit Dataset, 3,000 recordings of six speakers, for instance:
+An example with the Free Spoken Digit Dataset, 3,000 recordings of six speakers, in the folder FSDD:
 python train.py codec_speech --data.name audio:FSDD --data.pattern "{label}_{speaker}_{take}.wav" --data.test speaker=theo
 """
 

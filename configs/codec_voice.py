@@ -1,6 +1,6 @@
 """The codec of codec_speech for the recordings of one speaker, 3 s each: 2.99 kbit/s. Not scored yet.
 
-docs/sound.md makes the folder `voice` of a free set of 553 recordings. Then: python train.py codec_voice
+docs/sound.md says how to make the folder `voice` from a free set of 553 recordings. Then: python train.py codec_voice
 """
 
 from dataclasses import replace

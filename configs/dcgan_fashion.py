@@ -1,6 +1,8 @@
-"""The DCGAN of TensorFlow's tutorial, on Fashion-MNIST, unconditional. The generator has a projection to 7x7x256 and transposed
-5x5 convolutions with 128, 64 and 1 channels. The discriminator has two strided 5x5 convolutions with dropout 0.3. Adam with 1e-4.
-LeakyReLU has slope 0.2 here and 0.3 in the tutorial.
+"""The DCGAN of TensorFlow's tutorial, unconditional, on Fashion-MNIST.
+
+The generator has a projection to 7x7x256 and transposed 5x5 convolutions with 128, 64 and 1 channels. The discriminator has two
+strided 5x5 convolutions with dropout 0.3. Adam has the learning rate 1e-4. Unlike in the tutorial, the slope of LeakyReLU is 0.2
+and not 0.3.
 
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """

@@ -1,5 +1,5 @@
-"""SiT-XL/2 (Ma et al. 2024), which has the network DiT-XL/2 of Peebles and Xie (2023): flow matching on ImageNet's 256x256 pixels,
-as 32x32 latents of 4 numbers. It has 675 million parameters.
+"""SiT-XL/2 (Ma et al. 2024): flow matching on ImageNet's images of 256x256 pixels, encoded as 32x32 latents of 4 numbers. The
+network is DiT-XL/2 of Peebles and Xie (2023), with 675 million parameters.
 
 It was not trained here, only planned (docs/plan.md). It needs accelerators, the data, and the autoencoder kl_imagenet_256. The
 latents of all images take 10 GB.

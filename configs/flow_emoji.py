@@ -1,9 +1,9 @@
-"""Flow matching from the names of OpenMoji's drawings to their pixels, 32x32 in colour (Lipman et al. 2023): not scored yet.
+"""Flow matching from the names of OpenMoji's drawings to their pixels, 32x32 in colour (Lipman et al. 2023). Not scored yet.
 
 A small encoder turns the name into one vector, which is added to the vector of the time. The name is left out for a tenth of the
-training examples, so samples can be guided. Names are held out by group, as in text_to_image_emoji.
+training examples, so samples can be guided. All variants of a drawing by skin tone are in the same split.
 
-python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
+python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; benchmarks/openmoji.py says how to get PACKAGE)
 python train.py flow_emoji
 python sample.py runs/flow_emoji --prompt "red heart" --n 16 --guidance 3
 """

@@ -1,8 +1,9 @@
 """Flow matching on Fashion-MNIST (Lipman et al. 2023), sized for 45 minutes of training on two cores.
 
-10,000 samples by 20 evaluations without guidance: TSTR 0.838 (real images 0.865, one Gaussian per class 0.832), Fréchet distance 0.95
-(training images 0.30). The training took 93 minutes on one core. With Adam instead of Muon and fewer channels, the Fréchet distance
-was 1.46 (docs/flows.md).
+10,000 samples, by 20 evaluations of the network and without guidance, have a Fréchet distance of 0.95 (training images 0.30). A
+classifier trained on them has a test accuracy (TSTR) of 0.838 (trained on real images 0.865, on samples of one Gaussian per class
+0.832). The training took 93 minutes on one core. With Adam instead of Muon and fewer channels, the Fréchet distance was 1.46
+(docs/flows.md).
 
 Prepare the data first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR

@@ -1,7 +1,7 @@
-"""The flow of flow_fashion, trained for few bits per dimension of Fashion-MNIST's 256 grey levels. Not scored yet.
+"""The flow of flow_fashion, trained for a high likelihood: few bits per dimension of Fashion-MNIST's 256 grey levels. Not scored yet.
 
 Fourier features let the network see differences of one grey level (Kingma et al. 2021, appendix C). More training examples have a
-small t, where such differences matter. The final test solves a differential equation for each test image, and takes long.
+small t, where such differences matter. The final test takes long, because it solves a differential equation for each test image.
 """
 
 from dataclasses import replace

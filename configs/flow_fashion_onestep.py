@@ -1,6 +1,6 @@
-"""MeanFlow on Fashion-MNIST (Geng et al. 2025): samples by one evaluation of the network. Not scored yet.
+"""MeanFlow on Fashion-MNIST (Geng et al. 2025), which generates samples by one evaluation of the network. Not scored yet.
 
-It starts from the flow of flow_fashion, whose network it takes. Train that one first:
+It has the network of flow_fashion, and starts from its weights. So train flow_fashion first:
 python train.py flow_fashion && python train.py flow_fashion_onestep
 """
 

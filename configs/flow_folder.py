@@ -1,7 +1,8 @@
 """Flow matching on a folder of your pictures, 64x64 in colour. It has no reference score, since the pictures are yours.
 
 python train.py flow_folder --data.name folder:PATH     (sub-folders are classes; --model.conditional uses them)
-Sub-folders train, val and test are the splits. Without them, 80% of the pictures are trained on and 10% each are held out.
+If the sub-folders are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10% each are
+validation and test.
 On a GPU, a larger network is better: --model.network "UNet(widths=(128, 256, 512), blocks=2, attention=(3,), patch=2)"
 """
 

@@ -1,7 +1,8 @@
-"""Flow matching on Fashion-MNIST given a part of each picture (masks as in Saharia et al. 2022, Palette). Not scored yet.
+"""Flow matching that completes pictures of Fashion-MNIST, given a part of each (masks as in Saharia et al. 2022, Palette). Not
+scored yet.
 
-It inpaints, outpaints, and upscales from 14x14 and 7x7 pixels. Prepare the data first from the IDX files (Debian package
-dataset-fashion-mnist):
+It fills holes (inpainting), continues pictures beyond a border, and upscales pictures of 14x14 and 7x7 pixels. Prepare the data
+first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR
 python train.py flow_inpaint_fashion
 python sample.py runs/flow_inpaint_fashion --mode inpaint --image PICTURE.png --mask MASK.png --n 8

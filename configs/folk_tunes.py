@@ -1,6 +1,6 @@
-"""A character model of folk tunes as text in ABC notation. Not scored yet.
+"""A language model of folk tunes, which reads and writes the characters of their ABC notation. Not scored yet.
 
-The file has tunes one after the other, with an empty line between them; a blank line ends a tune in ABC.
+The file has one tune after the other, with an empty line between them, which ends a tune in ABC notation.
 
 python train.py folk_tunes --data.name text:tunes.abc && python sample.py runs/folk_tunes --prompt "X:1" --top-p 0.95 --stream
 """

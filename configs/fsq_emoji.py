@@ -1,7 +1,7 @@
 """A tokenizer of OpenMoji's drawings, 32x32 in colour, by finite scalar quantization (Mentzer et al. 2023). A drawing becomes 8x8
 codes with 1,024 values each. Not scored yet. `text_to_image_emoji` generates these codes.
 
-python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
+python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; benchmarks/openmoji.py says how to get PACKAGE)
 python train.py fsq_emoji
 """
 

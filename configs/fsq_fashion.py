@@ -1,6 +1,8 @@
 """A tokenizer of Fashion-MNIST, by finite scalar quantization (Mentzer et al. 2023). An image becomes 7x7 codes with 1,024 values each.
-TSTR of its reconstructions of 54,000 training images: 0.882 (real images 0.884, one Gaussian per class 0.847). On the test split: PSNR
-25.9 dB, SSIM 0.859, and all codes in use. About 30 minutes of CPU time on one core.
+
+On the test split: PSNR 25.9 dB, SSIM 0.859, and all codes in use. TSTR, the test accuracy of a classifier trained on its
+reconstructions of 54,000 training images: 0.882 (trained on the images themselves 0.884, on samples of one Gaussian per class
+0.847). The training takes about 30 minutes of CPU time on one core.
 
 Prepare the data first from the IDX files (Debian package dataset-fashion-mnist):
 python -m gen.data.prepare fashion_mnist --source DIR

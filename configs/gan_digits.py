@@ -1,5 +1,5 @@
 """A conditional GAN of perceptrons on scikit-learn's 8x8 digits, with the objective of R3GAN (Huang et al. 2024): relativistic
-pairs with R1 and R2. The data are built in. It trains in half a minute on two CPU cores.
+pairs with R1 and R2. The data need no download. It trains in half a minute on two CPU cores.
 """
 
 from gen.config import Alarms, Config

@@ -1,8 +1,9 @@
-"""A GAN for a folder of your own pictures, as 32x32 colour images. DiffAugment (Zhao et al. 2020) keeps the discriminator from
-memorizing a small set. Not scored, because the score depends on your pictures.
+"""A GAN on a folder of your pictures, 32x32 in colour. DiffAugment (Zhao et al. 2020) keeps the discriminator from memorizing a
+small set. It has no reference score, since the pictures are yours.
 
 python train.py gan_folder --data.name folder:PATH     (sub-folders are classes: add --model.conditioning projection)
-Sub-folders train, val and test are the splits. Without them, 80% of the pictures are trained on and 10% each are held out.
+If the sub-folders are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10% each are
+validation and test.
 Other sizes: --data.size 64 --model.generator.widths 256 128 64 32 --model.generator.strides 2 2 2 2
 """
 

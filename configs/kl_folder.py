@@ -1,10 +1,10 @@
-"""An autoencoder with continuous latents (Rombach et al. 2022) on a folder of your pictures, 256x256 in colour: 32x32 latents of 4
-numbers, for latent_flow_folder. The loss is L1, and from step 5,000 on a relativistic discriminator (Huang et al. 2024) too. It has
-no reference score, since the pictures are yours.
+"""An autoencoder with continuous latents (Rombach et al. 2022) on a folder of your pictures, 256x256 in colour. A picture becomes
+32x32 latents of 4 numbers, which latent_flow_folder generates. The loss is L1, plus from step 5,000 on the loss against a
+relativistic discriminator (Huang et al. 2024). It has no reference score, since the pictures are yours.
 
 python train.py kl_folder --data.name folder:PATH
-Sub-folders are classes, or train, val and test, the splits. Without the splits, 80% of the pictures are trained on and 10% each are
-held out. It is sized for a GPU. On a CPU, take smaller pictures: --data.size 64 --model.network.strides 2 2 1
+Sub-folders are classes. If they are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10%
+each are validation and test. It is sized for a GPU. On a CPU, use smaller pictures: --data.size 64 --model.network.strides 2 2 1
 On a large GPU, a wider network is better: --model.network.widths 128 256 512 --model.network.blocks 2
 """
 

@@ -1,5 +1,6 @@
-"""The autoencoder for dit_imagenet_256: ImageNet's 256x256 pixels as 32x32 latents of 4 numbers, in the size of Stable Diffusion's
-(Rombach et al. 2022, table 8, KL with f = 8). It was not trained here, only planned: it needs accelerators and the data.
+"""The autoencoder for dit_imagenet_256: ImageNet's images of 256x256 pixels become 32x32 latents of 4 numbers. It has the size of
+Stable Diffusion's autoencoder (Rombach et al. 2022, table 8, KL with f = 8). It was not trained here, only planned: it needs
+accelerators and the data.
 
 Prepare the data first: pip install -e '.[tensorflow]', then python -m gen.data.prepare imagenet2012
 python train.py kl_imagenet_256 --dry-run --plan.devices 64

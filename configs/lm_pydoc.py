@@ -1,4 +1,4 @@
-"""A small language model of Python's own documentation, which needs no download. It trains in a few minutes on two CPU cores.
+"""A small language model of Python's documentation, which needs no download. It trains in a few minutes on two CPU cores.
 
 python train.py lm_pydoc && python sample.py runs/lm_pydoc --prompt "The with statement"
 """

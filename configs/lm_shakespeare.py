@@ -1,6 +1,6 @@
 """nanoGPT's CPU setting for Tiny Shakespeare, with a higher learning rate.
 
-4 layers of 4 heads and width 128 read characters, in batches of 12 windows of 64, for 2000 steps.
+It reads characters. It has 4 layers with 4 heads and width 128, and trains for 2000 steps on batches of 12 windows of 64 characters.
 
 python train.py lm_shakespeare --data.name text:tinyshakespeare.txt
 """

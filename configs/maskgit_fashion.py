@@ -1,7 +1,8 @@
-"""A masked transformer over the 7x7 codes of Fashion-MNIST, which writes a grid in 12 passes (Chang et al. 2022): not scored yet.
+"""A masked transformer over the 7x7 codes of Fashion-MNIST, which writes all codes of an image in 12 passes (Chang et al. 2022). Not
+scored yet.
 
-The fraction of masked cells is drawn from [0, 1], so the best checkpoint is chosen by a bound on the likelihood. The model can also
-fill gaps.
+The fraction of masked codes is drawn from [0, 1], so the best checkpoint is chosen by a bound on the likelihood. The model can also
+fill hidden parts of images.
 
 python train.py fsq_fashion && python train.py maskgit_fashion && python -m gen.evaluate runs/maskgit_fashion --n 54000
 """

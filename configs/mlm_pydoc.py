@@ -1,7 +1,7 @@
 """A masked language model of Python's documentation. The fraction of masked tokens is random, so it can also write texts.
 
-With --model.rate 0.15 it is trained as BERT is. It uses Muon: with Adam the loss stays at the entropy of token frequencies for
-thousands of steps.
+With --model.rate 0.15, this fraction of the tokens is masked, as in BERT. The optimizer is Muon, because with Adam the loss stays at
+the entropy of token frequencies for thousands of steps.
 
 python train.py mlm_pydoc && python sample.py runs/mlm_pydoc
 """

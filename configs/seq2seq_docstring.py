@@ -1,4 +1,4 @@
-"""Writes the first paragraph of a docstring for a function: an encoder and a decoder, trained on Python's standard library.
+"""An encoder and a decoder that write the first paragraph of a function's docstring, trained on Python's standard library.
 
 python -m gen.data.text.docstrings docstrings.jsonl
 python train.py seq2seq_docstring

@@ -1,7 +1,7 @@
-"""A flow of log-mel frames of spoken digits (Lipman et al. 2023), and a vocoder that turns them into sound. Not scored yet.
+"""A flow that generates log-mel frames of spoken digits (Lipman et al. 2023), which a vocoder turns into sound. Not scored yet.
 
-The data are the Free Spoken Digit Dataset, 3,000 recordings of six speakers: recordings 0 to 4 of each digit and speaker are the test
-split. Their folder is FSDD:
+The data are the Free Spoken Digit Dataset, 3,000 recordings of six speakers, in the folder FSDD. Recordings 0 to 4 of each digit and
+speaker are the test split.
 
 python train.py vocoder_speech --data.name audio:FSDD --data.long start --data.pattern "{label}_{speaker}_{take}.wav" \
     --data.test "take=0,1,2,3,4"

@@ -1,8 +1,8 @@
-"""A causal transformer over the codes of spoken digits, with the digit in front. One step reads all three codes of a frame, and
+"""A causal transformer over the codes of spoken digits. It reads the digit first. One step reads all three codes of a frame, and
 a small head predicts the three codes of the next frame (Lee et al. 2022; Copet et al. 2023). Not scored yet.
 
-The data are the Free Spoken Digit Dataset, 3,000 recordings of six speakers: recordings 0 to 4 of each digit and speaker are the test
-split. Their folder is FSDD:
+The data are the Free Spoken Digit Dataset, 3,000 recordings of six speakers, in the folder FSDD. Recordings 0 to 4 of each digit and
+speaker are the test split.
 
 python train.py codec_speech --data.name audio:FSDD --data.long start --data.pattern "{label}_{speaker}_{take}.wav" \
     --data.test "take=0,1,2,3,4"

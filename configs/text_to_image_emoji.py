@@ -1,10 +1,10 @@
 """A causal transformer from the names of OpenMoji's drawings to their 8x8 codes by a trained tokenizer, as DALL-E and Parti do
-(Ramesh et al. 2021; Yu et al. 2022): not scored yet.
+(Ramesh et al. 2021; Yu et al. 2022). Not scored yet.
 
-The name is read as a prefix of the grid. It is left out for a tenth of the training examples, so samples can be guided. Names are
-held out by group: all variants of a drawing by skin tone are one group.
+The name is read before the codes. It is left out for a tenth of the training examples, so samples can be guided. All variants of
+a drawing by skin tone are in the same split.
 
-python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; its first lines say from what)
+python -m benchmarks.openmoji PACKAGE emoji     (makes the folder; benchmarks/openmoji.py says how to get PACKAGE)
 python train.py fsq_emoji && python train.py text_to_image_emoji
 python sample.py runs/text_to_image_emoji --prompt "red heart" --n 16 --guidance 3
 """

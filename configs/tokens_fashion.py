@@ -1,10 +1,12 @@
-"""A causal transformer over the 7x7 codes of Fashion-MNIST by a trained tokenizer, with the label in front.
+"""A causal transformer over the 7x7 codes of Fashion-MNIST by a trained tokenizer. It reads the label first.
 
 Every training image is a grid of 49 tokens with 1,024 values each. The label is left out for a tenth of the images, so samples can be
-guided. No model of the codes can beat the scores of the tokenizer's reconstructions (python -m gen.evaluate runs/fsq_fashion).
+guided. A perfect model of the codes would have the scores of the tokenizer's reconstructions (python -m gen.evaluate
+runs/fsq_fashion).
 
-TSTR of 54,000 samples without guidance: 0.853 (real images 0.884, reconstructions 0.882, one Gaussian per class 0.847). Fréchet
-distance: 1.79 (training images 0.18). With guidance of 1.5: 0.848 and 3.99. The training took about an hour of CPU time.
+54,000 samples without guidance have a Fréchet distance of 1.79 (training images 0.18). A classifier trained on them has a test
+accuracy (TSTR) of 0.853 (trained on real images 0.884, on reconstructions 0.882, on samples of one Gaussian per class 0.847). With
+guidance 1.5, the Fréchet distance is 3.99 and TSTR 0.848. The training took about an hour of CPU time.
 
 python train.py fsq_fashion && python train.py tokens_fashion && python -m gen.evaluate runs/tokens_fashion --n 54000
 """

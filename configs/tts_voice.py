@@ -1,8 +1,8 @@
 """Text to speech of one speaker: a causal transformer from the characters of a text to the codes of its recording, where one step
 reads all three codes of a frame (Borsos et al. 2023; Copet et al. 2023). Not scored yet.
 
-The text is read as a prefix of the codes. It is left out for a tenth of the training examples, so samples can be guided. All recordings
-of one text are in one split, so the model has not seen the test texts.
+The text is read before the codes. It is left out for a tenth of the training examples, so samples can be guided. All recordings of
+one text are in the same split, so the model has not seen the test texts.
 
 python train.py codec_voice && python train.py tts_voice
 python sample.py runs/tts_voice --prompt "good evening" --n 4 --guidance 2

@@ -1,7 +1,8 @@
 """A conditional VAE on scikit-learn's 8x8 digits, which need no download. It trains in half a minute.
 
-The pixels have 17 levels, so the likelihood is a discretized logistic (Kingma et al. 2016), and bits_per_dim bounds the cost of
-the unchanged pixels. A beta above 1 reduces overfitting to this small data set: both held-out bounds improve.
+The pixels have 17 levels, so the likelihood is a discretized logistic (Kingma et al. 2016). So bits_per_dim is an upper bound on
+the cost of the pixels themselves, without added noise. A beta above 1 reduces overfitting to this small data set: both held-out
+bounds improve.
 """
 
 from gen.config import Config, Save

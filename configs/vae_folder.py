@@ -1,7 +1,8 @@
 """A convolutional VAE on a folder of your pictures, 32x32 in colour. It has no reference score, since the pictures are yours.
 
 python train.py vae_folder --data.name folder:PATH     (sub-folders are classes; --model.conditional uses them)
-Sub-folders train, val and test are the splits. Without them, 80% of the pictures are trained on and 10% each are held out.
+If the sub-folders are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10% each are
+validation and test.
 For other sizes, from 8 to 64: --data.size 64 --model.network.widths 32 64 128 256
 """
 

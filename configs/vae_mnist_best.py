@@ -1,7 +1,8 @@
 """A VAE with two latent groups and a learned mixture as prior, on dynamically binarized MNIST.
 
-This is the best bound that 45 minutes on two cores reach. Published bounds with this binarization, in nats: PIWAE 84.58 and
-CIWAE 84.74 (pythae's reproductions), VAE 86.77 (pytorch-generative). A tenth of the training images chooses the checkpoint.
+It is sized for the best bound on the likelihood that 45 minutes of training on two cores can reach. Published bounds with this
+binarization, in nats: PIWAE 84.58 and CIWAE 84.74 (pythae's reproductions), VAE 86.77 (pytorch-generative). A tenth of the training
+images is the validation split, which chooses the checkpoint.
 
 Prepare the data first: python -m gen.data.prepare mnist --source DIR
 """

@@ -1,7 +1,7 @@
-"""A vocoder of speech at 8 kHz: it turns 125 frames per second of 40 log-mels back into sound. The decoder predicts spectra, and inverts
-them (Siuzdak 2023, but without an adversary). Not scored yet.
+"""A vocoder of speech at 8 kHz: it turns log-mels, 40 bands in 125 frames per second, back into sound. The decoder predicts spectra,
+which are inverted (Siuzdak 2023, but without an adversary). Not scored yet.
 
-Its baseline, Griffin-Lim: python -m benchmarks.sound runs/vocoder_speech
+To compare it with Griffin-Lim, which needs no training: python -m benchmarks.sound runs/vocoder_speech
 """
 
 from gen.config import Config, Save

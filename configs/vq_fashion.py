@@ -1,5 +1,5 @@
-"""The tokenizer of fsq_fashion with a learned codebook of 1,024 codes (van den Oord et al. 2017), whose dead codes are revived. Not
-scored yet.
+"""The tokenizer of fsq_fashion with a learned codebook of 1,024 codes (van den Oord et al. 2017). Codes that are hardly used are
+replaced. Not scored yet.
 
 Prepare the data first from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """

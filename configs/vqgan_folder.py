@@ -1,10 +1,10 @@
 """A VQ-GAN (Esser et al. 2021) on a folder of your pictures, 64x64 in colour. A picture becomes 8x8 codes with 1,024 values
-each. The loss is L2, and from step 2,000 on also that of a relativistic discriminator (Huang et al. 2024). It has no reference score,
-since the pictures are yours.
+each. The loss is L2, plus from step 2,000 on the loss against a relativistic discriminator (Huang et al. 2024). It has no
+reference score, since the pictures are yours.
 
 python train.py vqgan_folder --data.name folder:PATH
-Sub-folders are classes, or train, val and test, the splits. Without the splits, 80% of the pictures are trained on and 10% each are
-held out. Other sizes: --data.size 32 --model.network.widths 64 128 --model.network.strides 2 2
+Sub-folders are classes. If they are train, val and test, they are the splits. Otherwise 80% of the pictures are trained on, and 10%
+each are validation and test. Other sizes: --data.size 32 --model.network.widths 64 128 --model.network.strides 2 2
 """
 
 from gen.config import Config, Save

@@ -1,6 +1,7 @@
-"""WGAN-GP on Fashion-MNIST, unconditional, with algorithm 1 of Gulrajani et al. 2017 and its defaults: five critic steps with
-batches of 64 for each step of the generator, penalty 10, Adam with 1e-4 and betas 0 and 0.9. The networks are DCGANs,
-and the critic has no batch normalization.
+"""WGAN-GP on Fashion-MNIST, unconditional: algorithm 1 of Gulrajani et al. 2017 with its defaults.
+
+For each step of the generator, the critic makes five steps with batches of 64. The gradient penalty has the weight 10. Adam has the
+learning rate 1e-4 and the betas 0 and 0.9. The networks are DCGANs, and the critic has no batch normalization.
 
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """

@@ -1,8 +1,8 @@
-"""Flow matching on images (Lipman et al. 2023; Liu et al. 2023) with classifier-free guidance: a family in one file. Copy it.
+"""A family in one file, to copy: flow matching on images (Lipman et al. 2023; Liu et al. 2023) with classifier-free guidance.
 
 python train.py examples/flow.py                                    trains on digits, into runs/flow
-python sample.py runs/flow --trust examples.flow --guidance 2       writes a picture of samples (gen.evaluate scores them)
-python -m pytest tests/test_contract.py --config examples/flow.py   tests what every family promises
+python sample.py runs/flow --trust examples.flow --guidance 2       writes a picture of samples
+python -m pytest tests/test_contract.py --config examples/flow.py   tests the properties that every family must have
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from gen.optim import Optimizer, WarmupCosine
 
 @dataclass(frozen=True)
 class Flow(learner.LearnedFamily):
-    """A flow from noise to images. Each field is an option of train.py, such as --model.width 256."""
+    """A flow from noise to images. Each field of the config is an option of train.py, such as --model.width 256."""
 
     width: int = 256
-    """Units of each layer."""
+    """Number of units of each layer."""
     blocks: int = 3
-    """Residual blocks."""
+    """Number of residual blocks."""
     label_dropout: float = 0.1
     """Probability that a training example's label is left out, so that samples can be guided."""
 
@@ -49,9 +49,9 @@ class Request(labels.LabelRequest):
     """A request for samples. Each field is an option of sample.py."""
 
     steps: int = 50
-    """Euler steps from noise to image."""
+    """Number of Euler steps from noise to image."""
     guidance: float = 1.0
-    """Weight of the label. Above 1, samples are more typical of their class and less varied."""
+    """Weight of the label. Above 1, samples are more typical of their class and less varied. 1: no guidance."""
 
 
 class FlowModel(nn.Module):
@@ -63,7 +63,7 @@ class FlowModel(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, label: Array) -> Array:
-        """Returns the velocity v(x_t, t, label), by a residual network. The label `classes` means "no label"."""
+        """Returns the velocity v(x_t, t, label) of x_t [B, H, W, C] at t [B] in [0, 1]. The label `classes` means "no label"."""
         width, dtypes = self.config.width, self.config.dtypes()
         dense, norm = partial(nn.Dense, **dtypes), partial(nn.LayerNorm, **dtypes)
         condition = dense(width)(sinusoidal(1000 * t, width)) + nn.Embed(self.classes + 1, width, **dtypes)(label)
@@ -73,7 +73,7 @@ class FlowModel(nn.Module):
         return dense(x[0].size)(norm()(h)).reshape(x.shape)
 
     def loss(self, params: Params, batch: Batch, keys: Key, training: bool = True) -> Array:
-        """Returns |v(x_t, t, label) - (e - x)|^2 of each example at a random t. Liu et al. 2023, equation 1."""
+        """Returns the mean square of v(x_t, t, label) - (e - x) for each example at a random t, [B]. Liu et al. 2023, equation 1."""
         x, (e_keys, t_keys, label_keys) = batch["image"].astype(self.config.real_dtype()), split_keys(keys, 3)
         e = jax.vmap(partial(jax.random.normal, shape=self.shape, dtype=x.dtype))(e_keys)
         t = jax.vmap(partial(jax.random.uniform, shape=(1, 1, 1), dtype=x.dtype))(t_keys)
@@ -83,7 +83,7 @@ class FlowModel(nn.Module):
         return jnp.square(v - (e - x)).mean((1, 2, 3))
 
     def sample(self, params: Params, keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Follows the guided velocity from noise to images. Ho and Salimans 2022, equation 6, with w = guidance - 1."""
+        """Follows the guided velocity from noise (t = 1) to images (t = 0). Ho and Salimans 2022, eq. 6, with w = guidance - 1."""
         label = labels.labels_to_generate(request.n, request.label, self.classes, given)
 
         def step(x: Array, t: Array) -> tuple[Array, None]:

@@ -38,7 +38,7 @@ __all__ = ["Run", "open"]
 def open(path: str | PathLike[str], trust: Sequence[str] = ()) -> Run:
     """Returns the run in a directory.
 
-    trust: names of packages outside gen that the run's config may name, such as a fork's family. They are imported.
+    trust: names of modules outside gen that the run's config names, such as a fork's family, and that may be imported.
 
     Raises: UserError (gen.errors) if there is no run, or if it is damaged.
     """
@@ -49,9 +49,9 @@ def open(path: str | PathLike[str], trust: Sequence[str] = ()) -> Run:
 
 
 class Run:
-    """A trained run. `gen.open` makes one.
+    """A trained run. `gen.open` makes it.
 
-    `trained` is the TrainedRun behind it, for everything else: its model, its checkpoints, its data.
+    The attribute `trained`, a TrainedRun, gives everything else: the model, the checkpoints, the data.
     """
 
     def __init__(self, trained: TrainedRun, trust: tuple[str, ...] = ()):
@@ -80,11 +80,11 @@ class Run:
             run.generate(mode="inpaint", image="photo.png", mask="hole.png")    # a flow that was trained with masks
             run.generate(image="drawing.png")                    # a flow that was trained on pairs
 
-        seed: of the samples. step: the checkpoint; None: the best. base: where the base of an adapter is, if it was moved.
-        settings: fields of the family's request and of the medium's options, which `sample.py RUN --help` lists. A list is
-        taken for a tuple.
+        seed: in [0, 2**32). step: step of the checkpoint; None: the best. base: where the base of an adapter is now, if it was
+        moved. settings: fields of the family's request and of the medium's options, which `sample.py RUN --help` lists. A list
+        is converted to a tuple.
 
-        Raises: UserError that names the nearest setting for one that does not exist.
+        Raises: UserError for a wrong setting. If a setting does not exist, it names the nearest.
         """
         from gen.errors import check_seed
 
@@ -105,7 +105,10 @@ class Run:
     def score(self, *metrics: str, **options: object) -> dict[str, float]:
         """Returns {metric: value}, as `python -m gen.evaluate` computes them, and writes them to evaluation.json.
 
-        metrics: their names; none: all that apply. options: more options of gen.evaluate, such as n=1000 or split="validation".
+        metrics: names of metrics; none: all that apply. options: other options of gen.evaluate, such as n=1000 or
+        split="validation".
+
+        Raises: UserError if a metric does not exist, or can't be computed.
         """
         from gen.evaluate import scores
         from gen.evaluation.score import Options
@@ -115,19 +118,21 @@ class Run:
         return scores(_make(Options, fields))[str(workdir)]
 
     def metrics(self, split: str = "train") -> dict[str, list[float]]:
-        """Returns the curves of metrics.jsonl as columns {"step": [...], metric: [...]}. split: "train" or "validation".
+        """Returns the curves of metrics.jsonl as columns of equal length: {"step": [...], metric: [...]}.
+
+        split: "train" or "validation". A metric is nan at a step at which it was not logged.
 
         Raises: UserError if the file is missing, or has changed since the newest checkpoint was saved.
         """
         from gen.runs.curve import read_curve
 
         rows = read_curve(self.trained.workdir, split)
-        # A dict keeps the order of the file, and a set would not.
+        # Keys of a dict keep the order of the file. A set would not.
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name, float("nan")) for row in rows] for name in names}
 
     def _split(self, settings: Mapping[str, object]) -> tuple[Dataclass, Dataclass]:
-        """Returns the family's request and the medium's options with these settings."""
+        """Returns (the family's request, the medium's options), with these settings divided between them."""
         from dataclasses import fields
 
         request: Dataclass = self.trained.model.request
@@ -143,9 +148,9 @@ class Run:
 
 
 def _make(kind: type[Dataclass], settings: Mapping[str, object]) -> Dataclass:
-    """Returns a dataclass with these fields, lists as tuples and names of files as paths.
+    """Returns `kind(**settings)`, after lists were converted to tuples, and texts to paths if the field is a path.
 
-    Raises: UserError that names the nearest field.
+    Raises: UserError if a field does not exist. It names the nearest.
     """
     from dataclasses import fields
     from pathlib import Path
@@ -154,11 +159,11 @@ def _make(kind: type[Dataclass], settings: Mapping[str, object]) -> Dataclass:
     from gen.files import expand_paths
 
     _check_names(settings, [f.name for f in fields(kind)])
-    # Types are texts where a module has `from __future__ import annotations`.
+    # The type of a field is a text if its module has `from __future__ import annotations`.
     paths = {f.name for f in fields(kind) if search(r"\bPath\b", str(f.type))}
 
     def convert(name: str, value: object) -> object:
-        # A list is what people write, and a frozen dataclass needs a tuple.
+        # People write lists, but the fields of configs are tuples, which can be hashed.
         if isinstance(value, list):
             return tuple(value)
         return Path(value) if name in paths and isinstance(value, str) else value

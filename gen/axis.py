@@ -1,7 +1,7 @@
 """The mapped axis "data": averages and sums over all devices, and noise that belongs to the example, not to the device.
 
-`fold_in(key, i)` equals `split(key, n)[i]`, bit for bit. So a key that was split is not given to `example_keys` or `per_example`,
-nor split or folded again: the noise would be the same.
+Use a key only once. `fold_in(key, i)` equals `split(key, n)[i]`, bit for bit. So if a key was split, do not split or fold it again,
+and do not give it to `example_keys` or `per_example`: draws that should be independent would be equal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tree = TypeVar("Tree")
 
 
 def mean(tree: Tree) -> Tree:
-    """Returns the average of each leaf over the axis "data": the devices under pmap, an axis of size one under jit."""
+    """Returns the average of each leaf over the axis "data", whose indices are the devices under pmap. Under jit its size is 1."""
     return jax.lax.pmean(tree, "data")
 
 
@@ -30,10 +30,10 @@ def total(tree: Tree) -> Tree:
 
 
 def mean_sums(batch: Batch, values: Mapping[str, Array]) -> Sums:
-    """Returns the `Sums` over "data" of metrics that are means over examples, exact under padding and any sharding.
+    """Returns the `Sums` over the axis "data" of metrics that are means over examples. Padding does not count.
 
-    batch: has "weight" [B], which is 0 on padding. values: {metric: [B] or [B, ...]}, one value or one vector per example.
-    Sums are at least float32.
+    batch: must have "weight" [B], which is 0 for padding. values: {metric: [B] or [B, ...]}, a value or an array per example.
+    The sums are at least float32.
     """
 
     def weigh(value: Array) -> tuple[Array, Array]:
@@ -49,15 +49,15 @@ def _keep(x: Array) -> Array:
 
 
 shard_examples: ContextVar[Callable[[Array], Array]] = ContextVar("shard_examples", default=_keep)
-"""Function that keeps activations [B, ...] sharded over devices by example. An engine that shards the state sets it while a
-network is traced. Otherwise the compiler may shard activations like the weights, and send activations where sending weights
-would be cheaper."""
+"""Function that keeps activations [B, ...] sharded over devices by example. By default it returns them unchanged. An engine that
+shards the state sets another function while it traces a network. Otherwise the compiler might shard activations like the weights,
+and send activations where sending weights would be cheaper."""
 
 
 def example_keys(key: Key, row: Array) -> Key:
-    """Returns one key per example, `fold_in(key, row)`: its noise is the same on whichever device it is drawn. Keys [B].
+    """Returns one key per example, [B]: `fold_in(key, row)`. So the noise of an example does not depend on its device.
 
-    row: int32 [B], positions in the global batch.
+    row: int32 [B], positions of the examples in the global batch.
     """
     # jax.random.split(key, B) would give the first example of every device the same key.
     return jax.vmap(partial(jax.random.fold_in, key))(row)
@@ -69,8 +69,8 @@ def split_keys(keys: Key, n: int) -> tuple[Key, ...]:
 
 
 def per_example(draw: Callable[[Key], Tree], key: Key, row: Array) -> Tree:
-    """Draws noise that belongs to each example, whichever device holds it.
+    """Returns `draw` of each of the `example_keys`, stacked: [B, ...]. So the noise of an example does not depend on its device.
 
-    row: int32 [B], positions in the global batch. Returns `draw` of each of the `example_keys`, stacked: [B, ...].
+    row: int32 [B], positions of the examples in the global batch.
     """
     return jax.vmap(draw)(example_keys(key, row))

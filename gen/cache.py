@@ -17,16 +17,18 @@ from gen.files import cache_folder, write_json
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?", re.IGNORECASE)
 POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+"""{prefix of a unit: power of 1000}."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Show the cache, $XDG_CACHE_HOME/gen or ~/.cache/gen. All of its content can be computed again."""
+    """Show what is in the cache, the folder $XDG_CACHE_HOME/gen or ~/.cache/gen. All of its content can be computed again."""
 
     clear: bool = False
     """Remove all files that gen has written there, except those that a running process uses."""
     limit: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
-    """Set and keep a bound on its size, such as 50GB. Entries that were not used for the longest time are removed first."""
+    """Set the largest size of the cache, such as 50GB, also for later runs. If the cache is larger, the entries that were unused
+    for the longest time are removed."""
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def run(options: Options) -> None:
 
 
 def show(exists: bool) -> None:
-    """Prints what is in the cache: compiled programs in one line, and each entry in its own."""
+    """Prints the size of the cache, and a line for each entry. All compiled programs share one line. exists: whether it exists."""
     cache = cache_folder()
     items = limit.list_items(cache) if exists else []
     bound = f" of at most {write_size(limit.read_limit(cache))} (--limit SIZE)" if exists else ""
@@ -59,8 +61,8 @@ def show(exists: bool) -> None:
     groups = defaultdict[str, list[Item]](list)
     # A run compiles dozens of programs, which would hide the other entries.
     for item in items:
-        one = item.what == "a compiled program"
-        groups["compiled programs" if one else str(item.path)].append(item)
+        is_program = item.what == "a compiled program"
+        groups["compiled programs" if is_program else str(item.path)].append(item)
     for members in sorted(groups.values(), key=lambda members: -members[0].used):
         first, size = members[0], sum(item.size for item in members)
         what = first.what if len(members) == 1 else f"{len(members)} compiled programs"
@@ -68,12 +70,12 @@ def show(exists: bool) -> None:
 
 
 def report(verb: str, items: list[Item]) -> None:
-    """Prints how many items were removed or kept, and their size."""
+    """Prints the number of the items and their size. verb: begins the line, such as "removed"."""
     say(f"{verb} {len(items)} entries, {write_size(sum(item.size for item in items))}")
 
 
 def parse_size(text: str) -> int:
-    """Returns the bytes of a size such as 50GB, 1.5TB or 0. Raises: UserError for another text."""
+    """Returns a size such as "50GB", "1.5TB" or "0" in bytes; 1 kB is 1000 bytes. Raises: UserError for another text."""
     match = SIZE.fullmatch(text.strip())
     if not match:
         raise UserError(f"--limit {text!r} is not a size; give one such as 50GB")
@@ -81,14 +83,14 @@ def parse_size(text: str) -> int:
 
 
 def write_size(size: float) -> str:
-    """Returns a size such as "1.5 GB"."""
+    """Returns a number of bytes as text, such as "1.5 GB"."""
     unit = next((unit for unit in ("B", "kB", "MB", "GB") if size < 1000 ** (POWERS[unit[:-1].upper()] + 1)), "TB")
     value = size / 1000 ** POWERS[unit[:-1].upper()]
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def write_age(used: float) -> str:
-    """Returns how long ago something was used, such as "3 days ago"."""
+    """Returns how long ago a time was, such as "3 days ago". used: in seconds since 1970. 0: unknown, which gives "-"."""
     hours = (time.time() - used) / 3600
     if used <= 0:
         return "-"

@@ -1,7 +1,7 @@
 """Errors that a user can cause, exit statuses, how a command ends, and everything that is printed.
 
-Names of files, classes, tensors and metrics may come from a stranger. So this module alone prints, and escapes every character that
-would control the terminal, reorder a line, or begin another one.
+Names of files, classes, tensors and metrics may come from a stranger. So all printing is done by this module. It escapes the
+characters that could control the terminal, reorder a line, or begin a new line.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from gen.system import explain, open_streams
 
-# Control characters but tab and newline, which could control the terminal; separators of lines; marks that reverse the order of a
-# text, so that it reads as another one; and surrogates, which cannot be encoded.
+# All control characters except tab and newline, because they could control the terminal. Unicode's line separators. Marks that
+# change the direction of a text, so that it could be read as another text. Surrogates, which cannot be encoded.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 REQUEUE = 75
 """Exit status of a run that must be started again (EX_TEMPFAIL)."""
@@ -48,42 +48,42 @@ class Requeue(BaseException):
 
 
 def check_positive(**numbers: float) -> None:
-    """Raises: UserError for the first named number that is not finite or not above 0."""
+    """Checks that each number is finite and above 0. Raises: UserError that names the first number that is not."""
     for name, value in numbers.items():
         if not 0 < value < float("inf"):
             raise UserError(f"{name} is {value}; it must be above 0")
 
 
 def check_not_negative(**numbers: float) -> None:
-    """Raises: UserError for the first named number that is not finite or below 0."""
+    """Checks that each number is finite and at least 0. Raises: UserError that names the first number that is not."""
     for name, value in numbers.items():
         if not 0 <= value < float("inf"):
             raise UserError(f"{name} is {value}; it must be at least 0")
 
 
 def check_finite(**numbers: float) -> None:
-    """Raises: UserError for the first named number that is not finite."""
+    """Checks that each number is finite. Raises: UserError that names the first number that is not."""
     for name, value in numbers.items():
         if not abs(value) < float("inf"):
             raise UserError(f"{name} is {value}; it must be a finite number")
 
 
 def check_decay(**numbers: float) -> None:
-    """Raises: UserError for the first named number outside [0, 1), the range of decays and of dropout rates."""
+    """Checks that each number is in [0, 1), as decays and dropout rates are. Raises: UserError that names the first that is not."""
     for name, value in numbers.items():
         if not 0 <= value < 1:
             raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
 
 
 def check_fraction(**numbers: float) -> None:
-    """Raises: UserError for the first named number outside [0, 1]."""
+    """Checks that each number is in [0, 1]. Raises: UserError that names the first number that is not."""
     for name, value in numbers.items():
         if not 0 <= value <= 1:
             raise UserError(f"{name} is {value}; it must be at least 0 and at most 1")
 
 
 def check_seed(seed: int) -> int:
-    """Returns the seed. Raises: UserError if it does not fit in 32 unsigned bits."""
+    """Returns the seed. Raises: UserError if it is not in [0, 2**32)."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed is {seed}; it must be at least 0 and below 2**32")
     return seed
@@ -93,9 +93,9 @@ class End(NamedTuple):
     """How a process ends after a failure."""
 
     status: int
-    """Its exit status."""
+    """Exit status of the process."""
     message: str | None
-    """One short message. None: nobody expected this error, so its traceback is printed."""
+    """Message to print. "": nothing is printed. None: the error is a bug, so its traceback is printed."""
 
 
 def end_of(error: BaseException) -> End:
@@ -105,10 +105,10 @@ def end_of(error: BaseException) -> End:
     if isinstance(error, Requeue):
         return End(REQUEUE, str(error))
     if isinstance(error, KeyboardInterrupt):
-        # It has a text of its own if another host was interrupted.
+        # The error has a text if another host was interrupted, and none after a Ctrl-C.
         usual = "interrupted; the same command continues from the last checkpoint, if there is one"
         return End(INTERRUPTED, str(error) or usual)
-    # The reader of a pipe, such as `| head`, has closed it. By convention nothing is said.
+    # The reader of a pipe, such as `| head`, has closed it. By convention nothing is printed, and the status is 128 + SIGPIPE.
     if isinstance(error, BrokenPipeError):
         return End(141, "")
     if (line := explain(error)) is not None:
@@ -117,10 +117,11 @@ def end_of(error: BaseException) -> End:
 
 
 def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys.exit) -> None:
-    """Runs the main function of a command, and ends the process with `leave(status)` if it fails.
+    """Runs the main function of a command. If it fails, prints why, and ends the process with `leave(status)`.
 
-    A user's mistake and a full or read-only disk print one line (status 2). A bug prints its traceback (status 1). Characters that
-    the terminal cannot show are printed as escapes, such as \\u4e16.
+    A user's mistake prints its message, and an error of the system that a user can fix, such as a full disk, prints one line
+    (status 2). A bug prints its traceback (status 1). Characters that the terminal cannot show are printed as escapes, such as
+    \\u4e16.
     """
     open_streams()
     escape_output()
@@ -141,9 +142,9 @@ def _report(error: BaseException) -> int:
     """Prints how the process ends after this error, and returns its status."""
     status, message = end_of(error)
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-        # Another Ctrl-C while Python waits for its threads would print their tracebacks.
+        # Without this handler, another Ctrl-C while Python waits for its threads would print their tracebacks.
         signal.signal(signal.SIGINT, lambda *_: os._exit(status))
-    # Nobody may read stderr either.
+    # The reader of stderr may be gone, too.
     with suppress(OSError):
         if message:
             note(*message.split("\n"))
@@ -154,7 +155,7 @@ def _report(error: BaseException) -> int:
 
 
 def _flush(quietly: bool = False) -> None:
-    """Writes what is left for stdout. Raises: OSError if it can't be written, unless `quietly`."""
+    """Writes the text that is still buffered for stdout. Raises: OSError if it can't be written, unless `quietly`."""
     if sys.stdout is None:
         return
     try:
@@ -168,12 +169,12 @@ def _flush(quietly: bool = False) -> None:
 
 
 class _EscapedRecord(logging.LogRecord):
-    """A message that gen or a library logs, escaped for every handler."""
+    """A record of the logging module whose message and traceback are escaped, so that every handler prints escaped text."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
         if self.exc_info and self.exc_info[0] is not None:
-            # Formatters print this text in the place of the traceback.
+            # If this text exists, formatters print it instead of the traceback.
             self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
 
     def getMessage(self) -> str:
@@ -188,12 +189,12 @@ def _format_escaped(*arguments: Any, **named: Any) -> str:
 
 
 def escape_output() -> None:
-    """Lets stdout and stderr print an escape for a character that their encoding does not have, instead of failing.
+    """Makes stdout and stderr print characters that their encoding lacks as escapes. Otherwise printing them would fail.
 
-    Messages of libraries, as logs and warnings, are escaped as gen's own lines are.
+    From then on, logs and warnings of libraries are also escaped by `printable`.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A notebook and some launchers replace them by other objects.
+        # In a notebook, and under some launchers, the streams are objects of other types.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.setLogRecordFactory(_EscapedRecord)
@@ -206,12 +207,12 @@ def say(*lines: str) -> None:
 
 
 def note(*lines: str) -> None:
-    """Prints lines to stderr, escaped by `printable_line`, without mixing with the output of a command."""
+    """Prints lines to stderr, escaped by `printable_line`. So they do not mix with a command's output on stdout."""
     print("\n".join(map(printable_line, lines)), file=sys.stderr, flush=True)
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Prints a text of any number of lines to stdout, such as one that a model wrote, escaped by `printable`."""
+    """Prints a text to stdout, escaped by `printable`. It may have several lines, as a text that a model wrote has."""
     print(printable(text), end=end, flush=True)
 
 
@@ -221,7 +222,9 @@ def printable_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns the text with control characters (except newline and tab), marks of direction and lone surrogates escaped."""
+    """Returns the text with escapes for control characters (except newline and tab), line separators, marks of direction, and
+    surrogates.
+    """
 
     def escape(match: re.Match[str]) -> str:
         return match[0].encode("unicode_escape").decode()

@@ -1,9 +1,9 @@
 """Scores trained runs side by side: python -m gen.evaluate RUN [RUN ...] [--metrics tstr frechet ...]
 
-A folder of images, which any model may have made, is scored as a run is: python -m gen.evaluate RUN FOLDER
+A folder of images, which any model may have made, is scored like a run: python -m gen.evaluate RUN FOLDER
 
-Each number is written into evaluation.json of its run, with its protocol: how it was computed. A number that is already there
-under the same protocol is not computed again. Runs are only compared under the same protocol.
+Each number is written to evaluation.json of its run or folder, with its protocol: a description of how it was computed. A number
+that the file has already, with the same protocol, is not computed again. Runs are only compared if their protocols are the same.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from gen.files import expand_paths
 from gen.runs import directory
 
 RUN_ENTRIES = ("checkpoint", "run", "base", "folder")
-"""Entries of a protocol that may differ between runs that are compared."""
+"""Entries of a protocol that identify what is scored. They may differ between runs that are compared."""
 DRAWN_ENTRIES = ("labels", "captions", "request")
-"""Entries of a protocol that say how images were drawn. A folder of images does not have them."""
+"""Entries of a protocol that say for which labels, captions or request images were generated. Folders do not have them."""
 
 
 def main() -> None:
+    """Runs the command line, and prints the table of all numbers."""
     arguments = list(rewrite_request(sys.argv[1:]))
     options = expand_paths(tyro.cli(Options, args=arguments, prog="python -m gen.evaluate"))
     show(format_table(scores(options)))
 
 
 def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
-    """Yields the arguments with `--request.FIELD VALUE` and `--request.FIELD=VALUE` as `--request FIELD=VALUE`.
+    """Yields the arguments, with `--request.FIELD VALUE` and `--request.FIELD=VALUE` replaced by `--request FIELD=VALUE`.
 
     Raises: UserError for a field without a value.
     """
-    # These options are rewritten, because their names depend on the run's family, which is not known before the run is opened.
+    # The command-line parser does not know these options: their names depend on the run's family, and no run is open yet.
     prefix = "--request."
     rest = iter(arguments)
     for argument in rest:
@@ -53,9 +54,9 @@ def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def scores(options: Options) -> dict[str, dict[str, float]]:
-    """Returns {run: {name: number}}, and writes each number with its protocol into evaluation.json of its run.
+    """Returns {run or folder: {name: number}}, and writes each number with its protocol to its evaluation.json.
 
-    Raises: UserError, before anything is generated, if a number can't be computed or compared.
+    Raises: UserError, before anything is generated, if a number can't be computed or can't be compared.
     """
     plans: dict[str, list[Score]] = {}
     # All runs are opened first, so that a wrong path fails before a classifier is trained for the features.
@@ -70,7 +71,7 @@ def scores(options: Options) -> dict[str, dict[str, float]]:
 
 
 def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
-    """Returns the planned numbers of a run. Reuses a stored number if its protocol is the same, otherwise computes it.
+    """Returns {name: number} of a plan. Reuses a stored number if its protocol is the same, otherwise computes it.
 
     Each computed number is written at once, so an interruption loses only the number in progress.
     """
@@ -91,11 +92,12 @@ def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
 
 
 def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
-    """Raises: UserError for a number whose protocols in two runs differ in more than RUN_ENTRIES.
+    """Checks that numbers of the same name can be compared. plans: {run or folder: its scores}.
 
-    With a folder of images, they may differ in DRAWN_ENTRIES too.
+    Raises: UserError if the protocols of such numbers differ in other entries than RUN_ENTRIES. If one of the two is of a folder of
+    images, they may also differ in DRAWN_ENTRIES.
     """
-    # All names of a score share its protocol.
+    # All names of a score share its protocol, so the first one is enough.
     known = [(score.names[0], workdir, score.protocol) for workdir, plan in plans.items() for score in plan]
     # All pairs are checked: two runs may each be comparable with a folder of images, but not with each other.
     for (name, workdir, ours), (other_name, other, theirs) in combinations(known, 2):
@@ -109,14 +111,14 @@ def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
 
 def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
     """Returns a text for each entry that makes numbers of these protocols incomparable."""
-    # An unconditional model has no entry "labels". It generates the classes as they are in the training split.
+    # The protocol of an unconditional model has no entry "labels". Its classes are as frequent as in the training split.
     a, b = ({"labels": "training", **protocol} for protocol in (ours, theirs))
     allowed = (*RUN_ENTRIES, *(DRAWN_ENTRIES if "folder" in {**a, **b} else ()))
     return [f"{k}: {a.get(k)} and {b.get(k)}" for k in {**a, **b} if k not in allowed and a.get(k) != b.get(k)]
 
 
 def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns a table with a column for each run and a line for each number. A dash: the run does not have the number."""
+    """Returns the text of a table with a column for each run and a line for each number. "-": the run does not have the number."""
     numbers = {printable_line(workdir): column for workdir, column in numbers.items()}
     names = dict.fromkeys(name for column in numbers.values() for name in column)
     lines = [["", *numbers]]

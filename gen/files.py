@@ -26,11 +26,11 @@ from gen.errors import UserError
 from gen.system import name_file
 
 MAX_BYTES = 2**31
-"""Bytes of a file that is read as a whole, and of an unpacked archive."""
+"""Largest size of a file that is read as a whole, and of an unpacked archive, in bytes."""
 MAX_JSON_BYTES = 2**26
-"""Bytes of a JSON file."""
+"""Largest size of a JSON file, in bytes."""
 MAX_JSON_VALUES = 2**22
-"""Values in a JSON file, about: one of two bytes takes 70 bytes of memory."""
+"""Largest number of values in a JSON file, about. It bounds the memory: a value of two bytes in the file takes 70 bytes."""
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def check_contained(folder: Path) -> None:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Returns whether a path in the folder stays in it after following links."""
+    """Returns whether a path in the folder still leads into the folder, if it is a link."""
     return not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
@@ -70,11 +70,11 @@ def check_targets(folder: Path, names: Iterable[str]) -> None:
         inner = [folder.joinpath(*Path(name).parts[: i + 1]) for i in range(len(Path(name).parts) - 1)]
         for each in (*inner, path.with_name(f".{path.name}.tmp")):
             if each.is_symlink() or (each.exists() and not (each.is_dir() if each in inner else each.is_file())):
-                raise UserError(f"{each} is in the way, and a link or of another kind; the fix: remove it")
+                raise UserError(f"{each} is in the way: it is a link, or of the wrong kind; the fix: remove it")
 
 
 def no_follow(path: str, flags: int) -> int:
-    """Opens a file as the `opener` of `open`, but no link: it could have been put there since the folder was checked.
+    """Opens a file, as the `opener` of `open`, but refuses a link, because it may be newer than the check of the folder.
 
     Raises: UserError if it is a link.
     """
@@ -87,8 +87,8 @@ def no_follow(path: str, flags: int) -> int:
 
 
 def _entries(folder: str) -> Iterator[_Entry]:
-    """Yields everything below a folder. Links to folders are not followed."""
-    # Another process, such as one that is training, may remove files meanwhile.
+    """Yields all files, folders and links below a folder, at any depth. Links to folders are not followed."""
+    # Another process, such as a training, may remove files at the same time.
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             yield _Entry(entry.path, entry.is_symlink(), entry.stat(follow_symlinks=False).st_mode)
@@ -97,22 +97,22 @@ def _entries(folder: str) -> Iterator[_Entry]:
 
 
 def check_fits(shapes: T, path: Path) -> T:
-    """Returns the shapes of a model's arrays. Raises: UserError if this machine cannot hold them. path: the model's run."""
+    """Returns `shapes` of a model's arrays. Raises: UserError if they exceed this machine's memory. path: the model's run."""
     check_memory(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)), f"the model of {path}")
     return shapes
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raises: UserError if `needed` bytes are more than this machine has. Allocating them would make the system kill processes."""
+    """Checks that this machine has `needed` bytes of memory. Otherwise the system would kill processes. Raises: UserError."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise UserError(f"{what} needs {needed / 2**30:,.0f} GiB of memory, but this machine has {memory / 2**30:,.0f}")
 
 
 def check_regular(path: Path) -> int:
-    """Returns the number of bytes of a file. Call it before a file is opened: a pipe would make the reader wait for ever.
+    """Returns the size of a regular file in bytes. Call it before opening a file, because opening a pipe could wait for ever.
 
-    Raises: FileNotFoundError and other OSErrors; UserError if it is a pipe, a device, a socket or a folder.
+    Raises: UserError if it is a pipe, a device, a socket or a folder; FileNotFoundError or another OSError as `Path.stat`.
     """
     facts = path.stat()
     if not stat.S_ISREG(facts.st_mode):
@@ -121,7 +121,7 @@ def check_regular(path: Path) -> int:
 
 
 def name_kind(mode: int) -> str:
-    """Returns what an entry of a folder is, by the st_mode of its stat: "a pipe"."""
+    """Returns the kind of an entry of a folder, such as "a pipe". mode: its st_mode."""
     kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")
 
@@ -136,7 +136,7 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         if size > most:
             raise UserError(f"{path} has {size:,} bytes; the limit is {most:,}")
         return path.read_bytes()
-    # Many callers have a message of their own for a missing file.
+    # Many callers catch this error, and say what to do about a missing file.
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(str(path)) from None
     except (OSError, ValueError) as error:  # no permission; a path with a zero byte
@@ -144,12 +144,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: Path, content: bytes | None = None) -> Any:
-    """Returns the JSON in a file. content: of the file, if it was read already.
+    """Returns the value in a JSON file. content: the bytes of the file, if they were read already.
 
     Raises: FileNotFoundError; UserError if it cannot be read, is too large, or is damaged.
     """
     content = read_bytes(path, MAX_JSON_BYTES) if content is None else content
-    # Every value but the first comes after one of these.
+    # Every value except the first comes after a comma or an opening bracket, so this counts them before they take memory.
     if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise UserError(f"{path} is damaged: it has more than {MAX_JSON_VALUES:,} values")
     try:
@@ -159,7 +159,7 @@ def read_json(path: Path, content: bytes | None = None) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object. Raises: ValueError if a name is given twice, since readers differ in which of its values they take."""
+    """Returns a JSON object. Raises: ValueError if a name occurs twice, because programs differ in which value they then read."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("an object has a name twice")
@@ -167,9 +167,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_arrays(path: Path, most: int = MAX_BYTES, packed: bytes | None = None) -> dict[str, np.ndarray]:
-    """Returns the arrays of numbers in an .npz file. The size that the archive claims is checked before it is unpacked.
+    """Returns {name: array} of an .npz file. The unpacked size that the archive claims is checked before it is unpacked.
 
-    most: bytes that the file may have, packed and unpacked. packed: its content, if it was read already.
+    most: largest size in bytes, both packed and unpacked. packed: the bytes of the file, if they were read already.
 
     Raises: FileNotFoundError; UserError if it is damaged, too large, or holds anything but numbers.
     """
@@ -215,7 +215,7 @@ def expand_paths(options: T) -> T:
         return options
     held = {f.name: getattr(options, f.name) for f in fields(options)}
     expanded = {name: expand_paths(value) for name, value in held.items()}
-    # Only what has changed is replaced: a dataclass may check its fields again.
+    # Only changed fields are replaced, because `replace` runs the checks of a dataclass again.
     changed = {name: value for name, value in expanded.items() if value != held[name]}
     return replace(options, **changed) if changed else options
 
@@ -253,7 +253,7 @@ def create_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Waits until all files below a folder, and the folder itself, are on the disk. Do it before the folder is renamed."""
+    """Waits until all files below a folder, and the folder itself, are on the disk. Call it before the folder is renamed."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             with open(path, "rb") as file:
@@ -263,7 +263,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk, if its file system can do so."""
+    """Waits until the names of the files in a folder are on the disk, if its file system supports that."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -273,7 +273,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file in one rename."""
+    """Writes a JSON file as `write_bytes` does."""
     write_bytes(path, encode_json(value))
 
 
@@ -283,9 +283,9 @@ def encode_json(value: object) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes, wait: bool = True) -> None:
-    """Writes a file in one rename: after a crash it is the old file or the new one, never a part of it.
+    """Writes a file, and gives it its name in one rename. After a crash, the path has the old content or the new, never a part.
 
-    wait: until it is on the disk. False: much faster for many files, which may be empty after a crash of the machine.
+    wait: wait until the file is on the disk. False is much faster for many files, but they may be empty after a machine crash.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with name_file(path):

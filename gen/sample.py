@@ -1,4 +1,7 @@
-"""Samples from a run directory: files to look at, arrays, and a manifest from which the same bytes can be made again."""
+"""Draws samples from a trained run.
+
+Writes files to look at, the arrays, and a manifest from which the same files can be made again.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,9 @@ class Options(Generic[R, M]):
     seed: int = 0
     """Seed of the samples."""
     step: int | None = None
-    """Checkpoint to sample from. None: the best."""
+    """Step of the checkpoint to sample from. None: the best checkpoint."""
     out: Path | None = None
-    """Folder to write to. None: a folder in generated/ of the run directory."""
+    """Folder to write to. None: a folder in RUN/generated/, whose name has the settings."""
     base: str | None = None
     """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -57,14 +60,14 @@ class Options(Generic[R, M]):
 
 @dataclass(frozen=True)
 class Verify:
-    """Make the outputs of a manifest again, and compare them byte for byte."""
+    """Make the samples of a manifest again, and compare the files byte for byte."""
 
     verify: Path
     """The manifest.json."""
     run: Path | None = None
     """The run directory, if it was moved."""
     data_dir: str | None = None
-    """Folder of the data set, if neighbours are shown and it was moved after training."""
+    """Folder of the data set now, if it was moved after training. Only for samples with --neighbours."""
     base: str | None = None
     """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -90,13 +93,13 @@ def _sample_command(arguments: Sequence[str]) -> int:
 
 
 def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
-    """Generates samples, and writes them with their manifest. Returns the folder."""
+    """Generates samples, and writes them and their manifest to a folder. Returns the folder."""
     step = run.choose_step(options.step)
-    # A manifest and the folder's name hold the number of a class, and not its name, which might change.
+    # The manifest and the folder's name hold the number of a class, because its name might change.
     options = replace(options, request=with_class_number(options.request, run.spec))
     read = run.medium.read_options(options.medium)
     folder = options.out or run.workdir / "generated" / _folder_name(step, options.seed, options.request, read)
-    # Checked before samples are drawn, which may take long.
+    # Checked before samples are drawn, because drawing may take long.
     if not (nearest := next(path for path in (folder, *folder.parents) if path.exists())).is_dir():
         raise UserError(f"{nearest} is not a folder; the fix: another --out")
     outputs = make_outputs(run, step, options.seed, options.request, read, options.base)
@@ -105,7 +108,7 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in outputs.items():
         (folder / file).parent.mkdir(exist_ok=True)
-        # Many small files are not synced to the disk one by one, which would take minutes. The manifest shows if a file is incomplete.
+        # Files in a sub-folder are many, and waiting for each of them would take minutes. --verify would notice an incomplete file.
         files.write_bytes(folder / file, content, wait="/" not in file)
     manifest = Manifest(
         run=os.path.relpath(run.workdir.resolve(), folder.resolve()),
@@ -120,10 +123,10 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
         classes=run.spec["label"].names if "label" in run.spec else None,
     )
     write_manifest(folder / "manifest.json", manifest)
-    # The manifest of an unfinished run can only be verified as long as the run keeps this checkpoint.
+    # A run that trains on may delete this checkpoint, and then its manifest can't be verified any more.
     if (done := max(checkpoint.steps(run.checkpoints))) < run.config.steps:
         note(f"{run.workdir} is not finished: {done} of {run.config.steps} steps")
-    # An empty text is printed too: it ends the line of a sample that was streamed.
+    # An empty text is printed too: it ends the line of a text that was printed token by token.
     if (text := run.medium.describe(outputs, read)) is not None:
         show(text)
     say(f"{folder}: {', '.join([*_summarize(outputs), 'manifest.json'])}")
@@ -131,11 +134,11 @@ def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
 
 
 def _check_no_others(folder: Path, outputs: Mapping[str, bytes]) -> None:
-    """Raises: UserError if a sub-folder of the outputs has other files, which could be mistaken for samples of this call."""
+    """Raises: UserError if a sub-folder of the outputs has other files. They could be mistaken for samples of this call."""
     for name in {file.partition("/")[0] for file in outputs if "/" in file}:
-        there = {path.name for path in (folder / name).glob("*")} if (folder / name).is_dir() else set()
-        # gen.evaluate keeps the numbers of a folder of images in it.
-        others = there - {file.partition("/")[2] for file in outputs} - {"evaluation.json"}
+        existing = {path.name for path in (folder / name).glob("*")} if (folder / name).is_dir() else set()
+        # gen.evaluate writes the scores of a folder of images to this file in the folder.
+        others = existing - {file.partition("/")[2] for file in outputs} - {"evaluation.json"}
         if others:
             raise UserError(
                 f"{folder / name} has files of other samples, such as {min(others)}; remove it, or choose another --out"
@@ -143,7 +146,7 @@ def _check_no_others(folder: Path, outputs: Mapping[str, bytes]) -> None:
 
 
 def _summarize(outputs: Iterable[str]) -> list[str]:
-    """Returns the names of the files, with one entry for each sub-folder."""
+    """Returns the names of the files to print. All files of a sub-folder share one entry, such as "samples/ (64 files)"."""
     counts = Counter(file.partition("/")[0] + "/" * ("/" in file) for file in outputs)
     return [f"{name} ({count} files)" if name.endswith("/") else name for name, count in counts.items()]
 
@@ -151,9 +154,10 @@ def _summarize(outputs: Iterable[str]) -> list[str]:
 def make_outputs(
     run: TrainedRun, step: int, seed: int, request: Request, options: Dataclass, base: str | None
 ) -> dict[str, bytes]:
-    """Returns {file name: content} of samples: the files of the medium, and samples.npz with all arrays.
+    """Draws samples. Returns {file name: content}: the files that the medium shows them in, and samples.npz with all arrays.
 
-    options: of the medium. base: where the base of an adapter is now, if it was moved.
+    step: step of the checkpoint. options: options of the medium, as `Medium.read_options` returns them. base: where the base of an
+    adapter is now, if it was moved.
     """
     drawn = run.draw(step, seed, request, options, base)
     # The medium reads the run through a view. Training has the same view, so it shows samples in the same way.
@@ -162,7 +166,7 @@ def make_outputs(
 
 
 def verify(options: Verify) -> int:
-    """Makes the outputs of a manifest again and prints the differences. Returns 0 if there are none, otherwise 1."""
+    """Makes the samples of a manifest again, and prints the differences. Returns 0 if there are none, otherwise 1."""
     manifest = read_manifest(options.verify)
     run = open_run(options.run or options.verify.parent / manifest.run, options.trust)
     step = run.choose_step(manifest.checkpoint.step)
@@ -173,14 +177,14 @@ def verify(options: Verify) -> int:
     outputs = make_outputs(run, step, manifest.seed, request, asked, options.base)
 
     differences = _compare_outputs(manifest, options.verify.parent, outputs)
-    # If versions or devices differ, that may explain a difference, so they are printed too.
+    # Other versions or devices may explain a difference, so they are printed too.
     here = conditions()
     others = [f"{k}: {v!r} then, {here.get(k)!r} now" for k, v in manifest.conditions.items() if here.get(k) != v]
     lines = [f"differs: {line}" for line in differences]
     lines += [f"changed: {name}" for name in _changed_inputs(manifest, run, step)]
     lines += [f"other conditions: {line}" for line in others]
     if differences and others:
-        lines.append("the same bytes are promised under the same conditions only")
+        lines.append("samples are only the same byte for byte under the same conditions")
     if not differences:
         lines.append(f"verified: {', '.join(_summarize(manifest.outputs))}, byte for byte")
     say(*lines)
@@ -188,7 +192,10 @@ def verify(options: Verify) -> int:
 
 
 def _compare_outputs(manifest: Manifest, folder: Path, outputs: Mapping[str, bytes]) -> list[str]:
-    """Returns a line for each file that is missing or changed, and for each that comes out differently."""
+    """Returns a line for each file in `folder` that is missing or changed, and for each file whose new content differs.
+
+    outputs: {file name: content} of the samples that were made again.
+    """
     differences = []
     for name, sha256 in manifest.outputs.items():
         file = folder / name
@@ -204,7 +211,7 @@ def _compare_outputs(manifest: Manifest, folder: Path, outputs: Mapping[str, byt
 
 
 def _changed_inputs(manifest: Manifest, run: TrainedRun, step: int) -> list[str]:
-    """Returns the names of the inputs that are no longer as the manifest has them."""
+    """Returns the names of the inputs, such as "config", that have changed since the manifest was written."""
     changed = {
         "config": not run.has_identity(manifest.identity),
         "checkpoint": manifest.checkpoint.sha256 != run.digest(step),
@@ -214,7 +221,7 @@ def _changed_inputs(manifest: Manifest, run: TrainedRun, step: int) -> list[str]
 
 
 def _folder_name(step: int, seed: int, request: Dataclass, medium: Dataclass) -> str:
-    """Returns a name that contains all settings that differ from their defaults, so that different settings get different folders."""
+    """Returns a name that depends on all settings that differ from their defaults. So other settings get another folder."""
     changed = {f.name: v for f in fields(request) if (v := getattr(request, f.name)) != f.default}
     name = "-".join([f"step{step}", f"seed{seed}", *(f"{k}{v}" for k, v in changed.items())])
     kept = [f for f in fields(medium) if not f.metadata.get("launch")]
@@ -224,7 +231,7 @@ def _folder_name(step: int, seed: int, request: Dataclass, medium: Dataclass) ->
 
 
 def _encode_medium(options: Dataclass) -> dict[str, object]:
-    """Returns the medium's options as JSON values, without those that don't change the samples."""
+    """Returns {option: JSON value} of the medium's options, without options that don't change the samples."""
     launch = {f.name for f in fields(options) if f.metadata.get("launch")}
     return {name: value for name, value in configs.encode(options).items() if name not in launch}
 

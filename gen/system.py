@@ -1,4 +1,4 @@
-"""Errors of the operating system that a user can fix, and the standard streams of a process."""
+"""Explains errors of the operating system that a user can fix, and opens the standard streams of a process."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FIXES = {
     errno.ESTALE: "mount the file system again",
     errno.ENOLCK: "choose a place on a file system with locks",
 }
-"""Errors of the operating system that a user can fix, each with the fix."""
-# Orbax and tensorstore pass such an error on as a text: "... "/a/file" No space left on device [os_error_code='28']".
+"""{number of an error of the operating system that a user can fix: the fix}."""
+# Orbax and tensorstore report such an error only in a text: "... "/a/file" No space left on device [os_error_code='28']".
 NUMBER_IN_TEXT = re.compile(r"(?:\[OS error |\[Errno |os_error_code=')(\d+)")
 PATH_IN_TEXT = re.compile(r"[\"'](/[^\"'\n]+)[\"']")
 PHRASES = {
@@ -42,12 +42,12 @@ PHRASES = {
     "read-only file system": errno.EROFS,
     "too many open files": errno.EMFILE,
 }
-"""Lower-case texts in the messages of other libraries, and the number of the error that they name."""
+"""{lower-case text in the messages of other libraries: number of the error that it names}."""
 
 
 @contextmanager
 def name_file(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Names the file in an error of the operating system that is raised inside. A full disk is noticed in a write, without a name."""
+    """Adds the path to an OSError in this context that names no file, such as the error of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -57,15 +57,16 @@ def name_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str | None:
-    """Returns a line for an error of the system that a user can fix: the file, what is wrong, the fix. None: another error.
+    """Returns a line about an error that a user can fix: the file, what is wrong, and the fix. None: the error is of another kind.
 
-    The error may be of another library, which names an error of the system in its text or as its cause.
+    The error is an error of the operating system, an error of a library that has one as its cause or in its text, or a lack of
+    memory on the host or on an accelerator.
     """
     found = _find_system_error(error)
     if found is not None:
         number, file = found
         return f"{f'{file}: ' if file else ''}{os.strerror(number)}; the fix: {FIXES[number]}"
-    # Messages of accelerators list each buffer in further lines.
+    # The first line is enough: accelerators list each buffer in the lines after it.
     text = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text):
         return f"out of memory: {text}; the fix: a smaller batch or model, or more devices"
@@ -73,7 +74,10 @@ def explain(error: BaseException) -> str | None:
 
 
 def _find_system_error(error: BaseException | None) -> tuple[int, object] | None:
-    """Returns the number and the file of an error of the system that a user can fix, in an error or its cause."""
+    """Returns (number, file or None) of an error of the operating system that a user can fix.
+
+    Searches the error, its cause, and the errors of a group. Returns None if none of them is such an error.
+    """
     if error is None:
         return None
     if isinstance(error, OSError) and error.errno is not None:
@@ -82,7 +86,7 @@ def _find_system_error(error: BaseException | None) -> tuple[int, object] | None
     for other in (*inner, error.__cause__):
         if (found := _find_system_error(other)) is not None:
             return found
-    # A mistake in a program has one of these types; it may well quote such a text.
+    # These types come from bugs. Their texts are not searched, because they may quote any text.
     if isinstance(error, TypeError | AttributeError | KeyError | AssertionError):
         return None
     text = str(error)
@@ -92,9 +96,10 @@ def _find_system_error(error: BaseException | None) -> tuple[int, object] | None
 
 
 def open_streams() -> None:
-    """Opens stdin, stdout and stderr on /dev/null where the process has none.
+    """Opens /dev/null as stdin, stdout and stderr if the process was started without them.
 
-    Otherwise the next file that is opened, such as a log, would get the number of stderr, and other libraries write there.
+    Otherwise the next file that is opened, such as a log, would get the number of stderr, and messages of other libraries would be
+    written into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:

@@ -1,4 +1,4 @@
-"""The one training loop: data -> update -> log -> evaluate -> save, and in the end the test of the best checkpoint."""
+"""The training loop of all families: data -> update -> log -> evaluate -> save, and at the end a test of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from gen.runtime.feed import calls, feed, stacked
 
 
 def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
-    """Returns the data set, the model and the engine of a run. Nothing is written.
+    """Returns the data set, the model and the engine of a run. Nothing is written to the run directory.
 
-    Raises: UserError for anything that the user got wrong.
+    Raises: UserError for every mistake in the config that can be found without training.
     """
     backend.start_backend(config.parallel)
     data = runs_base.build_data(config)
@@ -54,22 +54,23 @@ def build(config: Config) -> tuple[Dataset, GenerativeModel, Engine]:
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Trains in `workdir`, from its newest undamaged checkpoint if there is one, and tests the best checkpoint in the end.
+    """Trains in `workdir`, from its newest undamaged checkpoint if there is one, and tests the best checkpoint at the end.
 
-    On several hosts, each calls it with the same config.
+    On several hosts, each host calls it with the same config.
 
-    Raises: Requeue if the process must be started again, because a signal stopped it or another host has ended.
+    Raises: UserError for a mistake of the user, or if the run explodes; Requeue if the process must be started again, because a
+    signal stopped it or another host has ended.
     """
     begun = time.monotonic()
-    # A run that was begun by an older version has to be finished with the config that it was begun with.
+    # Only new runs are checked: a run that an older version began must be finished with its config.
     if not (workdir / "config.json").exists():
         configs.check_new_run(config)
     with signals.exit_on_signal(config.parallel.grace_seconds), failures.tell_failure(), ExitStack() as held:
-        # First of all, so that each host hears of a failure of another one.
+        # This comes first, so that a failure of one host reaches all others.
         backend.meet_hosts(config.parallel)
         config = runs_base.resolve_config(config)
         data, model, engine = build(config)
-        # From here on the hosts exchange messages, and any of them may be lost.
+        # From here on the hosts wait for each other, and any of them may be lost.
         held.enter_context(hosts.requeue_if_lost())
         agreement.check_agree(config, workdir, data.digest)
         base = runs_base.choose_base(config, workdir)
@@ -103,7 +104,7 @@ def _train_from(run: Run, start: Start, begun: float) -> None:
 
 
 def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> None:
-    """Trains from `state` to the last step. Raises: Requeue if a signal stopped the run; its state is saved."""
+    """Trains from `state` to the last step. Raises: Requeue after a signal; the state is saved, unless it must be rolled back."""
     config, engine = run.config, run.engine
     step = start = int(state.step)
     monitor = make_monitor(run, logger)
@@ -144,9 +145,9 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
                 _save(save, engine.whole(state), facts, logger)
             if stopping:
                 break
-        # No more steps: this ends a trace.
+        # A call without steps ends a profiler trace that is still open.
         trace(range(0))
-    # A signal may also have come after the last call was read.
+    # A signal may also have come after the metrics of the last call were read.
     if stopping or notice():
         logger.telemetry(step, event="stopped")
         raise Requeue(f"stopped at step {step}, as asked; the same command continues from the last checkpoint")
@@ -155,7 +156,7 @@ def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> No
 def _record_steps(
     run: Run, record: faults.Record, read: list[log.StepMetrics], save: checkpoint.Saver, logger: log.RunLog
 ) -> bool:
-    """Records the metrics of steps, and reports bad steps and warnings. Returns whether the change of a step was discarded.
+    """Records the metrics of steps, and prints warnings. Returns whether a step was bad, so that its update was discarded.
 
     Raises: UserError if bad steps end the run.
     """
@@ -176,7 +177,7 @@ def _save(save: checkpoint.Saver, state: State, facts: checkpoint.Facts, logger:
 
 
 def _is_due(config: Config, step: int, every: int) -> bool:
-    """Returns whether something that happens every `every` steps (0: never), and at the last step, happens now."""
+    """Returns whether `step` is the last step or a multiple of `every`. If `every` is 0, only the last step is."""
     return step == config.steps or (every > 0 and step % every == 0)
 
 
@@ -186,9 +187,9 @@ def _is_noticed(read: list[log.StepMetrics]) -> bool:
 
 
 def roll_back(run: Run, step: int, save: checkpoint.Saver, logger: log.RunLog) -> State:
-    """Returns the state of the last scheduled checkpoint, or the initial state, with the number of the current step.
+    """Returns the state of the last scheduled checkpoint, or the initial state if there is none, with `step` as its step number.
 
-    So the batches in between are not used again.
+    So training continues with new batches, and does not repeat the batches since that checkpoint.
     """
     with logger.paused():
         save.wait()
@@ -255,11 +256,11 @@ class Monitor:
 
 
 def _ignore(text: str) -> None:
-    """Does nothing with a warning that was printed before."""
+    """Drops a warning that was already printed at another call."""
 
 
 def make_monitor(run: Run, logger: log.RunLog) -> Monitor:
-    """Returns the monitor of a run. Its samples are always drawn with the same key, from the same reference examples."""
+    """Returns the monitor of a run. Its samples always have the same key and the same given examples, so they can be compared."""
     config, data, model = run.config, run.data, run.model
     known = directory.read_reference(run.workdir, data.spec)
     given = {name: known[name] for name in data.spec}
@@ -293,5 +294,6 @@ def test(run: Run, logger: log.RunLog) -> None:
         logger.say(f"written to {run.workdir / 'evaluation.json'}; next: {sample_command(run.workdir, config)}")
         for text in trouble.repeat_warnings(run.workdir / "telemetry.jsonl"):
             logger.say(text)
-    # Baselines such as n-grams take minutes on the first host, and the runtime would not wait so long at its end.
+    # Baselines such as n-grams take minutes on the first host. The other hosts wait for it here: at the end of the process, the
+    # runtime would not wait so long.
     hosts.barrier("tested")

@@ -1,8 +1,8 @@
-"""Kills runs at named places, and checks their ends: python -m tests.chaos --kills 1000 --seed 0
+"""Kills runs at named places of the code, and checks how they end: python -m tests.chaos --kills 1000 --seed 0
 
-A plan starts a small run again and again. Each start ends itself with a signal, at the n-th passage of a named place of the code
-(tests/places.py). Starts may have other engines, devices and steps per call. In the end, the run must equal one that was left alone:
-bit for bit if all starts had the same engine, and up to 1e-5 otherwise.
+A plan starts a small run again and again. Each start kills itself with a signal when it passes a named place (tests/places.py) for
+the n-th time. Starts may have different engines, devices and steps per call. At the end, the run must equal a run that was never
+killed: bit for bit if all starts had the same engine, and otherwise up to 1e-5.
 """
 
 from __future__ import annotations

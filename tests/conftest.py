@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, tiny configs, and data that always exist."""
+"""Gives all tests eight CPU devices, tiny configs, and data that need no download."""
 
 import atexit
 import json

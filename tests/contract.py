@@ -1,4 +1,4 @@
-"""Tools of the contract tests: which configs they run on, and functions that train a tiny config on an engine."""
+"""Helpers of the contract tests: choose the configs that are tested, and train a tiny form of a config on an engine."""
 
 from __future__ import annotations
 

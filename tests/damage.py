@@ -1,8 +1,9 @@
-"""Damages a run directory in every way, and uses it: python -m tests.damage --count 200
+"""Damages the files of a run directory one by one, and uses the run: python -m tests.damage --count 200
 
-One file of a small run is deleted, cut, emptied, flipped, zeroed, extended, or replaced by a folder, a link, a pipe or another file.
-Then the run is trained on, sampled and scored. Each use must give the numbers of an undamaged run, or name the file, or end with status 2
-and one line that names it. Wrong are a traceback, and other numbers without a word.
+One file of a small run is deleted, cut, emptied, zeroed, extended, has bits flipped, or is replaced by a folder, a link, a pipe or
+another file. Then the run is trained on, sampled and scored. Each use must give the numbers of an undamaged run, or print a line
+that names the file, or end with status 2 and such a line. A test fails if there is a traceback, or if numbers differ and no line
+says why.
 """
 
 from __future__ import annotations

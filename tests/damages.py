@@ -1,8 +1,8 @@
-"""Damages to the cache: every operation on every file of every kind of cache. Each must be healed, with equal arrays and digests.
+"""Damages every file of every kind of cache in every way. gen must notice each damage, and make the same arrays and digests again.
 
     python -m tests.damages [--kinds images texts] [--only NUMBER]
 
-prints a line for each failure, with the number that repeats it, and the count at the end.
+The command prints a line for each failure, with a number that repeats it (--only), and at the end the number of failures.
 """
 
 from __future__ import annotations

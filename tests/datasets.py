@@ -1,4 +1,4 @@
-"""Helpers for tests of data sets: joining batches, comparing them, and the contract that every kind of data keeps."""
+"""Helpers for tests of data sets: join batches, compare them, and check the properties that every kind of data must have."""
 
 import hashlib
 import json

@@ -1,7 +1,8 @@
-"""Hostile runs, manifests, arrays, tokenizers, pictures, texts and archives: python -m tests.hostile --count 300
+"""Gives gen hostile runs, manifests, arrays, tokenizers, pictures, texts and archives: python -m tests.hostile --count 300
 
-Each is refused in one short message with status 2, or handled. None ends in a traceback, takes more than a gigabyte of memory, runs
-code, writes to a file of the user, or prints a character that controls the terminal. The command prints a line for each failure.
+gen must use each input, or refuse it with one short message and status 2. An input must not cause a traceback, take more than a
+gigabyte of memory, run code, change a file of the user, or print a character that controls the terminal. The command prints a line
+for each failure.
 """
 
 from __future__ import annotations

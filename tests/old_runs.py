@@ -1,4 +1,4 @@
-"""Runs as older versions of gen left them, and runs whose files were changed by hand."""
+"""Makes runs as older versions of gen wrote them, and runs whose files were changed by hand."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Named places in the code, and a process that ends itself when it passes one of them for the n-th time.
+"""Names places in the code, and makes a process kill itself when it passes one of them for the n-th time.
 
-A place is one or several real functions. `install` puts a counter around each of them, and `arm` says where this process ends.
-`python -m tests.places KILL COUNTS train.py ...` is a new process that ends at the place "import".
+A place is one or several functions of gen or of a library. `install` wraps each of them in a counter, and `arm` chooses the place and
+the count at which this process ends. `python -m tests.places KILL COUNTS train.py ...` is a new process that ends at the place
+"import".
 """
 
 from __future__ import annotations

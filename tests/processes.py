@@ -1,4 +1,4 @@
-"""train.py as one process or several on this machine, to be signalled and killed."""
+"""Starts train.py as one process or several on this machine, for tests that send signals to them or kill them."""
 
 import os
 import socket

@@ -3,7 +3,7 @@
     with slurm.cluster(folder) as environment:
         subprocess.run(["srun", "-n", "2", "hostname"], env=environment)
 
-It needs the programs of Debian's slurmctld, slurmd, slurm-client and munge on PATH. Their services need not run.
+It needs the programs of Debian's packages slurmctld, slurmd, slurm-client and munge on PATH. Their services need not run.
 """
 
 import os

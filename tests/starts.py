@@ -1,4 +1,4 @@
-"""Small runs of every family, and one start of such a run: a forked process that trains until its end or its place.
+"""Small runs of every family, and starts of them: forked processes that train until the run's end or a named place (tests/places.py).
 
 A fork takes milliseconds, and a new Python process takes seconds to import JAX. So the process that imports this module must never
 use JAX itself: XLA's threads would not survive the fork.

@@ -1,4 +1,4 @@
-"""Hosts agree on the program, the config, the data and the environment; a difference is named."""
+"""Several hosts only train together if they have the same program, config, data and environment. A difference is named."""
 
 import jax
 import jax.numpy as jnp

@@ -52,7 +52,10 @@ SOUND = {
     ("changed", "text"),
     [
         ({}, None),
-        ({"classes_fake": 5.0}, "collapse: the generated images cover 5 classes, equally many real ones 10"),
+        (
+            {"classes_fake": 5.0},
+            "collapse: the generated images cover 5 classes, and the same number of real images 10",
+        ),
         ({"classes_real": 5.0, "classes_fake": 3.0}, None),
         (
             {"class_entropy_fake": 1.1},
@@ -61,7 +64,7 @@ SOUND = {
         ({"duplicates": 0.4}, "collapse: 40% of the generated images have a near duplicate"),
         (
             {"spread": 0.5},
-            "collapse: the mean distance between generated images is 0.50 times the one between real images",
+            "collapse: the mean distance between generated images is 0.50 times as large as between real images",
         ),
         (
             {"saturation": 0.96},

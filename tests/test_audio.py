@@ -1,4 +1,4 @@
-"""Recordings as data: formats, resampling, windows, names of files, the cache, and files that are no sound."""
+"""Recordings as data: formats, resampling, windows, names of files, the cache, and files that are not sound."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""The best evaluation has a checkpoint, whether or not evaluations and saves meet."""
+"""The best evaluation always has a checkpoint, also if it is not at a step at which the run saves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The cache: damages are healed, entries in use and other people's files stay, and a command shows and clears it."""
+"""The cache: damaged entries are made again, entries in use and files of others are kept, and a command shows and clears it."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Runs that are killed at named places. `python -m tests.chaos --kills 1000 --seed 0` is the long form, with random plans."""
+"""Runs that are killed at fixed places of the code. `python -m tests.chaos --kills 1000 --seed 0` tests random places."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were saved, or are named as damaged. Training never restarts silently."""
+"""Checkpoints are restored as they were saved, or a message says that they are damaged. Training never restarts silently."""
 
 import json
 import shutil

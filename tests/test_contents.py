@@ -1,4 +1,4 @@
-"""Data that changed: sums of the files, a sample at each start, the whole on request, and runs with an older digest."""
+"""Data that changed: checksums of files, a sample of files checked at each start, all on request, and runs with an older digest."""
 
 import os
 import time

@@ -1,6 +1,6 @@
-"""The promises of every config and every family, tested on configs/*.py and examples/*.py.
+"""The properties that every config and every family must have, tested on configs/*.py and examples/*.py.
 
-A fork tests its own configs, and only them, with
+To test other configs instead, such as the configs of a fork:
 
     python -m pytest tests/test_contract.py --config path/to/mine.py --config path/to/other.py
 

@@ -1,4 +1,4 @@
-"""Attention by cuDNN's fused kernel, lowered for a GPU that need not be here: JAX refuses wrong shapes when it lowers."""
+"""Attention by cuDNN's fused kernel, lowered for a GPU. No GPU is needed, because JAX refuses wrong shapes while it lowers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Where documents come from: files, JSON lines, Python's documentation, prepared TFDS sets."""
+"""The sources of documents: files, JSON lines, Python's documentation, prepared TFDS sets."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""Every end of a command is one short message with the right status; a bug keeps its traceback."""
+"""Every failure of a command prints one short message and has the right exit status. Only a bug prints a traceback."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Bad steps are left out or rolled back, and a stopped run does exactly the same."""
+"""Bad steps are skipped or rolled back, and a run that was stopped and resumed does exactly the same."""
 
 import json
 import math

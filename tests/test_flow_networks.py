@@ -1,4 +1,4 @@
-"""The networks of flows: shapes that no power of two divides, patches, conditions, and derivatives along a direction."""
+"""The networks of flows: sizes that are not powers of two, patches, conditions, and derivatives along a direction."""
 
 from __future__ import annotations
 

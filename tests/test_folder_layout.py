@@ -1,4 +1,4 @@
-"""What a folder of images gives: splits, classes, what is left out, and the line that says so."""
+"""The splits and classes that a folder of images gives, the files that are left out, and the message about them."""
 
 import os
 import re

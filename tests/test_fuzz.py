@@ -1,6 +1,6 @@
 """Files and options with arbitrary content: each is used, or refused with a short error and status 2.
 
-By default a few examples of each are tried, always the same. GEN_FUZZ=2000 tries 2000 new ones of each.
+By default a few fixed examples of each kind are tried. GEN_FUZZ=2000 tries 2000 new random examples of each kind.
 """
 
 import io

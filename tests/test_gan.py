@@ -1,4 +1,4 @@
-"""Training of a GAN: a step of both players against one computed by hand, and the pieces of the family together."""
+"""Training of a GAN: a step of both players is compared with a computation by hand, and the parts of the family work together."""
 
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A GAN, or a tokenizer with an adversary, that starts from a trained one."""
+"""A GAN, or a tokenizer with a discriminator, that starts from the weights of a trained run."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Flows that are given a part of a picture: what masks show, what the network reads, and which pixels samples keep."""
+"""Flows that are given a part of a picture: the pixels that masks show, the input of the network, and the pixels that samples keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""~ is a home folder in every path that a command takes."""
+"""Every path that a command takes may begin with ~, the home folder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

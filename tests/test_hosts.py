@@ -1,4 +1,4 @@
-"""Several hosts on one machine: the curve of one host, and no host continues alone when another stops."""
+"""Several hosts on one machine: they have the same training curve as one host, and all stop if one stops."""
 
 import json
 import os

@@ -222,6 +222,16 @@ def test_a_flow_of_pairs_is_not_conditional():
         Flow(conditional=True).build({**spec, "label": Feature((), "int32", classes=2)}, 5)
 
 
+def test_a_missing_source_names_the_option_of_the_command_line():
+    model = Flow(network=DiT(1, 8, 2, (2,))).build({name: Feature((6, 8, 3)) for name in ("image", "source")}, 5)
+
+    def generate(key: jax.Array) -> dict[str, jax.Array]:
+        return model.generate(model.init(key), key, {}, model.request(n=1))
+
+    with pytest.raises(UserError, match="mode generate needs a picture: give --image FILE"):
+        jax.eval_shape(generate, jax.random.key(0))
+
+
 def echo(state: Any, key: jax.Array, given: Any, request: Any) -> dict[str, jax.Array]:
     """The `generate` of a model that returns the source as its translation."""
     source = jnp.asarray(given["source"])[jnp.arange(request.n) % len(given["source"])]

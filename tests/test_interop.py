@@ -1,4 +1,4 @@
-"""GPT-2 in and out, compared with its layout, with its formula in numpy, with itself, and with transformers."""
+"""Import and export of GPT-2, compared with its file layout, with its formula in numpy, with a round trip, and with transformers."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Forms that only make a CPU faster, against the plain forms that they equal, in values and gradients."""
+"""Formulas that are only faster on a CPU have the values and gradients of the plain formulas."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Which values are far outside of a number's history: made-up curves of losses and gradient norms."""
+"""Which values count as far outside of a metric's history, on artificial curves of losses and gradient norms."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Limits of network outputs: exact in the useful range, bounded and differentiable outside of it."""
+"""Functions that limit network outputs: they change nothing in the useful range, and are bounded and differentiable outside."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Media are open: data of any kind train and are sampled, and a kind of data may bring its own medium."""
+"""Media from outside gen: any kind of data can be trained on and sampled, and a kind of data may define its medium."""
 
 import hashlib
 import io

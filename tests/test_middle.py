@@ -1,4 +1,4 @@
-"""Fill in the middle: which rows are rearranged, and how."""
+"""Fill in the middle: which training texts are rearranged, and how."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Scores as data: rolls and MIDI files, windows that count each token once, transposition, and the counting baseline."""
+"""Musical scores as data: rolls and MIDI files, windows that count each token once, transposition, and the counting baseline."""
 
 import io
 import json

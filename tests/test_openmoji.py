@@ -1,4 +1,4 @@
-"""Recipes that make data of the npm package openmoji, on three drawings with files that are not drawn."""
+"""The commands that make data from the npm package openmoji, on three drawings and some files that are not drawings."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pictures that a user gives: sample.py --mode inpaint, upscale, colorize and edit, of a run."""
+"""Pictures that a user gives to sample.py, with --mode inpaint, upscale, colorize and edit."""
 
 from __future__ import annotations
 

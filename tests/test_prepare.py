@@ -1,4 +1,4 @@
-"""Preparing TFDS sets and reading them. The reader of TFDS itself says what is right."""
+"""Preparing TFDS sets, and reading them. The results are compared with the reader of TFDS itself."""
 
 import gzip
 import importlib.util

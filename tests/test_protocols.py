@@ -1,4 +1,4 @@
-"""Protocols that the metrics of all runs but those of images share."""
+"""Protocols that metrics of all kinds of runs share, except runs of images."""
 
 from pathlib import Path
 from types import SimpleNamespace

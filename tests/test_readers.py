@@ -1,4 +1,4 @@
-"""Readers: a pipe, a socket or a folder in the place of a file is refused by name, claims are checked, labels are in range."""
+"""Readers of files refuse a pipe, a socket or a folder by name, check sizes that a file claims, and check the range of labels."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""The rooms of gen/ and their order: imports point downwards only, and never in a circle."""
+"""The layers of gen/ (rooms): a module only imports lower layers, and no modules import each other in a circle."""
 
 import ast
 import re

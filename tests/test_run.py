@@ -1,4 +1,4 @@
-"""Entry scripts as people run them: processes, signals, full disks, wrong input."""
+"""train.py and sample.py as people run them: as processes, with signals, full disks and wrong input."""
 
 import gzip
 import importlib.util

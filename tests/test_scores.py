@@ -1,4 +1,7 @@
-"""Scores in models and files: MIDI files, sheets and pages, the parts of a given score, rules of four-part writing, and a run from end to end."""
+"""Musical scores in models and files: MIDI files, sheets and pages, the parts of a given score, and rules of four-part writing.
+
+A run is tested from end to end.
+"""
 
 import base64
 import io

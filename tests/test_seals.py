@@ -1,4 +1,7 @@
-"""A checkpoint is whole and sealed before it has its name, knows whose it is, and notices what was lost or changed around it."""
+"""A checkpoint gets its name only when it is complete and sealed. It records the run to which it belongs.
+
+Files of the run that were lost or changed after a checkpoint was sealed are noticed.
+"""
 
 import hashlib
 import json

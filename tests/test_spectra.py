@@ -1,4 +1,7 @@
-"""Spectra against the definition, inverses, and librosa's numbers, which `python tests/test_spectra.py` prints if it is installed."""
+"""Spectra, compared with their definition, their inverses, and numbers of librosa.
+
+`python tests/test_spectra.py` prints librosa's numbers if librosa is installed.
+"""
 
 import jax
 import jax.numpy as jnp

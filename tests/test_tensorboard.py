@@ -1,4 +1,4 @@
-"""Events as TensorBoard reads them."""
+"""The event files of a run, read by TensorBoard."""
 
 import itertools
 import struct

@@ -1,4 +1,4 @@
-"""How a run that explodes ends, and what the end of a run repeats."""
+"""How a run that explodes ends, and which warnings are repeated at the end of a run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Processes that end early: a fixed sample of tests/two_hosts.py, signals from the first second, low limits and broken pipes."""
+"""Processes that end early: fixed scenarios of tests/two_hosts.py, signals from the first second, low limits and broken pipes."""
 
 import re
 import signal

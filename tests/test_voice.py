@@ -1,4 +1,4 @@
-"""The recipe that makes a folder of recordings with texts, on three recordings."""
+"""The command that makes a folder of recordings with texts (benchmarks.voice), on three recordings."""
 
 import gzip
 import json

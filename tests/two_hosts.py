@@ -1,7 +1,7 @@
 """Two hosts that are killed, stopped, stalled, or different: python -m tests.two_hosts --count 60
 
-Each scenario starts two small trainings on this machine, does something to one of them, and checks their exit statuses and that
-each says why it ended in one line. A scenario that is wrong is printed with how to repeat it.
+Each scenario starts two small trainings on this machine, and kills, stops, stalls or changes one of them. Then both must have the
+right exit status, and a line that says why they ended. A scenario that fails is printed with the command that repeats it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs that look finished without any training: their only checkpoint has the weights of step 0."""
+"""Makes runs that look finished without training: their only checkpoint has the initial weights."""
 
 from __future__ import annotations
 

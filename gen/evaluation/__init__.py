@@ -1,1 +1,1 @@
-"""Scores of runs: which apply to which medium, baselines, protocols, alarms."""
+"""Scores of trained runs and of folders of images, their baselines and protocols, and the alarms of runs in training."""

@@ -1,11 +1,11 @@
-"""Alarms while a run trains: a validation that gets far worse, gradients that vanish or explode, a discriminator that has won, a
-collapsed generator or codebook.
+"""Alarms of a run in training: a validation metric that gets far worse, gradients that vanish or explode, a discriminator that
+has won, a collapsed generator or codebook.
 
-A run checks its metrics at each evaluation and each save. If the config asks for it, generated images are also compared with the
-same number of real images. A conditional model then generates the classes of these real images. The comparison gives numbers
-(gen.metrics.collapse), which go to telemetry.jsonl. A warning is printed for each number that passes its limit.
+A run checks its metrics at each evaluation and each save. With --alarms.action warn or stop, it also generates images and
+compares them with the same number of real images (gen.metrics.collapse). A model that reads labels, captions or sources gets
+the ones of the real images. The numbers of the comparison go to telemetry.jsonl. Each number beyond its limit prints a warning.
 
-Single steps are checked by gen.runtime.faults.
+gen.runtime.faults checks the loss and the gradient of every single step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 MIN_IMAGES = 64
 """Minimum number of validation images to compare with. If there are fewer, training images are used."""
 MIN_DUPLICATES = 10
-"""Minimum number of images with a duplicate for an alarm. Fewer may be chance."""
+"""`NearDuplicates` needs at least this number of images with a near duplicate. Fewer may be chance."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,16 @@ class FewClasses(Alarm):
     """The generated images cover too few classes, compared with real images."""
 
     least: float
+    """Minimum of classes_fake / classes_real (gen.metrics.collapse.ClassCover)."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         if "classes_fake" not in numbers:
             return []
         fake, real = numbers["classes_fake"], numbers["classes_real"]
         if fake < self.least * real:
-            return [f"collapse: the generated images cover {fake:.0f} classes, equally many real ones {real:.0f}"]
+            return [
+                f"collapse: the generated images cover {fake:.0f} classes, and the same number of real images {real:.0f}"
+            ]
         return []
 
 
@@ -57,6 +60,7 @@ class LowEntropy(Alarm):
     """The generated images are spread too unevenly over the classes, compared with real images."""
 
     least: float
+    """Minimum of class_entropy_fake / class_entropy_real (gen.metrics.collapse.ClassCover)."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         if "class_entropy_fake" not in numbers:
@@ -69,9 +73,10 @@ class LowEntropy(Alarm):
 
 @dataclass(frozen=True)
 class NearDuplicates(Alarm):
-    """Too many generated images have a near duplicate among the others."""
+    """Too many generated images have a near duplicate among the other generated images."""
 
     most: float
+    """Maximum fraction of generated images with a near duplicate."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         share = numbers.get("duplicates", 0.0)
@@ -83,21 +88,23 @@ class LowSpread(Alarm):
     """The generated images are too close to each other, compared with real images."""
 
     least: float
+    """Minimum of the mean distance between generated images, divided by the mean distance between real images."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         spread = numbers.get("spread", float("inf"))
         if spread < self.least:
             return [
-                f"collapse: the mean distance between generated images is {spread:.2f} times the one between real images"
+                f"collapse: the mean distance between generated images is {spread:.2f} times as large as between real images"
             ]
         return []
 
 
 @dataclass(frozen=True)
 class Saturation(Alarm):
-    """The discriminator has won: its loss no longer teaches the generator."""
+    """The discriminator has won: its loss is so low that it no longer teaches the generator."""
 
     most: float
+    """Maximum fraction of held-out examples on which the discriminator has nothing left to learn: the metric "saturation"."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         share = numbers.get("saturation", 0.0)
@@ -111,6 +118,7 @@ class UnusedCodes(Alarm):
     """A tokenizer's codebook has collapsed: the validation split uses too few of its codes."""
 
     least: float
+    """Minimum fraction of the codes that occur in the validation split."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         used = numbers.get("codes_used", 1.0)
@@ -119,7 +127,7 @@ class UnusedCodes(Alarm):
 
 @dataclass(frozen=True)
 class GradientNorm(Alarm):
-    """A gradient vanishes, explodes or is not finite. These are the metrics "gradient" and "gradient/PLAYER"."""
+    """A gradient vanishes, explodes or is not finite. Checks the norms in the metrics "gradient" and "gradient/PLAYER"."""
 
     least: float
     most: float
@@ -135,7 +143,7 @@ class GradientNorm(Alarm):
 
 
 def build_alarms(config: Alarms, n: int) -> tuple[Alarm, ...]:
-    """Returns the alarms of a config, for comparisons of n generated images. n = 0: those that need no images."""
+    """Returns the alarms of a config. n: number of generated images that are compared. 0: only the alarms that need no images."""
     # The config's own alarms come last, so that gen's messages are always in the same order.
     least, most = config.gradient
     if not n:
@@ -153,22 +161,22 @@ def build_alarms(config: Alarms, n: int) -> tuple[Alarm, ...]:
 
 
 def check_limits(alarms: Iterable[Alarm], numbers: Mapping[str, float]) -> list[str]:
-    """Returns the messages of all alarms for these numbers."""
+    """Returns the messages of all alarms for these numbers. [] if no alarm has one."""
     return [text for alarm in alarms for text in alarm.check(numbers)]
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Compares generated images with equally many real ones."""
+    """Compares generated images with the same number of real images."""
 
     real: Array
-    """float32 [n, H, W, C] in [-1, 1]."""
+    """The real images, float32 [n, H, W, C] in [-1, 1]."""
     generate: Callable[[State], Array]
-    """state -> generated images, float32 [n, H, W, C]."""
+    """state -> n generated images, float32 [n, H, W, C] in [-1, 1]."""
     classify: Callable[[Array], Array | None] | None
-    """images -> class probabilities [n, K]. None: the data have no labels, or one class only."""
+    """images -> class probabilities [n, K]. None: the data have no labels, or one class only, so classes are not compared."""
     real_probabilities: np.ndarray | None
-    """[n, K]. Class probabilities of the real images."""
+    """Class probabilities of the real images, [n, K]. None if `classify` is None."""
 
     def compare(self, state: State) -> dict[str, float]:
         """Returns {name: value} of the numbers that reveal mode collapse (gen.metrics.collapse)."""
@@ -179,19 +187,21 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """The check of a run at its evaluations and saves."""
+    """Checks a run. It is called with the state and the metrics at each evaluation and each save."""
 
     alarms: tuple[Alarm, ...]
     comparison: Comparison | None
     """None: only metrics are checked."""
     progress: Progress
+    """The alarm for a validation metric that gets far worse."""
 
     def __call__(
         self, state: State, step: int, metrics: Mapping[str, float], validation: Mapping[str, float]
     ) -> tuple[dict[str, float], list[str]]:
-        """Returns numbers for the telemetry, and a message for each alarm.
+        """Returns the finite numbers of the comparison, {name: value}, and a list with a message for each alarm.
 
-        metrics: of the last logged step. validation: of an evaluation at this step. {}: there was none.
+        step: the current step. metrics: {metric: value} of the last logged training step. validation: {metric: value} of the
+        evaluation at this step; {} if there was none.
         """
         compared = {} if self.comparison is None else self.comparison.compare(state)
         # Telemetry is JSON, which has no infinity. `support` is infinite if there are no duplicates.
@@ -207,14 +217,14 @@ def watch(
     compiled: Callable[..., Any] = jax.jit,
     progress: Progress | None = None,
 ) -> Watch:
-    """Returns the check of a run. If images are compared and have labels, it first trains a classifier, which is kept in the user's
-    cache.
+    """Returns the `Watch` of a run. To compare labelled images, it first trains a classifier, and keeps it in the user's cache.
 
-    compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does. progress: the evaluations so far.
+    compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does. progress: the evaluations so far;
+    None: there were none.
 
-    Without two different real images, nothing can be compared: a warning says so, and only metrics are checked.
+    A comparison needs two different real images. Otherwise a warning is logged, and only metrics are checked.
 
-    Raises: UserError for a wrong `config.request`, or if the run is to stop at alarms and nothing can be compared.
+    Raises: UserError for a wrong `config.request`, or if `config.action` is stop and the images can't be compared.
     """
     progress = progress or Progress(None, [])
     if "image" not in data.spec and config.request:
@@ -246,7 +256,7 @@ def _read_real(config: Alarms, data: Dataset) -> ImageSet:
 
 
 def _incomparable(images: np.ndarray) -> str | None:
-    """Returns why nothing can be compared with these real images. None: it can."""
+    """Returns the reason why generated images can't be compared with these real images. None: they can."""
     if len(images) < 2:
         return "there is only one real image"
     # If all real images are equal, their spread is 0, and a good model generates duplicates.
@@ -257,14 +267,14 @@ def _build_comparison(
     images: ImageSet, request: Any, data: Dataset, model: GenerativeModel, compiled: Callable[..., Any]
 ) -> Comparison:
     real = to_float(images.image)
-    # The model gets the classes, captions and sources of the real images. With other classes, the comparison could report a collapse
-    # that is none, or miss one.
+    # The model gets the classes, captions and sources of the real images. If it generated other classes, the comparison could
+    # report a collapse where there is none, or miss one.
     conditions = {labels.GIVEN: images.label, captions.GIVEN: images.caption}
     given = {name: np.asarray(x, np.int32) for name, x in conditions.items() if x is not None}
     if images.source is not None:
         given["source"] = np.asarray(to_float(images.source))
 
-    # The same key at each check, so that changes come from the model alone.
+    # The key is the same at each check, so changes between checks come from the model alone.
     def generate(state: State) -> Array:
         return show_samples(model.generate(state, jax.random.key(0), given, request), data.spec)["samples"]
 

@@ -21,7 +21,7 @@ from gen.metrics.neighbours import nearest
 
 @dataclass(frozen=True, eq=False)
 class CaptionedSubject(ImageSubject):
-    """A run on captioned images. If the model reads captions, it generates images for the captions of the held-out split."""
+    """A run on images with captions. If its model reads captions, the generated images are for captions of the held-out split."""
 
     medium = "images of captions"
 
@@ -32,14 +32,14 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def own(self) -> np.ndarray:
-        """Caption of each generated image, as a position in `captions`, int64 [n]."""
+        """Caption of each generated image, as a position in captions[0], int64 [n]."""
         return self.captions[1][self.order(self.n)]
 
     def order(self, n: int) -> np.ndarray:
-        """Returns the positions of the held-out examples for whose captions n images are generated, int64 [n].
+        """Returns the held-out example whose caption each of n generated images gets, as a position in the split, int64 [n].
 
-        The examples are taken in rounds over the split, each in a new random order. So captions are as frequent as in the split, and
-        the first positions don't depend on n.
+        The examples are taken in rounds over the split, each in a new random order. So captions are as frequent as in the
+        split, and the first positions don't depend on n.
         """
         return permute(self.n_held_out)(self.options.seed, range(n))
 
@@ -60,28 +60,28 @@ class CaptionedSubject(ImageSubject):
 
     @property
     def held_out_protocol(self) -> dict[str, object]:
-        """Protocol of a number of held-out images. It does not depend on the run."""
+        """Protocol of a number that depends on held-out images and not on the run."""
         return self._data_protocol | self._split_protocol
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Compares images with captions."""
+        """The networks that measure the similarity of images and captions. They are trained on the run's data."""
         return load_scorer(self.data)
 
     @cached_property
     def captions(self) -> tuple[np.ndarray, np.ndarray]:
-        """The M different captions of the held-out split, int32 [M, L], and the index of each held-out image's caption, int64 [N]."""
+        """The M different captions of the held-out split, int32 [M, L], and each image's caption as a position in them, int64 [N]."""
         assert self.held_out.caption is not None
         return np.unique(self.held_out.caption, axis=0, return_inverse=True)
 
     @cached_property
     def known(self) -> ImageSet:
-        """The training split."""
+        """All images of the training split, with their captions."""
         return read_split(self.data, "train")
 
     @cached_property
     def nearest(self) -> np.ndarray:
-        """For each of `captions`, the training image whose caption is the most similar to it by the scorer: int64 [M]."""
+        """For each of captions[0], the training image with the most similar caption by the scorer, as a position: int64 [M]."""
         assert self.known.caption is not None
         return self.scorer.nearest(self.captions[0], self.known.caption)
 
@@ -98,7 +98,8 @@ class CaptionedSubject(ImageSubject):
     def fit(self, images: np.ndarray, own: np.ndarray, near: np.ndarray) -> Fit:
         """Returns how well uint8 images [N, H, W, C] fit their captions.
 
-        own: int [N], position of each caption in `captions`. near: int [N], position of the training image nearest to each image.
+        own: int [N], caption of each image, as a position in captions[0]. near: int [N], training image nearest to each image,
+        as a position in the training split. Networks that were not trained on the nearest image judge the image.
         """
         return fit(self.scorer.similarity(images, self.captions[0], halves(self.known)[near]), own)
 
@@ -120,7 +121,11 @@ def find_neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
 
 @dataclass(frozen=True)
 class Captions(Metric[CaptionedSubject]):
-    """How well generated images fit their captions, and how near they are to training images."""
+    """How well generated images fit their captions, and how near they are to training images.
+
+    Baselines: held-out images with their own captions ("_real"), and for each held-out caption the training image whose caption
+    is the most similar to it ("_nearest").
+    """
 
     name: str = "captions"
 
@@ -167,8 +172,9 @@ class Captions(Metric[CaptionedSubject]):
 
 
 def names(end: str) -> tuple[str, ...]:
-    """Returns the names of the numbers of `Fit` for images of one kind."""
+    """Returns the names of the fields of `Fit` in evaluation.json, such as "caption_similarity". end: suffix, such as "_real"."""
     return tuple(f"caption_{name}{end}" for name in Fit._fields)
 
 
 METRICS: tuple[Metric[CaptionedSubject], ...] = (Captions(),)
+"""The metrics that are only computed for a run on images with captions."""

@@ -27,14 +27,14 @@ LABEL = re.compile(r"_label(\d+)(_|$)")
 
 
 def is_image_folder(path: Path) -> bool:
-    """Returns whether a path is a folder with images that is not a run, not even one whose config.json was lost."""
+    """Returns whether a path is a folder with images that is not a run. A run that lost its config.json has checkpoints."""
     is_run = os.path.lexists(path / "config.json") or checkpoint.steps(path / "checkpoints")
     return path.is_dir() and not is_run and bool(list_images(path).files)
 
 
 @dataclass(frozen=True, eq=False)
 class FolderSubject(ImageSubject):
-    """Images of a folder. They are compared with the data of `run`, which are `data`. `step` has no meaning."""
+    """A folder of images, which are scored like generated images, against `data`: the data of `run`. `step` is not used."""
 
     folder: Path
 
@@ -52,7 +52,11 @@ class FolderSubject(ImageSubject):
         )
 
     def check(self) -> None:
-        """Raises: UserError if there are fewer images than --n, if one can't be used, or if evaluation.json can't be written."""
+        """Checks the images and the folder.
+
+        Raises: UserError if there are fewer images than --n, if an image is damaged or has another size than the data's images,
+        or if evaluation.json can't be written.
+        """
         if self.n > (most := len(self.paths)):
             raise UserError(f"n is {self.n}, and {self.folder} has {most} images; the fix: --n {most}")
         if not os.access(self.folder, os.W_OK):
@@ -65,7 +69,7 @@ class FolderSubject(ImageSubject):
 
     @cached_property
     def paths(self) -> list[Path]:
-        """All images, in the order of their names."""
+        """The files of all images, in the order of their names."""
         return sorted(self.folder / file.path for file in list_images(self.folder).files)
 
     @cached_property
@@ -75,7 +79,7 @@ class FolderSubject(ImageSubject):
 
     @cached_property
     def labels(self) -> list[int] | None:
-        """The label of each path. None: the folder does not have a label for every image."""
+        """The label of each of `paths`. None: the data have no labels, or the label of some image is not known."""
         if "label" not in self.data.spec:
             return None
         names = class_names(self.data.spec)
@@ -109,12 +113,12 @@ class FolderSubject(ImageSubject):
 
     @property
     def request(self) -> dict[str, object]:
-        """Returns {}: the images exist already, so there is no request."""
+        """{}: the images exist already, so there is no request."""
         return {}
 
     @cached_property
     def generated(self) -> ImageSet:
-        """n images, drawn without replacement by the seed if there are more. Raises: UserError for one that can't be used."""
+        """n images, drawn by the seed without replacement if the folder has more. Raises: UserError for an unsuitable image."""
         # Names may be in the order of the classes, so the first n would be a biased choice.
         rng = np.random.default_rng(self.options.seed)
         chosen = np.sort(rng.permutation(len(self.paths))[: self.n])
@@ -144,7 +148,11 @@ class FolderSubject(ImageSubject):
 
 
 def _label_of(path: Path, numbers: dict[str, int]) -> int | None:
-    """Returns the label of an image by its first sub-folder, otherwise by the name that sample.py --files gives it."""
+    """Returns the label of an image, or None if it is not known.
+
+    An image in a sub-folder has the label of the folder's name. Any other image has the label in its own name, as `sample.py
+    --files` writes it. path: relative to the folder of images. numbers: {name of a sub-folder: label}.
+    """
     if len(path.parts) > 1:
         return numbers.get(path.parts[0])
     match = LABEL.search(path.stem)

@@ -1,4 +1,4 @@
-"""A run that generates images: its images, real images and features, which the metrics of images share."""
+"""A run that generates images. All metrics of images share its generated images, the real images, and the features of both."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from gen.runs import checkpoint
 log = logging.getLogger(__name__)
 
 MAX_DEFAULT_IMAGES = 10_000
-"""Upper bound on the images that are generated without --n."""
+"""Upper bound on the number of images that are generated if --n is not given."""
 GENERATE_CHUNK = 1000
-"""Images per call of `generate`. The numbers depend on it, since each chunk has its own key."""
+"""Number of images per call of `generate`. The images depend on it, because each call has its own random key."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSubject(Subject):
-    """A run that generates images. Arrays and features are computed once, when a metric first needs them."""
+    """A run that generates images. Each array is computed once, when a metric first needs it. n: number of generated images."""
 
     medium = "images"
 
     def check(self) -> None:
-        """Raises: UserError if the model does not generate single images, or if --labels has no effect."""
+        """Raises: UserError if the model does not generate single images, or if --labels would have no effect."""
         # Reconstructions and interpolations are grids of images, which metrics can't read.
         made, image = self.generated_shapes["samples"].shape, (1, *self.data.spec["image"].shape)
         if made != image:
@@ -88,7 +88,7 @@ class ImageSubject(Subject):
         return self.options.n or min(MAX_DEFAULT_IMAGES, self.data.sizes["train"])
 
     def given(self, rows: np.ndarray) -> Mapping[str, Array]:
-        """Returns additional arrays for `generate`, for the images at these positions, next to labels and validation examples."""
+        """Returns more entries of the `given` of `generate`, {name: [B, ...]}. rows: int [B], positions of the generated images."""
         return {}
 
     @property
@@ -97,14 +97,14 @@ class ImageSubject(Subject):
 
     @property
     def fewest(self) -> str:
-        """The smaller of the two sets that are compared, for messages."""
+        """Text for messages that names the smaller set, generated or held-out images, and its size."""
         if self.n < self.n_held_out:
             return f"there are {self.n} generated images (--n)"
         return f"the {self.options.split} split has {self.n_held_out}"
 
     @cached_property
     def features(self) -> Features:
-        """How images are compared. Raises: UserError if --features names a file without Inception's weights."""
+        """The features by which images are compared. Raises: UserError if --features is a file without Inception's weights."""
         if self.options.features is not None:
             return load_features(self.options.features, self.data)
         if untrainable(self.data):
@@ -132,13 +132,13 @@ class ImageSubject(Subject):
         return jax.eval_shape(generate, jax.eval_shape(model.init, key), self.run.reference())
 
     def conditions(self, n: int) -> dict[str, np.ndarray]:
-        """Returns the conditions of n images, as arrays [n, ...] of `given`: their labels, or {} if the model is unconditional."""
+        """Returns the entries of `given` that choose what n images show, {name: [n, ...]}: labels, or {} for no choice."""
         if self.label_rule is None:
             return {}
         return {labels.GIVEN: draw_labels(self.data, n, self.label_rule, self.options.seed)}
 
     def to_images(self, made: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Converts "samples" of `generate` to the images that are scored. It runs inside of a compiled function."""
+        """Returns the arrays of `generate` with "samples" converted to the images that are scored. It must work under jax.jit."""
         return self.run.to_images(made)
 
     @cached_property
@@ -153,7 +153,7 @@ class ImageSubject(Subject):
 
     @cached_property
     def training(self) -> ImageSet:
-        """n training images."""
+        """The first n training images in the order of seed 0. Baselines compare them with the held-out images."""
         return read_training(self.data, self.n)
 
     @cached_property
@@ -175,7 +175,7 @@ class ImageSubject(Subject):
 
     @cached_property
     def training_features(self) -> np.ndarray:
-        """Features of n training images, [n, D]."""
+        """Features of the images in `training`, [n, D]."""
         return extract_features(self.features, self.training.image)[0]
 
     @cached_property
@@ -209,7 +209,7 @@ class ImageSubject(Subject):
 
     @property
     def feature_protocol(self) -> dict[str, object]:
-        """Protocol of the features. Merge it after the protocol of the data, because it replaces its "resize"."""
+        """Protocol of the features. Merge it after the protocol of the data, because it replaces the entry "resize"."""
         return dict(self.features.protocol)
 
     @property
@@ -218,14 +218,14 @@ class ImageSubject(Subject):
 
     @property
     def too_few_training_images(self) -> str | None:
-        """Reason why a baseline of n training images can't be computed, and the fix. None: it can be computed."""
+        """Reason why there can be no baseline of n training images, and the fix. None: there are n training images."""
         if self.n <= (most := self.data.sizes["train"]):
             return None
         return f"n is {self.n}, and there are only {most} real training images; the fix: --n {most}"
 
 
 def load_features(name: str, data: Dataset) -> Features:
-    """Returns the features that --features names. Raises: UserError for a file without Inception's weights."""
+    """Returns the features of this --features: classifier, pixels, or a file. Raises: UserError if it lacks Inception's weights."""
     if name == "classifier":
         return classifier_features(data)
     return pixels() if name == "pixels" else inception(expand_user(name))
@@ -234,8 +234,8 @@ def load_features(name: str, data: Dataset) -> Features:
 def generate_images(subject: ImageSubject, n: int) -> ImageSet:
     """Returns n generated images, and their labels and captions if the model is conditional.
 
-    `subject.conditions` draws the labels and captions. Images are generated in chunks. The key of a chunk is made of the seed and the
-    chunk's number, so the first images don't depend on n.
+    `subject.conditions` draws the labels and captions. Images are generated in chunks of GENERATE_CHUNK. The key of a chunk is
+    made from the seed and the chunk's number, so the first images don't depend on n.
 
     Raises: UserError if an image is not finite, or if the model does not generate the classes or captions that it is given.
     """
@@ -274,7 +274,7 @@ def _split_chunks(conditions: Mapping[str, np.ndarray], n: int) -> list[dict[str
 def _check_chunk(
     subject: ImageSubject, made: dict[str, np.ndarray], chosen: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns a chunk of generated images. Raises: UserError if it is not finite, or has other labels or captions than chosen."""
+    """Returns `made`. Raises: UserError if images are not finite, or if their labels or captions are not those in `chosen`."""
     if not np.isfinite(made["samples"]).all():
         others = [str(step) for step in checkpoint.steps(subject.run.checkpoints) if step != subject.step]
         fix = f"choose another with --step ({', '.join(others)})" if others else "train with a lower learning rate"

@@ -1,4 +1,4 @@
-"""Metrics of images: accuracies of classifiers that are trained on them, and comparisons of their features with those of real images."""
+"""Metrics of generated images: accuracies of classifiers trained on them, and comparisons of their features with real ones."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from gen.metrics.prdc import Prdc, prdc
 from gen.metrics.tstr import PERCEPTRON, SEEDS, baselines, tstr
 
 KID_SUBSETS = 100
+"""Number of random subsets over which KID is averaged."""
 MAX_KID_SUBSET = 1000
-"""Upper bound on the images in a subset of KID. A subset is smaller if there are fewer images."""
+"""Upper bound on the number of images in a subset of KID. A subset is smaller if there are fewer images."""
 MIN_KID_SUBSET = 2
-"""Lower bound: the kernel is averaged over pairs of different images."""
+"""Minimum number of images in a subset of KID, because the kernel is averaged over pairs of different images."""
 INCEPTION_SPLITS = 10
+"""Number of parts of the generated images. The Inception score is the mean over the parts."""
 NEIGHBOURS = 5
+"""The k of precision, recall, density and coverage (gen.metrics.prdc)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class ImageMetric(Metric[ImageSubject]):
 
 @dataclass(frozen=True)
 class Tstr(ImageMetric):
-    """Test accuracy of classifiers that are trained on generated images, and on real ones as a baseline."""
+    """TSTR: accuracy on held-out images of classifiers that are trained on generated images only.
+
+    Baselines: the same after training on real images ("trtr"), or on samples of one Gaussian per class ("tstr_gaussian").
+    """
 
     name: str = "tstr"
 
@@ -84,7 +90,7 @@ class Frechet(ImageMetric):
 
     def plan(self, subject: ImageSubject) -> list[Score]:
         def distance(features: np.ndarray) -> list[float]:
-            # All rows count: padding was cut off before.
+            # All rows have weight 1, because padding was cut off before.
             real, other = (moments(x, np.ones(len(x))) for x in (subject.real_features, features))
             return [frechet(real, other)]
 
@@ -107,7 +113,7 @@ class Frechet(ImageMetric):
 
 @dataclass(frozen=True)
 class KernelDistance(ImageMetric):
-    """Kernel distance between generated and held-out images: the KID."""
+    """KID: kernel distance between generated and held-out images."""
 
     name: str = "kid"
 
@@ -129,7 +135,7 @@ class KernelDistance(ImageMetric):
 
 @dataclass(frozen=True)
 class InceptionScore(ImageMetric):
-    """Inception score of the generated images."""
+    """Inception score of the generated images, from the class probabilities that the feature extractor gives."""
 
     name: str = "inception"
 

@@ -1,4 +1,4 @@
-"""Which classes generated images have when a conditional model is scored."""
+"""Draws the classes of the images that a conditional model generates to be scored."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gen.families.labels import num_classes
 from gen.metrics.images import READ_CHUNK
 
 LabelRule = Literal["training", "uniform"]
-"""training: the labels of training examples. uniform: each class equally often."""
+"""training: classes are as frequent as in the training split. uniform: all classes are equally frequent."""
 
 
 def draw_labels(data: Dataset, n: int, rule: LabelRule, seed: int) -> np.ndarray:
     """Returns the classes of n images to generate, int32 [n]. The first labels don't depend on n.
 
-    - "training": the labels of training examples, drawn without replacement in an order given by the seed. If n is the number of
-      training examples, the proportions are exactly those of the training split. If n is larger, the order begins again. The
-      proportions of the held-out split are not used, because the model can't know them.
-    - "uniform": all classes in a random order, again and again. The counts of two classes differ by at most 1.
+    - "training": the labels of the training examples in a random order. If n is the number of training examples, the proportions
+      are exactly those of the training split. If n is larger, all examples follow again in a new order. The proportions of the
+      held-out split are not used, because the model can't know them.
+    - "uniform": all classes in a random order, then all in a new order, and so on. The counts of two classes differ by at most 1.
 
     Raises: UserError if the data have no labels.
     """

@@ -1,4 +1,4 @@
-"""Metrics of a whole split: sums over its batches, divided once."""
+"""Computes the metrics of a whole split: sums over all batches, which are then divided by the sums of the weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def measure(
     batches: Iterable[HostBatch],
     after_batch: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Returns the metrics of `batches`, as `model.summarize` makes them from the sums: floats, or arrays.
+    """Returns {metric: float or array} of the examples in `batches`, as `model.summarize` computes it from their sums.
 
-    compiled: an engine's `evaluate` or `test`. Its float32 sums are added in float64, since a split can have more examples than
-    a float32 can count. after_batch: called after each batch.
+    compiled: an engine's `evaluate` or `test`. Its float32 sums are added in float64, because a split can have more examples
+    than a float32 can count. after_batch: called after each batch.
     """
     sums: dict[str, tuple[Any, Any]] = {}
     for batch in batches:
@@ -42,12 +42,14 @@ def scalars_of(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def check_measured(setting: str, name: str, model: GenerativeModel, data: Dataset, state: State) -> None:
-    """Checks that a setting names a number of the validation split. Only shapes are computed, so `state` may be abstract.
+    """Checks that the metric `name`, which the config's field `setting` names, is a number measured on the validation split.
 
-    Raises: UserError that lists the numbers.
+    Only shapes are computed, so `state` may be abstract.
+
+    Raises: UserError that lists the measured numbers.
     """
     batch = next(data.evaluation("validation", model.together, range(model.together)))
-    # The model reduces over the axis "data", so one of size one is bound.
+    # The model reduces over the axis "data", so `vmap` binds an axis of this name with size 1.
     evaluate = jax.vmap(model.evaluate, in_axes=(None, 0, None), axis_name="data")
     shapes = jax.eval_shape(evaluate, state, jax.tree.map(itemgetter(None), batch), jax.random.key(0))
     # The names of the numbers do not depend on the values of the sums.
@@ -61,7 +63,7 @@ def check_measured(setting: str, name: str, model: GenerativeModel, data: Datase
 
 
 def _ones(x: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Returns ones in place of an array [1, ...] that was computed in shape only."""
+    """Returns ones [...] in place of an array [1, ...] of which only the shape is known."""
     return np.ones(x.shape[1:])
 
 

@@ -1,4 +1,7 @@
-"""Metrics of models of scores: the likelihood of the voices, and how samples keep the rules of the data."""
+"""Metrics of models of musical scores: the likelihood of the voices, and how well generated scores keep the rules of harmony.
+
+In this module a score is a piece of music: a roll of tokens, int32 [frames, voices]. A `Score` is the result of a metric.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,30 @@ from gen.metrics.scores import Harmony, distance, measure
 from gen.optim import adapters
 
 MAX_SAMPLES = 64
-"""Scores that are generated if --n is not given. A score has hundreds of frames."""
+"""Number of musical scores that are generated if --n is not given. It is small, because a score has hundreds of frames."""
 
 
 @dataclass(frozen=True, eq=False)
 class MusicSubject(TextSubject):
-    """A run that generates scores."""
+    """A run that generates musical scores."""
 
     medium = "scores"
 
     def windows(self, split: str) -> HostBatch:
-        """Returns the windows of a split, each once: a gen.core.HostBatch of all of them."""
+        """Returns all windows of a split as one HostBatch: "tokens" int32 [N, frames, voices], "frames" int [N], and others."""
         batches = list(self.data.evaluation(split, self.run.config.data.batch_size))
         whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        # The last batch has padding.
+        # The last batch is padded with examples of weight 0.
         return {name: x[whole["weight"] > 0] for name, x in whole.items()}
 
     def rolls(self, split: str) -> list[np.ndarray]:
-        """Returns the windows of a split without what does not count, int32 [frames, voices] each."""
+        """Returns the windows of a split without the padding after the end of a piece, int32 [frames, voices] each."""
         windows = self.windows(split)
         return [tokens[:n] for tokens, n in zip(windows["tokens"], windows["frames"].tolist(), strict=True)]
 
     @cached_property
     def voice_nats(self) -> np.ndarray:
-        """-log p of each token of the held-out split given the tokens before it, in nats, float64 [frames, voices]."""
+        """-log p in nats of each held-out token given the tokens before it, float64 [frames of all scores, voices]."""
         config = self.run.config.model
         assert isinstance(config, GridLM)
         causal = config.causal(self.data.spec)
@@ -52,7 +55,7 @@ class MusicSubject(TextSubject):
             found, _ = causal.nats(params, seen, causal.network.grid.conditions.of(seen))
             return found.reshape(seen["tokens"].shape), seen["counted"] * seen["weight"][:, None, None]
 
-        # The weights that samples are drawn with.
+        # The weights from which samples are drawn: the moving average, if there is one.
         compiled, found = jax.jit(nats), []
         params = adapters.merge_adapter(config.adapter, self.state.ema or self.state.params, self.state.frozen)
         for batch in self.data.evaluation(self.options.split, self.run.config.data.batch_size):
@@ -63,19 +66,19 @@ class MusicSubject(TextSubject):
 
     @cached_property
     def counted_nats(self) -> np.ndarray:
-        """The same by the counting baseline."""
+        """The same as `voice_nats`, by the counting baseline (gen.data.music.counting)."""
         train, held_out = self.rolls("train"), self.rolls(self.options.split)
         nats = counting.count_nats(train, held_out, self.data.spec["tokens"].vocab or 0)
         return nats.reshape(-1, held_out[0].shape[1])
 
     @cached_property
     def held_out(self) -> Harmony:
-        """The numbers of the held-out split."""
+        """Statistics of the held-out scores."""
         return measure(self.rolls(self.options.split))
 
     @property
     def n(self) -> int:
-        """Number of scores to generate."""
+        """Number of musical scores to generate."""
         return self.options.n or MAX_SAMPLES
 
     @cached_property
@@ -87,9 +90,10 @@ class MusicSubject(TextSubject):
 
     @cached_property
     def harmonized(self) -> list[np.ndarray]:
-        """The held-out scores with all voices but the first written anew, int32 [frames, voices] each."""
+        """The held-out scores after the model has rewritten all voices but the first, int32 [frames, voices] each."""
         windows = self.windows(self.options.split)
         tokens, n = windows["tokens"], windows["frames"]
+        # The first voice is kept. The padding after the end of a piece is kept, too.
         frame, voice = np.arange(tokens.shape[1])[None, :, None], np.arange(tokens.shape[2])[None, None]
         given = {"tokens": tokens, "known": (voice == 0) | (frame >= n[:, None, None])}
         if "label" in windows:
@@ -101,9 +105,10 @@ class MusicSubject(TextSubject):
 
 @dataclass(frozen=True)
 class Voices(Metric[MusicSubject]):
-    """Nats of the voices: of a frame, and of the tokens of all voices but the first, which are given the first one up to their frame.
+    """-log p in nats of the held-out scores: the mean over frames, and the mean over the tokens of all voices but the first.
 
-    The second number tells how well a model harmonizes a melody. The counting baseline has both too.
+    A token is given all tokens before it: earlier frames, and the earlier voices of its frame. So the second number tells how well
+    a model harmonizes the melody in the first voice. The counting baseline has both numbers too ("counting_").
     """
 
     name: str = "voices"
@@ -130,12 +135,14 @@ class Voices(Metric[MusicSubject]):
 
 @dataclass(frozen=True)
 class Rules(Metric[MusicSubject]):
-    """How samples keep the rules of the data: distances of the histograms of tones and steps to the held-out split, and the shares of
-    parallels and of doubled leading tones. The last two also for the held-out scores with all voices but the first written anew
-    ("_harmonized").
+    """How well generated scores keep the rules of harmony. Lower is better, down to the numbers of real scores.
 
-    Each number is also computed for the training split ("_real"), and for training scores whose voices come from different pieces
-    ("_shuffled"). Lower is better, down to the numbers of the training split.
+    - tone_distance, step_distance: distance of the histogram of tones, or of steps, from the held-out split's, in [0, 1].
+    - parallels, doubled_leading: fractions in [0, 1], see gen.metrics.scores.Harmony.
+
+    All four are also computed for the training split ("_real"), and for training scores whose voices come from different pieces
+    ("_shuffled"). The last two are also computed for the held-out split ("_held_out"), and for held-out scores in which the model
+    has rewritten all voices but the first ("_harmonized").
     """
 
     name: str = "rules"
@@ -178,7 +185,10 @@ class Rules(Metric[MusicSubject]):
 
 
 def shuffle_voices(rolls: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns scores whose voice v is that of the score v places later, cut to the shorter one. int [frames, voices] each."""
+    """Returns one score [frames, voices] for each of the given ones, with voices of different scores.
+
+    Voice v of the result i is voice v of the score i + v (modulo their number). The voices are cut to the shortest of them.
+    """
     shuffled = []
     for i in range(len(rolls)):
         parts = [rolls[(i + v) % len(rolls)][:, v] for v in range(rolls[i].shape[1])]
@@ -187,4 +197,4 @@ def shuffle_voices(rolls: list[np.ndarray]) -> list[np.ndarray]:
 
 
 METRICS: tuple[Metric[MusicSubject], ...] = (Voices(), Rules())
-"""The metrics that are computed for a run that generates scores, after those of texts."""
+"""The metrics that are computed for a run that generates musical scores, after the metrics of texts."""

@@ -1,4 +1,4 @@
-"""Runs that translate sources into targets, and the PSNR of their translations."""
+"""Runs on pairs of images, which translate sources into targets, and the PSNR of their translations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gen.metrics.psnr import colors_of_levels, nearest_targets, psnr
 
 @dataclass(frozen=True, eq=False)
 class PairSubject(ImageSubject):
-    """Translations of held-out sources. Image i is the translation of source i modulo the number of sources."""
+    """A run on pairs. Its generated image i is the translation of the held-out source i, modulo the number of sources."""
 
     medium = "translations"
 
@@ -33,7 +33,11 @@ class PairSubject(ImageSubject):
 
 @dataclass(frozen=True)
 class SignalToNoise(Metric[PairSubject]):
-    """PSNR in dB of translations and their targets, and of three trivial translations of the same sources as baselines."""
+    """PSNR in dB of translations, compared with the true targets.
+
+    Baselines are three trivial translations: the source itself ("_source"), the target of the training pair with the nearest
+    source ("_nearest"), and the mean colour of each brightness of the source ("_levels").
+    """
 
     name: str = "psnr"
 

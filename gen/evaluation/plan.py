@@ -1,4 +1,4 @@
-"""Which metrics apply to a run, and the scores that they plan. Metrics from outside gen are imported here."""
+"""Opens the runs to be scored, chooses their metrics, and plans their scores. Metrics from outside gen are imported here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SUBJECTS: dict[str, type[Subject]] = {
     "audio": SoundSubject,
     "tokens": TextSubject,
 }
-"""{feature of the data: kind of runs}. The first feature that the data have decides."""
+"""{feature of the data: class of the run}. The first feature that the data have decides. `open_subject` has exceptions."""
 METRICS: tuple[Metric[Any], ...] = (
     *images.METRICS,
     *captions.METRICS,
@@ -53,18 +53,20 @@ class Plan(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The metrics of a run."""
+    """The metrics to compute for a run."""
 
     metrics: list[Metric[Any]]
     left_out: dict[str, str]
-    """{metric that does not suit the run: the reason}."""
+    """{name of a metric of gen that can't be computed for the run: the reason}."""
 
 
 def open_subjects(options: Options) -> list[Subject]:
-    """Opens all runs and folders of images to be scored. Without --n, the smallest folder limits the number of images.
+    """Opens all runs and folders of images to be scored.
 
-    Raises: UserError if a run or folder does not exist, if data have changed, or if a folder is named without a run whose data it is
-    compared with.
+    If a folder is among them and --n is not given, all use the same number of images: the smallest of their default numbers.
+
+    Raises: UserError if a run or folder does not exist, if data have changed, or if there is a folder but no run with whose data
+    it can be compared.
     """
     if not options.runs:
         raise UserError("no run is named; the fix: python -m gen.evaluate RUN [RUN ...]")
@@ -84,7 +86,7 @@ def open_subjects(options: Options) -> list[Subject]:
 
 
 def _open_data(folder: Path, runs: Mapping[Path, Subject], options: Options) -> tuple[TrainedRun, Dataset]:
-    """Returns the run, and its data, that folders of images are compared with."""
+    """Returns the run with whose data folders of images are compared, and these data. folder: the first folder, for messages."""
     if options.data_of is None and not runs:
         raise UserError(
             f"{folder} is a folder of images, and no run says which data they are compared with; the fix: "
@@ -120,10 +122,11 @@ def open_subject(workdir: Path, options: Options) -> Subject:
         kind = PairSubject
     if kind is TextSubject and is_score(data.spec):
         kind = MusicSubject
-    # Sound with texts has both features, and is compared by its spectrograms.
+    # Sound with texts has the features "caption" and "audio", and is compared by its spectrograms.
     if kind is CaptionedSubject and "audio" in data.spec:
         kind = CaptionedSound
-    # A tokenizer does not generate. Its reconstructions of training images are scored: a perfect model of the codes would generate them.
+    # A tokenizer does not generate. Its reconstructions of training images are scored, because a model that has learned the
+    # codes perfectly would generate them.
     if isinstance(run.config.model, Tokenizer):
         kind = SoundReconstructions if "audio" in data.spec else ReconstructionSubject
     if "audio" in data.spec:
@@ -132,7 +135,10 @@ def open_subject(workdir: Path, options: Options) -> Subject:
 
 
 def build_data(run: TrainedRun, options: Options) -> Dataset:
-    """Returns the data of a run. For a run on codes: the images or sounds of the codes. Raises: UserError if the data have changed."""
+    """Returns the data that a run is compared with: its own, or if they are codes, the images or sounds that were encoded.
+
+    Raises: UserError if the data have changed since training.
+    """
     moved = {} if options.data_name is None else {"name": options.data_name}
     data = run.build_data(options.data_dir, **moved)
     return data.images or data
@@ -141,7 +147,7 @@ def build_data(run: TrainedRun, options: Options) -> Dataset:
 def choose_metrics(subject: Subject) -> Choice:
     """Returns the metrics that the options name, or all of gen's metrics that suit the run.
 
-    Raises: UserError for an unknown metric, for a named one that does not suit the run, or if none suits it.
+    Raises: UserError for an unknown metric, for a named metric that can't be computed for the run, or if no metric can.
     """
     names, trust = subject.options.metrics, subject.options.trust
     if not names:
@@ -195,7 +201,7 @@ def plan_scores(subject: Subject) -> Plan:
 
 
 def load_metric(name: str, trust: Sequence[str]) -> Metric[Any]:
-    """Imports the metric "package.module:Name": a subclass of Metric with defaults for its fields, or an object of one.
+    """Imports the metric "package.module:Name": a subclass of Metric whose fields have defaults, or an instance of a subclass.
 
     Raises: UserError if the module is not in `trust`, or if there is no such metric.
     """

@@ -1,4 +1,4 @@
-"""An alarm for an evaluation of the validation split that is far worse than the run's best one."""
+"""An alarm for a validation metric that becomes far worse than the run's best value."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 LOSSES = ("loss", "neg_elbo")
-"""Metrics that are watched if the config names none (`save.best`). The first of them that the run measures is used."""
+"""Metrics to watch if the config names none in `save.best`. The first of them that the run measures is watched."""
 MAX_LOST = 3.0
-"""The alarm is raised if now - best > MAX_LOST * (first - best) and now - best > MAX_WORSE * |best|, for a metric to minimize. `first`
-is the run's first evaluation, `best` its best, and `now` its latest."""
+"""The alarm is raised if the latest value is worse than the best by more than MAX_LOST times the improvement from the first value
+to the best, and also by more than MAX_WORSE times the magnitude of the best value."""
 MAX_WORSE = 0.5
-"""See MAX_LOST."""
+"""See MAX_LOST. This limit decides if the first value is the best, so that there was no improvement."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,15 @@ class Progress:
     """The evaluations of a run so far. `check` raises the alarm."""
 
     best: tuple[str, str] | None
-    """Validation metric that chooses the best checkpoint, with "min" or "max". None: a loss, if the run measures one."""
+    """Validation metric to watch, and "min" or "max": the config's `save.best`. None: one of LOSSES, if the run measures one."""
     seen: list[tuple[int, dict[str, float]]]
-    """(step, validation metrics) of each evaluation so far."""
+    """(step, {metric: value}) of each evaluation so far. `check` appends to it."""
 
     def check(self, step: int, validation: Mapping[str, float]) -> list[str]:
-        """Adds an evaluation. Returns a message if it is far worse than the best one, otherwise []. validation: {}: there was none."""
+        """Adds an evaluation. Returns [message] if it is far worse than the best evaluation, otherwise [].
+
+        validation: {metric: value}. {}: there was no evaluation at this step.
+        """
         if not validation:
             return []
         self.seen.append((step, dict(validation)))

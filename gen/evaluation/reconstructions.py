@@ -1,4 +1,4 @@
-"""Scores of a tokenizer's reconstructions. They are the best scores that a model of its codes can reach."""
+"""Scores of a tokenizer's reconstructions: the scores that a model of its codes would reach if it learned the codes perfectly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReconstructionSubject(ImageSubject):
     """
 
     feature: ClassVar[str] = "image"
-    """The feature that is encoded."""
+    """Name of the feature that the tokenizer encodes."""
 
     @property
     def summary(self) -> str:
@@ -56,26 +56,29 @@ class ReconstructionSubject(ImageSubject):
 
     @property
     def request(self) -> dict[str, object]:
-        """Returns {}: reconstructions are made without a request."""
+        """{}: reconstructions are made without a request."""
         return {}
 
     def originals(self, rows: np.ndarray) -> Array:
-        """Returns training examples in the form that the tokenizer encodes. rows: ascending positions in `training`."""
+        """Returns training examples as the tokenizer reads them, float32 [B, ...].
+
+        rows: int [B], ascending positions in the training examples.
+        """
         return to_float(self.training.image[rows])
 
     def to_pictures(self, made: Array) -> Array:
-        """Returns reconstructions as the images that are scored."""
+        """Converts reconstructions [B, ...] to the images that are scored, float32 [B, H, W, C] in [-1, 1]."""
         return made
 
     @cached_property
     def generated(self) -> ImageSet:
-        """Reconstructions of n training images, and the labels of these. Raises: UserError if one is not finite."""
+        """Reconstructions of n training images, with the labels of these images. Raises: UserError if they are not finite."""
         model, key = self.run.model, jax.random.key(0)
 
         @jax.jit
         def reconstruct(state: State, x: Array) -> Array:
             pairs = model.generate(state, key, {self.feature: x}, model.request(n=GENERATE_CHUNK))["samples"]
-            # Rows of examples and rows of their reconstructions alternate.
+            # In `pairs`, a row of examples is followed by the row of their reconstructions.
             return self.to_pictures(pairs[1::2].reshape(x.shape))
 
         made: list[np.ndarray] = []

@@ -17,13 +17,14 @@ from gen.families.labels import find_class
 def parse_request(
     request: type, assignments: Sequence[str], count: str | None = "--n", spec: Spec | None = None
 ) -> dict[str, object]:
-    """Returns {field: value} of the assignments "FIELD=VALUE" whose value differs from the request's default.
+    """Returns {field: value} of assignments "FIELD=VALUE", without fields that have their default.
 
-    request: the class of the family's requests. A value is written as in Python, but strings need no quotes. count: name of the
-    option that sets `n`, so that an assignment can't. None: an assignment may set `n`. spec: features of the data, in which a
-    `label` that is a class name is looked up. None: a label must be a number.
+    request: the class of the family's requests.
+    assignments: a value is written as in Python, but strings need no quotes.
+    count: the command-line option that sets the number of samples. The field `n` is then refused. None: `n` may be assigned.
+    spec: features of the data. It turns the name of a class in the field `label` into its number. None: names are kept.
 
-    Raises: UserError for a text that is not an assignment, an unknown field (naming the nearest), or a wrong value.
+    Raises: UserError for a text that is not an assignment, an unknown field (it names the nearest field), or a wrong value.
     """
     hints = typing.get_type_hints(request)
     names = [f.name for f in fields(request) if count is None or f.name != "n"]
@@ -50,23 +51,26 @@ def parse_request(
 
 
 def encode_request(changes: Mapping[str, object]) -> dict[str, object]:
-    """Returns the entries of a protocol for these fields of a request: {} if all have their defaults."""
+    """Returns the entries of a protocol for these changed fields of a request. {}: no field was changed."""
     return {"request": {name: configs.encode(value) for name, value in changes.items()}} if changes else {}
 
 
 def _parse_value(kind: object, text: str, at: str) -> object:
-    """Returns the value of a field of type `kind`: a Python literal if it fits, otherwise the text itself."""
+    """Returns the value of a field of type `kind`: the text as a Python literal if the type allows it, otherwise the text itself.
+
+    at: name of the field, for messages. Raises: UserError if neither has the right type.
+    """
     try:
         literal = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return configs.decode(kind, text, at=at)
-    # The name of a class may be a number. `str | int` prefers the text, as the same option of sample.py does.
+    # The name of a class may look like a number. A field of type `str | int` keeps the text, as the option of sample.py does.
     if isinstance(literal, int | float) and typing.get_args(kind)[:1] == (str,):
         return text
     try:
         return configs.decode(kind, literal, at=at)
     except UserError:
-        # The text of a string may look like a number.
+        # A string may look like another literal, such as a number.
         if kind is not str:
             raise
         return text

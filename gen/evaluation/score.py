@@ -1,4 +1,4 @@
-"""The parts of gen.evaluate: its options, the run to be scored, a metric, and the numbers that a metric plans."""
+"""The types of gen.evaluate: its options, a run to be scored (Subject), a Metric, and the numbers that it plans (Score)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Options:
     """Scores trained runs, and prints them next to the scores of real data and of trivial models."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, and folders of images that any model has made. Sub-folders named as the classes give them labels."""
+    """Run directories, and folders of images that any model has made. If sub-folders have the names of classes, their images are
+    labelled."""
     metrics: tuple[str, ...] | None = None
     """Metrics to compute. None: all metrics of gen that apply.
     Images and sound: tstr, frechet, kid, inception, prdc.
@@ -34,13 +35,13 @@ class Options:
     """Number of images or scores of music to generate, or of images to take from a folder.
     None: 64 for scores of music. For images 10,000, or the size of the training split or of the smallest folder, if smaller."""
     seed: int = 0
-    """Seed of the generated images and of their labels, and of the choice of shots."""
+    """Seed of the generated samples, of their labels, and of the choice of --shots."""
     labels: LabelRule = "training"
     """Frequencies of the classes of a conditional model's images. training: as in the training split. uniform: all equal."""
     data_of: Path | None = None
     """The run with whose data folders of images are compared. None: the first run on the command line."""
     split: Literal["test", "validation"] = "test"
-    """Held-out examples to compare with."""
+    """Held-out split on which the run is scored."""
     request: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FIELD=VALUE of the family's request, which changes what is generated. `--request.truncation 0.5` is the same as
     `--request truncation=0.5`. The fields are the options of `sample.py RUN --help`."""
@@ -54,9 +55,9 @@ class Options:
     data_dir: str | None = None
     """Folder of prepared TFDS data sets, if it was moved after training."""
     data_name: str | None = None
-    """The new --data.name, if the folder or the files were moved after training. Their content must be the same."""
+    """The data's --data.name now, if the folder or file was moved after training. Its content must be the same."""
     base: str | None = None
-    """Run directory of an adapter's base, if it was moved."""
+    """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that a run's config or --metrics names, and that may be imported."""
 
@@ -71,15 +72,17 @@ class Options:
 # eq=False keeps it hashable by identity: its cached inputs are arrays, which cannot be compared.
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A run to be scored: a checkpoint, the data it was trained on, and the options.
+    """A run to be scored: a checkpoint, the data that it is compared with, and the options.
 
-    A medium adds the inputs that its metrics share, in a subclass. Each is a cached property, so it is computed once and only
-    if a metric needs it.
+    A subclass for a medium adds the inputs that its metrics share, such as generated images. Each is a cached property, so it is
+    computed once, and only if a metric needs it.
     """
 
     run: TrainedRun
     step: int
+    """Step of the checkpoint."""
     data: Dataset
+    """The data that the run was trained on, or for codes the images or sounds that were encoded."""
     options: Options
 
     medium: ClassVar[str] = "samples"
@@ -91,11 +94,11 @@ class Subject:
 
     @property
     def summary(self) -> str:
-        """What is scored, for the line that is printed first."""
+        """Text that says what is scored. It is printed before the scores are computed."""
         return f"checkpoint {self.step}"
 
     def check(self) -> None:
-        """Raises: UserError if the options don't fit the medium. It is called before metrics plan their scores."""
+        """Checks that the options fit the medium, before metrics plan their scores. Raises: UserError if they don't."""
         if self.options.labels != "training":
             raise UserError(
                 f"--labels chooses classes of images, and {self.workdir} generates {self.medium}; leave it out"
@@ -104,45 +107,48 @@ class Subject:
     # A large model is read once, and only if a metric generates samples.
     @cached_property
     def state(self) -> State:
-        """The checkpoint, on one device."""
+        """The state of the checkpoint, on one device."""
         return self.run.restore(self.step, self.options.base)
 
     @cached_property
     def request(self) -> dict[str, object]:
-        """Fields of the request that the options change. Raises: UserError if the run's family has no such field."""
+        """{field: value} of the request as --request changes it. Raises: UserError if the run's family has no such field."""
         return parse_request(self.run.model.request, self.options.request, spec=self.run.spec)
 
     @property
     def split_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and not on the run, such as a baseline. Runs of images have others."""
+        """Protocol of a number that depends on the held-out split and not on the run, such as a baseline.
+
+        Metrics of images do not use it. They use the protocols of ImageSubject.
+        """
         return split_facts(self.data, self.options.split)
 
     @property
     def run_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and on the run. Runs of images have others."""
+        """Protocol of a number that depends on the held-out split and on the run. Metrics of images do not use it."""
         # The numbers of an adapter depend on its base too.
         base = self.run.facts.base
         return self.split_protocol | {"checkpoint": self.step} | ({} if base is None else {"base": base.sha256})
 
     @property
     def sampled_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and on samples of the run. Metrics add the number of samples."""
+        """Protocol of a number that depends on the held-out split and on the run's samples. Metrics add the number of samples."""
         return self.run_protocol | {"seed": self.options.seed} | encode_request(self.request)
 
 
 class Score(NamedTuple):
-    """Numbers that are computed together, under one protocol."""
+    """Numbers to be computed together, with one protocol: a description of how they are computed."""
 
     names: tuple[str, ...]
     """Their names in evaluation.json."""
     protocol: Mapping[str, object]
-    """How they are computed, as JSON values. Two numbers can be compared if their protocols differ at most in the run itself:
-    in the entries "checkpoint", "run" and "base"."""
+    """{setting: JSON value} of everything that the numbers depend on. Numbers of two runs can be compared if their protocols differ
+    at most in the entries that identify the run: "checkpoint", "run", "base" and "folder"."""
     compute: Callable[[], Iterable[float]]
     """() -> the numbers, in the order of `names`."""
     missing: str | None = None
-    """Reason why the numbers can't be computed. They are then left out, and the reason is printed. Only for baselines: the metric itself
-    is still computed. None: they can be computed."""
+    """Reason why the numbers of a baseline can't be computed. They are then left out, and the reason is printed. The metric's other
+    numbers are still computed. None: they can be computed."""
 
 
 S = TypeVar("S", bound=Subject)
@@ -150,13 +156,14 @@ S = TypeVar("S", bound=Subject)
 
 @dataclass(frozen=True)
 class Metric(Generic[S]):
-    """A metric of gen.evaluate. Subclass it to add one, and name it: --metrics mylab.scores:MyMetric --trust mylab.scores.
+    """A metric of gen.evaluate. To add a metric, subclass this.
 
-    A subclass gives `name` a default, sets `subject` to the kind of runs that it scores, and plans its scores.
+    A subclass gives `name` a default, sets `subject` to the kind of runs that it scores, and overrides `plan`. On the command line
+    it is named with its module: --metrics mylab.scores:MyMetric --trust mylab.scores.
     """
 
     name: str
-    """Its name for --metrics, and in messages."""
+    """Name of the metric in --metrics and in messages."""
 
     subject: ClassVar[type[Subject]] = Subject
     """Kind of runs that the metric scores: ImageSubject, TextSubject, or Subject for all."""
@@ -166,13 +173,13 @@ class Metric(Generic[S]):
     def unsuited(self, subject: S) -> str | None:
         """Returns the reason why this metric can't be computed for a run. None: it can be computed.
 
-        Without --metrics, the metric is then left out, and the reason is printed. If --metrics names it, the reason is an error.
-        Nothing is generated here.
+        Without --metrics, a metric with a reason is left out, and the reason is printed. If --metrics names it, the reason is an
+        error. This method generates nothing.
         """
         return None
 
     def plan(self, subject: S) -> list[Score]:
-        """Returns how each number is computed. Nothing slow is done before `Score.compute` is called.
+        """Returns the scores of the metric, which `Score.compute` computes later. This method itself does nothing slow.
 
         Raises: UserError if the options don't allow it.
         """

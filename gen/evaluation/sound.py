@@ -1,4 +1,4 @@
-"""Scores of runs that generate sound: log-mel spectrograms are computed from the waveforms, and scored as images."""
+"""Runs that generate sound. Log-mel spectrograms are computed from the waveforms, and scored by the metrics of images."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from gen.metrics.recognizer import Trained, load_recognizer
 from gen.networks.spectra import Mel, log_mels
 
 SIDE = 32
-"""Number of bands of a spectrogram, and approximate number of its frames, for sound of any length."""
+"""Largest number of bands of a spectrogram, and approximate number of its frames, for sound of any length."""
 LOW, HIGH = -9.0, 3.0
-"""Log amplitudes of black and of white. One of the 256 grey levels between them is 0.05 nats."""
+"""Natural logarithms of the amplitudes that are shown as black and as white. The 256 grey levels are 0.05 apart."""
 
 
 def spectrogram_mel(audio: Feature) -> Mel:
-    """Returns settings of log-mels that give about SIDE frames and at most SIDE bands for sound of this length and rate."""
+    """Returns settings of log-mels that give about SIDE frames and at most SIDE bands for sound of this feature's length."""
     # A power of 2 near the hop that gives SIDE frames. At least 16, so that a frame has enough frequencies.
     hop = max(16, 2 ** round(math.log2(max(1, audio.shape[0] / SIDE))))
     return Mel(window=2 * hop, hop=hop, bands=min(SIDE, hop // 4))
 
 
 def to_spectrograms(x: Array, audio: Feature) -> Array:
-    """Returns the spectrograms of sound x [B, T, C] as images [B, frames, bands, C] in [-1, 1]."""
+    """Returns the spectrograms of sound x [B, T, C] as images [B, frames, bands, C] in [-1, 1]: -1 is LOW and 1 is HIGH."""
     assert audio.sample_rate is not None
     found = log_mels(x.swapaxes(1, 2), audio.sample_rate, spectrogram_mel(audio))
     scaled = (2 * found - (LOW + HIGH)) / (HIGH - LOW)
@@ -73,13 +73,13 @@ class SoundSubject(ImageSubject):
 
 @dataclass(frozen=True, eq=False)
 class CaptionedSound(SoundSubject, CaptionedSubject):
-    """A run on recordings with texts. If the model reads texts, it speaks the texts of the held-out split."""
+    """A run on recordings with texts. If its model reads texts, it generates speech for texts of the held-out split."""
 
     medium = "sound with texts"
 
     @cached_property
     def recognizer(self) -> Trained:
-        """Reads recordings."""
+        """The speech recognizer that transcribes recordings. It is trained on the run's data."""
         return load_recognizer(self.data)
 
 
@@ -91,7 +91,7 @@ class SoundReconstructions(SoundSubject, ReconstructionSubject):
 
     def originals(self, rows: np.ndarray) -> Array:
         first = int(rows[0])
-        # `rows` are consecutive, but the last chunk repeats its last row.
+        # `rows` are consecutive, but the last chunk repeats its last row. So each example is read once, then repeated.
         batch = self.data.batch(0, 0, range(first, int(rows[-1]) + 1))
         sound = self.data.preprocess(jax.device_put(batch), jax.random.key(0), False)["audio"]
         return sound[np.minimum(rows - first, len(sound) - 1)]

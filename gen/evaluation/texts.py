@@ -18,7 +18,7 @@ from gen.runtime.engine import compile_engine
 
 @dataclass(frozen=True, eq=False)
 class TextSubject(Subject):
-    """A run that generates texts. The likelihood is measured once, when a metric first needs it."""
+    """A run that generates texts. Its likelihood is measured once, when a metric first needs it."""
 
     medium = "texts"
 
@@ -35,7 +35,7 @@ class TextSubject(Subject):
 
 @dataclass(frozen=True)
 class Likelihood(Metric[TextSubject]):
-    """The model's own metrics of held-out texts, such as perplexity, and the metrics of trivial models as baselines."""
+    """The model's own metrics on the held-out split, such as perplexity. Baselines: metrics of trivial models, such as n-grams."""
 
     name: str = "likelihood"
     subject = TextSubject
@@ -45,7 +45,7 @@ class Likelihood(Metric[TextSubject]):
         def score(names: Iterable[str]) -> Iterable[float]:
             return [subject.measured[name] for name in names]
 
-        # A Score has one protocol. The likelihood is measured once for all of them.
+        # A Score has one protocol, so metrics are grouped by their protocols. All groups read the same measurement.
         names_by_protocol: dict[str, list[str]] = {}
         for name, protocol in subject.run.model.protocol.items():
             names_by_protocol.setdefault(json.dumps(protocol), []).append(name)
@@ -62,7 +62,10 @@ class Likelihood(Metric[TextSubject]):
 
 @dataclass(frozen=True)
 class Labels(Metric[TextSubject]):
-    """Accuracy of predicted labels, and of always predicting the most frequent label as a baseline."""
+    """Accuracy of labels that a language model predicts by their likelihood after a text.
+
+    Baseline: the accuracy of always predicting the most frequent label ("label_majority").
+    """
 
     name: str = "labels"
     subject = TextSubject

@@ -1,4 +1,4 @@
-"""The word error of generated speech by a small recognizer of the data's own, next to the error on real recordings of the same texts."""
+"""Word error rates of generated speech, by a small recognizer that is trained on the same data as the run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from gen.metrics.edits import Errors
 from gen.metrics.recognizer import frames_of, read_recordings
 
 SPEAK_CHUNK = 64
-"""Texts that are spoken per call of `generate`. The numbers depend on it, since each chunk has its own key."""
+"""Number of texts per call of `generate`. The speech depends on it, because each call has its own random key."""
 
 
 @dataclass(frozen=True)
 class Words(Metric[CaptionedSound]):
-    """Errors of words and characters that a recognizer makes on generated and on real recordings of the held-out texts."""
+    """Error rates of words and characters when a recognizer reads generated speech for the held-out texts.
+
+    Baseline: the error rates on the real recordings of the same texts ("_real").
+    """
 
     name: str = "words"
     subject = CaptionedSound
@@ -48,12 +51,12 @@ class Words(Metric[CaptionedSound]):
 
 
 def names(end: str) -> tuple[str, ...]:
-    """Returns the names of the numbers of `Errors` for recordings of one kind."""
+    """Returns the names of the fields of `Errors` in evaluation.json, such as "word_error". end: suffix, such as "_real"."""
     return tuple(f"{name}_error{end}" for name in Errors._fields)
 
 
 def speak(subject: CaptionedSound) -> np.ndarray:
-    """Returns the frames of generated recordings of the held-out texts, in the order of the split, float16 [N, F, bands]."""
+    """Generates speech for the N held-out texts. Returns the log-mel frames, in the order of the split: float16 [N, F, bands]."""
     model, audio, given = subject.run.model, subject.data.spec["audio"], subject.run.reference()
     request = model.request(n=SPEAK_CHUNK, **subject.request)
     texts, seed = subject.held_out.caption, jax.random.key(subject.options.seed)
@@ -75,4 +78,4 @@ def speak(subject: CaptionedSound) -> np.ndarray:
 
 
 METRICS: tuple[Metric[CaptionedSound], ...] = (Words(),)
-"""The metrics of speech."""
+"""The metrics that are only computed for a run on recordings with texts."""

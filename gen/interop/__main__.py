@@ -1,4 +1,8 @@
-"""python -m gen.interop import|export: from and to Hugging Face's GPT-2 format."""
+"""Converts runs to and from the GPT-2 files of Hugging Face:
+
+python -m gen.interop export RUN DIR
+python -m gen.interop import DIR RUN
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from gen.interop.convert import export_run, import_run
 
 @dataclass(frozen=True)
 class Export:
-    """Writes a run with GPT-2's architecture to a folder that from_pretrained of transformers loads."""
+    """Writes a run with GPT-2's architecture to a folder that transformers loads with from_pretrained."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """The folder to make."""
+    """The folder to write. If it exists, it must be empty."""
     step: int | None = None
-    """Step of the checkpoint to export. None: the best one."""
+    """Step of the checkpoint to export. None: the best checkpoint."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that the run's config names and that may be imported."""
 
@@ -34,12 +38,12 @@ class Export:
 
 @dataclass(frozen=True)
 class Import:
-    """Makes a run of a GPT-2 that transformers saved. It can be sampled from, or be the base of a new run."""
+    """Makes a run directory from a GPT-2 that transformers saved. The run can be sampled from, or be the base of a new run."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The folder with config.json, model.safetensors and a tokenizer."""
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The run directory to make."""
+    """The run directory to write. If it exists, it must be empty."""
 
     def execute(self) -> str:
         """Imports, and returns the message for the user."""

@@ -1,10 +1,10 @@
-"""Runs to and from GPT-2 (Radford et al. 2019) in the files of Hugging Face's transformers:
+"""Converts runs to GPT-2 models (Radford et al. 2019) in the files of Hugging Face's transformers, and such models to runs:
 
     python -m gen.interop export RUN DIR
     python -m gen.interop import DIR RUN
 
-Both compute the same function of the tokens of one document. If a row holds several documents, a run attends only to the
-current one, whose positions start at 0. transformers attends to all of them.
+For the tokens of one document, the run and the model in transformers compute the same logits up to rounding. They differ if a row
+holds several documents: a run attends only to the current document, whose positions start at 0. transformers attends to all.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ from gen.runs import checkpoint, directory, trained
 from gen.runtime import backend
 
 PREFIX, HEAD = "transformer.", "lm_head.weight"
+"""Prefix of the tensors' names, which some files have and others lack, and name of the matrix that gives the logits."""
 BUFFER = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which older versions saved with the weights
 DTYPES = ("F32", "F16", "BF16")
+"""Dtypes of tensors that can be imported, as safetensors names them."""
 Read = Callable[[str], np.ndarray]
-"""Name of a tensor -> its value."""
+"""Name of a tensor -> its value, float32."""
 
 
 def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequence[str] = ()) -> int:
-    """Writes the weights that a run samples from (its moving average, if it has one) as float32.
+    """Writes the weights that a run samples from (its moving average, if it has one) as float32, with the config and the tokenizer.
 
-    Returns the step of the checkpoint. step: the checkpoint to export. None: the best one.
+    Returns the step of the checkpoint. step: the checkpoint to export; None: the best.
 
     Raises: UserError that names the fields in which the run differs from GPT-2, or if `folder` is not empty.
     """
@@ -53,7 +55,7 @@ def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequ
     tokens = language.tokens(run.spec)
     tokenizer = tokenizers.dump(tokenizers.load_folder(workdir))
     step = run.choose_step(step)
-    # Everything that can be wrong with the run was checked above; the folder appears as a whole or not at all.
+    # Everything that can be wrong with the run was checked before. The folder appears only after all files are written.
     with create_folder(folder) as aside:
         state = run.restore(step)
         tensors = to_gpt2((state.ema or state.params)["transformer"])
@@ -76,7 +78,7 @@ def import_run(folder: Path, workdir: Path) -> int:
             f"{folder}: there is no such folder; to get a model of the Hub: hf download NAME --local-dir DIR"
         )
     arch, vocab, context = parse_config(_json(folder / "config.json"), folder / "config.json")
-    # Shapes of millions of layers would take all memory, so the number is checked first.
+    # A damaged config.json may name millions of layers, whose shapes alone would fill the memory. So the number is checked first.
     if (tensors := sum(len(_names(file)) for file in weights(folder))) < arch.layers:
         raise UserError(f"{folder} has {tensors} tensors, too few for the {arch.layers} layers of its config.json")
     tokenizer = read_tokenizer(folder)
@@ -88,7 +90,7 @@ def import_run(folder: Path, workdir: Path) -> int:
     init = model.build(spec, config.steps).init
     none: Any = None  # an imported run has no examples
     with create_folder(workdir) as aside:
-        # The tensors are checked against what this model has, before any of them is read.
+        # The names of the tensors are checked against those of this model before any tensor is read.
         shapes = jax.eval_shape(lambda key: to_gpt2(init(key).params["transformer"]), jax.random.key(0))
         params = from_gpt2(reader(folder, shapes), arch.layers)
         content = tokenizers.dump(tokenizer)
@@ -102,11 +104,12 @@ def import_run(folder: Path, workdir: Path) -> int:
 
 
 def reader(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Read:
-    """Returns a function that reads a tensor as float32, by its name with or without PREFIX.
+    """Returns a function that reads a tensor as float32, by its name without PREFIX. In the files, names may have the prefix.
 
-    shapes: {name: shape and dtype} of all tensors that a GPT-2 has.
+    shapes: {name without PREFIX: shape and dtype} of all tensors that this GPT-2 has.
 
-    Raises: UserError at once if a tensor is missing or unknown, or the head is untied; when reading, if a file is damaged.
+    Raises: UserError if a tensor is missing or unknown, or if HEAD differs from the embedding. The returned function raises it if a
+    tensor is damaged, or has another shape or an unknown dtype.
     """
     found = {name.removeprefix(PREFIX): (file, name) for file in weights(folder) for name in _names(file)}
     found = {name: place for name, place in found.items() if not BUFFER.fullmatch(name)}
@@ -119,7 +122,7 @@ def reader(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Read:
         file, full = found[name]
         return _read_tensor(file, full, shapes["wte.weight" if name == HEAD else name].shape)
 
-    # Files may hold the head although it is tied to the embedding.
+    # Files may hold the head although it is tied to the embedding: then both must be equal.
     if HEAD in found and not np.array_equal(read(HEAD), read("wte.weight")):
         raise UserError(f"{folder}: {HEAD} differs from wte.weight, but GPT-2 computes its logits with wte.weight")
     return read
@@ -138,7 +141,10 @@ def _read_tensor(file: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def weights(folder: Path) -> list[Path]:
-    """Returns the safetensors files of a model: one file, or the files that an index names. Raises: UserError if there are none."""
+    """Returns the safetensors files of a model: the one file, or the files that an index names.
+
+    Raises: UserError if there is neither, or if the index is damaged.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         return [single]
@@ -159,9 +165,9 @@ def weights(folder: Path) -> list[Path]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """Returns the tokenizer of tokenizer.json, or of vocab.json and merges.txt.
+    """Returns the tokenizer of tokenizer.json, or if there is no such file, of vocab.json and merges.txt.
 
-    Raises: UserError if there is none, or gen cannot use it.
+    Raises: UserError if there is no tokenizer, or if gen cannot use it.
     """
     if (folder / tokenizers.FILE).exists():
         return tokenizers.load_folder(folder)

@@ -27,7 +27,7 @@ GPT2: dict[str, Any] = {
     "logit_cap": None,
     "window": None,
 }
-"""Fields of the architecture of every GPT-2, whatever its size."""
+"""Fields of the architecture that have the same value in every GPT-2, whatever its size."""
 FIELDS: dict[str, tuple[object, ...]] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -44,7 +44,7 @@ WHOLE = {
     "ln_f.weight": "norm/scale",
     "ln_f.bias": "norm/bias",
 }
-"""{tensor outside the layers: parameter}"""
+"""{tensor outside the layers: the parameter of a run}"""
 LAYER = {
     "ln_1.weight": ("attention_norm/scale",),
     "ln_1.bias": ("attention_norm/bias",),
@@ -59,14 +59,15 @@ LAYER = {
     "mlp.c_proj.weight": ("feed_forward/down/kernel",),
     "mlp.c_proj.bias": ("feed_forward/down/bias",),
 }
-"""{tensor of each layer: parameters}. Parameters are stacked over the layers. A tensor joins several along its last axis."""
+"""{tensor of a layer: parameters of a run}. A run stacks each parameter over the layers. Several parameters are concatenated
+along the last axis."""
 
 
 def architecture(workdir: Path, config: Config) -> Architecture:
     """Returns the architecture of a run that is a GPT-2. Raises: UserError that names the fields in which it differs."""
     model = config.model
     if config.finetune == "prompt":
-        raise UserError(f"{workdir} is a learned prompt, which GPT-2's format has no place for; export its base")
+        raise UserError(f"{workdir} is a learned prompt, which GPT-2's format can't hold; export its base")
     if config.finetune != "full":
         raise UserError(
             f"{workdir} is an adapter of another run; merge it first: python -m gen.runs.merge {workdir} DIR"
@@ -87,9 +88,11 @@ def architecture(workdir: Path, config: Config) -> Architecture:
 
 
 def parse_config(config: object, path: Path) -> tuple[Architecture, int, int]:
-    """Returns the architecture, the size of the vocabulary and the length of the context of a config.json.
+    """Returns the architecture, the size of the vocabulary, and the length of the context in tokens.
 
-    Raises: UserError that names a field that is missing, or that no GPT-2 has.
+    config: the content of a config.json. path: its file, for messages.
+
+    Raises: UserError that names a field that is missing, or whose value no GPT-2 has.
     """
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object")
@@ -119,7 +122,7 @@ def parse_config(config: object, path: Path) -> tuple[Architecture, int, int]:
 
 
 def to_gpt2(params: Params) -> dict[str, Array]:
-    """Returns {name in Hugging Face's GPT2Model: tensor}. Matrices are [in, out] in both."""
+    """Returns {name in Hugging Face's GPT2Model: tensor}. params: a run's parameters. Matrices are [in, out] in both."""
     flat = cast(dict[str, Array], flatten_dict(params, sep="/"))
     tensors = {name: flat[leaf] for name, leaf in WHOLE.items()}
     for i in range(len(flat["layers/attention_norm/scale"])):
@@ -160,9 +163,9 @@ def describe(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str,
 
 
 def from_gpt2(read: Callable[[str], np.ndarray], layers: int) -> Params:
-    """Returns a run's parameters: the inverse of `to_gpt2`. read: name -> tensor. Only one tensor is read at a time."""
+    """Returns a run's parameters: the inverse of `to_gpt2`. read: name -> tensor. layers: number of layers."""
     flat = {leaf: jnp.asarray(read(name)) for name, leaf in WHOLE.items()}
-    # A run stacks its layers, and splits query, key and value.
+    # A run stacks its layers, and has separate parameters for query, key and value.
     for name, leaves in LAYER.items():
         stacked = np.stack([read(f"h.{i}.{name}") for i in range(layers)])
         parts = np.split(stacked, len(leaves), axis=-1)

@@ -131,7 +131,8 @@ def normalize(x: Array) -> Array:
 def embed_positions(grid: Sequence[int], width: int, dtype: DTypeLike) -> Array:
     """Returns sines and cosines of the coordinates of each position of a grid, [positions, width] in `dtype`, a float dtype.
 
-    grid: number of positions on each axis. Each axis gets an equal part of the width; channels that are left over are 0. Dosovitskiy et al. 2021, appendix D.4.
+    grid: number of positions on each axis. Each axis gets an equal part of the width; channels that are left over
+    are 0. Dosovitskiy et al. 2021, appendix D.4.
     """
     part = width // len(grid)
     coordinates = [jnp.asarray(c.reshape(-1), dtype) for c in np.indices(grid)]

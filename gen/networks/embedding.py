@@ -13,8 +13,8 @@ def sinusoidal(x: Array, width: int, max_period: float = 10_000.0) -> Array:
     """Returns sines, then cosines, of x [...] at width // 2 frequencies: [..., width] in the dtype of x, a float dtype.
 
     Angular frequencies fall geometrically from 1 to 1 / max_period. Multiply times in [0, 1] by about 1000 first: at the highest
-    frequency, 1, they would otherwise all look alike. With an odd width the last number is 0. Vaswani et al. 2017, section 3.5, in the arrangement
-    of Ho et al. 2020.
+    frequency, 1, they would otherwise all look alike. With an odd width the last number is 0. Vaswani et al. 2017, section 3.5,
+    in the arrangement of Ho et al. 2020.
     """
     half = width // 2
     # max(..., 1): a width of 2 or 3 has the frequency 1 alone.

@@ -247,7 +247,8 @@ def pool(x: Array) -> Array:
 class MinibatchDiscrimination(nn.Module):
     """Appends features that say how close an example is to the others of the global batch.
 
-    A discriminator can then detect a lack of variety. For example i and kernel b: o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1). Salimans et al. 2016, section 3.2.
+    A discriminator can then detect a lack of variety. For example i and kernel b: o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1).
+    Salimans et al. 2016, section 3.2.
     """
 
     kernels: int

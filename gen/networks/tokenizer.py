@@ -127,7 +127,8 @@ class Decoder(nn.Module):
                 x = Block(arch.activation, self.dtypes)(x)
             x = ACTIVATIONS[arch.activation](x)
             x = Conv(width, side(stride), stride, transposed=True, **self.dtypes)(x)
-            # A transposed convolution multiplies the size by the stride: where the encoder had 7 -> 4, this gives 4 -> 8. So the output is cropped.
+            # A transposed convolution multiplies the size by the stride: where the encoder had 7 -> 4, this gives 4 -> 8. So the
+            # output is cropped.
             x = x[(slice(None), *map(slice, size))]
         return widen(x)
 

@@ -1,7 +1,7 @@
 """A U-Net for images (Ronneberger et al. 2015; Ho et al. 2020), with a condition in each block, and self-attention in chosen stages.
 
-Height and width can be any numbers. An odd number of rows or columns is rounded up when it is halved, and the extra row or column is cropped
-after it is doubled: 28, 14, 7, 4 on the way down, and 4, 8 -> 7, 14, 28 on the way up.
+Height and width can be any numbers. An odd number of rows or columns is rounded up when it is halved, and the extra row or
+column is cropped after it is doubled: 28, 14, 7, 4 on the way down, and 4, 8 -> 7, 14, 28 on the way up.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class UNet(Architecture):
             )
         if min(shape[:2]) < self.patch * 2 ** (len(self.widths) - 1):
             raise UserError(
-                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages: each but the first halves them; use fewer widths"
+                f"{shape[0]}x{shape[1]} pixels are too small for {len(self.widths)} stages: each but the first halves them; "
+                "use fewer widths"
             )
         return Trunk(self, shape, dtypes)
 

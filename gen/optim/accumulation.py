@@ -12,22 +12,23 @@ from gen.core import Array, Params
 
 
 class Accumulated(NamedTuple):
-    """Gradients since the last update, and the state of the transformation that gets their mean."""
+    """State of `accumulate`: the gradients since the last update, as their mean."""
 
     steps: Array
     """int32 []. Number of gradients since the last update."""
     weight: Array
-    """float32 []. Sum of their weights."""
+    """float32 []. Sum of the weights of these gradients."""
     mean: Params
-    """Their weighted mean, at least float32."""
+    """Weighted mean of these gradients, at least float32."""
     inner: optax.OptState
+    """State of the transformation that gets the mean."""
 
 
 def accumulate(tx: optax.GradientTransformation, every: int) -> optax.GradientTransformationExtraArgs:
-    """Returns a transformation that gives `tx` the mean gradient of each `every` steps, and updates by 0 in between.
+    """Returns a transformation that applies `tx` to the mean gradient of every `every` steps. Other steps get updates of 0.
 
-    `update` takes `weight`, [], by default 1. It is the number of tokens (or other items) over which the step's loss is a mean. With
-    these weights, the result is the gradient of the mean over the tokens of all steps.
+    Its `update` takes the keyword `weight`, a scalar, by default 1: the number of tokens (or other items) over which the loss of
+    the step is a mean. With these weights, the mean gradient is the gradient of the mean loss over the tokens of all steps.
     """
 
     def init(params: Params) -> Accumulated:
@@ -39,7 +40,7 @@ def accumulate(tx: optax.GradientTransformation, every: int) -> optax.GradientTr
         grads: Params, state: Accumulated, params: Params | None = None, *, weight: Array | float = 1.0, **_: object
     ) -> tuple[optax.Updates, Accumulated]:
         total = state.weight + jnp.asarray(weight, jnp.float32)
-        # A step in which nothing counts has no gradient, so its share is irrelevant.
+        # If no token counted so far, the gradients are 0 and every share is right. Only the division by 0 must be avoided.
         share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
         mean = jax.tree.map(lambda m, g: m + (g - m) * share.astype(m.dtype), state.mean, grads)
 
@@ -51,6 +52,7 @@ def accumulate(tx: optax.GradientTransformation, every: int) -> optax.GradientTr
             )
 
         def wait() -> tuple[optax.Updates, Accumulated]:
+            # Both branches of `cond` must have the same shapes and dtypes.
             shapes, _ = jax.eval_shape(apply)
             updates = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             return updates, Accumulated(state.steps + 1, total, mean, state.inner)

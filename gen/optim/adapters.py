@@ -1,4 +1,4 @@
-"""Fine-tuning as functions of parameter trees: a few new parameters are trained, and the weights of the base stay fixed."""
+"""Fine-tuning with adapters: a few new parameters are trained, and the weights of the base stay fixed."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from gen.errors import UserError, check_positive
 from gen.optim.kernels import matrix_axes
 
 VECTORS = ("bias", "scale")
-"""Names of vectors. Stacked over layers they have two axes, but are not matrices."""
+"""Names of parameters that are vectors. Vectors that are stacked over layers have two axes, but are not matrices."""
 Leaves = dict[tuple[str, ...], Array]
-"""{path: array}."""
+"""{path: array}, a tree of parameters as Flax flattens it."""
 
 
 @dataclass(frozen=True)
 class LoRA(Adapter):
-    """Adds alpha / rank A B to each matrix W whose path matches, and trains A and B. Hu et al. 2022, equation 3."""
+    """Adds (alpha / rank) A B to each matrix W whose path matches, and trains A and B. Hu et al. 2022, equation 3."""
 
     rank: int = 8
     """Columns of A and rows of B."""
     alpha: float = 16.0
-    """Scale of the change: A B is multiplied by alpha / rank."""
+    """Scale of the change: the product A B is multiplied by alpha / rank."""
     path: str = r"kernel$"
-    """Regular expression, searched in paths such as "transformer/layers/attention/query/kernel"."""
+    """Regular expression of the matrices to change, searched in paths such as "transformer/layers/attention/query/kernel"."""
 
     def __post_init__(self):
         check_positive(rank=self.rank, alpha=self.alpha)
@@ -68,7 +68,7 @@ class LoRA(Adapter):
 
 @dataclass(frozen=True)
 class Prompt(Adapter):
-    """Trains vectors that precede the embedded tokens and that every token attends to (Lester et al. 2021)."""
+    """Puts trained vectors before the embedded tokens of a language model. Every token attends to them (Lester et al. 2021)."""
 
     length: int = 16
     """Number of vectors."""
@@ -93,10 +93,13 @@ class Prompt(Adapter):
 def split_trained(
     adapter: Adapter | None, key: Key, params: dict[str, Params]
 ) -> tuple[dict[str, Params], dict[str, Params]]:
-    """Returns (trained parameters, frozen parameters) at step 0 of a model with these parameters."""
+    """Returns (trained parameters, frozen parameters) at step 0, {player: pytree} each, of a model with these parameters.
+
+    Without an adapter all parameters are trained. With an adapter, only its new parameters are.
+    """
     return (params, {}) if adapter is None else (adapter.begin(key, params), params)
 
 
 def merge_adapter(adapter: Adapter | None, trained: dict[str, Params], frozen: dict[str, Params]) -> dict[str, Params]:
-    """Returns the parameters that the networks take. Gradients reach the trained parameters only."""
+    """Returns the parameters for the networks from the trained and the frozen ones. Gradients reach only the trained ones."""
     return trained if adapter is None else adapter.merge(trained, jax.lax.stop_gradient(frozen))

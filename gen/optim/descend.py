@@ -23,7 +23,7 @@ def norm(tree: Params) -> Array:
     """Returns the Euclidean norm of all numbers of the tree, [], at least float32."""
 
     def square(x: Array) -> Array:
-        # A product with itself instead of a sum of squares: the squares are never written to memory.
+        # A product of the array with itself, and not a sum of squares, so that the squares are never written to memory.
         axes = tuple(range(x.ndim))
         whole = jnp.promote_types(x.dtype, jnp.float32)
         return jax.lax.dot_general(x, x, ((axes, axes), ((), ())), "highest", preferred_element_type=whole)
@@ -36,8 +36,8 @@ def _ignore(backward: object) -> None:
 
 
 backward_hook: ContextVar[Callable[[object], None]] = ContextVar("backward_hook", default=_ignore)
-"""Function called with each backward pass that `descend` traces: a pytree of the values kept from the forward pass. gen.plan
-counts their bytes with it."""
+"""Function that `descend` calls with each backward pass that it traces: a pytree of the values kept from the forward pass. gen.plan
+sets it to count their bytes. By default it does nothing."""
 
 
 class Descent(NamedTuple, Generic[Aux]):
@@ -50,7 +50,7 @@ class Descent(NamedTuple, Generic[Aux]):
     loss: Array
     """The loss before the step, [], on this device's examples alone."""
     aux: Aux
-    """The second result of the loss function, on this device's examples alone."""
+    """The second result of the loss function, such as metrics, on this device's examples alone."""
     grads: Params
     """The gradient, averaged over "data"."""
 
@@ -64,13 +64,12 @@ def descend(
     microbatches: int = 1,
     weight: Array | None = None,
 ) -> Descent[Aux]:
-    """Does one optimizer step on `loss(params, batch) -> (scalar, aux)`, both means over the batch's examples.
+    """Does one optimizer step. The gradient is first averaged over the axis "data", so all devices make the same step.
 
-    The gradient is averaged over "data" before the step.
-
-    microbatches: number of parts of the batch whose gradients are computed one after the other and averaged. It must divide
-    the batch.
-    weight: [], how much the global batch counts next to the other batches of an accumulated gradient. None: all count equally.
+    loss: (params, examples) -> (scalar, aux). Both are means over the examples.
+    batch: this device's examples, a pytree of arrays [B, ...].
+    microbatches: number of parts of the batch whose gradients are computed one after the other and averaged. It must divide B.
+    weight: [], weight of this step's gradient if `tx` accumulates several steps (gen.optim.accumulation). None: all count equally.
     """
 
     def differentiate(part: Examples) -> tuple[tuple[Array, Aux], Params]:
@@ -91,7 +90,7 @@ def descend(
 def _average_parts(
     differentiate: Callable[[Examples], tuple[tuple[Array, Aux], Params]], batch: Examples, parts: int
 ) -> tuple[tuple[Array, Aux], Params]:
-    """Returns the mean of `differentiate` over parts of the batch, one after the other: the memory of one part is enough."""
+    """Returns the mean of `differentiate` over parts of the batch. Only one part's activations are in memory at a time."""
 
     def split(x: Array) -> Array:
         # Part i has the examples i, i + parts, ...: neighbours stay on their device when the batch is sharded.
@@ -125,8 +124,9 @@ def begin_average(params: Params) -> Params:
 def update_average(ema: Params, params: Params, decay: float, step: Array) -> Params:
     """Returns the moving average of the parameters after one more step, at least float32.
 
-    ema: from `begin_average`, or from the step before. step: int32 [], steps done before. The decay grows from 1/10 to
-    `decay`, so the average soon forgets the initial values.
+    ema: the average before this step. step: int32 [], number of steps done before this one. The average moves to
+    d * ema + (1 - d) * params with d = min(decay, (1 + step) / (10 + step)). This decay grows from 1/10 to `decay`, so the average
+    soon forgets the initial values.
     """
     now = jnp.minimum(decay, (1 + step) / (10 + step))
 

@@ -1,4 +1,7 @@
-"""Historical averaging (Salimans et al. 2016, section 3.3): adds w |theta - 1/t sum_i theta_i|^2 to a player's loss."""
+"""Historical averaging (Salimans et al. 2016, section 3.3): adds w |theta - 1/t sum_i theta_i|^2 to the loss of a GAN's player.
+
+theta are the parameters, and theta_i their values at the steps i = 1, ..., t so far.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,15 @@ class HistoricalState(NamedTuple):
     """State of historical averaging."""
 
     count: Array
-    """int32 []. Number of parameter values in the mean."""
+    """int32 []. Number of steps whose parameters are in the mean."""
     mean: Params
     """Mean of the parameters over all steps so far."""
 
 
 def historical_averaging(weight: float) -> optax.GradientTransformation:
-    """Returns a transformation that adds the penalty's gradient, 2 w (theta - mean). Put it before an optimizer.
+    """Returns a transformation that adds the penalty's gradient, 2 w (theta - mean), to gradients. Put it before an optimizer.
 
-    The mean includes the current theta.
+    weight: w. The mean includes the current theta, and counts as a constant in the gradient.
     """
 
     def init(params: Params) -> HistoricalState:

@@ -13,18 +13,18 @@ class MatrixAxes(NamedTuple):
     """The axes of a kernel, read as one matrix for each layer."""
 
     layers: tuple[int, ...]
-    """The axis of layers. Empty: the kernel belongs to one layer."""
+    """The axis over which kernels of several layers are stacked. (): the kernel belongs to one layer."""
     rows: tuple[int, ...]
-    """The axes of the input."""
+    """The axes of the input, which together are the rows of the matrix."""
     columns: int
-    """The axis of the output."""
+    """The axis of the output, which is the columns of the matrix."""
 
 
 def matrix_axes(path: str, ndim: int) -> MatrixAxes:
-    """Returns the axes of a kernel with at least two axes.
+    """Returns the axes of the kernel at `path`, which has `ndim` axes, at least two.
 
-    Kernels are [in, out], or of convolutions [*window, in, out], whose rows are all axes but the last. Below "layers/" in the
-    path, kernels of three or more axes are stacked over layers: [L, ..., in, out].
+    A kernel is [in, out], or for a convolution [*window, in, out]: all axes but the last are rows. If the path contains "layers/",
+    a kernel of three or more axes is stacked over layers: [L, ..., in, out].
     """
     stacked = 1 if ndim > 2 and STACKED.search(path) else 0
     return MatrixAxes(tuple(range(stacked)), tuple(range(stacked, ndim - 1)), ndim - 1)

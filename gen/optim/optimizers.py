@@ -33,7 +33,7 @@ def _read_rule(words: list[str]) -> str:
     return words[0]
 
 
-# Without it the command line would ask for a subcommand, because one member of the union is a dataclass.
+# Makes the rule an option with a value. Otherwise tyro would make a subcommand of it, because Rule is a dataclass.
 RULE_OPTION = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="{" + ",".join(get_args(RuleName)) + "}",
@@ -45,16 +45,16 @@ RULE_OPTION = tyro.constructors.PrimitiveConstructorSpec(
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters whose path matches a regular expression, with their own settings."""
+    """Settings of the parameters whose path matches a regular expression. They replace the optimizer's settings."""
 
     path: str
     """Regular expression, searched in paths such as "encoder/Dense_0/kernel"."""
     rule: RuleName | Rule | None = None
-    """Update rule of these parameters. None: the optimizer's."""
+    """Update rule of these parameters. None: the optimizer's rule."""
     lr_factor: float = 1.0
-    """Factor on the learning rate."""
+    """Factor on the optimizer's learning rate, at least 0."""
     weight_decay: Scalar | None = None
-    """Weight decay of these parameters. None: the optimizer's."""
+    """Weight decay of these parameters, at least 0. None: the optimizer's weight decay."""
 
     def __post_init__(self):
         check_not_negative(lr_factor=self.lr_factor)
@@ -77,18 +77,20 @@ class Optimizer:
     eps: Scalar = 1e-8
     """Adam's epsilon, at least 0."""
     weight_decay: Scalar = 0.0
-    """Decoupled weight decay, multiplied by the learning rate. Parameters that match `undecayed` have none."""
+    """Decoupled weight decay, at least 0: each step subtracts lr * weight_decay * the parameters. Parameters that match `undecayed`
+    have none."""
     undecayed: str = r"(bias|scale|shift|embedding|pseudo_inputs|prefix)(/kernel)?$"
-    """Regular expression of the paths without weight decay."""
+    """Regular expression, searched in the paths of parameters. Matching parameters have no weight decay."""
     clip: float | None = None
-    """Largest global norm of the gradients; larger gradients are scaled down. None: no limit."""
+    """Largest norm of the gradient of all parameters together. A larger gradient is scaled down to it. None: no limit."""
     historical: float = 0.0
-    """Weight of historical averaging (Salimans et al. 2016, section 3.3). 0: none."""
+    """Weight of historical averaging, a penalty on the distance of the parameters from their mean over all steps (Salimans et al.
+    2016, section 3.3). 0: no penalty."""
     accumulate: int = 1
-    """Number of steps whose gradients are averaged into one update. Steps of a language model are weighted by the number of tokens
-    that count."""
+    """Number of steps whose gradients are averaged into one update. Steps of a language model are weighted by their number of
+    tokens that count in the loss."""
     groups: tuple[Group, ...] = ()
-    """Parameter groups. A parameter belongs to the first group that matches its path."""
+    """Groups of parameters with other settings. A parameter belongs to the first group that matches its path."""
 
     def __post_init__(self):
         if self.accumulate < 1:
@@ -108,9 +110,10 @@ class Optimizer:
     def build(self, steps: int, weighted: bool = False) -> optax.GradientTransformation:
         """Returns the transformation for a run of `steps` steps.
 
-        Schedules are read at the run's step, also if `accumulate` makes one update of several steps.
+        Schedules count steps and not updates, also if `accumulate` makes one update of several steps.
 
-        weighted: with `accumulate`, `update` takes the `weight` of a gradient in the mean (see gen.optim.accumulation).
+        weighted: whether `update` takes the keyword `weight` if `accumulate` is above 1 (see gen.optim.accumulation). Otherwise all
+        accumulated gradients have the same weight.
         """
         # The last group matches every path, so each parameter belongs to a group.
         groups = (*self.groups, Group(""))
@@ -183,8 +186,8 @@ class Optimizer:
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation with its state and its computations in at least float32, for parameters of every dtype.
 
-    Moments in bfloat16 would not move (see `at_least_float32`). The updates are float32, and are rounded only when they are
-    added to the parameters.
+    Moments in bfloat16 would not move (see `at_least_float32`). The updates are at least float32 too. They are rounded only when
+    they are added to the parameters.
     """
 
     inner = optax.with_extra_args_support(tx)
@@ -205,7 +208,7 @@ def _first_match(groups: Sequence[Group], path: str) -> int:
 
 
 def _clip(limit: float) -> optax.GradientTransformation:
-    """Returns a transformation that scales gradients down to the norm `limit` if their norm is above it.
+    """Returns a transformation that scales the gradient down to the norm `limit` if its norm is larger.
 
     Pascanu et al. 2013, algorithm 1.
     """

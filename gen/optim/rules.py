@@ -19,22 +19,23 @@ from gen.optim.schedules import Scalar, check_scalars
 
 Value = TypeVar("Value")
 At = Callable[[Scalar], optax.Schedule]
-"""A hyper-parameter -> the function step -> value."""
+"""A hyper-parameter, a number or a schedule -> the function update -> value, where `update` counts optax's updates from 0."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to turn gradients into directions, such as Adam's. Subclass it to add an optimizer, and name it in a config:
-    `Optimizer(rule=Lion(), lr=1e-4)`.
+    """Turns gradients into directions, such as Adam's. To add an optimizer, subclass this, and put an object of the subclass into a
+    config: `Optimizer(rule=Lion(), lr=1e-4)`.
 
-    Its fields are its hyper-parameters. A field of type Scalar may be a schedule.
+    The fields are hyper-parameters. A field of type Scalar may be a schedule.
     """
 
     def build(self, at: At) -> optax.GradientTransformation:
         """Returns the transformation gradients -> directions, as optax's functions named scale_by_... do.
 
-        The optimizer then adds weight decay and multiplies by minus the learning rate. `at(self.b1)` is the function
-        step -> value of a Scalar; `scheduled` reads such functions at every step.
+        The optimizer then adds weight decay, and multiplies by minus the learning rate.
+
+        at: turns a field of type Scalar into a function of the step. Give it to `scheduled`, which reads fields at every step.
         """
         raise NotImplementedError
 
@@ -44,11 +45,11 @@ class Adam(Rule):
     """The direction of Adam (Kingma and Ba 2015, algorithm 1)."""
 
     b1: Scalar = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment, in [0, 1)."""
     b2: Scalar = 0.999
-    """Decay of the second moment."""
+    """Decay of the second moment, in [0, 1)."""
     eps: Scalar = 1e-8
-    """Number added to the root of the second moment."""
+    """Number added to the root of the second moment, at least 0."""
 
     def __post_init__(self):
         check_scalars(check_decay, b1=self.b1, b2=self.b2)
@@ -63,7 +64,7 @@ class SGD(Rule):
     """The gradient, with momentum."""
 
     momentum: Scalar = 0.9
-    """Decay of the sum of gradients. 0: plain stochastic gradient descent."""
+    """Decay of the sum of past gradients, in [0, 1). 0: plain stochastic gradient descent."""
 
     def __post_init__(self):
         check_scalars(check_decay, momentum=self.momentum)
@@ -77,7 +78,7 @@ class Muon(Rule):
     """Orthogonalized momentum for matrices and convolution kernels (Jordan 2024); another rule for all other parameters."""
 
     momentum: Scalar = 0.9
-    """Decay of the momentum."""
+    """Decay of the momentum, in [0, 1)."""
     other: Rule = Adam()
     """Rule for biases, embeddings and other parameters that are not matrices."""
 
@@ -91,7 +92,7 @@ class Muon(Rule):
         def direction(b1: Scalar) -> optax.GradientTransformation:
             return contrib.scale_by_muon(beta=b1, weight_dimension_numbers=_all_dimension_numbers)  # pyright: ignore[reportArgumentType]
 
-        # Each of the two sees only its own leaves, and keeps no state for the others.
+        # Each of the two rules sees only its parameters, and keeps no state for the others.
         muon = optax.chain(scheduled(direction, at, b1=self.momentum), optax.stateless(_scale_like_adam))
         transforms: dict[Hashable, optax.GradientTransformation] = {"muon": muon, "adam": self.other.build(at)}
         return optax.partition(transforms, partial(map_with_path, choose))
@@ -108,7 +109,7 @@ class Frozen(Rule):
 def scheduled(
     transformation: Callable[..., optax.GradientTransformation], at: At, **scalars: Scalar
 ) -> optax.GradientTransformation:
-    """Returns `transformation(**scalars)`, with the scalars that are schedules read at each step."""
+    """Returns `transformation(**scalars)`. Scalars that are schedules are read again at each step."""
     # Without schedules the state of the transformation stays as small as optax's own.
     if all(isinstance(value, float | int) for value in scalars.values()):
         return transformation(**scalars)
@@ -116,7 +117,7 @@ def scheduled(
 
 
 def map_with_path(function: Callable[[str, Array], Value], params: Params) -> Params:
-    """Returns the tree of `function(path, leaf)`. Paths are such as "encoder/Dense_0/kernel"."""
+    """Returns the tree with each leaf replaced by `function(path, leaf)`. A path is a text such as "encoder/Dense_0/kernel"."""
 
     def call(path: tuple[object, ...], leaf: Array) -> Value:
         return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)  # pyright: ignore[reportArgumentType]
@@ -125,7 +126,10 @@ def map_with_path(function: Callable[[str, Array], Value], params: Params) -> Pa
 
 
 def _scale_like_adam(updates: Params, params: Params | None) -> Params:
-    """Scales orthogonal updates to the size of Adam's, so that one learning rate serves both. Liu et al. 2025, equation 4."""
+    """Scales orthogonal updates to the usual size of Adam's updates, so that both can have the same learning rate.
+
+    Liu et al. 2025, equation 4.
+    """
 
     def scale(path: str, u: Array) -> Array:
         axes = matrix_axes(path, u.ndim)
@@ -136,8 +140,8 @@ def _scale_like_adam(updates: Params, params: Params | None) -> Params:
 
 
 def _dimension_numbers(path: str, p: Array) -> contrib.MuonDimensionNumbers | None:
-    """Returns which axes of a kernel are its input and its output; None if it is not a matrix."""
-    # Embeddings have two axes too, but their rows are looked up one by one: they are not matrices in Muon's sense.
+    """Returns the input axes and the output axis of a kernel. None: the parameter is not a matrix."""
+    # An embedding has two axes too, but it is a table of vectors, and no matrix that maps inputs to outputs.
     if not path.endswith("kernel") or p.ndim < 2:
         return None
     axes = matrix_axes(path, p.ndim)

@@ -1,4 +1,4 @@
-"""Schedules: a scalar hyper-parameter as a function of the step. A config field of type `Scalar` takes a number or a schedule."""
+"""Schedules: scalar hyper-parameters that change with the step. A config field of type `Scalar` is a number or a schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gen.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """A hyper-parameter that changes with the step. Subclass it to add one."""
+    """A hyper-parameter that changes with the step. Subclass it to add a schedule."""
 
     def build(self, steps: int) -> optax.Schedule:
         """Returns the function step -> value for a run of `steps` steps. Steps count from 0 and may be traced."""
@@ -21,7 +21,7 @@ class Schedule:
 
     @property
     def reads_steps(self) -> bool:
-        """Whether the value at a step depends on the length of the run. If so, the length belongs to the run's identity."""
+        """Whether values depend on the run's number of steps. If so, a run can't be continued with another number of steps."""
         return True
 
     @property
@@ -32,12 +32,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class WarmupDecay(Schedule):
-    """Rises linearly from 0 to `peak`, then falls to `end` at the end of the run. Subclasses choose the form of the fall."""
+    """Rises linearly from 0 to `peak`, then falls to `end` at the end of the run. A subclass defines the curve of the fall."""
 
     peak: float
     """Value after the warm-up."""
     warmup: int = 0
-    """Steps of the linear rise."""
+    """Number of steps of the linear rise. 0: starts at `peak`."""
     end: float = 0.0
     """Value at the end of the run."""
 
@@ -59,7 +59,7 @@ class WarmupDecay(Schedule):
         return optax.join_schedules([optax.linear_schedule(0.0, self.peak, self.warmup), fall], [self.warmup])
 
     def fall(self, steps: int) -> optax.Schedule:
-        """Returns the function from `peak` at step 0 to `end` at step `steps`."""
+        """Returns the function step -> value that falls from `peak` at step 0 to `end` at step `steps`."""
         raise NotImplementedError
 
 
@@ -82,12 +82,12 @@ class WarmupLinear(WarmupDecay):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """Moves linearly from `start` to `value` in `warmup` steps, then stays. For instance a VAE's KL warm-up."""
+    """Moves linearly from `start` to `value` in `warmup` steps, then stays there. An example is the KL warm-up of a VAE."""
 
     value: float
     """Value after the warm-up."""
     warmup: int
-    """Steps of the linear change."""
+    """Number of steps of the linear change. 0: starts at `value`."""
     start: float = 0.0
     """Value at step 0."""
 
@@ -112,7 +112,7 @@ class Warmup(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Has the value `values[i]` until step `boundaries[i]`."""
+    """Has the value `values[i]` before step `boundaries[i]`, and `values[i + 1]` from this step on."""
 
     boundaries: tuple[int, ...]
     """Ascending steps at which the value changes."""
@@ -148,11 +148,9 @@ def schedule(value: Scalar, steps: int) -> optax.Schedule:
 
 
 def check_scalars(check: Callable[..., None], **scalars: Scalar | None) -> None:
-    """Checks numbers, and the smallest and largest value of schedules, by a function of gen.errors such as check_positive.
+    """Applies `check`, such as gen.errors.check_positive, to numbers, and to the smallest and the largest value of schedules.
 
-    None, and a schedule whose bounds are not known, pass.
-
-    Raises: UserError as `check` does.
+    None is not checked, and neither is a schedule without bounds. Raises: UserError as `check` does.
     """
     for name, value in scalars.items():
         if not isinstance(value, Schedule):

@@ -205,7 +205,10 @@ class _Program:
         return step.lower(self.abstract, batches, control)
 
     def control(self, notice: bool, limits: Limits) -> HostBatch:
-        """Returns the control inputs of a step on this host. Each number is repeated for each device, so that it is divided like a batch."""
+        """Returns the control inputs of a step on this host, {name: float32 [data-parallel devices of this host]}.
+
+        Each number is repeated for each device, so that it is divided like a batch.
+        """
         given: dict[str, float] = {"notice": float(notice)} if self.processes > 1 else {}
         given |= {f"limit/{name}": value for name, value in limits._asdict().items()} if self.guard else {}
         return {k: np.full(self.data // self.processes, v, np.float32) for k, v in given.items()}

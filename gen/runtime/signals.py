@@ -62,7 +62,10 @@ def notice_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def delay_signals() -> Iterator[None]:
-    """Delays signals until the end of this context. Use it around an event loop, which would turn a handler's Requeue into another error."""
+    """Delays signals until the end of this context.
+
+    Use it around an event loop, which would turn a handler's Requeue into another error.
+    """
     came: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:

@@ -69,6 +69,8 @@ def take(given: Mapping[str, Array], name: str, request: Request, dtype: DTypeLi
     Raises: UserError if `given` has no array of this name.
     """
     if name not in given:
-        raise UserError(f"mode {request.mode} needs a picture: give --{name} FILE")
+        # sample.py has one option for both: --image is the source of a run on pairs.
+        option = "image" if name == "source" else name
+        raise UserError(f"mode {request.mode} needs a picture: give --{option} FILE")
     x = jnp.asarray(given[name], dtype)
     return x[jnp.arange(request.n) % len(x)]

@@ -28,7 +28,7 @@ from gen.optim.schedules import check_scalars
 
 PROTOCOL = {
     "paired_accuracy": {"pairs": "each held-out image and a generated one, scores compared"},
-    "saturation": {"threshold": "D's loss below 1% of what scores of 0 cost"},
+    "saturation": {"threshold": "D's loss exceeds its minimum by less than 1% of its loss at scores of 0"},
 }
 """How the metrics of a held-out split are estimated."""
 

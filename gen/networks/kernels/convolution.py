@@ -15,8 +15,8 @@ On a CPU two other forms are used where they are faster (`choose`). They differ 
 
 - Fourier: t is computed from discrete Fourier transforms of x, k and g. Images are small, so the transforms are products with matrices
   (gen.networks.kernels.fourier). For a 5x5 kernel on 7x7 pixels this takes 1/5 of the multiplications.
-- Taps: one matrix product over all taps (positions) of the kernel. Patches of pixels are copied before it (`take_patches`), or added up after it
-  (`add_patches`). XLA is slow at transposed convolutions with a stride, and at images with few channels.
+- Taps: one matrix product over all taps (positions) of the kernel. Patches of pixels are copied before it (`take_patches`), or
+  added up after it (`add_patches`). XLA is slow at transposed convolutions with a stride, and at images with few channels.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from gen.errors import UserError, check_decay, check_positive
 RULES = ((r"(out|down)/kernel$", -2), (r"embedding/embedding$", 0))
 """Sharding rules of tensor parallelism (Shoeybi et al. 2019): (pattern of a parameter's path, axis to shard).
 
-The first matrices of attention and of the feed-forward layer are sharded by output channels (the default, the last axis). The second
-matrices are sharded by input channels, so the activations between them are not communicated. The embedding is sharded over the vocabulary."""
+The first matrices of attention and of the feed-forward layer are sharded by output channels (the default, the last axis). The
+second matrices are sharded by input channels, so the activations between them are not communicated. The embedding is sharded
+over the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class Architecture:
     """Each position attends to this many positions only, itself included. Texts may then be longer than the training windows. None: no
     such limit."""
     remat: bool = False
-    """Whether the backward pass computes the activations of each block again, instead of storing them. This takes less memory and more
-    time."""
+    """Whether the backward pass computes the activations of each block again, instead of storing them. This takes less memory and
+    more time."""
     unroll: int = 1
-    """Number of blocks in each iteration of the compiled loop over layers. Larger numbers take longer to compile, and run faster on a CPU."""
+    """Number of blocks in each iteration of the compiled loop over layers. Larger numbers take longer to compile, and run faster
+    on a CPU."""
 
     def __post_init__(self):
         check_positive(layers=self.layers, width=self.width, heads=self.heads, unroll=self.unroll)
