@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-from tests.processes import QUICK, ROOT, environment, free_port
+from tests.processes import CHEAP, QUICK, ROOT, environment, free_port
 
 HEARTBEAT = 8
 """Seconds of silence after which a host counts as dead."""
@@ -136,7 +136,7 @@ def differences() -> list[Scenario]:
         "devices": ("same number of devices", "--parallel.cpu-devices", "2"),
     }
     variables = {
-        "XLA_FLAGS": ("different environments: XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
+        "XLA_FLAGS": ("different environments: XLA_FLAGS", f"{CHEAP} --xla_cpu_enable_fast_math=true"),
         "JAX_ENABLE_X64": ("different settings: jax_enable_x64", "1"),
         "JAX_DEFAULT_MATMUL_PRECISION": ("different settings: jax_default_matmul_precision", "highest"),
         "JAX_DEBUG_NANS": ("different settings: jax_debug_nans", "1"),
@@ -156,7 +156,7 @@ def differences() -> list[Scenario]:
         found.append(Scenario(f"other {name}", (2, 2), (reason, reason), "short", variables=({}, {name: value})))
     comment = (CODE[0], CODE[1], CODE[1] + "  # the bound")
     found.append(Scenario("another comment in the code", (0, 0), (None, None), "short", victim=1, edit=comment))
-    dumps = ({}, {"XLA_FLAGS": "--xla_dump_hlo_as_text=false"})
+    dumps = ({}, {"XLA_FLAGS": f"{CHEAP} --xla_dump_hlo_as_text=false"})
     found.append(Scenario("another flag that changes no number", (0, 0), (None, None), "short", variables=dumps))
     return found
 
