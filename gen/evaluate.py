@@ -118,7 +118,10 @@ def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> li
 
 
 def format_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the text of a table with a column for each run and a line for each number. "-": the run does not have the number."""
+    """Returns the text of a table. numbers: {run: {name of a number: value}}.
+
+    Each run has a column, and each number has a line. "-": the run does not have the number.
+    """
     numbers = {printable_line(workdir): column for workdir, column in numbers.items()}
     names = dict.fromkeys(name for column in numbers.values() for name in column)
     lines = [["", *numbers]]

@@ -147,9 +147,10 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def report_other_data(tokenizer: Path, images: Dataset) -> None:
-    """Prints a warning if a tokenizer was trained on other data or splits. Then it may have seen the test examples of these data.
+    """Prints a warning if a tokenizer was trained on other data or splits than `images`, whose test examples it may have seen.
 
-    tokenizer: its run directory. If it is a run on codes, the data of its tokenizer are unknown, and nothing is printed.
+    tokenizer: its run directory. Nothing is printed if it was itself trained on the codes of another tokenizer, because it is not
+    known which data those codes come from.
     """
     if (tokenizer / FILE).exists():
         return

@@ -69,11 +69,11 @@ class Towers(nn.Module):
         self.log_scale = self.param("log_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
     def image(self, x: Array) -> Array:
-        """Returns [B, width] for images [B, H, W, C] in [-1, 1]."""
+        """Returns the vectors of images, [B, width], each of length 1. x: [B, H, W, C] in [-1, 1]."""
         return unit(self.images(x)[0])
 
     def caption(self, tokens: Array) -> Array:
-        """Returns [B, width] for captions int32 [B, L]."""
+        """Returns the vectors of captions, [B, width], each of length 1. tokens: int32 [B, L]."""
         return unit(self.last(self.encoder(tokens)))
 
     def __call__(self, x: Array, tokens: Array) -> tuple[Array, Array, Array]:

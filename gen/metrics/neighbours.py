@@ -27,7 +27,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
-    """Finds the NEIGHBOURS nearest training images of each image.
+    """Returns the NEIGHBOURS nearest training images of each image, by the Euclidean distance between pixels.
 
     images: float32 [N, H, W, C] in [-1, 1]. The training split is read twice, READ_CHUNK images at a time: first to find the
     neighbours, then to copy them.

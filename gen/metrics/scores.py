@@ -91,7 +91,11 @@ def doubled_leading(pitch: np.ndarray) -> np.ndarray:
 
 
 def find_tonic(pitch: np.ndarray) -> int:
-    """Returns the pitch class of the tonic of the key whose profile correlates most with the tones (Krumhansl 1990, chapter 4)."""
+    """Returns the tonic of a piece's key as a pitch class, from 0 (C) to 11.
+
+    The key is the major or minor key whose profile correlates most with how often each pitch class sounds (Krumhansl 1990,
+    chapter 4). pitch: MIDI numbers, int [frames, voices]. REST is silence.
+    """
     tones = count_tones(pitch).astype(float)
     # Profile k is of the major key on pitch class k, and profile 12 + k of the minor key on k.
     profiles = [np.roll(profile, k) for profile in (MAJOR, MINOR) for k in range(OCTAVE)]

@@ -90,9 +90,10 @@ def imply_texts(data: Text) -> Dataset | None:
 
 
 def imply_images(data: Images) -> Dataset | None:
-    """Returns a stand-in for images.
+    """Returns a stand-in with the shapes of these images, without reading a file.
 
-    None: their size or colors depend on the files, or they also have tokens of patches, or they are pairs.
+    Returns None if the config does not imply the shapes (`size` or `colors` is not given), for pairs of pictures, and if the images
+    are also given as tokens (`patch`).
     """
     if data.size is None or data.colors is None or data.patch or data.name.startswith("pairs:"):
         return None

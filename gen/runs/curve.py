@@ -110,7 +110,9 @@ def _hash(path: Path, length: int) -> Any:
 
 
 def read_split(path: Path, split: str) -> list[dict[str, Any]]:
-    """Returns {"step": int, metric: float, ...} of each line of metrics.jsonl about a split.
+    """Returns the lines of a metrics.jsonl that are about a split, in their order: [{"step": int, metric: float, ...}].
+
+    path: the metrics.jsonl. A last line that is still being written is left out.
 
     Raises: FileNotFoundError; UserError if such a line is damaged.
     """

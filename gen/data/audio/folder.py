@@ -42,7 +42,7 @@ class Found(NamedTuple):
 
 
 class Recordings(NamedTuple):
-    """The recordings of a folder."""
+    """The readable recordings of a folder, not decoded: how to decode them, their classes and splits, and their headers."""
 
     source: Source
     layout: Layout

@@ -99,7 +99,10 @@ class CausalGrids:
         output, cache = network.read(params, front, network.positions[:before], cache=cache)
 
         def step(carry: Carry, t: Array) -> tuple[Carry, tuple[Array, Array]]:
-            """Draws cell t, then reads it."""
+            """Draws the token of cell t, and feeds it to the network. The network's new output is in the carry.
+
+            Returns the new carry, and (tokens, log-probabilities) of the cell, each with the samples on the first axis.
+            """
             output, cache = carry
             tokens, log_probs = network.draw(
                 params, output, jnp.take(known, t, axis=1)[:, None], fold_in(keys, t), request
