@@ -43,7 +43,7 @@ JOBS: Mapping[str, tuple[str, Sequence[str]]] = {
     "tokenizer": ("FSQ tokenizer of 28x28 images, a step of 64 images", CONVOLUTIONS),
     "grid": ("transformer over 7x7 codes, 4 layers, 192 wide, a step of 64 grids by Muon", DENSE),
     "grid_decode": ("64 grids of 49 codes, the same 4 layers", ("eager",)),
-    "codec": ("codec of sound, a step of 16 seconds at 8 kHz", DENSE),
+    "codec": ("convolutional codec of sound, a step of 16 seconds at 8 kHz", DENSE),
     "mel_flow": ("flow of log-mels, a transformer of 4 layers, 192 wide, a step of 64 seconds of sound", DENSE),
     "unet": ("flow matching, the U-Net of flow_fashion, a step of 64 images", CONVOLUTIONS),
     "dit": ("flow matching, a transformer of 6 layers, 192 wide, a step of 64 images of 49 patches", DENSE),

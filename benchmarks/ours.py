@@ -36,11 +36,13 @@ from gen.families.grid import GridLM
 from gen.families.grid.grid import GridRequest
 from gen.families.labels import drop_labels
 from gen.families.language import LM, lm
-from gen.families.tokenizer import Tokenizer
+from gen.families.tokenizer import FSQ, Spectral, Tokenizer
+from gen.families.tokenizer import Residual as Books
 from gen.families.vae import VAE
 from gen.interop import gpt2
 from gen.metrics import frechet, inception
 from gen.networks import discriminator, generator
+from gen.networks.tokenizer import Residual as ResidualCoder
 from gen.networks.transformer import Architecture
 from gen.networks.vae import Perceptron, Residual
 from gen.optim import Optimizer, rules
@@ -88,6 +90,16 @@ def language(arch: Architecture, length: int, batch: int) -> Config:
     return Config(LM(network=arch, optim=ADAMW), text(length, batch), steps=1000)
 
 
+def codec(batch: int) -> Config:
+    """Returns a convolutional codec of seconds of sound at 8 kHz."""
+    network = ResidualCoder(widths=(32, 64, 128), strides=(4, 4, 5))
+    loss = Spectral(windows=(64, 256, 1024), bands=(10, 20, 40))
+    model = Tokenizer(
+        network=network, bottleneck=Books(3, FSQ((10, 10, 10))), reconstruction=loss, ema=0.999, optim=CLIPPED
+    )
+    return Config(model, Audio(name="tones", rate=8000, seconds=1.0, batch_size=batch), steps=1000)
+
+
 @dataclass(frozen=True)
 class Codes(core.Data):
     """Random grids of 7x7 tokens with labels. The time of a step does not depend on the tokens."""
@@ -126,7 +138,7 @@ TRAINED: Mapping[str, Callable[[], Config]] = {
     "gpt_medium": lambda: language(MEDIUM, 256, 4),
     "tokenizer": lambda: shipped("fsq_fashion", pictures(64)),
     "grid": lambda: shipped("tokens_fashion", Codes(batch_size=64)),
-    "codec": lambda: shipped("codec_speech", Audio(name="tones", rate=8000, seconds=1.0, batch_size=16)),
+    "codec": lambda: codec(16),
     "unet": lambda: shipped("flow_fashion", pictures(64), CLIPPED),
     "dit": lambda: shipped("flow_fashion", pictures(64), CLIPPED, network=DiT()),
     "mel_flow": lambda: shipped("speech_digits_flow", Mels(batch_size=64)),

@@ -1,4 +1,4 @@
-"""A codec of sound and a flow of log-mel frames in PyTorch: their training steps."""
+"""A convolutional codec of sound and a flow of log-mel frames in PyTorch: their training steps."""
 
 # pyright: reportMissingImports=false
 
@@ -57,7 +57,7 @@ class Lengthen(nn.ConvTranspose1d):
 
 
 def make_encoder() -> nn.Module:
-    """Returns the encoder of codec_speech, [B, 1, 8000] -> [B, 3, 100]."""
+    """Returns a convolutional encoder, [B, 1, 8000] -> [B, 3, 100]."""
     layers: dict[str, nn.Module] = {}
     for i, (inputs, width, stride) in enumerate([(1, 32, 4), (32, 64, 4), (64, 128, 5)]):
         layers |= {f"Conv_{i}": Shorten(inputs, width, stride), f"Block_{i}": Residual(width)}
@@ -65,7 +65,7 @@ def make_encoder() -> nn.Module:
 
 
 def make_decoder() -> nn.Module:
-    """Returns the decoder of codec_speech, [B, 3, 100] -> [B, 1, 8000]."""
+    """Returns a convolutional decoder, [B, 3, 100] -> [B, 1, 8000]."""
     layers: dict[str, nn.Module] = {"Conv_0": nn.Conv1d(BOOKS, 128, 3, padding=1)}
     for i, (inputs, width, stride) in enumerate([(128, 64, 5), (64, 32, 4), (32, 1, 4)]):
         layers |= {f"Block_{i}": Residual(inputs), f"silu_{i}": nn.SiLU()}

@@ -1,4 +1,4 @@
-"""The codec of codec_speech for the recordings of one speaker, 3 s each: 2.99 kbit/s. Not scored yet.
+"""The codec of codec_speech for the recordings of one speaker, 3 s each: 2.9 kbit/s. Not scored yet.
 
 docs/sound.md says how to make the folder `voice` from a free set of 553 recordings. Then: python train.py codec_voice
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from untrained import make_run
@@ -24,7 +25,7 @@ from gen.evaluation.score import Options
 from gen.evaluation.sound import SoundReconstructions, spectrogram_mel
 from gen.families.flow import sampling as flow
 from gen.families.grid.grid import GridRequest
-from gen.families.tokenizer import FSQ, L2, Adversary, Fixed, Residual, Spectral, Tokenizer
+from gen.families.tokenizer import FSQ, KL, L2, Adversary, Fixed, Residual, Spectral, Tokenizer
 from gen.families.tokenizer.quality import measure_quality
 from gen.families.tokenizer.spectral import mel_distance, si_sdr
 from gen.families.vae import sampling as vae
@@ -32,7 +33,7 @@ from gen.media.arrays import ARRAYS
 from gen.media.audio import BORDER, MEL_HEIGHT, SOUND, WAVE_HEIGHT, WIDTH, encode_wav
 from gen.networks import tokenizer
 from gen.networks.spectra import Mel, log_mels
-from gen.networks.vocoder import Vocoder
+from gen.networks.vocoder import SpectralCodec, Vocoder
 from gen.runs.trained import open_run
 
 RNG = np.random.default_rng(0)
@@ -168,6 +169,54 @@ def test_a_vocoder_inverts_log_mels_by_frames():
         config.coder({"audio": Feature((T, 2), sample_rate=RATE)})
     with pytest.raises(UserError, match="a vocoder makes sound"):
         replace(config, reconstruction=L2()).coder({"image": Feature((8, 8, 1))})
+
+
+def test_a_spectral_codec_encodes_frames_of_log_mels():
+    mel = Mel(window=32, hop=8, bands=6)
+    config = Tokenizer(
+        network=SpectralCodec(mel, width=8, blocks=1),
+        bottleneck=Residual(2, FSQ((3, 3))),
+        reconstruction=Spectral((32,), (4,), samples=0.0),
+    )
+    coder, x = config.coder(SPEC), jnp.asarray(sounds(2))
+    assert coder.codes == Feature((T // 8 + 1, 2), "int32", vocab=9, axes=("time", "book"))
+    params = jax.jit(coder.init)(jax.random.key(0))
+    assert params.keys() == {"encoder", "decoder"}
+    made, codes = jax.jit(lambda params, x: coder.reconstruct(params, {}, x))(params, x)
+    assert made.shape == x.shape and np.isfinite(made).all()
+    # The encoder reads magnitudes alone, so a recording and its negative have the same codes.
+    np.testing.assert_array_equal(jax.jit(lambda x: coder.reconstruct(params, {}, x)[1])(-x), codes)
+    with pytest.raises(UserError, match="mono"):
+        config.coder({"audio": Feature((T, 2), sample_rate=RATE)})
+
+
+def test_a_spectral_codec_learns_to_reconstruct():
+    mel = Mel(window=32, hop=8, bands=6)
+    config = Tokenizer(
+        network=SpectralCodec(mel, width=8, blocks=1),
+        bottleneck=KL(weight=0.0, size=6),
+        reconstruction=Spectral((32,), (4,), samples=0.0),
+    )
+    coder, x = config.coder(SPEC), jnp.asarray(sounds(4))
+    optimizer = optax.adam(3e-3)
+
+    def loss(params):
+        made, _ = coder.reconstruct(params, {}, x)
+        return coder.reconstruction.loss(made, x).mean()
+
+    @jax.jit
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    params = jax.jit(coder.init)(jax.random.key(0))
+    state = optimizer.init(params)
+    values = []
+    for _ in range(60):
+        params, state, value = step(params, state)
+        values.append(float(value))
+    assert values[-1] < 0.5 * values[0]
 
 
 @pytest.mark.slow

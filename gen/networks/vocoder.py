@@ -67,6 +67,34 @@ class Vocoder(Architecture):
         return replace(self, width=8, blocks=1)
 
 
+@dataclass(frozen=True)
+class SpectralCodec(Vocoder):
+    """A vocoder whose encoder is learned: convolutional blocks over the log-mels. It needs no number of bands in its bottleneck.
+
+    The codes of a frame cannot hold its phase at a few kbit/s, so the encoder does not read it. Ji et al. 2024 (WavTokenizer) have
+    this decoder too.
+    """
+
+    def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
+        assert self.rate is not None, "grid checks it"
+        return FrameEncoder(self, outputs, dtypes)
+
+
+class FrameEncoder(nn.Module):
+    """The encoder of a `SpectralCodec`."""
+
+    arch: SpectralCodec
+    outputs: int
+    dtypes: Dtypes
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps mono sound [B, T, 1] to [B, frames, outputs], at least float32."""
+        assert self.arch.rate is not None
+        log_mel = FrontEnd(self.arch.mel, self.arch.rate)(x)
+        return widen(Dense(self.outputs, **self.dtypes)(apply_blocks(self.arch, self.dtypes, log_mel)))
+
+
 class FrontEnd(nn.Module):
     """Log-mels, shifted so that their mean is near 0. It has no parameters."""
 
@@ -90,16 +118,20 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """Maps log-mels [B, frames, bands] to sound [B, samples, 1]."""
-        norm = nn.LayerNorm
-        x = norm(**self.dtypes)(Conv(self.arch.width, FIRST_TAPS, **self.dtypes)(z))
-        for _ in range(self.arch.blocks):
-            x = x + Block(self.arch.width, self.dtypes)(x)
-        x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(norm(**self.dtypes)(x)))
+        x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(apply_blocks(self.arch, self.dtypes, z)))
         log_magnitude, phase = jnp.split(x, 2, -1)
         magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
         # cos and sin are periodic, so the network may predict any angle.
         spectrum = magnitude * (jnp.cos(phase) + 1j * jnp.sin(phase))
         return istft(spectrum, self.arch.mel.hop, self.samples)[..., None]
+
+
+def apply_blocks(arch: Vocoder, dtypes: Dtypes, x: Array) -> Array:
+    """Maps frames x [B, frames, D] to [B, frames, width] by a convolution, then blocks. Call it in a compact module, which gets the layers."""
+    x = nn.LayerNorm(**dtypes)(Conv(arch.width, FIRST_TAPS, **dtypes)(x))
+    for _ in range(arch.blocks):
+        x = x + Block(arch.width, dtypes)(x)
+    return nn.LayerNorm(**dtypes)(x)
 
 
 class Block(nn.Module):
