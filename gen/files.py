@@ -61,9 +61,11 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def check_targets(folder: Path, names: Iterable[str]) -> None:
-    """Checks that `write_bytes` to these names below a folder writes nowhere else.
+    """Checks that files with these names can be written below a folder, and not to any other place.
 
-    Raises: UserError if a link, a pipe or a device is in the way. The folder itself may be a link.
+    names: relative paths, to be written by `write_bytes`. The folder itself may be a link.
+
+    Raises: UserError if something on the way is a link or of the wrong kind, such as a pipe, or a file instead of a folder.
     """
     for name in names:
         path = folder / name

@@ -92,8 +92,8 @@ def imply_texts(data: Text) -> Dataset | None:
 def imply_images(data: Images) -> Dataset | None:
     """Returns a stand-in with the shapes of these images, without reading a file.
 
-    Returns None if the config does not imply the shapes (`size` or `colors` is not given), for pairs of pictures, and if the images
-    are also given as tokens (`patch`).
+    None: the config does not imply the shapes, because `size` or `colors` is not given, because the images are pairs, or because they are
+    also given as tokens (`patch`).
     """
     if data.size is None or data.colors is None or data.patch or data.name.startswith("pairs:"):
         return None

@@ -193,7 +193,7 @@ class _Program:
         return state, noticed  # pyright: ignore[reportReturnType]
 
     def sum_batch(self, compiled: Evaluate, state: State, batch: HostBatch) -> Sums:
-        """Evaluates a batch, and returns its sums over the rows of all hosts. batch: this host's rows."""
+        """Returns {metric: (total, weight)} of one batch, summed over the rows of all hosts. batch: this host's rows."""
         return compiled(state, self.binding.place(batch, 0))
 
     def lower(self, step: Step, batch: Mapping[str, object]) -> Lowered:

@@ -253,10 +253,11 @@ class MaskedModel:
         return {"samples": draft.text[:, written], "log_probs": draft.log_probs[:, written], "prompt": before}
 
     def write(self, params: dict[str, Params], keys: Array, request: Request, i: Array, draft: Draft) -> Draft:
-        """Makes turn i of request.turns, counted from 0: writes each masked token with probability 1 / (turns - i).
+        """Returns the draft after turn i of request.turns, counted from 0.
 
-        On average, the turn reduces the masked fraction from t = (turns - i) / turns to s = t - 1 / turns. A masked
-        token is therefore written with probability (t - s) / t = 1 / (turns - i). Sahoo et al. 2024, section 3.2.
+        Each token that is still masked is replaced by a drawn token with probability 1 / (turns - i), so the last turn replaces all. On
+        average, the turn reduces the masked fraction from t = (turns - i) / turns to s = t - 1 / turns, and (t - s) / t = 1 / (turns - i).
+        Sahoo et al. 2024, section 3.2.
 
         keys: [B].
         """
