@@ -36,7 +36,10 @@ def count_schedule_steps(config: Config, path: str) -> int:
 
 
 def find_schedules(x: object, path: str) -> Iterator[tuple[str, Schedule]]:
-    """Yields ("path.to.field", schedule) for each schedule in a config."""
+    """Yields ("path.to.field", schedule) for each schedule in x: a config, or a part of one, searched with all its parts.
+
+    path: the place of x itself, with which each yielded path begins, such as "model". Elements of tuples are numbered.
+    """
     if isinstance(x, Schedule):
         yield path, x
         return

@@ -236,9 +236,9 @@ def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int
 
 
 def draw_sheet(rolls: np.ndarray, steps: int) -> bytes:
-    """Returns a PNG of piano rolls, one below the other. rolls: int [n, frames, voices].
+    """Returns a PNG of piano rolls, one below the other, all with the same range of pitches.
 
-    steps: frames of a quarter note.
+    rolls: tokens, int [n, frames, voices]. steps: number of frames per quarter note.
     """
     # All samples have the same range of pitches, so that they can be compared.
     pitch = pitches_of(rolls)

@@ -54,7 +54,10 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def count_tones(pitch: np.ndarray) -> np.ndarray:
-    """Returns how often each pitch class sounds, int [12]. pitch: int [frames, voices], REST for silence."""
+    """Returns in how many frames each pitch class sounds, summed over voices, int [12]. Index 0 is C.
+
+    A held note counts in each of its frames. pitch: MIDI numbers, int [frames, voices]. REST is silence.
+    """
     return np.bincount(pitch[pitch != REST] % OCTAVE, minlength=OCTAVE)
 
 

@@ -127,7 +127,10 @@ class Norm(nn.Module):
         return rows.reshape(x.shape[0], *(1,) * (x.ndim - 2), channels).astype(x.dtype)
 
     def normalize(self, x: Array, scale: Array, train: bool) -> Array:
-        """Returns x normalized, times the scale [C]."""
+        """Returns x [B, ..., C] normalized as `kind` says ("none": unchanged), times the scale [C]. There is no shift yet.
+
+        train: for "batch", use the moments of the global batch, and update their running averages. Otherwise use these averages.
+        """
         match self.kind:
             case "batch":
                 return BatchNorm(self.dtypes, name="BatchNorm_0")(x, scale, train)

@@ -97,9 +97,12 @@ def lock_run(workdir: Path) -> Iterator[None]:
 
 
 def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> None:
-    """Writes config.json, spec.json and the files of the data. First checks that the directory holds no other run.
+    """Writes config.json, spec.json and the files of the data, if the directory holds no run yet or this same run.
 
-    Raises: UserError as `check_same_run`.
+    base: the run whose checkpoint this run starts from or adapts. None: there is none.
+
+    Raises: UserError if the directory holds a run of another config, other data or another base, or if a file of the run was lost or
+    changed. See `check_same_run`.
     """
     write_run(workdir, config, data, base, check_same_run(workdir, config, data, base))
 

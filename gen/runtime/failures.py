@@ -38,7 +38,7 @@ MAX_REQUESTS = 400
 
 
 class Failure(NamedTuple):
-    """The failure of another host."""
+    """Why a host failed: the record that it stores for the other hosts. Not an exception."""
 
     host: int
     status: int
@@ -113,7 +113,10 @@ def place() -> tuple[int, int]:
 
 
 def watch() -> None:
-    """Starts a thread that looks for the failure of another host. It ends this process if it has not ended OWN_SECONDS later."""
+    """Starts a thread that looks for the failure of another host.
+
+    After a failure, this process has OWN_SECONDS to end by itself. Then the thread ends it, for the same reason.
+    """
     _shared.watcher = threading.Thread(target=_watch, name="failures", daemon=True)
     _shared.watcher.start()
     atexit.register(stop_watching)

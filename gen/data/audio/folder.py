@@ -107,7 +107,10 @@ def open_folder(options: FolderOptions, pattern: str | None) -> Recordings:
 
 
 def open_found(found: Found, options: FolderOptions) -> Recordings:
-    """Opens the recordings that the layout uses, in its order. Raises: UserError if a file can't be read."""
+    """Returns the recordings that are in a split of found.layout, split by split, with their headers. None is decoded yet.
+
+    found: the files, from `find`. Raises: UserError if a file can't be read, unless options.skip_bad leaves it out.
+    """
     name, (root, listing, layout, slices) = options.name, found
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)

@@ -16,7 +16,7 @@ from gen.errors import UserError
 
 
 class Pairs(NamedTuple):
-    """Positions of the pairs of a split in its token stream, int64 [n] each."""
+    """Where each of the n pairs of a split lies in the split's stream of tokens. Each field is int64 [n]."""
 
     prompt: np.ndarray
     """First token of each prompt."""

@@ -61,7 +61,10 @@ def multistep(velocity: Velocity, x: Array, times: Array, regime: Regime) -> Arr
     """Extrapolates the velocity linearly from its values at the beginnings of the previous step and of this step.
 
     This is the two-step method of Adams and Bashforth. Order 2; one evaluation of the network per step. Steps may have different
-    lengths. The first step, and the first step of each regime, is an Euler step.
+    lengths. The first step is an Euler step.
+
+    regime: function of t whose value changes where the velocity jumps, for instance at the ends of the interval of guidance. The
+    first step after a change is an Euler step too, so that nothing is extrapolated across a jump.
     """
     # If the previous step had infinite length, the slope of the extrapolation is 0, as in an Euler step.
     infinite = jnp.full((), jnp.inf, times.dtype)

@@ -216,7 +216,10 @@ class GAN(core.Family):
         )
 
     def penalties(self, steps: int) -> Penalties:
-        """Returns the penalties of D in a run of `steps` steps of G."""
+        """Returns the gradient penalties of D with their weights. The weights of R1 and R2 may be schedules over the run.
+
+        steps: number of steps of G in the run.
+        """
         r1 = schedule(self.r1, steps) if self.r1 != 0.0 else None
         r2 = schedule(self.r2, steps) if self.r2 != 0.0 else None
         return Penalties(self.gradient_penalty, self.one_sided, r1, r2)

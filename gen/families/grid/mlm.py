@@ -106,9 +106,12 @@ class MaskedGrids:
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean nats of each example's counted tokens, [B]. The gradient is of nats + z_loss log(Z)^2.
+        """Returns the bound on -log p(grid | condition) in nats, as the mean per counted token of each example, [B].
 
-        keys: [B].
+        All tokens count if the batch has no "counted". The gradient also has the term z_loss * log(Z)^2, where Z is the normalizer of the
+        softmax and z_loss is in the config.
+
+        keys: [B], for the masks, for dropped labels and captions, and for dropout.
         """
         mask_keys, label_keys, dropout_keys = split_keys(keys, 3)
         condition = self.config.drop(self.network.grid, batch, label_keys)

@@ -100,10 +100,10 @@ causal_attention.defvjp(_forward, _backward)
 
 
 def transpose_in_memory(x: Array) -> Array:
-    """[..., T, H] -> [..., H, T], stored in memory in that order: the barrier keeps XLA from merging the transpose into a product.
+    """Returns x [..., T, H] as [..., H, T], copied to memory in that order.
 
-    Products read their factors fastest in the order of memory. With transposed factors, the products above take at least twice
-    as long.
+    A matrix product is fastest if its factors lie in memory in the order in which it reads them. Without this copy, the products of
+    `causal_attention` take at least twice as long. The optimization barrier keeps XLA from merging the transpose into a product.
     """
     return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
