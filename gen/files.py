@@ -61,11 +61,9 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def check_targets(folder: Path, names: Iterable[str]) -> None:
-    """Checks that files with these names can be written below a folder, and not to any other place.
+    """Checks that `write_bytes` would write files with these relative paths below a folder, and to no other place.
 
-    names: relative paths, to be written by `write_bytes`. The folder itself may be a link.
-
-    Raises: UserError if something on the way is a link or of the wrong kind, such as a pipe, or a file instead of a folder.
+    The folder itself may be a link. Raises: UserError if something on the way is a link, a pipe, or a file instead of a folder.
     """
     for name in names:
         path = folder / name
