@@ -62,6 +62,17 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+class Residual(nn.Module):
+    """x + f(x), where f has two convolutions of side 3. conv: nn.Conv1d for sound, nn.Conv2d for images."""
+
+    def __init__(self, conv: type[nn.Conv1d] | type[nn.Conv2d], width: int):
+        super().__init__()
+        self.Conv_0, self.Conv_1 = (conv(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.Conv_1(F.silu(self.Conv_0(F.silu(x))))
+
+
 def convert_names(w: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Converts parameters of `gen` to PyTorch, "net/a/b/kernel" -> "net/a.b.weight". Joins queries, keys and values.
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peer import CLASSES, DEVICE, Step, convert_names, descend, drop_labels, moving_average
+from benchmarks.peer import CLASSES, DEVICE, Residual, Step, convert_names, descend, drop_labels, moving_average
 from benchmarks.peer_flow import DiTBlock, Velocity, modulate, waves
 from gen.networks.spectra import Mel, mel_filters
 
@@ -22,17 +22,6 @@ SCALES = ((64, 10), (256, 20), (1024, 40))
 """Samples in a frame, and mel bands, of each scale of the codec's loss."""
 LEVELS, BOOKS = 10, 3
 FRAMES, BANDS, FRAMES_OF_PATCH = 126, 40, 2
-
-
-class Residual(nn.Module):
-    """x + f(x), where f has two convolutions."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.Conv_0, self.Conv_1 = (nn.Conv1d(width, width, 3, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.Conv_1(F.silu(self.Conv_0(F.silu(x))))
 
 
 class Shorten(nn.Conv1d):
@@ -60,7 +49,7 @@ def make_encoder() -> nn.Module:
     """Returns a convolutional encoder, [B, 1, 8000] -> [B, 3, 100]."""
     layers: dict[str, nn.Module] = {}
     for i, (inputs, width, stride) in enumerate([(1, 32, 4), (32, 64, 4), (64, 128, 5)]):
-        layers |= {f"Conv_{i}": Shorten(inputs, width, stride), f"Block_{i}": Residual(width)}
+        layers |= {f"Conv_{i}": Shorten(inputs, width, stride), f"Block_{i}": Residual(nn.Conv1d, width)}
     return nn.Sequential(OrderedDict(layers, silu=nn.SiLU(), Conv_3=nn.Conv1d(128, BOOKS, 1)))
 
 
@@ -68,7 +57,7 @@ def make_decoder() -> nn.Module:
     """Returns a convolutional decoder, [B, 3, 100] -> [B, 1, 8000]."""
     layers: dict[str, nn.Module] = {"Conv_0": nn.Conv1d(BOOKS, 128, 3, padding=1)}
     for i, (inputs, width, stride) in enumerate([(128, 64, 5), (64, 32, 4), (32, 1, 4)]):
-        layers |= {f"Block_{i}": Residual(inputs), f"silu_{i}": nn.SiLU()}
+        layers |= {f"Block_{i}": Residual(nn.Conv1d, inputs), f"silu_{i}": nn.SiLU()}
         layers |= {f"Conv_{i + 1}": Lengthen(inputs, width, stride)}
     return nn.Sequential(OrderedDict(layers))
 

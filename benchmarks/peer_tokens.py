@@ -18,6 +18,7 @@ from benchmarks.peer import (
     CLASSES,
     DEVICE,
     Attention,
+    Residual,
     RMSNorm,
     Step,
     convert_kernel,
@@ -33,27 +34,22 @@ DECAY = 0.1
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-class Residual(nn.Module):
-    """x + f(x), where f has two convolutions."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.Conv_0, self.Conv_1 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.Conv_1(F.silu(self.Conv_0(F.silu(x))))
-
-
 def make_encoder() -> nn.Module:
     """Returns the encoder of fsq_fashion, [B, 1, 28, 28] -> [B, 5, 7, 7]."""
-    layers = {"Conv_0": nn.Conv2d(1, 32, 4, 2, 1), "Block_0": Residual(32), "Conv_1": nn.Conv2d(32, 96, 4, 2, 1)}
-    return nn.Sequential(OrderedDict(layers, Block_1=Residual(96), silu=nn.SiLU(), Conv_2=nn.Conv2d(96, 5, 1)))
+    layers = {
+        "Conv_0": nn.Conv2d(1, 32, 4, 2, 1),
+        "Block_0": Residual(nn.Conv2d, 32),
+        "Conv_1": nn.Conv2d(32, 96, 4, 2, 1),
+    }
+    return nn.Sequential(
+        OrderedDict(layers, Block_1=Residual(nn.Conv2d, 96), silu=nn.SiLU(), Conv_2=nn.Conv2d(96, 5, 1))
+    )
 
 
 def make_decoder() -> nn.Module:
     """Returns the decoder of fsq_fashion."""
-    layers = {"Conv_0": nn.Conv2d(5, 96, 3, padding=1), "Block_0": Residual(96), "silu_0": nn.SiLU()}
-    layers |= {"Conv_1": nn.ConvTranspose2d(96, 32, 4, 2, 1), "Block_1": Residual(32), "silu_1": nn.SiLU()}
+    layers = {"Conv_0": nn.Conv2d(5, 96, 3, padding=1), "Block_0": Residual(nn.Conv2d, 96), "silu_0": nn.SiLU()}
+    layers |= {"Conv_1": nn.ConvTranspose2d(96, 32, 4, 2, 1), "Block_1": Residual(nn.Conv2d, 32), "silu_1": nn.SiLU()}
     return nn.Sequential(OrderedDict(layers, Conv_2=nn.ConvTranspose2d(32, 1, 4, 2, 1)))
 
 

@@ -22,7 +22,7 @@ POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 @dataclass(frozen=True)
 class Options:
-    """Show what is in the cache, the folder $XDG_CACHE_HOME/gen or ~/.cache/gen. All of its content can be computed again."""
+    """Show the cache: the folder $XDG_CACHE_HOME/gen, or ~/.cache/gen. It is safe to delete: everything in it can be computed again."""
 
     clear: bool = False
     """Remove all files that gen has written there, except those that a running process uses."""

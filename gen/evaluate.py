@@ -23,7 +23,7 @@ from gen.files import expand_paths
 from gen.runs import directory
 
 RUN_ENTRIES = ("checkpoint", "run", "base", "folder")
-"""Entries of a protocol that identify what is scored. They may differ between runs that are compared."""
+"""Entries of a protocol that say which run or folder was scored. Compared runs may differ in them."""
 DRAWN_ENTRIES = ("labels", "captions", "request")
 """Entries of a protocol that say for which labels, captions or request images were generated. Folders do not have them."""
 

@@ -14,7 +14,8 @@ from gen.errors import UserError
 
 
 class Dataset(NamedTuple):
-    """Training, validation and test examples. Batches are pure functions of (seed, step, rows), so there is no iterator to save."""
+    """Training, validation and test examples. A batch is a pure function of (seed, step, rows), so a checkpoint need not
+    hold a position in the data."""
 
     spec: Spec
     """Features that the model sees, after `preprocess`."""

@@ -30,7 +30,7 @@ class Adapter:
         raise NotImplementedError
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
-        """Returns the parameters to apply the networks with: those of the base, changed or extended by the trained parameters."""
+        """Combines the base's parameters with the adapter's trained ones. Returns the parameters for the networks."""
         raise NotImplementedError
 
 
@@ -123,7 +123,7 @@ class Family:
         return self
 
     def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
-        """Returns the parameters that a new run starts from, given those of its trained base.
+        """Converts the parameters of a trained base to the first parameters of a new run.
 
         params: parameters of the base. like: parameters of the new run's model, for their shapes. Both may hold
         jax.ShapeDtypeStruct instead of arrays. A subclass replaces parameters that depend on the data, such as the embeddings of

@@ -45,8 +45,10 @@ class CodeImages(Medium):
     def add_tokens(self, given: Mapping[str, np.ndarray], run: RunView) -> dict[str, np.ndarray]:
         """Adds "tokens" int32 [m, *grid] and "known" bool [1, *grid] (which tokens to keep) to a given picture and mask.
 
-        given: "image" float32 [m, H, W, C] in [-1, 1], and "mask" [1, H, W, 1]. If it has other entries, or if the run's codes are
-        latents, it is returned unchanged. Raises: UserError if the sizes or channels are not those of the run's images.
+        given: "image" float32 [m, H, W, C] in [-1, 1], and "mask" [1, H, W, 1]. Returns `given` unchanged if it has other entries, or if
+        the run models latents instead of tokens.
+
+        Raises: UserError if the picture and the run's images differ in size or channels.
         """
         if given.keys() != {"image", "mask"} or "tokens" not in run.spec:
             return dict(given)

@@ -101,9 +101,10 @@ class Codec:
 
 
 def open_codec(path: Path) -> Codec:
-    """Reads the codec of a run: of a tokenizer, the best checkpoint, or of a run on codes, the copy that it keeps.
+    """Reads the codec of a run. A tokenizer's run has it in its best checkpoint, and a run on codes keeps a copy of it.
 
-    Raises: UserError if there is no such run, if it is neither, if the tokenizer's training is not finished, or if files have changed.
+    Raises: UserError if `path` is not a run of one of these two kinds, if the tokenizer's training is not finished, or if files have
+        changed.
     """
     if (path / FILE).exists():
         checkpoint.check_owner(path, base.owner.warn)

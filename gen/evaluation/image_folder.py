@@ -113,7 +113,7 @@ class FolderSubject(ImageSubject):
 
     @property
     def request(self) -> dict[str, object]:
-        """{}: the images exist already, so there is no request."""
+        """Always {}: nothing is generated, because the images exist already."""
         return {}
 
     @cached_property

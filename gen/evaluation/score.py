@@ -94,7 +94,7 @@ class Subject:
 
     @property
     def summary(self) -> str:
-        """Text that says what is scored. It is printed before the scores are computed."""
+        """A short name of the scored images, texts or sounds, such as "checkpoint 500". It is printed before the scores are computed."""
         return f"checkpoint {self.step}"
 
     def check(self) -> None:

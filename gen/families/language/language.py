@@ -18,8 +18,7 @@ from gen.families.learner import LearnedFamily, Learner
 from gen.networks.positions import locate_tokens
 from gen.networks.transformer import RULES, Architecture, Transformer
 
-# In nats per token. The perplexity exp(loss) of a larger loss is computed as that of this loss, so that exp can't
-# overflow.
+# Upper limit of the loss, in nats per token, from which the perplexity exp(loss) is computed, so that exp can't overflow.
 MAX_NATS = 30.0
 
 

@@ -181,8 +181,8 @@ class Seq2SeqModel:
         given: "source", texts int32 [P, S] with PADDING on the left of shorter texts, or grids [P, ...].
         listen: see `decoding.Listener`.
 
-        Raises: UserError if there is no source, a text is longer than the training sources, or a grid has another
-            shape.
+        Raises: UserError if `given` has no source, if a source text is longer than those in training, or if a source grid
+            has another shape.
         """
         if "source" not in given:
             raise UserError('the model writes a target for a source, and there is none; the fix: --source "..."')

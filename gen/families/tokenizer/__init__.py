@@ -1,4 +1,4 @@
-"""Tokenizers: the family, its bottlenecks and its losses.
+"""Tokenizers: the family, its bottlenecks and losses, and the networks of sound, which a config can name.
 
 A config chooses one bottleneck and one reconstruction loss. To add your own, subclass `Bottleneck`, `Quantizer` or `Reconstruction`.
 """
@@ -10,6 +10,7 @@ from gen.families.tokenizer.quantizers import FSQ, Quantizer, Residual
 from gen.families.tokenizer.reconstruction import L1, L2, Likelihood, Reconstruction
 from gen.families.tokenizer.spectral import Spectral
 from gen.families.tokenizer.terms import Adversary, Perceptual
+from gen.networks.vocoder import SpectralCodec, Vocoder
 
 __all__ = [
     "FSQ",
@@ -26,5 +27,7 @@ __all__ = [
     "Reconstruction",
     "Residual",
     "Spectral",
+    "SpectralCodec",
     "Tokenizer",
+    "Vocoder",
 ]

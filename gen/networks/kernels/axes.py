@@ -41,10 +41,9 @@ def conv_blocks(x: Array, kernel: Array, stride: int) -> Array:
     ((before, _),) = jax.lax.padtype_to_pads((length,), kernel.shape[:1], (stride,), "SAME")
     kernel = whole_blocks(kernel, stride)
     count, parts = -(-length // stride), len(kernel) // stride
-    # Positions after the last frame are cut off.
-    total = (count - 1 + parts) * stride
-    after = max(0, total - before - length)
-    blocks = jnp.pad(x, ((0, 0), (before, after), (0, 0)))[:, :total].reshape(batch, -1, stride * inputs)
+    # All blocks together cover the padded sequence, so nothing of it is cut off.
+    after = (count - 1 + parts) * stride - before - length
+    blocks = jnp.pad(x, ((0, 0), (before, after), (0, 0))).reshape(batch, -1, stride * inputs)
     # Frames are joined from blocks. With a gather, the gradient would be a scatter, which is slow.
     frames = jnp.concatenate([blocks[:, i : i + count] for i in range(parts)], 2)
     (y,) = products(frames, (kernel.reshape(-1, kernel.shape[2]),))
