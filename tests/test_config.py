@@ -212,7 +212,7 @@ def test_help_lists_the_familys_fields_with_their_docs_and_explains_classes(caps
     assert exit.value.code == 0
     shown = capsys.readouterr().out
     assert "--model.latents" in shown
-    assert "Number of updates." in shown
+    assert "Number of training steps (updates)" in shown
     assert shown.count('"Residual(widths=(32, 64))"') == 1
 
 
