@@ -24,7 +24,7 @@ from gen.families.tokenizer import Tokenizer
 from gen.families.tokenizer.quality import measure_quality
 from gen.families.tokenizer.spectral import measured_mel, mel_distance, si_sdr
 from gen.networks.spectra import Mel, from_log_mels, griffin_lim, log_mels
-from gen.networks.vocoder import Vocoder
+from gen.networks.vocoder import SpectralNetwork
 from gen.runs.trained import open_run
 
 CHUNK = 50
@@ -54,7 +54,7 @@ def main(workdir: tyro.conf.Positional[Path], n: int = 100) -> None:
         return pairs[1::2].reshape(x.shape)
 
     network = run.config.model.network
-    mel = network.mel if isinstance(network, Vocoder) else measured_mel(rate)
+    mel = network.mel if isinstance(network, SpectralNetwork) else measured_mel(rate)
     coder = run.config.model.coder(run.spec)
     made = by_chunks(reconstruct, x)
     quality = measure_quality(jnp.asarray(x[:1]), jnp.asarray(made[:1]), audio, coder.codes)

@@ -17,7 +17,7 @@ config = Config(
     model=Tokenizer(
         network=Vocoder(Mel(window=256, hop=64, bands=40), width=128, blocks=4),
         bottleneck=Fixed(40),
-        reconstruction=Spectral(windows=(64, 256, 1024), bands=(10, 20, 40), samples=0.0),
+        reconstruction=Spectral(windows=(64, 256, 1024), bands=(10, 40, 80), samples=0.0),
         ema=0.999,
         optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
     ),

@@ -87,9 +87,25 @@ def test_magnitudes_of_mels_have_these_mels():
     assert float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted)) < 0.15
 
 
+def test_corrections_bring_log_mels_nearer():
+    x, noise = jnp.asarray(sound(), jnp.float32), 0.1 * jax.random.normal(jax.random.key(0), (T,))
+    wanted = spectra.log_mels(x, RATE, MEL)
+
+    def distance(y):
+        return float(jnp.abs(spectra.log_mels(y, RATE, MEL) - wanted).mean())
+
+    correct = jax.jit(lambda y: spectra.correct_mels(y, wanted, RATE, MEL))
+    twice = correct(correct(noise))
+    assert distance(twice) < 0.5 * distance(noise)
+    assert distance(correct(twice)) < distance(twice)
+    np.testing.assert_allclose(correct(x), x, atol=1e-4)  # nothing is missing
+
+
 def test_the_gradient_of_silence_is_finite():
     gradient = jax.jit(jax.grad(lambda x: spectra.log_mels(x, RATE, MEL).sum()))(jnp.zeros(T))
     assert np.isfinite(gradient).all()
+    correct = jax.jit(jax.grad(lambda x: spectra.correct_mels(x, jnp.zeros((1 + T // 64, 6)), RATE, MEL).sum()))
+    assert np.isfinite(correct(jnp.zeros(T))).all()
 
 
 def test_wrong_settings_are_refused():

@@ -171,6 +171,24 @@ def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
     return jnp.maximum(jnp.matmul(jnp.exp(log_mel), inverse, precision="highest"), 0)
 
 
+def correct_mels(x: Array, log_mel: Array, rate: int, mel: Mel) -> Array:
+    """Returns sound near x whose log-mels are nearer to `log_mel`. Repeat it to come nearer still.
+
+    Each magnitude of the spectrum of x is multiplied by the ratio of the given amplitude to that of x, in the bands that it belongs to.
+    The phases are kept. So it is a step of Griffin and Lim 1984 for log-mels, where the magnitudes themselves are not known.
+
+    x: waveforms [..., T]; log_mel: [..., frames, bands]; rate: samples per second.
+    """
+    spectrum = stft(x, mel.window, mel.hop)
+    filters = mel_filters(rate, mel)
+    shares = filters / np.maximum(filters.sum(1, keepdims=True), TINY)
+    amplitudes = jnp.matmul(magnitude(spectrum), jnp.asarray(filters, x.dtype), precision="highest")
+    missing = log_mel - jnp.log(jnp.maximum(amplitudes, mel.floor))
+    # The log of the ratio at a frequency is the mean over its bands, weighted by their filters there.
+    ratio = jnp.exp(jnp.matmul(missing, jnp.asarray(shares.T, x.dtype), precision="highest"))
+    return istft(spectrum * ratio, mel.hop, x.shape[-1])
+
+
 def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: int = 60) -> Array:
     """Returns waveforms [..., length] whose transforms have magnitudes near `magnitudes`, [..., frames, bins].
 

@@ -1,22 +1,23 @@
 """A vocoder: its encoder computes log-mels of sound. Its decoder predicts a spectrum from log-mels, and inverts it. Siuzdak 2023 (Vocos).
 
-All layers of the decoder run at the rate of frames. Only the inverse transform runs at the rate of samples, so the decoder is fast.
+All layers of the decoder run at the rate of frames. Only the transforms run at the rate of samples, so the decoder is fast.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Self
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gen.core import Array, Feature
-from gen.errors import UserError, check_positive
+from gen.errors import UserError, check_not_negative, check_positive
 from gen.networks.dtypes import Dtypes, widen
 from gen.networks.kernels.sums import as_row
 from gen.networks.layers import Conv, Dense
-from gen.networks.spectra import Mel, istft, log_mels
+from gen.networks.spectra import Mel, correct_mels, istft, log_mels
 from gen.networks.tokenizer import Architecture
 
 MAX_LOG_MAGNITUDE = 5.0
@@ -26,11 +27,11 @@ FIRST_TAPS, TAPS = 7, 5
 
 
 @dataclass(frozen=True)
-class Vocoder(Architecture):
-    """Encoder: log-mels of mono sound. Decoder: convolutional blocks (Liu et al. 2022), then an inverse short-time Fourier transform."""
+class SpectralNetwork(Architecture):
+    """What `Vocoder` and `SpectralCodec` share: convolutional blocks (Liu et al. 2022), then an inverse short-time Fourier transform."""
 
     mel: Mel = Mel()
-    """Settings of the log-mels. The bottleneck must have the same number of bands: `Fixed(40)`."""
+    """Settings of the log-mels that the encoder computes. The spectra of the decoder have the same frames."""
     width: int = 128
     """Channels of each block."""
     blocks: int = 4
@@ -46,6 +47,29 @@ class Vocoder(Architecture):
             raise UserError("a vocoder makes sound, and the data have none; choose data with sound, or another network")
         return (self.mel.frames(axes[0]),)
 
+    def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
+        if shape[-1] != 1:
+            raise UserError("a vocoder makes mono sound; the fix: --data.channels 1")
+        return Decoder(self, shape[0], dtypes)
+
+    def suit(self, example: Feature) -> Self:
+        return replace(self, rate=self.rate or example.sample_rate)
+
+    def tiny(self) -> Self:
+        return replace(self, width=8, blocks=1)
+
+
+@dataclass(frozen=True)
+class Vocoder(SpectralNetwork):
+    """Encoder: log-mels of mono sound. Decoder: turns log-mels back into sound. The bottleneck has a number per band: `Fixed(40)`."""
+
+    corrections: int = 4
+    """How often the decoder corrects its sound so that its log-mels come nearer to those it was given (see `correct_mels`)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_not_negative(corrections=self.corrections)
+
     def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
         if outputs != self.mel.bands:
             raise UserError(
@@ -56,19 +80,11 @@ class Vocoder(Architecture):
         return FrontEnd(self.mel, self.rate)
 
     def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
-        if shape[-1] != 1:
-            raise UserError("a vocoder makes mono sound; the fix: --data.channels 1")
-        return Decoder(self, shape[0], dtypes)
-
-    def suit(self, example: Feature) -> Vocoder:
-        return replace(self, rate=self.rate or example.sample_rate)
-
-    def tiny(self) -> Vocoder:
-        return replace(self, width=8, blocks=1)
+        return CorrectedDecoder(self, super().decoder(shape, dtypes))
 
 
 @dataclass(frozen=True)
-class SpectralCodec(Vocoder):
+class SpectralCodec(SpectralNetwork):
     """A vocoder whose encoder is learned: convolutional blocks over the log-mels. It needs no number of bands in its bottleneck.
 
     The codes of a frame cannot hold its phase at a few kbit/s, so the encoder does not read it. Ji et al. 2024 (WavTokenizer) have
@@ -104,20 +120,35 @@ class FrontEnd(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps mono sound [B, T, 1] to centred log-mels [B, frames, bands], at least float32."""
-        # Log-mels lie between log(floor) and about 0, so log(floor) / 2 is near their middle. A model of them need not learn an offset.
-        return log_mels(widen(x)[..., 0], self.rate, self.mel) - math.log(self.mel.floor) / 2
+        return log_mels(widen(x)[..., 0], self.rate, self.mel) - centre(self.mel)
+
+
+class CorrectedDecoder(nn.Module):
+    """The decoder of a `Vocoder`: a `Decoder`, then corrections. It knows the log-mels, which are its input."""
+
+    arch: Vocoder
+    decoder: nn.Module
+
+    @nn.compact
+    def __call__(self, z: Array) -> Array:
+        """Maps centred log-mels [B, frames, bands] to sound [B, samples, 1]."""
+        assert self.arch.rate is not None
+        sound, log_mel = self.decoder(z)[..., 0], widen(z) + centre(self.arch.mel)
+        for _ in range(self.arch.corrections):
+            sound = correct_mels(sound, log_mel, self.arch.rate, self.arch.mel)
+        return sound[..., None]
 
 
 class Decoder(nn.Module):
-    """The decoder of a `Vocoder`."""
+    """The decoder of a `SpectralNetwork`."""
 
-    arch: Vocoder
+    arch: SpectralNetwork
     samples: int
     dtypes: Dtypes
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        """Maps log-mels [B, frames, bands] to sound [B, samples, 1]."""
+        """Maps frames [B, frames, D] to sound [B, samples, 1]."""
         x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(apply_blocks(self.arch, self.dtypes, z)))
         log_magnitude, phase = jnp.split(x, 2, -1)
         magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
@@ -126,7 +157,13 @@ class Decoder(nn.Module):
         return istft(spectrum, self.arch.mel.hop, self.samples)[..., None]
 
 
-def apply_blocks(arch: Vocoder, dtypes: Dtypes, x: Array) -> Array:
+def centre(mel: Mel) -> float:
+    """Returns the middle of the range of log-mels, log(floor) / 2. A model of log-mels minus it need not learn an offset."""
+    # Log-mels lie between log(floor) and about 0.
+    return math.log(mel.floor) / 2
+
+
+def apply_blocks(arch: SpectralNetwork, dtypes: Dtypes, x: Array) -> Array:
     """Maps frames x [B, frames, D] to [B, frames, width] by a convolution, then blocks. Call it in a compact module, which gets the layers."""
     x = nn.LayerNorm(**dtypes)(Conv(arch.width, FIRST_TAPS, **dtypes)(x))
     for _ in range(arch.blocks):
