@@ -126,7 +126,7 @@ def test_codes_of_a_split_are_counted_exactly(bottleneck):
     books = codes.reshape(-1, 2).T if isinstance(bottleneck, Residual) else codes.reshape(1, -1)
     p = np.stack([np.bincount(book, minlength=vocab) / len(book) for book in books])
     entropy = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in p]
-    assert found["codes_used"] == pytest.approx((p > 0).mean())
+    assert found["codes_used"] == pytest.approx(np.mean((p > 0).sum(1) / min(vocab, books.shape[1])))
     assert found["code_perplexity"] == pytest.approx(np.exp(entropy).mean())
     pairs = made["samples"]
     assert found["psnr"] == pytest.approx(float(psnr(pairs[0], pairs[1]).mean()), rel=1e-5)
@@ -140,6 +140,15 @@ def test_perplexity_of_equally_frequent_codes_is_their_number():
     assert found["codes_used"] == pytest.approx(7 / 8)
     assert found["code_perplexity"] == pytest.approx((3 + np.exp(-(p * np.log(p)).sum())) / 2)
     assert found["psnr"] == 10
+
+
+def test_a_small_split_that_repeats_no_code_uses_all_that_it_can():
+    uses = np.zeros((1, 1024))
+    uses[0, ::4] = 1
+    assert summarize({"code_uses": (uses, 1.0)})["codes_used"] == 1
+    uses[0, 0] = 257
+    assert summarize({"code_uses": (uses, 1.0)})["codes_used"] == 0.5
+    assert summarize({"code_uses": (np.zeros((1, 4)), 0.0)})["codes_used"] == 0
 
 
 def test_a_collapsed_codebook_is_an_alarm_by_default():

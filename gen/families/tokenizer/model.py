@@ -266,15 +266,17 @@ def _classify(features: FeatureNetwork, params: Params, x: Array) -> tuple[Array
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     """Returns the metrics of a split from its sums: means over examples, and two metrics of codes that are tokens.
 
-    "codes_used" is the fraction of the codes that the split uses. "code_perplexity" is exp of the entropy of the codes, which equals
-    the number of codes if all are used equally often. With several books, both are means over the books.
+    "codes_used" is the number of different codes in the split, divided by the largest number possible: the number of codes that there
+    are, or of codes in the split if that is smaller. "code_perplexity" is exp of the entropy of the codes, which equals the number of
+    codes if all are used equally often. With several books, both are means over the books.
     """
     metrics = means({name: pair for name, pair in sums.items() if name != USES})
     if USES not in sums:
         return metrics
     uses = np.asarray(sums[USES][0], np.float64)
     # In an empty split all counts are 0.
-    p = uses / np.maximum(uses.sum(-1, keepdims=True), 1)
+    total = np.maximum(uses.sum(-1), 1)
+    p = uses / total[:, None]
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
-    used = float((uses > 0).mean())
-    return metrics | {"codes_used": used, "code_perplexity": float(np.exp(entropy).mean())}
+    used = (uses > 0).sum(-1) / np.minimum(total, uses.shape[-1])
+    return metrics | {"codes_used": float(used.mean()), "code_perplexity": float(np.exp(entropy).mean())}

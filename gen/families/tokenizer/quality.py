@@ -24,7 +24,7 @@ K1, K2 = 0.01, 0.03
 
 
 CODE_PROTOCOL = {
-    "codes_used": {"codes": "fraction that the split uses at least once"},
+    "codes_used": {"codes": "different ones in the split, divided by the most possible"},
     "code_perplexity": {"codes": "exp of the entropy over the split"},
 }
 PROTOCOL = {
