@@ -233,9 +233,9 @@ def test_known_tokens_are_kept_and_the_others_are_written(config):
         assert (log_prob[known[0]] == 0).all() and (log_prob[~known[0]] < 0).all()
 
 
-@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize("order", ["spread", "confidence", "random"])
 def test_a_turn_writes_each_cell_given_the_cells_of_earlier_turns(order):
-    """Of three cells in two turns, by confidence: one cell is written in the first turn, and floor(3 cos(pi / 4)) = 2 are left."""
+    """Of three cells in two turns, except in random order: one cell is written in the first turn, and floor(3 cos(pi / 4)) = 2 are left."""
     request = mlm.Request(n=6, turns=2, order=order, label=1)
     made = made_by(MASKED, (1, 3), request)
     parts, params = parts_of(MASKED, (1, 3))
@@ -258,7 +258,7 @@ def test_a_turn_writes_each_cell_given_the_cells_of_earlier_turns(order):
         off, count = min(ways)
         assert off < 1e-4
         counts.append(int(count))
-    if order == "confidence":
+    if order != "random":
         assert counts == [1] * 6
 
 
@@ -273,6 +273,21 @@ def test_the_most_confident_cells_are_written_first():
     drawn = [mlm.choose_confident(unknown, log_probs, left, keys, jnp.float32(1e6)) for keys in several]
     noisy = {tuple(np.asarray(now)[0]) for now in drawn}
     assert len(noisy) > 2 and all(sum(row) == 2 and not row[2] for row in noisy)
+
+
+def test_the_spread_order_begins_with_cells_far_apart():
+    # Halton's points in base 2 are 0, 1/2, 1/4, 3/4, 1/8, 5/8, 3/8, 7/8.
+    np.testing.assert_array_equal(mlm.halton((8,)), [0, 4, 2, 6, 1, 5, 3, 7])
+    # In bases 2 and 3: (0, 0), (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), ...
+    np.testing.assert_array_equal(mlm.halton((2, 3)), [[0, 4, 2], [3, 1, 5]])
+    places = np.asarray(jax.jit(lambda keys: mlm.spread((7, 7), keys))(jax.random.split(KEY, 20))).reshape(-1, 7, 7)
+    assert len({tuple(order.ravel()) for order in places}) > 10
+    for order in places:
+        assert sorted(order.ravel()) == list(range(49))
+        row, column = np.nonzero(order < 7)
+        apart = abs(np.stack([row[:, None] - row, column[:, None] - column]))
+        # Steps from cell to cell, around the edges. No two of the first 7 cells touch.
+        assert np.minimum(apart, 7 - apart).sum(0)[~np.eye(7, dtype=bool)].min() >= 2
 
 
 def test_the_bound_of_a_uniform_model_is_the_entropy_on_average():

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen.axis import split_keys
 from gen.core import Array, Batch, GenerativeModel, Key, Metrics, Params, Spec
@@ -23,6 +25,9 @@ from gen.families.grid.grid import GridModel, GridRequest, mean_tokens, measure_
 from gen.families.grid.network import GridNetwork, make_network
 from gen.families.language import losses, masking
 from gen.families.language.sampling import fold_in
+
+PRIMES = (2, 3, 5, 7, 11, 13)
+"""Bases of the Halton sequence, one for each axis of a grid."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,10 @@ class Request(GridRequest):
 
     turns: int = 12
     """Number of passes over the grid. Each pass writes some of the unknown cells."""
-    order: Literal["confidence", "random"] = "confidence"
-    """Which of the drawn cells a turn keeps. confidence: the cells of which the model is most certain, few in the first
-    turns and many in the last (Chang et al. 2022). random: random cells, on average the same number in each turn."""
+    order: Literal["spread", "confidence", "random"] = "spread"
+    """Which of the drawn cells a turn keeps. spread: cells far from each other, few in the first turns and many in the
+    last (Besnier et al. 2025). confidence: the cells of which the model is most certain, as many as with spread (Chang
+    et al. 2022). random: random cells, on average the same number in each turn."""
     noise: float = 4.5
     """For order confidence: temperature of the Gumbel noise that is added to the log-probabilities of the cells. It
     falls linearly to 0 in the last turn. Larger values choose cells more at random."""
@@ -142,9 +148,11 @@ class MaskedGrids:
         # A cell is unknown if any of its tokens is. Its known tokens are kept.
         draft = Draft(tokens, jnp.zeros(tokens.shape, jnp.float32), (tokens < 0).any(-1))
         to_write = draft.unknown.sum(1)
+        # The turns have the numbers below request.turns.
+        places = spread(grid.cells, fold_in(keys, request.turns))
 
         def turn(i: Array, draft: Draft) -> Draft:
-            return self.write(params, front, draft, to_write, fold_in(keys, i), i, request)
+            return self.write(params, front, draft, to_write, places, fold_in(keys, i), i, request)
 
         draft = jax.lax.fori_loop(0, request.turns, turn, draft)
         made = {"samples": grid.join(draft.tokens), "log_probs": grid.join(draft.log_probs)}
@@ -156,13 +164,14 @@ class MaskedGrids:
         front: Array,
         draft: Draft,
         to_write: Array,
+        places: Array,
         keys: Key,
         i: Array,
         request: Request,
     ) -> Draft:
         """Makes turn i of request.turns, counted from 0: draws all unknown cells, and keeps some of them.
 
-        keys: [n]. to_write: int32 [n], number of unknown cells before the first turn.
+        to_write: int32 [n], number of unknown cells before the first turn. places: [n, T], see `spread`. keys: [n].
         """
         times = len(front) // request.n
         cells, masked = jnp.tile(jnp.maximum(draft.tokens, 0), (times, 1, 1)), jnp.tile(draft.unknown, (times, 1))
@@ -176,8 +185,11 @@ class MaskedGrids:
             # Chang et al. 2022, section 3.2: after turn i a fraction cos(pi / 2 (i + 1) / turns) stays unknown.
             done = (i + 1) / request.turns
             left = jnp.floor(to_write * jnp.cos(math.pi / 2 * done)).astype(jnp.int32)
-            noise = request.noise * (1 - done)
-            now = choose_confident(draft.unknown, drawn.log_probs.sum(-1), left, order_keys, noise)
+            if request.order == "spread":
+                now = choose(draft.unknown, -places, left)
+            else:
+                noise = request.noise * (1 - done)
+                now = choose_confident(draft.unknown, drawn.log_probs.sum(-1), left, order_keys, noise)
         return Draft(
             jnp.where(now[..., None], drawn.tokens, draft.tokens),
             jnp.where(now[..., None], drawn.log_probs, draft.log_probs),
@@ -186,21 +198,70 @@ class MaskedGrids:
 
 
 def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, noise: Array) -> Array:
-    """Returns which drawn cells to keep, bool [B, T]: all unknown cells but the `left` least confident ones.
+    """Chooses the drawn cells to keep by their confidence: the log-probability of the drawn tokens plus Gumbel noise.
 
-    The confidence is the log-probability of the drawn tokens plus Gumbel noise. Without noise, the easiest cells would
-    always be kept first. If a row has unknown cells, at least one is kept. Chang et al. 2022, section 3.2.
+    Without noise, the easiest cells would always be kept first. Chang et al. 2022, section 3.2.
 
-    unknown: bool [B, T]. log_probs: [B, T]. left: int32 [B], number of cells that stay unknown. keys: [B]. noise: [],
-    temperature of the Gumbel noise.
+    log_probs: [B, T]. keys: [B]. noise: [], temperature of the Gumbel noise. For the rest see `choose`.
     """
 
     def draw(key: Key) -> Array:
         return jax.random.gumbel(key, unknown.shape[1:])
 
-    confidence = jnp.where(unknown, log_probs + noise * jax.vmap(draw)(keys), jnp.inf)
+    return choose(unknown, log_probs + noise * jax.vmap(draw)(keys), left)
+
+
+def choose(unknown: Array, score: Array, left: Array) -> Array:
+    """Returns which unknown cells to keep, bool [B, T]: all but the `left` ones with the lowest scores.
+
+    If a row has unknown cells, at least one is kept, so that no turn is wasted.
+
+    unknown: bool [B, T]. score: [B, T]. left: int32 [B], number of cells that stay unknown.
+    """
     # Sorting twice gives ranks. Known cells get the last ranks.
-    rank = jnp.argsort(jnp.argsort(confidence, axis=1), axis=1)
-    # At least one cell is kept, so that no turn is wasted.
+    rank = jnp.argsort(jnp.argsort(jnp.where(unknown, score, jnp.inf), axis=1), axis=1)
     left = jnp.clip(left, 0, jnp.maximum(unknown.sum(1) - 1, 0))
     return unknown & (rank >= left[:, None])
+
+
+def spread(cells: tuple[int, ...], keys: Key) -> Array:
+    """Returns an order of the cells of a grid for each key, float32 [B, T]: each cell's place, counted from 0.
+
+    Cells with places near each other lie far apart. So the cells of a turn, which are drawn independently, say little
+    about each other. The order is that of `halton`, from a random cell on each axis, around the edges of the grid.
+
+    cells: number of cells on each axis. keys: [B].
+    """
+    places = jnp.asarray(halton(cells), jnp.float32)
+
+    def one(key: Key) -> Array:
+        shift = jax.random.randint(key, (len(cells),), 0, jnp.asarray(cells))
+        return jnp.roll(places, shift, tuple(range(len(cells)))).reshape(-1)
+
+    return jax.vmap(one)(keys)
+
+
+@lru_cache
+def halton(cells: tuple[int, ...]) -> np.ndarray:
+    """Returns the place of each cell in the order in which the Halton sequence first meets the cells, int32 [*cells].
+
+    The sequence fills a cube evenly. Its coordinate on axis a is the number of the point, written in the a-th prime base
+    with its digits mirrored at the point. Halton 1960.
+    """
+    places, found, point = np.full(cells, -1, np.int32), 0, 0
+    while found < places.size:
+        at = tuple(int(size * mirror(point, base)) for size, base in zip(cells, PRIMES[: len(cells)], strict=True))
+        if places[at] < 0:
+            places[at], found = found, found + 1
+        point += 1
+    return places
+
+
+def mirror(number: int, base: int) -> float:
+    """Returns the number with its digits in this base mirrored at the point, in [0, 1): 6 = 110 in base 2 gives 0.011 = 3/8."""
+    value, place = 0.0, 1.0
+    while number:
+        number, digit = divmod(number, base)
+        place /= base
+        value += digit * place
+    return value
