@@ -146,8 +146,12 @@ def test_a_codec_has_codes_of_time_and_book_and_takes_the_rate_from_the_data():
 
 @pytest.fixture(scope="module")
 def codec(tiny, tmp_path_factory):
-    """Returns an untrained run of the smallest codec of tones, 0.1 s long."""
-    return make_run(tmp_path_factory.mktemp("runs") / "codec", tiny("codec_tones"))
+    """Returns an untrained run of a small codec of tones, 0.1 s long, with a code for each 80 samples."""
+    config = tiny("codec_tones")
+    network = tokenizer.Residual((4, 4, 4), (4, 4, 5))
+    return make_run(
+        tmp_path_factory.mktemp("runs") / "codec", replace(config, model=replace(config.model, network=network))
+    )
 
 
 def test_a_vocoder_inverts_log_mels_by_frames():

@@ -25,6 +25,8 @@ LOG_STEP = math.log(6.4) / 27
 """Above 1000 Hz the mel scale is logarithmic: 27 mels multiply the frequency by 6.4."""
 MOMENTUM = 0.99
 """Momentum of the fast Griffin-Lim algorithm. Perraudin et al. 2013, section 4."""
+MEL_MOMENTUM = 0.8
+"""Momentum of `correct_mels`. 0.5 and 0.95 were slower to converge on speech, and 1.2 diverged."""
 TINY = 1e-8
 """Smallest number to divide by."""
 
@@ -171,22 +173,32 @@ def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
     return jnp.maximum(jnp.matmul(jnp.exp(log_mel), inverse, precision="highest"), 0)
 
 
-def correct_mels(x: Array, log_mel: Array, rate: int, mel: Mel) -> Array:
-    """Returns sound near x whose log-mels are nearer to `log_mel`. Repeat it to come nearer still.
+def correct_mels(x: Array, log_mel: Array, rate: int, mel: Mel, rounds: int) -> Array:
+    """Returns sound near x whose log-mels are nearer to `log_mel`.
 
-    Each magnitude of the spectrum of x is multiplied by the ratio of the given amplitude to that of x, in the bands that it belongs to.
-    The phases are kept. So it is a step of Griffin and Lim 1984 for log-mels, where the magnitudes themselves are not known.
+    Each round multiplies the magnitudes of the spectrum by the ratio of the given amplitudes to those of the sound, in the bands that
+    a frequency belongs to. The phases are kept. So it is the iteration of Griffin and Lim 1984 where log-mels are known instead of
+    magnitudes, with momentum as in Perraudin et al. 2013.
 
-    x: waveforms [..., T]; log_mel: [..., frames, bands]; rate: samples per second.
+    x: waveforms [..., T]; log_mel: [..., frames, bands]; rate: samples per second; rounds: number of rounds.
     """
-    spectrum = stft(x, mel.window, mel.hop)
     filters = mel_filters(rate, mel)
-    shares = filters / np.maximum(filters.sum(1, keepdims=True), TINY)
-    amplitudes = jnp.matmul(magnitude(spectrum), jnp.asarray(filters, x.dtype), precision="highest")
-    missing = log_mel - jnp.log(jnp.maximum(amplitudes, mel.floor))
-    # The log of the ratio at a frequency is the mean over its bands, weighted by their filters there.
-    ratio = jnp.exp(jnp.matmul(missing, jnp.asarray(shares.T, x.dtype), precision="highest"))
-    return istft(spectrum * ratio, mel.hop, x.shape[-1])
+    shares = jnp.asarray((filters / np.maximum(filters.sum(1, keepdims=True), TINY)).T, x.dtype)
+
+    def correct(x: Array) -> Array:
+        spectrum = stft(x, mel.window, mel.hop)
+        amplitudes = jnp.matmul(magnitude(spectrum), jnp.asarray(filters, x.dtype), precision="highest")
+        missing = log_mel - jnp.log(jnp.maximum(amplitudes, mel.floor))
+        # The log of the ratio at a frequency is the mean over its bands, weighted by their filters there.
+        ratio = jnp.exp(jnp.matmul(missing, shares, precision="highest"))
+        return istft(spectrum * ratio, mel.hop, x.shape[-1])
+
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        now, before = carry
+        return (correct(now + MEL_MOMENTUM * (now - before)), now), None
+
+    (x, _), _ = jax.lax.scan(step, (x, x), None, rounds)
+    return x
 
 
 def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: int = 60) -> Array:

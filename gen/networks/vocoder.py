@@ -63,8 +63,9 @@ class SpectralNetwork(Architecture):
 class Vocoder(SpectralNetwork):
     """Encoder: log-mels of mono sound. Decoder: turns log-mels back into sound. The bottleneck has a number per band: `Fixed(40)`."""
 
-    corrections: int = 4
-    """How often the decoder corrects its sound so that its log-mels come nearer to those it was given (see `correct_mels`)."""
+    corrections: int = 16
+    """Number of rounds in which the decoder corrects its sound, so that its log-mels come nearer to those that it was given (see
+    `correct_mels`)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,9 +135,7 @@ class CorrectedDecoder(nn.Module):
         """Maps centred log-mels [B, frames, bands] to sound [B, samples, 1]."""
         assert self.arch.rate is not None
         sound, log_mel = self.decoder(z)[..., 0], widen(z) + centre(self.arch.mel)
-        for _ in range(self.arch.corrections):
-            sound = correct_mels(sound, log_mel, self.arch.rate, self.arch.mel)
-        return sound[..., None]
+        return correct_mels(sound, log_mel, self.arch.rate, self.arch.mel, self.arch.corrections)[..., None]
 
 
 class Decoder(nn.Module):
