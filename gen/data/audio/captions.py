@@ -12,6 +12,7 @@ import numpy as np
 from gen import core
 from gen.data import captions, digest
 from gen.data.audio import describe, folder
+from gen.data.audio.augment import Augmentation
 from gen.data.audio.dataset import Audio, check, open_reader
 from gen.data.audio.folder import Found, Recordings
 from gen.data.audio.preprocess import preprocess
@@ -46,6 +47,8 @@ class Transcribed(CaptionOptions, core.Data):
     the whole text."""
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
+    augment: Augmentation = Augmentation()
+    """Random changes of the training recordings. The default changes nothing."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
     """How each later start looks for changed files. sample: it compares a random sample of their content. all: it compares every byte."""
 
@@ -77,7 +80,7 @@ class Transcribed(CaptionOptions, core.Data):
             digest=digest.sha256(reader.content, texts.digest()),
             batch=examples.batch,
             evaluation=examples.evaluation,
-            preprocess=preprocess,
+            preprocess=partial(preprocess, augmentation=self.augment, rate=self.rate),
             files={tokenizers.FILE: texts.dump()},
             protocol=texts.protocol(self),
         )

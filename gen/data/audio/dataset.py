@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from gen import core, errors, files
 from gen.data import digest
 from gen.data.audio import describe, folder, naming
+from gen.data.audio.augment import Augmentation
 from gen.data.audio.preprocess import preprocess
 from gen.data.audio.sources import N_TONES, tones
 from gen.data.audio.windows import Long, Windows, cut
@@ -43,6 +45,8 @@ class Audio(core.Data):
     pattern: str | None = None
     """Pattern of the file names, such as {label}_{speaker}_*.wav. {label} is the class, and other fields can choose splits. A pattern
     with a slash is compared with the whole path below the folder."""
+    augment: Augmentation = Augmentation()
+    """Random changes of the training windows. The default changes nothing."""
     train: str | None = None
     """Recordings for training: a slice such as train[:90%], or values of a field of `pattern`, such as "speaker=ann,bob". None: the
     folder's split train if there is one, otherwise a part of the recordings."""
@@ -103,7 +107,7 @@ class Audio(core.Data):
             digest=digest.sha256(reader.content, *splits.values()),
             batch=examples.batch,
             evaluation=examples.evaluation,
-            preprocess=preprocess,
+            preprocess=partial(preprocess, augmentation=self.augment, rate=self.rate),
         )
 
 

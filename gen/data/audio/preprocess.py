@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gen.core import Array, Batch, Key
+from gen.data.audio.augment import Augmentation, augment
 
 LEVELS = 2**15
 """The integer sample of amplitude 1. Batches are sent to the device as int16, which has half of the bytes of float32, and is exact for
@@ -24,6 +25,12 @@ def to_float(x: ArrayLike) -> Array:
     return jnp.asarray(x, jnp.float32) / LEVELS
 
 
-def preprocess(batch: Batch, key: Key, training: bool) -> Batch:
-    """Returns the batch with its "audio", int16 [B, T, C], as float32 in [-1, 1)."""
-    return {**batch, "audio": to_float(batch["audio"])}
+def preprocess(batch: Batch, key: Key, training: bool, *, augmentation: Augmentation, rate: int) -> Batch:
+    """Returns the batch with its "audio", int16 [B, T, C], as float32 in [-1, 1]. It is augmented if `training`.
+
+    rate: samples per second.
+    """
+    x = to_float(batch["audio"])
+    if training and augmentation != Augmentation():
+        x = augment(x, augmentation, rate, key, batch["row"])
+    return {**batch, "audio": x}
