@@ -193,7 +193,10 @@ def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, 
 
 
 def read_text(line: Line, key: str, kind: Kind, default: str | None = None) -> str:
-    """Returns the value of a key of a line. Raises: UserError if it is not a text."""
+    """Returns the text under a key of a line of a .jsonl file. Raises: UserError if the value is not a text.
+
+    kind: the kind of the captioned files, for the message. default: the text if the key is missing. None: the key is required.
+    """
     value = line.value.get(key, default)
     if not isinstance(value, str):
         raise UserError(f'{line.where}: "{key}" must be a text; a line is {{"{kind.key}": PATH, "text": CAPTION}}')

@@ -225,7 +225,9 @@ class ImageSubject(Subject):
 
 
 def load_features(name: str, data: Dataset) -> Features:
-    """Returns the features of this --features: classifier, pixels, or a file. Raises: UserError if it lacks Inception's weights."""
+    """Returns the feature extractor that --features names: classifier, pixels, or a file with the weights of Inception.
+    Raises: UserError if the file lacks these weights, or if the data can't train a classifier.
+    """
     if name == "classifier":
         return classifier_features(data)
     return pixels() if name == "pixels" else inception(expand_user(name))

@@ -40,7 +40,10 @@ RANGE = 8.0
 
 @dataclass(frozen=True)
 class Sounds(Medium):
-    """Waveforms in [-1, 1], float32 [n, samples, channels], or in rows [rows, columns, samples, channels]."""
+    """Shows generated waveforms as a sheet and as WAV files.
+
+    The samples are float32 in [-1, 1], [n, samples, channels] or in rows [rows, columns, samples, channels].
+    """
 
     features: ClassVar[Mapping[str, int]] = {"audio": 2}
 

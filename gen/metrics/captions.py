@@ -42,7 +42,10 @@ CANDIDATES = 100
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the two networks and of their training: AdamW (Loshchilov and Hutter 2019), a cosine schedule, no augmentation."""
+    """Settings of the image network, the text network and their training.
+
+    The training uses AdamW (Loshchilov and Hutter 2019), a cosine schedule, and no augmentation.
+    """
 
     convolutions: tuple[int, ...] = (16, 32)
     hidden: tuple[int, ...] = (128,)

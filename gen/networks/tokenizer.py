@@ -43,7 +43,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Residual(Architecture):
-    """Convolutions in stages, with residual blocks (He et al. 2016). Esser et al. 2021, appendix A, without attention and norms."""
+    """An encoder and a decoder of convolutions in stages, with residual blocks (He et al. 2016).
+
+    They are the networks of Esser et al. 2021, appendix A, without attention and norms.
+    """
 
     widths: tuple[int, ...] = (32, 64)
     """Channels of each stage of the encoder. The decoder has them in reverse order."""

@@ -32,7 +32,10 @@ MAX_CPUS = 8
 
 
 def meet_hosts(config: Parallel) -> None:
-    """Calls `start_backend` if there are several hosts. With one host it does nothing."""
+    """Starts JAX and joins the other hosts by `start_backend`, if there are several hosts. With one host it does nothing.
+
+    Call it before any work that can fail, so that the failure of one host reaches the others.
+    """
     if hosts.are_several(config.coordinator, config.hosts, config.host):
         start_backend(config)
 

@@ -57,7 +57,7 @@ class Binding(Protocol):
         ...
 
     def sums(self, evaluate: Evaluate) -> Evaluate:
-        """Compiles an evaluation: a function of (state, batch) that returns sums."""
+        """Compiles an evaluation: a function of (state, batch) that returns sums over the examples of the batch."""
         ...
 
     def place(self, batch: HostBatch, axis: int) -> Batch:

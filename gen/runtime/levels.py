@@ -61,7 +61,7 @@ class Level(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """The movements of a metric that are normal in a good run."""
+    """How a metric may move in a good run. `limit` and `jump` compute its limits accordingly."""
 
     climbs: bool = False
     """Whether the running mean may climb. It does for the losses of a generator and a discriminator: each raises the loss of the other."""

@@ -54,7 +54,7 @@ class GridNetwork:
 
     @property
     def positions(self) -> Array:
-        """Positions of caption, label and cells of a row on the A axes of the grid, int32 [L + 1 + T, A]."""
+        """Positions of the L tokens of the caption, the label and the T cells on the grid's A axes, int32 [L + 1 + T, A]."""
         return locate_cells(self.grid.cells, self.grid.words)
 
     def read(

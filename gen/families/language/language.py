@@ -89,7 +89,7 @@ class Tokens(NamedTuple):
 
 
 def tokens(spec: Spec) -> Tokens:
-    """Returns the facts about the tokens of this spec.
+    """Returns the number of targets in a window, the size of the vocabulary, and the end token of the data with this spec.
 
     Raises: UserError if the data have no tokens, or have grids of tokens instead of texts.
     """

@@ -138,10 +138,10 @@ class Transformer(nn.Module):
         return sum(parts[1:], parts[0])
 
     def visibility(self, tokens: Embedded, segment_BS: Array, cache: Cache | None, prefix: int) -> Visibility:
-        """Returns the mask of the self-attention, bool [B, 1, T, S], and its bias or rotation if positions are not learned.
+        """Returns the mask of the self-attention, bool [B, 1, T, S], with the bias of relative or the rotation of rotary positions.
 
-        T: number of new tokens, the queries. S: number of keys, which are the same tokens, or all slots of the cache.
-        prefix: number of positions of the prefix.
+        tokens: the T queries, with the prefix if they begin a text. segment_BS: segment of each of the S keys, which are the queries, or
+        all slots of the cache. prefix: length of the trained prefix, which every query sees.
         """
         arch, (x, segment_BT, position_BT) = self.arch, tokens
         # Indices in the row, not positions in a document: a row may hold padding and several documents.
