@@ -22,6 +22,6 @@ config = Config(
         optim=Optimizer(lr=WarmupCosine(1e-3, warmup=200), clip=1.0),
     ),
     data=Audio(name="audio:speech", rate=8000, seconds=1.0, batch_size=16),
-    steps=20_000,
+    steps=2500,
     save=Save(best=("mel_distance", "min")),
 )

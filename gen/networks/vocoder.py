@@ -63,7 +63,7 @@ class SpectralNetwork(Architecture):
 class Vocoder(SpectralNetwork):
     """Encoder: log-mels of mono sound. Decoder: turns log-mels back into sound. The bottleneck has a number per band: `Fixed(40)`."""
 
-    corrections: int = 16
+    corrections: int = 32
     """Number of rounds in which the decoder corrects its sound, so that its log-mels come nearer to those that it was given (see
     `correct_mels`)."""
 
