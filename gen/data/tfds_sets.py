@@ -63,7 +63,7 @@ def _version(path: Path) -> list[int]:
 def open_set(path: Path) -> PreparedSet:
     """Opens a prepared set in the folder that `find` returns.
 
-    Raises: UserError if it is damaged, a file is missing, or its format has no random access.
+    Raises: UserError if it is damaged, a file is missing, its format has no random access, or it names classes outside of TFDS.
     """
     # TFDS imports every class that features.json names, so a stranger's set could otherwise run code.
     for name in feature_classes(path):

@@ -54,8 +54,8 @@ class Encoded(core.Data):
     """Run directory of the tokenizer, or of a run on its codes. The path may change between launches, because the digest of the data
     includes the tokenizer's weights."""
     variants: int = 1
-    """Number of variants of each training image to encode. 1: the image without augmentation. Above 1: each variant has other random
-    augmentations (as `data` asks for), and each epoch uses the next variant of every image."""
+    """Number of variants of each training example to encode. 1: the example without augmentation. Above 1: each variant has other random
+    augmentations (as `data` asks for), and each epoch uses the next variant of every example."""
 
     def __post_init__(self):
         check_positive(batch_size=self.batch_size, variants=self.variants)
