@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from gen.errors import Requeue
 from gen.runs import checkpoint
 from gen.runtime import failures, signals
 from gen.runtime import hosts as runtime_hosts
+from gen.runtime.backend import start_devices
 from tests.processes import QUICK, environment, hosts, statuses, until
 
 pytestmark = pytest.mark.slow  # several processes that wait for each other
@@ -157,18 +159,26 @@ def test_hosts_without_a_cluster_name_the_fix(env, tmp_path):
         ValueError("Barrier Id: save::0 failed"),
         # Orbax raises it if the other host was killed while both saved.
         TimeoutError("Timed out while waiting for async_write_complete barrier."),
+        # JAX raises it if the other host was killed while both started.
+        RuntimeError("Unable to initialize backend 'cpu': UNAVAILABLE: recvmsg:Connection reset by peer"),
     ],
     ids=lambda error: type(error).__name__,
 )
 def test_every_error_of_a_lost_host_asks_for_a_restart(error, monkeypatch):
+    def fail():
+        raise error
+
     monkeypatch.setattr(failures, "WAIT_SECONDS", 0.0)
     with pytest.raises(type(error)), runtime_hosts.requeue_if_lost():
         raise error  # with one host it is a bug
-    monkeypatch.setattr(runtime_hosts, "count", lambda: 2)
+    monkeypatch.setattr(failures, "place", lambda: (0, 2))
     with pytest.raises(Requeue, match="another host has ended"), runtime_hosts.requeue_if_lost():
         raise error
     with pytest.raises(ValueError, match="a bug"), runtime_hosts.requeue_if_lost():
         raise ValueError("a bug")
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(Requeue, match="another host has ended"):
+        start_devices()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

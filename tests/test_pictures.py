@@ -19,6 +19,7 @@ from gen import sample
 from gen.config import Config, load
 from gen.core import Request
 from gen.data.images import Images
+from gen.data.images.pixels import to_bytes
 from gen.derived import Encoded
 from gen.derived.codec import open_codec
 from gen.errors import UserError
@@ -185,3 +186,8 @@ def test_codes_are_inpainted(files, tmp_path, monkeypatch):
     assert made.shape == (3, 2, 8, 8, 1)
     np.testing.assert_array_equal(made[:, :, ~hidden], some.image[:, None][:, :, ~hidden].repeat(2, 1))
     assert (made[:, 0] != made[:, 1]).any() and (made[:, 0] != some.image).any()
+
+
+def test_pixels_that_are_not_numbers_are_black():
+    values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, np.nan, np.inf, -np.inf])
+    np.testing.assert_array_equal(to_bytes(values), [0, 0, 128, 255, 255, 0, 255, 0])

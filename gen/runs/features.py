@@ -12,6 +12,12 @@ from gen.core import MAX_SIZE, Feature, Spec
 from gen.errors import UserError
 from gen.media import find_axes
 
+DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
+    *("float16", "bfloat16", "float32", "float64", "complex64"),
+)
+"""Dtypes that a feature may have."""
+
 
 def encode_spec(spec: Spec) -> dict[str, dict[str, Any]]:
     """Returns the features as JSON values. The entry "axes" is left out if it is None."""
@@ -38,6 +44,8 @@ def _check_feature(name: str, feature: Feature, damaged: str) -> None:
     axes = find_axes(name) if feature.axes is None else len(feature.axes)
     if axes not in (None, len(feature.shape)):
         raise UserError(f"{damaged} has the shape {feature.shape}")
+    if feature.dtype not in DTYPES:
+        raise UserError(f"{damaged} has the dtype {feature.dtype[:40]!r}, which is not one of {', '.join(DTYPES)}")
     sizes = (*feature.shape, feature.classes, feature.vocab, feature.levels, feature.sample_rate)
     if feature.names is not None and len(feature.names) != feature.classes:
         raise UserError(f"{damaged} has {len(feature.names)} names of {feature.classes} classes")

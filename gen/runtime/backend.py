@@ -77,9 +77,13 @@ def start_backend(config: Parallel) -> None:
 
 
 def start_devices() -> None:
-    """Starts JAX on its platform, unless it has started already. Raises: UserError with the fix if JAX cannot start."""
+    """Starts JAX on its platform, unless it has started already.
+
+    Raises: UserError with the fix if JAX cannot start; Requeue if another host was lost meanwhile.
+    """
     try:
-        jax.devices()
+        with hosts.requeue_if_lost():
+            jax.devices()
     # AssertionError: JAX raises it for CUDA if neither the plugin nor a GPU is found.
     except (RuntimeError, AssertionError) as error:
         asked = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]

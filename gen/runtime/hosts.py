@@ -173,7 +173,8 @@ def requeue_if_lost() -> Iterator[None]:
         yield
     # JaxRuntimeError is a RuntimeError. Orbax may raise it as any of these three.
     except (RuntimeError, ValueError, TimeoutError) as error:
-        if count() == 1 or not re.search(LOST, str(error)):
+        # Not `count`, which starts JAX if it has not started yet.
+        if failures.place()[1] == 1 or not re.search(LOST, str(error)):
             raise
         failure = failures.reason()
         raise (failure.error() if failure else Requeue(failures.LOST)) from error

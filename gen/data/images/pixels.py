@@ -196,8 +196,10 @@ def open_image(encoded: bytes | Path | np.ndarray) -> Iterator[Image.Image]:
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Maps floats in [-1, 1] to uint8 in [0, 255], by rounding. Values outside of [-1, 1] are clipped."""
-    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    """Maps floats in [-1, 1] to uint8 in [0, 255], by rounding. Values outside of [-1, 1] are clipped, and NaN is 0, which is black."""
+    # A model that has diverged makes NaN.
+    known = np.nan_to_num(images, nan=-1.0)
+    return np.rint((np.clip(known, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def check_shape(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
