@@ -1,7 +1,9 @@
 """A vocoder of speech at 8 kHz: it turns log-mels, 40 bands in 125 frames per second, back into sound. The decoder predicts spectra,
-which are inverted (Siuzdak 2023, but without an adversary).
+which are inverted (Siuzdak 2023, but without an adversary), and corrects the sound towards the log-mels.
 
-After 6,000 of its 20,000 steps on the Free Spoken Digit Dataset, the mel distance of 100 test recordings is 0.113 nats. Griffin-Lim has 0.054.
+Not scored yet with 32 rounds of corrections. With 16, trained on five speakers of the Free Spoken Digit Dataset for 18 minutes on one
+core: mel distance 0.027 nats on the 500 recordings of the sixth speaker. Griffin-Lim has 0.048. Without corrections, a run on all speakers
+had 0.113.
 
 To compare it with Griffin-Lim, which needs no training: python -m benchmarks.sound runs/vocoder_speech
 """
