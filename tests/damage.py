@@ -26,6 +26,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tyro
 
@@ -279,6 +280,8 @@ def main(count: int = 200, seed: int = 0, run: str | None = None, file: str = ""
         wrong = {use: end for use, end in ends.items() if end.startswith("wrong")}
         good += not wrong
         kinds.update(ends.values())
+        # Every use compiles programs of its own. The memory of some hundred of them has more parts than Linux gives a process.
+        jax.clear_caches()
         print(f"{done} of {len(damages)}", end="\r", file=sys.stderr, flush=True)
         if wrong or run is not None:
             print(f"{damage}: {ends}", flush=True)
