@@ -22,6 +22,7 @@ from gen.evaluation.request import parse_request
 from gen.families import gan, labels
 from gen.families.vae.sampling import Request as VAERequest
 from gen.runs import checkpoint, directory
+from gen.runs.features import decode_spec, encode_spec
 from tests.datasets import images_of, write_image
 from tests.old_runs import edit, make_old
 
@@ -163,3 +164,14 @@ def test_a_run_without_names_takes_numbers(run, tmp_path):
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] is None
     with pytest.raises(UserError, match="no names of classes"):
         sample.main([str(old), "--label", "cat"])
+
+
+@pytest.mark.parametrize("dtype", ["", "object", "float33"])
+def test_a_dtype_that_is_none_is_a_short_error(dtype):
+    value = encode_spec({"image": Feature((8, 8, 1))})
+    assert decode_spec(value, "spec.json")["image"].dtype == "float32"
+    value["image"]["dtype"] = dtype
+    with pytest.raises(
+        UserError, match=r"spec\.json is damaged: image has the dtype .*, which is not one of bool, int8"
+    ):
+        decode_spec(value, "spec.json")

@@ -23,6 +23,7 @@ from gen.families.grid import GridLM, GridMLM, lm, mlm
 from gen.families.grid.grid import GridModel, GridRequest, mean_over_tokens, measure_grids
 from gen.families.grid.network import GridNetwork, make_network
 from gen.families.language import LM
+from gen.families.language.sampling import fold_in
 from gen.networks.dtypes import module_dtypes
 from gen.networks.positions import grid_rotations, locate_cells, rotate
 from gen.networks.transformer import Architecture, InnerHead
@@ -288,6 +289,21 @@ def test_the_spread_order_begins_with_cells_far_apart():
         apart = abs(np.stack([row[:, None] - row, column[:, None] - column]))
         # Steps from cell to cell, around the edges. No two of the first 7 cells touch.
         assert np.minimum(apart, 7 - apart).sum(0)[~np.eye(7, dtype=bool)].min() >= 2
+
+
+def test_the_first_turn_writes_the_first_cell_of_the_spread_order():
+    request = mlm.Request(n=6, turns=2, label=1)
+    parts, params = parts_of(MASKED, (1, 3))
+    keys = jax.random.split(KEY, 6)
+    made = quickly(lambda params, keys: parts.sample(params, keys, {}, request))(params, keys)
+    first = np.asarray(mlm.spread((1, 3), fold_in(keys, request.turns))).argmin(1)
+    assert len(set(first)) > 1
+    front = parts.network.grid.front(1, Condition(jnp.array([1])))
+    for tokens, found, cell in zip(made["samples"][:, 0], made["log_probs"][:, 0], first, strict=True):
+        # In the first turn, the model sees only masks.
+        output = quickly(parts.output)(params, front, tokens[None, :, None], jnp.ones((1, 3), bool), None)
+        logits = parts.network.logits(params, output, tokens[None, :, None])[0, :, 0]
+        np.testing.assert_allclose(found[cell], jax.nn.log_softmax(logits)[cell, tokens[cell]], atol=1e-4)
 
 
 def test_the_bound_of_a_uniform_model_is_the_entropy_on_average():

@@ -6,12 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from gen import sample
 from gen.config import Config, Parallel
-from gen.data.audio import Audio, Transcribed
+from gen.data.audio import Audio, Augmentation, Transcribed
 from gen.data.text import tokenizers
 from gen.derived import Encoded
 from gen.errors import UserError
@@ -81,6 +82,16 @@ def test_each_recording_has_its_text_and_one_text_is_in_one_split(folder, capsys
         seen += sorted(set(numbers))
     assert sorted(seen) == list(range(30))
     assert "1 recordings are longer than 0.1 s and left out" in capsys.readouterr().err
+
+
+def test_training_recordings_are_augmented(folder):
+    data = options(folder, augment=Augmentation(gain=6.0)).build()
+    batch = jax.device_put(data.batch(0, 0, range(4)))
+    plain, changed = (
+        np.asarray(data.preprocess(batch, jax.random.key(0), training)["audio"]) for training in (False, True)
+    )
+    ratios = changed[:, 30, 0] / plain[:, 30, 0]
+    assert len(set(ratios.round(3))) == 4 and (abs(20 * np.log10(ratios)) < 6.001).all()
 
 
 def test_lines_of_a_file_name_recordings_and_groups(tmp_path):

@@ -18,8 +18,8 @@ def draw_labels(data: Dataset, n: int, rule: LabelRule, seed: int) -> np.ndarray
     """Returns the classes of n images to generate, int32 [n]. The first labels don't depend on n.
 
     - "training": the labels of the training examples in a random order. If n is the number of training examples, the proportions
-      are exactly those of the training split. If n is larger, the same examples are used again in a new order. The model
-      can't know the proportions of the held-out split, so these are not used.
+      are exactly those of the training split. If n is larger, the labels of the training split are used again, in a new order. The
+      labels of the held-out split are not used, because the model can't know how frequent they are.
     - "uniform": all classes in a random order, then all in a new order, and so on. The counts of two classes differ by at most 1.
 
     Raises: UserError if the data have no labels.

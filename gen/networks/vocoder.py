@@ -64,8 +64,7 @@ class Vocoder(SpectralNetwork):
     """Encoder: log-mels of mono sound. Decoder: turns log-mels back into sound. The bottleneck has a number per band: `Fixed(40)`."""
 
     corrections: int = 32
-    """Number of rounds in which the decoder corrects its sound, so that its log-mels come nearer to those that it was given (see
-    `correct_mels`)."""
+    """Number of rounds of `correct_mels` after the inverse transform. They bring the sound nearer to the given log-mels."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +80,7 @@ class Vocoder(SpectralNetwork):
         return FrontEnd(self.mel, self.rate)
 
     def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
-        return CorrectedDecoder(self, super().decoder(shape, dtypes))
+        return super().decoder(shape, dtypes).clone(corrections=self.corrections)
 
 
 @dataclass(frozen=True)
@@ -124,26 +123,14 @@ class FrontEnd(nn.Module):
         return log_mels(widen(x)[..., 0], self.rate, self.mel) - centre(self.mel)
 
 
-class CorrectedDecoder(nn.Module):
-    """The decoder of a `Vocoder`: a `Decoder`, then corrections. It knows the log-mels, which are its input."""
-
-    arch: Vocoder
-    decoder: nn.Module
-
-    @nn.compact
-    def __call__(self, z: Array) -> Array:
-        """Maps centred log-mels [B, frames, bands] to sound [B, samples, 1]."""
-        assert self.arch.rate is not None
-        sound, log_mel = self.decoder(z)[..., 0], widen(z) + centre(self.arch.mel)
-        return correct_mels(sound, log_mel, self.arch.rate, self.arch.mel, self.arch.corrections)[..., None]
-
-
 class Decoder(nn.Module):
     """The decoder of a `SpectralNetwork`."""
 
     arch: SpectralNetwork
     samples: int
     dtypes: Dtypes
+    corrections: int = 0
+    """Number of rounds of `correct_mels` at the end. Above 0, the frames must be log-mels."""
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
@@ -153,7 +140,13 @@ class Decoder(nn.Module):
         magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
         # cos and sin are periodic, so the network may predict any angle.
         spectrum = magnitude * (jnp.cos(phase) + 1j * jnp.sin(phase))
-        return istft(spectrum, self.arch.mel.hop, self.samples)[..., None]
+        sound = istft(spectrum, self.arch.mel.hop, self.samples)
+        if self.corrections:
+            assert self.arch.rate is not None, "grid checks it"
+            sound = correct_mels(
+                sound, widen(z) + centre(self.arch.mel), self.arch.rate, self.arch.mel, self.corrections
+            )
+        return sound[..., None]
 
 
 def centre(mel: Mel) -> float:

@@ -227,8 +227,9 @@ def choose(unknown: Array, score: Array, left: Array) -> Array:
 def spread(cells: tuple[int, ...], keys: Key) -> Array:
     """Returns an order of the cells of a grid for each key, float32 [B, T]: each cell's place, counted from 0.
 
-    Cells with places near each other lie far apart. So the cells of a turn, which are drawn independently, say little
-    about each other. The order is that of `halton`, from a random cell on each axis, around the edges of the grid.
+    Cells that follow each other in the order lie far apart in the grid. The cells of a turn are drawn independently, which
+    is more accurate if they are far apart. The order is that of `halton`, shifted along each axis by a random number of
+    cells. A cell that is shifted beyond an edge enters at the opposite edge.
 
     cells: number of cells on each axis. keys: [B].
     """
