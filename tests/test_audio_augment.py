@@ -78,5 +78,5 @@ def test_only_training_examples_are_changed():
 def test_wrong_augmentations_are_refused():
     with pytest.raises(UserError, match="it must be below 1"):
         Augmentation(speed=1.0)
-    with pytest.raises(UserError, match="delay"):
+    with pytest.raises(UserError, match=r"augment\.delay is -0\.1"):
         Augmentation(delay=-0.1)

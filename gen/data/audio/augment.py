@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Augmentation:
     2015)."""
 
     def __post_init__(self):
-        check_not_negative(delay=self.delay, gain=self.gain, speed=self.speed)
+        check_not_negative(**{f"augment.{name}": value for name, value in asdict(self).items()})
         if self.speed >= 1:
             raise UserError(f"augment.speed is {self.speed:g}; it must be below 1, such as 0.1")
 
