@@ -114,7 +114,10 @@ def check_regular(path: Path) -> int:
 
     Raises: UserError if it is a pipe, a device, a socket or a folder; FileNotFoundError or another OSError as `Path.stat`.
     """
-    facts = path.stat()
+    try:
+        facts = path.stat()
+    except ValueError as error:  # a zero byte in the path, for instance from a JSON file
+        raise UserError(f"{path} can't be read: {error}") from None
     if not stat.S_ISREG(facts.st_mode):
         raise UserError(f"{path} is {name_kind(facts.st_mode)}, and not a regular file; give a file")
     return facts.st_size

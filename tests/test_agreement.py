@@ -72,6 +72,8 @@ def test_facts_that_differ_name_the_field_and_the_hosts(tmp_path):
 
 def test_flags_that_change_no_number_may_differ(monkeypatch):
     assert agreement._flags("--xla_dump_to=/a  --xla_x=1 --xla_force_host_platform_device_count=8") == "--xla_x=1"
+    # The word "log" is a part of this name.
+    assert agreement._flags("--xla_topology=2") == "--xla_topology=2"
 
 
 def test_hosts_with_different_numbers_of_devices_are_named():

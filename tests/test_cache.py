@@ -228,4 +228,6 @@ def test_jax_compiles_a_damaged_program_again(tmp_path):
         found, said = run()
         assert found == expected
         assert said.count("the cache of compiled programs is damaged") == len(programs), said
+    # A damaged program is removed, and not kept under another name.
+    assert not list((tmp_path / "cache").rglob("*not-of-gen*"))
     assert run() == (expected, "")

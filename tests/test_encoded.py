@@ -289,6 +289,9 @@ def test_weights_that_do_not_fit_are_refused(coded):
     wrong = replace(other, arrays=fewer).files()[codec.WEIGHTS]
     with pytest.raises(UserError, match="does not fit"):
         codec.read_codec(files[codec.FILE], wrong, "x")
+    scales = replace(other, arrays={**other.arrays, codec.SCALE: np.ones(2, np.float32)}).files()[codec.WEIGHTS]
+    with pytest.raises(UserError, match=r"does not fit codec.json: scale is \(2,\)"):
+        codec.read_codec(files[codec.FILE], scales, "x")
     with pytest.raises(UserError, match="not part of gen"):
         codec.read_codec(files[codec.FILE].replace(b"gen.families.tokenizer.family.Tok", b"stranger.Tok"), wrong, "x")
 

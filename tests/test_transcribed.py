@@ -16,6 +16,7 @@ from gen.data.audio import Audio, Augmentation, Transcribed
 from gen.data.text import tokenizers
 from gen.derived import Encoded
 from gen.errors import UserError
+from gen.evaluation import words
 from gen.evaluation.plan import open_subject, plan_scores
 from gen.evaluation.score import Options
 from gen.evaluation.sound import CaptionedSound
@@ -176,3 +177,10 @@ def test_the_word_error_of_speech_is_planned_and_measured(run, monkeypatch):
     assert dict(made.protocol)["recognizer"] == asdict(recipe)
     # The same weights come from the cache.
     assert load_recognizer(subject.data, recipe=recipe).protocol["weights"] == made.protocol["weights"]
+    # Of a large split, only the first recordings are read and spoken, and the protocol says how many.
+    assert made.protocol["n_fake"] == subject.n_held_out > 3
+    for module in ("gen.metrics.recognizer", "gen.evaluation.words"):
+        monkeypatch.setattr(f"{module}.MAX_RECORDINGS", 3)
+    made, _ = plan_scores(subject).scores
+    assert made.protocol["n_fake"] == len(words.speak(subject)) == 3
+    assert all(error >= 0 for error in made.compute())

@@ -167,7 +167,8 @@ def _check_arrays(coder: Coder, arrays: Mapping[str, np.ndarray], where: str) ->
 
     wanted: Any = flatten_dict(jax.eval_shape(begin, jax.random.key(0)), sep="/")
     shapes = {name: x.shape for name, x in wanted.items()} | {SCALE: ()}
-    found = {name: x.shape for name, x in arrays.items()} | {SCALE: ()}
+    # The codec of a tokenizer's run has no scale. Only its copies in runs on its codes have one.
+    found = {SCALE: ()} | {name: x.shape for name, x in arrays.items()}
     if found != shapes:
         wrong = min(name for name in {**found, **shapes} if found.get(name) != shapes.get(name))
         raise UserError(f"{where}/{WEIGHTS} does not fit {FILE}: {wrong[:80]} is {found.get(wrong, 'missing')}")

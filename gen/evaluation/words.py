@@ -13,7 +13,7 @@ from gen.evaluation.score import Metric, Score
 from gen.evaluation.sound import CaptionedSound
 from gen.families.captions import GIVEN
 from gen.metrics.edits import Errors
-from gen.metrics.recognizer import frames_of, read_recordings
+from gen.metrics.recognizer import MAX_RECORDINGS, frames_of, read_recordings
 
 SPEAK_CHUNK = 64
 """Number of texts per call of `generate`. The speech depends on it, because each call has its own random key."""
@@ -35,7 +35,7 @@ class Words(Metric[CaptionedSound]):
     def plan(self, subject: CaptionedSound) -> list[Score]:
         def score() -> Iterable[float]:
             real = read_recordings(subject.data, subject.options.split)
-            return subject.recognizer.errors(speak(subject)[: len(real.texts)], real.texts)
+            return subject.recognizer.errors(speak(subject), real.texts)
 
         def score_real() -> Iterable[float]:
             frames, texts = read_recordings(subject.data, subject.options.split)
@@ -43,7 +43,7 @@ class Words(Metric[CaptionedSound]):
 
         recognizer = dict(subject.recognizer.protocol)
         # Each text is spoken as often as it is in the split, so the number does not depend on --n.
-        spoken = {"n_fake": subject.n_held_out, "texts": "each recording's once"}
+        spoken = {"n_fake": min(subject.n_held_out, MAX_RECORDINGS), "texts": "each recording's once"}
         return [
             Score(names(""), subject.compared_protocol | spoken | recognizer, score),
             Score(names("_real"), subject.held_out_protocol | recognizer, score_real),
@@ -56,11 +56,12 @@ def names(end: str) -> tuple[str, ...]:
 
 
 def speak(subject: CaptionedSound) -> np.ndarray:
-    """Generates speech for the N held-out texts. Returns the log-mel frames, in the order of the split: float16 [N, F, bands]."""
+    """Generates speech for the first N held-out texts, at most MAX_RECORDINGS. Returns the log-mel frames, in the order of the split: float16 [N, F, bands]."""
     model, audio, given = subject.run.model, subject.data.spec["audio"], subject.run.reference()
     request = model.request(n=SPEAK_CHUNK, **subject.request)
-    texts, seed = subject.held_out.caption, jax.random.key(subject.options.seed)
-    assert texts is not None
+    assert subject.held_out.caption is not None
+    # The real recordings beside them are cut at the same number.
+    texts, seed = subject.held_out.caption[:MAX_RECORDINGS], jax.random.key(subject.options.seed)
 
     @jax.jit
     def generate(state: State, key: Key, texts: np.ndarray) -> Array:

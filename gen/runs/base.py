@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ from gen.core import Data, Dataset, Feature, Params, Spec, State
 from gen.data.text import tokenizers
 from gen.errors import UserError, note
 from gen.runs import checkpoint, directory, owner
-from gen.runs.directory import BaseRecord, RunFacts
+from gen.runs.directory import CODEC_FILES, BaseRecord, RunFacts
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,54 @@ def resolve_config(config: Config) -> Config:
 
 
 def build_data(config: Config) -> Dataset:
-    """Builds the data set of a config. If the base has a tokenizer, the data are encoded with it.
+    """Builds the data set of a config. If the base has a tokenizer of texts, texts are encoded with it.
 
-    The spec then has the base's vocabulary size, which may be larger than the number of tokens in the tokenizer.
+    The spec then has the base's vocabulary size, which may be larger than the number of tokens in the tokenizer. Prints a warning
+    if the data are codes, and the base was trained on the codes of another tokenizer.
     """
-    if config.init_from is None or not (location(config) / tokenizers.FILE).exists():
+    if config.init_from is None:
         return config.data.build()
     path = location(config)
-    data, known = with_changes(config.data, {"tokenizer": str(path)}).build(), directory.read_spec(path)
+    if not (path / tokenizers.FILE).exists():
+        data = config.data.build()
+        _compare_codecs(data, path)
+        return data
+    data, known = with_tokenizers(config.data, text=path).build(), directory.read_spec(path)
+    _compare_codecs(data, path)
     return data._replace(spec={name: _widen(feature, known.get(name)) for name, feature in data.spec.items()})
+
+
+def _compare_codecs(data: Dataset, base: Path) -> None:
+    """Prints a warning if the data are codes of another tokenizer than the base's, or latents of another scale."""
+    if any(name in data.files and (base / name).exists() for name in CODEC_FILES) and any(
+        owner.sum_of(base / name) != hashlib.sha256(data.files.get(name, b"")).hexdigest() for name in CODEC_FILES
+    ):
+        note(
+            f"warning: {base} was trained on codes of another tokenizer, or of another scale, so its weights mean little here; "
+            f"the fix: --data.tokenizer {base}"
+        )
+
+
+def with_tokenizers(data: Data, text: Path | None = None, codec: Path | None = None) -> Data:
+    """Returns a copy of the data that reads its tokenizers from run directories. Data that are wrapped are changed, too.
+
+    text: of a run whose tokenizer.json encodes the texts. codec: of a run whose tokenizer encodes images or sound. None: unchanged.
+    """
+    folder, inner = codec if data.keeps_tokenizer else text, getattr(data, "data", None)
+    changes: dict[str, Any] = {}
+    if folder is not None and hasattr(data, "tokenizer"):
+        changes["tokenizer"] = str(folder)
+    if isinstance(inner, Data):
+        changes["data"] = with_tokenizers(inner, text, codec)
+    return replace(data, **changes)
+
+
+def text_tokenizer(data: Data) -> str | None:
+    """Returns how the data, or the data that they wrap, say to choose a tokenizer of texts, such as "bpe". None: there is none."""
+    if not data.keeps_tokenizer and hasattr(data, "tokenizer"):
+        return getattr(data, "tokenizer")  # noqa: B009
+    inner = getattr(data, "data", None)
+    return text_tokenizer(inner) if isinstance(inner, Data) else None
 
 
 def with_changes(data: Data, changes: Mapping[str, Any]) -> Data:

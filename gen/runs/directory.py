@@ -36,6 +36,8 @@ from gen.runs.ranking import check_owner, steps
 
 FORMAT = 1
 """Version of config.json."""
+CODEC_FILES = ("codec.json", "codec.npz")
+"""Files of the tokenizer of images or sound in a run on its codes."""
 REFERENCE_EXAMPLES = 64
 """Number of validation examples in reference.npz."""
 MAX_REFERENCE_BYTES = 2**26

@@ -18,10 +18,10 @@ from gen.data.text import tokenizers
 from gen.errors import UserError, run_command, say
 from gen.optim.descend import begin_average
 from gen.runs import checkpoint, directory
-from gen.runs.base import Base, read_weights
+from gen.runs.base import Base, read_weights, with_tokenizers
 from gen.runs.trained import TrainedRun, open_run, sample_command
 
-KEPT_FILES = ("spec.json", "tokenizer.json", "labels.json", "reference.npz")
+KEPT_FILES = ("spec.json", "tokenizer.json", "labels.json", *directory.CODEC_FILES, "reference.npz")
 """Files of the adapter's run that are copied to the merged run."""
 
 
@@ -84,7 +84,7 @@ def _whole_config(run: TrainedRun, base: Base) -> Config:
     config = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
     # Otherwise the tokenizer would be trained again when the merged run is fine-tuned.
     if (run.workdir / tokenizers.FILE).exists():
-        config = replace(config, data=replace(config.data, tokenizer=str(base.path)))
+        config = replace(config, data=with_tokenizers(config.data, text=base.path))
     return config
 
 

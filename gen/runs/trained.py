@@ -162,11 +162,11 @@ class TrainedRun:
             changes["data_dir"] = data_dir
         # A tokenizer that was trained on the data is trained again. Any other tokenizer is read from the run's copy, because the
         # original file may be gone.
-        was_trained = getattr(data, "tokenizer", None) in tokenizers.TRAINED and self.config.init_from is None
-        # A stranger's config must not make gen read another run, so examples are always encoded by the run's copy of the tokenizer.
-        if data.keeps_tokenizer or ((self.workdir / tokenizers.FILE).exists() and not was_trained):
-            changes["tokenizer"] = str(self.workdir)
-        found = runs_base.with_changes(data, changes).build()
+        was_trained = runs_base.text_tokenizer(data) in tokenizers.TRAINED and self.config.init_from is None
+        text = self.workdir if (self.workdir / tokenizers.FILE).exists() and not was_trained else None
+        # A stranger's config must not make gen read another run, so images are always encoded by the run's copy of the tokenizer.
+        data = runs_base.with_tokenizers(runs_base.with_changes(data, changes), text, codec=self.workdir)
+        found = data.build()
         if not directory.is_same_data(self.facts.data, found, self.workdir):
             raise UserError(f"the data are not those that {self.workdir} was trained on (their digests differ)")
         return found

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,8 +37,8 @@ SETTINGS = (
 """Settings of JAX that change results or programs."""
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 """Environment variables that change results or programs."""
-OWN_FLAGS = ("dump", "_dir", "_path", "device_count", "log")
-"""Parts of the names of XLA flags that may differ between hosts."""
+OWN_FLAGS = re.compile(r"_(dump|dir|path|log|logs|device_count)(_|$)")
+"""Words in the names of XLA flags that may differ between hosts."""
 MAX_DIFFERENCES = 3
 """Largest number of differences that a message names."""
 
@@ -77,7 +78,7 @@ def _version(name: str) -> str:
 
 def _flags(text: str) -> str:
     """Returns the flags in the value of an environment variable, without flags that may differ between hosts (OWN_FLAGS)."""
-    return " ".join(flag for flag in text.split() if not any(part in flag.partition("=")[0] for part in OWN_FLAGS))
+    return " ".join(flag for flag in text.split() if not OWN_FLAGS.search(flag.partition("=")[0]))
 
 
 def _flat(value: object, path: str = "") -> dict[str, str]:

@@ -42,7 +42,7 @@ class Programs:
         except (OSError, UserError) as error:
             note(f"the cache of compiled programs is damaged ({reason_of(error)}); the program is compiled again")
             with contextlib.suppress(OSError):
-                limit.clear_away(path, note)
+                _remove_program(path)
             return None
         with contextlib.suppress(OSError):  # the modification time is the time of the last use
             os.utime(path)
@@ -57,6 +57,15 @@ class Programs:
                 # Once in a process: listing the cache takes longer than writing a small program.
                 self._is_trimmed = True
                 limit.trim(self._path.parent)
+
+
+def _remove_program(path: Path) -> None:
+    """Removes a damaged program, or whatever else is in its place. Raises: OSError."""
+    if path.is_file() and not path.is_symlink():
+        # A file of this name is a program that gen wrote, so it is not kept under another name.
+        path.unlink()
+    else:
+        limit.clear_away(path, note)
 
 
 def keep_programs(folder: Path) -> None:

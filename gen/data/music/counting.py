@@ -19,7 +19,6 @@ START = -1
 """Token of the frames before the beginning of a window."""
 MIX = np.uint64(0x9E3779B97F4A7C15)
 """An odd number with irregular bits, for hashes (Knuth's multiplicative hashing)."""
-NONE = 0
 
 
 class Counts(NamedTuple):
