@@ -21,9 +21,9 @@ SPEAK_CHUNK = 64
 
 @dataclass(frozen=True)
 class Words(Metric[CaptionedSound]):
-    """Error rates of words and characters when a recognizer reads generated speech for the held-out texts.
+    """Error rates of words and characters when a recognizer transcribes speech generated for the held-out texts.
 
-    Baseline: the error rates on the real recordings of the same texts ("_real").
+    Baseline: the error rates on the real recordings of the same texts. Their names end with "_real".
     """
 
     name: str = "words"
@@ -35,6 +35,7 @@ class Words(Metric[CaptionedSound]):
     def plan(self, subject: CaptionedSound) -> list[Score]:
         def score() -> Iterable[float]:
             real = read_recordings(subject.data, subject.options.split)
+            # `read_recordings` stops at MAX_RECORDINGS, so it may return fewer texts than are spoken.
             return subject.recognizer.errors(speak(subject)[: len(real.texts)], real.texts)
 
         def score_real() -> Iterable[float]:
