@@ -36,11 +36,12 @@ __all__ = ["Run", "open"]
 
 
 def open(path: str | PathLike[str], trust: Sequence[str] = ()) -> Run:
-    """Returns the run in a directory.
+    """Opens the trained run in the directory `path`.
 
-    trust: names of modules outside gen that the run's config names, such as a fork's family, and that may be imported.
+    trust: names of modules outside gen that may be imported. A run needs them if its config names classes of other
+    packages, such as a model that is not part of gen.
 
-    Raises: UserError (gen.errors) if there is no run, or if it is damaged.
+    Raises: UserError (gen.errors) if the directory holds no run, or if the run is damaged.
     """
     from gen.files import expand_user
     from gen.runs.trained import open_run
@@ -62,12 +63,12 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The run's config."""
+        """The config that the run was trained with."""
         return self.trained.config
 
     @property
     def medium(self) -> Medium:
-        """The medium of the run's samples: images, texts or others."""
+        """The object that shows the run's samples as files, such as images. Its options: `medium.options`."""
         return self.trained.medium
 
     def generate(
@@ -80,11 +81,11 @@ class Run:
             run.generate(mode="inpaint", image="photo.png", mask="hole.png")    # a flow that was trained with masks
             run.generate(image="drawing.png")                    # a flow that was trained on pairs
 
-        seed: in [0, 2**32). step: step of the checkpoint; None: the best. base: where the base of an adapter is now, if it was
-        moved. settings: fields of the family's request and of the medium's options, which `sample.py RUN --help` lists. A list
-        is converted to a tuple.
+        seed: in [0, 2**32). step: step of the checkpoint; None: the best checkpoint. base: run directory of the base
+        that an adapter was trained on, if that directory was moved. settings: the options of this run's model and
+        medium that `sample.py RUN --help` lists, such as n. A list is converted to a tuple.
 
-        Raises: UserError for a wrong setting. If a setting does not exist, it names the nearest.
+        Raises: UserError for a wrong setting. If no setting has the name, the message gives the nearest name.
         """
         from gen.errors import check_seed
 
@@ -132,7 +133,7 @@ class Run:
         return {name: [row.get(name, float("nan")) for row in rows] for name in names}
 
     def _split(self, settings: Mapping[str, object]) -> tuple[Dataclass, Dataclass]:
-        """Returns (the family's request, the medium's options), with these settings divided between them."""
+        """Divides settings by name. Returns (request for the model's `generate`, options of the medium)."""
         from dataclasses import fields
 
         request: Dataclass = self.trained.model.request
@@ -148,9 +149,9 @@ class Run:
 
 
 def _make(kind: type[Dataclass], settings: Mapping[str, object]) -> Dataclass:
-    """Returns `kind(**settings)`, after lists were converted to tuples, and texts to paths if the field is a path.
+    """Returns `kind(**settings)`, after lists were converted to tuples, and strings to paths if the field is a path.
 
-    Raises: UserError if a field does not exist. It names the nearest.
+    Raises: UserError if `kind` has no field of a name. The message gives the nearest name.
     """
     from dataclasses import fields
     from pathlib import Path

@@ -20,7 +20,11 @@ Tree = TypeVar("Tree")
 
 
 def mean(tree: Tree) -> Tree:
-    """Returns the average of each leaf over the axis "data", whose indices are the devices under pmap. Under jit its size is 1."""
+    """Returns the average of each leaf over the axis "data".
+
+    With the engine pmap, the axis has one index per device. With the engine jit, its size is 1, so the tree is returned
+    unchanged.
+    """
     return jax.lax.pmean(tree, "data")
 
 
@@ -30,15 +34,17 @@ def total(tree: Tree) -> Tree:
 
 
 def mean_sums(batch: Batch, values: Mapping[str, Array]) -> Sums:
-    """Returns the `Sums` over the axis "data" of metrics that are means over examples. Padding does not count.
+    """Returns {metric: (total, weight)} over the examples of all devices: total / weight is the mean without padding.
 
-    batch: must have "weight" [B], which is 0 for padding. values: {metric: [B] or [B, ...]}, a value or an array per example.
-    The sums are at least float32.
+    batch: must have "weight" [B], which is 0 for padding. values: {metric: [B] or [B, ...]}, a value or an array per
+    example. A total is [] or [...], the sum of the values times the weights. A weight is [], the sum of the weights.
+    Both are at least float32.
     """
 
     def weigh(value: Array) -> tuple[Array, Array]:
         dtype = jnp.promote_types(value.dtype, jnp.float32)
         weight = batch["weight"].astype(dtype)
+        # Accelerators would otherwise round the factors to bfloat16 or TF32.
         return jnp.tensordot(weight, value.astype(dtype), axes=1, precision="highest"), weight.sum()
 
     return total({name: weigh(value) for name, value in values.items()})
@@ -69,7 +75,9 @@ def split_keys(keys: Key, n: int) -> tuple[Key, ...]:
 
 
 def per_example(draw: Callable[[Key], Tree], key: Key, row: Array) -> Tree:
-    """Returns `draw` of each of the `example_keys`, stacked: [B, ...]. So the noise of an example does not depend on its device.
+    """Calls `draw` with one key for each example, and returns the results stacked: [B, ...].
+
+    The keys are `example_keys(key, row)`, so the noise of an example does not depend on its device.
 
     row: int32 [B], positions of the examples in the global batch.
     """

@@ -32,12 +32,12 @@ class Options:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Runs `python -m gen.cache` with the options of the command line."""
     run(tyro.cli(Options, prog="python -m gen.cache"))
 
 
 def run(options: Options) -> None:
-    """Shows or changes the cache. Raises: UserError for a wrong size."""
+    """Applies --limit and --clear to the cache, then prints its content. Raises: UserError for a wrong size."""
     cache = cache_folder()
     if options.limit is not None:
         size = parse_size(options.limit)
@@ -53,7 +53,10 @@ def run(options: Options) -> None:
 
 
 def show(exists: bool) -> None:
-    """Prints the size of the cache, and a line for each entry. All compiled programs share one line. exists: whether it exists."""
+    """Prints the size of the cache, and a line for each entry. All compiled programs share one line.
+
+    exists: whether the cache folder exists.
+    """
     cache = cache_folder()
     items = limit.list_items(cache) if exists else []
     bound = f" of at most {write_size(limit.read_limit(cache))} (--limit SIZE)" if exists else ""
@@ -70,7 +73,7 @@ def show(exists: bool) -> None:
 
 
 def report(verb: str, items: list[Item]) -> None:
-    """Prints the number of the items and their size. verb: begins the line, such as "removed"."""
+    """Prints the number and the total size of items, such as "removed 3 entries, 1.2 GB". verb: the first words."""
     say(f"{verb} {len(items)} entries, {write_size(sum(item.size for item in items))}")
 
 

@@ -131,6 +131,7 @@ def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys
         except SystemExit:
             _flush()
             raise
+        # Inside of the outer `try`: a closed pipe or a full disk may show only when the output is flushed.
         _flush()
     except SystemExit:
         raise
@@ -139,7 +140,7 @@ def run_command(main: Callable[[], object], leave: Callable[[int], object] = sys
 
 
 def _report(error: BaseException) -> int:
-    """Prints how the process ends after this error, and returns its status."""
+    """Prints the message or the traceback of an error that ends the process, and returns the exit status."""
     status, message = end_of(error)
     if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
         # Without this handler, another Ctrl-C while Python waits for its threads would print their tracebacks.
@@ -212,7 +213,7 @@ def note(*lines: str) -> None:
 
 
 def show(text: str, end: str = "\n") -> None:
-    """Prints a text to stdout, escaped by `printable`. It may have several lines, as a text that a model wrote has."""
+    """Prints a text, which may have several lines, to stdout, escaped by `printable`. end: printed after the text."""
     print(printable(text), end=end, flush=True)
 
 

@@ -54,9 +54,12 @@ def rewrite_request(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def scores(options: Options) -> dict[str, dict[str, float]]:
-    """Returns {run or folder: {name: number}}, and writes each number with its protocol to its evaluation.json.
+    """Computes the scores of runs and folders of images. Returns {run or folder: {name of a score: number}}.
 
-    Raises: UserError, before anything is generated, if a number can't be computed or can't be compared.
+    Each number is written to evaluation.json in its run or folder, with its protocol (how it was computed).
+
+    Raises: UserError, before anything is generated, if a score can't be computed, or can't be compared between the
+    runs.
     """
     plans: dict[str, list[Score]] = {}
     # All runs are opened first, so that a wrong path fails before a classifier is trained for the features.
@@ -71,9 +74,10 @@ def scores(options: Options) -> dict[str, dict[str, float]]:
 
 
 def complete(workdir: Path, plan: Iterable[Score]) -> dict[str, float]:
-    """Returns {name: number} of a plan. Reuses a stored number if its protocol is the same, otherwise computes it.
+    """Returns {name: number} of the scores in `plan`.
 
-    Each computed number is written at once, so an interruption loses only the number in progress.
+    A number that evaluation.json in `workdir` already holds with the same protocol is reused. Otherwise it is computed,
+    and written at once, so an interruption loses only the number in progress.
     """
     numbers: dict[str, float] = {}
     known = directory.read_evaluation(workdir) or directory.Evaluation()
@@ -110,7 +114,7 @@ def check_comparable(plans: Mapping[str, Iterable[Score]]) -> None:
 
 
 def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """Returns a text for each entry that makes numbers of these protocols incomparable."""
+    """Returns a line for each entry in which two protocols differ, so that their numbers can't be compared."""
     # The protocol of an unconditional model has no entry "labels". Its classes are as frequent as in the training split.
     a, b = ({"labels": "training", **protocol} for protocol in (ours, theirs))
     allowed = (*RUN_ENTRIES, *(DRAWN_ENTRIES if "folder" in {**a, **b} else ()))

@@ -18,7 +18,6 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 
 class _Entry(NamedTuple):
-    """A file, folder or link in a folder."""
+    """A file, folder or symbolic link in a folder. mode: its st_mode, for a link the mode of the link itself."""
 
     path: str
     link: bool
@@ -56,7 +55,7 @@ def check_contained(folder: Path) -> None:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Returns whether a path in the folder still leads into the folder, if it is a link."""
+    """Returns False if `path`, a path in the folder, is a link that leads out of the folder. Otherwise True."""
     return not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
@@ -74,9 +73,9 @@ def check_targets(folder: Path, names: Iterable[str]) -> None:
 
 
 def no_follow(path: str, flags: int) -> int:
-    """Opens a file, as the `opener` of `open`, but refuses a link, because it may be newer than the check of the folder.
+    """Opens a file for `open(path, opener=no_follow)`, and returns its descriptor.
 
-    Raises: UserError if it is a link.
+    Raises: UserError if it is a link. One may have been made after `check_contained` had checked the folder.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
@@ -94,19 +93,6 @@ def _entries(folder: str) -> Iterator[_Entry]:
             yield _Entry(entry.path, entry.is_symlink(), entry.stat(follow_symlinks=False).st_mode)
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(entry.path)
-
-
-def check_fits(shapes: T, path: Path) -> T:
-    """Returns `shapes` of a model's arrays. Raises: UserError if they exceed this machine's memory. path: the model's run."""
-    check_memory(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)), f"the model of {path}")
-    return shapes
-
-
-def check_memory(needed: int, what: str) -> None:
-    """Checks that this machine has `needed` bytes of memory. Otherwise the system would kill processes. Raises: UserError."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise UserError(f"{what} needs {needed / 2**30:,.0f} GiB of memory, but this machine has {memory / 2**30:,.0f}")
 
 
 def check_regular(path: Path) -> int:
@@ -162,7 +148,7 @@ def read_json(path: Path, content: bytes | None = None) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns a JSON object. Raises: ValueError if a name occurs twice, because programs differ in which value they then read."""
+    """Returns a JSON object as a dict. Raises: ValueError if a name occurs twice: programs read different values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("an object has a name twice")

@@ -52,7 +52,7 @@ class Options(Generic[R, M]):
     base: str | None = None
     """Where the base of an adapter is now, if it was moved."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A module outside gen that the run's config names and that may be imported (a fork's family)."""
+    """A module outside gen that may be imported, because the run's config names its classes."""
 
     def __post_init__(self):
         check_seed(self.seed)
@@ -93,7 +93,11 @@ def _sample_command(arguments: Sequence[str]) -> int:
 
 
 def sample(options: Options[Dataclass, Dataclass], run: TrainedRun) -> Path:
-    """Generates samples, and writes them and their manifest to a folder. Returns the folder."""
+    """Generates samples, and writes them and their manifest to a folder. Returns the folder.
+
+    Raises: UserError if the options don't fit the run, or if the folder can't be used, for instance because it has
+    other samples.
+    """
     step = run.choose_step(options.step)
     # The manifest and the folder's name hold the number of a class, because its name might change.
     options = replace(options, request=with_class_number(options.request, run.spec))
@@ -221,7 +225,10 @@ def _changed_inputs(manifest: Manifest, run: TrainedRun, step: int) -> list[str]
 
 
 def _folder_name(step: int, seed: int, request: Dataclass, medium: Dataclass) -> str:
-    """Returns a name that depends on all settings that differ from their defaults. So other settings get another folder."""
+    """Returns the name of the folder for samples, such as "step500-seed0-n9".
+
+    It depends on all settings that differ from their defaults, so other settings get another folder.
+    """
     changed = {f.name: v for f in fields(request) if (v := getattr(request, f.name)) != f.default}
     name = "-".join([f"step{step}", f"seed{seed}", *(f"{k}{v}" for k, v in changed.items())])
     kept = [f for f in fields(medium) if not f.metadata.get("launch")]

@@ -104,7 +104,8 @@ def _train_from(run: Run, start: Start, begun: float) -> None:
 
 
 def fit(run: Run, state: State, logger: log.RunLog, record: faults.Record) -> None:
-    """Trains from `state` to the last step. Raises: Requeue after a signal; the state is saved, unless it must be rolled back."""
+    """Trains from `state` to the last step. Raises: UserError if bad steps or an alarm end the run; Requeue
+    after a signal, when the state is saved, unless it must be rolled back. record: keeps the limits for bad steps."""
     config, engine = run.config, run.engine
     step = start = int(state.step)
     monitor = make_monitor(run, logger)
@@ -209,10 +210,10 @@ class Monitor:
     sample: Callable[[State], dict[str, jax.Array]]
     """(state) -> samples, compiled."""
     watch: alarms.Watch
-    """The alarms."""
+    """(state, step, training metrics, validation metrics) -> (numbers to log, messages of alarms)."""
 
     def evaluate(self, state: State, step: int) -> dict[str, float]:
-        """Measures the validation split, logs it, and writes samples. Returns the scalars."""
+        """Measures the validation split, logs the metrics, and writes samples. Returns the scalar metrics."""
         run = self.run
         with self.logger.paused():
             split = run.data.evaluation("validation", run.config.data.batch_size, run.engine.rows)
@@ -226,7 +227,7 @@ class Monitor:
         return scalars
 
     def _report(self, metrics: Mapping[str, float | np.ndarray], step: int) -> dict[str, float]:
-        """Writes scalars to the log and arrays to reference.npz. Returns the scalars."""
+        """Writes scalar metrics to the log, and arrays to reference.npz. Returns the scalar metrics."""
         log.check_finite(step, "validation", metrics)
         scalars = scalars_of(metrics)
         self.logger.metrics(step, "validation", scalars)
@@ -260,7 +261,7 @@ def _ignore(text: str) -> None:
 
 
 def make_monitor(run: Run, logger: log.RunLog) -> Monitor:
-    """Returns the monitor of a run. Its samples always have the same key and the same given examples, so they can be compared."""
+    """Returns the monitor of a run. It samples with the same key and inputs each time, to compare samples of steps."""
     config, data, model = run.config, run.data, run.model
     known = directory.read_reference(run.workdir, data.spec)
     given = {name: known[name] for name in data.spec}

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def others(captions, tmp_path) -> Path:
     return folder
 
 
-def config_on(folder: Path, base: Path, finetune: str) -> Config:
+def config_on(folder: Path, base: Path, finetune: Literal["full", "lora"]) -> Config:
     data = Encoded(data=described(folder), tokenizer=str(base), batch_size=8)
     return Config(model=MODEL, data=data, steps=1, init_from=str(base), finetune=finetune, lora=LoRA(2), parallel=ONE)
 

@@ -9,7 +9,7 @@ FLOORS = [  # from the ground up; a room imports from itself and from lower floo
     ("system",),
     ("errors",),
     ("core",),
-    ("files", "axis"),
+    ("files", "axis", "memory"),
     ("networks",),
     ("optim",),
     ("data",),

@@ -172,6 +172,7 @@ def test_the_word_error_of_speech_is_planned_and_measured(run, monkeypatch):
     recipe = Recipe(width=8, dilations=(1,), steps=2, warmup=1)
     monkeypatch.setattr("gen.evaluation.sound.load_recognizer", partial(load_recognizer, recipe=recipe))
     subject = open_subject(run, Options((run,), metrics=("words",)))
+    assert isinstance(subject, CaptionedSound)
     made, real = plan_scores(subject).scores
     assert all(error >= 0 for score in (made, real) for error in score.compute())
     assert dict(made.protocol)["recognizer"] == asdict(recipe)

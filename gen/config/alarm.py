@@ -16,7 +16,8 @@ class Alarm:
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         """Returns a message for each limit that `numbers` violate. []: they violate none.
 
-        numbers: {metric: value} of the last logged step, of the last validation, and of the comparison of generated with real
-        images (gen.metrics.collapse). Metrics that were not measured are missing.
+        numbers: {metric: value} of the last training step that was not skipped, of the validation at this step, and of
+        the comparison of generated with real images (gen.metrics.collapse). Metrics that were not measured at this step
+        are missing.
         """
         raise NotImplementedError

@@ -17,8 +17,8 @@ from gen.errors import UserError
 from gen.optim import Schedule
 
 FILES = ("audio", "captions", "folder", "jsonl", "midi", "pairs", "rolls", "text")
-"""Words before the colon in `--data.name folder:PICTURES`: the kinds of data that are read from files. `choose_classes` recognizes
-the common mistake `--data folder:PICTURES` by them."""
+"""Kinds of data that are read from files: the words before the colon in `--data.name folder:PICTURES`. `choose_classes`
+uses them to recognize the common mistake `--data folder:PICTURES`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ def override(config: Config, arguments: Sequence[str], prog: str) -> Launch:
 
 
 def read_trust(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Returns MODULE of each `--trust MODULE`. They are needed before the other options, which may name their classes."""
+    """Returns MODULE of each option `--trust MODULE` or `--trust=MODULE`.
+
+    Other options may name classes of these modules, so the modules must be known before the other options are parsed.
+    """
     after = [value for flag, value in pairwise(arguments) if flag == "--trust"]
     return (*after, *(a.removeprefix("--trust=") for a in arguments if a.startswith("--trust=")))
 
@@ -114,7 +117,10 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
 
 
 def _object_hint(config: Config, path: Sequence[str]) -> object | None:
-    """Returns the declared type of the field at a path, if that type is a dataclass. None: another type, or no such field."""
+    """Returns the declared type of the field at a path, if it contains a dataclass, as `Network | None` does.
+
+    None: there is no such field, or its type has no dataclass or is `Scalar`.
+    """
     *parents, last = path
     x: object = config
     # The class of the value decides which fields exist, not the declared class: a subclass may have more.

@@ -82,6 +82,7 @@ def import_class(name: str, kind: type, trust: Sequence[str] = (), at: str = "co
     """
     module, _, cls = name.rpartition(".")
     trusted = any(module == t or module.startswith(t + ".") for t in (*TRUSTED, *trust))
+    # Only plain dotted names: importlib takes a leading dot for a relative import.
     plain = re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name)
     if not plain or not (trusted or module in sys.modules):
         raise UserError(

@@ -15,7 +15,10 @@ from gen.optim import adapters
 
 @dataclass(frozen=True)
 class Config:
-    """The config of one run. Fields with the metadata LAUNCH may change each time the run is started. All others must stay the same."""
+    """The config of one run. Fields with the metadata LAUNCH may change each time the run is started.
+
+    All other fields must stay the same, except that `steps` may change if no schedule depends on it.
+    """
 
     model: Family
     """The family and its hyper-parameters."""

@@ -46,7 +46,10 @@ def load(name: str, root: Path | None = None) -> Config:
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:
-    """Returns the path of the config file that `load` asks for. Raises: UserError that names the nearest file."""
+    """Returns the path of the config file `name` (see `load`). `folders` are searched in this order.
+
+    Raises: UserError that names the file with the most similar name, if none is found.
+    """
     file = name if name.endswith(".py") else f"{name}.py"
     paths = [folder / file for folder in folders]
     if name.endswith(".py"):
@@ -79,9 +82,9 @@ def module_name(path: Path) -> str:
 
 
 def _run(path: Path) -> ModuleType:
-    """Runs a config file, and returns it as a module. It is put into sys.modules, as by an import, so that its classes are found.
+    """Runs a config file as a module, and returns the module. Puts it into sys.modules, so that its classes are found.
 
-    A module of the same name that is not a config file, such as json, is not replaced.
+    If sys.modules has another module of this name that is not a config file, such as json, that module stays.
     """
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -110,7 +113,7 @@ def _search(folders: tuple[Path, ...], path: Path) -> Iterator[None]:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Adds a folder to the end of sys.path for a while. Since it comes last, its modules don't replace installed modules."""
+    """Adds a folder to the end of sys.path inside the context. So its modules don't replace installed ones."""
     entry = str(folder.resolve())
     sys.path.append(entry)  # nested files may add the same folder again
     try:

@@ -1,4 +1,7 @@
-"""The identity of a run: the fields of its config that must stay the same each time the run is started."""
+"""The identity of a run: the fields of its config that must stay the same each time the run is started.
+
+Launch fields, which have the metadata LAUNCH (such as the number of devices), are not part of the identity.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from gen.optim import Schedule
 
 
 def identity(config: Config) -> dict[str, object]:
-    """Returns a config without its launch fields, as JSON values. `steps` is only included if a schedule depends on it."""
+    """Returns the identity of a config as JSON values: all fields except those with the metadata LAUNCH.
+
+    `steps` is only included if a schedule depends on it.
+    """
     return _identity(encode(config), config)
 
 
@@ -23,14 +29,15 @@ def digest(config: Config) -> str:
 
 
 def settings(part: object) -> object:
-    """Returns a part of a config, such as `config.data`, as JSON values without launch fields."""
+    """Returns a part of a config, such as `config.data`, as JSON values without launch fields (metadata LAUNCH)."""
     return _without_launch(encode(part), part)
 
 
 def difference(old: Config, new: Config) -> list[str]:
     """Returns a line "field: old -> new" for each field in which the identities of two configs differ.
 
-    old: for a stored run, its config as `decode` returns it. Fields that are newer than the run then have their defaults.
+    A field that was added to gen after `old` was stored does not count as a difference if `new` has its default,
+    because `decode` has set the default in `old`, too.
     """
     before, after = (dict(_flat(identity(config))) for config in (old, new))
     lines = []
@@ -42,18 +49,18 @@ def difference(old: Config, new: Config) -> list[str]:
 
 
 def identity_changed(then: str, stored: Mapping[str, object], config: Config) -> bool:
-    """Returns whether a run's identity differs from the identity whose digest was recorded, for instance in a manifest.
+    """Returns whether a run's identity differs from an identity that was recorded earlier, for instance in a manifest.
 
     then: the recorded digest. stored: the entry "config" of the run's config.json. config: `stored`, decoded.
 
-    Two digests count as the same identity: of the decoded config, and of the names and fields as they are in config.json. They
-    differ if an older version of gen wrote the run, and classes were renamed or got fields since.
+    The identity is unchanged if `then` is the digest of `config` or the digest of `stored`. These two digests differ if
+    an older version of gen wrote config.json, and classes were renamed or got fields since.
     """
     return then not in (digest(config), _sha256(_identity(stored, config)))
 
 
 def _identity(encoded: Mapping[str, object], config: Config) -> dict[str, object]:
-    """Returns the identity, as JSON values. encoded: the config as JSON, perhaps of an older version of gen. config: decoded."""
+    """Returns the identity of `config`. encoded: `config` as JSON values, as any version of gen wrote them."""
     kept = _without_launch(encoded, config)
     assert isinstance(kept, dict)
     if not any(isinstance(x, Schedule) and x.reads_steps for x in walk(config)):

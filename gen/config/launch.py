@@ -25,7 +25,7 @@ class Parallel:
     cpu_devices: int | None = None
     """Number of JAX devices to split the CPU into. None: the CPU is not split."""
     coordinator: str | None = None
-    """HOST:PORT of the process with host 0, to which the others connect. None: taken from the cluster's scheduler."""
+    """HOST:PORT of the process with --parallel.host 0, to which the others connect. None: taken from the scheduler."""
     hosts: int | None = None
     """Number of processes that train together. None: taken from the cluster's scheduler, or 1 if there is none."""
     host: int | None = None
@@ -69,7 +69,7 @@ class Alarms:
     spread: float = 0.6
     """Minimum mean distance between two generated images, as a fraction of the mean distance between two real images."""
     saturation: float = 0.95
-    """Maximum fraction of held-out examples on which the discriminator has nothing left to learn."""
+    """Maximum fraction of held-out examples on which the discriminator's loss is nearly minimal (it has won)."""
     codes: float = 0.5
     """Minimum fraction of a tokenizer's codes that occur in the validation split."""
     gradient: tuple[float, float] = (1e-7, 1e4)
@@ -101,7 +101,7 @@ class Save:
     every: int = 1000
     """Steps between checkpoints. The last step is always saved."""
     keep: int = 2
-    """Number of latest checkpoints to keep, at least 2. The best checkpoint is kept as well."""
+    """Number of latest checkpoints to keep, at least 2. The best and the latest one for a rollback are also kept."""
     best: tuple[str, Literal["min", "max"]] | None = None
     """Validation metric that chooses the best checkpoint: METRIC min or METRIC max. If an evaluation is the best so far, a checkpoint
     is saved at its step, too. None: the latest checkpoint is the best."""
@@ -125,8 +125,8 @@ class Faults:
     weights and the optimizer of the last regular checkpoint, and continue with the batches after the bad step. `skip` and
     `rollback` hold a second copy of the state during each step."""
     spike: float | None = None
-    """A step is also bad if its loss exceeds the running mean of losses by this number of standard deviations. With action stop,
-    such a step ends the run. None: only losses far above the best so far are bad."""
+    """A step is also bad if its loss exceeds the running mean of losses by this number of standard deviations. Action
+    stop then ends the run at any bad step. None: this check is off."""
     patience: int = 10
     """Stop the run after this number of discarded steps since the last regular checkpoint (one that save.every asked for)."""
     explosion: int | None = 200

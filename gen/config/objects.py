@@ -86,7 +86,11 @@ def choices(hint: object) -> dict[str, type]:
 
 
 def _to_json(node: ast.expr, hint: object, classes: Mapping[str, type], at: str) -> object:
-    """Returns the JSON values that `encode` would write for an expression. classes: more classes than those that fit the hint."""
+    """Converts an expression to the JSON values that `encode` would write for its value, without running it.
+
+    hint: declared type of the value, whose dataclasses may be named. classes: {name: class} of more classes that may be
+    named. at: the option, for errors.
+    """
     if isinstance(node, ast.Tuple | ast.List):
         return [_to_json(element, hint, classes, at) for element in node.elts]
     if isinstance(node, ast.Name):
@@ -111,7 +115,7 @@ def _call_to_json(
     classes: Mapping[str, type],
     at: str,
 ) -> dict[str, object]:
-    """Returns the JSON values of the object that a call such as `Residual(3, rate=0.1)` describes."""
+    """Converts a call such as `Residual(3, rate=0.1)` to {"type": class, field: value, ...}, as `_to_json` does."""
     cls = _find(name.id, {**choices(hint), **classes}, "class", at)
     hints = typing.get_type_hints(cls)
     names = [f.name for f in fields(cls)]

@@ -28,17 +28,18 @@ def check_warmups(config: Config) -> None:
 
 
 def count_schedule_steps(config: Config, path: str) -> int:
-    """Returns the number of steps that a schedule counts in a whole run. path: the schedule's place, "model.field...".
+    """Returns the number of steps that a schedule counts in a whole run. path: where it is, such as "model.optim.lr".
 
-    It differs from `config.steps` if a discriminator makes several steps in each step of the run.
+    The result is larger than `config.steps` for a discriminator that makes several steps in each step of the run.
     """
     return config.model.count_steps(path.split(".")[1], config.steps)
 
 
 def find_schedules(x: object, path: str) -> Iterator[tuple[str, Schedule]]:
-    """Yields ("path.to.field", schedule) for each schedule in x: a config, or a part of one, searched with all its parts.
+    """Yields (path, schedule) for each schedule inside x, at any depth, such as ("model.optim.lr", WarmupCosine(...)).
 
-    path: the place of x itself, with which each yielded path begins, such as "model". Elements of tuples are numbered.
+    x: a config, or a value inside a config. path: the path of x, such as "model". Yielded paths begin with it. An
+    element of a tuple has its index as its name.
     """
     if isinstance(x, Schedule):
         yield path, x

@@ -1,4 +1,4 @@
-"""The types that every room shares: features, batches, states, models and data sets. Nothing else lives here.
+"""The types that all packages of gen share: features, batches, states, models and data sets.
 
 A `Data` builds a `Dataset`, and a `Family` builds a `GenerativeModel`. In each training step, an engine (gen.runtime) calls the
 model's `update` with the current `State` and the data set's next batch, and gets the next `State`.

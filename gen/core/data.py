@@ -14,8 +14,9 @@ from gen.errors import UserError
 
 
 class Dataset(NamedTuple):
-    """Training, validation and test examples. A batch is a pure function of (seed, step, rows), so a checkpoint need not
-    hold a position in the data."""
+    """Training, validation and test examples, and the functions that read batches of them.
+
+    A training batch is a pure function of seed and step, so a checkpoint need not hold a position in the data."""
 
     spec: Spec
     """Features that the model sees, after `preprocess`."""
@@ -24,24 +25,27 @@ class Dataset(NamedTuple):
     digest: str
     """SHA-256 of everything that the examples are made from."""
     batch: Callable[[int, int, range], HostBatch]
-    """(seed, step, rows) -> these rows of the training batch of a step: {feature: array [len(rows), ...]} before `preprocess`, such
-    as uint8 images. Also "row" int32 (position in the global batch), "index" int32 (position in the training split) and "weight"
-    float32 (1), each [len(rows)]. Steps count from 0."""
+    """(seed, step, rows) -> {feature: array [len(rows), ...]}, a part of the training batch of a step, before
+    `preprocess`. Steps count from 0. rows: positions in the global batch; each host reads only its own. The result also
+    has "row" int32 (position in the global batch), "index" int32 (position in the training split) and "weight" float32
+    (1), each [len(rows)]."""
     evaluation: Callable[..., Iterator[HostBatch]]
-    """(split, batch size[, rows]) -> the batches of a split, in order, with the entries of `batch`. rows: rows of each batch to read;
-    all by default. The last batch is padded with examples of "weight" 0. Here "row" is the position in the split, too."""
+    """(split, batch size[, rows]) -> the batches of a split, in order, with the same arrays as `batch`, except that
+    "row" is the position in the split, like "index". rows: positions in each batch to read; all by default. The last
+    batch is padded with examples of "weight" 0."""
     preprocess: Callable[[Batch, Key, bool], Batch]
-    """(batch, key, training) -> the batch with the features of `spec`. Runs in the compiled step. The noise of each example is drawn
-    from (key, "row"), so it does not depend on the number of devices."""
+    """(batch, key, training) -> the batch with the features of `spec`. training: False for evaluation, without
+    augmentation. Runs in the compiled step. The noise of each example is drawn from (key, "row"), so it does not depend
+    on the number of devices."""
     files: Mapping[str, bytes] = {}
-    """{file name: content} that a run keeps next to its spec, such as a tokenizer."""
+    """{file name: content} that each run on these data writes into its run directory, such as tokenizer.json."""
     protocol: Mapping[str, Any] = {}
-    """{setting: value} of how the held-out splits are read, stored next to each score."""
+    """{setting: value} of how held-out splits are read, such as the tokenizer. Stored next to each score."""
     baselines: Callable[[], dict[str, float]] = dict
     """() -> {metric: score of a trivial model on the test split}, stored next to the model's scores."""
     images: Dataset | None = None
     """For codes (tokens or latents of a trained encoder): the data set of the images or sound that were encoded. Decoded samples are
-    compared with it. None: the data are not codes."""
+    compared with these images or sounds. None: the data are not codes."""
     older: tuple[str, ...] = ()
     """Digests that older versions of gen computed for the same examples. They hash the names and sizes of large files instead of
     the content. A run with such a digest is continued with a warning."""
@@ -56,9 +60,11 @@ class RunView(NamedTuple):
     read_file: Callable[[str], bytes]
     """(file name) -> content of one of `Dataset.files`. Raises: UserError if it is missing."""
     reference: Callable[[], Mapping[str, np.ndarray]]
-    """() -> {feature: array [n, ...]} of up to 64 validation examples, after `preprocess`."""
+    """() -> {feature: array [n, ...]} of up to 64 validation examples, after `preprocess`. Arrays of the last
+    evaluation, under other names, may be in the result as well."""
     build_data: Callable[..., Dataset]
-    """(data_dir=None) -> the data set. data_dir: where its files are now. Raises: UserError if they have changed since training."""
+    """(data_dir=None) -> the data set. data_dir: folder of its files, if it was moved. Raises: UserError if the files
+    have changed since training."""
 
 
 class Given(NamedTuple):
@@ -67,7 +73,7 @@ class Given(NamedTuple):
     arrays: Mapping[str, np.ndarray] = {}
     """The argument `given` of `generate`: prompts, or images to change."""
     functions: Mapping[str, Callable[..., Any]] = {}
-    """More keyword arguments of `generate`: functions, such as one that prints each token as soon as it is drawn."""
+    """More keyword arguments of `generate`: functions, such as one that prints each token as soon as it is sampled."""
     finish: Callable[[Mapping[str, np.ndarray]], None] | None = None
     """(arrays from `generate`) -> None. Called once after `generate`, for instance to end a printed line. None: nothing to do."""
 
@@ -94,30 +100,38 @@ class Medium:
     """
 
     features: ClassVar[Mapping[str, int]] = {}
-    """{feature: number of axes of one example} that the medium can show. It is chosen for data that have the first of these."""
+    """{feature: number of axes of one example} of the features that the medium can show. gen.media chooses the medium
+    for data that have the first of these features."""
     options: ClassVar[type] = NoOptions
     """A frozen dataclass whose fields are command-line options of sample.py. A field with the metadata LAUNCH must not change the
     samples."""
 
     def read_options(self, options: Any) -> Any:
-        """Returns the options with the content of the files that they name. So the manifest of the samples holds all inputs."""
+        """Returns the options with each path of an input file replaced by the file's content.
+
+        sample.py stores the result in manifest.json next to the samples, so that the manifest holds all inputs. By
+        default nothing is replaced.
+        """
         return options
 
     def complete(self, options: Any, request: Any, run: RunView) -> Any:
-        """Returns the options, with the fields that depend on the request filled in. `check`, `give` and `show` get the result."""
+        """Returns the options, with the fields that depend on the request filled in. By default there are none.
+
+        `check`, `give` and `show` get the result.
+        """
         return options
 
     def check(self, options: Any, request: Any, run: RunView) -> None:
         """Raises: UserError if the options have an input that the request does not use, or lack an input that it needs.
 
-        By default a mode that takes a picture or a score is refused, because NoOptions has neither.
+        By default, raises it if `request.mode` takes a picture or a score of music, because NoOptions has neither.
         """
         mode = getattr(request, "mode", "generate")
         if mode != "generate" and (mode in request.pictures or mode in request.scores):
             raise UserError(f"mode {mode} changes a picture or a score, and the samples are neither; leave --mode out")
 
     def give(self, options: Any, run: RunView) -> Given:
-        """Returns the inputs of `generate` that the options ask for; by default the validation examples of `run.reference`.
+        """Returns the inputs for the model's `generate` that the options ask for. By default: `run.reference`.
 
         Raises: UserError if the run's model can't use them.
         """
@@ -133,8 +147,8 @@ class Medium:
     def to_images(self, samples: Mapping[str, Array], run: RunView) -> Mapping[str, Array]:
         """Decodes samples that encode images or sound, such as codes. Other samples are returned unchanged.
 
-        The result has "samples" as images float32 [n, H, W, C] in [-1, 1], or as sound float32 [n, T, C]. It must also work under
-        jax.jit.
+        The result has "samples" as images float32 [n, H, W, C] in [-1, 1], or as sound float32 [n, T, C]. An
+        implementation must also work under jax.jit.
         """
         return samples
 
@@ -148,14 +162,16 @@ class Data:
     """The settings of a data set: the field `data` of a config. Subclass it to add a kind of data."""
 
     keeps_tokenizer: ClassVar[bool] = False
-    """Whether the field `tokenizer` names a run directory. Each run on these data then copies that tokenizer, and later reads the
-    data with its copy."""
+    """Whether the field `tokenizer` is the run directory of a trained tokenizer. Each run on these data then copies the
+    tokenizer into its own directory, and sampling and evaluation read the data with this copy."""
 
     batch_size: int = 128
     """Examples per step, over all devices and hosts."""
 
     def resolve(self) -> Data:
-        """Returns a copy of these settings, in which choices that depend on the files of the data are made.
+        """Returns a copy in which None is replaced in fields whose default depends on the files of the data.
+
+        For instance, data of images fill in the slices `train`, `validation` and `test`. By default nothing is changed.
 
         Raises: UserError if the data are missing.
         """

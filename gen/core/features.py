@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MAX_SIZE = 2**26
-"""Largest count of numbers in one example, of classes and of tokens in a vocabulary. A spec.json with more counts as damaged."""
+"""Limit on the count of numbers in one example, and on `classes`, `vocab`, `levels` and `sample_rate`. gen reports a
+spec.json above the limit as damaged."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,21 @@ class Feature:
     levels: int | None = None
     """Number of equally spaced values in [-1, 1] that the feature can take: 256 for bytes, 2 for binarized images. None: unknown."""
     dequantized: bool = False
-    """Whether uniform noise, as wide as the distance of two levels, was added. Then a continuous density gives a lower bound of the
-    probability of the levels."""
+    """Whether uniform noise, as wide as the distance between neighbouring levels, was added. Then the density of a
+    continuous model gives a lower bound on the probability of the levels (see `log_cell`)."""
     axes: tuple[str, ...] | None = None
-    """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") for an image. If a place
-    of the grid has several tokens, the last axis is "book" and numbers them. None: a sequence, such as text."""
+    """For tokens, latents or sources on a grid: the name of each axis of `shape`, such as ("row", "column") for an
+    image. If each cell of the grid has several tokens, they are along one more axis: "book" for one token per codebook,
+    "part" for the patches of a square. None: a sequence, such as text."""
     names: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
     """For a label: the name of each class, for people to read. No model depends on them. None: unknown."""
 
     @property
     def log_cell(self) -> float:
-        """Log volume of the cube of noise around one example, in nats: size * log(2 / levels). 0 if not dequantized, or levels unknown.
+        """Log volume of the cube of noise around one example, in nats: D log(2 / levels), for D numbers in an example.
 
-        The log density of a dequantized example plus this is, in expectation over the noise, a lower bound of the log probability
-        of the example's levels (Theis et al. 2016, section 3.1).
+        0 if `dequantized` is False, or `levels` is None. log density(dequantized example) + log_cell is, in expectation
+        over the noise, a lower bound on the log probability of the example's levels (Theis et al. 2016, section 3.1).
         """
         if not self.dequantized or not self.levels:
             return 0.0
@@ -50,4 +52,4 @@ class Feature:
 
 
 Spec = Mapping[str, Feature]
-"""{name: feature} of the data. Names: image, audio, tokens, latent, source, label, caption."""
+"""{name: feature} of the data. gen uses the names image, audio, tokens, latent, source, label and caption."""

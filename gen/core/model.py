@@ -26,11 +26,14 @@ class Adapter:
     """
 
     def begin(self, key: Key, base: dict[str, Params]) -> dict[str, Params]:
-        """Returns the new parameters at step 0, {player: pytree}. With them the networks compute the same as the base, or nearly."""
+        """Returns the adapter's own parameters at step 0, {name: pytree}.
+
+        base: parameters of the base run. After `merge`, the networks compute (nearly) the same as with `base`.
+        """
         raise NotImplementedError
 
     def merge(self, trained: dict[str, Params], base: dict[str, Params]) -> dict[str, Params]:
-        """Combines the base's parameters with the adapter's trained ones. Returns the parameters for the networks."""
+        """Returns the networks' parameters: `base`, changed or extended by the adapter's `trained` parameters."""
         raise NotImplementedError
 
 
@@ -43,22 +46,25 @@ def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 class GenerativeModel(NamedTuple):
     """A generative model: pure functions that create a `State`, train it, evaluate it, and generate samples from it.
 
-    The engine (gen.runtime) runs `update`, `evaluate` and `test` under a mapped axis named "data", with one index per device, or of
-    size 1. Each device has its part of the batch. gen.axis has the sums and means over this axis.
+    The engine (gen.runtime) calls `update`, `evaluate` and `test` inside a mapped axis named "data". Under pmap the
+    axis has one index per device, and each call sees the device's part of the batch. Under jit the axis has size 1.
+    gen.axis has the sums and means over this axis.
 
-    The log writes each metric of `update` and `summarize`. A step is bad if one of its metrics is not finite, or if the sum of
-    its `losses` jumps (gen.runtime.faults). Alarms read "gradient" and "gradient/..." as gradient norms, and "saturation" as the
-    fraction of examples on which a discriminator has nothing left to learn (gen.evaluation.alarms).
+    The log writes each metric of `update` and `summarize`. Some names of metrics have a meaning: "gradient" and
+    "gradient/PLAYER" are gradient norms, and "saturation" is the fraction of examples on which the discriminator's loss
+    is nearly minimal. A step is bad if one of its metrics is not finite, or if the sum of its `losses` or a gradient
+    norm jumps (gen.runtime.faults).
     """
 
     init: Callable[..., State]
-    """(key) -> the state of step 0, with random parameters. (key, params) -> the state of step 0 with these parameters. A family with
-    an adapter keeps them fixed instead, in `State.frozen`."""
+    """(key) -> the state of step 0, with random parameters. (key, params) -> the state of step 0 with these parameters.
+    If the family has an adapter, the state has these parameters in `State.frozen`, and the adapter's new parameters in
+    `State.params`."""
     update: Callable[[State, Batch, Key], tuple[State, Metrics]]
     """(state, batch, key) -> (state after one step, metrics). Metrics are scalars, already averaged over the axis "data"."""
     evaluate: Callable[[State, Batch, Key], Sums]
-    """(state, batch, key) -> {metric: (total, weight)} of a held-out batch, summed over the axis "data". Padding has weight 0, and the
-    number of devices does not change the sums. Runs during training."""
+    """(state, batch, key) -> {metric: (total, weight)} of a held-out batch, summed over the axis "data". Padding has
+    weight 0. The number of devices does not change the sums. Runs at each evaluation during training."""
     generate: Callable[..., dict[str, Array]]
     """(state, key, given, request) -> {"samples": array [n, ...], ...}. `given` holds input arrays, such as prompts or images to
     change."""
@@ -79,15 +85,16 @@ class GenerativeModel(NamedTuple):
     """{metric: {setting: value}}: how a metric is estimated, such as the number of noise samples. Stored next to each score, so that
     only comparable scores are compared."""
     batches: int | None = None
-    """Number n of batches that one call of `update` takes. They are stacked on a leading axis: [n, B, ...]. None: one batch
-    [B, ...], without this axis."""
+    """Number n of batches that one `update` takes, for instance for n updates of a discriminator. They are stacked on a
+    leading axis: [n, B, ...]. None: one batch [B, ...], without this axis."""
     together: int = 1
-    """Size of the groups of examples that must be on one device. The batch on each device is a multiple of it."""
+    """The batch size per device must be a multiple of this number: the number of microbatches, times the number of
+    images that a discriminator sees at once."""
     rules: Rules = ()
     """Rules for tensor parallelism (--parallel.tensor): which axis of which parameters is sharded."""
     inherited: tuple[str, ...] = ()
-    """Entries of State.stats that belong to the weights, such as a codebook. A run that starts from the weights of a base also starts
-    from these entries of the base."""
+    """Names of the entries of State.stats that fine-tuning takes from the base run, such as a codebook. Other entries
+    start as `init` makes them."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +106,10 @@ class Family:
         raise NotImplementedError
 
     def count_steps(self, field: str, steps: int) -> int:
-        """Returns the number of steps that the schedules in `field` count in a run of `steps` updates.
+        """Returns the number of steps that schedules in the field `field`, such as a learning rate, count in a run.
 
-        It is larger than `steps` if one update makes several steps of the optimizer in `field`. By default it is `steps`.
+        steps: number of updates of the run. The result is larger if one update makes several steps of the optimizer in
+        `field`, as for a discriminator that is trained more often. By default it is `steps`.
         """
         return steps
 
@@ -112,7 +120,8 @@ class Family:
     def inherit(self, base: Family, spec: Spec) -> Family:
         """Returns a copy of this family for fine-tuning. The fields that decide the shapes of parameters are copied from `base`.
 
-        spec: the spec of the data that the base was trained on. Raises: UserError if the base is of another family.
+        base: the family of the base run. spec: the spec of the data that the base was trained on. A subclass names the
+        fields; by default, no field is copied. Raises: UserError if the base is of another family.
         """
         # Types are compared instead of isinstance, because a subclass may have other parameters.
         if type(self) is not type(base):
@@ -123,18 +132,19 @@ class Family:
         return self
 
     def adopt(self, params: dict[str, Params], like: dict[str, Params]) -> dict[str, Params]:
-        """Converts the parameters of a trained base to the first parameters of a new run.
+        """Returns the parameters with which a run that is fine-tuned from this family begins.
 
-        params: parameters of the base. like: parameters of the new run's model, for their shapes. Both may hold
-        jax.ShapeDtypeStruct instead of arrays. A subclass replaces parameters that depend on the data, such as the embeddings of
-        classes. By default `params` is returned unchanged.
+        params: parameters of the trained base. like: parameters of the new run's model, for their shapes. Both may hold
+        jax.ShapeDtypeStruct instead of arrays. A subclass replaces parameters that depend on the data, such as the
+        embeddings of classes, if their shapes differ. By default `params` is returned unchanged.
         """
         return params
 
     def with_adapter(self, adapter: Adapter | None) -> Family:
-        """Returns a copy of this family that trains only the adapter and keeps its parameters fixed.
+        """Returns a copy of this family that trains only the adapter, and keeps its other parameters fixed.
 
-        adapter: None means a copy that trains its parameters. Raises: UserError if the family can't be trained with adapters.
+        adapter: None means a copy that trains all parameters. Raises: UserError if the family can't be trained with
+        adapters, which is the default.
         """
         raise UserError(f"{type(self).__module__}.{type(self).__name__} has no adapters; the fix: --finetune full")
 
@@ -144,14 +154,14 @@ class Request:
     """The settings of one call of `generate`. A family adds fields in a subclass, such as a temperature."""
 
     pictures: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """{value of the field `mode`: names of the input pictures of this mode}. The user names their files in options of sample.py, and
-    `generate` gets them in `given`: "image" float32 [1, H, W, C] in [-1, 1], and "mask" float32 [1, H, W, 1], 1 where the image is
-    known. Models of pairs take "source" instead of "image", with the same axes. Without a source, sample.py translates validation
-    examples."""
+    """{value of the field `mode`, such as "inpaint": names of the input pictures of this mode}. The user names their
+    files in options of sample.py. `generate` gets them in `given`: "image" float32 [1, H, W, C] in [-1, 1], and "mask"
+    float32 [1, H, W, 1], 1 where the image is known. A model that translates images takes "source" instead of "image",
+    with the same shape. If the user gives no source, sample.py translates validation examples."""
 
     scores: ClassVar[tuple[str, ...]] = ()
-    """Values of the field `mode` that take a score of music, --midi of sample.py. `generate` gets it in `given`: "tokens" int32
-    [1, frames, voices], and "known" bool of the same shape, which tokens to keep."""
+    """Values of the field `mode` for which `generate` takes a score of music, from the option --midi of sample.py.
+    `given` then has "tokens" int32 [1, frames, voices], and "known" bool of the same shape: which tokens to keep."""
 
     n: int = 64
     """Number of samples."""

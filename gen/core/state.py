@@ -20,7 +20,7 @@ int32 [B] (position in the split) and "weight" float32 [B] (0 for padding, other
 HostBatch = dict[str, np.ndarray]
 """A Batch in host memory, before it is put on devices."""
 Metrics = dict[str, Array]
-"""{metric: scalar}."""
+"""{metric: array []}, or {metric: array [n]} for a compiled call of n training steps."""
 Sums = dict[str, tuple[Array, Array]]
 """{metric: (total, weight)}. The metric of a split is the sum of its totals over the sum of its weights."""
 Rules = tuple[tuple[str, int | None], ...]
@@ -39,9 +39,9 @@ class State:
     step: Array
     """int32 []. Number of updates done. It never decreases."""
     params: dict[str, Params]
-    """Trained parameters, {player or part of the model: pytree}."""
+    """Trained parameters, {part of the model, such as "generator" or "encoder": pytree}."""
     opt_state: dict[str, optax.OptState]
-    """{optimizer: its state}. Moments are at least float32, whatever the dtype of params."""
+    """{name of an optimizer: its state}. The moments have at least float32, even if `params` have a lower precision."""
     ema: dict[str, Params] = field(default_factory=dict)
     """Moving averages of params, at least float32, used for evaluation and sampling. {}: params are used instead."""
     stats: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
-"""Data sets, whose batches are pure functions of (seed, step, rows), and parts to build your own data sets from.
+"""Data sets, whose batches are pure functions of (seed, step, rows of the batch), and parts to build your own from.
 
-Configs name kinds of data such as gen.data.images.Images and gen.data.text.Text. `from_arrays` makes a data set of arrays in memory.
+The field `data` of a config is a kind of data, such as gen.data.images.Images or gen.data.text.Text. `from_arrays`
+makes a data set of arrays in memory.
 """
 
 from gen.data.arrays import from_arrays

@@ -24,7 +24,7 @@ UNSEEN = ("counted", "bytes")  # arrays for the loss of language models. They ar
 BYTE_LEVELS = 256
 
 Arrays = Mapping[str, np.ndarray]
-"""{name: array [N, ...]}: the examples of one split."""
+"""{name: array [N, ...]}: the N examples of one split."""
 
 
 def from_arrays(
@@ -32,7 +32,7 @@ def from_arrays(
 ) -> Dataset:
     """Returns a data set of the arrays of three splits, which stay in memory.
 
-    To add your own kind of data, write a config whose `build` calls this function:
+    To add your own kind of data, write a subclass of gen.core.Data whose `build` calls this function:
 
         @dataclass(frozen=True)
         class Noise(gen.core.Data):
@@ -43,22 +43,24 @@ def from_arrays(
                 split = {"train": image[200:], "validation": image[:100], "test": image[100:200]}
                 return from_arrays({name: {"image": x} for name, x in split.items()}, self.batch_size)
 
-    splits: {split: {name: array [N, ...]}} for the splits "train", "validation" and "test". All three are needed, with the same names
-        and the same shapes of an example.
-    batch_size: examples of a global training batch.
-    features: {name: feature} for arrays whose feature should not be inferred from the array.
+    splits: {split: {name: array [N, ...]}} for the splits "train", "validation" and "test". All three are needed, with
+        the same names, and for each name the same shape of an example.
+    batch_size: examples in a training batch, over all devices and hosts.
+    features: {name: gen.core.Feature} for arrays whose feature should not be inferred from the array.
 
     A feature is inferred from the dtype of its array:
 
     - uint8 of rank 2 or more, such as "image" [N, H, W, C]: 256 levels. The model sees them as float32 in [-1, 1].
     - Integers of shape [N], such as "label": classes. Their number is the largest value in all splits + 1.
-    - Other integers, and always "tokens" and "source": tokens. The size of the vocabulary is the largest value in all splits + 1.
+    - Other integers, and always "tokens" and "source": tokens. The vocabulary size is the largest value + 1.
     - Floats, such as "latent" or "points": float32, unchanged. An "image" must be in [-1, 1].
 
-    Language models also read "counted" [N, T + 1] (1 for tokens in the loss, otherwise 0) and "bytes" [N] (number of bytes of text
-    that these tokens represent). If there are "tokens" [N, T + 1] without them, every token but the first counts, as one byte.
+    Language models also read "counted" [N, T + 1] (1 for tokens in the loss, otherwise 0) and "bytes" [N] (number of
+    bytes of text that the counted tokens represent). If "tokens" [N, T + 1] come without "counted", it is 1 for every
+    token but the first. If they come without "bytes", each counted token is one byte.
 
-    Raises: UserError for a missing split, arrays that differ in names or shapes, or values that their feature does not allow.
+    Raises: UserError for a missing split, arrays that differ in names or shapes, or values that a feature does not
+    allow.
     """
     check_positive(**{"batch_size": batch_size})
     check_splits(splits)
@@ -87,23 +89,30 @@ class InMemory:
     """Reads examples from the arrays of each split."""
 
     arrays: Mapping[str, Arrays]
+    """{split: {name: array [N, ...]}}."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Returns {name: [n, ...]} of the examples at these positions."""
+        """Returns the examples at these positions in the split, {name: array [n, ...]}. index: int64 [n]."""
         return {name: x[index] for name, x in self.arrays[split].items()}
 
 
 def scale_bytes(batch: Batch, key: Key, training: bool, *, levels: Mapping[str, int]) -> Batch:
     """Returns the batch with uint8 features as float32 in [-1, 1]: level 0 becomes -1, and the last level 1.
 
-    levels: {name of a uint8 feature: number of its levels}.
+    It is the `preprocess` of the data set. `key` and `training` have no effect.
+
+    levels: {name of a uint8 feature: number of its levels}. The other arrays of the batch stay as they are.
     """
     scaled = {name: scale_levels(batch[name].astype(jnp.float32), n - 1) for name, n in levels.items()}
     return {**batch, **scaled}
 
 
 def check_splits(splits: Mapping[str, Arrays]) -> None:
-    """Raises: UserError unless all three splits have arrays of the same names and shapes, with at least one example."""
+    """Checks the argument `splits` of `from_arrays`.
+
+    Raises: UserError if a split is missing, unknown or empty, if the arrays of a split differ in length, if the names
+    or the shapes of an example differ between splits, or if an array has one of the names "row", "index" and "weight".
+    """
     for split in SPLITS:
         if split not in splits:
             raise UserError(
@@ -119,6 +128,7 @@ def check_splits(splits: Mapping[str, Arrays]) -> None:
             names = ", ".join(splits[split]) or "none"
             raise UserError(f"{split!r} has the arrays {names}, and 'train' has {', '.join(train) or 'none'}")
         for name, x in splits[split].items():
+            # The rank is checked first, because a scalar has no length.
             if np.ndim(x) == 0 or len(x) == 0 or len(x) != count(splits[split]):
                 raise UserError(
                     f"{split!r}: {name!r} has the shape {np.shape(x)}; the first axis of all arrays is the number of"
@@ -137,9 +147,13 @@ def count(arrays: Arrays) -> int:
 
 
 def convert(name: str, values: np.ndarray) -> np.ndarray:
-    """Returns the array in the dtype that batches have: uint8 for levels, float32 for floats, and int32 for other integers.
+    """Returns the array in the dtype that batches have.
 
-    Raises: UserError for other dtypes, integers that are negative or too large, and floats that are not finite.
+    Floats become float32. uint8 arrays of rank 2 or more stay uint8 (levels), except "tokens", "source" and "bytes".
+    Other integers become int32, and "counted" becomes uint8.
+
+    name: name of the array. Raises: UserError for other dtypes, integers that are negative or not below MAX_SIZE, and
+    floats that are not finite.
     """
     x = np.asarray(values)
     if x.dtype.kind == "f":
@@ -157,7 +171,13 @@ def convert(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def make_spec(arrays: Mapping[str, Arrays], features: Mapping[str, Feature]) -> dict[str, Feature]:
-    """Returns {name: given or inferred feature} of the arrays that models see. Raises: UserError for a feature that does not fit."""
+    """Returns {name: feature} of all arrays except "counted" and "bytes".
+
+    arrays: {split: {name: array as from `convert`}}. features: {name: feature} that the caller chose. The features of
+    the other arrays are inferred.
+
+    Raises: UserError if a chosen feature has no array, or does not fit its array.
+    """
     spec = {}
     for name in arrays["train"]:
         if name not in UNSEEN:
@@ -172,7 +192,10 @@ def make_spec(arrays: Mapping[str, Arrays], features: Mapping[str, Feature]) -> 
 
 
 def infer_feature(name: str, parts: list[np.ndarray]) -> Feature:
-    """Infers the feature of an array from its dtype and values. parts: the converted array of each split."""
+    """Infers the feature of an array from its dtype and values, by the rules of `from_arrays`.
+
+    name: name of the array. parts: the array of each split, as from `convert`.
+    """
     shape, dtype = parts[0].shape[1:], parts[0].dtype
     if dtype == np.float32:
         return Feature(shape)
@@ -186,7 +209,10 @@ def infer_feature(name: str, parts: list[np.ndarray]) -> Feature:
 
 
 def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
-    """Raises: UserError if an array does not fit its feature. parts: the converted array of each split."""
+    """Raises: UserError if an array does not fit its feature: its dtype, its shape, its size or its range of values.
+
+    name: name of the array. parts: the array of each split, as from `convert`.
+    """
     if any(x.dtype != parts[0].dtype for x in parts):
         raise UserError(f"{name!r} has different dtypes in the splits; convert all of them to one")
     if feature.shape != parts[0].shape[1:]:
@@ -220,7 +246,10 @@ def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
 
 
 def add_counted(arrays: Arrays) -> Arrays:
-    """Returns the arrays of a split with "counted" and "bytes" added, if it has "tokens" without them (see `from_arrays`)."""
+    """Returns the arrays of a split. If it has "tokens" [N, T + 1], adds "counted" and "bytes" unless it has them.
+
+    "counted": uint8 [N, T + 1], 0 for the first token and 1 for the others. "bytes": int32 [N], the sum of "counted".
+    """
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 2:
         return arrays

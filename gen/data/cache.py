@@ -1,12 +1,15 @@
-"""A cache of arrays that take long to compute, in the user's cache folder.
+"""A cache of arrays that take long to compute, such as decoded images.
+
+It is the folder $XDG_CACHE_HOME/gen, by default ~/.cache/gen. Each entry of the cache is a folder in it:
 
     KEY/NAME.npy     an array
-    KEY/sums.json    hashes of all arrays. Its modification time is the last use. A process that uses the arrays locks this file
+    KEY/sums.json    hashes of all arrays. Its modification time is the last use. Processes that use the arrays lock it
     KEY/seen.json    size, times and inode of each array's file when its whole content was last compared with the hashes
 
-If an entry is damaged, a message is printed, and the arrays are computed again. At each use, the content of each file is compared with
-its hashes. If the size, the times or the inode of a file have changed, the whole file is compared. Of all other files together,
-SAMPLE_CHUNKS random chunks of 1 MiB are compared, which is everything for an entry of up to 128 MiB. `--data.check all` compares every byte.
+Each time an entry is loaded, the content of its files is compared with the hashes, because a disk or a person may have
+changed a file. If the size, the times or the inode of a file have changed, the whole file is compared. Of all other
+files together, SAMPLE_CHUNKS random chunks of 1 MiB are compared, which is everything for an entry of up to 128 MiB.
+`--data.check all` compares every byte. If an entry is damaged, a message is printed, and the arrays are computed again.
 """
 
 from __future__ import annotations
@@ -34,9 +37,9 @@ from gen.files import cache_folder, sync_folder, sync_tree, write_bytes, write_j
 Arrays = dict[str, np.ndarray]
 
 FORMAT = 1
-"""Version of sums.json."""
+"""Version of the layout of sums.json."""
 MIN_MAPPED = 2**20
-"""Files of at least this number of bytes are mapped into memory. Smaller files are read, because a map takes a file descriptor."""
+"""Array files from this number of bytes on are memory-mapped. Smaller ones are read: a map takes a file descriptor."""
 
 
 class Damaged(Exception):
@@ -44,30 +47,32 @@ class Damaged(Exception):
 
 
 class ArraySums(NamedTuple):
-    """Size and hashes of an array's file."""
+    """Size and hashes of an array's file, as stored in sums.json."""
 
     size: int
-    """Number of bytes."""
+    """Number of bytes of the file."""
     chunks: bytes
-    """SHA-256 of each chunk of the file, one after the other, SUM_BYTES each."""
+    """SHA-256 of each chunk (1 MiB) of the file, one after the other, 32 bytes each."""
 
 
 def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", whole: bool = False) -> Arrays:
-    """Returns the arrays that the cache holds under this key, or makes and saves them.
+    """Returns the arrays {name: array} that the cache has under this key. Otherwise calls `make` and saves its result.
 
-    The arrays are read-only. Large arrays are memory maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default ~/.cache/gen). If the cache
-    can't be written, a message is printed, and the result of `make` is returned.
+    The arrays are read-only. Arrays from 1 MiB on are memory maps of `$XDG_CACHE_HOME/gen/KEY/NAME.npy` (default
+    ~/.cache/gen). If the cache can't be written, a message is printed, and the arrays of `make` are returned as they
+    are.
 
-    key: a SHA-256 of everything that decides the arrays. what: describes the arrays in messages and in `python -m gen.cache`. whole:
-    compare every byte with the hashes, not only a sample.
+    key: a SHA-256, in hexadecimal, of everything that decides the arrays. make: computes the arrays, {name: array}.
+    what: describes the arrays in messages and in `python -m gen.cache`. whole: compare every byte of saved arrays with
+    its hash, not only a random sample.
     """
     folder = cache_folder() / key
     # No lock is needed: folders appear whole, by a rename.
     kept = load_or_say(folder, what, whole)
     if kept is not None:
         return kept
-    # The folder exists, but could not be loaded. `save` would compare another random sample, which might miss the damage. So it must
-    # replace the folder.
+    # If the folder exists, it is damaged. Without `replace`, `save` would compare another random sample, which might
+    # miss the damage, and would then keep the folder.
     is_damaged = os.path.lexists(folder)
     arrays = make()
     try:
@@ -80,7 +85,11 @@ def load_or_make(key: str, make: Callable[[], Arrays], what: str = "arrays", who
 
 
 def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
-    """Returns the arrays in a folder. None: the folder does not exist, or it is damaged. Prints a message if it is damaged."""
+    """Returns the arrays of an entry, as `load` does. If the entry is damaged, prints a message and returns None.
+
+    folder: the entry. It may be missing; then the result is None, too. what: describes the arrays in the message.
+    whole: compare every byte with its hash, not only a random sample.
+    """
     try:
         return load(folder, whole)
     except Damaged as damage:
@@ -89,11 +98,11 @@ def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
 
 
 def load(folder: Path, whole: bool = False) -> Arrays | None:
-    """Returns the arrays in a folder as {name: array}. None: there is no such folder.
+    """Returns the arrays of an entry, {name: array}, and marks it as used now. None: there is no such folder.
 
-    whole: compare every byte with the hashes, not only a sample.
+    folder: the entry. whole: compare every byte with its hash, not only a random sample.
 
-    Raises: Damaged with the reason.
+    Raises: Damaged, with the reason, if the entry can't be read or differs from its hashes.
     """
     lock = None
     try:
@@ -124,7 +133,10 @@ def reason_of(error: Exception) -> str:
 
 
 def read_sums(folder: Path) -> dict[str, ArraySums]:
-    """Returns {name of an array: its hashes} of an entry. Raises: OSError, UserError or ValueError if sums.json is missing or damaged."""
+    """Reads the sums.json of an entry. Returns {name of an array: size and hashes of its file}.
+
+    folder: the entry. Raises: OSError or UserError if it is not a folder, or its sums.json is missing or damaged.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is {files.name_kind(folder.lstat().st_mode)}, and not a folder")
     path = folder / SUMS
@@ -146,16 +158,21 @@ def read_sums(folder: Path) -> dict[str, ArraySums]:
 
 
 def seal(content: object) -> str:
-    """Returns the SHA-256 of the content of sums.json without its key "sha256"."""
+    """Returns the SHA-256, in hexadecimal, that sums.json stores of itself under "sha256".
+
+    content: the JSON object in sums.json, without this key.
+    """
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None:
     """Compares the files of an entry with their hashes: changed files as a whole, and a random sample of the other files.
 
-    A file counts as changed if its size, times or inode are not as in seen.json. whole: compare all files as a whole.
+    A file counts as changed if its size, times or inode are not as in seen.json, which is updated after the comparison.
 
-    Raises: UserError that names the first wrong file; OSError.
+    folder: the entry. sums: content of its sums.json, as from `read_sums`. whole: compare all files as a whole.
+
+    Raises: UserError that names the first file with a wrong size or content; OSError.
     """
     seen, found = read_seen(folder), {}
     for name, (size, chunks) in sums.items():
@@ -180,7 +197,10 @@ def check_content(folder: Path, sums: dict[str, ArraySums], whole: bool) -> None
 
 
 def read_seen(folder: Path) -> dict[str, FileFacts]:
-    """Returns {name: facts of the array's file when it was last compared as a whole}, from seen.json. {}: unknown."""
+    """Reads the seen.json of an entry. Returns {name of an array: FileFacts of its file when last compared as a whole}.
+
+    {}: seen.json is missing or damaged.
+    """
     try:
         return {name: FileFacts(*facts) for name, facts in files.read_json(folder / SEEN).items()}
     except (OSError, UserError, TypeError, AttributeError):
@@ -188,8 +208,10 @@ def read_seen(folder: Path) -> dict[str, FileFacts]:
 
 
 def map_array(path: Path, lock: int) -> np.ndarray:
-    """Returns the array in a file, read-only. lock: file descriptor of the entry's lock. A memory map keeps a
-    copy of it open, so that the entry is locked as long as the array is used.
+    """Returns the array in a .npy file, read-only. From MIN_MAPPED bytes on it is a memory map, otherwise in memory.
+
+    lock: file descriptor that locks the entry. A memory map keeps a duplicate of it open, so that the entry stays
+    locked as long as the array is used.
     """
     if files.check_regular(path) < MIN_MAPPED:
         # The array is in memory, so later changes of the file can't change it.
@@ -203,12 +225,13 @@ def map_array(path: Path, lock: int) -> np.ndarray:
 
 
 def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None:
-    """Writes the arrays to a temporary folder, syncs it, and renames it, so that a reader sees all of them or none.
+    """Writes an entry: the arrays go to a temporary folder that is renamed, so that a reader sees all of them or none.
 
-    If two processes write at the same time, the content of one is kept. Both write the same content. Afterwards, if the cache has
-    become too large, the least recently used entries are removed.
+    If two processes write at the same time, the content of one is kept. Both write the same content. Afterwards, if the
+    cache has become too large, the least recently used entries are removed.
 
-    what: describes the arrays. replace: replace an existing entry even if it is not damaged.
+    folder: the entry. arrays: {name: array}. what: describes the arrays in messages and in `python -m gen.cache`.
+    replace: replace an existing entry in any case. By default it is only replaced if it is damaged.
 
     Raises: OSError.
     """
@@ -236,7 +259,7 @@ def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None
 
 
 def keep_file(path: Path, content: bytes) -> None:
-    """Writes a file of the cache, unless it has this content already. Prints a message if it had other content.
+    """Writes a file in the cache folder, unless it has this content already. Prints a message if it had other content.
 
     Raises: UserError if it can't be written.
     """
@@ -257,7 +280,7 @@ def keep_file(path: Path, content: bytes) -> None:
 
 
 def is_sound(folder: Path) -> bool:
-    """Returns whether a folder is an entry of the cache that can be loaded."""
+    """Returns whether `load` can read a folder as an entry of the cache. It compares a random sample of the content."""
     try:
         return load(folder) is not None
     except Damaged:

@@ -1,4 +1,8 @@
-"""Captions of pictures or recordings: reads their files, divides them into splits by group, and encodes them as tokens."""
+"""Captions of pictures or recordings: reads the captions, divides them into splits, and encodes them as tokens.
+
+Captions are in .txt files next to the pictures or recordings, or in one .jsonl file. All captions of a group, such as
+the captions of the variants of one picture, belong to the same split.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +36,19 @@ class Kind(NamedTuple):
     """The kind of files that have captions: pictures or recordings."""
 
     key: str
-    """Key under which a line of a .jsonl file has the path, such as "image" in {"image": "red/heart.png", "text": "a red heart"}."""
+    """Key of the path in a line of a .jsonl file: "image" for {"image": "red/heart.png", "text": "a red heart"}."""
     noun: str
     """Word for such a file in messages, such as "picture"."""
 
 
 class Caption(NamedTuple):
-    """The text of a picture or a recording."""
+    """The caption of one picture or recording."""
 
     text: str
+    """The caption, as from `clean`."""
     group: str
-    """Text that variants of a picture or a recording share. The whole group goes into one split."""
+    """Name of the group: "group" of the caption's line in a .jsonl file, otherwise `text`. All captions of a group go
+    into the same split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,9 @@ class CaptionOptions:
     """Options of data with captions. Captions are read in lower case, with single spaces."""
 
     held_out: float = 0.1
-    """Fraction of the groups in the validation split, and also in the test split: above 0 and below 0.5. The SHA-256 of a group decides its
-    split. Without "group", examples with the same caption are a group."""
+    """Fraction of the groups of captions in the validation split, and also in the test split: above 0 and below 0.5.
+    Captions with the same "group" in the .jsonl file, or without "group" the same text, are a group. The SHA-256 of a
+    group decides its split."""
     tokenizer: str = "byte"
     """Tokenizer of the captions. byte: one token for each byte. character: one token for each character that occurs. bpe: trained on the
     captions of the training split. Or the path of a tokenizer.json, or of a folder with a tokenizer.json, such as a run directory."""
@@ -62,25 +69,26 @@ class CaptionOptions:
 
 
 class Texts(NamedTuple):
-    """Encoded captions, and their splits and groups."""
+    """The N encoded captions of all splits, in the order of their files."""
 
     splits: dict[str, np.ndarray]
-    """{split: positions of its captions, int64}. A group belongs to one split."""
+    """{split: positions of its captions in [0, N), int64}. All captions of a group are in one split."""
     tokens: np.ndarray
-    """Tokens of the captions, int32 [N, length], filled up with the end token."""
+    """Tokens of the captions, int32 [N, length], padded with the end token."""
     groups: np.ndarray
-    """Number of each caption's group, int32 [N]."""
+    """Number of the group of each caption, int32 [N]. Groups are numbered from 0."""
     tokenizer: Tokenizer
 
     def feature(self) -> core.Feature:
-        """Returns the feature "caption" of the data."""
+        """Returns the feature "caption" for the spec of the data: int32 [length], with its vocabulary and end token."""
         size, end = tokenizers.size(self.tokenizer), tokenizers.end(self.tokenizer)
         return core.Feature(self.tokens.shape[1:], "int32", vocab=size, end=end)
 
     def read(self, decode: Decode, split: str, index: np.ndarray) -> HostBatch:
-        """Returns decoded pictures or recordings of a split, with "caption" int32 [n, length] and "group" int32 [n].
+        """Returns examples of a split: the arrays from `decode`, "caption" int32 [n, length] and "group" int32 [n].
 
-        decode: positions -> examples without captions. index: positions in the split, int64 [n].
+        decode: reads pictures or recordings by their positions in [0, N). A "label" in its result is left out.
+        index: positions in the split, int64 [n].
         """
         rows = self.splits[split][index]
         # A folder of captions has no classes: its sub-folders have no meaning.
@@ -96,7 +104,10 @@ class Texts(NamedTuple):
         return tokenizers.dump(self.tokenizer)
 
     def protocol(self, config: CaptionOptions) -> dict[str, object]:
-        """Returns the entries of a score's protocol that describe the captions."""
+        """Returns the entries of gen.core.Dataset.protocol that describe the captions: "held_out" and "captions".
+
+        Scores are only compared if these are equal. "captions" is the start of the SHA-256 of the tokenizer.
+        """
         return {
             "held_out": f"{config.held_out:g} of the groups",
             "captions": digest.sha256(self.dump().decode())[:16],
@@ -104,7 +115,7 @@ class Texts(NamedTuple):
 
 
 def check(config: CaptionOptions) -> None:
-    """Checks the options that do not depend on the folder. Raises: UserError if one is wrong."""
+    """Raises: UserError if `length`, `held_out` or `vocabulary` is out of range. The folder of the data is not read."""
     errors.check_positive(**{"--data.length": config.length})
     if not 0 < config.held_out < 0.5:
         raise UserError(f"--data.held-out is {config.held_out}; it must be above 0 and below 0.5")
@@ -113,7 +124,12 @@ def check(config: CaptionOptions) -> None:
 
 
 def find_root(name: str, kind: Kind) -> Path:
-    """Returns the folder of "captions:PATH". Raises: UserError if it does not exist."""
+    """Returns the absolute path of the folder that --data.name names as "captions:PATH".
+
+    name: the --data.name. kind: the kind of the captioned files, for the message.
+
+    Raises: UserError if the name has another form, or the folder does not exist.
+    """
     if not name.startswith(PREFIX) or name == PREFIX:
         raise UserError(
             f"--data.name {name!r} names no folder of captioned {kind.noun}s; the fix: --data.name captions:PATH"
@@ -125,7 +141,12 @@ def find_root(name: str, kind: Kind) -> Path:
 
 
 def encode_pairs(config: CaptionOptions, pairs: Sequence[Caption], name: str) -> Texts:
-    """Divides captions into splits, trains or loads the tokenizer, and encodes the captions. Raises: UserError if a split is empty."""
+    """Divides captions into splits, trains or loads the tokenizer, and encodes the captions.
+
+    pairs: the caption of each file, as from `pair_up`. name: the --data.name, for messages.
+
+    Raises: UserError if a split is empty, or the tokenizer can't be loaded or lacks a character.
+    """
     splits = divide(pairs, config.held_out, name)
     texts = [pair.text for pair in pairs]
     tokenizer = make_tokenizer(config, [texts[i] for i in splits["train"]], texts)
@@ -133,9 +154,14 @@ def encode_pairs(config: CaptionOptions, pairs: Sequence[Caption], name: str) ->
 
 
 def pair_up(root: Path, paths: Sequence[str], name: str, kind: Kind) -> list[Caption]:
-    """Returns the caption of each file, in the order of `paths`. paths: of the files, relative to the folder. name: the --data.name, for errors.
+    """Returns the caption of each picture or recording, in the order of `paths`.
 
-    Raises: UserError for a caption without a file, a file without a caption, or a caption that is empty.
+    Captions are read from the .jsonl file directly in the folder `root`. If it has none, they are read from .txt files.
+
+    paths: paths of the pictures or recordings, relative to `root`. name: the --data.name, for errors. kind: pictures or
+    recordings.
+
+    Raises: UserError for a caption without a file, a file without a caption, an empty caption, or two .jsonl files.
     """
     # If there is a .jsonl file, .txt files are not read.
     lines = sorted(root.glob("*.jsonl"))
@@ -157,7 +183,12 @@ def clean(text: str) -> str:
 
 
 def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Returns {path: its caption} of the .txt files below a folder. Raises: UserError for a .txt file without a picture or recording."""
+    """Reads captions from .txt files: a/b.txt is the caption of a/b.png. Returns {path: caption}.
+
+    The group of a caption is its text. Arguments are those of `pair_up`. Hidden files are skipped.
+
+    Raises: UserError for a .txt file without a picture or recording, or two of `paths` that differ only in the ending.
+    """
     known: dict[str, str] = {}
     for path in paths:
         stem = str(Path(path).with_suffix(""))
@@ -178,7 +209,13 @@ def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[
 
 
 def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Returns {path: its caption} of a .jsonl file. Raises: UserError for a wrong line, or a line whose file does not exist."""
+    """Reads captions from a .jsonl file with lines such as {"image": PATH, "text": CAPTION}. Returns {path: caption}.
+
+    A line may have a "group", otherwise the group of a caption is its text. paths: paths of all pictures or recordings.
+    name: the --data.name, for errors. kind: pictures or recordings.
+
+    Raises: UserError for a wrong line, a path that is not in `paths`, or a second caption for a path.
+    """
     found: dict[str, Caption] = {}
     for line in read_lines(file):
         path, text = read_text(line, kind.key, kind), clean(read_text(line, "text", kind))
@@ -204,8 +241,13 @@ def read_text(line: Line, key: str, kind: Kind, default: str | None = None) -> s
 
 
 def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np.ndarray]:
-    """Returns {split: positions of its captions, int64}. A group belongs to one split. Raises: UserError if a split is empty."""
-    # The hash of the group decides, not of the file. Otherwise a model could know a held-out picture from its variants.
+    """Returns {split: positions of its captions in `pairs`, int64}. All captions of a group are in one split.
+
+    held_out: fraction of the groups for validation, and the same fraction again for the test. name: the --data.name.
+
+    Raises: UserError if a split is empty.
+    """
+    # The group is hashed, not the file. Otherwise variants of a held-out picture could be in the training split.
     split = np.array([split_by_hash(pair.group, held_out) for pair in pairs])
     found = {each: np.flatnonzero(split == each) for each in SPLITS}
     for each, positions in found.items():
@@ -216,13 +258,15 @@ def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np
 
 
 def number_groups(pairs: Sequence[Caption]) -> np.ndarray:
-    """Returns the number of each caption's group, int32 [N]. Groups are numbered in the order of their keys."""
+    """Returns the number of the group of each caption, int32 [N]. Groups are numbered from 0, sorted by name."""
     return np.unique([pair.group for pair in pairs], return_inverse=True)[1].astype(np.int32)
 
 
 def make_tokenizer(config: CaptionOptions, training: list[str], every: list[str]) -> Tokenizer:
-    """Trains or loads the tokenizer. training: captions of the training split, on which a bpe is trained. every: captions of all splits,
-    whose characters are the vocabulary of a character tokenizer.
+    """Trains or loads the tokenizer that config.tokenizer names.
+
+    training: captions of the training split, on which a bpe is trained. every: captions of all splits. Their characters
+    are the vocabulary of a character tokenizer.
     """
     if config.tokenizer == "bpe":
         return tokenizers.bpe(training, config.vocabulary)
@@ -235,7 +279,10 @@ def make_tokenizer(config: CaptionOptions, training: list[str], every: list[str]
 
 
 def encode_captions(config: CaptionOptions, tokenizer: Tokenizer, texts: list[str], name: str) -> np.ndarray:
-    """Returns the tokens of texts, int32 [N, length], padded with the end token. Prints how many texts are cut."""
+    """Returns the tokens of texts, int32 [N, config.length], padded with the end token.
+
+    Texts of more than config.length tokens lose their end. Their number is printed. name: the --data.name.
+    """
     rows = tokenizers.encode_all(tokenizer, texts)
     if cut := sum(len(row) > config.length for row in rows):
         errors.note(f"{name}: {cut:,} captions are cut to {config.length} tokens (--data.length)")

@@ -1,4 +1,4 @@
-"""SHA-256 sums of the chunks of a file. They let a few chunks of a large file be compared without reading all of it."""
+"""SHA-256 hashes of the chunks (1 MiB) of a file. With them, a few chunks of a large file can be checked alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ SAMPLE_CHUNKS = 128
 
 
 class FileFacts(NamedTuple):
-    """Facts about a file that one system call returns. If they are unchanged, the content is very probably unchanged, too."""
+    """Size, times and inode of a file, from os.stat. If they are unchanged, very probably the content is unchanged."""
 
     size: int
+    """Number of bytes."""
     changed: int
     """Time of the last change of the content (mtime), in nanoseconds. Programs that copy files can set it."""
     touched: int
@@ -33,17 +34,20 @@ class FileFacts(NamedTuple):
 
 
 def facts_of(stat: os.stat_result) -> FileFacts:
-    """Returns the facts in the result of os.stat."""
+    """Returns the FileFacts in a result of os.stat."""
     return FileFacts(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def count_chunks(size: int) -> int:
-    """Returns the number of chunks of a file of `size` bytes."""
+    """Returns the number of chunks of a file of `size` bytes. A chunk has CHUNK_BYTES, the last one may have fewer."""
     return -(-size // CHUNK_BYTES)
 
 
 def chunk_sums(path: Path) -> bytes:
-    """Returns the sums of all chunks of a file, SUM_BYTES each. Raises: OSError; UserError if it is not a regular file."""
+    """Returns the SHA-256 of each chunk of a file, one after the other, SUM_BYTES (32) each.
+
+    Raises: OSError; UserError if it is not a regular file.
+    """
     check_regular(path)
     sums = []
     # Without a buffer: each read is a whole chunk already.
@@ -54,13 +58,14 @@ def chunk_sums(path: Path) -> bytes:
 
 
 def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
-    """Returns the first of the chosen chunks whose SHA-256 differs from `sums`. None: no chunk differs.
+    """Returns the index of the first of the chosen chunks whose SHA-256 is not as in `sums`. None: no chunk differs.
 
-    sums: as from `chunk_sums`. chosen: indices of chunks.
+    sums: expected hashes of all chunks of the file, as from `chunk_sums`. chosen: indices of the chunks to read.
 
     Raises: OSError; UserError if it is not a regular file.
     """
     check_regular(path)
+    # Chunks are read whole and at random places, so a buffer would only read ahead in vain.
     with open(path, "rb", buffering=0) as file:
         for chunk in chosen:
             file.seek(chunk * CHUNK_BYTES)
@@ -71,9 +76,12 @@ def find_wrong(path: Path, sums: bytes, chosen: Iterable[int]) -> int | None:
 
 
 def draw_chunks(counts: np.ndarray) -> dict[int, list[int]]:
-    """Draws SAMPLE_CHUNKS chunks of all files together, or takes all chunks if there are fewer. Returns {file: its chunks, sorted}.
+    """Draws SAMPLE_CHUNKS random chunks from N files together, or takes all chunks if there are fewer.
 
-    counts: number of chunks of each file, int64 [N]. The draw does not depend on the seed of a run, and differs between calls.
+    Returns {index of a file: sorted indices of its drawn chunks}. Files without drawn chunks are left out.
+
+    counts: number of chunks of each file, int64 [N]. The draw does not depend on the seed of a run, and differs between
+    calls.
     """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

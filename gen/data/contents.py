@@ -1,8 +1,9 @@
-"""Hashes of the files of a data set. Each file is read once. Later starts only compare sizes and times, and a sample of the content.
+"""Hashes of the files of a data set. Each file is read as a whole once. Later starts read only a sample of the content.
 
-The hashes are kept in the cache. They are valid as long as the size, the times (mtime and ctime) and the inode of a file don't change.
-At each start, SAMPLE_CHUNKS random chunks of 1 MiB of the unchanged files are compared with the hashes. `--data.check all` compares
-every byte. If a chunk differs, all files are read again.
+The hashes are in the cache (gen.data.cache). The hash of a file is valid as long as the size, the times (mtime and
+ctime) and the inode of the file don't change. At each start, SAMPLE_CHUNKS random chunks of 1 MiB of the unchanged
+files are compared with the hashes. `--data.check all` compares every byte. If a chunk differs, all files are read
+again.
 """
 
 from __future__ import annotations
@@ -31,25 +32,28 @@ MISSING = -1
 
 
 class Table(NamedTuple):
-    """Known hashes of the files of a data set."""
+    """Known hashes of the N files of a data set."""
 
     paths: list[str]
+    """Paths of the files, relative to the folder of the data set, or absolute."""
     facts: np.ndarray
     """FileFacts of each file when it was read, int64 [N, 4]. MISSING: it was not read."""
     sums: list[bytes]
-    """For each file, the SHA-256 of its chunks, as from `chunk_sums`."""
+    """For each file, the SHA-256 of each of its chunks, as from `chunk_sums`. b"": the file was not read."""
 
 
 def content_sums(
     root: Path, paths: Sequence[str], facts: Sequence[FileFacts], wanted: np.ndarray | None = None, whole: bool = False
 ) -> list[str]:
-    """Returns a hash of the content of each file, in hexadecimal, or UNREADABLE. Files that are new or changed are read.
+    """Returns a hash of the content of each wanted file, in the order of `paths`: in hexadecimal, or UNREADABLE.
 
-    The hash is the SHA-256 of the SHA-256s of the file's chunks. Known hashes come from a table in the cache.
+    The hash is the SHA-256 of the SHA-256s of the file's chunks. Files that are new or changed are read. The hashes of
+    other files come from a table in the cache.
 
-    root: folder of the files, which identifies the table. paths: relative to root, or absolute. facts: current facts of each file.
-    wanted: bool [N], whose hashes are returned; the table keeps the hashes of the other files too. None: all files. whole: compare
-    every byte of unchanged files with the table, not only a sample.
+    root: folder of the files, which identifies the table. paths: the N files, relative to root, or absolute.
+    facts: current FileFacts of each file. wanted: bool [N], the files whose hashes are returned. The table keeps the
+    known hashes of the other files. None: all files are wanted. whole: compare every byte of unchanged files with the
+    table, not only a random sample.
     """
     wanted = np.ones(len(paths), bool) if wanted is None else wanted
     now = np.array(facts, np.int64).reshape(-1, len(FileFacts._fields))
@@ -57,7 +61,7 @@ def content_sums(
     table = align(read_table(folder, root), list(paths))
     fresh = (table.facts == now).all(1)
     changed = check_sample(root, table, fresh & wanted, whole)
-    # If the content of a file changed, but its facts did not, the facts of the other files can't be trusted either.
+    # A file that changed without a change of its times shows that the times of the other files can't be trusted either.
     if changed:
         fresh = np.zeros_like(fresh)
     stale = np.flatnonzero(~fresh & wanted)
@@ -65,19 +69,21 @@ def content_sums(
         table = read_stale(root, table, now, stale)
         keep_table(folder, root, table)
     elif list(paths) != table.paths:
+        # Only the list of files has changed. The new table leaves out the files that are gone.
         keep_table(folder, root, table)
     return [summarize(table, i) for i in np.flatnonzero(wanted).tolist()]
 
 
 def summarize(table: Table, i: int) -> str:
-    """Returns the hash of file i, the SHA-256 of the hashes of its chunks, or UNREADABLE."""
+    """Returns the hash of file i of the table: the SHA-256 of its `sums`, or UNREADABLE if the file was not read."""
     return hashlib.sha256(table.sums[i]).hexdigest() if table.facts[i, 0] != MISSING else UNREADABLE
 
 
 def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bool:
-    """Compares a random sample of unchanged files with their hashes. Returns whether a file differs, and prints a message if so.
+    """Compares random chunks of unchanged files with their hashes. Returns whether a file differs, and prints which.
 
-    fresh: bool [N], the files to compare, whose facts are unchanged. whole: compare all of their chunks.
+    root: folder of the files. fresh: bool [N], the files to compare: their FileFacts are as in the table. whole:
+    compare all chunks of these files.
     """
     rows = np.flatnonzero(fresh)
     counts = np.array([len(table.sums[i]) // SUM_BYTES for i in rows.tolist()], np.int64)
@@ -100,7 +106,12 @@ def check_sample(root: Path, table: Table, fresh: np.ndarray, whole: bool) -> bo
 
 
 def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> Table:
-    """Returns the table with new hashes of the files at the positions `stale`, which are read in threads. now: current facts."""
+    """Reads the files at the positions `stale`, in threads. Returns the table with their new FileFacts and hashes.
+
+    A file that can't be read gets the facts MISSING. If more than MIN_SAID bytes are read, prints a message first.
+
+    root: folder of the files. now: current FileFacts of all files, int64 [N, 4]. stale: int64 [n].
+    """
     size = int(now[stale, 0].sum())
     if size > MIN_SAID:
         note(f"{root}: reading {size / 2**30:,.1f} GiB in {len(stale):,} files once, to hash their content")
@@ -122,7 +133,7 @@ def read_stale(root: Path, table: Table, now: np.ndarray, stale: np.ndarray) -> 
 
 
 def align(table: Table, paths: list[str]) -> Table:
-    """Returns the table for these paths, in their order. Files that are not in the table have facts MISSING and no hashes."""
+    """Returns a table with these paths, in this order. Files that `table` lacks get facts MISSING and no hashes."""
     if table.paths == paths:
         return table
     row = {path: i for i, path in enumerate(table.paths)}
@@ -133,7 +144,10 @@ def align(table: Table, paths: list[str]) -> Table:
 
 
 def read_table(folder: Path, root: Path) -> Table:
-    """Returns the table in the cache. It is empty if there is none."""
+    """Returns the table in the cache. It is empty if the cache has none, or a damaged one.
+
+    folder: the table's entry of the cache. root: folder of the data set, for messages.
+    """
     # All of it is compared (whole): it is small, and a damaged table would make unchanged data look changed.
     arrays = cache.load_or_say(folder, describe(root), whole=True)
     if arrays is None:
@@ -146,7 +160,10 @@ def read_table(folder: Path, root: Path) -> Table:
 
 
 def keep_table(folder: Path, root: Path, table: Table) -> None:
-    """Writes the table to the cache. If that fails, prints that the next start reads the files again."""
+    """Writes the table to the cache. If that fails, prints that each start will read all files again.
+
+    folder: the table's entry of the cache. root: folder of the data set, for messages.
+    """
     arrays = {
         "paths": np.frombuffer(b"\0".join(map(os.fsencode, table.paths)), np.uint8),
         "facts": table.facts,
@@ -162,5 +179,5 @@ def keep_table(folder: Path, root: Path, table: Table) -> None:
 
 
 def describe(root: Path) -> str:
-    """Returns a description of the table, for messages."""
+    """Returns a description of the table of a data set, for messages. root: folder of the data set."""
     return f"sums of the files of {root}"

@@ -16,10 +16,11 @@ Read = Callable[[str, np.ndarray], HostBatch]
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of three splits. `batch` and `evaluation` are the functions of a gen.core.Dataset.
+    """The examples of three splits. `batch` and `evaluation` are the functions of the same names in gen.core.Dataset.
 
-    Every batch also has "row" int32 [n] (position in the global batch, or in the split during evaluation), "index" int32 [n]
-    (position in the split), and "weight" float32 [n] (0 for padding, otherwise 1).
+    Every batch has the features that `read` returns, and "row" int32 [n] (position in the batch of all hosts, or in the
+    split during evaluation), "index" int32 [n] (position in the split), and "weight" float32 [n] (0 for padding,
+    otherwise 1).
     """
 
     sizes: dict[str, int]
@@ -27,18 +28,22 @@ class Examples:
     read: Read
     """Reads examples of a split by their positions."""
     shuffle: Shuffle
-    """Order of the training examples: (seed, places in the endless sequence) -> positions in the training split."""
+    """Random order of the training examples. Training reads the endless sequence of all epochs, one after the other.
+    (seed, places in this sequence) -> positions in the training split."""
     batch_size: int
-    """Examples in a global training batch."""
+    """Examples in a training batch, over all devices and hosts."""
 
     def batch(self, seed: int, step: int, rows: range) -> HostBatch:
-        """Returns these rows of the global training batch of a step, from 0. It is a pure function of its arguments."""
+        """Returns these rows of the training batch of a step. It is a pure function of its arguments.
+
+        step: counted from 0. rows: rows in [0, batch_size), such as those of one host.
+        """
         # Only the requested rows are read, so each host reads its part of a batch without communication.
         index = self.shuffle(seed, self.places(step, rows))
         return self.read("train", index) | number_rows(np.asarray(rows), index, np.ones(len(rows)))
 
     def places(self, step: int, rows: range) -> range:
-        """Returns the places of these rows of a step's batch in the endless sequence of training examples."""
+        """Returns the places of these rows in the endless sequence of training examples: step * batch_size + row."""
         first = step * self.batch_size
         return range(first + rows.start, first + rows.stop, rows.step)
 
@@ -60,5 +65,8 @@ class Examples:
 
 
 def number_rows(row: np.ndarray, index: np.ndarray, weight: np.ndarray) -> HostBatch:
-    """Returns {"row": int32, "index": int32, "weight": float32}, [n] each (see `Examples`)."""
+    """Returns {"row": int32, "index": int32, "weight": float32}, [n] each: the entries of a batch besides its features.
+
+    `Examples` explains them.
+    """
     return {"row": row.astype(np.int32), "index": index.astype(np.int32), "weight": weight.astype(np.float32)}

@@ -1,6 +1,6 @@
-"""Lists the entries of the user's cache folder, and removes entries so that the cache keeps its size limit.
+"""Lists the entries of the user's cache folder (gen.data.cache), and removes entries if it exceeds its size limit.
 
-Only files that gen wrote are removed. An entry that a running process has mapped is locked, and stays.
+Only files that gen wrote are removed. An entry whose arrays a running process has memory-mapped is locked, and stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gen import files
 from gen.errors import UserError
 
 SUMS, SEEN = "sums.json", "seen.json"
-"""Files of an entry: see gen.data.cache."""
+"""Files of an entry besides its arrays: see gen.data.cache."""
 WRITING = ".writing-"
 """Prefix of folders to which a process is writing an entry."""
 LEFT_SECONDS = 86_400
@@ -28,22 +28,23 @@ LEFT_SECONDS = 86_400
 PROGRAMS, OLD_PROGRAMS = "programs-", "compiled-"
 """Prefixes of the folders of compiled programs. Older versions of gen, in which JAX wrote the files itself, used the second prefix."""
 KEY = re.compile(r"[0-9a-f]{64}")
-"""Names of the entries that gen makes. Other programs may call `load_or_make` with other names."""
+"""Names of the entries that gen makes: a SHA-256. Other programs may call `load_or_make` with other names."""
 LIMIT = "limit.json"
 """File in the cache folder with the size limit that the user has set, in bytes."""
 DEFAULT_LIMIT = 100 * 10**9
-"""Default size limit of the cache, in bytes. The limit is at most half of the file system."""
+"""Size limit of the cache if the user has set none, in bytes. On small file systems it is half of the file system."""
 
 
 class Item(NamedTuple):
-    """A part of the cache that is removed as a whole."""
+    """A part of the cache that is removed as a whole: an entry, a compiled program, or an unfinished folder."""
 
     path: Path
     what: str
+    """Description for the user."""
     size: int
     """Bytes."""
     used: float
-    """Time of the last use, in seconds since 1970."""
+    """Time of the last use, in seconds since 1970. 0: left unfinished by a process that was killed."""
 
 
 def read_limit(cache: Path) -> int:
@@ -63,7 +64,11 @@ def list_items(cache: Path) -> list[Item]:
 
 
 def _items_of(path: Path) -> Iterator[Item]:
-    """Yields the items at a path directly in the cache folder."""
+    """Yields the items of one file or folder that is directly in the cache folder.
+
+    A folder of compiled programs has an item for each program. Yields nothing for files, links, folders that gen did
+    not make, and folders that are being written.
+    """
     if not path.is_dir() or path.is_symlink():
         return
     if path.name.startswith((PROGRAMS, OLD_PROGRAMS)):
@@ -79,7 +84,7 @@ def _items_of(path: Path) -> Iterator[Item]:
 
 
 def _describe(folder: Path) -> str | None:
-    """Returns a description of an entry, as the process that wrote it stored it. None: gen did not make this folder."""
+    """Returns the description in an entry's sums.json, or of its damage. None: gen did not make this folder."""
     known = KEY.fullmatch(folder.name)
     try:
         content = files.read_json(folder / SUMS)
@@ -109,7 +114,10 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_ours(entry: os.DirEntry[str]) -> bool:
-    """Returns whether a file or folder in the cache may be removed: gen wrote it, or it has no content that could be lost."""
+    """Returns whether a file or folder in the cache may be removed.
+
+    True if gen wrote it, judged by its name, or if it has no content: an empty folder, a link or a pipe.
+    """
     mode = entry.stat(follow_symlinks=False).st_mode
     # A folder is only removed if it is empty.
     if stat.S_ISDIR(mode):
@@ -119,9 +127,11 @@ def is_ours(entry: os.DirEntry[str]) -> bool:
 
 
 def lock_shared(path: Path) -> int:
-    """Locks an entry against removal, and returns a file descriptor. The lock lasts until the descriptor is closed.
+    """Locks an entry against removal by `remove`. Returns a file descriptor. The lock lasts until it is closed.
 
-    path: the sums.json of the entry. Raises: OSError.
+    Several processes can hold the lock at once. On a file system without locks, nothing is locked.
+
+    path: the sums.json of the entry. Raises: OSError if it can't be opened.
     """
     # Non-blocking, because another program may have replaced the file by a pipe, which would block.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -131,7 +141,7 @@ def lock_shared(path: Path) -> int:
 
 
 def is_used(item: Item) -> bool:
-    """Returns whether a running process has mapped an entry."""
+    """Returns whether a process has locked the item, or this process can't write to it. Only entries can be locked."""
     try:
         # Opened for writing, because network file systems only grant exclusive locks on such files.
         with open(item.path / SUMS, "r+b") as file:
@@ -146,7 +156,8 @@ def is_used(item: Item) -> bool:
 def trim(cache: Path, keep: Path | None = None) -> list[Item]:
     """Removes the least recently used items until the cache is within its size limit. Returns the removed items.
 
-    Entries in use, and the entry with the path `keep`, are not removed.
+    Unfinished folders of killed processes are removed in any case. Entries in use, and the entry with the path `keep`,
+    are not removed.
     """
     most, items = read_limit(cache), list_items(cache)
     total, removed = sum(item.size for item in items), []
@@ -161,7 +172,7 @@ def trim(cache: Path, keep: Path | None = None) -> list[Item]:
 
 
 def clear(cache: Path) -> tuple[list[Item], list[Item]]:
-    """Removes all items that are not in use. Returns the removed items, and the items in use."""
+    """Removes all items that are not in use. Returns (removed items, items that are in use or can't be removed)."""
     items = list_items(cache)
     removed = [item for item in items if remove(item)]
     return removed, [item for item in items if item not in removed]
@@ -176,14 +187,17 @@ def remove(item: Item) -> bool:
             clear_away(item.path)
         else:
             item.path.unlink(missing_ok=True)
+    # Not the success of the removal: another process may have removed the item first.
     return not os.path.lexists(item.path)
 
 
 def make_folder(folder: Path, say: Callable[[str], None]) -> None:
-    """Makes a folder of the cache. A file or a pipe in the place of the folder, or of a folder above it, is cleared away first.
+    """Makes a folder in the cache, and the folders above it. A file or pipe with such a name is first cleared away.
 
-    A link in the place of the whole cache is kept, even if it leads nowhere: its disk may only be missing now. say: prints a
-    message. Raises: OSError.
+    See `clear_away`. If the cache folder itself is a link, it is kept, even if its target is missing: a disk may not be
+    mounted now.
+
+    say: prints a message. Raises: OSError.
     """
     cache = files.cache_folder()
     for path in reversed([folder, *folder.parents]):
@@ -194,9 +208,12 @@ def make_folder(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def clear_away(path: Path, say: Callable[[str], None] | None = None) -> None:
-    """Removes whatever is at a path in the cache. Files that gen did not write are kept under another name instead.
+    """Makes a path in the cache free, so that a new entry can have this name.
 
-    say: prints a message about files that are kept. Raises: OSError.
+    A folder loses the files that gen wrote, and is removed if it is empty then. Links and pipes are removed. Otherwise
+    (a regular file, or a folder with other files) the path is renamed to "NAME.not-of-gen-TIME".
+
+    say: prints a message about the renamed path. Raises: OSError.
     """
     if not os.path.lexists(path):
         return

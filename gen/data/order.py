@@ -8,12 +8,14 @@ from functools import lru_cache
 import numpy as np
 
 Shuffle = Callable[[int, range], np.ndarray]
-"""(seed, places in the endless sequence of training examples) -> positions in the training split, int64. Each epoch is a new
-permutation of the split."""
+"""(seed, places in the endless sequence of training examples) -> positions in the training split, int64 [n].
+
+The sequence has all epochs, one after the other. With N training examples, place p is in epoch p // N. Each epoch is
+another permutation of the split."""
 
 
 def permute(n: int) -> Shuffle:
-    """Returns a Shuffle of [0, n) whose permutation of each epoch is drawn from numpy's default_rng([seed, epoch]).
+    """Returns a Shuffle for n examples. The permutation of each epoch is drawn by numpy's default_rng([seed, epoch]).
 
     It holds up to two permutations in memory: 16 n bytes.
     """
@@ -34,8 +36,9 @@ def permute(n: int) -> Shuffle:
 
 
 def permute_by_grain(n: int) -> Shuffle:
-    """Returns a Shuffle of [0, n) by Grain's index shuffle. It needs no memory, so it suits data sets that are too large
-    for `permute`.
+    """Returns a Shuffle for n examples that uses Grain's index shuffle.
+
+    It holds no permutation in memory, so it suits data sets that are too large for `permute`.
     """
     # Grain computes each position from its index, so no permutation is stored.
     import grain

@@ -33,7 +33,7 @@ PREFIX = {"train": "train", "test": "t10k"}
 """TFDS split -> first part of the names of its IDX files."""
 SIDE = 28  # pixels
 CLASSES = 10
-READ_BYTES = 2**20  # bytes of an IDX file that are read at once
+READ_BYTES = 2**20  # number of bytes of an IDX file that are read at once
 MAX_RATIO = 1032  # the largest compression ratio of deflate
 
 
@@ -59,15 +59,16 @@ class Split(NamedTuple):
 
 
 def main() -> None:
-    """Runs the command."""
+    """Runs `python -m gen.data.prepare` with the arguments of the command line."""
     options = expand_paths(tyro.cli(Options, prog="python -m gen.data.prepare"))
     prepare(options.name, options.source, options.data_dir)
 
 
 def prepare(name: str, source: Path | None = None, data_dir: str | None = None) -> None:
-    """Writes a TFDS set as array_record, unless it is already prepared. See Options.
+    """Writes a TFDS set as array_record, unless it is already prepared. Prints where the set is.
 
-    TFDS writes to a temporary folder and renames it, so an interrupted run leaves nothing that looks prepared.
+    name, source, data_dir: as in `Options`. TFDS writes to a temporary folder and renames it, so an interrupted run
+    leaves nothing that looks prepared.
 
     Raises: UserError if the set is unknown, its files are missing or damaged, or TensorFlow is needed and not installed.
     """
@@ -81,7 +82,10 @@ def prepare(name: str, source: Path | None = None, data_dir: str | None = None) 
 
 
 def prepare_idx(name: str, source: Path, data_dir: str | None) -> None:
-    """Writes mnist, fashion_mnist or kmnist from the IDX files in `source`, under the name and version that TFDS uses."""
+    """Writes mnist, fashion_mnist or kmnist from the IDX files in `source`, under the name and version that TFDS uses.
+
+    Raises: UserError for another name, or if a file is missing or damaged.
+    """
     if name not in STOCK:
         raise UserError(f"--source is for {', '.join(STOCK)} in IDX files; leave it out to let TFDS download {name}")
     # All files are checked before TFDS creates a folder.
@@ -134,7 +138,11 @@ def download(name: str, data_dir: str | None) -> None:
 
 
 def read_split(source: Path, prefix: str) -> Split:
-    """Reads the IDX files of a split. Raises: UserError if one is missing or damaged, or they do not fit each other."""
+    """Reads the image file and the label file of a split, in IDX format. prefix: "train" or "t10k".
+
+    Raises: UserError if a file is missing or damaged, if images are not 28 x 28, if the numbers of images and labels
+    differ, or if a label is above 9.
+    """
     image_file, images = read_idx(source, f"{prefix}-images", 3)
     label_file, labels = read_idx(source, f"{prefix}-labels", 1)
     if images.shape[1:] != (SIDE, SIDE) or not len(images):
@@ -147,10 +155,13 @@ def read_split(source: Path, prefix: str) -> Split:
 
 
 def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
-    """Returns the path and the content, uint8 with `rank` dimensions, of a file in IDX format.
+    """Reads a file of bytes in IDX format. Returns its path and its content, uint8 with `rank` dimensions.
 
     The format is big-endian: two zero bytes, the type 0x08, the rank, `rank` sizes as uint32, and the bytes
     (http://yann.lecun.com/exdb/mnist).
+
+    source: folder of the file. stem: start of its name: "train-images" finds "train-images-idx3-ubyte" with or without
+    .gz, also with a dot instead of the hyphen before idx3.
 
     Raises: UserError if the file is missing or damaged.
     """
@@ -173,11 +184,13 @@ def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
 
 
 def read_claimed(file: gzip.GzipFile | BinaryIO, path: Path, claimed: int, left: int) -> bytes:
-    """Returns the rest of an IDX file, which must have the number of bytes that its header claims.
+    """Returns the content of an IDX file after its header. It must have as many bytes as the header claims.
 
-    left: number of bytes of the stored file after the header. A packed file unpacks to at most MAX_RATIO times its bytes.
+    file: the open file, after its header. path: its path; the ending .gz means that the file is compressed. claimed:
+    number of bytes by the header. left: for an uncompressed file, the number of bytes after the header.
 
-    Raises: UserError before anything is read if the claim is impossible; while reading if it is wrong. OSError, EOFError.
+    Raises: UserError if the number is too large or wrong. If the size of the file shows this, nothing is read. OSError
+    and EOFError if the file can't be read or unpacked.
     """
     packed = path.suffix == ".gz"
     if claimed > MAX_BYTES:

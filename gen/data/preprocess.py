@@ -13,7 +13,7 @@ Transform = Callable[[Batch, Key, bool], Batch]
 
 
 def with_preprocess(model: GenerativeModel, transform: Transform) -> GenerativeModel:
-    """Returns the model with `transform` applied to each batch by its update, evaluate and test.
+    """Returns the model with `transform` applied to each batch before `update`, `evaluate` and `test` get the batch.
 
     The transform and the model get different keys, split from the key of the step.
     """
@@ -43,6 +43,6 @@ def with_preprocess(model: GenerativeModel, transform: Transform) -> GenerativeM
 
 
 def scale_levels(v: Array, top: int) -> Array:
-    """Maps values in [0, top] to [-1, 1]."""
+    """Maps values in [0, top] linearly to [-1, 1]. v: of any shape."""
     # The division comes last, so that the ends stay inside of [-1, 1] however the compiler rounds.
     return (2 * v - top) / top

@@ -16,7 +16,7 @@ from gen.files import expand_user
 NAME = re.compile(r"(?P<path>[A-Za-z]\w*(/\w[\w.-]*)?)(:(?P<version>\d+\.\d+\.\d+))?")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 FEATURES = "features.json"
-CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # keys of features.json that name a class
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # keys of features.json that name a Python class
 
 Builder = Any
 """A tfds.core.DatasetBuilder. TFDS is only imported when a set is opened, and its types are dynamic."""
@@ -27,20 +27,21 @@ class PreparedSet(NamedTuple):
 
     builder: Builder
     splits: dict[str, list[int]]
-    """{split: number of examples in each of its files}."""
+    """{split: number of examples in each of its files}. Splits without examples are left out."""
     files: list[Path]
     """The files of all splits."""
 
 
 def root(data_dir: str | None) -> Path:
-    """Returns the directory of prepared sets. data_dir None: ~/tensorflow_datasets, the directory that TFDS uses."""
+    """Returns `data_dir`, the directory of prepared sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     return expand_user(data_dir or "~/tensorflow_datasets")
 
 
 def find(name: str, data_dir: str | None) -> Path | None:
     """Returns the folder `DATA_DIR/NAME/[CONFIG/]VERSION` of a prepared set, or None if it is not there.
 
-    name: NAME, NAME/CONFIG, or either with ":VERSION". Without a version the highest one is chosen.
+    name: NAME, NAME/CONFIG, or either with ":VERSION". Without a version the highest one is chosen. data_dir: the
+    directory of prepared sets, see `root`.
 
     Raises: UserError if the name has another form.
     """
@@ -61,9 +62,10 @@ def _version(path: Path) -> list[int]:
 
 
 def open_set(path: Path) -> PreparedSet:
-    """Opens a prepared set in the folder that `find` returns.
+    """Opens a prepared set. path: its folder, as from `find`.
 
-    Raises: UserError if it is damaged, a file is missing, its format has no random access, or it names classes outside of TFDS.
+    Raises: UserError if the set is damaged, a file is missing, its format is not array_record, or its features.json
+    names a Python class that is not part of TFDS.
     """
     # TFDS imports every class that features.json names, so a stranger's set could otherwise run code.
     for name in feature_classes(path):
@@ -92,20 +94,21 @@ def open_set(path: Path) -> PreparedSet:
 
 
 class Contents(NamedTuple):
-    """Facts that identify the files of a prepared set."""
+    """Strings that identify the content of a prepared set. Digests are made of them."""
 
     names: list[str]
-    """Name and size of each file of examples."""
+    """"NAME SIZE" of each file of examples. Older versions of gen made digests of these alone."""
     sums: list[str]
-    """Name, size and hash of the content of each file of examples."""
+    """"NAME SIZE HASH" of each file of examples. HASH: the hash of its content."""
     info: list[str]
-    """Hashes of the files that describe how the examples are stored."""
+    """Hashes of dataset_info.json and features.json, which describe how the examples are stored."""
 
 
 def describe_files(path: Path, files: list[Path], whole: bool) -> Contents:
-    """Returns the facts that identify the files of a prepared set. New and changed files are read as a whole.
+    """Returns strings that identify the content of a prepared set. New and changed files are read as a whole.
 
-    path: the folder of the set. whole: compare every byte with the hashes from the first reading, not only a sample.
+    path: folder of the set. files: its files of examples. whole: compare every byte of unchanged files with the hashes
+    from the first reading, not only a random sample.
     """
     info = [path / "dataset_info.json", *(each for each in [path / FEATURES] if each.exists())]
     paths = [*files, *info]
@@ -116,7 +119,7 @@ def describe_files(path: Path, files: list[Path], whole: bool) -> Contents:
 
 
 def feature_classes(path: Path) -> Iterator[str]:
-    """Yields the names of the classes in the features.json of a prepared set."""
+    """Yields the names of the Python classes in the features.json of a prepared set. path: folder of the set."""
     try:
         values: list[object] = [gen_files.read_json(path / FEATURES)]
     except FileNotFoundError:
@@ -132,12 +135,15 @@ def feature_classes(path: Path) -> Iterator[str]:
 
 
 def prepare_command(name: str, data_dir: Path) -> str:
-    """Returns the command that prepares the set from files on this machine."""
+    """Returns the command line that prepares a set. In it, DIR is for the folder of the set's IDX files."""
     return f"python -m gen.data.prepare {name} --source DIR --data-dir {data_dir}"
 
 
 def not_prepared_error(name: str, data_dir: str | None) -> UserError:
-    """Returns the error for an image set that is not prepared. It lists versions that are prepared, and how to prepare the set."""
+    """Returns the error for an image set that is not prepared.
+
+    Its message lists prepared versions and configs of the set, and says how to prepare it.
+    """
     folder = root(data_dir)
     infos = folder.glob(f"{re.split('[/:]', name)[0]}/**/dataset_info.json")
     near = sorted(info.parent.relative_to(folder).as_posix() for info in infos)

@@ -36,8 +36,8 @@ class CodeImages(Medium):
 
         If a picture is given with a mask, "tokens" and "known" [1, *grid] are added.
 
-        Raises: UserError if the mask has colours, if a picture has another size than the run's images, or if the run can't read
-        prompts.
+        Raises: UserError if the mask has colours or no white part, if a picture with a mask has another size than the
+        run's images, or if the run can't read prompts.
         """
         found = self.add_tokens(read_pictures(options.image, options.mask), run)
         return Given({**(found or run.reference()), **encode_prompts(options.prompt, run)})
@@ -64,9 +64,9 @@ class CodeImages(Medium):
         return {**samples, "samples": read_kept_codec(run).show(codes), "codes": codes}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Decodes the samples, and returns the files of `shown_as`. The decoded samples are in the array "images".
+        """Decodes the samples, and returns the files of `shown_as`. Adds the array "images", the decoded samples.
 
-        It is float32, [n, H, W, C] for images and [n, T, C] for sound.
+        "images" is float32 in [-1, 1]: [n, H, W, C] for images, and [n, T, C] for sound.
         """
         codec = read_kept_codec(run)
         images = np.asarray(jax.jit(codec.show)(samples["samples"]))

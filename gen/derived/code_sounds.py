@@ -26,7 +26,7 @@ MAX_BYTES = 2**24
 
 
 def parse(gap: str) -> Gap:
-    """Parses --gap FROM:TO. Returns the start and the end of the gap, in seconds. Raises: UserError as `parse_gap`."""
+    """Parses --gap FROM:TO, in seconds. Raises: UserError if the text has another form, or if TO is not after FROM."""
     return parse_gap(gap, "seconds", "0.3:0.6")
 
 
@@ -65,10 +65,12 @@ class CodeSounds(CodeImages):
         return options if options.audio is None else replace(options, audio=None, content=embed_sound(options.audio))
 
     def give(self, options: SoundOptions, run: RunView) -> Given:
-        """Returns the validation examples and the encoded prompts; with a recording also its "tokens" and "known", which to keep.
+        """Returns validation examples, and the encoded prompts if any. If a recording is given, adds its codes.
 
-        "tokens" is int32 and "known" bool, both [1, time, ...]. Raises: UserError if the recording is not a sound file or is too long, if the run's codes are latents,
-        or if the run can't read prompts.
+        The codes are "tokens" int32 [1, time, ...], and "known" bool of the same shape: True for tokens to keep.
+
+        Raises: UserError if the recording can't be decoded or is too long, if it is shorter than one code or
+        leaves nothing to generate, if the run's codes are latents, or if the run can't read prompts.
         """
         reference = {**run.reference(), **encode_prompts(options.prompt, run)}
         if not options.content:
@@ -78,9 +80,10 @@ class CodeSounds(CodeImages):
             raise UserError("--audio needs a model of codes that are tokens, and the run models latents; leave it out")
         x = read_recording(base64.b64decode(options.content), codec.coder.example)
         kept = find_kept(len(x), codec.coder.example, codec.coder.codes.shape[0], options.gap)
+        # The tokenizer encodes whole windows only. The codes of the silence at the end are not kept.
         padded = np.pad(x, ((0, codec.coder.example.shape[0] - len(x)), (0, 0)))
         tokens: Array = jax.jit(codec.encode)(to_float(padded)[None])
-        # A time may have several tokens. All of them are kept, or none.
+        # A position in time may have several tokens. All of them are kept, or none.
         known = np.broadcast_to(kept.reshape(1, -1, *[1] * (tokens.ndim - 2)), tokens.shape)
         arrays: Mapping[str, np.ndarray] = {"tokens": np.asarray(tokens), "known": known}
         return Given({**reference, **arrays})
@@ -125,10 +128,15 @@ def read_recording(content: bytes, audio: Feature) -> np.ndarray:
 
 
 def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarray:
-    """Returns which times of the codes to keep, bool [places]: True if a time's window is in the recording and not in the gap.
+    """Returns which codes of a recording to keep, bool [places], for each position in time.
 
-    n: samples of the recording. audio: the feature of a whole window. places: number of times that have codes in a window.
-    gap: as --gap. Raises: UserError if the recording is shorter than one time, or if all times would be kept.
+    A position covers audio.shape[0] / places samples. It is kept if all of them are in the recording, and none is
+    in the gap.
+
+    n: samples of the recording. audio: feature of a whole window. places: number of positions in time of a window's
+    codes. gap: --gap, FROM:TO in seconds. None: no gap.
+
+    Raises: UserError if the recording is shorter than one position, or if all positions would be kept.
     """
     rate = audio.sample_rate or 1
     edges = np.arange(places + 1) * audio.shape[0] / places
@@ -139,7 +147,7 @@ def find_kept(n: int, audio: Feature, places: int, gap: str | None) -> np.ndarra
         )
     if gap is not None:
         start, end = (seconds * rate for seconds in parse(gap))
-        # A time whose window overlaps with the gap, even partly, is generated again.
+        # A position whose samples overlap with the gap, even partly, is generated again.
         kept &= (edges[1:] <= start) | (edges[:-1] >= end)
     if kept.all():
         raise UserError(

@@ -77,7 +77,8 @@ class Codec:
     def encode(self, x: Array) -> Array:
         """Encodes images float32 [B, H, W, C], or sound float32 [B, T, C], in [-1, 1].
 
-        Returns tokens int32 [B, *grid, ...], or latents [B, *grid, channels] that are not yet divided by `scale`.
+        Returns tokens int32 [B, *grid], with one more axis if a place of the grid has several tokens. Tokenizers with
+        continuous codes return latents [B, *grid, channels], which are not yet divided by `scale`.
         """
         return self.coder.encode(*self.weights, x).codes
 
@@ -103,8 +104,10 @@ class Codec:
 def open_codec(path: Path) -> Codec:
     """Reads the codec of a run. A tokenizer's run has it in its best checkpoint, and a run on codes keeps a copy of it.
 
-    Raises: UserError if `path` is not a run of one of these two kinds, if the tokenizer's training is not finished, or if files have
-        changed.
+    path: the run directory.
+
+    Raises: UserError if it is a run of neither kind or an adapter, if the tokenizer's training is not finished, or if
+    files have changed.
     """
     if (path / FILE).exists():
         checkpoint.check_owner(path, base.owner.warn)
@@ -136,7 +139,7 @@ def open_codec(path: Path) -> Codec:
 
 @lru_cache(maxsize=2)
 def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
-    """Reads a codec. Imports no module that the files name, so they may come from a stranger.
+    """Reads a codec from its two files. Imports no module that the files name, so they may come from a stranger.
 
     content: of codec.json. weights: content of codec.npz. where: the run, for errors.
 
@@ -148,7 +151,10 @@ def read_codec(content: bytes, weights: bytes, where: str) -> Codec:
 
 
 def _make_codec(facts: Any, arrays: Mapping[str, np.ndarray], where: str) -> Codec:
-    """Builds a codec from the content of codec.json and its weights, and checks that they fit. where: the run, for errors."""
+    """Builds a codec. facts: content of codec.json. arrays: its weights. where: the run, for errors.
+
+    Raises: UserError if codec.json has another format or is damaged, or if the weights don't fit it.
+    """
     at = f"{where}/{FILE}"
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not {"model", "spec"} <= facts.keys():
         raise UserError(f"{at} is not a codec of format {FORMAT}; the fix: restore it from a copy of the run")
@@ -166,6 +172,7 @@ def _check_arrays(coder: Coder, arrays: Mapping[str, np.ndarray], where: str) ->
         return {"params": coder.init(key), "stats": coder.bottleneck.begin(key, jnp.float32)}
 
     wanted: Any = flatten_dict(jax.eval_shape(begin, jax.random.key(0)), sep="/")
+    # The scale is optional: a tokenizer's own run has none. So it is added to both sides.
     shapes = {name: x.shape for name, x in wanted.items()} | {SCALE: ()}
     # The codec of a tokenizer's run has no scale. Only its copies in runs on its codes have one.
     found = {SCALE: ()} | {name: x.shape for name, x in arrays.items()}

@@ -44,7 +44,7 @@ class DescribedOptions:
 
 @dataclass(frozen=True)
 class Described(Medium):
-    """Shows captions, tokens int32 [n, T], as text. The tokens after the end of a caption are PADDING."""
+    """Shows captions, tokens int32 [n, T], as text. The tokens after the end of a caption are PADDING, -1."""
 
     options: ClassVar[type] = DescribedOptions
 
@@ -67,7 +67,8 @@ class Described(Medium):
     def give(self, options: DescribedOptions, run: RunView) -> Given:
         """Returns the given picture or recording as "source" [1, ...], in the form that the model reads.
 
-        Without one: the sources of the first validation examples, [n, ...]. Raises: UserError if the file can't be used.
+        If no file is given: the sources of the first validation examples, [n, ...]. Raises: UserError if the file can't
+        be used.
         """
         example = find_source(run)
         if options.image:

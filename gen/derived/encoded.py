@@ -30,7 +30,7 @@ from gen.families.tokenizer.coder import Coder
 from gen.runs import directory
 
 FORMAT = 1
-"""Part of the cache key. Raise it if `encode_all` computes its arrays differently, so that old entries are not reused."""
+"""Part of the data's digest and of the cache key. Raise it if `encode_all` computes its arrays differently."""
 ENCODE_CHUNK = 250
 """Largest number of examples that are encoded at once."""
 SPLITS = ("train", "validation", "test")
@@ -40,10 +40,12 @@ KEPT = ("label", "caption")
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded(core.Data):
-    """Images or sound as codes of a trained tokenizer: "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels].
+    """Images or sound as codes of a trained tokenizer.
 
-    Tokenizers with a KL bottleneck, and vocoders, give latents. Latents are divided by their standard deviation on the training split
-    (Rombach et al. 2022, appendix G). Below, "images" also means windows of sound.
+    Batches have "tokens" int32 [B, *grid], or "latent" float32 [B, *grid, channels]. Tokenizers with a KL bottleneck,
+    and vocoders, give latents. Latents are divided by their standard deviation on the training split (Rombach et al.
+    2022, appendix G). If `tokenizer` is a run of a model of codes, the number by which that run divides is used
+    instead. Below, "images" also means windows of sound.
     """
 
     keeps_tokenizer: ClassVar[bool] = True
@@ -109,7 +111,7 @@ class Encoded(core.Data):
 
 
 def code_feature(coder: Coder) -> tuple[str, Feature]:
-    """Returns the name of the codes' feature, "tokens" or "latent", and the feature."""
+    """Returns (name, feature) of the codes. The name is "tokens" if they have a vocabulary, otherwise "latent"."""
     return ("tokens" if coder.codes.vocab else "latent"), coder.codes
 
 
@@ -147,10 +149,10 @@ def _check_shape(codec: Codec, images: Dataset, tokenizer: str) -> None:
 
 
 def report_other_data(tokenizer: Path, images: Dataset) -> None:
-    """Prints a warning if a tokenizer was trained on other data or splits than `images`, whose test examples it may have seen.
+    """Prints a warning if a tokenizer was trained on other data or splits than `images`.
 
-    tokenizer: its run directory. Nothing is printed if it was itself trained on the codes of another tokenizer, because it is not
-    known which data those codes come from.
+    Then it may have seen test examples of `images`. tokenizer: its run directory. Nothing is printed if this is a run
+    of a model of codes, because its copy of the tokenizer does not say which data the tokenizer was trained on.
     """
     if (tokenizer / FILE).exists():
         return
@@ -203,9 +205,10 @@ def check_latents(latents: Arrays, tokenizer: str) -> None:
 
 
 def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
-    """Encodes the examples of a split, in order. Returns the codes [n, *grid, ...], and {feature: array [n, ...]} of those in KEPT.
+    """Encodes a split in order. Returns (codes [n, *grid, ...], {"label" and "caption", if any: array [n, ...]}).
 
-    form: index of the variant, which seeds the noise of the preprocessing. augmented: whether to augment as in training.
+    form: index of the variant, which seeds the random numbers of the preprocessing. augmented: whether to augment as in
+    training.
     """
     # A fixed key, because the codes are part of the data: they do not depend on the seed of a run.
     key = jax.random.fold_in(jax.random.key(0), form)
@@ -264,6 +267,7 @@ def take_forms_in_turn(n: int, variants: int) -> Shuffle:
     shuffle = permute(n)
 
     def take(seed: int, places: range) -> np.ndarray:
+        # Places count examples from the beginning of the run, so a resumed run continues with the same variant.
         epoch = np.asarray(places, np.int64) // n
         return shuffle(seed, places) + n * (epoch % variants)
 
@@ -271,7 +275,11 @@ def take_forms_in_turn(n: int, variants: int) -> Shuffle:
 
 
 def convert(batch: Batch, key: Key, training: bool, *, name: str, scale: float) -> Batch:
-    """The `preprocess` of the data set: converts tokens to int32, or latents to float32 divided by `scale`. name: of the codes."""
+    """Converts the codes of a batch: tokens to int32, or latents to float32, divided by `scale`.
+
+    It is the `preprocess` of the data set. name: feature of the codes. key and training are not used, because the codes
+    are already augmented.
+    """
     codes = batch[name]
     is_latent = jnp.issubdtype(codes.dtype, jnp.floating)
     return {**batch, name: codes.astype(jnp.float32) / scale if is_latent else codes.astype(jnp.int32)}

@@ -30,12 +30,12 @@ CHUNK = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ToText(core.Data):
-    """Captions as texts to write, and their pictures or recordings as sources. Batches have these arrays:
+    """Captions as texts that a model writes, and their pictures or recordings as sources, which it reads. Batches have:
 
-    "source": pictures float32 [B, H, W, C] in [-1, 1]; log-mel frames float32 [B, frames, bands] of recordings; for Encoded data, their
-    tokens or latents. "tokens": int32 [B, L + 2], where captions are padded to L: an end token, the caption, and end tokens.
-    "counted": uint8 [B, L + 2], 1 for tokens that count for the loss (the caption and one end token after it). "bytes": int32 [B],
-    length of the caption.
+    "source": pictures float32 [B, H, W, C] in [-1, 1]; log-mel frames float32 [B, frames, bands] of recordings; for
+    Encoded data, their tokens or latents. "tokens": int32 [B, L + 2], where captions are padded to L: an end token, the
+    caption, and end tokens. "counted": uint8 [B, L + 2], 1 for tokens that count for the loss (the caption and one end
+    token after it). "bytes": int32 [B], length of the caption.
     """
 
     data: core.Data = Captioned()
@@ -78,7 +78,7 @@ class ToText(core.Data):
 
 @dataclass(frozen=True)
 class Exchange:
-    """The functions `preprocess` and `baselines` of a data set for captioning."""
+    """The functions `preprocess` and `baselines` of a data set for captioning. See `gen.core.Dataset` and `ToText`."""
 
     data: Dataset
     """The data set of pictures or recordings with captions."""
@@ -106,6 +106,7 @@ class Exchange:
             "source": source,
             "tokens": jnp.pad(caption, ((0, 0), (1, 1)), constant_values=self.end),
             "counted": ((index > 0) & (index <= length[:, None] + 1)).astype(jnp.uint8),
+            # The end token has no bytes, so padding adds nothing.
             "bytes": widths[caption].sum(1),
         }
 

@@ -2,8 +2,9 @@
 has won, a collapsed generator or codebook.
 
 A run checks its metrics at each evaluation and each save. With --alarms.action warn or stop, it also generates images and
-compares them with the same number of real images (gen.metrics.collapse). A model that reads labels, captions or sources gets
-the ones of the real images. The numbers of the comparison go to telemetry.jsonl. Each number beyond its limit prints a warning.
+compares them with the same number of real images (gen.metrics.collapse). A conditional model gets the labels, captions
+or source images of the real images. The numbers of the comparison go to telemetry.jsonl. Each number beyond its limit
+prints a warning.
 
 gen.runtime.faults checks the loss and the gradient of every single step.
 """
@@ -32,17 +33,17 @@ from gen.metrics.images import ImageSet, read_split, read_training, to_float
 log = logging.getLogger(__name__)
 
 MIN_IMAGES = 64
-"""Minimum number of validation images to compare with. If there are fewer, training images are used."""
+"""Training images are used for comparisons if there are fewer validation images than this and --alarms.samples."""
 MIN_DUPLICATES = 10
-"""`NearDuplicates` needs at least this number of images with a near duplicate. Fewer may be chance."""
+"""`NearDuplicates` gives no alarm if at most this number of images have a near duplicate: that may be chance."""
 
 
 @dataclass(frozen=True)
 class FewClasses(Alarm):
-    """The generated images cover too few classes, compared with real images."""
+    """Warns if the predicted classes of the generated images are too few, compared with real images."""
 
     least: float
-    """Minimum of classes_fake / classes_real (gen.metrics.collapse.ClassCover)."""
+    """Minimum number of different predicted classes, divided by the number for real images."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         if "classes_fake" not in numbers:
@@ -57,10 +58,10 @@ class FewClasses(Alarm):
 
 @dataclass(frozen=True)
 class LowEntropy(Alarm):
-    """The generated images are spread too unevenly over the classes, compared with real images."""
+    """Warns if the generated images are spread too unevenly over the predicted classes, compared with real images."""
 
     least: float
-    """Minimum of class_entropy_fake / class_entropy_real (gen.metrics.collapse.ClassCover)."""
+    """Minimum entropy of the mean predicted distribution of classes, divided by the entropy for real images."""
 
     def check(self, numbers: Mapping[str, float]) -> list[str]:
         if "class_entropy_fake" not in numbers:
@@ -73,7 +74,7 @@ class LowEntropy(Alarm):
 
 @dataclass(frozen=True)
 class NearDuplicates(Alarm):
-    """Too many generated images have a near duplicate among the other generated images."""
+    """Warns if too many generated images have a near duplicate among the other generated images."""
 
     most: float
     """Maximum fraction of generated images with a near duplicate."""
@@ -85,7 +86,7 @@ class NearDuplicates(Alarm):
 
 @dataclass(frozen=True)
 class LowSpread(Alarm):
-    """The generated images are too close to each other, compared with real images."""
+    """Warns if the generated images are too close to each other, compared with real images."""
 
     least: float
     """Minimum of the mean distance between generated images, divided by the mean distance between real images."""
@@ -101,7 +102,7 @@ class LowSpread(Alarm):
 
 @dataclass(frozen=True)
 class Saturation(Alarm):
-    """The discriminator has won: its loss is so low that it no longer teaches the generator."""
+    """Warns if the discriminator has won: its loss is so low that it no longer teaches the generator."""
 
     most: float
     """Maximum fraction of held-out examples on which the discriminator has nothing left to learn: the metric "saturation"."""
@@ -115,7 +116,7 @@ class Saturation(Alarm):
 
 @dataclass(frozen=True)
 class UnusedCodes(Alarm):
-    """A tokenizer's codebook has collapsed: the validation split uses too few of its codes."""
+    """Warns if a tokenizer's codebook has collapsed: the validation split uses too few of its codes."""
 
     least: float
     """Minimum fraction of the codes that occur in the validation split."""
@@ -127,7 +128,7 @@ class UnusedCodes(Alarm):
 
 @dataclass(frozen=True)
 class GradientNorm(Alarm):
-    """A gradient vanishes, explodes or is not finite. Checks the norms in the metrics "gradient" and "gradient/PLAYER"."""
+    """Warns if a metric "gradient" or "gradient/PLAYER", a norm, is outside of [least, most] or not finite."""
 
     least: float
     most: float
@@ -144,7 +145,7 @@ class GradientNorm(Alarm):
 
 def build_alarms(config: Alarms, n: int) -> tuple[Alarm, ...]:
     """Returns the alarms of a config. n: number of generated images that are compared. 0: only the alarms that need no images."""
-    # The config's own alarms come last, so that gen's messages are always in the same order.
+    # The alarms of `config.extra` come last, so that gen's messages are always in the same order.
     least, most = config.gradient
     if not n:
         return Saturation(config.saturation), UnusedCodes(config.codes), GradientNorm(least, most), *config.extra
@@ -187,11 +188,11 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """Checks a run. It is called with the state and the metrics at each evaluation and each save."""
+    """Checks a run while it trains. Call it with the state and the metrics at each evaluation and each save."""
 
     alarms: tuple[Alarm, ...]
     comparison: Comparison | None
-    """None: only metrics are checked."""
+    """Compares generated with real images. None: only metrics are checked."""
     progress: Progress
     """The alarm for a validation metric that gets far worse."""
 
@@ -217,14 +218,15 @@ def watch(
     compiled: Callable[..., Any] = jax.jit,
     progress: Progress | None = None,
 ) -> Watch:
-    """Returns the `Watch` of a run. To compare labelled images, it first trains a classifier, and keeps it in the user's cache.
+    """Returns the object that checks a run while it trains. For labelled images, a classifier is trained first, or read
+    from the user's cache.
 
-    compiled: compiles a function of the state, as `jax.jit` or an engine's `compiled` does. progress: the evaluations so far;
-    None: there were none.
+    compiled: compiles a function of the state, as `jax.jit`. progress: the evaluations so far. None: there were none.
 
     A comparison needs two different real images. Otherwise a warning is logged, and only metrics are checked.
 
-    Raises: UserError for a wrong `config.request`, or if `config.action` is stop and the images can't be compared.
+    Raises: UserError for a wrong or unused `config.request`. Also if images can't be compared, and `config.action` is
+    stop.
     """
     progress = progress or Progress(None, [])
     if "image" not in data.spec and config.request:
@@ -232,6 +234,7 @@ def watch(
     if "image" not in data.spec or config.action == "off":
         return Watch(build_alarms(config, 0), None, progress)
     real = _read_real(config, data)
+    # Before a classifier is trained, so that a wrong request costs no time.
     request = parse_request(model.request, config.request, "--alarms.samples", data.spec)
     if reason := _incomparable(real.image):
         if config.action == "stop":

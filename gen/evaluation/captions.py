@@ -1,4 +1,4 @@
-"""Scores of runs that generate images from captions, next to those of real images and of the nearest training images."""
+"""Scores of runs that generate images from captions. Baselines: real images, and the nearest training images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def own(self) -> np.ndarray:
-        """Caption of each generated image, as a position in captions[0], int64 [n]."""
+        """Caption of each generated image, int64 [n]: index into captions[0], the different held-out captions."""
         return self.captions[1][self.order(self.n)]
 
     def order(self, n: int) -> np.ndarray:
@@ -54,13 +54,13 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def generated_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the generated images alone."""
+        """The protocol (the settings stored with a score) of scores that depend on the generated images alone."""
         drawn = {"captions": self.options.split} if self.captioned else {}
         return super().generated_protocol | drawn
 
     @property
     def held_out_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on held-out images and not on the run."""
+        """The protocol (the settings stored with a score) of scores that depend on held-out images, not on the run."""
         return self._data_protocol | self._split_protocol
 
     @cached_property
@@ -81,7 +81,9 @@ class CaptionedSubject(ImageSubject):
 
     @cached_property
     def nearest(self) -> np.ndarray:
-        """For each of captions[0], the training image with the most similar caption by the scorer, as a position: int64 [M]."""
+        """For each of captions[0], the training image whose caption is the most similar by `scorer`: int64 [M],
+        positions in the training split.
+        """
         assert self.known.caption is not None
         return self.scorer.nearest(self.captions[0], self.known.caption)
 
@@ -114,7 +116,7 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
-    """Returns the training image nearest to each of the images, uint8 [N, H, W, C]."""
+    """Finds the nearest training image of each image, by Euclidean distance. images: uint8 [N, H, W, C]."""
     distance, index = nearest(data, np.asarray(to_float(images)))
     return Neighbours(distance[:, 0], index[:, 0])
 
@@ -123,8 +125,8 @@ def find_neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
 class Captions(Metric[CaptionedSubject]):
     """How well generated images fit their captions, and how near they are to training images.
 
-    Baselines: held-out images with their own captions ("_real"), and for each held-out caption the training image whose caption
-    is the most similar to it ("_nearest").
+    Baselines: held-out images with their own captions (names end with "_real"), and for each held-out caption the
+    training image with the most similar caption (names end with "_nearest").
     """
 
     name: str = "captions"

@@ -27,7 +27,7 @@ LABEL = re.compile(r"_label(\d+)(_|$)")
 
 
 def is_image_folder(path: Path) -> bool:
-    """Returns whether a path is a folder with images that is not a run. A run that lost its config.json has checkpoints."""
+    """Returns whether a path is a folder with images, and not a run: it has neither a config.json nor checkpoints."""
     is_run = os.path.lexists(path / "config.json") or checkpoint.steps(path / "checkpoints")
     return path.is_dir() and not is_run and bool(list_images(path).files)
 
@@ -141,7 +141,10 @@ class FolderSubject(ImageSubject):
 
     @cached_property
     def generated_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the images of the folder alone. How they were drawn is not known."""
+        """The protocol (the settings stored with a score) of scores that depend on the folder's images alone.
+
+        It has no entries about the generation of the images, which is not known.
+        """
         image, label = self.generated.image, self.generated.label
         content = sha256(image) if label is None else sha256(image, label)
         return self._data_protocol | {"n_fake": self.n, "seed": self.options.seed, "folder": content}
@@ -150,8 +153,10 @@ class FolderSubject(ImageSubject):
 def _label_of(path: Path, numbers: dict[str, int]) -> int | None:
     """Returns the label of an image, or None if it is not known.
 
-    An image in a sub-folder has the label of the folder's name. Any other image has the label in its own name, as `sample.py
-    --files` writes it. path: relative to the folder of images. numbers: {name of a sub-folder: label}.
+    The name of its sub-folder decides. An image without a sub-folder has its label in the file name, such as
+    "0_label3.png", as `sample.py --files` writes it.
+
+    path: relative to the folder of images. numbers: {name of a sub-folder: label}.
     """
     if len(path.parts) > 1:
         return numbers.get(path.parts[0])

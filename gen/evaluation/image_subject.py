@@ -1,4 +1,4 @@
-"""A run that generates images. All metrics of images share its generated images, the real images, and the features of both."""
+"""The inputs that all metrics of images share: a run's generated images, real images, and the features of both."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ GENERATE_CHUNK = 1000
 
 @dataclass(frozen=True, eq=False)
 class ImageSubject(Subject):
-    """A run that generates images. Each array is computed once, when a metric first needs it. n: number of generated images."""
+    """A run that generates n images. Each array is computed once, when needed. In shapes: D features, K classes."""
 
     medium = "images"
 
     def check(self) -> None:
-        """Raises: UserError if the model does not generate single images, or if --labels would have no effect."""
+        """Raises: UserError if a sample is not one image of the data's shape, or if --labels would have no effect."""
         # Reconstructions and interpolations are grids of images, which metrics can't read.
         made, image = self.generated_shapes["samples"].shape, (1, *self.data.spec["image"].shape)
         if made != image:
@@ -88,7 +88,7 @@ class ImageSubject(Subject):
         return self.options.n or min(MAX_DEFAULT_IMAGES, self.data.sizes["train"])
 
     def given(self, rows: np.ndarray) -> Mapping[str, Array]:
-        """Returns more entries of the `given` of `generate`, {name: [B, ...]}. rows: int [B], positions of the generated images."""
+        """Returns more inputs of `generate`, {name: [B, ...]}. rows: int [B], positions of the generated images."""
         return {}
 
     @property
@@ -97,14 +97,14 @@ class ImageSubject(Subject):
 
     @property
     def fewest(self) -> str:
-        """Text for messages that names the smaller set, generated or held-out images, and its size."""
+        """For messages, the smaller set and its size: "there are 50 generated images (--n)", or the held-out split."""
         if self.n < self.n_held_out:
             return f"there are {self.n} generated images (--n)"
         return f"the {self.options.split} split has {self.n_held_out}"
 
     @cached_property
     def features(self) -> Features:
-        """The features by which images are compared. Raises: UserError if --features is a file without Inception's weights."""
+        """The extractor of --features. Default: a classifier of the labels, or pixels. Raises: as `load_features`."""
         if self.options.features is not None:
             return load_features(self.options.features, self.data)
         if untrainable(self.data):
@@ -132,7 +132,7 @@ class ImageSubject(Subject):
         return jax.eval_shape(generate, jax.eval_shape(model.init, key), self.run.reference())
 
     def conditions(self, n: int) -> dict[str, np.ndarray]:
-        """Returns the entries of `given` that choose what n images show, {name: [n, ...]}: labels, or {} for no choice."""
+        """Returns the inputs of `generate` that condition n images, {name: [n, ...]}: labels, or {} for none."""
         if self.label_rule is None:
             return {}
         return {labels.GIVEN: draw_labels(self.data, n, self.label_rule, self.options.seed)}
@@ -153,7 +153,7 @@ class ImageSubject(Subject):
 
     @cached_property
     def training(self) -> ImageSet:
-        """The first n training images in the order of seed 0. Baselines compare them with the held-out images."""
+        """n training images for baselines: the first n in the order in which training with seed 0 reads them."""
         return read_training(self.data, self.n)
 
     @cached_property
@@ -191,7 +191,7 @@ class ImageSubject(Subject):
 
     @cached_property
     def generated_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the generated images alone."""
+        """The protocol (the settings stored with a score) of scores that depend on the generated images alone."""
         images = {"n_fake": self.n, "seed": self.options.seed, "checkpoint": self.step}
         run = {"run": self.run.digest(self.step)}
         drawn = {} if self.label_rule is None else {"labels": self.label_rule}
@@ -199,17 +199,17 @@ class ImageSubject(Subject):
 
     @property
     def compared_protocol(self) -> dict[str, object]:
-        """Protocol of a number that compares generated images with held-out ones."""
+        """The protocol (the settings stored with a score) of scores that compare generated with held-out images."""
         return self.generated_protocol | self._split_protocol
 
     @property
     def training_protocol(self) -> dict[str, object]:
-        """Protocol of a number that compares training images with held-out ones. It does not depend on the run."""
+        """The protocol (the settings stored with a score) of baselines, which don't depend on the run."""
         return self._data_protocol | {"n_train": self.n} | self._split_protocol
 
     @property
     def feature_protocol(self) -> dict[str, object]:
-        """Protocol of the features. Merge it after the protocol of the data, because it replaces the entry "resize"."""
+        """The protocol's entries about the feature extractor. Merge them last, because they replace "resize"."""
         return dict(self.features.protocol)
 
     @property
@@ -276,7 +276,7 @@ def _split_chunks(conditions: Mapping[str, np.ndarray], n: int) -> list[dict[str
 def _check_chunk(
     subject: ImageSubject, made: dict[str, np.ndarray], chosen: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns `made`. Raises: UserError if images are not finite, or if their labels or captions are not those in `chosen`."""
+    """Checks and returns `made`. Raises: UserError if not finite, or if labels or captions differ from `chosen`."""
     if not np.isfinite(made["samples"]).all():
         others = [str(step) for step in checkpoint.steps(subject.run.checkpoints) if step != subject.step]
         fix = f"choose another with --step ({', '.join(others)})" if others else "train with a lower learning rate"

@@ -63,10 +63,10 @@ def check_measured(setting: str, name: str, model: GenerativeModel, data: Datase
 
 
 def _ones(x: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Returns ones [...] in place of an array [1, ...] of which only the shape is known."""
+    """Returns ones of the shape of x without its first axis. They take the place of values that are not computed."""
     return np.ones(x.shape[1:])
 
 
 def split_facts(data: Dataset, split: str) -> dict[str, Any]:
-    """Returns the entries of a protocol that describe a whole split: its name, size and data."""
+    """Returns the settings of a split that are stored with its scores: name, size, digest, and `data.protocol`."""
     return {"split": split, "n": data.sizes[split], "data": data.digest, **data.protocol}

@@ -32,7 +32,10 @@ class MusicSubject(TextSubject):
     medium = "scores"
 
     def windows(self, split: str) -> HostBatch:
-        """Returns all windows of a split as one HostBatch: "tokens" int32 [N, frames, voices], "frames" int [N], and others."""
+        """Returns all windows of a split as one HostBatch. Pieces are cut into windows of one length.
+
+        Entries: "tokens" int32 [N, frames, voices], "frames" int [N] (frames of a window without padding), and others.
+        """
         batches = list(self.data.evaluation(split, self.run.config.data.batch_size))
         whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         # The last batch is padded with examples of weight 0.
@@ -66,7 +69,7 @@ class MusicSubject(TextSubject):
 
     @cached_property
     def counted_nats(self) -> np.ndarray:
-        """The same as `voice_nats`, by the counting baseline (gen.data.music.counting)."""
+        """Like `voice_nats`, for the baseline that counts tokens of the training split (gen.data.music.counting)."""
         train, held_out = self.rolls("train"), self.rolls(self.options.split)
         nats = counting.count_nats(train, held_out, self.data.spec["tokens"].vocab or 0)
         return nats.reshape(-1, held_out[0].shape[1])
@@ -108,7 +111,9 @@ class Voices(Metric[MusicSubject]):
     """-log p in nats of the held-out scores: the mean over frames, and the mean over the tokens of all voices but the first.
 
     A token is given all tokens before it: earlier frames, and the earlier voices of its frame. So the second number tells how well
-    a model harmonizes the melody in the first voice. The counting baseline has both numbers too ("counting_").
+    a model harmonizes the melody in the first voice. With one voice, the second number is left out.
+
+    Baseline: counts of the training split (gen.data.music.counting). Its names begin with "counting_".
     """
 
     name: str = "voices"
@@ -137,12 +142,19 @@ class Voices(Metric[MusicSubject]):
 class Rules(Metric[MusicSubject]):
     """How well generated scores keep the rules of harmony. Lower is better, down to the numbers of real scores.
 
-    - tone_distance, step_distance: distance of the histogram of tones, or of steps, from the held-out split's, in [0, 1].
+    - tone_distance: total variation distance of the pitch class histograms of these and the held-out scores, in [0, 1].
+    - step_distance: the same for the histogram of melodic steps of the voices.
     - parallels, doubled_leading: fractions in [0, 1], see gen.metrics.scores.Harmony.
 
-    All four are also computed for the training split ("_real"), and for training scores whose voices come from different pieces
-    ("_shuffled"). The last two are also computed for the held-out split ("_held_out"), and for held-out scores in which the model
-    has rewritten all voices but the first ("_harmonized").
+    All four are also computed for other scores, with these endings of their names:
+
+    - "_real": the training split.
+    - "_shuffled": training scores whose voices come from different pieces.
+
+    parallels and doubled_leading are also computed for:
+
+    - "_held_out": the held-out split.
+    - "_harmonized": held-out scores in which the model has rewritten all voices but the first.
     """
 
     name: str = "rules"
@@ -169,6 +181,7 @@ class Rules(Metric[MusicSubject]):
         harmonies = subject.sampled_protocol | {"samples": "the held-out scores, given the first voice"}
         return [
             Score(names, protocol, lambda: numbers(subject.generated)),
+            # Two numbers are distances from the held-out scores. These rolls are made of them, so both are left out.
             Score(tuple(f"{name}_harmonized" for name in names[2:]), harmonies, harmonized),
             Score(tuple(f"{name}_real" for name in names), train, lambda: numbers(subject.rolls("train"))),
             Score(
@@ -185,9 +198,9 @@ class Rules(Metric[MusicSubject]):
 
 
 def shuffle_voices(rolls: list[np.ndarray]) -> list[np.ndarray]:
-    """Returns one score [frames, voices] for each of the given ones, with voices of different scores.
+    """Combines voices of different scores into new scores, one for each of `rolls`, int [frames, voices] each.
 
-    Voice v of the result i is voice v of the score i + v (modulo their number). The voices are cut to the shortest of them.
+    Voice v of new score i is voice v of score i + v (modulo their number). A new score ends with its shortest voice.
     """
     shuffled = []
     for i in range(len(rolls)):

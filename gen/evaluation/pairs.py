@@ -16,7 +16,9 @@ from gen.metrics.psnr import colors_of_levels, nearest_targets, psnr
 
 @dataclass(frozen=True, eq=False)
 class PairSubject(ImageSubject):
-    """A run on pairs. Its generated image i is the translation of the held-out source i, modulo the number of sources."""
+    """A run on pairs of a source and a target image. Its generated image i is the translation of held-out source i,
+    modulo the number of sources.
+    """
 
     medium = "translations"
 
@@ -27,7 +29,7 @@ class PairSubject(ImageSubject):
 
     @property
     def generated_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the translations alone."""
+        """The protocol (the settings stored with a score) of scores that depend on the translations alone."""
         return super().generated_protocol | {"sources": self.options.split}
 
 
@@ -35,8 +37,11 @@ class PairSubject(ImageSubject):
 class SignalToNoise(Metric[PairSubject]):
     """PSNR in dB of translations, compared with the true targets.
 
-    Baselines are three trivial translations: the source itself ("_source"), the target of the training pair with the nearest
-    source ("_nearest"), and the mean colour of each brightness of the source ("_levels").
+    Baselines are three trivial translations:
+
+    - "psnr_source": the source itself.
+    - "psnr_nearest": the target of the training pair with the nearest source.
+    - "psnr_levels": each source pixel is replaced by the mean target colour of its brightness.
     """
 
     name: str = "psnr"

@@ -32,7 +32,7 @@ SUBJECTS: dict[str, type[Subject]] = {
     "audio": SoundSubject,
     "tokens": TextSubject,
 }
-"""{feature of the data: class of the run}. The first feature that the data have decides. `open_subject` has exceptions."""
+"""{feature: class for runs on data with this feature}. The first match is used. `open_subject` has exceptions."""
 METRICS: tuple[Metric[Any], ...] = (
     *images.METRICS,
     *captions.METRICS,
@@ -86,7 +86,12 @@ def open_subjects(options: Options) -> list[Subject]:
 
 
 def _open_data(folder: Path, runs: Mapping[Path, Subject], options: Options) -> tuple[TrainedRun, Dataset]:
-    """Returns the run with whose data folders of images are compared, and these data. folder: the first folder, for messages."""
+    """Returns the run with whose data folders of images are compared, and these data.
+
+    folder: the first folder, for messages. runs: {path: opened run} of the command line.
+
+    Raises: UserError if no run gives data, if the data have no images, or for options that no folder uses.
+    """
     if options.data_of is None and not runs:
         raise UserError(
             f"{folder} is a folder of images, and no run says which data they are compared with; the fix: "
@@ -98,6 +103,7 @@ def _open_data(folder: Path, runs: Mapping[Path, Subject], options: Options) -> 
             "--request, --step and --labels change what a run generates, and only folders of images are named; leave "
             "them out"
         )
+    # A run that is scored too is already open. Opening it again would build its data a second time.
     if options.data_of is None or options.data_of in runs:
         subject = first if options.data_of is None else runs[options.data_of]
         assert subject is not None

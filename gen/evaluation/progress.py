@@ -11,12 +11,12 @@ MAX_LOST = 3.0
 """The alarm is raised if the latest value is worse than the best by more than MAX_LOST times the improvement from the first value
 to the best, and also by more than MAX_WORSE times the magnitude of the best value."""
 MAX_WORSE = 0.5
-"""See MAX_LOST. This limit decides if the first value is the best, so that there was no improvement."""
+"""Limit as a fraction of the best value's magnitude, see MAX_LOST. It decides alone if the first value is the best."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The evaluations of a run so far. `check` raises the alarm."""
+    """The evaluations of a run so far, and the check whether the latest is far worse than the best."""
 
     best: tuple[str, str] | None
     """Validation metric to watch, and "min" or "max": the config's `save.best`. None: one of LOSSES, if the run measures one."""
@@ -33,6 +33,7 @@ class Progress:
         self.seen.append((step, dict(validation)))
         loss = next((name for name in LOSSES if name in validation), None)
         name, end = self.best or (loss, "min")
+        # A metric to be maximized is negated, so that lower is better below.
         sign = -1 if end == "max" else 1
         found = [(sign * numbers[name], step) for step, numbers in self.seen if name in numbers]
         if not found or name not in validation:

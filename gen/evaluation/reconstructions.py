@@ -33,7 +33,7 @@ class ReconstructionSubject(ImageSubject):
         return f"reconstructions of {self.n:,} training examples by checkpoint {self.step}{self._features_note}"
 
     def check(self) -> None:
-        """Raises: UserError if there are fewer training images than --n, or for options that change samples."""
+        """Raises: UserError if there are fewer training images than --n, or if --labels or --request is set."""
         if reason := self.too_few_training_images:
             raise UserError(reason)
         if self.options.labels != "training" or self.options.request:
@@ -62,7 +62,7 @@ class ReconstructionSubject(ImageSubject):
     def originals(self, rows: np.ndarray) -> Array:
         """Returns training examples as the tokenizer reads them, float32 [B, ...].
 
-        rows: int [B], ascending positions in the training examples.
+        rows: int [B], ascending positions in `training`.
         """
         return to_float(self.training.image[rows])
 
@@ -95,6 +95,6 @@ class ReconstructionSubject(ImageSubject):
 
     @cached_property
     def generated_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the reconstructions alone."""
+        """The protocol (the settings stored with a score) of scores that depend on the reconstructions alone."""
         facts = {"n_fake": self.n, "seed": self.options.seed, "checkpoint": self.step, "reconstructions": "train"}
         return self._data_protocol | facts | {"run": self.run.digest(self.step)}

@@ -1,4 +1,4 @@
-"""Fields of a family's request, given as text such as "truncation=0.5" on a command line or in a config."""
+"""Parses a family's request (the settings of one call of `generate`) from text such as "truncation=0.5"."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parse_request(
 
 
 def encode_request(changes: Mapping[str, object]) -> dict[str, object]:
-    """Returns the entries of a protocol for these changed fields of a request. {}: no field was changed."""
+    """Returns {"request": changes as JSON values}, to store with a score, or {} for none. changes: {field: value}."""
     return {"request": {name: configs.encode(value) for name, value in changes.items()}} if changes else {}
 
 

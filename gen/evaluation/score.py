@@ -57,7 +57,7 @@ class Options:
     data_name: str | None = None
     """The data's --data.name now, if the folder or file was moved after training. Its content must be the same."""
     base: str | None = None
-    """Where the base of an adapter is now, if it was moved."""
+    """Directory of the run that an adapter was trained on, if it was moved after training."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A module outside gen that a run's config or --metrics names, and that may be imported."""
 
@@ -112,12 +112,17 @@ class Subject:
 
     @cached_property
     def request(self) -> dict[str, object]:
-        """{field: value} of the request as --request changes it. Raises: UserError if the run's family has no such field."""
+        """{field: value} of the request's fields that --request sets to other values than their defaults.
+
+        Raises: UserError if the family's request has no such field, or if a value is wrong.
+        """
         return parse_request(self.run.model.request, self.options.request, spec=self.run.spec)
 
     @property
     def split_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and not on the run, such as a baseline.
+        """The protocol (the settings stored with a score) of scores that depend on the held-out split and not on the
+        run, such as baselines.
+
 
         Metrics of images do not use it. They use the protocols of ImageSubject.
         """
@@ -125,14 +130,20 @@ class Subject:
 
     @property
     def run_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and on the run. Metrics of images do not use it."""
+        """The protocol (the settings stored with a score) of scores that depend on the held-out split and the run.
+
+        Metrics of images do not use it. They use the protocols of ImageSubject.
+        """
         # The numbers of an adapter depend on its base too.
         base = self.run.facts.base
         return self.split_protocol | {"checkpoint": self.step} | ({} if base is None else {"base": base.sha256})
 
     @property
     def sampled_protocol(self) -> dict[str, object]:
-        """Protocol of a number that depends on the held-out split and on the run's samples. Metrics add the number of samples."""
+        """The protocol (the settings stored with a score) of scores that also depend on the run's samples.
+
+        A metric adds the number of samples.
+        """
         return self.run_protocol | {"seed": self.options.seed} | encode_request(self.request)
 
 
@@ -140,7 +151,7 @@ class Score(NamedTuple):
     """Numbers to be computed together, with one protocol: a description of how they are computed."""
 
     names: tuple[str, ...]
-    """Their names in evaluation.json."""
+    """Names of the numbers, which are keys of evaluation.json."""
     protocol: Mapping[str, object]
     """{setting: JSON value} of everything that the numbers depend on. Numbers of two runs can be compared if their protocols differ
     at most in the entries that identify the run: "checkpoint", "run", "base" and "folder"."""

@@ -57,7 +57,7 @@ def with_spectrograms(data: Dataset) -> Dataset:
 
 @dataclass(frozen=True, eq=False)
 class SoundSubject(ImageSubject):
-    """A run that generates sound. Its data have the spectrograms of `with_spectrograms`."""
+    """A run that generates sound. Its spectrograms are scored as images, so `data` must be from `with_spectrograms`."""
 
     medium = "sound"
 

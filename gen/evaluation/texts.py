@@ -87,7 +87,7 @@ class Labels(Metric[TextSubject]):
             )
             return found.accuracy, found.majority
 
-        # Older scores, which did not count the end of a label, have no such fact.
+        # Older versions of gen did not count the end of a label. Their protocols lack "label_end", so they differ.
         facts = {"shots": options.shots, "seed": options.seed, "label_end": "counted"}
         protocol = subject.run_protocol | facts
         return [Score(("label_accuracy", "label_majority"), protocol, score)]

@@ -21,9 +21,9 @@ SPEAK_CHUNK = 64
 
 @dataclass(frozen=True)
 class Words(Metric[CaptionedSound]):
-    """Error rates of words and characters when a recognizer reads generated speech for the held-out texts.
+    """Error rates of words and characters when a recognizer transcribes speech generated for the held-out texts.
 
-    Baseline: the error rates on the real recordings of the same texts ("_real").
+    Baseline: the error rates on the real recordings of the same texts. Their names end with "_real".
     """
 
     name: str = "words"

@@ -9,16 +9,20 @@ import jax.numpy as jnp
 from gen.core import Array, Feature
 
 GIVEN = "captions_to_generate"
-"""Key of `given` for a user's prompts: int32 [P, L] tokens, encoded like the feature "caption"."""
+"""Key of the captions to generate for, in the argument `given` of GenerativeModel.generate: int32 [P, L], the tokens of
+P captions, encoded like the feature "caption" of the data. They are a user's prompts, or captions that an evaluation
+chose."""
 
 
 def captions_to_generate(n: int, caption: Feature | None, given: Mapping[str, Array]) -> Array | None:
-    """Returns the caption of each of n samples, int32 [n, L]. Sample i gets caption i modulo P of the first source that exists.
+    """Returns the caption from which each of n samples is generated, int32 [n, L] tokens.
 
-    The sources are: given[GIVEN], a user's prompts; given["caption"], captions of examples; otherwise empty captions. Both arrays
-    are int32 [P, L].
+    Sample i gets caption i modulo P of the array given[GIVEN], int32 [P, L]. If `given` lacks this entry, the array is
+    given["caption"], the captions of P examples. If it lacks both, all captions are empty: each token is the end token.
 
-    caption: the feature of captions. None: the model reads no captions, and None is returned.
+    caption: the feature "caption" of the data, which has the shape (L,). None: the model reads no captions, and the
+        result is None.
+    given: input arrays of GenerativeModel.generate.
     """
     if caption is None:
         return None

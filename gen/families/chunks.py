@@ -1,4 +1,4 @@
-"""Computes large requests in chunks that fit in memory."""
+"""Applies a function to many examples, a chunk of examples at a time, so that the intermediate arrays fit in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ Outputs = TypeVar("Outputs")
 def map_chunks(function: Callable[[Inputs], Outputs], inputs: Inputs, size: int) -> Outputs:
     """Returns `function(inputs)`, computed for `size` examples at a time, which bounds the memory.
 
-    inputs, outputs: pytrees of arrays [N, ...]. The output of an example must not depend on other examples.
+    inputs, outputs: pytrees of arrays [N, ...]. The output of an example must not depend on other examples. If N >
+    size, the last chunk is padded with examples of zeros, whose outputs are dropped.
     """
     n = jax.tree.leaves(inputs)[0].shape[0]
     if n <= size:

@@ -1,4 +1,5 @@
-"""Labels and captions on which a model is conditioned: reads, drops and chooses them, for models that read either or both."""
+"""Labels and captions on which a model is conditioned: how they are read from a batch, dropped in training, and chosen
+for samples. A model may read labels, captions or both."""
 
 from __future__ import annotations
 
@@ -51,20 +52,23 @@ class Conditions:
         return (self.caption.end or 0) if self.caption else 0
 
     def of(self, batch: Batch) -> Condition:
-        """Returns the conditions of the examples of a batch."""
+        """Returns the conditions of a batch: its entries "label" [B] and "caption" [B, L], if the model reads them."""
         label = None if self.classes is None else batch["label"].astype(jnp.int32)
         return Condition(label, None if self.caption is None else batch["caption"].astype(jnp.int32))
 
     def none(self, n: int) -> Condition:
-        """Returns the conditions "no label" and "no caption" for n examples."""
+        """Returns "no label" [n] and "no caption" [n, L] for n examples, or None where the model reads none."""
         label = None if self.classes is None else jnp.full(n, self.classes, jnp.int32)
         caption = None if self.caption is None else jnp.full((n, *self.caption.shape), self.end, jnp.int32)
         return Condition(label, caption)
 
     def drop(self, condition: Condition, keys: Key, rate: float) -> Condition:
-        """Replaces each example's label and caption by "no label" and "no caption", with probability `rate`. keys: [B].
+        """Replaces the label and the caption of randomly chosen examples by "no label" and "no caption".
 
-        Classifier-free guidance needs a model that was trained in this way.
+        Each example is chosen with probability `rate`, and loses both together. Classifier-free guidance needs a model
+        that was trained in this way (Ho and Salimans 2022).
+
+        condition: labels [B] and captions [B, L]. keys: one random key per example, [B].
         """
         label, caption = condition
         if label is not None and self.classes is not None:
@@ -76,16 +80,21 @@ class Conditions:
         return Condition(label, caption)
 
     def to_generate(self, n: int, label: str | int | None, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of n samples. For `label` and `given`, see labels_to_generate and captions_to_generate.
+        """Returns the labels and captions from which n samples are generated.
 
-        Raises: UserError for a label that the model does not have.
+        label: number of the class of all samples. None: labels are taken from `given`; if it has none, all classes in
+            turn.
+        given: input arrays of GenerativeModel.generate, which may choose labels and captions (see labels_to_generate
+            and captions_to_generate).
+
+        Raises: UserError if `label` is a name, or the number of a class that the model does not have.
         """
         labels = labels_to_generate(n, label, self.classes, given)
         return Condition(labels, captions_to_generate(n, self.caption, given))
 
 
 def find_conditions(spec: Spec) -> Conditions:
-    """Returns the conditions of a model that reads all labels and captions of the data.
+    """Returns the `Conditions` of a model that reads all of the labels and captions that the data have.
 
     Raises: UserError if the data have neither labels nor captions.
     """

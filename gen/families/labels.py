@@ -1,4 +1,4 @@
-"""Class labels: how many exist, which to generate, and leaving them out for classifier-free guidance."""
+"""Class labels: how many classes exist, which labels to generate, and label dropout for classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gen.core import Array, Key, Spec
 from gen.errors import UserError
 
 GIVEN = "labels_to_generate"
-"""Key of `given` for the class of each sample, int32 [n]. gen.evaluate and alarms draw classes as often as they occur in the
-data, and pass them to the `generate` of a conditional model under this key."""
+"""Key of the class of each sample, int32 [n], in the argument `given` of GenerativeModel.generate. Evaluations and
+alarms use it, for instance to generate each class as often as it occurs in the data."""
 NUMBER = re.compile(r"[0-9]{1,15}")
 """Text that is read as the number of a class."""
 MAX_NAMES = 20
@@ -52,11 +52,13 @@ def class_names(spec: Spec) -> tuple[str, ...]:
 
 
 def find_class(asked: str, spec: Spec) -> int:
-    """Returns the number of the class that a user asked for, by its name or by its number as text.
+    """Returns the number of the class that a user asked for, by its name or by its number as text, such as "3".
 
-    If the name of any class is a number, such as 12, then `asked` is always a name. The range of a number is not checked.
+    If any class has a number as its name, such as "12", then `asked` is read as a name. Otherwise text of digits is
+    read as the number of a class, which may be out of range: labels_to_generate checks the range.
 
-    Raises: UserError if no class has this name. It suggests the most similar name, or lists up to MAX_NAMES names.
+    Raises: UserError if no class has this name. The error suggests the most similar name, or lists up to MAX_NAMES
+    names.
     """
     names = class_names(spec)
     if asked in names:
@@ -73,9 +75,11 @@ def find_class(asked: str, spec: Spec) -> int:
 
 
 def with_class_number(request: R, spec: Spec) -> R:
-    """Returns the request with the name of a class in its field "label", if any, replaced by the class's number.
+    """Returns the request with the number of a class in its field "label" instead of the name of the class.
 
-    Raises: UserError if no class has this name.
+    If the field is not a string, or the request has no such field, the request is returned unchanged.
+
+    Raises: UserError if no class of the data has this name (see `find_class`). spec: of the data.
     """
     label = getattr(request, "label", None)
     return replace(request, label=find_class(label, spec)) if isinstance(label, str) else request
@@ -89,14 +93,15 @@ def labels_to_generate(n: int, asked: Asked, classes: int, given: Mapping[str, A
 @overload
 def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None: ...
 def labels_to_generate(n: int, asked: Asked, classes: int | None, given: Mapping[str, Array] = {}) -> Array | None:
-    """Returns the class of each of n samples, int32 [n], or None for an unconditional model.
+    """Returns the class of each of n samples to generate, int32 [n], or None for an unconditional model.
 
-    asked: the number of the class of all samples. None: the classes are given[GIVEN], int32 [n] in [0, classes), or if `given` has
-        no such array, all classes in turn.
-    classes: the number of classes. None: the model is unconditional.
+    asked: number of the class of all samples. None: the classes are given[GIVEN], int32 [n] in [0, classes). If `given`
+        lacks this entry, sample i has the class i modulo `classes`.
+    classes: number of classes of the model. None: the model is unconditional.
+    given: input arrays of GenerativeModel.generate.
 
-    Raises: UserError if the model does not have the class `asked`, or if it is a name: `with_class_number` must replace names
-    before.
+    Raises: UserError if the model does not have the class `asked`, or if `asked` is the name of a class. Call
+    `with_class_number` first to replace names by numbers.
     """
     if isinstance(asked, str):
         raise UserError(

@@ -23,7 +23,7 @@ R = TypeVar("R", bound=core.Request)
 
 @dataclass(frozen=True)
 class LearnedFamily(core.Family):
-    """Base class of families with one optimizer: its training hyper-parameters. Subclass it to add those of your model."""
+    """Hyper-parameters of training with one optimizer. Subclass it to add the hyper-parameters of your model."""
 
     ema: float = 0.0
     """Decay of the moving average of the parameters, in [0, 1). The average, at least float32, is used for evaluation and sampling.
@@ -64,7 +64,10 @@ Examples are a pytree of arrays [B, ...], such as a Batch."""
 
 @dataclass(frozen=True)
 class Learner:
-    """The optimizer of a model's or an adapter's parameters. GenerativeModels are built from its methods."""
+    """Trains the parameters of a model, or of an adapter, with one optimizer.
+
+    A family uses its methods to build the functions of a GenerativeModel.
+    """
 
     config: LearnedFamily
     """The hyper-parameters of training."""
@@ -78,7 +81,8 @@ class Learner:
     def init(self, key: Key, base: dict[str, Params] | None = None) -> State:
         """Returns the state of step 0, as GenerativeModel.init does.
 
-        base: parameters to start from, or with an adapter, the parameters that it adapts. None: those of `begin`.
+        base: parameters to start from, {part: pytree}. With an adapter, they stay fixed, and the adapter's new
+            parameters are trained. None: the parameters that `begin` returns.
         """
         # With an adapter, the parameters become the fixed base, and the adapter's own parameters are trained.
         trained, frozen = adapters.split_trained(self.config.adapter, key, base or self.begin(key))
@@ -103,8 +107,9 @@ class Learner:
     ) -> tuple[State, Aux, Array]:
         """Makes one optimizer step. Returns the next state, the aux of `loss` on this device, and the norm of the gradient, [].
 
-        batch: the examples of this device. weight: [], how much the global batch counts if gradients are accumulated over steps;
-        only for a learner that was made with `weighted`.
+        loss: (parameters, examples) -> (mean loss [], aux), see `Loss`. batch: the examples of this device. weight: [],
+        weight of this step's gradient in the mean, if gradients are accumulated over several steps, such as its number
+        of tokens. Only for a learner that was made with `weighted`. None: all steps count equally.
         """
 
         # The gradient is taken with respect to the trained parameters alone; merging them with the base is part of the loss.
@@ -122,10 +127,11 @@ class Learner:
 def make_learner(
     config: LearnedFamily, steps: int, name: str, begin: Callable[[Key], dict[str, Params]], weighted: bool = False
 ) -> Learner:
-    """Returns the learner of a run of `steps` steps.
+    """Returns the `Learner` of a run of `steps` training steps, with the optimizer that the config describes.
 
-    name: key of the optimizer's state in State.opt_state. begin: key -> the parameters of step 0. weighted: whether batches differ
-    in how much they count, so that `step` is given their weights.
+    name: key of the optimizer's state in State.opt_state. begin: random key -> the parameters of step 0. weighted:
+    whether `Learner.step` is called with the weight of each batch, because batches differ, for instance, in their
+    number of tokens.
     """
     return Learner(config, name, begin, config.optim.build(steps, weighted))
 
@@ -133,7 +139,9 @@ def make_learner(
 ExampleLoss = Callable[[Params, Batch, Key], Array | tuple[Array, Metrics]]
 """(parameters, examples, keys [B]) -> the loss of each example [B], or (the loss [B], {metric: [B]})."""
 Sample = Callable[[Params, Key, Batch, R], dict[str, Array]]
-"""(parameters, keys [request.n], given arrays, request) -> {"samples": [n, ...], "labels": [n] if any, ...}."""
+"""(parameters, keys [n], input arrays such as prompts, request) -> {"samples": [n, ...], "labels": [n] if any, ...}.
+
+n is request.n, the number of samples."""
 
 
 def family(
@@ -151,22 +159,25 @@ def family(
     """Returns a GenerativeModel that is trained to minimize the mean of `loss` over examples. For an example, see examples/flow.py.
 
     Evaluation reports the mean of the loss on held-out examples as "loss", along with the other metrics. Moving averages, adapters,
-    microbatches and all engines are supported without further code.
+    microbatches and training on several devices work without further code.
 
-    init: key -> {part: parameters} of step 0.
+    steps: number of training steps of the run.
+    init: key -> {name of a part of the model: parameters} of step 0.
     loss: (params, batch, keys) -> [B], or ([B], {metric: [B]}). `keys` has one key per example, made from the step and the
-        example's row. Draw all noise of an example from its key, with jax.vmap over keys. Then the noise does not depend on
-        the number of devices. batch["step"] is int32 [B], the number of updates done: `schedule(value, steps)(batch["step"])`
-        is a hyper-parameter that changes with the step.
-    sample: (params, keys, given, request) -> {"samples": [n, ...], ...}. `keys` has one key per sample. Samples are float32 images
-        in [-1, 1], or int32 tokens. Add "labels", int32 [n], if the samples have classes: labels.labels_to_generate(n, asked,
-        classes, given).
-    request: the class of `request`, a frozen dataclass: core.Request, labels.LabelRequest, or a subclass of them.
+        example's position in the global batch. Draw all noise of an example from its key, with jax.vmap over keys. Then
+        the noise does not depend on the number of devices. batch["step"] is int32 [B], the number of updates done:
+        `schedule(value, steps)(batch["step"])` is a hyper-parameter that changes with the step.
+    sample: (params, keys, given, request) -> {"samples": [n, ...], ...}. `keys` has one key per sample. `given` holds
+        input arrays, such as prompts. Samples are float32 images in [-1, 1], or int32 tokens. Add "labels", int32 [n],
+        if the samples have classes: labels.labels_to_generate(n, asked, classes, given).
+    request: class of the argument `request` of `sample`: core.Request, labels.LabelRequest, or a frozen dataclass that
+        is a subclass of one of them.
     evaluate: like `loss`, for held-out examples, for instance without dropout. None: `loss`.
     rules: which axis of which parameters tensor parallelism shards.
     protocol: {metric: how it is estimated}, stored with each reported metric.
 
-    Fields that are not arguments can be set on the result: `family(...)._replace(summarize=...)`.
+    Fields of GenerativeModel that are not arguments here can be set on the result:
+    `family(...)._replace(summarize=...)`.
     """
     parts = _LossModel(make_learner(config, steps, "model", init), loss, evaluate or loss, sample)
     return GenerativeModel(
@@ -183,7 +194,7 @@ def family(
 
 @dataclass(frozen=True)
 class _LossModel(Generic[R]):
-    """The functions of the GenerativeModel that `family` returns."""
+    """The functions `update`, `evaluate` and `generate` of the GenerativeModel that `family` returns, as methods."""
 
     learner: Learner
     loss: ExampleLoss
@@ -214,7 +225,10 @@ def _with_keys(state: State, batch: Batch, key: Key) -> Batch:
 
 
 def _losses(loss: ExampleLoss, params: Params, batch: Batch) -> Metrics:
-    """Returns {"loss": [B], metric: [B]}, at least float32. Raises: ValueError if a value is not one number per example."""
+    """Returns {"loss": [B], metric: [B]} of a batch with its random keys [B] in the entry "keys", in at least float32.
+
+    Raises: ValueError if the loss or a metric is not one number per example.
+    """
     keys = batch["keys"]
     # The loss gets the keys as an argument of their own, so that they cannot be overlooked.
     found = loss(params, {name: value for name, value in batch.items() if name != "keys"}, keys)

@@ -55,7 +55,7 @@ Command = Annotated[Export, tyro.conf.subcommand("export")] | Annotated[Import, 
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Runs `python -m gen.interop export` or `python -m gen.interop import` with the options of the command line."""
     command: Export | Import = tyro.cli(Command, prog="python -m gen.interop")  # pyright: ignore
     say(expand_paths(command).execute())
 

@@ -44,9 +44,11 @@ Read = Callable[[str], np.ndarray]
 
 
 def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequence[str] = ()) -> int:
-    """Writes the weights that a run samples from (its moving average, if it has one) as float32, with the config and the tokenizer.
+    """Writes a run to `folder` as a GPT-2 for transformers. Returns the step of the exported checkpoint.
 
-    Returns the step of the checkpoint. step: the checkpoint to export; None: the best.
+    The files are the weights as float32, the config and the tokenizer. The weights are the moving averages of the
+    parameters if the run has them, as for sampling. step: the checkpoint to export; None: the best. trust: modules
+    outside gen that the run's config may name.
 
     Raises: UserError that names the fields in which the run differs from GPT-2, or if `folder` is not empty.
     """
@@ -68,7 +70,9 @@ def export_run(workdir: Path, folder: Path, step: int | None = None, trust: Sequ
 
 
 def import_run(folder: Path, workdir: Path) -> int:
-    """Makes a run of the GPT-2 in a folder, with one checkpoint at step 0. Returns its number of parameters.
+    """Makes a run directory `workdir` from the GPT-2 in `folder`, with one checkpoint at step 0.
+
+    Returns the number of parameters.
 
     Raises: UserError that names what is missing, damaged, or not GPT-2, or if `workdir` is not empty.
     """
@@ -97,6 +101,7 @@ def import_run(folder: Path, workdir: Path) -> int:
         facts = Dataset(spec, {}, sha256(content).hexdigest(), none, none, none, files={tokenizers.FILE: content})
         directory.begin_run(aside, config, facts)
         directory.write_reference(aside, {"tokens": np.zeros((0, context + 1), np.int32)})
+        # No optimizer state: a run that starts from this one begins with its own.
         state = State(step=jnp.zeros((), jnp.int32), params={"transformer": params}, opt_state={})
         with checkpoint.saver(aside / "checkpoints", config.save, 0) as keep:
             keep(state)
@@ -104,12 +109,13 @@ def import_run(folder: Path, workdir: Path) -> int:
 
 
 def reader(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Read:
-    """Returns a function that reads a tensor as float32, by its name without PREFIX. In the files, names may have the prefix.
+    """Returns a function that reads a tensor of the safetensors files in `folder` as float32, by its name.
 
-    shapes: {name without PREFIX: shape and dtype} of all tensors that this GPT-2 has.
+    The names that the function takes have no prefix "transformer.". In the files they may have it. shapes: {name
+    without prefix: shape and dtype} of all tensors that this GPT-2 must have.
 
-    Raises: UserError if a tensor is missing or unknown, or if HEAD differs from the embedding. The returned function raises it if a
-    tensor is damaged, or has another shape or an unknown dtype.
+    Raises: UserError if a tensor is missing or unknown, or if lm_head.weight differs from the embedding. The returned
+    function raises UserError if a tensor is damaged, or has another shape or an unknown dtype.
     """
     found = {name.removeprefix(PREFIX): (file, name) for file in weights(folder) for name in _names(file)}
     found = {name: place for name, place in found.items() if not BUFFER.fullmatch(name)}
@@ -130,6 +136,7 @@ def reader(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Read:
 
 def _read_tensor(file: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     with _open_safetensors(file) as tensors:
+        # The header is checked before the numbers are read: a wrong file could hold far too many.
         kept = tensors.get_slice(name)
         if tuple(kept.get_shape()) != shape:
             raise UserError(f"{file}: {name} has shape {tuple(kept.get_shape())}, but by config.json {shape}")
@@ -180,6 +187,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the library raises nothing more precise
         raise UserError(f"{vocab} and {merges.name} are not a byte-pair encoding: {error}") from None
+    # The two files do not hold these settings. GPT-2 encodes bytes, without a space before the first word.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizers.load(tokenizers.dump(tokenizer), str(vocab))

@@ -37,14 +37,14 @@ FIELDS: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-"""{field of config.json: values that describe a GPT-2}. A field that is missing has the first value."""
+"""{field of config.json: values that describe a GPT-2}. Only model_type is required; the default is the first value."""
 WHOLE = {
     "wte.weight": "embedding/embedding",
     "wpe.weight": "position/embedding",
     "ln_f.weight": "norm/scale",
     "ln_f.bias": "norm/bias",
 }
-"""{tensor outside the layers: the parameter of a run}"""
+"""{name of a tensor of GPT-2 outside the layers: path of the same parameter in a run}."""
 LAYER = {
     "ln_1.weight": ("attention_norm/scale",),
     "ln_1.bias": ("attention_norm/bias",),
@@ -59,12 +59,15 @@ LAYER = {
     "mlp.c_proj.weight": ("feed_forward/down/kernel",),
     "mlp.c_proj.bias": ("feed_forward/down/bias",),
 }
-"""{tensor of a layer: parameters of a run}. A run stacks each parameter over the layers. Several parameters are concatenated
-along the last axis."""
+"""{name of a tensor in each layer of GPT-2: paths of the same parameters in a run, below "layers/"}. GPT-2 concatenates
+several parameters along the last axis. A run stacks each parameter over the layers, on axis 0."""
 
 
 def architecture(workdir: Path, config: Config) -> Architecture:
-    """Returns the architecture of a run that is a GPT-2. Raises: UserError that names the fields in which it differs."""
+    """Returns the architecture of a run (the field `network` of its model) if it is the architecture of GPT-2.
+
+    Raises: UserError that names the fields in which it differs, or if the run is an adapter or no language model.
+    """
     model = config.model
     if config.finetune == "prompt":
         raise UserError(f"{workdir} is a learned prompt, which GPT-2's format can't hold; export its base")
@@ -78,6 +81,7 @@ def architecture(workdir: Path, config: Config) -> Architecture:
     arch = model.network
     # {field: (its value in this run, its value in GPT-2)}
     fields = {f"network.{name}": (getattr(arch, name), value) for name, value in GPT2.items()}
+    # kv_heads equal to heads means the same as None.
     fields["network.kv_heads"] = (None if arch.kv_heads == arch.heads else arch.kv_heads, None)
     fields["fill_in_the_middle"] = (model.fill_in_the_middle, 0.0)
     differ = {name: values for name, values in fields.items() if values[0] != values[1]}
@@ -132,7 +136,10 @@ def to_gpt2(params: Params) -> dict[str, Array]:
 
 
 def describe(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str, object]]:
-    """Returns {file name: content} of the JSON files that transformers needs with the weights."""
+    """Returns {file name: content} of the JSON files that transformers needs with the weights.
+
+    tokens: vocabulary size, window length and end token of the run's data.
+    """
     context = language.context(arch, tokens.length)
     special = {"bos_token_id": tokens.end, "eos_token_id": tokens.end}
     end = {"bos_token": tokenizers.END, "eos_token": tokenizers.END}
@@ -148,6 +155,7 @@ def describe(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str,
             "n_inner": arch.hidden,
             "embd_pdrop": arch.dropout,
             "resid_pdrop": arch.dropout,
+            # A run has no dropout of attention weights.
             "attn_pdrop": 0.0,
             "dtype": "float32",
             **special,
@@ -163,7 +171,10 @@ def describe(arch: Architecture, tokens: language.Tokens) -> dict[str, dict[str,
 
 
 def from_gpt2(read: Callable[[str], np.ndarray], layers: int) -> Params:
-    """Returns a run's parameters: the inverse of `to_gpt2`. read: name -> tensor. layers: number of layers."""
+    """Returns a run's parameters: the inverse of `to_gpt2`.
+
+    read: name in Hugging Face's GPT2Model -> tensor. layers: number of layers.
+    """
     flat = {leaf: jnp.asarray(read(name)) for name, leaf in WHOLE.items()}
     # A run stacks its layers, and has separate parameters for query, key and value.
     for name, leaves in LAYER.items():

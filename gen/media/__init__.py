@@ -1,12 +1,12 @@
 """Media, the kinds of samples: each shows samples as files, and turns a user's inputs into arrays for a model.
 
-So the commands that train and sample do not depend on whether samples are images, texts, sound or scores.
+So the commands that train and sample do not depend on whether samples are images, texts, sound or scores of music.
 
 `find_medium` returns the medium of a run: the medium that the data name. If they name none, the features of the data
-decide. "tokens" are texts, "image" is images, "audio" is sound, "tokens" with the axes time and voice are scores, and
-other data are arrays.
+decide. "tokens" are texts, "image" is images, "audio" is sound, "tokens" with the axes time and voice are scores of
+music, and other data are arrays.
 
-To add a medium, write a file like this one. In a fork it can be in any folder:
+To add a medium, write a file such as the following. In a fork it can be in any folder:
 
     @dataclass(frozen=True)
     class Molecules(Medium):

@@ -42,16 +42,17 @@ RANGE = 8.0
 class Sounds(Medium):
     """Shows generated waveforms as a sheet and as WAV files.
 
-    The samples are float32 in [-1, 1], [n, samples, channels] or in rows [rows, columns, samples, channels].
+    A generated waveform is float32 [T, channels] in [-1, 1]. They come as [n, T, channels], or in rows [rows, columns,
+    T, channels].
     """
 
     features: ClassVar[Mapping[str, int]] = {"audio": 2}
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: Any = None) -> Shown:
-        """Returns samples.png, a sheet, and samples.wav, the first MAX_PLAYED samples one after the other.
+        """Returns samples.png, a sheet, and samples.wav, the first MAX_PLAYED waveforms one after the other.
 
-        If `options` is not None, also returns each sample as a file of the folder samples, and samples.html, a page
-        that plays them.
+        If `options` is not None, also returns each waveform as a WAV file in the folder samples, and samples.html, a
+        page that plays them.
         """
         made, rate = np.asarray(samples["samples"]), run.spec["audio"].sample_rate or 1
         # The samples of a model that diverges have NaN and infinities. The sheet must not fail then.
@@ -75,7 +76,7 @@ SOUND = Sounds()
 
 
 def encode_wav(x: np.ndarray, rate: int) -> bytes:
-    """Returns the content of a WAV file of 16 bits. x: float [samples, channels] in [-1, 1]. rate: in Hz."""
+    """Returns the content of a WAV file with 16-bit samples. x: float [T, channels] in [-1, 1]. rate: in Hz."""
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(x.shape[1])
@@ -87,7 +88,10 @@ def encode_wav(x: np.ndarray, rate: int) -> bytes:
 
 
 def draw_sheet(audio: np.ndarray, rate: int, columns: int) -> bytes:
-    """Returns a PNG of waveforms, each above its log-mel spectrogram. audio: [n, samples, channels]. rate: in Hz."""
+    """Returns a PNG of a sheet of waveforms, each above its log-mel spectrogram. Channels are averaged.
+
+    audio: float [n, T, channels] in [-1, 1]. rate: in Hz. columns: number of waveforms side by side.
+    """
     rows, height = math.ceil(len(audio) / columns), WAVE_HEIGHT + MEL_HEIGHT + BORDER
     sheet = Image.new("L", (columns * (WIDTH + BORDER) + BORDER, rows * height + BORDER), 255)
     draw = ImageDraw.Draw(sheet)
@@ -106,11 +110,11 @@ def draw_sheet(audio: np.ndarray, rate: int, columns: int) -> bytes:
 
 
 def draw_waveform(draw: ImageDraw.ImageDraw, x: np.ndarray, left: int, top: int) -> None:
-    """Draws a waveform [samples] in [-1, 1] into a rectangle of WIDTH x WAVE_HEIGHT pixels.
+    """Draws a waveform x, float [T] in [-1, 1], into a rectangle of WIDTH x WAVE_HEIGHT pixels.
 
-    In each column of pixels, a line goes from the lowest to the highest sample.
+    In each column of pixels, a line goes from the lowest to the highest value of the waveform.
 
-    left, top: corner of the rectangle.
+    draw: draws on the sheet. left, top: corner of the rectangle on the sheet, in pixels.
     """
     edges = np.linspace(0, len(x), WIDTH + 1).astype(int)
     for column, (start, end) in enumerate(zip(edges[:-1], np.maximum(edges[1:], edges[:-1] + 1), strict=True)):
@@ -120,7 +124,7 @@ def draw_waveform(draw: ImageDraw.ImageDraw, x: np.ndarray, left: int, top: int)
 
 
 def spectrograms(x: np.ndarray, rate: int) -> np.ndarray:
-    """Returns log-mel spectrograms, [n, frames, bands], of waveforms [n, samples]. rate: in Hz."""
+    """Returns log-mel spectrograms, float32 [n, frames, bands] in nats, of waveforms float32 [n, T]. rate: in Hz."""
     # Rounded up to a power of two, for the FFT.
     window = 2 ** math.ceil(math.log2(max(16, MEL_SECONDS * rate)))
     return np.asarray(_log_mels(rate, Mel(window=window, hop=window // 4, bands=min(40, window // 8)))(x))
@@ -132,9 +136,9 @@ def _log_mels(rate: int, mel: Mel) -> Any:
 
 
 def make_page(stems: Sequence[str], columns: int, sheet: str) -> str:
-    """Returns an HTML page with samples.png, and a player for each file samples/STEM.wav.
+    """Returns an HTML page with samples.png, and a player for each file samples/STEM.wav of `stems`.
 
-    columns: players side by side. sheet: description of samples.png, for readers who can't see it.
+    columns: number of players side by side. sheet: description of samples.png, for readers who can't see it.
     """
     players = [
         f'<figure><audio controls preload="none" src="{FILES}/{html.escape(stem)}.wav"></audio>'

@@ -1,4 +1,4 @@
-"""The list of media, and the choice of the medium of a run."""
+"""The list of media, and the choice of the medium that shows the samples of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def find_medium(data: Data, spec: Spec) -> Medium:
 
 
 def is_meant(medium: Medium, spec: Spec) -> bool:
-    """Returns whether the axes of the feature "tokens", if the data have it, fit the medium."""
+    """Returns whether a medium fits data with this spec, by the axes of the feature "tokens".
+
+    Tokens without axes are a text, and tokens of a roll are scores of music. The other media fit any spec.
+    """
     axes = spec["tokens"].axes if "tokens" in spec else None
     # Tokens with axes are a grid and not a text. `is_score` decides whether the tokens of a grid are notes.
     if medium is TEXT:
@@ -35,5 +38,5 @@ def is_meant(medium: Medium, spec: Spec) -> bool:
 
 
 def find_axes(feature: str) -> int | None:
-    """Returns the number of axes of one example of a feature, such as 3 for "image". None: any number."""
+    """Returns the number of axes that an example of a feature must have, such as 3 for "image". None: any number."""
     return next((medium.features[feature] for medium in MEDIA if feature in medium.features), None)

@@ -1,4 +1,4 @@
-"""The option --gap: the part of a recording or a score to write, as FROM:TO."""
+"""Parses the option --gap of sample.py: the part of a recording or a score of music that a model writes, as FROM:TO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORM = re.compile(r"(?P<start>\d+\.?\d*|\.\d+)?:(?P<end>\d+\.?\d*|\.\d+)?")
 
 
 class Gap(NamedTuple):
-    """A part of a recording or a score. The unit of start and end is seconds or quarter notes."""
+    """A part of a recording, in seconds, or of a score of music, in quarter notes."""
 
     start: float
     end: float
@@ -20,9 +20,9 @@ class Gap(NamedTuple):
 
 
 def parse_gap(text: str, what: str, example: str) -> Gap:
-    """Returns the part for a text FROM:TO. Without FROM it begins at 0, and without TO it goes up to the end.
+    """Parses a text FROM:TO, such as "8:16". Without FROM the part begins at 0, and without TO it goes up to the end.
 
-    what, example: name of the unit, and an example of a text, for error messages.
+    what, example: name of the unit, such as "seconds", and an example of a text, for error messages.
 
     Raises: UserError if the text is not FROM:TO, if both numbers are missing, or if TO is not after FROM.
     """

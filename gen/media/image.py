@@ -65,7 +65,7 @@ class Images(Medium):
     def read_options(self, options: ImageOptions) -> ImageOptions:
         """Returns the options with pictures instead of their paths, see `embed_pictures`.
 
-        Raises: UserError if one can't be read.
+        Raises: UserError if a picture can't be read.
         """
         return embed_pictures(options)
 
@@ -108,7 +108,7 @@ class Images(Medium):
         The result also has arrays: "label_names" if samples have labels with names, and "neighbour_index" and
         "neighbour_distance" (see `Neighbours`) if neighbours are asked for.
 
-        Raises: UserError for an animation of samples that are not in rows.
+        Raises: UserError for an animation of samples that are not in rows, [rows, columns, H, W, C].
         """
         samples = {name: np.asarray(x) for name, x in show_samples(samples, run.spec).items()}
         files, names = {"samples.png": picture(samples)}, class_names(run.spec)
@@ -145,7 +145,7 @@ IMAGE = Images()
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Returns one array [height, width, C] with all images side by side, and a grey line between them.
+    """Returns one image, uint8 [height, width, C], with all images in rows and columns, and a grey line between them.
 
     images: uint8 [N, H, W, C], or in rows [rows, columns, H, W, C].
     columns: number of columns, for images that are not in rows. None: a nearly square sheet.
@@ -161,14 +161,14 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def png(images: np.ndarray, columns: int | None = None) -> bytes:
-    """Returns a PNG of a sheet of images, enlarged if it is small. For images and columns see `grid`."""
+    """Returns a PNG of a sheet of images, enlarged if it is small. images, columns: as in `grid`."""
     return encode_png(enlarge(grid(images, columns)))
 
 
 def enlarge(pixels: np.ndarray) -> np.ndarray:
-    """Enlarges an image [H, W, C] by a whole factor, up to a longer side of MIN_SIDE.
+    """Enlarges an image [H, W, C] by an integer factor, the largest with which no side is longer than MIN_SIDE.
 
-    Larger images stay as they are.
+    Each pixel becomes a square. Larger images stay as they are.
     """
     factor = max(1, MIN_SIDE // max(pixels.shape[:2]))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -188,7 +188,10 @@ def to_pillow(pixels: np.ndarray) -> Image.Image:
 
 
 def separate(images: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Returns {file name: PNG} of images, uint8 [N, H, W, C]. For the names see `name_samples`."""
+    """Returns {file name: PNG} of images, uint8 [N, H, W, C], such as "samples/00003_label7_dog.png".
+
+    labels, names: as in `name_samples`.
+    """
     stems = name_samples(len(images), labels, names)
     return {f"{FILES}/{stem}.png": encode_png(image) for stem, image in zip(stems, images, strict=True)}
 
@@ -208,11 +211,12 @@ def animate(images: np.ndarray, kind: Literal["gif", "webp"]) -> bytes:
 
 
 def picture(samples: Mapping[str, np.ndarray]) -> bytes:
-    """Returns a PNG of "samples", float [N, H, W, C] in [-1, 1].
+    """Returns a PNG of a sheet of "samples", float in [-1, 1], [N, H, W, C] or in rows [rows, columns, H, W, C].
 
-    A "source" of the same shape is shown on the left of each.
+    If there is a "source" [N, H, W, C] of the same shape as the samples, each sample has its source on its left.
 
-    If "labels" are 0, 1, ..., classes - 1 in turn, each class gets a column.
+    If "labels", int [N], are 0, 1, ..., classes - 1, 0, 1, ..., with 3 to MAX_COLUMNS classes, each class gets a
+    column.
     """
     labels = np.asarray(samples.get("labels", []))
     classes = int(labels.max(initial=0)) + 1

@@ -46,7 +46,7 @@ MAX_BYTES = 2**20
 
 
 def parse(gap: str) -> Gap:
-    """Returns the part of a score that --gap names, in quarter notes. Raises: UserError, see `parse_gap`."""
+    """Returns the part of a score that --gap names as FROM:TO, in quarter notes. Raises: UserError, as `parse_gap`."""
     return parse_gap(gap, "quarter notes", "8:16")
 
 
@@ -72,7 +72,7 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class Scores(Medium):
-    """Scores of music as tokens, int32 [n, frames, voices], see gen.data.music.roll."""
+    """Scores of music as tokens, int32 [n, frames, voices]. Frames are time steps. See gen.data.music.roll."""
 
     features: ClassVar[Mapping[str, int]] = {"tokens": 2}
     options: ClassVar[type] = ScoreOptions
@@ -104,11 +104,7 @@ class Scores(Medium):
         return replace(options, write=tuple(range(2, run.spec["tokens"].shape[1] + 1)))
 
     def check(self, options: ScoreOptions, request: Request, run: RunView) -> None:
-        """Checks that the options fit the mode of the request.
-
-        Raises: UserError if the mode needs a score and none is given, if it takes none and one is given, or if --write
-        or --gap do not fit the mode or the model.
-        """
+        """Raises: UserError if --midi, --write or --gap do not fit the request's mode, or the voices of the model."""
         mode = getattr(request, "mode", "generate")
         voices = run.spec["tokens"].shape[1]
         if mode == "generate":
@@ -135,7 +131,8 @@ class Scores(Medium):
     def give(self, options: ScoreOptions, run: RunView) -> Given:
         """Returns the given score as "tokens", int32 [1, frames, voices], and "known", bool, whether a token is kept.
 
-        The result also has the other features of validation examples, such as captions, which a model may need.
+        The result also has the other features of validation examples, such as captions, which a model may need. Without
+        a score, it is the validation examples.
 
         Raises: UserError if the file has notes off the grid of the run, is too long, or if nothing is left to write.
         """
@@ -214,16 +211,17 @@ def read_score(options: ScoreOptions, run: RunView) -> np.ndarray:
 
 
 def find_known(options: ScoreOptions, n: int, shape: tuple[int, ...], steps: int) -> np.ndarray:
-    """Returns whether each token of a window is kept, bool [frames, voices]. The others are to be written.
+    """Returns whether each token of a window is kept, bool [frames, voices]. A model writes the other tokens.
 
     With --write or --gap, these voices or this part of the score are written. Otherwise all frames after the score are.
 
-    n: frames of the given score. shape: (frames, voices) of the window. steps: frames of a quarter note.
+    n: frames of the given score. shape: (frames, voices) of the model's window. steps: frames of a quarter note.
 
     Raises: UserError if nothing is left to write.
     """
     frame, voice = np.arange(shape[0])[:, None], np.arange(1, shape[1] + 1)[None]
     if options.write or options.gap:
+        # Frames after the score count as known rests, and `show` cuts them off.
         written = (frame < n) & np.isin(voice, options.write or voice)
         if options.gap:
             start, end = (quarters * steps for quarters in parse(options.gap))
@@ -251,7 +249,10 @@ def draw_sheet(rolls: np.ndarray, steps: int) -> bytes:
 
 
 def draw_roll(roll: np.ndarray, low: int, high: int, steps: int) -> np.ndarray:
-    """Draws a roll, uint8 [height, width, 3]: time to the right, and pitches from `low` to `high` upwards."""
+    """Draws a roll, int [frames, voices], as an image uint8 [height, width, 3]. Time goes to the right.
+
+    low, high: MIDI numbers of the lowest and the highest pitch that is drawn. steps: frames of a quarter note.
+    """
     height, width = (high - low + 1) * PITCH, len(roll) * FRAME
     picture = np.full((height + BORDER, width, 3), 255, np.uint8)
     picture[:height, :: BAR * steps * FRAME] = 225

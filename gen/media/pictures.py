@@ -61,7 +61,9 @@ def embed(name: str, file: str) -> str:
 
 
 def extract(name: str, embedded: str) -> np.ndarray:
-    """Decodes a picture from the text that `embed` returned, uint8 [height, width, 1 or 3]. name: as in `embed`.
+    """Decodes a picture from the text that `embed` returned, uint8 [height, width, 1 or 3].
+
+    name: name of the option, for errors.
 
     Raises: UserError if the text is damaged.
     """
@@ -111,14 +113,17 @@ def known_cells(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def cover(cells: int, pixels: int) -> np.ndarray:
-    """Returns whether each cell overlaps each pixel, 0 or 1, int [cells, pixels], if both divide one axis equally."""
+    """Divides one axis into equal cells, and also into equal pixels. Returns which cells overlap which pixels.
+
+    cells, pixels: their numbers. The result is int [cells, pixels], 1 for an overlap and otherwise 0.
+    """
     # Edges of cells and pixels as whole numbers, on an axis of length cells * pixels.
     cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels)[None] * cells
     return ((pixel < cell + pixels) & (cell < pixel + cells)).astype(int)
 
 
 def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
-    """Raises: UserError if "image" or "mask" of `given` does not have the size and the channels of shape (H, W, C)."""
+    """Raises: UserError unless `given` has "image" [m, H, W, C] and "mask" [1, H, W, 1]. shape: (H, W, C)."""
     pixels.check_shape("the picture", given["image"].shape[1:], shape)
     pixels.check_shape("the mask", given["mask"].shape[1:], (*shape[:2], 1))
 
@@ -126,7 +131,8 @@ def check_given(given: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None
 def check_pictures(request: Request, image: str | None, mask: str | None, paired: bool) -> None:
     """Raises: UserError if the request's mode needs a picture that is missing, or does not use a picture that is given.
 
-    paired: whether the run was trained on pairs.
+    Also raises UserError if the mode is for scores of music. image, mask: values of --image and --mask. None: not
+    given. paired: whether the run was trained on pairs. If so, --image is the source, which may be missing.
     """
     modes = request.pictures
     mode = getattr(request, "mode", "generate")

@@ -14,9 +14,12 @@ from gen.families.captions import GIVEN
 
 
 def encode_prompts(prompts: Sequence[str], run: RunView) -> dict[str, np.ndarray]:
-    """Returns {captions.GIVEN: int32 [P, L]}, the tokens of P prompts, or {} if there are no prompts.
+    """Returns {gen.families.captions.GIVEN: int32 [P, L]}, the tokens of P prompts. {}: there are no prompts.
 
-    Raises: UserError if the run reads no captions, or a prompt is empty, too long, or has a character without a token.
+    L: number of tokens of a caption of the run. Shorter prompts are padded with the end token.
+
+    Raises: UserError if the model reads no captions, or a prompt is empty, too long, or has a character without a
+    token.
     """
     if not prompts:
         return {}

@@ -16,9 +16,11 @@ MIN_TAIL = 64
 
 
 class Listener:
-    """A function for the argument `listen` of `generate`, called with each new token of all samples.
+    """A function for the argument `listen` of a language model's `generate`, which calls it after each drawn token.
 
-    It returns whether each sample has a stop string. With `show` it also prints the first sample.
+    It returns whether each sample has a stop string, and so ends.
+
+    stops: the stop strings. show: also print the first sample while it grows.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], show: bool):
@@ -31,7 +33,10 @@ class Listener:
         self.tail = max([MIN_TAIL, *(len(stop.encode()) for stop in stops)])
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns whether each sample has a stop string, bool [B]. tokens: its next token, int32 [B], or PADDING."""
+        """Returns whether each sample has a stop string, bool [B].
+
+        tokens: the next token of each sample, int32 [B], or PADDING if the sample has ended already.
+        """
         # The number of samples is only known when the first tokens arrive.
         self.received.extend([] for _ in range(len(tokens) - len(self.received)))
         for row, token in zip(self.received, np.asarray(tokens).tolist(), strict=True):
@@ -41,6 +46,7 @@ class Listener:
             self._print(ended=bool(tokens[0] == PADDING))
         if not self.stops:
             return np.zeros(len(tokens), bool)
+        # A stop string of n bytes ends within the last n tokens, so the whole text need not be decoded each time.
         tails = [tokenizers.decode(self.tokenizer, row[-self.tail :]) for row in self.received]
         return np.array([any(stop in tail for stop in self.stops) for tail in tails])
 
@@ -65,9 +71,10 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def stable_part(text: str, stops: Sequence[str]) -> str:
-    """Returns the text without its end, if the next tokens may still change or hide this end.
+    """Returns the part of a text that can be printed before the next tokens are known.
 
-    Such an end is an incomplete UTF-8 character, or the beginning of a stop string.
+    An incomplete UTF-8 character at the end, or the beginning of a stop string, is left out: the next tokens may change
+    or hide it.
     """
     text = text.rstrip("\ufffd")
     begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))

@@ -92,9 +92,9 @@ class Texts(Medium):
         return Given(arrays, {"listen": listener}, lambda _: listener.finish())
 
     def show(self, samples: Mapping[str, np.ndarray], run: RunView, options: TextOptions | None = None) -> Shown:
-        """Returns samples.txt, each sample after its prompt.
+        """Returns samples.txt, with each sample after its prompt.
 
-        With options.files also returns each as samples/NUMBER.txt.
+        With options.files, also returns each sample as a file samples/NUMBER.txt.
         """
         options = options or TextOptions()
         texts = join_texts(samples, _tokenizer(run), options)
@@ -137,13 +137,15 @@ def read_prompt_file(options: TextOptions) -> TextOptions:
     except OSError as error:
         raise UserError(f"--prompt-file {options.prompt_file}: {error.strerror}") from None
     text = decode(content, f"--prompt-file {options.prompt_file}")
+    # Commands such as echo add a new line at the end, which is no part of the prompt.
     return replace(options, prompt=(*options.prompt, text.removesuffix("\n") if piped else text), prompt_file=None)
 
 
 def fill_template(options: TextOptions, template: str) -> TextOptions:
-    """Returns the options with each source replaced by a prompt: the template with the source in its field.
+    """Returns the options with each --source replaced by a prompt: the template with the source in its field.
 
-    template: the prompt of a pair in the training data, with the field {source} or {text}.
+    template: the prompt of a pair in the training data, such as "Translate {source}: ". The field is {source} or
+    {text}.
 
     Raises: UserError if the template has other fields.
     """
@@ -157,9 +159,10 @@ def fill_template(options: TextOptions, template: str) -> TextOptions:
 def encode_inputs(options: TextOptions, tokenizer: Tokenizer, begins: bool = False) -> dict[str, np.ndarray]:
     """Returns the input arrays of a language model, {name: int32 [P, W]}, with PADDING on the left of shorter rows.
 
-    The names are "prompt", "source", "prefix" and "suffix", for the options that are given.
+    The names are "prompt", "source", "prefix" and "suffix", for the options that are given. P: number of texts of the
+    option. W: number of tokens of the longest.
 
-    begins: whether a prompt begins a document. The token END then comes before it.
+    begins: whether a prompt is the beginning of a document. If so, the token END is placed before it.
 
     Raises: UserError for a text that the tokenizer can't encode.
     """
@@ -192,9 +195,9 @@ def align_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
 def join_texts(
     arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer, options: TextOptions = TextOptions()
 ) -> list[str]:
-    """Returns the text of each sample after its prompt, or between prefix and suffix.
+    """Returns the text of each sample, after its prompt or between prefix and suffix. It ends before a stop string.
 
-    arrays: "samples" int32 [n, T], in the order of the prompts. A sample ends before a stop string of the options.
+    arrays: "samples" int32 [n, T]. The first n / P of them continue the first of the P prompts, and so on.
     """
     rows = [[token for token in row if token != PADDING] for row in np.asarray(arrays["samples"]).tolist()]
     written = [cut_at_stop(tokenizers.decode(tokenizer, row), options.stop) for row in rows]

@@ -48,7 +48,9 @@ class Recipe:
     """
 
     convolutions: tuple[int, ...] = (16, 32)
+    """Output channels of each convolution of the image network."""
     hidden: tuple[int, ...] = (128,)
+    """Widths of the dense layers of the image network before the vector of an image."""
     width: int = 128
     """Size of the vectors of images and captions."""
     steps: int = 1000
@@ -58,11 +60,13 @@ class Recipe:
 
 
 class Towers(nn.Module):
-    """Embeds images and captions as vectors of length 1."""
+    """The image network and the text network. They embed images and captions as vectors of length 1."""
 
     recipe: Recipe
     vocab: int
+    """Size of the vocabulary of the captions."""
     end: int
+    """The token that pads captions."""
 
     def setup(self):
         self.images = Classifier(self.recipe.convolutions, self.recipe.hidden, self.recipe.width)
@@ -135,7 +139,9 @@ def train(examples: ImageSet, rows: np.ndarray, caption: Feature, recipe: Recipe
 
 
 def halves(examples: ImageSet) -> np.ndarray:
-    """Divides the training examples into two halves. Returns the half of each, 0 or 1, int64 [N]. Variants of an image share a half.
+    """Divides the training examples into two halves. Returns the half of each example, 0 or 1, int64 [N].
+
+    Variants of an image, which have the same `group`, are in the same half.
 
     Raises: UserError if all examples are variants of one image.
     """
@@ -245,8 +251,8 @@ class Fit(NamedTuple):
 def fit(similarity: np.ndarray, own: np.ndarray) -> Fit:
     """Returns how well N images fit their captions.
 
-    similarity: [N, M], of each image with each of M different captions. own: int [N], index of the caption of each image. If there are fewer
-    captions than CANDIDATES, all of them are candidates.
+    similarity: [N, M], of each image with each of M different captions. own: int [N], index of each image's caption.
+    If there are fewer captions than CANDIDATES, all of them are candidates.
     """
     mine = similarity[np.arange(len(own)), own]
     below = (similarity < mine[:, None]).sum(1)
@@ -255,10 +261,12 @@ def fit(similarity: np.ndarray, own: np.ndarray) -> Fit:
 
 
 def win(below: np.ndarray, m: int, candidates: int) -> float:
-    """Returns the mean over images of the probability that the own caption has a higher similarity than candidates - 1 others.
+    """Returns the probability that an image is more similar to its own caption than to candidates - 1 other captions.
 
-    The others are drawn without replacement from m - 1 captions. below: int [N], number of captions with a lower similarity than the own
-    caption. The probability is the fraction of draws that consist of such captions only: C(below, candidates - 1) / C(m - 1, candidates - 1), with binomial coefficients C.
+    The others are drawn without replacement from the m - 1 captions that are not its own. The result is the mean over
+    images of C(below, candidates - 1) / C(m - 1, candidates - 1), with binomial coefficients C.
+
+    below: int [N], the number of captions to which an image is less similar than to its own. m: number of captions.
     """
     # One factor for each of the candidates - 1 draws: the remaining captions with a lower similarity, over all remaining captions.
     drawn = np.arange(candidates - 1)

@@ -32,7 +32,9 @@ class Recipe:
     """Settings of a network and of its training: AdamW (Loshchilov and Hutter 2019), a cosine schedule, no augmentation."""
 
     convolutions: tuple[int, ...]
+    """Output channels of each convolution, with 4x4 kernels and stride 2. (): no convolutions."""
     hidden: tuple[int, ...]
+    """Widths of the dense layers before the logits. The outputs of the last are the features."""
     steps: int
     batch_size: int
     learning_rate: float
@@ -67,6 +69,7 @@ def _fit(images: Array, labels: Array, order: Array, key: Key, classes: int, rec
     tx = optax.adamw(optax.cosine_decay_schedule(recipe.learning_rate, len(order)), weight_decay=recipe.weight_decay)
 
     def loss(params: Params, rows: Array) -> Array:
+        # The images stay bytes on the device, and only the rows of a step become floats.
         logits, _ = _forward(network, params, to_float(images[rows]))
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 

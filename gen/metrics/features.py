@@ -12,11 +12,11 @@ class Features(NamedTuple):
     """A function that maps images to feature vectors, and its description, which is stored with the scores."""
 
     extract: Callable[[Array], tuple[Array, Array | None]]
-    """images [B, H, W, C] float32 in [-1, 1] -> (features [B, D] float32, class probabilities [B, K] or None). It is
-    compiled."""
+    """images [B, H, W, C] float32 in [-1, 1] -> (features [B, D] float32, class probabilities [B, K] or None).
+    Networks are compiled."""
     protocol: Mapping[str, str | float]
-    """{"features": name, "weights": SHA-256 of the weights, "resize": how images are resized to the network's input}. The last two only for
-    networks."""
+    """{"features": name}. Networks also have "weights" (SHA-256 of the weights), "resize" (how images are resized to
+    the network's input), and other entries."""
 
 
 def pixels() -> Features:

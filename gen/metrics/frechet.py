@@ -33,6 +33,7 @@ def moments(features: ArrayLike, weight: ArrayLike) -> Moments:
     """
     x = np.asarray(features)[np.asarray(weight) > 0].astype(np.float64)
     mean = x.sum(axis=0) / max(len(x), 1)
+    # Centred first: E x x' - m m' would lose digits where the mean m is large.
     x -= mean
     return Moments(np.float64(len(x)), mean, x.T @ x)
 

@@ -25,7 +25,7 @@ FEATURE_CHUNK = 100
 
 
 class ImageSet(NamedTuple):
-    """Real or generated images, and facts about them. Scores use images with 8 bits per channel, as in a PNG file."""
+    """Real or generated images, with 8 bits per channel as in PNG files, and their labels, captions and sources."""
 
     image: np.ndarray
     """The images, uint8 [N, H, W, C]."""
@@ -34,7 +34,7 @@ class ImageSet(NamedTuple):
     caption: np.ndarray | None = None
     """Tokens of the caption of each image, int32 [N, L]. None: no captions."""
     source: np.ndarray | None = None
-    """Source of each image, for data of pairs, uint8 [N, H, W, C]. None: the data are not pairs."""
+    """For pairs: the image that is translated into `image`, uint8 [N, H, W, C]. None: the data are not pairs."""
     group: np.ndarray | None = None
     """Number of each image's group, int32 [N]. Variants of an image have the same number. None: no captions."""
 
@@ -50,7 +50,7 @@ def read_split(data: Dataset, split: str) -> ImageSet:
 
 
 def read_training(data: Dataset, n: int) -> ImageSet:
-    """Returns the first n training examples in the order of seed 0.
+    """Returns n training examples: the first n in the shuffled order in which training with seed 0 reads them.
 
     Raises: UserError if the training split has fewer than n examples.
     """

@@ -19,7 +19,7 @@ from gen.data.text import tokenizers
 from gen.errors import UserError
 
 ROW_CHUNK = 64
-"""Number of rows of tokens that are scored at a time."""
+"""Number of token sequences that are scored at a time."""
 
 Tokens = Sequence[int]
 
@@ -47,15 +47,16 @@ class Examples(NamedTuple):
 def score_labels(
     data: Dataset, model: GenerativeModel, state: State, split: str = "test", shots: int = 0, seed: int = 0
 ) -> Score:
-    """Returns the accuracy of the model on a split of joined pairs with labels.
+    """Returns the accuracy of the label that the model finds likeliest after each prompt of a split.
 
-    A label ends with the end token, as in training. With shots, it may also end with a new line, which ends the label of each shot.
-    The probability of a label is then the sum over both endings.
+    The data must be joined pairs: each example is one sequence of the end token, a prompt, a label, and the end token.
+    A label is scored with the end token after it, as in training. With shots, it may also end with a new line, as the
+    label of each shot does. The probability of a label is then the sum over both endings.
 
-    shots: number of training examples, with labels, that are put before each prompt. They are drawn by `seed`, anew for each prompt
-    (Brown et al. 2020).
+    shots: number of labelled training examples that are put before each prompt (Brown et al. 2020). They are drawn
+    separately for each prompt, by `seed`.
 
-    Raises: UserError if the data have no labels, or no room for the shots.
+    Raises: UserError if the data have no labels or too few training examples, or if the shots do not fit.
     """
     if "labels.json" not in data.files or "source" in data.spec:
         raise UserError('labels are scored on joined pairs with a "label" in each line, and these data have no labels')
@@ -146,7 +147,12 @@ def _add_shots(
     seed: int,
     room: int,
 ) -> list[list[int]]:
-    """Returns the prompts, with `shots` of the known examples and their labels before each. line: tokens that end a shot (a new line)."""
+    """Returns the prompts, each with `shots` random examples of `known` and their labels before it.
+
+    line: tokens that end each shot (a new line). room: largest number of tokens of a prompt with its shots.
+
+    Raises: UserError if `known` has fewer than `shots` examples, or if a prompt with its shots is longer than `room`.
+    """
     if shots > len(known.prompts):
         raise UserError(
             f"{shots} examples before each prompt are more than the {len(known.prompts)} training examples; use fewer --shots"

@@ -1,4 +1,4 @@
-"""Finds the training images nearest to generated images. If a generated image copies a training image, that image is among them."""
+"""Finds the training images nearest to generated images, to show whether a generated image copies a training image."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def neighbours(data: Dataset, images: np.ndarray) -> Neighbours:
 
     for batch in data.evaluation("train", min(READ_CHUNK, data.sizes["train"])):
         here = np.isin(where, batch["row"][batch["weight"] > 0])
+        # The rows of a batch are consecutive, so subtracting the first row gives the index in the batch.
         found[here] = np.asarray(show(jax.device_put(batch)))[where[here] - batch["row"][0]]
     return Neighbours(found, where, distance)
 

@@ -34,7 +34,7 @@ from gen.networks.spectra import Mel
 FORMAT = 1
 """Part of the cache key. Raise it if the training below changes, so that old recognizers are not reused."""
 MAX_RECORDINGS = 4000
-"""Largest number of training recordings, because their frames are held in memory."""
+"""Largest number of recordings that are read from a split, because their frames are held in memory."""
 CHUNK = 64
 """Number of recordings that are read or recognized at a time."""
 Carry = tuple[Params, optax.OptState]
@@ -48,7 +48,9 @@ class Recipe:
     """Settings of the network and of its training: AdamW, a cosine schedule after a warmup, and augmentation of the frames."""
 
     width: int = 128
+    """Channels of each layer."""
     dilations: tuple[int, ...] = (1, 1, 2, 2)
+    """Dilation of each layer's convolution over time."""
     dropout: float = 0.2
     steps: int = 2000
     warmup: int = 200
@@ -107,7 +109,7 @@ def frames_of(sound: Array, audio: Feature) -> Array:
 
 
 def encode(texts: Sequence[str], alphabet: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (labels int32 [N, L], padding float32 [N, L]: 1 or 0) of texts, without characters that are not in the alphabet."""
+    """Returns labels int32 [N, L] and padding float32 [N, L], 1 after a text. Unknown characters are left out."""
     number = {character: i for i, character in enumerate(alphabet, start=1)}
     rows = [[number[c] for c in text if c in number] for text in texts]
     length = max(1, *map(len, rows))
@@ -116,7 +118,7 @@ def encode(texts: Sequence[str], alphabet: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def decode(best: np.ndarray, alphabet: str) -> str:
-    """Returns the text of the likeliest output at each position, int [T]. Equal neighbours are merged first, then blanks are dropped."""
+    """Decodes CTC: merges equal neighbours, then drops blanks. best: int [T], likeliest output of each position."""
     # A doubled letter is written with a blank between its two positions, so merging must come before dropping blanks.
     kept = best[np.insert(np.diff(best) != 0, 0, True)]
     return " ".join("".join(alphabet[i - 1] for i in kept if i != BLANK).split())
@@ -138,7 +140,7 @@ def count_words(data: Dataset) -> list[str]:
 
 
 def fits(labels: np.ndarray, padding: np.ndarray, positions: int) -> np.ndarray:
-    """Returns whether each row of labels [N, L] fits these positions, bool [N]. Equal neighbours need a blank between them."""
+    """Returns whether CTC can align each text with `positions` outputs, bool [N]. Doubled labels need a blank."""
     lengths = (1 - padding).sum(1)
     doubled = ((labels[:, 1:] == labels[:, :-1]) & (padding[:, 1:] == 0)).sum(1)
     return lengths + doubled <= positions
@@ -158,7 +160,7 @@ def stretch(x: Array, factor: Array, axis: int) -> Array:
 
 
 def augment(x: Array, key: Key, recipe: Recipe) -> Array:
-    """Augments the frames x [F, bands] of a recording: changes speed and pitch, adds noise, and sets masked parts to 0."""
+    """Augments the frames x [F, bands] of a recording: changes speed and pitch, adds noise, sets random masks to 0."""
     speed, pitch, noise, frames, bands = jax.random.split(key, 5)
 
     def factor(key: Key, width: float) -> Array:

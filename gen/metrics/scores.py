@@ -72,7 +72,11 @@ def count_steps(pitch: np.ndarray) -> np.ndarray:
 
 
 def count_parallels(pitch: np.ndarray) -> tuple[int, int]:
-    """Returns (number of parallel fifths, octaves and unisons; number of moments in which two voices move), over all pairs of voices."""
+    """Returns (number of parallels, number of moments in which two voices move at once), over all pairs of voices.
+
+    Parallels are fifths, octaves and unisons (modulo octaves) to which both voices move by the same step. pitch: MIDI
+    numbers, int [frames, voices]. REST is silence.
+    """
     before, after = pitch[:-1], pitch[1:]
     moves = (before != after) & (before != REST) & (after != REST)
     found = both = 0

@@ -1,1 +1,1 @@
-"""Flax modules that map arrays to arrays. No module here depends on a loss, an optimizer or a device."""
+"""Networks, as Flax modules that map arrays to arrays, and the functions that they use. No losses and no optimizers."""

@@ -24,6 +24,7 @@ def attend(
     heads of keys and values: query head n uses head n // (N / K). causal: True promises that T = S and that the mask hides
     each s > t. It then allows a faster form on a CPU, with the same result.
     """
+    # The form by rows computes the softmax in the dtype of its inputs, and half precision is too coarse for that.
     exact = query_BTNH.dtype in (jnp.float32, jnp.float64)
     if causal and bias is None and mask is not None and exact and jax.default_backend() == "cpu":
         return attend_by_rows(query_BTNH, key_BSKH, value_BSKH, mask)
@@ -54,19 +55,21 @@ def attend_at_once(
 def _attend_float64(
     query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, bias: Array | None, mask: Array | None
 ) -> Array:
-    """Computes the formula in float64, because JAX's own attention computes its softmax in float32."""
+    """Returns the same as `attend_at_once`, in float64. JAX's own attention would compute the softmax in float32."""
     groups = query_BTNH.shape[2] // key_BSKH.shape[2]
     key_BSNH, value_BSNH = jnp.repeat(key_BSKH, groups, axis=2), jnp.repeat(value_BSKH, groups, axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", query_BTNH, key_BSNH) / math.sqrt(query_BTNH.shape[-1])
     scores = scores if bias is None else scores + bias
+    # The least finite number and not -inf: a query whose keys are all hidden would give NaN.
     scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), value_BSNH)
 
 
 def attend_cached(query_BTNH: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> Array:
-    """Returns the same as `attend`, for keys and values [B K, S, H] from a cache.
+    """Returns the same as `attend`, [B, T, N, H], for keys and values [B K, S, H] from a cache.
 
-    For a single query, T = 1, it does not transpose the keys and values: the copy would take longer than the attention.
+    The first axis of keys and values has the K heads of each of B examples. For a single query, T = 1, it does not
+    transpose the keys and values: the copy would take longer than the attention.
     """
     b, t, n, h = query_BTNH.shape
     k = len(key) // b

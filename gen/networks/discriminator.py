@@ -29,12 +29,12 @@ from gen.networks.layers import (
 )
 
 MINIBATCH_DIMS = 5
-"""Size of the vectors between which each kernel of minibatch discrimination measures distances."""
+"""Size of the vectors M_i,b whose distances `MinibatchDiscrimination` measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Kind and sizes of a discriminator. Subclass it to add one."""
+    """Kind and sizes of a discriminator. Subclass it to add a kind."""
 
     spectral: bool = False
     """Spectral normalization of all layers (Miyato et al. 2018)."""
@@ -58,7 +58,9 @@ class Architecture:
     def trunk(self, dtypes: Dtypes) -> nn.Module:
         """Returns the module `(x [B, H, W, C], label [B, classes] or None, keys, train) -> features [B, F]`.
 
-        label: one-hot, appended to the image; None: no label is appended. keys: [B], for `dropout`; None: no dropout.
+        label: one-hot, appended to the image; None: no label is appended. keys: [B], for dropout; None: no dropout.
+        train: whether batch normalization uses the batch's moments, and spectral normalization stores its power
+        iteration.
         """
         raise NotImplementedError
 
@@ -69,7 +71,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Perceptron(Architecture):
-    """Fully connected layers with LeakyReLU."""
+    """A discriminator of fully connected layers with LeakyReLU."""
 
     widths: tuple[int, ...] = (1024, 512, 256)
     """Number of units of each hidden layer."""
@@ -145,7 +147,7 @@ def check_widths(widths: tuple[int, ...]) -> None:
 
 
 class Discriminator(nn.Module):
-    """A trunk that computes features, and a linear layer that computes the score from them."""
+    """A trunk that maps images to features, and a linear layer that maps the features to a score."""
 
     arch: Architecture
     conditioning: Conditioning | None
@@ -159,8 +161,9 @@ class Discriminator(nn.Module):
     ) -> tuple[Array, Array]:
         """Returns scores [B] and features [B, F].
 
-        x: [B, H, W, C]. label: one-hot [B, classes], or None without labels. keys: dropout keys [B]; None: no dropout. weight: [B],
-        1 for an example and 0 for padding, which does not affect the scores of the examples; None: no padding.
+        x: [B, H, W, C] in [-1, 1]. train: see `Architecture.trunk`. label: one-hot [B, classes], or None without
+        labels. keys: dropout keys [B]; None: no dropout. weight: [B], 1 for an example and 0 for padding, which does
+        not affect the scores of the examples; None: no padding.
         """
         projected, joined = (label, None) if self.conditioning == "projection" else (None, label)
         features = self.arch.trunk(self.dtypes)(x, joined, keys, train)
@@ -175,7 +178,7 @@ class Discriminator(nn.Module):
         return scores, features
 
     def linear(self, x: Array, size: int, bias: bool, train: bool) -> Array:
-        """Returns the output [B, size] of a linear layer for x [B, F], with spectral normalization if the config has it."""
+        """Applies a linear layer to x [B, F], with spectral normalization if `arch.spectral`. Returns [B, size]."""
         return spectral_norm(layers.Dense(size, use_bias=bias, **self.dtypes), self.arch.spectral, train)(x)
 
 
@@ -235,21 +238,21 @@ class Blocks(nn.Module):
         return dropout(nn.relu(x).sum((1, 2)), keys, 0, self.arch.dropout)
 
     def block(self, x: Array, i: int, train: bool) -> Array:
-        """Returns the output of block i, which counts from 1: [B, H, W, width], or half of H and W if the block halves them."""
+        """Applies residual block i, numbered from 1. Returns [B, H, W, width], or half of H and W if i <= halvings."""
         width, halves = self.arch.widths[i - 1], i <= self.arch.halvings
         # The first block reads pixels. A ReLU before it would lose the negative ones.
         y = self.conv(nn.relu(x) if i > 1 else x, width, 3, train)
         y = self.conv(nn.relu(y), width, 3, train)
         if not halves:
             return y + (x if width == x.shape[-1] else self.conv(x, width, 1, train))
-        # The shortcut of the first block halves before its convolution, because an image has few channels. The others
-        # convolve first, as published.
+        # The shortcut of the first block halves before its convolution, because an image has few channels. The
+        # shortcuts of other blocks convolve first, as published.
         if i == 1:
             return downsample(y) + self.conv(downsample(x), width, 1, train)
         return downsample(y) + downsample(self.conv(x, width, 1, train))
 
     def conv(self, x: Array, width: int, side: int, train: bool) -> Array:
-        """Returns the output [B, H, W, width] of a convolution of x with a kernel of this side."""
+        """Convolves x [B, H, W, C] with a kernel of side x side pixels. Returns [B, H, W, width]."""
         layer = Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)
         return spectral_norm(layer, self.arch.spectral, train)(x)
 

@@ -34,7 +34,7 @@ With zeros, as in the paper, most parameters would have a zero gradient for the 
 
 @dataclass(frozen=True)
 class DiT(Architecture):
-    """A transformer over patches."""
+    """The diffusion transformer (Peebles and Xie 2023) over patches of an array."""
 
     layers: int = 6
     """Number of blocks."""
@@ -93,6 +93,7 @@ class Trunk(nn.Module):
         grid = tuple(-(-size // side) for size, side in zip(self.shape, self.patch, strict=False))
         width, arch = self.config.width, self.config.block()
         h = Dense(width, name="begin", **self.dtypes)(to_patches(x, self.patch))
+        # The sines are computed before the cast, because bfloat16 can't hold all coordinates above 256 exactly.
         h += embed_positions(grid, width, jnp.promote_types(h.dtype, jnp.float32)).astype(h.dtype)[None]
         for i in range(self.config.layers):
             h = Block(arch, self.dtypes, name=f"block_{i}")(shard_examples.get()(h), condition)
@@ -104,8 +105,10 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
-    """x + g attention(norm(x)), then x + g feed_forward(norm(x)). The gates g, and a scale and a shift of each norm, are linear in the
-    condition."""
+    """Computes x + g attention(norm(x)), then x + g feed_forward(norm(x)).
+
+    The gates g, and a scale and a shift of each norm, are linear in the condition.
+    """
 
     arch: transformer.Architecture
     dtypes: Dtypes
@@ -142,9 +145,9 @@ def embed_positions(grid: Sequence[int], width: int, dtype: DTypeLike) -> Array:
 
 
 def to_patches(x: Array, patch: tuple[int, ...]) -> Array:
-    """Returns the patches of x [B, *axes, C] in raster order, [B, positions, prod(patch) C].
+    """Returns the patches of x [B, *axes, C] in raster order, each flattened: [B, positions, prod(patch) * C].
 
-    patch: length of a patch on each axis. Each axis is padded with zeros to a multiple of it.
+    patch: length of a patch on each axis. Each axis is padded with zeros to a multiple of the patch length.
     """
     n, channels = len(patch), x.shape[-1]
     missing = [(0, -size % side) for size, side in zip(x.shape[1:-1], patch, strict=True)]
@@ -156,9 +159,9 @@ def to_patches(x: Array, patch: tuple[int, ...]) -> Array:
 
 
 def from_patches(x: Array, patch: tuple[int, ...], shape: tuple[int, ...]) -> Array:
-    """Joins patches [B, positions, prod(patch) channels] to an array [B, *shape]: the inverse of `to_patches`.
+    """Joins patches [B, positions, prod(patch) * channels] to an array [B, *shape]: the inverse of `to_patches`.
 
-    shape: (*axes, channels). Padding is cut off.
+    patch: length of a patch on each axis. shape: (*axes, channels). The padding of `to_patches` is cut off.
     """
     n, (*axes, channels) = len(patch), shape
     grid = [-(-size // side) for size, side in zip(axes, patch, strict=True)]

@@ -26,16 +26,17 @@ Conditioning = Literal["concatenation", "projection"]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Kind and sizes of a generator. Subclass it to add one."""
+    """Kind and sizes of a generator. Subclass it to add a kind."""
 
     norm: Normalization = "batch"
     """Where the mean and variance that normalize hidden layers come from. batch: the global batch. layer: each example. virtual: a fixed
     reference batch and the example. none: no normalization."""
 
     def build(self, shape: tuple[int, ...], conditioning: Conditioning | None, dtypes: Dtypes) -> nn.Module:
-        """Returns the module `(z [B, D], label [B, classes] or None, train) -> [B, *shape]`.
+        """Returns the module `(z [B, D], label [B, classes] or None, train) -> images [B, *shape] in [-1, 1]`.
 
-        shape: height, width, channels. Raises: UserError if this generator cannot make images of that shape.
+        shape: height, width, channels. conditioning: how labels are read; None: without labels. train: whether batch
+        normalization uses the batch's moments. Raises: UserError if this generator cannot make images of that shape.
         """
         raise NotImplementedError
 
@@ -46,7 +47,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Perceptron(Architecture):
-    """Fully connected layers."""
+    """A generator of fully connected layers."""
 
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     """Number of units of each hidden layer."""
@@ -140,19 +141,22 @@ def base_size(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
 
 
 def with_references(arch: Architecture, generator: nn.Module) -> nn.Module:
-    """Returns the generator, wrapped to run on a reference batch too if it uses virtual batch normalization."""
+    """Returns the generator, or a `ReferencedGenerator` around it if `arch` has virtual batch normalization."""
     return ReferencedGenerator(generator) if arch.norm == "virtual" else generator
 
 
 def join_label(z: Array, label: Array | None, conditioning: Conditioning | None) -> tuple[Array, Array | None]:
-    """Returns (input of the first layer [B, D or D + classes], label for the normalizations; None: they do not read a label)."""
+    """Returns (input of the first layer, label for the normalizations), so that one of the two has the label.
+
+    With "concatenation": ([B, D + classes], None). With "projection": (z [B, D], label). Without a label: (z, None).
+    """
     if label is None or conditioning == "projection":
         return z, label
     return jnp.concatenate([z, label.astype(z.dtype)], axis=-1), None
 
 
 class Dense(nn.Module):
-    """Network of a `Perceptron`."""
+    """Network of a `Perceptron`: (latents [B, D], one-hot label, train) -> images [B, *shape] in [-1, 1]."""
 
     arch: Perceptron
     shape: tuple[int, ...]
@@ -172,7 +176,7 @@ class Dense(nn.Module):
 
 
 class Transposed(nn.Module):
-    """Network of a `DCGAN`."""
+    """Network of a `DCGAN`: (latents [B, D], one-hot label, train) -> images [B, *shape] in [-1, 1]."""
 
     arch: DCGAN
     shape: tuple[int, ...]
@@ -199,14 +203,14 @@ class Transposed(nn.Module):
         return jnp.tanh(last(x))
 
     def activate(self, x: Array, label: Array | None, train: bool) -> Array:
-        """Returns x normalized, and activated."""
+        """Applies the normalization, if there is one, then the activation. x: [B, H, W, C]."""
         if self.arch.norm != "none":
             x = Norm(self.arch.norm, self.dtypes)(x, label, train)
         return ACTIVATIONS[self.arch.activation](x)
 
 
 class Blocks(nn.Module):
-    """Network of a `Residual`."""
+    """Network of a `Residual`: (latents [B, D], one-hot label, train) -> images [B, *shape] in [-1, 1]."""
 
     arch: Residual
     shape: tuple[int, ...]
@@ -224,24 +228,25 @@ class Blocks(nn.Module):
         for i, width in enumerate(widths[1:], 1):
             x = self.block(x, width, label, train)
             if i in self.arch.attention:
+                # Unlike in Zhang et al. 2019, no layer of this generator has spectral normalization.
                 x = SelfAttention(False, self.dtypes)(x, train)
         return jnp.tanh(self.conv(self.activate(x, label, train), self.shape[-1], 3))
 
     def block(self, x: Array, width: int, label: Array | None, train: bool) -> Array:
-        """Returns the output of a residual block, [B, 2 H, 2 W, width]."""
+        """Applies a residual block that doubles height and width: x [B, H, W, C] -> [B, 2 H, 2 W, width]."""
         y = self.conv(upsample(self.activate(x, label, train)), width, 3)
         y = self.conv(self.activate(y, label, train), width, 3)
         # The shortcut convolves before it enlarges: the same numbers as in the other order, at a quarter of the cost.
         return y + upsample(self.conv(x, width, 1))
 
     def activate(self, x: Array, label: Array | None, train: bool) -> Array:
-        """Returns x normalized, and activated."""
+        """Applies the normalization, if there is one, then a ReLU. x: [B, H, W, C]."""
         if self.arch.norm != "none":
             x = Norm(self.arch.norm, self.dtypes)(x, label, train)
         return nn.relu(x)
 
     def conv(self, x: Array, width: int, side: int) -> Array:
-        """Returns the output [B, H, W, width] of a convolution of x with a kernel of this side."""
+        """Convolves x [B, H, W, C] with a kernel of side x side pixels. Returns [B, H, W, width]."""
         return Conv(width, side, kernel_init=nn.initializers.xavier_uniform(), **self.dtypes)(x)
 
 

@@ -2,7 +2,8 @@
 
 Szegedy et al. 2016, with three peculiarities of that graph: average pools do not count their padding, the last block pools
 by maximum, and there are 1008 classes. Batch normalizations have constant statistics, so they are folded into the
-convolutions. The architecture is a data structure, `LAYERS`, with the names of the PyTorch ports.
+convolutions. The architecture is a data structure, `LAYERS`. Its convolutions have the names that the PyTorch ports use
+(pytorch-fid, torch-fidelity).
 """
 
 from __future__ import annotations
@@ -54,13 +55,14 @@ class Block(NamedTuple):
 
 Layer = Conv | Pool | Block
 
+# As in TensorFlow, the zeros of the padding do not count in the average. Scores depend on it.
 AVERAGE = Pool(partial(nn.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False))
 MAXIMUM = Pool(partial(nn.max_pool, window_shape=(3, 3), padding="SAME"))
 HALVE = Pool(partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2)))
 
 
 def block_a(name: str, pooled: int) -> Block:
-    """Returns a block at 35 x 35. pooled: output channels of the branch that begins with average pooling."""
+    """Returns a block that keeps 35 x 35 positions. pooled: output channels of the branch with average pooling."""
     return Block(
         name,
         [
@@ -77,7 +79,7 @@ def block_a(name: str, pooled: int) -> Block:
 
 
 def block_b(name: str) -> Block:
-    """Returns the block from 35 x 35 to 17 x 17."""
+    """Returns the block that reduces 35 x 35 positions to 17 x 17."""
     return Block(
         name,
         [
@@ -93,12 +95,13 @@ def block_b(name: str) -> Block:
 
 
 def block_c(name: str, inner: int) -> Block:
-    """Returns a block at 17 x 17. inner: channels of the hidden convolutions."""
+    """Returns a block that keeps 17 x 17 positions. inner: channels of the hidden convolutions of the 7x7 branches."""
     return Block(
         name,
         [
             [Conv("branch1x1", 192)],
             [
+                # A 7x7 kernel is divided into 1x7 and 7x1, which have 2/7 of its weights (Szegedy et al. 2016).
                 Conv("branch7x7_1", inner),
                 Conv("branch7x7_2", inner, (1, 7)),
                 Conv("branch7x7_3", 192, (7, 1)),
@@ -116,7 +119,7 @@ def block_c(name: str, inner: int) -> Block:
 
 
 def block_d(name: str) -> Block:
-    """Returns the block from 17 x 17 to 8 x 8."""
+    """Returns the block that reduces 17 x 17 positions to 8 x 8."""
     return Block(
         name,
         [
@@ -133,7 +136,7 @@ def block_d(name: str) -> Block:
 
 
 def block_e(name: str, pool: Pool) -> Block:
-    """Returns a block at 8 x 8. pool: the first layer of its last branch."""
+    """Returns a block that keeps 8 x 8 positions. pool: the pooling layer that begins its last branch."""
 
     def cross(wide: str, tall: str) -> Block:
         return Block("", [[Conv(wide, 384, (1, 3))], [Conv(tall, 384, (3, 1))]])
@@ -175,12 +178,13 @@ LAYERS: Sequence[Layer] = [
     # 8 x 8.
     block_d("Mixed_7a."),
     block_e("Mixed_7b.", AVERAGE),
+    # TensorFlow's graph of 2015 pools by the maximum here, unlike other versions of the network. FID depends on it.
     block_e("Mixed_7c.", MAXIMUM),
 ]
 
 
 class Inception(nn.Module):
-    """The network, in float32."""
+    """Inception-v3 in float32: the layers of `LAYERS`, then a linear layer for the logits."""
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
@@ -195,7 +199,7 @@ class Inception(nn.Module):
 
 
 def _run(layers: Sequence[Layer], x: Array, scope: str = "") -> Array:
-    """Returns the output of the layers. scope: prefix of the names of their convolutions."""
+    """Applies the layers in order to x [B, H, W, C]. scope: prefix of the names of their convolutions."""
     for layer in layers:
         match layer:
             case Conv(name, width, kernel, stride, padding):

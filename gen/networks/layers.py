@@ -1,4 +1,7 @@
-"""Layers of generators and discriminators. Batch statistics are over the global batch: they are averaged over the mapped axis "data"."""
+"""Layers that several networks use: dense layers, convolutions, normalizations, dropout and self-attention over images.
+
+Batch normalization and minibatch discrimination use the global batch: they communicate over the mapped axis "data".
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution or a transposed convolution with padding SAME, over images (two axes), or over one or three axes."""
+    """A convolution or transposed convolution, padding SAME, over one axis (sound), two (images) or three (video)."""
 
     features: int
     side: int
@@ -77,7 +80,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Returns [B, ceil(H / stride), ceil(W / stride), features] for x [B, H, W, C], and likewise for other numbers of axes.
 
-        If transposed: [B, H stride, W stride, features].
+        If transposed: [B, H * stride, W * stride, features].
         """
         axes = x.ndim - 2
         shape = (*(self.side,) * axes, x.shape[-1], self.features)
@@ -109,7 +112,10 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, train: bool) -> Array:
-        """Returns x [B, ..., C] normalized, scaled and shifted. label: one-hot [B, classes], or None if all classes share both."""
+        """Returns x [B, ..., C] normalized, scaled and shifted.
+
+        label: one-hot [B, classes]. None: all classes share one scale and shift. train: for "batch", see `BatchNorm`.
+        """
         ones, zeros, channels = nn.initializers.ones, nn.initializers.zeros, x.shape[-1]
         if label is None:
             scale = self.param("scale", ones, (channels,), self.dtypes["param_dtype"])
@@ -121,15 +127,18 @@ class Norm(nn.Module):
         return x * self.per_class("scale", ones, x, label) + self.per_class("shift", zeros, x, label)
 
     def per_class(self, name: str, init: Initializer, x: Array, label: Array) -> Array:
-        """Returns the row of the parameter `name` for the class of each example, [B, 1, ..., C], in the dtype of x."""
+        """Returns the trained vector of each example's class, [B, 1, ..., C], in the dtype of x.
+
+        name, init: of the parameter with the vectors, [classes, C]. x: [B, ..., C]. label: one-hot [B, classes].
+        """
         channels = x.shape[-1]
         rows = Dense(channels, use_bias=False, kernel_init=init, name=name, **self.dtypes)(label)
         return rows.reshape(x.shape[0], *(1,) * (x.ndim - 2), channels).astype(x.dtype)
 
     def normalize(self, x: Array, scale: Array, train: bool) -> Array:
-        """Returns x [B, ..., C] normalized as `kind` says ("none": unchanged), times the scale [C]. There is no shift yet.
+        """Returns x [B, ..., C] normalized as `kind` says ("none": unchanged), times the scale [C], but not shifted.
 
-        train: for "batch", use the moments of the global batch, and update their running averages. Otherwise use these averages.
+        train: for "batch", see `BatchNorm`. The other kinds ignore it.
         """
         match self.kind:
             case "batch":
@@ -144,7 +153,7 @@ class Norm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(variance + EPSILON) * scale for each channel.
+    """Computes (x - mean) / sqrt(variance + EPSILON) * scale for each channel. Ioffe and Szegedy 2015.
 
     In training it uses the moments of the global batch, and their running averages are updated. Otherwise the running
     averages are used.
@@ -174,8 +183,9 @@ class BatchNorm(nn.Module):
 def spectral_norm(layer: Dense | Conv, enabled: bool, train: bool) -> Callable[[Array], Array]:
     """Returns the layer with its kernel divided by an estimate of its largest singular value, or the layer itself if not enabled.
 
-    With `train`, each forward pass makes one power iteration. A step of the discriminator has two forward passes, on real and on
-    generated images, so it makes two iterations. In Miyato et al. 2018, algorithm 1, it makes one.
+    Each forward pass improves the stored singular vector by one power iteration. The result is stored only with
+    `train`. A step of the discriminator has two forward passes, on real and on generated images, so it makes two
+    iterations. In Miyato et al. 2018, algorithm 1, it makes one.
     """
     if not enabled:
         return layer  # pyright: ignore[reportReturnType]
@@ -190,10 +200,10 @@ def spectral_norm(layer: Dense | Conv, enabled: bool, train: bool) -> Callable[[
 
 
 def dropout(x: Array, keys: Array | None, layer: int, rate: float) -> Array:
-    """Returns x [B, ...] with a fraction `rate` of its elements set to 0 and the others divided by 1 - rate.
+    """Returns x [B, ...] with each element set to 0 with probability `rate`, and otherwise divided by 1 - rate.
 
-    keys: [B], one per example, so that the noise belongs to the example. None: no dropout. layer: number of the layer, which
-    makes its noise differ from the noise of other layers.
+    keys: [B], one per example, so that an example's noise does not depend on its device. None: no dropout. layer:
+    number of the layer in its network, which makes its noise differ from the noise of other layers.
     """
     if keys is None or not rate:
         return x
@@ -205,14 +215,14 @@ def dropout(x: Array, keys: Array | None, layer: int, rate: float) -> Array:
 
 
 def check_attention(after: tuple[int, ...], blocks: int) -> None:
-    """Raises: UserError if a number in `after` is not the number of a block, 1 to `blocks`."""
+    """Raises: UserError if a number in `after`, the blocks that self-attention follows, is not in [1, blocks]."""
     for block in after:
         if not 1 <= block <= blocks:
             raise UserError(f"attention follows block {block}, and there are blocks 1 to {blocks}")
 
 
 class SelfAttention(nn.Module):
-    """x + gamma * attention(x) over positions, where gamma is trained and starts at 0. Zhang et al. 2019, section 3."""
+    """Computes x + gamma * attention(x) over positions. gamma is trained from 0 on. Zhang et al. 2019, section 3."""
 
     spectral: bool
     """Whether its convolutions have spectral normalization."""
@@ -233,12 +243,12 @@ class SelfAttention(nn.Module):
         return x + gamma.astype(x.dtype) * self.pointwise(read, c, train)
 
     def pointwise(self, x: Array, channels: int, train: bool) -> Array:
-        """Returns a 1x1 convolution of x, [B, H, W, channels]."""
+        """Returns a 1x1 convolution of x, [B, H, W, channels]. train: see `spectral_norm`."""
         return spectral_norm(Conv(channels, 1, use_bias=False, **self.dtypes), self.spectral, train)(x)
 
 
 def pool(x: Array) -> Array:
-    """Halves H and W by 2x2 max pooling, unless one is below 4, then joins them to one axis: [B, H, W, C] -> [B, N, C].
+    """Halves H and W by 2x2 max pooling, unless H or W is below 4, and joins both: [B, H, W, C] -> [B, N, C].
 
     A quarter of the positions is enough for keys and values (Zhang et al. 2019).
     """
@@ -248,13 +258,14 @@ def pool(x: Array) -> Array:
 
 
 class MinibatchDiscrimination(nn.Module):
-    """Appends features that say how close an example is to the others of the global batch.
+    """Appends features that say how close an example is to the other examples of the global batch.
 
-    A discriminator can then detect a lack of variety. For example i and kernel b: o(x_i)_b = sum_j exp(-|M_i,b - M_j,b|_1).
-    Salimans et al. 2016, section 3.2.
+    A discriminator can then detect a lack of variety. Feature b of example i is sum_j exp(-|M_i,b - M_j,b|_1) over the
+    other examples j, where M_i,b is linear in the features of example i. Salimans et al. 2016, section 3.2.
     """
 
     kernels: int
+    """Number of new features."""
     dims: int
     """Size of the vectors M_i,b between which a kernel measures distances."""
     dtypes: Dtypes
@@ -263,8 +274,8 @@ class MinibatchDiscrimination(nn.Module):
     def __call__(self, features: Array, weight: Array | None = None) -> Array:
         """Returns [B, F + kernels] for features [B, F].
 
-        weight: [B], 1 for an example and 0 for padding. Padding counts as close to no example, and the sums are scaled up as if the
-        batch were full. None: no padding.
+        weight: [B], 1 for an example and 0 for padding. The sums leave padding out, and are scaled up as if the batch
+        had no padding. None: no padding.
         """
         m = Dense(self.kernels * self.dims, use_bias=False, **self.dtypes)(features)
         m = m.reshape(-1, self.kernels, self.dims)

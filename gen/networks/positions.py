@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from gen.core import Array
 from gen.networks.dtypes import Dtypes
 
-PADDING = -1  # the segment of padding, and the token that marks it in a prompt
-PREFIX = -2  # the segment of a trained prefix, which every document sees
+PADDING = -1  # segment number of padding, and the token that marks padding in a prompt
+PREFIX = -2  # segment number of a trained prefix, which tokens of every segment attend to
 ROTARY_BASE = 10_000.0  # the longest wavelength of rotary positions is this times 2 pi. Su et al. 2021, section 3.2.2
 BUCKETS = 32  # number of buckets of relative positions. Distances in the same bucket share one bias
 MAX_DISTANCE = 128  # relative positions: all distances from here on are in the last bucket
@@ -25,9 +25,9 @@ class Location(NamedTuple):
     """The document and the position of each token, int32 [B, T] each."""
 
     segment: Array
-    """Number of the token's document in its row; PADDING for padding. Tokens attend only to tokens of their own segment."""
+    """Number of the token's document in its row of the batch, or PADDING. Tokens attend only to their own segment."""
     position: Array
-    """Index of the token in its document. If a row begins in the middle of a document, positions count from the row's start."""
+    """Index of the token in its document. In a document that began before the row, it counts from the row's start."""
 
 
 def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
@@ -40,18 +40,22 @@ def locate_tokens(tokens_BT: Array, end: int | None) -> Location:
     begins_BT = jnp.pad(padding_BT[:, :-1], ((0, 0), (1, 0))) & ~padding_BT
     if end is not None:
         begins_BT |= tokens_BT == end
+    # Only the latest beginning before a token counts, so a running maximum of the indices finds it.
     start_BT = jax.lax.cummax(jnp.where(begins_BT, index_T, 0), axis=1)
     segment_BT = jnp.cumsum(begins_BT, axis=1, dtype=jnp.int32)
     return Location(jnp.where(padding_BT, PADDING, segment_BT), index_T - start_BT)
 
 
 def locate_cells(shape: Sequence[int], words: int = 0) -> Array:
-    """Returns the position of each token of a row: caption, label, then the cells of a grid with A axes. int32 [words + 1 + T, A].
+    """Returns the coordinates of the tokens of a sequence: caption, label, then the cells of a grid in raster order.
 
-    Without a caption, the label is at 0 on every axis, and the T cells follow in raster order, counted from 1 on each axis. A caption
-    lies at 0 to words - 1 on the first axis, and at 0 on the others. It moves the label and the cells by `words` on the first axis.
+    The result is int32 [words + 1 + T, A], for a grid with A axes and T cells.
 
-    shape: number of cells on each axis. T is their product. words: number of tokens of the caption.
+    Without a caption, the label is at 0 on every axis, and cells count from 1 on each axis. The tokens of a caption are
+    at 0, 1, 2, ... on the first axis, and at 0 on the other axes. They move the label and the cells by `words` on the
+    first axis.
+
+    shape: number of cells on each axis. words: number of tokens of the caption; 0: no caption.
     """
     cells_TA = jnp.indices(tuple(shape), jnp.int32).reshape(len(shape), -1).T
     steps_SA = jnp.pad(cells_TA + 1, ((1, 0), (0, 0)))
@@ -63,7 +67,7 @@ def locate_cells(shape: Sequence[int], words: int = 0) -> Array:
 
 
 class RelativeBias(nn.Module):
-    """A learned bias for each head and bucket of distances. Raffel et al. 2020, section 2.1.
+    """A learned bias of the attention scores for each head and bucket of distances. Raffel et al. 2020, section 2.1.
 
     Half of the buckets hold one short distance each. The ranges of the others grow by a constant factor up to MAX_DISTANCE. If
     the network is not causal, half of all buckets are for later positions.
@@ -75,13 +79,14 @@ class RelativeBias(nn.Module):
 
     @nn.compact
     def __call__(self, distance_TS: Array) -> Array:
-        """int32 [T, S], index of the query minus index of the key -> bias [N, T, S]."""
+        """Returns the bias [N, T, S] for distances int32 [T, S]: index of the query minus index of the key."""
         buckets, offset = BUCKETS, 0
         if not self.causal:
             buckets //= 2
             offset = jnp.where(distance_TS < 0, buckets, 0)
             distance_TS = jnp.abs(distance_TS)
         near = buckets // 2
+        # In a causal network, negative distances belong to hidden keys, so any bucket will do for them.
         distance_TS = jnp.maximum(distance_TS, 0)
         # From 0 at the distance `near` to 1 at MAX_DISTANCE, on a logarithmic scale.
         octave = jnp.log(jnp.maximum(distance_TS, near) / near) / math.log(MAX_DISTANCE / near)
@@ -91,7 +96,7 @@ class RelativeBias(nn.Module):
 
 
 def rotations(position_BT: Array, width: int, dtype: DTypeLike) -> Array:
-    """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2]. width: H, channels of a head."""
+    """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2]. position: [B, T]. width: H, size of a head."""
     frequency = ROTARY_BASE ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
     angle = position_BT.astype(dtype)[..., None, None] * frequency[None, None, None]
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
@@ -100,9 +105,9 @@ def rotations(position_BT: Array, width: int, dtype: DTypeLike) -> Array:
 def grid_rotations(position_BTA: Array, width: int, dtype: DTypeLike) -> Array:
     """Returns cosines and sines for `rotate`, [2, B, T, 1, width / 2], of positions on a grid, int32 [B, T, A].
 
-    The pairs of channels are divided among the A axes, and each pair rotates by the position on its axis. If they can't be divided
-    equally, the first axes get one pair more. An axis with P pairs uses the frequencies of a head with P pairs. So the product of a
-    query and a key depends only on their distance on each axis. width: H, channels of a head.
+    The H / 2 pairs of channels are divided among the A axes. If A does not divide H / 2, the first axes get one pair
+    more. A pair rotates by the position on its axis. An axis with P pairs uses the frequencies of a head with P pairs.
+    So the product of a query and a key depends only on their distance on each axis. width: H, channels of a head.
     """
     axes, pairs = position_BTA.shape[-1], width // 2
     counts = [pairs // axes + (axis < pairs % axes) for axis in range(axes)]

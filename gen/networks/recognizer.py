@@ -15,18 +15,21 @@ REACH = 2
 
 
 class Recognizer(nn.Module):
-    """Residual convolutions over time, as in Wav2Letter (Collobert et al. 2016), with a norm before each."""
+    """Residual convolutions over time, as in Wav2Letter (Collobert et al. 2016), with a LayerNorm before each."""
 
     outputs: int
-    """Number of logits of a position: the blank of CTC, and the characters."""
+    """Number of logits of a position: one for the blank of CTC, and one for each character."""
     width: int
     dilations: tuple[int, ...]
-    """For each layer, the distance between neighbouring positions that it reads, in positions."""
+    """Dilation of each convolution: distance, in positions, between neighbouring positions that it reads."""
     dropout: float
 
     @nn.compact
     def __call__(self, frames: Array, keys: Array | None = None) -> Array:
-        """Returns logits [B, ceil(F / STACKED), outputs] for frames [B, F, bands]. keys: dropout keys [B]. None: no dropout."""
+        """Returns logits [B, ceil(F / STACKED), outputs] for log-mels [B, F, bands].
+
+        keys: dropout keys [B]; None: no dropout.
+        """
         x = jnp.pad(frames, ((0, 0), (0, -frames.shape[1] % STACKED), (0, 0)))
         x = Dense(self.width)(x.reshape(len(x), -1, STACKED * x.shape[2]))
         for i, dilation in enumerate(self.dilations):
@@ -36,9 +39,9 @@ class Recognizer(nn.Module):
 
 
 def around(x: Array, dilation: int) -> Array:
-    """Joins each position of x [B, T, D] with REACH positions on each side, `dilation` apart: [B, T, (2 REACH + 1) D].
+    """Concatenates each position of x [B, T, D] with REACH positions on each side: [B, T, (2 REACH + 1) D].
 
-    Positions outside of x are zeros.
+    These positions are `dilation` apart. Positions outside of x are zeros.
     """
     # A convolution as a matrix product, because XLA's convolution is slow inside a scan on a CPU.
     n, width = x.shape[1], REACH * dilation

@@ -28,7 +28,7 @@ MOMENTUM = 0.99
 MEL_MOMENTUM = 0.8
 """Momentum of `correct_mels`. On speech, 0.5 and 0.95 were worse after 16 and 28 rounds, and 1.2 diverged."""
 TINY = 1e-8
-"""Smallest number to divide by."""
+"""Lower bound on denominators, so that no division is by 0."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Mel:
     """Settings of log-mel spectrograms: log amplitudes in frequency bands that are equally wide on the mel scale."""
 
     window: int = 256
-    """Number of samples in a frame, an even multiple of `hop`. Each frame is multiplied by a Hann window."""
+    """Number of samples in a frame, even and a multiple of `hop`. Each frame is multiplied by a Hann window."""
     hop: int = 64
     """Number of samples from the start of a frame to the start of the next."""
     bands: int = 40
@@ -76,7 +76,8 @@ def hann(window: int) -> np.ndarray:
 def stft(x: Array, window: int, hop: int) -> Array:
     """Returns the short-time Fourier transform of waveforms x [..., T], complex [..., 1 + T // hop, window // 2 + 1].
 
-    window: samples in a frame, an even number and a multiple of hop.
+    window: samples in a frame, an even number and a multiple of hop. Frames are multiplied by a Hann window. hop:
+    samples from the start of a frame to the start of the next.
     """
     count, parts = 1 + x.shape[-1] // hop, window // hop
     # `total` is the length that the frames cover. Samples after the last frame are cut off.
@@ -90,10 +91,10 @@ def stft(x: Array, window: int, hop: int) -> Array:
 
 
 def istft(spectrum: Array, hop: int, length: int) -> Array:
-    """Returns the waveforms [..., length] whose transforms are nearest, in least squares, to `spectrum`, complex [..., frames, bins].
+    """Returns the waveforms [..., length] whose `stft` is nearest, in least squares, to a spectrum [..., frames, bins].
 
-    The inverse transforms of the frames are weighted by the window, added up, and divided by the sum of the squared windows. Griffin
-    and Lim 1984, equation 6.
+    hop: samples from the start of a frame to the start of the next. The inverse transforms of the frames are weighted
+    by the Hann window, added up, and divided by the sum of the squared windows. Griffin and Lim 1984, equation 6.
     """
     window = 2 * (spectrum.shape[-1] - 1)
     frames = jnp.fft.irfft(spectrum, window)
@@ -104,6 +105,7 @@ def istft(spectrum: Array, hop: int, length: int) -> Array:
         squares[f * hop : f * hop + window] += weights**2
     # Samples that no window covers are 0.
     scale = np.where(squares > TINY, 1 / np.maximum(squares, TINY), 0)
+    # `stft` puts half a window of zeros before the waveform, which is cut off here.
     x = (added * as_row(jnp.asarray(scale, added.dtype), added.ndim))[..., window // 2 :][..., :length]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
 
@@ -149,7 +151,7 @@ def magnitude(spectrum: Array) -> Array:
 
 
 def mels(x: Array, rate: int, mel: Mel) -> Array:
-    """Returns the amplitudes of waveforms x [..., T] in mel bands, [..., frames, bands].
+    """Returns the amplitudes of waveforms x [..., T] in mel bands, [..., frames, bands]. rate: samples per second.
 
     Equal to librosa.feature.melspectrogram(y=x, sr=rate, n_fft=window, hop_length=hop, n_mels=bands, power=1), but with frames
     before bands.
@@ -169,9 +171,10 @@ def log_mels(x: Array, rate: int, mel: Mel) -> Array:
 
 
 def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
-    """Returns magnitudes [..., frames, bins] whose log-mels are near `log_mel`, [..., frames, bands].
+    """Returns magnitudes of spectra [..., frames, bins] whose log-mels are near `log_mel`, [..., frames, bands].
 
-    The pseudo-inverse of the filters gives the least-squares solution. Negative magnitudes become 0.
+    The pseudo-inverse of the filters gives the least-squares solution. Negative magnitudes become 0. rate: samples per
+    second.
     """
     # numpy: the pseudo-inverse is a constant of the compiled program.
     inverse = jnp.asarray(np.linalg.pinv(mel_filters(rate, mel)), log_mel.dtype)
@@ -181,11 +184,12 @@ def from_log_mels(log_mel: Array, rate: int, mel: Mel) -> Array:
 def correct_mels(x: Array, log_mel: Array, rate: int, mel: Mel, rounds: int) -> Array:
     """Returns sound near x whose log-mels are nearer to `log_mel`.
 
-    Each round compares the amplitude of each mel band with the given one, and multiplies the frequencies of the band by the ratio. The
-    phases do not change. Griffin and Lim 1984 iterate in the same way if all magnitudes are given. The momentum is as in Perraudin et
-    al. 2013.
+    Each round divides the wanted amplitude of each mel band by the amplitude that x has, and multiplies the spectrum of
+    x in this band by the ratio. The phases of the spectrum do not change. Griffin and Lim 1984 iterate in the same way,
+    with the magnitude of each frequency instead of each band. The momentum is as in Perraudin et al. 2013.
 
-    x: waveforms [..., T]; log_mel: [..., frames, bands]; rate: samples per second; rounds: number of rounds.
+    x: waveforms [..., T]; log_mel: wanted log-mels [..., frames, bands]; rate: samples per second; rounds: number of
+    rounds.
     """
     filters = mel_filters(rate, mel)
     shares = jnp.asarray((filters / np.maximum(filters.sum(1, keepdims=True), TINY)).T, x.dtype)
@@ -206,9 +210,10 @@ def correct_mels(x: Array, log_mel: Array, rate: int, mel: Mel, rounds: int) -> 
 
 
 def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: int = 60) -> Array:
-    """Returns waveforms [..., length] whose transforms have magnitudes near `magnitudes`, [..., frames, bins].
+    """Returns waveforms [..., length] whose spectra have magnitudes near `magnitudes`, [..., frames, bins].
 
-    Griffin and Lim 1984, section III, with the momentum of Perraudin et al. 2013, algorithm 2. The first phases are random.
+    hop: samples from the start of a frame to the start of the next. key: draws the phases of the first iteration.
+    Griffin and Lim 1984, section III, with the momentum of Perraudin et al. 2013, algorithm 2.
     """
     window = 2 * (magnitudes.shape[-1] - 1)
     angle = jax.random.uniform(key, magnitudes.shape, magnitudes.dtype, 0, 2 * jnp.pi)
@@ -221,10 +226,11 @@ def griffin_lim(magnitudes: Array, hop: int, length: int, key: Key, iterations: 
         return (moved / jnp.maximum(jnp.abs(moved), TINY), new), None
 
     phase = jnp.exp(1j * angle)
+    # No spectrum comes before the first round. With zeros, momentum only scales the new one, which `step` normalizes.
     (phase, _), _ = jax.lax.scan(step, (phase, jnp.zeros_like(phase)), None, iterations)
     return istft(magnitudes * phase, hop, length)
 
 
 def _project(spectrum: Array, hop: int, length: int, window: int) -> Array:
-    """Returns the nearest spectrum that is the transform of a waveform."""
+    """Returns the nearest spectrum, in least squares, that is the `stft` of a waveform of `length` samples."""
     return stft(istft(spectrum, hop, length), window, hop)

@@ -16,7 +16,7 @@ LAYERS = 2
 class TextEncoder(nn.Module):
     """Embeds the tokens of a text, applies LAYERS residual convolutions over three tokens, and returns the mean over the tokens.
 
-    It sees words and short phrases. The order of words that are far apart is lost.
+    So the vector depends on words and short phrases. The order of words that are far apart is lost.
     """
 
     vocab: int

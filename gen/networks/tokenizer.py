@@ -18,22 +18,28 @@ from gen.networks.vae_trunks import Block
 
 @dataclass(frozen=True)
 class Architecture:
-    """The layers of an encoder and a decoder. Subclass it to add one."""
+    """The kind and the sizes of the layers of an encoder and a decoder. Subclass it to add a kind."""
 
     def grid(self, axes: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the grid for examples with these axes. Raises: UserError if the grid would have only one position."""
+        """Returns the number of positions of the encoder's output on each axis.
+
+        axes: length of each axis of an example. Raises: UserError if the layers do not suit such examples.
+        """
         raise NotImplementedError
 
     def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
-        """Returns the module that maps x [B, *axes, C] to h [B, *grid, outputs], at least float32."""
+        """Returns the module that maps x [B, *axes, C] to h [B, *self.grid(axes), outputs], at least float32."""
         raise NotImplementedError
 
     def decoder(self, shape: tuple[int, ...], dtypes: Dtypes) -> nn.Module:
-        """Returns the module that maps z [B, *grid, D] to outputs [B, *shape], at least float32. shape: (*axes, outputs)."""
+        """Returns the module that maps z [B, *grid, D] to outputs [B, *shape], at least float32.
+
+        shape: (*axes, number of outputs at each point of an example).
+        """
         raise NotImplementedError
 
     def suit(self, example: Feature) -> Architecture:
-        """Returns this architecture with settings filled in from the data, such as the sample rate."""
+        """Returns this architecture with settings filled in from the feature of the data, such as the sample rate."""
         return self
 
     def tiny(self) -> Architecture:
@@ -67,7 +73,7 @@ class Residual(Architecture):
             )
 
     def sizes(self, axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Returns the lengths of the axes at the input of the encoder, then after each of its stages."""
+        """Returns a list of axis lengths: of the encoder's input, which is `axes`, then of the output of each stage."""
         found = [axes]
         for stride in self.strides:
             found.append(tuple(-(-n // stride) for n in found[-1]))
@@ -91,7 +97,7 @@ class Residual(Architecture):
 
 
 class Encoder(nn.Module):
-    """The encoder of a `Residual`."""
+    """The encoder of a `Residual`: in each stage a strided convolution, then residual blocks."""
 
     arch: Residual
     outputs: int
@@ -99,7 +105,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps x [B, *axes, C] to [B, *grid, outputs]."""
+        """Maps x [B, *axes, C] to [B, *grid, outputs], at least float32."""
         for width, stride in zip(self.arch.widths, self.arch.strides, strict=True):
             # No activation here: the blocks begin with one, and there is at least one block.
             x = Conv(width, side(stride), stride, **self.dtypes)(x)
@@ -109,16 +115,16 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder of a `Residual`."""
+    """The decoder of a `Residual`: in each stage residual blocks, then a transposed convolution."""
 
     arch: Residual
     shape: tuple[int, ...]
-    """(*axes, outputs)."""
+    """(*axes, outputs): shape of one decoded example."""
     dtypes: Dtypes
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        """Maps z [B, *grid, D] to [B, *shape]."""
+        """Maps z [B, *grid, D] to [B, *shape], at least float32."""
         arch, (*axes, outputs) = self.arch, self.shape
         # The sizes of the encoder in reverse order, without the smallest, which is the input of the decoder.
         sizes = arch.sizes(tuple(axes))[-2::-1]
@@ -137,5 +143,5 @@ class Decoder(nn.Module):
 
 
 def side(stride: int) -> int:
-    """Returns the side of the kernel for a stride. It is larger than the stride, so that neighbouring outputs share inputs."""
+    """Returns the kernel length for a stride: larger than the stride, so that neighbouring outputs share inputs."""
     return max(3, 2 * stride)

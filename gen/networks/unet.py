@@ -40,8 +40,8 @@ class UNet(Architecture):
     patch: int = 1
     """Joins squares of patch x patch pixels to one position before the first stage. 2 takes a quarter of the time of 1."""
     fourier: tuple[int, ...] = ()
-    """Adds the inputs sin(2^n pi x) and cos(2^n pi x) for each of these exponents n. They differ much between neighbouring grey levels. For
-    bytes, 7 and 8 lower bits_per_dim (Kingma et al. 2021, appendix C)."""
+    """Adds inputs sin(2^n pi x), cos(2^n pi x) for each exponent n, which differ much between neighbouring grey levels.
+    For bytes, 7 and 8 lower bits_per_dim (Kingma et al. 2021, appendix C)."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "blocks": self.blocks})
@@ -126,7 +126,7 @@ class Trunk(nn.Module):
 
 
 class Block(nn.Module):
-    """x + f(x), where f has two 3x3 convolutions, and the condition scales and shifts the channels between them.
+    """Computes x + f(x). f has two 3x3 convolutions, and the condition scales and shifts the channels between them.
 
     Dhariwal and Nichol 2021, section 3.1, with RMS norms over channels.
     """
@@ -148,7 +148,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + attention(norm(x)) over all positions."""
+    """Computes x + attention(norm(x)) over all positions."""
 
     heads: int
     dtypes: Dtypes
@@ -172,9 +172,10 @@ def norm(x: Array, dtypes: Dtypes, name: str) -> Array:
 
 
 def space_to_depth(x: Array, side: int) -> Array:
-    """Joins each square of side x side pixels to one position: [B, H, W, C] -> [B, ceil(H / side), ceil(W / side), side^2 C].
+    """Moves each square of side x side pixels to the channels of one position.
 
-    The image is padded with zeros to multiples of the side.
+    x [B, H, W, C] -> [B, ceil(H / side), ceil(W / side), side^2 * C]. The image is padded with zeros to multiples of
+    the side.
     """
     b, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
@@ -184,6 +185,9 @@ def space_to_depth(x: Array, side: int) -> Array:
 
 
 def depth_to_space(x: Array, side: int) -> Array:
-    """Maps each position [B, h, w, side^2 C] to a square of pixels, [B, side h, side w, C]: the inverse of `space_to_depth`."""
+    """Turns the channels of each position into a square of pixels, the inverse of `space_to_depth`.
+
+    x [B, h, w, side^2 * C] -> [B, side * h, side * w, C].
+    """
     b, h, w, channels = x.shape
     return x.reshape(b, h, w, side, side, -1).swapaxes(2, 3).reshape(b, side * h, side * w, channels // side**2)

@@ -1,7 +1,7 @@
 """Encoders and decoders of variational autoencoders over a list of latent groups, top group first.
 
     q(z | x) = q(z_0 | x) q(z_1 | x, z_0) ...        Encoder
-    p(x, z)  = p(z_0) p(z_1 | z_0) ... p(x | z)      Decoder, except p(z_0), which is a prior object
+    p(x, z)  = p(z_0) p(z_1 | z_0) ... p(x | z)      Decoder, except p(z_0), see gen.families.vae.priors
 
 One group is the plain VAE (Kingma and Welling 2014). In a hierarchy (Sønderby et al. 2016) the decoder computes features of
 all groups above a group, called its context. The prior and the posterior of the group read the context.
@@ -29,7 +29,10 @@ means are mostly below 5, because a mean of 20 standard deviations of the prior 
 
 
 class Encoder(nn.Module):
-    """q(z | x): maps images, with or without labels, to a Gaussian for each latent group."""
+    """q(z | x): maps images, with or without labels, to a Gaussian for each latent group.
+
+    `__call__` computes features of an image once. `posterior` then maps them to the Gaussian of a group.
+    """
 
     trunk: nn.Module
     """Images [B, H, W, C] -> features [B, F]."""
@@ -55,10 +58,11 @@ class Encoder(nn.Module):
         return self.trunk(x)
 
     def posterior(self, features: Array, context: Array | None, prior: Gaussian | None, group: int) -> Gaussian:
-        """Returns the posterior of a group given the groups above it. The top group has neither context nor prior.
+        """Returns the posterior of a latent group given the groups above it, [K, B, D] for K samples of each example.
 
-        features: [K, B, F]; context: [K', B, F']; prior: [K', B, D], where K = 1 or K = K' is the number of samples. Returns
-        [K', B, D], or [K, B, D] for the top group.
+        features: from `__call__`, with an axis for the samples, [K or 1, B, F]. context: `Decoder.context` of the
+        groups above, [K, B, F']. prior: `Decoder.prior` of this group, [K, B, D]. Both are None for the top group,
+        whose posterior has the leading axes of `features`. group: index of the group; 0 is the top.
         """
         if context is None or prior is None:
             return self.heads[group](features)
@@ -71,7 +75,7 @@ class Decoder(nn.Module):
     """p(x | z) and p(z_i | z_0 ... z_{i-1}): maps latents, and labels if there are any, to the parameters of a likelihood."""
 
     trunk: nn.Module
-    """Label, context and latents [..., F] -> outputs [..., H, W, outputs]."""
+    """Label, context and latents, concatenated to [..., F] -> outputs [..., H, W, outputs]."""
     latents: tuple[int, ...]
     """Number of dimensions of each group."""
     hidden: int
@@ -97,12 +101,16 @@ class Decoder(nn.Module):
     def context(self, above: Array | None, z: Array, group: int) -> Array:
         """Returns features of a group and of all groups above it, [..., B, F]: the context of the next group.
 
-        above: the context of this group, [..., B, F], None for the top group; z: its latents, [..., B, D]; group: its index.
+        above: the context of this group, [..., B, F], or None for the top group. z: latents of this group, [..., B, D].
+        group: index of this group; 0 is the top.
         """
         return self.stages[group](z if above is None else jnp.concatenate([above, z], axis=-1))
 
     def prior(self, context: Array, group: int) -> Gaussian:
-        """Returns the prior of a group below the top, [..., B, D]. context: features of the groups above it, [..., B, F]."""
+        """Returns the prior of a group below the top, a Gaussian [..., B, D].
+
+        context: `context` of the groups above, [..., B, F]. group: index of the group, at least 1.
+        """
         return self.heads[group - 1](context)
 
 
@@ -126,9 +134,9 @@ class Head(nn.Module):
 
 
 def concatenate(fixed: Array | None, x: Array) -> Array:
-    """Joins `fixed`, broadcast to the leading axes of x, and x along the last axis: [..., B, F + D].
+    """Broadcasts `fixed` to the leading axes of x, and joins both along the last axis: [..., B, F + D].
 
-    fixed: [B, F] or [K, B, F]; None: F is 0. x: [..., B, D].
+    fixed: [B, F], [1, B, F] or [K, B, F]. None: returns x. x: [..., B, D].
     """
     if fixed is None:
         return x
@@ -138,14 +146,17 @@ def concatenate(fixed: Array | None, x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The layers of an encoder and a decoder. Subclass it to add one."""
+    """The kind and the sizes of the layers of an encoder and a decoder. Subclass it to add a kind."""
 
     def encoder(self, latents: tuple[int, ...], dtypes: Dtypes) -> Encoder:
         """Returns the encoder. latents: number of dimensions of each latent group."""
         raise NotImplementedError
 
     def decoder(self, latents: tuple[int, ...], shape: tuple[int, ...], dtypes: Dtypes) -> Decoder:
-        """Returns the decoder. latents: dimensions of each group; shape: (H, W, outputs). Raises: UserError for an impossible shape."""
+        """Returns the decoder. Raises: UserError if its layers can't make images of this height and width.
+
+        latents: number of dimensions of each latent group. shape: (H, W, outputs for each pixel).
+        """
         raise NotImplementedError
 
     def tiny(self) -> Architecture:
@@ -155,7 +166,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Perceptron(Architecture):
-    """Fully connected layers."""
+    """An encoder and a decoder of fully connected layers."""
 
     hidden: tuple[int, ...] = (400,)
     """Widths of the encoder's hidden layers. The decoder has them in reverse order."""
@@ -179,8 +190,10 @@ class Perceptron(Architecture):
 
 @dataclass(frozen=True)
 class Residual(Architecture):
-    """Convolutions in stages, with residual blocks (He et al. 2016). A stage of the encoder halves the resolution, and a
-    stage of the decoder doubles it."""
+    """An encoder and a decoder of convolutions in stages, with residual blocks (He et al. 2016).
+
+    A stage of the encoder halves the resolution, and a stage of the decoder doubles it.
+    """
 
     widths: tuple[int, ...] = (32, 64)
     """Channels of each stage. Images of 8x8 pixels suit one or two stages, images of 64x64 pixels four."""
@@ -189,7 +202,7 @@ class Residual(Architecture):
     activation: Activation = "silu"
     """Activation before each convolution of a block."""
     hidden: int = 256
-    """Width of the hidden layers between latent groups."""
+    """Width of the hidden layers that connect the latent groups. Not used with one group."""
 
     def __post_init__(self):
         check_positive(**{"the smallest of widths": min(self.widths, default=0), "hidden": self.hidden})

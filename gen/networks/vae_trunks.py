@@ -26,7 +26,7 @@ class Hidden(nn.Module):
 
 
 class DenseDown(nn.Module):
-    """Trunk of the encoder of a `gen.networks.vae.Perceptron`."""
+    """Trunk of the encoder of a `gen.networks.vae.Perceptron`: fully connected layers over all pixels."""
 
     hidden: tuple[int, ...]
     activation: Activation
@@ -39,7 +39,7 @@ class DenseDown(nn.Module):
 
 
 class DenseUp(nn.Module):
-    """Trunk of the decoder of a `gen.networks.vae.Perceptron`."""
+    """Trunk of the decoder of a `gen.networks.vae.Perceptron`: fully connected layers. shape: (H, W, outputs)."""
 
     hidden: tuple[int, ...]
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class DenseUp(nn.Module):
 
 
 class ResidualDown(nn.Module):
-    """Trunk of the encoder of a `gen.networks.vae.Residual`."""
+    """Trunk of the encoder of a `gen.networks.vae.Residual`: in each stage a strided convolution, then blocks."""
 
     widths: tuple[int, ...]
     blocks: int
@@ -75,7 +75,10 @@ class ResidualDown(nn.Module):
 
 
 class ResidualUp(nn.Module):
-    """Trunk of the decoder of a `gen.networks.vae.Residual`."""
+    """Trunk of the decoder of a `gen.networks.vae.Residual`: in each stage blocks, then a transposed convolution.
+
+    widths: channels of each stage of the encoder; the decoder has them in reverse order. shape: (H, W, outputs).
+    """
 
     widths: tuple[int, ...]
     blocks: int

@@ -23,16 +23,16 @@ frequencies of up to 1000 would make this derivative large, and the training uns
 
 
 FIRST, LAST, TABLE = "Dense_1", "Dense_0", "Embed_0"
-"""Names of the layers of a `Velocity` that compute its condition: two dense layers for the time, and the embedding of the label."""
+"""Names of layers that compute the condition of a `Velocity`: two dense layers for the times, and the label table."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The layers of a velocity network. Subclass it to add one."""
+    """The kind and the sizes of the layers of a velocity network. Subclass it to add a kind."""
 
     @property
     def condition(self) -> int:
-        """Size of the condition vector."""
+        """Size of the condition vector, which tells the layers the times, the label and the caption."""
         raise NotImplementedError
 
     @property
@@ -53,15 +53,15 @@ class Architecture:
 
 
 class Velocity(nn.Module):
-    """u(x, r, t | label, caption): the mean velocity, between the times r and t, of the path that is at x at time t.
+    """u(x, r, t | label, caption): the mean velocity from time r to time t of the flow's path that is at x at time t.
 
     For r = t this is the velocity at time t. Geng et al. 2025 (MeanFlow).
     """
 
     trunk: nn.Module
-    """(x, condition vectors) -> velocity."""
+    """(x [B, *axes, C], condition vectors [B, width]) -> velocity [B, *axes, C]."""
     width: int
-    """Size of the condition vector."""
+    """Size of the condition vector, a sum of embeddings of the times, the label and the caption."""
     classes: int | None
     """Number of classes. The label `classes` means "no label". None: labels are not read."""
     dtypes: Dtypes
@@ -72,8 +72,8 @@ class Velocity(nn.Module):
     def __call__(self, x: Array, r: Array, t: Array, label: Array | None, caption: Array | None = None) -> Array:
         """Returns the velocity, shaped as an example, [B, *axes, C], and at least float32.
 
-        x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None without
-        classes; caption: int32 [B, L], or None without an encoder.
+        x: [B, *axes, C]; r, t: [B] with 0 <= r <= t <= 1; label: int32 [B] in [0, classes], or None if
+        `classes` is None; caption: int32 [B, L], or None without an encoder.
         """
         # The network reads t and t - r, which is better than t and r (Geng et al. 2025, table 1c).
         times = jnp.concatenate([embed_time(t), embed_time(t - r)], axis=-1)
@@ -91,8 +91,9 @@ class Velocity(nn.Module):
 def change_classes(params: Params, like: Params) -> Params:
     """Returns the parameters of a `Velocity` for another number of classes, with the same velocities if there is no label.
 
-    Each class of the new table begins with the vector of "no label". If the new network has no classes, this vector is added to the
-    bias of the layer before. If the numbers of classes are equal, nothing changes. like: parameters of the new network, or their shapes.
+    Each class of the new embedding table begins with the old vector of "no label", or with zeros if the old network has
+    no table. If the new network has no table, this vector is added to the bias of the last dense layer for the times.
+    If the numbers of classes are equal, nothing changes. like: parameters of the new network, or their shapes.
     """
     table, wanted = (tree.get(TABLE, {}).get("embedding") for tree in (params, like))
     if table is wanted is None or (table is not None and wanted is not None and len(table) == len(wanted)):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gen.core import Array
 
 REFERENCES = 64
-"""Number of reference examples, which are the first examples of each batch."""
+"""Number of examples in the reference batch. The caller puts them at the front of each batch."""
 
 
 def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
@@ -32,7 +32,7 @@ def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
     x -= jax.lax.stop_gradient(x[:n].mean((0, *axes), keepdims=True))
 
     def combine(moment: Array) -> Array:
-        """Returns the moment [B, 1, ..., C] that normalizes each example. moment: of each example alone, same shape."""
+        """Returns the moment that normalizes each example, [B, 1, ..., C]. moment: of each example alone, same axes."""
         # The example counts once next to n references, so its weight is 1 / (n + 1).
         references = moment[:n].mean(0, keepdims=True)
         own = (n * references + moment[n:]) / (n + 1)
@@ -43,13 +43,19 @@ def virtual_batch_norm(x: Array, epsilon: float = 1e-5) -> Array:
 
 
 class ReferencedGenerator(nn.Module):
-    """A generator that puts fixed reference latents in front of its inputs, and drops their images."""
+    """Runs a generator with virtual batch normalization: on REFERENCES fixed latents, then on the inputs, as one batch.
+
+    The images of the fixed latents are dropped.
+    """
 
     generator: nn.Module
 
     @nn.compact
     def __call__(self, z: Array, label: Array | None, train: bool) -> Array:
-        """Returns images [B, H, W, C] for z [B, D]. label: [B, classes] one-hot or None. References have all classes in turn."""
+        """Returns images [B, H, W, C] for latents z [B, D]. label: one-hot [B, classes], or None without labels.
+
+        The reference latents have the classes 0, 1, 2, ... in turn. train: passed on to the generator.
+        """
         n = REFERENCES
         # A constant key: the reference batch must be the same in every step.
         z = jnp.concatenate([jax.random.normal(jax.random.key(0), (n, z.shape[-1]), z.dtype), z])

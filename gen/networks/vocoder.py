@@ -23,15 +23,15 @@ from gen.networks.tokenizer import Architecture
 MAX_LOG_MAGNITUDE = 5.0
 """Upper limit on the natural log of a magnitude, so that its exp does not overflow. Siuzdak 2023 clips magnitudes at 100."""
 FIRST_TAPS, TAPS = 7, 5
-"""Number of frames that the kernel of the first convolution covers, and that the kernel of each block covers."""
+"""Kernel lengths in frames: of the first convolution, and of the convolution in each block."""
 
 
 @dataclass(frozen=True)
 class SpectralNetwork(Architecture):
-    """What `Vocoder` and `SpectralCodec` share: convolutional blocks (Liu et al. 2022), then an inverse short-time Fourier transform."""
+    """Base class of vocoders: convolutional blocks (Liu et al. 2022), then an inverse short-time Fourier transform."""
 
     mel: Mel = Mel()
-    """Settings of the log-mels that the encoder computes. The spectra of the decoder have the same frames."""
+    """Settings of the log-mels that the encoder computes. The decoder's spectra have the same window and hop."""
     width: int = 128
     """Channels of each block."""
     blocks: int = 4
@@ -61,10 +61,10 @@ class SpectralNetwork(Architecture):
 
 @dataclass(frozen=True)
 class Vocoder(SpectralNetwork):
-    """Encoder: log-mels of mono sound. Decoder: turns log-mels back into sound. The bottleneck has a number per band: `Fixed(40)`."""
+    """Encoder: log-mels of mono sound. Decoder: sound from log-mels. Bottleneck: one number per band, `Fixed(40)`."""
 
     corrections: int = 32
-    """Number of rounds of `correct_mels` after the inverse transform. They bring the sound nearer to the given log-mels."""
+    """Number of rounds that change the decoded sound, so that its log-mels come nearer to the decoder's input."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -85,10 +85,10 @@ class Vocoder(SpectralNetwork):
 
 @dataclass(frozen=True)
 class SpectralCodec(SpectralNetwork):
-    """A vocoder whose encoder is learned: convolutional blocks over the log-mels. It needs no number of bands in its bottleneck.
+    """A vocoder whose encoder is learned: convolutional blocks over the log-mels. The bottleneck may have any size.
 
-    The codes of a frame cannot hold its phase at a few kbit/s, so the encoder does not read it. Ji et al. 2024 (WavTokenizer) have
-    this decoder too.
+    The codes of a frame cannot hold its phase at a few kbit/s, so the encoder does not read the phase. Ji et al. 2024
+    (WavTokenizer) have this decoder too.
     """
 
     def encoder(self, outputs: int, dtypes: Dtypes) -> nn.Module:
@@ -97,7 +97,7 @@ class SpectralCodec(SpectralNetwork):
 
 
 class FrameEncoder(nn.Module):
-    """The encoder of a `SpectralCodec`."""
+    """The encoder of a `SpectralCodec`: log-mels, then convolutional blocks and a dense layer."""
 
     arch: SpectralCodec
     outputs: int
@@ -112,7 +112,7 @@ class FrameEncoder(nn.Module):
 
 
 class FrontEnd(nn.Module):
-    """Log-mels, shifted so that their mean is near 0. It has no parameters."""
+    """Computes log-mels, shifted so that their mean is near 0. Has no parameters."""
 
     mel: Mel
     rate: int
@@ -124,17 +124,18 @@ class FrontEnd(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder of a `SpectralNetwork`."""
+    """The decoder of a `SpectralNetwork`: predicts log magnitude and phase of each frame, then inverts the spectrum."""
 
     arch: SpectralNetwork
     samples: int
     dtypes: Dtypes
     corrections: int = 0
-    """Number of rounds of `correct_mels` at the end. Above 0, the frames must be log-mels."""
+    """Number of rounds of `correct_mels` at the end. If above 0, the input must be log-mels, as from `FrontEnd`."""
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
         """Maps frames [B, frames, D] to sound [B, samples, 1]."""
+        # Widened, because the Fourier transform needs float32, and an angle needs more digits than bfloat16 has.
         x = widen(Dense(2 * self.arch.mel.bins, **self.dtypes)(apply_blocks(self.arch, self.dtypes, z)))
         log_magnitude, phase = jnp.split(x, 2, -1)
         magnitude = jnp.exp(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE))
@@ -150,13 +151,16 @@ class Decoder(nn.Module):
 
 
 def centre(mel: Mel) -> float:
-    """Returns the middle of the range of log-mels, log(floor) / 2. A model of log-mels minus it need not learn an offset."""
+    """Returns log(floor) / 2, the middle of the range of log-mels, which `FrontEnd` subtracts from log-mels."""
     # Log-mels lie between log(floor) and about 0.
     return math.log(mel.floor) / 2
 
 
 def apply_blocks(arch: SpectralNetwork, dtypes: Dtypes, x: Array) -> Array:
-    """Maps frames x [B, frames, D] to [B, frames, width] by a convolution, then blocks. Call it in a compact module, which gets the layers."""
+    """Maps frames x [B, frames, D] to [B, frames, width] by a convolution, then `arch.blocks` residual blocks.
+
+    Must be called in an @nn.compact method of a module, which then owns the layers.
+    """
     x = nn.LayerNorm(**dtypes)(Conv(arch.width, FIRST_TAPS, **dtypes)(x))
     for _ in range(arch.blocks):
         x = x + Block(arch.width, dtypes)(x)

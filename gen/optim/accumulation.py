@@ -40,7 +40,7 @@ def accumulate(tx: optax.GradientTransformation, every: int) -> optax.GradientTr
         grads: Params, state: Accumulated, params: Params | None = None, *, weight: Array | float = 1.0, **_: object
     ) -> tuple[optax.Updates, Accumulated]:
         total = state.weight + jnp.asarray(weight, jnp.float32)
-        # If no token counted so far, the gradients are 0 and every share is right. Only the division by 0 must be avoided.
+        # If no token has counted so far, the gradients are 0, so any `share` is right. Only a division by 0 is avoided.
         share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
         mean = jax.tree.map(lambda m, g: m + (g - m) * share.astype(m.dtype), state.mean, grads)
 

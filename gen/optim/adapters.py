@@ -45,10 +45,12 @@ class LoRA(Adapter):
         if not matrices:
             raise UserError(f"lora.path {self.path!r} matches no matrix of the base")
         trained: Leaves = {}
+        # Sorted, so that a matrix gets the same key in whatever order the tree lists its parameters.
         for i, (path, w) in enumerate(sorted(matrices.items())):
             axes = matrix_axes("/".join(path), w.ndim)
             layers, rows = w.shape[: len(axes.layers)], math.prod(w.shape[axis] for axis in axes.rows)
             a = jax.random.normal(jax.random.fold_in(key, i), (*layers, rows, self.rank), w.dtype)
+            # With this scale, x A has about the variance of x.
             trained[(*path, "a")] = a / math.sqrt(rows)
             # B begins at 0, so that step 0 computes what the base computes.
             trained[(*path, "b")] = jnp.zeros((*layers, self.rank, w.shape[axes.columns]), w.dtype)
@@ -82,7 +84,7 @@ class Prompt(Adapter):
                 "a learned prompt precedes the tokens of a language model, and this base has no tokens; the fix: --finetune lora"
             )
         table = base["transformer"]["embedding"]["embedding"]
-        # Rows of the vocabulary: Lester et al. found them a better start than random vectors.
+        # The vectors start as embeddings of random tokens: Lester et al. found them a better start than random vectors.
         rows = jax.random.choice(key, len(table), (self.length,))
         return {"prefix": table[rows]}
 
@@ -93,9 +95,10 @@ class Prompt(Adapter):
 def split_trained(
     adapter: Adapter | None, key: Key, params: dict[str, Params]
 ) -> tuple[dict[str, Params], dict[str, Params]]:
-    """Returns (trained parameters, frozen parameters) at step 0, {player: pytree} each, of a model with these parameters.
+    """Returns (trained parameters, frozen parameters) at step 0, {player: pytree} each.
 
-    Without an adapter all parameters are trained. With an adapter, only its new parameters are.
+    params: the parameters of the model. Without an adapter all of them are trained: (params, {}). With an adapter only
+    its new parameters are trained: (new parameters, params).
     """
     return (params, {}) if adapter is None else (adapter.begin(key, params), params)
 

@@ -73,6 +73,7 @@ def descend(
     """
 
     def differentiate(part: Examples) -> tuple[tuple[Array, Aux], Params]:
+        # `jax.vjp` and not `jax.value_and_grad`, because `backward_hook` reads what the backward pass keeps.
         value, backward, aux = jax.vjp(lambda params: loss(params, part), params, has_aux=True)
         backward_hook.get()(backward)
         return (value, aux), backward(jnp.ones_like(value))[0]
@@ -82,6 +83,7 @@ def descend(
     else:
         (value, aux), grads = _average_parts(differentiate, batch, microbatches)
     grads = axis.mean(grads)
+    # An optimizer that does not accumulate ignores the weight (with_extra_args_support).
     extra = {} if weight is None else {"weight": weight}
     updates, opt_state = optax.with_extra_args_support(tx).update(grads, opt_state, params, **extra)
     return Descent(optax.apply_updates(params, updates), opt_state, value, aux, grads)

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 STACKED = re.compile(r"(^|/)layers/")
-"""Found in the paths of kernels that are stacked over the layers of a transformer."""
+"""Matches the paths of parameters that a transformer stacks over its layers, in one array with the layers on axis 0."""
 
 
 class MatrixAxes(NamedTuple):

@@ -22,7 +22,7 @@ from gen.optim.rules import SGD, Adam, At, Frozen, Muon, Rule, map_with_path
 from gen.optim.schedules import Scalar, check_scalars, schedule
 
 RuleName = Literal["adam", "muon", "sgd", "frozen"]
-"""Rules that take their hyper-parameters from the Optimizer's fields. Any other rule is an object with its own fields."""
+"""Names of rules that take their hyper-parameters from Optimizer. Any other rule is an object with its own fields."""
 
 
 def _read_rule(words: list[str]) -> str:
@@ -141,6 +141,7 @@ class Optimizer:
         if self.historical:
             # Its penalty is not part of the gradient that is clipped.
             tx = optax.chain(historical_averaging(self.historical), tx)
+        # Around clipping and rules, so that both see the mean gradient of all accumulated steps.
         if self.accumulate > 1 and weighted:
             tx = accumulate(tx, self.accumulate)
         elif self.accumulate > 1:
@@ -149,7 +150,7 @@ class Optimizer:
         return _in_float32(tx)
 
     def _rule(self, group: Group) -> Rule:
-        """Returns the rule of a group as an object. The names take their hyper-parameters from this config's fields."""
+        """Returns the rule of a group as an object. A rule given by name, such as "adam", gets this config's fields."""
         adam = Adam(self.b1, self.b2, self.eps)
         match group.rule or self.rule:
             case "adam":
@@ -176,6 +177,7 @@ class Optimizer:
 
         return optax.chain(
             rule.build(at),
+            # After the rule, so that its moments don't see the decay (AdamW, Loshchilov and Hutter 2019).
             optax.add_decayed_weights(at(decay), mask=partial(map_with_path, is_decayed))
             if decay != 0.0
             else optax.identity(),
@@ -214,6 +216,7 @@ def _clip(limit: float) -> optax.GradientTransformation:
     """
 
     def clip(grads: Params, params: Params | None) -> Params:
+        # The maximum makes the factor exactly 1 for smaller norms, and keeps it finite for a norm of 0.
         factor = limit / jnp.maximum(norm(grads), limit)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 

@@ -19,7 +19,7 @@ from gen.optim.schedules import Scalar, check_scalars
 
 Value = TypeVar("Value")
 At = Callable[[Scalar], optax.Schedule]
-"""A hyper-parameter, a number or a schedule -> the function update -> value, where `update` counts optax's updates from 0."""
+"""Turns a hyper-parameter, a number or a schedule, into a function: number of optax's update, from 0 -> value."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Rule:
 
         The optimizer then adds weight decay, and multiplies by minus the learning rate.
 
-        at: turns a field of type Scalar into a function of the step. Give it to `scheduled`, which reads fields at every step.
+        at: turns a field of type Scalar into a function from the number of an update to a value. Pass it on to
+        `scheduled`, which reads the fields at every update.
         """
         raise NotImplementedError
 
@@ -109,7 +110,11 @@ class Frozen(Rule):
 def scheduled(
     transformation: Callable[..., optax.GradientTransformation], at: At, **scalars: Scalar
 ) -> optax.GradientTransformation:
-    """Returns `transformation(**scalars)`. Scalars that are schedules are read again at each step."""
+    """Returns `transformation(**scalars)`. If a scalar is a schedule, each update uses its value at that time.
+
+    transformation: function that makes a transformation, such as optax.scale_by_adam. at: turns a schedule into a
+    function from the number of an update to a value.
+    """
     # Without schedules the state of the transformation stays as small as optax's own.
     if all(isinstance(value, float | int) for value in scalars.values()):
         return transformation(**scalars)

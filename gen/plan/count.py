@@ -27,8 +27,9 @@ def _local_shape(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) -> tuple[float, int]:
-    """Returns (FLOPs of a step on one device, bytes of its activations). n: number of devices that share a batch.
+    """Returns (FLOPs of a step, bytes of its activations) for one of n equal parts of the batch.
 
+    n: number of devices, or with tensor parallelism of groups of devices that process the same examples.
     Activations are the arrays that the forward pass keeps for the backward pass and whose shapes grow with the batch.
     If a model has several players, it takes the gradient of one player at a time. So the bytes are the maximum over the
     players.
@@ -47,9 +48,9 @@ def count_step(config: Config, data: Dataset, model: GenerativeModel, n: int) ->
 def _trace_step(
     config: Config, data: Dataset, model: GenerativeModel, n: int, examples: int
 ) -> tuple[object, list[Shapes]]:
-    """Returns (jaxpr of an update on one device, shapes kept for the backward pass of each gradient).
+    """Returns (jaxpr of an update for one of n parts of the batch, shapes kept for the backward pass of each gradient).
 
-    n: number of devices. examples: batch size on the device.
+    n: size of the axis "data". examples: number of examples in one part.
     """
     kept: list[Shapes] = []
 
@@ -58,7 +59,7 @@ def _trace_step(
         tracers = {id(x): x for x in jax.tree.leaves(backward)}
         kept.append([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in tracers.values()])
 
-    # The axis "data" has n devices, as in training, so the jaxpr is the part of the step on one device.
+    # The axis "data" has the size n, as in training with pmap, so the jaxpr is the step of one index of this axis.
     state = jax.eval_shape(model.init, jax.random.key(config.seed))
     batch = batch_shapes(config, data, model, examples)
     token = descend.backward_hook.set(keep)
@@ -110,7 +111,8 @@ def _repetitions(name: str, params: dict[str, Any]) -> int:
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
     """Yields the jaxprs that an equation runs.
 
-    If its code depends on the platform, this is the default branch: the plain formula, whose FLOPs papers count.
+    If the equation has a branch for each platform (jax.lax.platform_dependent), only the default branch is yielded. It
+    is the plain formula, whose FLOPs papers count.
     """
     platforms = params.get("branches_platforms")
     values = [params["branches"][platforms.index(None)]] if platforms else params.values()

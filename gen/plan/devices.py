@@ -48,6 +48,7 @@ def find_devices(config: Config, n: int | None, platform: Platform) -> Sequence[
     errors.check_positive(**{"--plan.devices": n})
     # A plan for other devices must not take memory of this machine's accelerator.
     jax.config.update("jax_platforms", "cpu")
+    # TPU chips come from `topology`, so a plan for them needs no fake CPUs.
     cpu_devices = None if platform == "tpu" else n
     backend.start_backend(replace(config.parallel, devices=None, cpu_devices=cpu_devices))
     return topology(n) if platform == "tpu" else jax.devices()

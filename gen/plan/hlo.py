@@ -151,7 +151,7 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 
 
 def _computations(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
-    """Returns ({name: computation}, name of the computation that the program begins with)."""
+    """Parses the text of HLO. Returns ({name: computation}, name of the computation with which the program begins)."""
     found: dict[str, dict[str, _Instruction]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -198,6 +198,7 @@ def _trips(x: _Instruction, body: Computation, computations: Mapping[str, Comput
         return None
     if not (end.operands and end.operands[0].isdecimal()):
         return None
+    # Assumes that the counter goes up by 1, as in the loops that JAX makes.
     return int(end.operands[0]) - _loop_start(x, counter, body)
 
 

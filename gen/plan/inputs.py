@@ -1,4 +1,8 @@
-"""The data set and the batch shapes of a dry run. If the data are not on this machine, a stand-in replaces them."""
+"""The data set and the batch shapes of a dry run.
+
+If the data are not on this machine, a stand-in replaces them: a data set whose batches have the same shapes, but hold
+only zeros.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +35,15 @@ Preprocess = Callable[[Batch, Key, bool], Batch]
 
 
 def open_data(config: Config) -> tuple[Dataset, str]:
-    """Returns (data set, ""). If the data are missing, returns (a stand-in, a note about it), see `imply_dataset`.
+    """Returns (data set, ""), or if the data are missing, (data set of zeros with the same shapes, note that says so).
 
-    Raises: UserError if the data are missing and the config does not imply their shapes.
+    Raises: UserError if the data are missing and the config does not imply their shapes (see `imply_dataset`).
     """
     try:
         return base.build_data(config), ""
     except UserError as error:
         implied = imply_dataset(config.data)
+        # With a base, the spec also depends on files of the base, which the config does not imply.
         if config.init_from is not None or implied is None:
             raise
         reason = str(error).splitlines()[0]
@@ -55,14 +60,14 @@ def show_feature(feature: Feature) -> str:
 
 
 def imply_dataset(data: core.Data) -> Dataset | None:
-    """Returns a stand-in for the data: a data set of zeros with the spec that the config implies.
+    """Returns a stand-in for the data: a data set of zeros with the spec that the config implies. No data file is read.
 
-    None: the config does not imply the spec. It does so for
+    None: the config does not imply the spec. These configs imply it:
 
     - texts, if their tokenizer is "byte" or "bpe", because the size of the vocabulary is then known;
     - images, if the config has their size and colors. They have labels if the data set is in CLASSES;
-    - codes, if the config implies the spec of their images, and the run of their tokenizer has the name of a config,
-      such as runs/kl_folder.
+    - codes (images that a trained tokenizer encodes), if the config implies the spec of the images, and the run of the
+      tokenizer has the name of a config, such as runs/kl_folder.
     """
     match data:
         case Text():
@@ -75,7 +80,7 @@ def imply_dataset(data: core.Data) -> Dataset | None:
 
 
 def imply_texts(data: Text) -> Dataset | None:
-    """Returns a stand-in for texts. None: the size of the vocabulary depends on the texts."""
+    """Returns a data set of zeros with the spec of texts. None: the size of the vocabulary depends on the texts."""
     if data.tokenizer not in ("byte", "bpe"):
         return None
     vocab = dataset.MIN_BPE if data.tokenizer == "byte" else data.vocabulary
@@ -90,7 +95,7 @@ def imply_texts(data: Text) -> Dataset | None:
 
 
 def imply_images(data: Images) -> Dataset | None:
-    """Returns a stand-in with the shapes of these images, without reading a file.
+    """Returns a data set of zeros with the spec of these images, without reading a file.
 
     None: the config does not imply the shapes, because `size` or `colors` is not given, because the images are pairs, or because they are
     also given as tokens (`patch`).
@@ -107,9 +112,10 @@ def imply_images(data: Images) -> Dataset | None:
 
 
 def imply_codes(data: Encoded) -> Dataset | None:
-    """Returns a stand-in for codes of images.
+    """Returns a data set of zeros with the spec of codes: tokens or latents that a trained tokenizer makes of images.
 
-    None: there is no stand-in for the images, or no config of a tokenizer has the name of the tokenizer's run.
+    None: the config does not imply the spec of the images, or no config of a tokenizer has the name of the tokenizer's
+    run.
     """
     images, name = imply_dataset(data.data), Path(data.tokenizer).name
     try:
@@ -119,6 +125,7 @@ def imply_codes(data: Encoded) -> Dataset | None:
     if images is None or not isinstance(tokenizer, Tokenizer):
         return None
     code, feature = code_feature(tokenizer.coder(images.spec))
+    # The dtypes in which `Encoded` stores codes, because a plan counts the bytes of a batch.
     dtype = np.float16 if feature.vocab is None else np.uint16
     spec: dict[str, Feature] = {code: feature}
     stored: Stored = {code: (feature.shape, dtype)}
@@ -128,7 +135,7 @@ def imply_codes(data: Encoded) -> Dataset | None:
 
 
 def stand_in(spec: Spec, stored: Stored, transform: Preprocess | None = None) -> Dataset:
-    """Returns a data set of zeros, without examples in its splits.
+    """Returns a data set whose training batches hold zeros, and whose held-out splits are empty.
 
     spec: features after preprocessing. stored: entries of a batch before preprocessing. transform: the preprocessing.
     None: the batch is not changed.
@@ -140,6 +147,7 @@ def stand_in(spec: Spec, stored: Stored, transform: Preprocess | None = None) ->
         return {name: np.zeros((n, *shape), dtype) for name, (shape, dtype) in stored.items()} | facts
 
     def evaluation(split: str, batch_size: int) -> Iterator[HostBatch]:
+        # A plan compiles the training step alone, so held-out splits are never read.
         return iter(())
 
     def keep(batch: Batch, key: Key, training: bool) -> Batch:
@@ -158,7 +166,10 @@ def stand_in(spec: Spec, stored: Stored, transform: Preprocess | None = None) ->
 def batch_shapes(
     config: Config, data: Dataset, model: GenerativeModel, examples: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of the batch of an update. examples: its size. Reads one example of the data."""
+    """Returns {feature: shape and dtype} of the batch of an update, before preprocessing. Reads one training example.
+
+    examples: number of examples in the batch. If a model takes several batches, their axis comes first.
+    """
     one = data.batch(config.seed, 0, range(1))
     stacked = () if model.batches is None else (model.batches,)
     return {name: jax.ShapeDtypeStruct((*stacked, examples, *x.shape[1:]), x.dtype) for name, x in one.items()}

@@ -1,4 +1,7 @@
-"""Base runs. A run with `init_from` starts from the weights and the tokenizer of its base, or trains an adapter of it."""
+"""Base runs: the trained runs that other runs are fine-tuned from.
+
+A run whose config has `init_from` starts from the weights and the tokenizer of this base, or trains an adapter of it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
-from gen import files
+from gen import files, memory
 from gen.config import Config
 from gen.core import Data, Dataset, Feature, Params, Spec, State
 from gen.data.text import tokenizers
@@ -24,7 +27,7 @@ from gen.runs.directory import CODEC_FILES, BaseRecord, RunFacts
 
 @dataclass(frozen=True)
 class Base:
-    """A base run and one of its checkpoints, from which another run starts. `open_base` makes it, after it checked the files."""
+    """A base run and one of its checkpoints, from which another run starts. Create it with `open_base`."""
 
     path: Path
     config: Config
@@ -41,7 +44,7 @@ class Base:
     def abstract(self) -> State:
         """Shapes and dtypes of the checkpoint's state, without shardings. Raises: UserError if the state does not fit in memory."""
         model = self.config.model.build(self.spec, self.config.steps)
-        return files.check_fits(jax.eval_shape(model.init, jax.random.key(0)), self.path)
+        return memory.check_fits(jax.eval_shape(model.init, jax.random.key(0)), self.path)
 
     def record(self, workdir: Path) -> BaseRecord:
         """Returns the entry "base" for the config.json of a run in `workdir` that starts from this base."""
@@ -51,7 +54,7 @@ class Base:
 def open_base(path: Path, step: int | None = None) -> Base:
     """Opens the base run in a directory. step: the checkpoint to start from; None: the best.
 
-    Raises: UserError if there is no such checkpoint, or if one of its files has changed.
+    Raises: UserError if there is no such checkpoint, or if a file of the checkpoint or of the run has changed.
     """
     config, _ = directory.read_config(path)
     checkpoint.check_owner(path, owner.warn)
@@ -66,8 +69,10 @@ def open_base(path: Path, step: int | None = None) -> Base:
 
 
 def resolve_config(config: Config) -> Config:
-    """Returns the config with everything filled in that depends on other files: settings of the data, and with `init_from` the
-    network of the base, and the adapter if `finetune` asks for it.
+    """Returns the config with the settings filled in that depend on files.
+
+    Settings of the data come from its files (see Data.resolve). If the config has `init_from`, the sizes of the model
+    are copied from the base, and the adapter that `finetune` names is added to the model.
 
     Raises: UserError if the data are missing, or if the base does not exist, is itself an adapter, or is of another family.
     """
@@ -92,10 +97,11 @@ def resolve_config(config: Config) -> Config:
 
 
 def build_data(config: Config) -> Dataset:
-    """Builds the data set of a config. If the base has a tokenizer of texts, texts are encoded with it.
+    """Builds the data set of a config. If its base has a tokenizer.json, the texts are encoded by that tokenizer.
 
-    The spec then has the base's vocabulary size, which may be larger than the number of tokens in the tokenizer. Prints a warning
-    if the data are codes, and the base was trained on the codes of another tokenizer.
+    The spec then has at least the base's vocabulary size, which may exceed the number of tokens in the tokenizer.
+
+    Prints a warning if the data are codes, and the base was trained on the codes of another tokenizer.
     """
     if config.init_from is None:
         return config.data.build()
@@ -154,14 +160,17 @@ def with_changes(data: Data, changes: Mapping[str, Any]) -> Data:
 
 
 def _widen(feature: Feature, known: Feature | None) -> Feature:
-    """Returns the feature with the vocabulary size of the base's feature `known`, if that is larger."""
+    """Returns the feature with the vocabulary size of the base's feature `known`, if that size is larger."""
     # The base's embedding has one row per token, so its weights fit only with the same vocabulary size.
     theirs = (known.vocab or 0) if known else 0
     return replace(feature, vocab=max(feature.vocab or 0, theirs) or None)
 
 
 def location(config: Config) -> Path:
-    """Returns the run directory of a config's base. Raises: UserError if it is not a run directory."""
+    """Returns the run directory of a config's base: the field `base`, or if it is None, `init_from`, which must be set.
+
+    Raises: UserError if it is not a run directory.
+    """
     assert config.init_from is not None
     path = files.expand_user(config.base or config.init_from)
     if not (path / "config.json").exists():
@@ -174,7 +183,10 @@ def location(config: Config) -> Path:
 def choose_base(config: Config, workdir: Path) -> Base | None:
     """Opens the base of a config. None: the config has no `init_from`.
 
-    If `workdir` already holds a run, its base keeps the checkpoint that the run began with. Otherwise the best checkpoint is chosen.
+    If `workdir` already holds a run, opens the checkpoint of the base that this run began with. Otherwise, opens the
+    best checkpoint of the base.
+
+    Raises: UserError as `open_base` or `base_of_run`.
     """
     if config.init_from is None:
         return None
@@ -220,6 +232,7 @@ def check_unchanged(base: Base) -> None:
 
 def check_base(base: Base, abstract: State) -> None:
     """Raises: UserError if the base's parameters differ in name or shape from those of the new run, whose state is `abstract`."""
+    # A run of an adapter has the base's parameters in `frozen`. Any other run has them in `params`.
     like = abstract.frozen or abstract.params
     adopted = jax.eval_shape(partial(base.config.model.adopt, like=like), base.abstract.frozen or base.abstract.params)
     theirs, ours = _shapes(adopted), _shapes(like)
@@ -232,9 +245,10 @@ def check_base(base: Base, abstract: State) -> None:
 
 
 def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
-    """Reads the base's parameters as the start of a model, in host memory. If the base has moving averages, they are taken instead.
+    """Reads the base's parameters into host memory, to start a run from. Takes moving averages where they exist.
 
-    like: the model's parameters, or their shapes. The result has their dtypes. `Family.adopt` decides about other shapes.
+    like: the new run's parameters, or their shapes and dtypes. The result has these dtypes. Where shapes differ,
+    `Family.adopt` of the base decides.
     """
     # `abstract` has no shardings, so the arrays stay in host memory. The caller places them on the devices.
     state = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("params", "ema"))
@@ -244,7 +258,10 @@ def read_weights(base: Base, like: dict[str, Params]) -> dict[str, Params]:
 
 
 def with_stats(state: State, base: Base, names: tuple[str, ...]) -> State:
-    """Returns the state of step 0 with the entries `names` of `stats` replaced by those of the base, on the same devices."""
+    """Returns the state of step 0 with the entries `names` of `State.stats` read from the base, on the same devices.
+
+    Names that `state.stats` does not have are ignored.
+    """
     if not set(names) & state.stats.keys():
         return state
     theirs = checkpoint.restore(base.checkpoints, base.step, base.abstract, items=("stats",)).stats
@@ -257,9 +274,10 @@ def with_stats(state: State, base: Base, names: tuple[str, ...]) -> State:
 
 
 def with_base(state: State, abstract: State, base: Base | None) -> State:
-    """Returns a restored state of an adapter with the base's weights in `frozen`, with the shardings of `abstract`.
+    """Returns a restored state with the base's weights in `State.frozen`, which checkpoints of adapters do not hold.
 
-    A state of a model without an adapter is returned unchanged.
+    abstract: shapes and shardings of the state. If its `frozen` is empty, the model has no adapter, and `state` is
+    returned unchanged.
     """
     if not jax.tree.leaves(abstract.frozen):
         return state

@@ -75,7 +75,7 @@ __all__ = [
 ITEMS = tuple(f.name for f in fields(State) if f.name != "frozen")
 """Fields of a state that a checkpoint holds."""
 UNSEALED = ".unsealed"
-"""Suffix of a checkpoint's folder while it is written. A folder without this suffix is complete and sealed."""
+"""Suffix of a checkpoint's folder until it is complete and has its manifest. Then the folder is renamed to its step."""
 
 
 class Saver:
@@ -95,9 +95,9 @@ class Saver:
         self.last: Future[None] | None = None
 
     def __call__(self, state: State, facts: Facts = Facts()) -> Future[None]:
-        """Starts to save a state, after the previous save is complete. Returns as soon as the state is copied to host memory.
+        """Waits for the previous save, and starts to save a state and its facts (metrics and flags of its step).
 
-        The future is done when the checkpoint is sealed and has its name.
+        Returns once the state is copied to host memory. The future is done when the checkpoint is complete and renamed.
         """
         with _short_disk_errors(self.folder):
             # One save at a time: a second one would need memory for another copy of the state.
@@ -160,10 +160,10 @@ def _unsealed(path: Path) -> Path:
 
 @contextmanager
 def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
-    """Yields a Saver for the checkpoints in a folder, and at the end waits for its last save.
+    """Yields a Saver for a folder of checkpoints. Removes incomplete saves before, and waits for the last save after.
 
-    folder: in a run directory, for whose config, data and base the checkpoints are valid. start: the step from which training
-    continues. Checkpoints after it are damaged, so they are set aside, until a later step is saved. Incomplete saves are removed.
+    folder: "checkpoints" of a run directory. start: the step from which training continues. Checkpoints of later steps
+    are damaged. They are renamed, so that nothing uses them, and removed when a later step is saved.
     """
     best_score, of = hosts.broadcast(lambda: _begin(folder, config, start))
     save = Saver(folder, config, best_score, of)
@@ -174,13 +174,15 @@ def saver(folder: Path, config: Save, start: int) -> Iterator[Saver]:
         save.abandon()
         raise
     except BaseException:
+        # The last save is completed even after an error, so that the run can resume from it.
         save.close()
         raise
     save.close()
 
 
 def _begin(folder: Path, config: Save, start: int) -> list[Any]:
-    """Removes incomplete saves. Returns the score of the best undamaged checkpoint (-inf: there is none), and the owner as JSON."""
+    """Calls `_tidy`. Returns [score of the best undamaged checkpoint (-inf: none), the run's Owner as JSON or None]."""
+    # Tidied first: checkpoints after `start` are damaged, and must not count as the best.
     _tidy(folder, start)
     of = owner.describe(folder.parent, directory.read_examples(folder.parent))
     step = None if config.best is None else best(folder, config, warn=lambda text: None)
@@ -188,7 +190,7 @@ def _begin(folder: Path, config: Save, start: int) -> list[Any]:
 
 
 def _tidy(folder: Path, start: int) -> None:
-    """Creates the folder, removes incomplete saves in it, and sets checkpoints after `start` aside."""
+    """Creates the folder, removes incomplete saves in it, and renames checkpoints after `start` by `set_aside`."""
     folder.mkdir(exist_ok=True)
     for leftover in (*folder.glob("*.orbax-checkpoint-tmp*"), *folder.glob(f"*{UNSEALED}")):
         files.remove(leftover)
@@ -198,7 +200,7 @@ def _tidy(folder: Path, start: int) -> None:
 
 
 def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = ITEMS) -> State:
-    """Reads the state of a checkpoint. Fields that are not in `items` are empty; `step` is that of `abstract`, unless it is read.
+    """Reads the fields `items` of the state in a checkpoint. Other fields are {}, except `step`: it is `abstract.step`.
 
     abstract: the state's shapes, dtypes and shardings. Arrays without a sharding are placed in host memory.
 
@@ -227,7 +229,7 @@ def restore(folder: Path, step: int, abstract: State, items: tuple[str, ...] = I
 
 
 def _forget(error: BaseException) -> None:
-    """Ends the reads of other arrays after a read failed. Otherwise Python would print a traceback for each of them."""
+    """Frees the other reads after a read failed. Otherwise Python would print a traceback for each of them."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         while error is not None:

@@ -49,7 +49,7 @@ class Curve:
         self.sum.update(line)
 
     def end(self) -> Mark:
-        """Waits until all lines are safe on the disk, and returns the end of the file."""
+        """Waits until all lines are safe on the disk. Returns the length and the SHA-256 of the file."""
         with open(self.path, "rb") as file:
             # Otherwise a crash of the machine could lose lines that the checkpoint counts on.
             os.fsync(file.fileno())
@@ -69,7 +69,9 @@ def truncate(path: Path, length: int) -> None:
 def check_unchanged(workdir: Path, step: int, facts: Facts) -> None:
     """Checks that metrics.jsonl begins with the lines that it had when the checkpoint of `step` was saved.
 
-    facts: of this checkpoint. Raises: UserError, with the fix, if the file is missing or shorter, or if these lines have changed.
+    facts: metadata of this checkpoint, with the length and the SHA-256 of these lines.
+
+    Raises: UserError, with the fix, if the file is missing or shorter, or if these lines have changed.
     """
     path, folder = workdir / METRICS, workdir / "checkpoints"
     wrong = _difference(path, facts)
@@ -85,7 +87,7 @@ def check_unchanged(workdir: Path, step: int, facts: Facts) -> None:
 
 
 def _difference(path: Path, facts: Facts) -> str | None:
-    """Returns how metrics.jsonl differs from the checkpoint's facts, as the middle of a sentence. None: it does not differ."""
+    """Returns how metrics.jsonl has changed since a checkpoint was saved, such as "is shorter than when". None: not."""
     if not facts.metrics_bytes:
         return None
     if not path.exists():
@@ -100,7 +102,7 @@ def _difference(path: Path, facts: Facts) -> str | None:
 
 
 def _hash(path: Path, length: int) -> Any:
-    """Returns the SHA-256 object of the first `length` bytes of a file."""
+    """Returns a hashlib.sha256 object that was updated with the first `length` bytes of a file."""
     found = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(min(CHUNK_BYTES, length)):
@@ -134,7 +136,7 @@ def read_split(path: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_curve(workdir: Path, split: str) -> list[dict[str, Any]]:
-    """Returns the lines of a run's metrics.jsonl about a split, as `read_split`. First checks the file against the newest checkpoint.
+    """Returns the `read_split` of a run's metrics.jsonl, after checking the file against the newest checkpoint.
 
     Raises: UserError if the file is missing or damaged.
     """

@@ -45,7 +45,7 @@ MAX_REFERENCE_BYTES = 2**26
 
 
 class BaseRecord(NamedTuple):
-    """The base of a run, as config.json records it."""
+    """The base of a run (the run that it is fine-tuned from), as config.json records it."""
 
     path: str
     """Run directory of the base, relative to the run that records it."""
@@ -65,7 +65,7 @@ class RunFacts(NamedTuple):
     format: int
     """Version of config.json."""
     identity: str
-    """Digest of the run's identity, as computed by the version of gen that wrote config.json."""
+    """Digest of the run's identity (its config without launch fields), computed when config.json was written."""
     config: Mapping[str, Any]
     """The config as it was written. It may lack fields that newer versions of gen added."""
     earlier: Sequence[str] = ()
@@ -78,7 +78,7 @@ class Evaluation(NamedTuple):
     metrics: Mapping[str, float] = {}
     """{metric: value}."""
     protocol: Mapping[str, Mapping[str, Any]] = {}
-    """{metric: {setting: value} of its computation, such as the checkpoint}."""
+    """{metric: {setting: value}}: how each metric was computed, such as the checkpoint and the split."""
 
 
 @contextmanager
@@ -112,7 +112,8 @@ def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | N
 def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> list[str]:
     """Checks that a directory holds no run yet, or a run of this config, these data and this base.
 
-    Returns the digests of the run's identity in its config.json, as versions of gen have computed them. []: there is no run.
+    Returns all digests of the run's identity in config.json: one, or several if older versions of gen computed others.
+    []: there is no run.
 
     Raises: UserError if the run has another config (the message lists the differences), other data or another base, or if
     config.json, spec.json or a file of the data was lost or changed since a checkpoint was saved.
@@ -141,9 +142,9 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
 
 
 def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
-    """Returns whether data have the digest `then` that a run stores.
+    """Returns whether `data` are those with the digest `then`, which the run in `workdir` stores.
 
-    Prints a warning if only a digest of an older version of gen is equal, which does not include the content of the files.
+    Prints a warning if `then` is a digest of an older version of gen, which does not cover the content of the files.
     """
     if then in data.older:
         note(
@@ -187,7 +188,7 @@ def write_config(
 
 
 def read_config(workdir: Path, trust: Sequence[str] = ()) -> tuple[Config, RunFacts]:
-    """Reads the config.json of a run. Returns the config, decoded, and the facts.
+    """Reads the config.json of a run. Returns (its config, all entries of the file).
 
     Only modules of gen and the modules in `trust` are imported.
 
@@ -255,7 +256,7 @@ def read_reference(workdir: Path, spec: Spec | None = None) -> dict[str, np.ndar
 
 
 def read_examples(workdir: Path) -> dict[str, np.ndarray]:
-    """Returns {feature: array [n, ...]} of the validation examples in reference.npz. {}: it, or spec.json, is missing or damaged."""
+    """Returns {feature: array [n, ...]} of the validation examples in reference.npz. {}: they can't be read."""
     try:
         spec = read_spec(workdir)
         return {name: array for name, array in read_reference(workdir, spec).items() if name in spec}
@@ -264,7 +265,7 @@ def read_examples(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def read_evaluation(workdir: Path) -> Evaluation | None:
-    """Returns the content of evaluation.json. None: it is missing or damaged, which is no error, as it can be computed again."""
+    """Returns the content of evaluation.json. None: it is missing or damaged, and must be computed again."""
     try:
         value = files.read_json(workdir / "evaluation.json")
         # Older versions of gen wrote no SHA-256.

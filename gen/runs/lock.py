@@ -30,7 +30,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EB
 def hold_lock(workdir: Path) -> Iterator[None]:
     """Locks an existing run directory for this process, until the context ends.
 
-    Raises: UserError if another process holds the lock, or as `check_entries`.
+    Raises: UserError if another process holds the lock, or if `check_entries` raises it.
     """
     check_entries(workdir)
     with ExitStack() as held:

@@ -76,10 +76,11 @@ class RunLog:
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
     def step(self, call: range, metrics: Metrics, waited: float) -> list[StepMetrics]:
-        """Stores the metrics of a dispatched call, and returns the metrics of each step of the previous call.
+        """Keeps the metrics of a dispatched call for later. Logs and returns the metrics of the previous call.
 
-        Reading metrics waits for the device. By reading them one call late, the host can dispatch the next call meanwhile.
-        waited: seconds that the call waited for data.
+        Reading metrics waits for the device. So they are read one call late, while the device already works on the next
+        call. call: 1-based steps of the call. metrics: arrays on the device. waited: seconds that the host waited for
+        the call's batch.
         """
         self.waited += waited
         read = self.settle()
@@ -87,7 +88,7 @@ class RunLog:
         return read
 
     def settle(self) -> list[StepMetrics]:
-        """Waits for the call whose metrics were not read yet, logs them, and returns them for each step. []: all were read.
+        """Waits for the last dispatched call, and logs and returns the metrics of its steps. []: they were read before.
 
         Raises: UserError if a metric is not finite, unless the step was skipped.
         """
@@ -136,7 +137,10 @@ class RunLog:
             self.say(f"step {step}  {split}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
 
     def _report_speed(self, step: int, values: Mapping[str, float], now: float) -> None:
-        """Writes and prints the speed since the last report. now: time.monotonic() when `step` was dispatched."""
+        """Writes and prints the speed since the last report. Also prints the losses in `values`, the latest metrics.
+
+        now: time.monotonic() when the call of `step` was dispatched.
+        """
         seconds, done = now - self.mark, step - self.marked
         # If no step was done since the last report, there is no speed.
         if done <= 0:
@@ -194,7 +198,8 @@ class RunLog:
             yield item
 
     def end(self) -> curve.Mark:
-        """Waits until metrics.jsonl is safe on the disk, and returns its end. Hosts that don't write the file return Mark()."""
+        """On the first host, syncs metrics.jsonl to the disk and returns its length and hash. Other hosts return
+        Mark()."""
         return self.curve.end() if self.curve else curve.Mark()
 
     def close(self) -> None:
@@ -213,11 +218,12 @@ class RunLog:
 def open_log(
     workdir: Path, config: Log, start: int, steps: int, batch_size: int, length: int, losses: Sequence[str]
 ) -> Iterator[RunLog]:
-    """Yields the log of a run that continues after step `start`.
+    """Yields the log of a run that continues after step `start`. Writes the traceback of an error inside to logs/.
 
-    steps: of the whole run. length: bytes of metrics.jsonl at step `start`; later lines are cut off. batch_size: examples per
-    step. losses: names of the metrics that the progress bar shows.
+    steps: number of steps of the whole run. length: bytes of metrics.jsonl at step `start`; later lines are cut off.
+    batch_size: examples per step, to compute the speed. losses: names of the metrics that the progress bar shows.
     """
+    # The later lines are of steps that are made again. All hosts wait until the first host has cut them off.
     hosts.broadcast(lambda: curve.truncate(workdir / curve.METRICS, length))
     (workdir / "logs").mkdir(exist_ok=True)
     with _progress() as bar:
@@ -276,7 +282,8 @@ def read_split(workdir: Path, split: str) -> list[tuple[int, dict[str, float]]]:
 
 
 def memory() -> dict[str, int]:
-    """Returns the peak memory of this process and of the fullest device of this host, in bytes. CPU devices don't report it."""
+    """Returns peak memory in bytes: "host_peak_bytes" of this process, and unless on a CPU, "device_peak_bytes" of the
+    fullest device of this host."""
     # getrusage counts bytes on macOS, and kibibytes elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     found = {"host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

@@ -27,7 +27,7 @@ FORMAT = 1
 """Version of manifest.json and of the checkpoint that it seals."""
 MANIFEST = "manifest.json"
 UNSOUND = ".unsound"
-"""Suffix of the name of a checkpoint that was set aside, because it is damaged or of an exploded run."""
+"""Suffix of the folder of a checkpoint that is not used any more, because it is damaged or its run had exploded."""
 POLL_SECONDS = 0.1
 """Seconds between two searches of `hash_ahead` for new files."""
 THREADS = 4
@@ -110,7 +110,7 @@ def _version(file: Path) -> _Version:
 
 
 def _sum_once(known: Mapping[_Version, str], file: Path) -> str:
-    """Returns the SHA-256 of a file, after its content is safe on the disk. known: the SHA-256 of files that already are."""
+    """Syncs a file to the disk, and returns its SHA-256. known: hashes of files that are synced already."""
     return known.get(_version(file)) or _sync_and_sum(file)
 
 
@@ -128,9 +128,9 @@ def is_sealed(path: Path) -> bool:
 
 
 def was_sealed(path: Path) -> bool:
-    """Returns whether a checkpoint has a manifest, or must have had one (it says at which step it was saved).
+    """Returns whether a checkpoint has or had a manifest. A checkpoint that stores its step must have had a manifest.
 
-    Older versions of gen wrote the manifest after the rename, so a kill between the two left a step without one.
+    Older versions of gen stored no step, and wrote the manifest after the rename. A kill in between left no manifest.
     """
     return os.path.lexists(path / MANIFEST) or owner.read_step(path) is not None
 
@@ -141,7 +141,10 @@ def digest(folder: Path, step: int) -> str:
 
 
 def damage(folder: Path, step: int) -> str | None:
-    """Returns what is wrong with the checkpoint of a step. None: this run wrote it at this step, and its files have not changed."""
+    """Returns what is wrong with the checkpoint of a step, such as "it is a copy of step 100". None: it is undamaged.
+
+    A checkpoint is undamaged if this run wrote it at this step, and none of its files has changed.
+    """
     path = folder / str(step)
     if reason := broken(path):
         return reason
@@ -153,7 +156,7 @@ def damage(folder: Path, step: int) -> str | None:
 
 
 def broken(path: Path) -> str | None:
-    """Returns what is wrong with the files of a checkpoint. None: they are as they were written. Does not ask which run wrote them."""
+    """Returns what is wrong with a checkpoint's files. None: they fit its manifest, whichever run wrote them."""
     if not path.is_dir():
         return "there is no such checkpoint"
     try:
@@ -205,14 +208,15 @@ def _sum(file: Path) -> str:
 
 
 def set_aside(step: Path) -> None:
-    """Renames a checkpoint, so that nothing uses it. It is kept for people to look at, until a later step is saved."""
+    """Renames a checkpoint STEP to STEP.unsound, so that nothing uses it. A later save removes it by `remove_aside`."""
     unsound = step.with_name(f"{step.name}{UNSOUND}")
+    # os.replace can't replace a folder that is not empty.
     files.remove(unsound)
     os.replace(step, unsound)
 
 
 def remove_aside(folder: Path, step: int) -> None:
-    """Removes the checkpoints of `step` and earlier steps that were set aside, because they take as much space as others."""
+    """Removes the checkpoints of `step` and earlier steps that `set_aside` has renamed, to free disk space."""
     for path in folder.glob(f"*{UNSOUND}"):
         name = path.name.removesuffix(UNSOUND)
         if name.isdecimal() and int(name) <= step:

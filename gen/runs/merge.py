@@ -73,13 +73,14 @@ def _write(run: TrainedRun, base: Base, folder: Path) -> None:
     constant = {name: content for name, content in kept.items() if name != "reference.npz"}
     directory.write_config(folder, config, run.facts.data, kept=constant)
     with checkpoint.saver(folder / "checkpoints", config.save, 0) as save:
+        # The merged run keeps the adapter's setting of `ema`, so its state must have averages, too.
         averages = begin_average(merged) if state.ema else {}
         whole = State(jax.numpy.int32(step), params=merged, opt_state={}, ema=averages, stats=state.stats)
         save(whole, checkpoint.Facts(merged=json.dumps(base.record(run.workdir)._asdict())))
 
 
 def _whole_config(run: TrainedRun, base: Base) -> Config:
-    """Returns the config of the merged run, which has neither a base nor an adapter."""
+    """Returns the config of the merged run: the adapter's config without its base and its adapter."""
     config = run.config
     config = replace(config, model=config.model.with_adapter(None), init_from=None, finetune="full")
     # Otherwise the tokenizer would be trained again when the merged run is fine-tuned.

@@ -41,7 +41,7 @@ class Owner(NamedTuple):
 
 
 def describe(workdir: Path, examples: Mapping[str, np.ndarray]) -> Owner | None:
-    """Computes the owner to store in new checkpoints of a run. None: the run has no readable config.json.
+    """Computes the digests of a run to store in its new checkpoints. None: the run has no readable config.json.
 
     examples: {feature: array} of the validation examples in reference.npz.
     """
@@ -69,7 +69,7 @@ def sum_of(file: Path) -> str | None:
 
 
 def sum_of_json(content: Mapping[str, object]) -> str:
-    """Returns the SHA-256 of a JSON object without its entry "sha256", in which this sum is then stored."""
+    """Returns the SHA-256 of a JSON object without its entry "sha256". Files of gen store the result in this entry."""
     kept = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -77,7 +77,8 @@ def sum_of_json(content: Mapping[str, object]) -> str:
 def check_config(workdir: Path, content: Mapping[str, Any], config: Config) -> None:
     """Checks that a config.json was not edited since gen wrote it. Prints a warning if only launch fields were edited.
 
-    content: of config.json. config: its entry "config", decoded. Raises: UserError if the run's identity was edited.
+    content: the JSON object in config.json. config: its entry "config", decoded. Raises: UserError if the run's
+    identity was edited.
     """
     path = workdir / CONFIG
     # Older versions of gen wrote no entry "sha256"; then only the identity is checked.
@@ -104,12 +105,12 @@ def read_step(checkpoint: Path) -> int | None:
 
 
 def read_owner(checkpoint: Path) -> Owner | None:
-    """Returns the owner of a checkpoint. None: it does not contain the owner (older versions of gen)."""
+    """Returns the digests of its run that a checkpoint stores. None: it stores none (older versions of gen)."""
     return parse(_read_meta(checkpoint).get("owner"))
 
 
 def parse(value: object) -> Owner | None:
-    """Returns the owner that JSON values describe. None: they don't describe an owner."""
+    """Converts the JSON values of an Owner to an Owner. None: they are not the values of an Owner."""
     if not isinstance(value, dict) or value.keys() != set(Owner._fields):
         return None
     owner = Owner(**value)
@@ -124,9 +125,10 @@ def parse(value: object) -> Owner | None:
 
 
 def changed_file(owner: Owner, workdir: Path) -> str | None:
-    """Returns the name of a file of a run that differs from the file with which a checkpoint was saved. None: none differs.
+    """Returns the name of a file in `workdir` that has changed since a checkpoint of this owner was saved. None: none.
 
-    If the run has no readable config.json, nothing can be compared, and None is returned. reference.npz is not compared.
+    Returns "config.json" if the run's identity, data or base differ. If the run has no readable config.json, nothing
+    can be compared, and None is returned. reference.npz is not compared.
     """
     config = _read_config(workdir)
     if config is None:

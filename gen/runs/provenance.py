@@ -42,9 +42,9 @@ class Manifest(NamedTuple):
     request: Mapping[str, object]
     """The family's request, as JSON values."""
     medium: Mapping[str, object]
-    """The medium's options without launch fields, as JSON values."""
+    """Options of the medium, such as images, as JSON values. Fields with the metadata LAUNCH are left out."""
     conditions: Mapping[str, object]
-    """{name: value} of the versions of packages and the devices, on which the bytes of the outputs may depend, too."""
+    """{name: value} of package versions, devices and CPU, because the bytes of the outputs may depend on them."""
     outputs: Mapping[str, str]
     """{NAME or FOLDER/NAME of a file, relative to the manifest's folder: SHA-256}."""
     classes: Sequence[str] | None = None
@@ -52,7 +52,8 @@ class Manifest(NamedTuple):
 
 
 def conditions() -> dict[str, str | int | None]:
-    """Returns {name: value} of the present versions and devices, as `Manifest.conditions` has them."""
+    """Returns {name: value} of the present package versions, devices and CPU, for `Manifest.conditions`."""
+    # A container or a cluster's job may use fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         **{name: metadata.version(name) for name in PACKAGES},
@@ -98,6 +99,6 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _is_inside(name: str) -> bool:
-    """Returns whether an output is a file in the manifest's folder, or in a sub-folder of it."""
+    """Returns whether an output's name is FILE or FOLDER/FILE, so that it can't lead out of the manifest's folder."""
     parts = name.split("/")
     return len(parts) <= 2 and all(Path(part).name == part and part != ".." for part in parts)

@@ -1,4 +1,7 @@
-"""Lists the checkpoints of a run, and decides which to keep and which is the best. Only facts are read, no arrays."""
+"""Lists the checkpoints of a run, and decides which to keep and which is the best.
+
+It reads the `Facts` of checkpoints, such as validation metrics, and hashes their files to find damage.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ class Facts(NamedTuple):
     """Whether `save.every` asks for this checkpoint. Otherwise it was saved because a signal stopped the run, or because its
     evaluation was the best so far."""
     faults: Sequence[Sequence[object]] = ()
-    """The last entries of gen.runtime.faults.Record, for the limits of the next steps."""
+    """Histories of losses and gradient norms, for the limits of the next steps (gen.runtime.faults.Record.kept)."""
     healthy: bool = True
     """False if a recent loss or gradient norm was far above the run's history, so that the run may have exploded."""
     merged: str | None = None
-    """Only in runs that gen.runs.merge wrote: the base of the adapter, as JSON."""
+    """Only in runs that gen.runs.merge wrote: the BaseRecord of the merged base, as JSON. None in other runs."""
     metrics_sha256: str | None = None
     """SHA-256 of metrics.jsonl at this step. None: an older version of gen saved the checkpoint without it."""
     step: int | None = None
@@ -51,7 +54,9 @@ def steps(folder: Path) -> list[int]:
 def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
     """Returns the newest step whose checkpoint is undamaged. None: there is no checkpoint, or none was ever completely saved.
 
-    warn: called with a line of text for each damaged checkpoint. Raises: UserError if checkpoints were saved, but all are damaged.
+    warn: called with a line of text for each damaged checkpoint that is newer, or if none was ever completely saved.
+
+    Raises: UserError if checkpoints were saved, but all are damaged.
     """
     found = steps(folder)
     if found and not any(was_sealed(folder / str(step)) for step in found):
@@ -61,7 +66,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> int | None:
 
 
 def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
-    """Checks that config.json and the run's other constant files have not changed since its checkpoints were saved.
+    """Checks that config.json, spec.json and other constant files have not changed since checkpoints were saved.
 
     warn: called with a line of text if this can't be checked, because an older version of gen saved all checkpoints.
 
@@ -96,22 +101,24 @@ def scheduled(folder: Path) -> int | None:
 
 
 def newest_with(folder: Path, fact: Literal["due", "healthy"]) -> int | None:
-    """Returns the newest undamaged step whose facts have `due` or `healthy` set. None: there is none."""
+    """Returns the newest undamaged step whose `Facts` have True in the field `fact`. None: there is none."""
     found = [step for step in sorted(steps(folder), reverse=True) if _has(folder, step, fact)]
     return next((step for step in found if damage(folder, step) is None), None)
 
 
 def best(folder: Path, config: Save, warn: Callable[[str], None]) -> int | None:
-    """Returns the undamaged step with the best value of the metric `save.best`. If no step has a value, the newest undamaged step.
+    """Returns the undamaged step with the best value of the metric `save.best`. If no step has a value: the newest one.
 
-    None: there is no checkpoint. warn, Raises: as `newest`, but also if no checkpoint was ever completely saved.
+    None: there is no checkpoint. warn: called with a line of text for each damaged checkpoint that is better or newer.
+
+    Raises: UserError if there are checkpoints, but all are damaged or incomplete.
     """
     ranked = sorted(steps(folder), key=lambda step: (score(folder, step, config), step), reverse=True)
     return _first_undamaged(folder, ranked, warn)
 
 
 def read_facts(folder: Path, step: int) -> Facts:
-    """Reads the facts in the checkpoint of a step. Raises: UserError if they are damaged."""
+    """Reads the `Facts` in a step's checkpoint. Raises: UserError if they are damaged; FileNotFoundError if missing."""
     path = folder / str(step)
     found = files.read_json(path / "meta" / "metadata")
     if not isinstance(found, dict):
@@ -160,13 +167,15 @@ FACTS: dict[str, Callable[[object], bool]] = {
 
 
 def steps_to_keep(folder: Path, config: Save) -> set[int]:
-    """Returns the steps of the sealed checkpoints to keep: the last `save.keep`, the last with `due` (a rollback needs it), the last
-    with `healthy`, and the best.
+    """Returns the steps of the checkpoints to keep.
 
-    Unsealed checkpoints are not kept: training saves them again as soon as it reaches their steps.
+    These are the last `save.keep` checkpoints, the last one that is `due` (a rollback needs it), the last one that is
+    `healthy` (after an explosion, users go back to it), and the best one. Checkpoints without a manifest are
+    incomplete, and not kept.
     """
     sealed = [step for step in steps(folder) if is_sealed(folder / str(step))]
     due, good = ([step for step in sealed if _has(folder, step, fact)] for fact in ("due", "healthy"))
+    # The order of `best`, so that the step which it would choose is kept.
     ranked = sorted(sealed, key=lambda step: (score(folder, step, config), step))
     return {*sealed[-config.keep :], *due[-1:], *good[-1:], *ranked[-1:]}
 
@@ -179,7 +188,7 @@ def _has(folder: Path, step: int, fact: Literal["due", "healthy"]) -> bool:
 
 
 def score(folder: Path, step: int, config: Save) -> float:
-    """Returns the value of the metric `save.best` at a step, as `value_of`. -inf also if the step has no readable facts."""
+    """Returns `value_of` for the validation metrics in a step's checkpoint. Unreadable metrics count as missing."""
     try:
         return value_of(read_facts(folder, step).validation, config)
     except (OSError, UserError):
@@ -202,7 +211,10 @@ def value_of(validation: Mapping[str, float], config: Save) -> float:
 
 
 def _first_undamaged(folder: Path, order: list[int], warn: Callable[[str], None]) -> int | None:
-    """Returns the first undamaged step of `order`, and warns about the steps before it. None: `order` is empty."""
+    """Returns the first undamaged step of `order`, and warns about the steps before it. None: `order` is empty.
+
+    Raises: UserError if all steps are damaged.
+    """
     for step in order:
         reason = damage(folder, step)
         if reason is None:

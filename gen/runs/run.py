@@ -39,9 +39,11 @@ class Run:
         return self.workdir / "checkpoints"
 
     def state_at(self, step: int) -> State:
-        """Returns the state at a step, on the devices: of its checkpoint, or for step 0 the initial state.
+        """Returns the state at a step, on the devices: the checkpoint of this step, or for step 0 the initial state.
 
-        If the run has a base, the initial state has its weights. Raises: UserError if the checkpoint does not fit, or is a copy.
+        If the run has a base, the initial state has the base's weights.
+
+        Raises: UserError if the checkpoint does not fit the model, or is a copy of another step.
         """
         abstract = self.engine.abstract
         if step:
@@ -87,14 +89,14 @@ def _read_file(data: Dataset, name: str) -> bytes:
 
 
 class Start(NamedTuple):
-    """The step at which a run starts, and with which weights. The first host decides this, and sends it to the other hosts."""
+    """The step and the weights from which training starts. The first host decides them, and tells the others."""
 
     kind: Literal["scratch", "base", "resume"]
     """scratch: random parameters. base: the weights of another run. resume: a checkpoint of this run."""
     step: int
     """Number of steps that are already done."""
     facts: checkpoint.Facts
-    """The facts of the checkpoint to resume from. The defaults if the run does not resume."""
+    """`Facts` of the checkpoint to resume from, such as its validation metrics. Without a checkpoint: the defaults."""
     damaged: list[str]
     """Warnings: a line for each newer checkpoint that is damaged, and for reference.npz if it had to be written again."""
     finished: bool
@@ -102,7 +104,7 @@ class Start(NamedTuple):
 
 
 def open_start(run: Run, held: ExitStack) -> Start:
-    """Locks the run directory until `held` is closed, and returns where the run starts. All hosts call it.
+    """Locks the run directory until `held` is closed, writes its files, and returns the start. All hosts call it.
 
     Raises: UserError if the directory belongs to another run, is in use, or has no undamaged checkpoint.
     """
@@ -136,9 +138,10 @@ def _find_start(run: Run, held: ExitStack) -> Start:
 
 
 def _restore_reference(run: Run, facts: checkpoint.Facts) -> list[str]:
-    """Writes the examples of reference.npz again if they are missing or have changed.
+    """Writes the examples of reference.npz if they are missing or have changed.
 
-    facts: of the checkpoint to resume from. Returns a warning if the examples were lost or damaged, [] for a new run.
+    facts: metadata of the checkpoint to resume from, with hashes of the examples. Returns a warning if examples were
+    lost or damaged. []: they are unchanged, or the run is new.
     """
     path, spec = run.workdir / "reference.npz", run.data.spec
     try:
@@ -177,6 +180,7 @@ def report_finished(run: Run, start: Start) -> None:
 def reference_examples(data: Dataset) -> dict[str, np.ndarray]:
     """Returns {feature: array [n, ...]} of the first n <= 64 validation examples, after preprocessing."""
     batch = next(iter(data.evaluation("validation", directory.REFERENCE_EXAMPLES)))
+    # A fixed key: a resumed run must get the same examples, because its checkpoints hold their hashes.
     seen = jax.device_get(data.preprocess(jax.device_put(batch), jax.random.key(0), False))
     return {name: seen[name][batch["weight"] > 0] for name in data.spec}
 
@@ -184,8 +188,8 @@ def reference_examples(data: Dataset) -> dict[str, np.ndarray]:
 def write_evaluation(run: Run, step: int, metrics: dict[str, float], facts: dict[str, object]) -> dict[str, float]:
     """Writes the test metrics of a checkpoint and the scores of trivial baselines to evaluation.json, each with its protocol.
 
-    step: of the checkpoint. facts: {setting: value} of the evaluation, such as the split, for the protocol of each metric.
-    Returns {metric: value} of all that was written.
+    step: step of the checkpoint. facts: {setting: value} that is the same for all metrics, such as the split; it is
+    added to the protocol of each metric. Returns {metric: value} of all metrics that were written.
 
     Raises: UserError if the base has changed since it was opened.
     """

@@ -40,9 +40,9 @@ HEADER_BYTES = 18
 def check_format(step: Path, sizes: Mapping[str, int]) -> None:
     """Checks the files of a checkpoint, before Orbax reads them.
 
-    step: folder of the checkpoint. sizes: {item to read: largest count of numbers in one of its arrays}.
+    step: folder of the checkpoint. sizes: {field of the state to read: count of numbers in its largest array}.
 
-    Raises: UserError that names a file that is not as gen writes it, or would unpack to more numbers.
+    Raises: UserError that names a file that is not as gen writes it, or that would unpack to more numbers.
     """
     _check_json(step / "_CHECKPOINT_METADATA")
     for item, most in sizes.items():
@@ -69,7 +69,10 @@ def _check_writers(folder: Path, names: list[str]) -> None:
 
 
 def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, ...]) -> None:
-    """Raises: UserError if a folder has files that belong neither to one array nor to `facts`, or if a file is damaged."""
+    """Raises: UserError if a file is damaged, or is neither part of the folder's array nor named in `facts`.
+
+    names: the files in the folder. most: largest count of numbers in an array.
+    """
     is_array = ARRAY in names
     unpacked = _check_array(folder / ARRAY, most) if is_array else 0
     for name in names:
@@ -134,6 +137,7 @@ def read_header(content: bytes) -> Frame | None:
     if len(content) < 6 or not content.startswith(MAGIC):
         return None
     flags = content[4]
+    # Bits 7 and 6: width of the size. Bit 5: no window byte follows. Bits 1 and 0: width of a dictionary id.
     single, width = flags >> 5 & 1, (flags >> 5 & 1, 2, 4, 8)[flags >> 6]
     start = 5 + (1 - single) + (0, 1, 2, 4)[flags & 3]
     size = content[start : start + width]

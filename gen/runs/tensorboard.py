@@ -17,6 +17,7 @@ def _hide_module(name: str) -> Iterator[None]:
     if name in sys.modules:
         yield
         return
+    # Python raises ImportError for a module whose entry is None.
     sys.modules[name] = None  # pyright: ignore[reportArgumentType]
     try:
         yield

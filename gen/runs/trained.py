@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from gen import config as configs
-from gen import files
+from gen import files, memory
 from gen.config import Config, Parallel, walk
 from gen.core import Array, Dataset, GenerativeModel, Medium, Request, RunView, Spec, State
 from gen.data.text import tokenizers
@@ -33,7 +33,7 @@ MAX_COUNT = 2**31
 
 
 class Drawn(NamedTuple):
-    """Samples of a run, and the options to show them with."""
+    """Samples that a run generated, and the options with which a medium shows them."""
 
     arrays: dict[str, np.ndarray]
     """The arrays that the model generated: {"samples": [n, ...], ...}."""
@@ -51,7 +51,7 @@ class TrainedRun:
     workdir: Path
     config: Config
     facts: RunFacts
-    """The other entries of config.json: the digest of the data, and the base."""
+    """All entries of config.json, such as the digest of the data and the base. Its config is as it was written."""
     spec: Spec
     model: GenerativeModel
 
@@ -68,10 +68,10 @@ class TrainedRun:
     def abstract(self) -> State:
         """Shapes and dtypes of the model's state, on the first device. Raises: UserError if they don't fit in memory."""
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        return files.check_fits(engine.on_one_device(shapes), self.workdir)
+        return memory.check_fits(engine.on_one_device(shapes), self.workdir)
 
     def choose_step(self, step: int | None = None) -> int:
-        """Returns the step of the best undamaged checkpoint, or the given step after its checkpoint was checked.
+        """Returns `step` if its checkpoint is undamaged. If `step` is None, returns the best undamaged step.
 
         Raises: UserError if there is no such checkpoint, or if it is damaged.
         """
@@ -121,6 +121,7 @@ class TrainedRun:
         examples are not those that the run was trained with.
         """
         found = directory.read_reference(self.workdir, self.spec)
+        # Evaluations change the other arrays between checkpoints, so only the examples are compared.
         examples = owner.sums_of({name: array for name, array in found.items() if name in self.spec})
         folder = self.checkpoints
         known = [
@@ -202,7 +203,7 @@ class TrainedRun:
     ) -> dict[str, np.ndarray]:
         """Returns the arrays that the model generates: {"samples": [n, ...], ...}.
 
-        They depend only on the run, the checkpoint `step`, the seed, the request and the given arrays.
+        The result depends only on the run, the checkpoint `step`, the seed, the request and the given arrays.
 
         given: input arrays of the model's `generate`; None: the arrays of `reference`. functions: {argument of the model's
         `generate`: function}. base: where the base of an adapter is now, if it was moved.
@@ -227,7 +228,7 @@ class TrainedRun:
             raise UserError(f"the model of {self.workdir} was trained without reading captions; leave --prompt out")
         program = lowered.compile()
         if size := program.memory_analysis():
-            files.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "generating these samples")
+            memory.check_memory(size.temp_size_in_bytes + size.output_size_in_bytes, "generating these samples")
         return jax.device_get(program(*inputs))
 
 

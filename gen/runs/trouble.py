@@ -28,10 +28,10 @@ NUMBER = re.compile(r"-?\d[\d.,]*(?:e[+-]?\d+)?")
 
 
 def stop_exploded(run: Run, step: int, reason: str, norm: float, save: checkpoint.Saver) -> None:
-    """Ends a run that has exploded, by an error. All hosts call it.
+    """Raises the error that ends an exploded run. First renames all checkpoints after the last healthy one.
 
-    The checkpoints after the last healthy one are set aside, so that no command uses their weights. reason: how the run exploded,
-    for the message. norm: typical gradient norm of the run.
+    reason: how the run exploded, for the message. norm: lowest running mean of the run's gradient norm, from which
+    `advice` computes a limit. save: the run's saver; its last save is completed first. All hosts call this function.
 
     Raises: UserError, always, with the last good checkpoint and the fix.
     """
@@ -47,7 +47,7 @@ def stop_exploded(run: Run, step: int, reason: str, norm: float, save: checkpoin
 
 
 def _keep_healthy(folder: Path) -> int | None:
-    """Sets aside the checkpoints after the last healthy one. Returns its step, None if there is none."""
+    """Renames all checkpoints after the last healthy one. Returns the step of the healthy one. None: there is none."""
     good = checkpoint.newest_with(folder, "healthy")
     for step in checkpoint.steps(folder):
         if step > (good or 0):
@@ -58,8 +58,8 @@ def _keep_healthy(folder: Path) -> int | None:
 def advice(model: Family, norm: float) -> str:
     """Returns command-line options that make training more stable: a third of the learning rates, and clipped gradients.
 
-    norm: typical gradient norm of the run. Gradients are clipped to three times this norm. If no option fits the model, the
-    advice is in words.
+    norm: lowest running mean of the run's gradient norm. Gradients are clipped to three times this norm. If no option
+    fits the model, the advice is in words.
     """
     options: list[str] = []
     for field in fields(model):

@@ -38,7 +38,7 @@ SETTINGS = (
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 """Environment variables that change results or programs."""
 OWN_FLAGS = re.compile(r"_(dump|dir|path|log|logs|device_count)(_|$)")
-"""Words in the names of XLA flags that may differ between hosts."""
+"""An XLA flag may differ between hosts if its name has one of these words, such as a flag for the path of a log."""
 MAX_DIFFERENCES = 3
 """Largest number of differences that a message names."""
 
@@ -57,7 +57,10 @@ def check_agree(config: Config, workdir: Path, data: str) -> None:
 
 
 def facts(config: Config, workdir: Path, data: str) -> Facts:
-    """Returns the facts that must be the same on all hosts, apart from the program."""
+    """Returns the facts that must be the same on all hosts: config, data, versions, settings and environment.
+
+    The compiled program must be the same too, but `check_program` compares it. data: digest of the data set.
+    """
     # Each host has another number, and hosts may reach the coordinator under different names. So these two are not compared.
     shared = replace(config, parallel=replace(config.parallel, host=None, coordinator=None))
     return {
@@ -82,7 +85,7 @@ def _flags(text: str) -> str:
 
 
 def _flat(value: object, path: str = "") -> dict[str, str]:
-    """Returns {dotted path: value} of nested JSON objects."""
+    """Returns {dotted path: value as JSON text} of nested JSON objects: {"a": {"b": 1}} gives {"a.b": "1"}."""
     if not isinstance(value, Mapping):
         return {path: json.dumps(value)}
     flat: dict[str, str] = {}

@@ -54,6 +54,7 @@ def start_backend(config: Parallel) -> None:
         folder = cache_folder() / f"{PROGRAMS}{_instructions()}"
         keep_programs(folder)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        # By default JAX keeps only programs that took a second to compile. Small models have many that take less.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if jax.__version_info__ < (0, 12) and YNN not in (flags := os.environ.get("XLA_FLAGS", "")):
         os.environ["XLA_FLAGS"] = f"{flags} {YNN}="
@@ -64,6 +65,7 @@ def start_backend(config: Parallel) -> None:
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
         except RuntimeError:
             raise UserError("cpu_devices can only be set before JAX starts, and JAX has started") from None
+    # The hosts meet before the first device is used. Afterwards this process could no longer join them.
     hosts.join(config.coordinator, config.hosts, config.host, config.startup_seconds, config.heartbeat_seconds)
     start_devices()
     agreement.check_devices([device.process_index for device in jax.devices()])
@@ -97,7 +99,10 @@ def start_devices() -> None:
 
 
 def _install(asked: str) -> str:
-    """Returns a second fix for the error: to install the package of the platform. "": it is installed, or the platform needs none."""
+    """Returns the words ", or for ...: pip install ..." if JAX lacks the package of a platform, otherwise "".
+
+    asked: value of JAX_PLATFORMS, names of platforms with commas between them.
+    """
     names = asked.split(",")
     if {"gpu", "cuda"} & set(names) and importlib.util.find_spec("jax_plugins") is None:
         return ", or for an NVIDIA GPU: pip install 'gen[gpu]'"

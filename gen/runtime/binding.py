@@ -1,10 +1,10 @@
-"""Two ways to bind the mapped axis "data" of an update to devices, pmap and jit, and how arrays are sharded over the devices.
+"""Two ways to bind the mapped axis "data" of an update to devices (pmap and jit), and the sharding of arrays.
 
-With `pmap`, the axis is bound to the devices, and each device holds a replica of the state. With `jit`, the axis is bound to a vmap of
-size one, and the compiler divides the arrays over the devices. Because of the vmap, an update that forgets to average over "data" is an
-error at trace time, as with pmap. With jit, the state can be sharded as well:
-over the devices that share a batch (FSDP, Zhao et al. 2023), and each layer's matrices over a second axis of devices (tensor
-parallelism, Shoeybi et al. 2019).
+With `pmap`, the axis is bound to the devices, and each device holds a replica of the state. With `jit`, the axis is
+bound to a vmap of size one, and the compiler divides the arrays over the devices. Because of the vmap, an update that
+forgets to average over "data" is an error at trace time, as with pmap. With jit, the state can be sharded as well: over
+the devices that divide a batch among them (FSDP, Zhao et al. 2023), and each layer's matrices over a second axis of
+devices (tensor parallelism, Shoeybi et al. 2019).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MIN_SHARDED = 2**12
 """Minimum number of elements of a sharded array. Holding a smaller array on every device is cheaper than gathering it."""
 
 Control = dict[str, Array]
-"""Inputs of a step besides the batch: {"notice", "limit/loss" or "limit/gradient": the same number for each device, float32 [devices]}."""
+"""Inputs of a step besides the batch, {name: float32 [devices]}, the same number for each device. "notice": 1 if the
+host has received a signal to stop, otherwise 0. "limit/loss", "limit/gradient": limits above which a step is bad."""
 Update = Callable[[State, Batch, Control], tuple[State, Metrics]]
 """(state, batch, control) -> (state after the step, metrics). Written for the axis "data"."""
 Evaluate = Callable[[State, Batch], Sums]
@@ -75,7 +76,7 @@ class Binding(Protocol):
 
 @dataclass(frozen=True)
 class PmapBinding:
-    """Binds "data" to the devices: one replica on each."""
+    """Binds "data" to the devices with pmap. Each device holds a replica of the state. processes: number of hosts."""
 
     mesh: Mesh
     processes: int
@@ -125,7 +126,11 @@ class PmapBinding:
 
 @dataclass(frozen=True)
 class JitBinding:
-    """Binds "data" to an axis of size one. The compiler divides the batch on that axis over the mesh."""
+    """Binds "data" to a vmap of size one under jit. The compiler divides the batch over the mesh.
+
+    processes: number of hosts. shardings: sharding of each array of the state. fsdp: whether the state is sharded over
+    the axis "data" of the mesh, and activations by example.
+    """
 
     mesh: Mesh
     processes: int
@@ -135,6 +140,7 @@ class JitBinding:
     def step(self, update: Update, axis: int) -> Step:
         return jax.jit(
             self._bound(update, axis, 0),
+            # The new state may take over the memory of the old one, which nothing reads after the step.
             donate_argnums=0,
             in_shardings=(self.shardings, self._rows(axis), self._rows(0)),
             out_shardings=(self.shardings, self._replicated),
@@ -145,7 +151,11 @@ class JitBinding:
         return jax.jit(self._bound(evaluate, 0), in_shardings=(None, self._rows(0)), out_shardings=self._replicated)
 
     def _bound(self, function: Function, *axes: int) -> Function:
-        """Binds "data" for a function of (state, arrays whose axes `axes` have size one). With FSDP, activations are sharded by example."""
+        """Wraps a function of (state, *dicts of arrays) in a vmap that binds "data".
+
+        axes: for each of the dicts, the axis of size one of its arrays, which the vmap removes. With FSDP, activations
+        are sharded by example.
+        """
         f = jax.vmap(function, in_axes=(None, *axes), axis_name="data", axis_size=1, out_axes=None)  # pyright: ignore
         by_example = NamedSharding(self.mesh, P("data"))
 
@@ -187,7 +197,8 @@ def data_axis(devices: int, processes: int, tensor: int) -> int:
 
     devices: number of devices of all hosts. processes: number of hosts.
 
-    Raises: UserError if the devices of a host cannot be divided into such groups.
+    Raises: UserError if hosts have different numbers of devices, or if the devices of a host cannot be divided into
+    such groups.
     """
     local = jax.local_device_count() if processes > 1 else devices
     if devices != processes * local:
@@ -212,9 +223,10 @@ def make_mesh(devices: Sequence[Device], data: int, tensor: int | None) -> Mesh:
 
 
 def shard_state(shapes: State, mesh: Mesh, data: int, tensor: int, rules: Rules) -> State:
-    """Adds a sharding to each shape of a state: over `data` devices for FSDP (1: not sharded), and over `tensor` devices.
+    """Adds a sharding to each shape of a state.
 
-    rules: (pattern of a parameter's path, axis that is divided among `tensor` devices).
+    data: number of devices for FSDP. tensor: number of devices for tensor parallelism. 1: no sharding of this kind.
+    rules: (regular expression of a parameter's path, axis that is divided among `tensor` devices).
     """
 
     def place(path: tuple[object, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -227,11 +239,12 @@ def shard_state(shapes: State, mesh: Mesh, data: int, tensor: int, rules: Rules)
 
 
 def _split(path: str, shape: tuple[int, ...], data: int, tensor: int, rules: Rules) -> P:
-    """Returns how an array is sharded. Small arrays are not sharded.
+    """Returns how an array is sharded: "model", "data" or None for each axis. Small arrays are not sharded.
 
-    The axis that is divided among `tensor` devices is the axis of the first rule whose pattern is found in the path. Without such a
-    rule, it is the last axis of a kernel. Then, among the other axes whose size is a multiple of `data`, the largest is divided among
-    `data` devices.
+    The axis that is divided among `tensor` devices ("model") is the axis of the first rule whose pattern is found in
+    the path. Without such a rule, it is the last axis of a kernel. Its size must be a multiple of `tensor`, otherwise
+    it is not divided. Then, among the other axes whose size is a multiple of `data`, the largest is divided among
+    `data` devices ("data").
     """
     axes: list[str | None] = [None] * len(shape)
     # Gathering a small array costs more than holding it on every device.

@@ -67,6 +67,7 @@ def check_limits() -> None:
     """Increases the limit of open files up to ENOUGH_FILES, if the system allows it. Raises: UserError if a limit is too low to train."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < ENOUGH_FILES:
+        # A process may raise its soft limit up to the hard limit without special rights.
         files = ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, ENOUGH_FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
         if files < MIN_FILES:
@@ -80,7 +81,7 @@ def check_limits() -> None:
 
 
 def in_cluster() -> bool:
-    """Returns whether a launcher started this process as one of several."""
+    """Returns whether this process may be one of several: in SLURM, Open MPI, a Kubernetes job, or on TPUs."""
     # srun sets SLURM_STEP_NUM_TASKS. The shell of a batch script does not have it, and is a single process.
     slurm = "SLURM_PROCID" in os.environ and _is_several("SLURM_STEP_NUM_TASKS")
     vendors = (file.read_text().strip() for file in Path("/sys/bus/pci/devices").glob("*/vendor"))

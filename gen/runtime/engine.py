@@ -1,6 +1,6 @@
 """Engines: compile a model for one device or many. `gen.runtime.binding` has the differences between pmap and jit.
 
-Only these two files and gen/plan use pmap, meshes or shardings.
+Only these two files call pmap, and make meshes and shardings.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class Engine(NamedTuple):
     update: Callable[..., tuple[State, Metrics]]
     """(state, batch, notice, limits) -> (state after the step, metrics). The given state can't be used afterwards.
 
-    If a model takes several batches per update, they are stacked on a leading axis. If an engine makes `several` steps per call, the
-    batches of the steps are stacked on a leading axis, and so are the metrics. The metric "notice" is 1 if any host passed `notice`,
-    otherwise 0. With a guard, a step whose metrics are not finite, or above the `limits`, changes only the step number, and its metric
-    "skipped" is 1."""
+    notice: bool, whether this host has received a signal to stop. The metric "notice" is 1 if any host passed True,
+    otherwise 0. limits: gen.runtime.faults.Limits. With a guard, a step whose metrics are not finite, or above the
+    limits, changes only the step number, and its metric "skipped" is 1. If a model takes several batches per update,
+    they are stacked on a leading axis. If an engine makes `several` steps per call, the batches of the steps are
+    stacked on a leading axis, and so are the metrics."""
     evaluate: Callable[[State, HostBatch], Sums]
     """(state, batch) -> sums of one batch. See `GenerativeModel.evaluate`."""
     test: Callable[[State, HostBatch], Sums]
@@ -70,7 +71,7 @@ class Engine(NamedTuple):
     abstract: State
     """Shapes, dtypes and shardings of a placed state."""
     lower: Callable[[Mapping[str, object]], Lowered]
-    """Lowers the update to a program without running it. The batch has arrays, or shapes and dtypes."""
+    """(batch) -> the update, lowered to a program but not run. The batch has arrays, or only shapes and dtypes."""
     rows: range
     """The rows of each batch that this host reads."""
 
@@ -86,17 +87,18 @@ def compile_engine(
 ) -> Engine:
     """Returns the model's functions, mapped over devices and compiled on their first call.
 
-    batch_size: examples of a global batch. guard: whether bad steps are skipped. devices: a plan for these devices, which need not
-    exist; then the update can only be lowered. None: the devices of all hosts. several: whether a call of the update makes several
-    steps.
+    batch_size: examples of a global batch. guard: whether the updates of bad steps are discarded (gen.runtime.faults).
+    devices: the devices to compile for. They need not exist, and then the update can only be lowered. None: the devices
+    of all hosts. several: whether a call of the update makes several steps.
 
     The key of a step is fold_in(key(seed), step). Evaluation always uses the same key, so that the noise of an example is the
     same each time.
 
-    Raises: UserError if the batch cannot be divided among the devices, or the devices into groups.
+    Raises: UserError if the batch cannot be divided among the devices, or the devices into groups of `config.tensor`.
     """
     planned = devices is not None
     if devices is None:
+        # Sorted by host: host h reads the h-th part of each batch, and its devices must get these rows.
         devices = sorted(jax.devices(), key=attrgetter("process_index", "id"))[: config.devices]
     processes = 1 if planned else hosts.count()
     program = _Program(model, config, seed, guard, several, tuple(devices), processes)
@@ -147,7 +149,7 @@ class _Program:
         return self.model.init(jax.random.key(self.seed), *params)
 
     def update(self, state: State, batch: Batch, control: Control) -> tuple[State, Metrics]:
-        """Makes one step. With a guard, keeps the old state if the step is bad."""
+        """Makes one step. With a guard, keeps the old state if the step is bad, except for its step number."""
         new, metrics = self.model.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), state.step))
         if self.guard:
             # Metrics are the same on all devices. pmax makes the limits the same too, so all devices decide alike.
@@ -163,7 +165,7 @@ class _Program:
         return new, metrics
 
     def updates(self, state: State, batches: Batch, control: Control) -> tuple[State, Metrics]:
-        """Makes one step on each of the stacked batches [n, ...]."""
+        """Makes one step on each of the stacked batches [n, ...]. The metrics of the steps are stacked, too: [n]."""
 
         def step(state: State, batch: Batch) -> tuple[State, Metrics]:
             return self.update(state, batch, control)
@@ -197,7 +199,7 @@ class _Program:
         return compiled(state, self.binding.place(batch, 0))
 
     def lower(self, step: Step, batch: Mapping[str, object]) -> Lowered:
-        """Lowers the update for a batch like this one."""
+        """Lowers the update to a program for batches with the shapes and dtypes of this batch."""
         # Only shapes are placed, so the devices need not exist.
         place = self.binding.place
         batches = jax.eval_shape(partial(place, axis=self.example_axis), batch)
@@ -271,6 +273,7 @@ def _check_batch(batch_size: int, data: int, together: int) -> None:
 def _is_sound(metrics: Metrics, losses: Sequence[str], limits: Limits) -> Array:
     """Returns whether all metrics are finite, and the sum of losses and the gradient norm are within the limits, bool []."""
     finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
+    # The same two numbers as in `faults.after`, from which the limits are computed.
     loss = sum((metrics[name] for name in losses), jnp.zeros(()))
     squares = sum((jnp.square(value) for name, value in metrics.items() if is_gradient(name)), jnp.zeros(()))
     return finite & (loss <= limits.loss) & (jnp.sqrt(squares) <= limits.gradient)

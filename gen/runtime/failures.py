@@ -34,7 +34,7 @@ close."""
 POLL_SECONDS = 0.5
 """Minimum seconds between two requests of a host for the reason of a failure."""
 MAX_REQUESTS = 400
-"""Largest number of such requests per second, over all hosts."""
+"""Largest number of requests for the reason of a failure per second, of all hosts together."""
 
 
 class Failure(NamedTuple):
@@ -153,7 +153,10 @@ def _watch() -> None:
 
 
 def _end(status: int, message: str | None) -> NoReturn:
-    """Prints the message and ends the process, from a thread that is not the main one. If another thread ends it already, waits."""
+    """Prints the message and ends the process, from a thread that is not the main thread.
+
+    If another thread is ending the process already, waits OWN_SECONDS first, so that only that thread prints a reason.
+    """
     if not _shared.ending.acquire(blocking=False):
         time.sleep(OWN_SECONDS)
     if message is not None:
@@ -222,6 +225,7 @@ def _handle_bad_cast() -> bool:
 
     handler = _Handler(handle)
     before = _Handler(set_terminate(handler))
+    # ctypes frees a callback that nothing refers to, and C++ would then call freed memory.
     _kept.append(handler)
     # Python code can't run any more when the process has ended.
     atexit.register(set_terminate, before)

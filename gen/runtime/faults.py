@@ -30,9 +30,9 @@ class History(NamedTuple):
     bad: int = 0
     """Number of bad steps since the last checkpoint."""
     loss: Level = Level()
-    """Level of the sum of losses."""
+    """Statistics of the sum of losses."""
     gradient: Level = Level()
-    """Level of the gradient norm over all players."""
+    """Statistics of the gradient norm over all players (networks with their own optimizers)."""
 
 
 class Limits(NamedTuple):
@@ -69,7 +69,10 @@ def is_gradient(name: str) -> bool:
 
 
 def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
-    """Returns the limits above which the engine discards a step. inf: no limit. kind: normal movements of the sum of losses."""
+    """Returns the limits above which the engine discards a step. inf: no limit.
+
+    kind: how the sum of losses may move in a good run. LOSS: a single loss. PLAYERS: losses of several players.
+    """
     if not guards(config):
         return Limits()
     loss, gradient = history.loss, history.gradient
@@ -85,23 +88,26 @@ def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
 def after(
     history: History, values: Mapping[str, float], losses: Sequence[str] = ("loss",), kind: Kind = LOSS
 ) -> History:
-    """Returns the history with one more step. values: metrics of the step. losses: names of the metrics that
-    are losses. kind: normal movements of their sum.
+    """Returns the history with one more step.
+
+    values: metrics of the step. losses: names of the losses in them. kind: how their sum may move in a good run.
     """
     # The update of a skipped step was discarded, so its metrics say nothing about the model's history.
     if values.get("skipped"):
         return history._replace(bad=history.bad + 1)
     loss = levels.after(history.loss, sum([values[name] for name in losses]), kind)
     norms = [value for name, value in values.items() if is_gradient(name)]
+    # With several players, this is the norm of all their gradients as one vector.
     gradient = levels.after(history.gradient, math.hypot(*norms), GRADIENT) if norms else history.gradient
     return History(history.bad, loss, gradient)
 
 
 class Record:
-    """Histories of a run: the latest history, and the histories at the ends of the last calls of the update.
+    """Keeps the history of a run's losses and gradient norms, checks new metrics, and gives limits for the next call.
 
-    The limits of a call use the history at the end of the second-last call before it. The loop has always read the metrics of that call
-    by then, but not always the metrics of the last call. So a resumed run applies the same limits.
+    A call of the compiled update makes one or several steps. The limits of a call use the history at the end of the
+    second-last call before it. The loop has always read the metrics of that call by then, but not always the metrics of
+    the last call. So a resumed run applies the same limits.
     """
 
     def __init__(self, config: Faults, start: int, kept: Sequence[Sequence[object]], losses: Sequence[str] = ("loss",)):
@@ -111,7 +117,7 @@ class Record:
         self.kind = LOSS if len(losses) == 1 else PLAYERS
         before, last = [_read(values) for values in kept] or [History(), History()]
         self.now = last
-        # The last step of each call that was made, and the history after each call whose metrics were read.
+        # `ends`: last steps of the latest three calls. `at`: {last step: history} of calls whose metrics were read.
         self.ends = [start - 1, start]
         self.at = {start - 1: before, start: last}
 
@@ -144,9 +150,10 @@ class Record:
         return all(level.above == 0 and level.count - level.remarked >= START for level in self.now[1:])
 
     def kept(self, due: bool) -> list[History]:
-        """Returns the two histories that a checkpoint at the end of the last call stores. due: whether it is a regular checkpoint.
+        """Returns the histories at the ends of the last two calls, for a checkpoint at the end of the last call.
 
-        A regular checkpoint resets the count of bad steps, in this record as well.
+        due: whether it is a regular checkpoint, one that save.every asks for. Such a checkpoint resets the count of bad
+        steps, in this record as well.
         """
         ends = self.ends[-2:]
         self.at = {end: self.at[end]._replace(bad=0) if due else self.at[end] for end in ends}
@@ -200,9 +207,9 @@ class Record:
 
 
 def _is_new(old: Level, now: Level) -> bool:
-    """Returns whether the last value is far outside its history, and no value was in the MEMORY values before it.
+    """Returns whether the last value is far outside its history, and none of the MEMORY values before it was.
 
-    So a long explosion is reported once.
+    So a long explosion is reported once. old, now: the level before and after the last value.
     """
     return now.remarked == now.count > old.count and now.count - old.remarked > levels.MEMORY
 

@@ -1,4 +1,4 @@
-"""Decides which steps each compiled call of the update makes, and reads the batches of a call."""
+"""Decides how many training steps each call of the compiled update makes, and reads the batches of a call."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from gen.core import Dataset, GenerativeModel, HostBatch
 
 
 def calls(config: Config, start: int) -> Iterator[range]:
-    """Yields the 1-based steps of each call of the update after step `start`.
+    """Yields the 1-based steps of each call of the compiled update after step `start`.
 
-    A call makes `steps_per_call` steps, or one if an evaluation or a save falls inside it. This depends on the config alone, so a
-    resumed run makes the same calls.
+    A call makes `steps_per_call` steps, but at most the steps between two evaluations or saves. It makes a single step
+    if more steps would go past the next evaluation, save or end of the run. The steps at which calls begin depend on
+    the config alone, so a resumed run makes the same calls. If `start` is inside of a call, the rest of this call is
+    made in single steps.
     """
     intervals = [every for every in (config.evaluate_every, config.save.every) if every]
     while start < config.steps:
@@ -30,12 +32,14 @@ def calls(config: Config, start: int) -> Iterator[range]:
 def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> Callable[[int], HostBatch]:
     """Returns a function that maps a 0-based step to the input of its update on this host.
 
-    The input is `rows` of a batch, or of `model.batches` batches that are stacked on a leading axis.
+    rows: the positions in a global batch that this host reads. The input is these rows of a batch, or of
+    `model.batches` batches that are stacked on a leading axis.
     """
 
     def read(step: int) -> HostBatch:
         if model.batches is None:
             return data.batch(config.seed, step, rows)
+        # Batches are numbered by the step alone, so a resumed run reads the ones that it has not read yet.
         first = step * model.batches
         return _stack([data.batch(config.seed, first + i, rows) for i in range(model.batches)])
 
@@ -43,7 +47,7 @@ def feed(data: Dataset, model: GenerativeModel, config: Config, rows: range) -> 
 
 
 def stacked(feed: Callable[[int], HostBatch], config: Config) -> Callable[[range], HostBatch]:
-    """Returns a function that maps the 1-based steps of a call to the input of the call.
+    """Returns a function that maps the 1-based steps of one call of the compiled update to the input of the call.
 
     If `steps_per_call` is above 1, the inputs of the steps are stacked on a leading axis, even for a call of one step. feed: maps a
     0-based step to its input.

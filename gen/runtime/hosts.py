@@ -58,6 +58,7 @@ def join(coordinator: str | None, hosts: int | None, host: int | None, startup: 
                 coordinator,
                 hosts,
                 host,
+                # Longer than `_exit_if_late` waits, so that its message comes first.
                 initialization_timeout=startup + SHUTDOWN_SECONDS,
                 heartbeat_timeout_seconds=heartbeat,
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
@@ -168,7 +169,10 @@ def gather(value: T) -> list[T]:
 
 @contextmanager
 def requeue_if_lost() -> Iterator[None]:
-    """If another host is lost inside this context, raises the reason of its failure, or Requeue, instead of the runtime's error."""
+    """Turns an error of JAX's runtime about a lost host into the error with which that host failed.
+
+    If that host gave no reason, raises Requeue instead. Other errors pass unchanged.
+    """
     try:
         yield
     # JaxRuntimeError is a RuntimeError. Orbax may raise it as any of these three.
@@ -197,7 +201,11 @@ def disconnect() -> None:
 
 
 def exit_process(status: int) -> None:
-    """Ends this process. With several hosts it ends at once: a normal exit would wait for the others."""
+    """Ends this process with an exit status. With one host it exits normally.
+
+    With several hosts it ends without the normal exit, which would wait for the other hosts. The first host waits
+    FAILURE_SECONDS before.
+    """
     host, number = failures.place()
     if number == 1:
         sys.exit(status)

@@ -70,6 +70,7 @@ class Kind(NamedTuple):
 
 
 LOSS, PLAYERS, GRADIENT = Kind(), Kind(climbs=True), Kind(climbs=True, ratio=MAX_GRADIENT_RATIO)
+"""The kinds of a single loss, of the sum of the losses of several players (such as a GAN's), and of a gradient norm."""
 
 
 def limit(level: Level, kind: Kind) -> float:
@@ -96,7 +97,11 @@ def limit(level: Level, kind: Kind) -> float:
 
 
 def jump(level: Level, kind: Kind) -> float:
-    """Returns the limit above which a single value is far outside its history. inf: there are no values yet."""
+    """Returns the limit above which a single value is far above the running mean. inf: there are no values yet.
+
+    `limit` depends on the best values of the whole run instead. For gradient norms, and for the first START values,
+    both are the same.
+    """
     if level.count < START or kind.ratio is not None:
         return limit(level, kind)
     away = MAX_DEVIATIONS * level.deviation, 0.25 * (level.high - level.low), MIN_JUMP * abs(level.mean)

@@ -69,9 +69,10 @@ def _remove_program(path: Path) -> None:
 
 
 def keep_programs(folder: Path) -> None:
-    """Makes JAX use `Programs` for its cache, if the folder of its cache is this folder.
+    """Makes JAX read and write its compilation cache through `Programs` if the cache is in `folder`.
 
-    If this version of JAX has no function that can be replaced, JAX's own cache is used, without hashes.
+    For a cache in another folder, or if this version of JAX lacks the function that is replaced here, JAX's own cache
+    is used, without hashes.
     """
     try:
         # A private module, but the only place where JAX makes its cache.

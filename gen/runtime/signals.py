@@ -23,11 +23,11 @@ _saves = False
 
 @contextmanager
 def exit_on_signal(grace: float) -> Iterator[None]:
-    """Inside this context, a signal raises Requeue, which ends the process.
+    """Inside this context, SIGTERM or SIGUSR1 raises Requeue, which ends the process.
 
-    Python cannot raise an exception while a compilation or an exchange with a lost host is running. So the process is ended `SOON`
-    seconds after the signal in any case. Inside `notice_signals`, a signal raises nothing, so that the state can be saved, and the
-    process is ended `grace` seconds after the signal.
+    Python cannot raise an exception while a compilation or an exchange with a lost host is running. So the process is
+    ended `SOON` seconds after the signal in any case. Inside `notice_signals`, a signal raises nothing, so that the
+    state can be saved, and the process is ended `grace` seconds after the signal.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -39,7 +39,10 @@ def exit_on_signal(grace: float) -> Iterator[None]:
 
 @contextmanager
 def notice_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether a signal or a Ctrl-C has come. Neither ends the process, but a second Ctrl-C does."""
+    """Yields a function that returns whether SIGTERM, SIGUSR1 or Ctrl-C has come inside this context.
+
+    The first of them raises nothing, so that the state can be saved. A Ctrl-C after it raises KeyboardInterrupt.
+    """
     global _saves
     came = False
 
@@ -62,7 +65,7 @@ def notice_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def delay_signals() -> Iterator[None]:
-    """Delays signals until the end of this context.
+    """Delays SIGTERM and SIGUSR1 until the end of this context.
 
     Use it around an event loop, which would turn a handler's Requeue into another error.
     """

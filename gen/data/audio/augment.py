@@ -12,7 +12,7 @@ from gen.core import Array, Key
 from gen.errors import UserError, check_not_negative
 
 TAPS = 8
-"""Number of samples on each side of a point from which the sound between two samples is computed."""
+"""The sound at a point in time is interpolated from this number of samples before it, and the same number after it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Augmentation:
     delay: float = 0.0
     """Longest delay in seconds. The window then begins with silence, and its end is cut off."""
     gain: float = 0.0
-    """Largest change of the loudness in either direction, in dB. What becomes louder than 1 is clipped."""
+    """Largest change of the loudness in either direction, in dB. Samples outside of [-1, 1] are then clipped."""
     speed: float = 0.0
     """Largest change of the speed, below 1. 0.1: a window is played 0.9 to 1.1 times as fast, so its pitch changes too (Ko et al.
     2015)."""
@@ -63,5 +63,6 @@ def play(x: Array, delay: Array, speed: Array) -> Array:
     band = jnp.minimum(1, 1 / speed)
     weight = band * jnp.sinc(band * distance) * jnp.square(jnp.cos(jnp.pi / 2 * distance / TAPS))
     inside = (near >= 0) & (near < len(x))
+    # Points outside of x are clipped only to be valid indices. `inside` gives them the weight 0.
     index = jnp.clip(near, 0, len(x) - 1).astype(jnp.int32)
     return jnp.einsum("tk,tkc->tc", jnp.where(inside, weight, 0), x[index], precision="highest")

@@ -1,4 +1,7 @@
-"""Recordings with texts, such as the words that are spoken. All recordings of the same text are in the same split."""
+"""Recordings with texts, such as the words that are spoken. All recordings of a group are in the same split.
+
+A group is named in the .jsonl file of the texts. If it is not, recordings with the same text are a group.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,7 @@ class Transcribed(CaptionOptions, core.Data):
         captions.check(self)
         root = captions.find_root(self.name, RECORDING)
         recordings, pairs = open_recordings(self, root)
+        # The text describes the whole recording, so a later window with this text would be a wrong example.
         windows = cut(recordings.source, self.rate, sound.samples, self.channels, "start")
         describe.print_lines(recordings, windows)
         texts = captions.encode_pairs(self, pairs, self.name)
@@ -99,9 +103,10 @@ class Transcribed(CaptionOptions, core.Data):
 
 
 def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[Caption]]:
-    """Returns the recordings that fit into a window, and their texts. Sub-folders are neither classes nor splits.
+    """Returns (recordings, texts) of the recordings below `root` that last at most `config.seconds`.
 
-    Raises: UserError for a recording or a text that can't be read, or if no recording fits.
+    They are one split without classes. Raises: UserError for a recording or a text that can't be read, or if all
+    recordings are longer.
     """
     listing = folder.list_sounds(root, config.name)
     pairs = captions.pair_up(root, [file.path for file in listing.files], config.name, RECORDING)

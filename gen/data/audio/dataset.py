@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from gen import core, errors, files
+from gen import core, errors, memory
 from gen.data import digest
 from gen.data.audio import describe, folder, naming
 from gen.data.audio.augment import Augmentation
@@ -27,8 +27,10 @@ PREFIX = "audio:"
 
 @dataclass(frozen=True)
 class Audio(core.Data):
-    """A set of recordings as windows of one length: "audio" float32 [B, samples, channels] in [-1, 1), and "label" if there
-    are classes."""
+    """A set of recordings, cut into windows of one length.
+
+    Batches have "audio" float32 [B, samples, channels] in [-1, 1) and, if there are classes, "label" int32 [B].
+    """
 
     name: str = "tones"
     """tones: built-in tones and chords; or audio:PATH, a folder of WAV, FLAC, OGG or MP3 files. Its sub-folders are classes, or splits
@@ -40,8 +42,8 @@ class Audio(core.Data):
     channels: Literal[1, 2] = 1
     """Mono (1) or stereo (2)."""
     long: Long = "windows"
-    """How recordings that are longer than a window are used. windows: cut into consecutive windows. start: only the first window is used, which
-    suits spoken words with a label."""
+    """How recordings that are longer than a window are used. windows: cut into consecutive windows; a rest of less than
+    half a window is left out. start: only the first window is used, which suits spoken words with a label."""
     pattern: str | None = None
     """Pattern of the file names, such as {label}_{speaker}_*.wav. {label} is the class, and other fields can choose splits. A pattern
     with a slash is compared with the whole path below the folder."""
@@ -68,7 +70,10 @@ class Audio(core.Data):
         return round(self.rate * self.seconds)
 
     def resolve(self) -> Audio:
-        """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
+        """Returns the config with slices in place of None for train, validation and test.
+
+        Raises: UserError if an option is wrong, or if there are no recordings.
+        """
         check(self)
         given = {split: getattr(self, split) for split in Slices._fields}
         if None not in given.values():
@@ -82,7 +87,10 @@ class Audio(core.Data):
         return folder.count_files(self.name, options, self.pattern)
 
     def build(self) -> core.Dataset:
-        """Opens the recordings, and decodes them if the set is small enough. Raises: UserError for a wrong option or recording."""
+        """Returns the data set. Decodes all windows now if they fit into `in_memory`; otherwise when they are needed.
+
+        Raises: UserError for a wrong option or recording.
+        """
         config = self.resolve()
         slices = {name: getattr(config, name) for name in Slices._fields}
         windows = open_windows(self, slices)
@@ -112,7 +120,7 @@ class Audio(core.Data):
 
 
 def check(config: Audio) -> None:
-    """Checks the options that do not depend on the recordings. Raises: UserError if one is wrong."""
+    """Checks the options, as far as possible without opening the recordings. Raises: UserError if one is wrong."""
     positive = {"batch-size": config.batch_size, "rate": config.rate, "seconds": config.seconds}
     errors.check_positive(**{f"--data.{name}": value for name, value in positive.items()})
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
@@ -128,11 +136,14 @@ def check(config: Audio) -> None:
             f"windows of {config.seconds:g} s at {config.rate} Hz have {size:,} samples; change --data.seconds"
         )
     # A batch that does not fit would end the process without a message.
-    files.check_memory(4 * config.batch_size * size, f"a batch of {config.batch_size} windows")
+    memory.check_memory(4 * config.batch_size * size, f"a batch of {config.batch_size} windows")
 
 
 def open_windows(config: Audio, slices: dict[str, str]) -> Windows:
-    """Opens the recordings of the config, and prints a description of a folder. Raises: UserError if they cannot be used."""
+    """Opens the recordings that the config names, and cuts them into windows. Prints a description of a folder.
+
+    slices: {"train", "validation" or "test": value of this option}. Raises: UserError if the recordings cannot be used.
+    """
     shape = config.rate, config.samples, config.channels, config.long
     if config.name == "tones":
         return cut(tones(config.rate, config.seconds, slices), *shape)
@@ -144,7 +155,13 @@ def open_windows(config: Audio, slices: dict[str, str]) -> Windows:
 
 
 def open_reader(config: Audio, windows: Windows, splits: dict[str, np.ndarray]) -> Reader:
-    """Returns a reader from memory if the windows of all splits fit into `config.in_memory`, otherwise from the recordings."""
+    """Returns a reader of decoded windows by position.
+
+    If the windows of all splits fit into `config.in_memory`, they are decoded now and held in memory. Otherwise
+    recordings are decoded whenever their windows are read.
+
+    splits: {split: positions of its windows, int64}.
+    """
     # Splits may overlap, and may leave recordings out. Each window that is in a split is decoded once.
     used, source, n = np.unique(np.concatenate(list(splits.values()))), windows.source, len(splits["train"])
     shape = f"{config.rate} {config.samples} {config.channels} {config.long}"

@@ -15,7 +15,7 @@ from gen.errors import note
 
 
 def print_lines(recordings: Recordings, windows: Windows) -> None:
-    """Prints the lines of `describe` to stderr."""
+    """Prints a description of the recordings and their windows to stderr. Each line begins with the --data.name."""
     note(*(f"{recordings.source.name}: {line}" for line in describe(recordings, windows)))
 
 
@@ -46,7 +46,7 @@ def describe(recordings: Recordings, windows: Windows) -> Iterator[str]:
 
 
 def describe_time(seconds: float) -> str:
-    """Returns a duration as text, in hours, minutes or seconds."""
+    """Returns a duration as text, in hours, minutes or seconds: "1.5 hours" for 5400 seconds."""
     unit, name = next(
         (unit, name) for unit, name in ((3600, "hours"), (60, "minutes"), (1, "s")) if seconds >= unit or unit == 1
     )

@@ -55,9 +55,11 @@ class Recordings(NamedTuple):
 def find(name: str, options: Mapping[str, str], pattern: str | None) -> Found:
     """Lists the sound files below "audio:PATH", and finds their classes and splits.
 
-    options: {"train", "validation" or "test": value of this option}, for options that are given. pattern: --data.pattern.
+    options: {"train", "validation" or "test": value of this option}, for options that are given.
+    pattern: --data.pattern.
 
-    Raises: UserError if there are no sound files, or if names of files or sub-folders are ambiguous.
+    Raises: UserError if there are no sound files, a file name does not fit the pattern, an option names a split or a
+    field that does not exist, or the meaning of sub-folders is not clear.
     """
     root = find_root(name)
     listing = list_sounds(root, name)
@@ -88,7 +90,9 @@ def list_sounds(root: Path, name: str) -> Listing:
 
 
 def count_files(name: str, options: Mapping[str, str], pattern: str | None) -> dict[str, list[int]]:
-    """Returns {split: [number of files]} of a folder, to suggest slices for the options that are not given.
+    """Returns {split: [number of files]} of "audio:PATH", to suggest slices for the options that are not given.
+
+    Files that an option in `options` chooses by a field, such as "speaker=ann", are a split with the option's name.
 
     options, pattern: as for `find`. Raises: UserError as `find`.
     """
@@ -101,15 +105,19 @@ def count_files(name: str, options: Mapping[str, str], pattern: str | None) -> d
 def open_folder(options: FolderOptions, pattern: str | None) -> Recordings:
     """Opens all recordings below a folder. The order within a split is by the SHA-256 of the relative path.
 
-    Raises: UserError as `find`, or if a file can't be read.
+    pattern: --data.pattern. Raises: UserError if there are no sound files, if options, file names or sub-folders don't
+    fit each other, or if a file can't be read and options.skip_bad is False.
     """
     return open_found(find(options.name, options.splits, pattern), options)
 
 
 def open_found(found: Found, options: FolderOptions) -> Recordings:
-    """Returns the recordings that are in a split of found.layout, split by split, with their headers. None is decoded yet.
+    """Returns the recordings that are in a split of found.layout, split by split, with their headers.
 
-    found: the files, from `find`. Raises: UserError if a file can't be read, unless options.skip_bad leaves it out.
+    Recordings are decoded later, when they are read. With options.skip_bad, each is also decoded once here, and files
+    that can't be decoded are left out. found: the files, from `find`.
+
+    Raises: UserError if the header of a file can't be read and options.skip_bad is False, or if no file can be read.
     """
     name, (root, listing, layout, slices) = options.name, found
     used = [i for positions in layout.splits.values() for i in positions]

@@ -55,14 +55,16 @@ def is_choice(option: str | None) -> bool:
 def apply_fields(
     layout: Layout, fields: Fields, options: Mapping[str, str], name: str
 ) -> tuple[Layout, dict[str, str]]:
-    """Returns the layout with classes and splits from the fields of the file names, and the options as slices of these splits.
+    """Returns (layout, options): classes and splits from the fields of the file names, and slices of these splits.
 
-    The files that an option chooses by a field become a split with the option's name. All other files become the split "train", or
-    "rest" if --data.train chooses by a field too.
+    The files that an option chooses by a field become a split with the option's name. All other files become the split
+    "train", or "rest" if --data.train chooses by a field too.
 
-    fields: the fields of each file, in the order of the listing. options: {"train", "validation" or "test": value}, if given.
+    layout: classes and splits by the sub-folders. fields: the fields of each file, in the order of the listing.
+    options: {"train", "validation" or "test": value}, for options that are given. name: the --data.name, for errors.
 
-    Raises: UserError for a field or a value that no file has, or if sub-folders are already splits.
+    Raises: UserError for a field or a value that no file has, or if an option chooses by a field and sub-folders are
+    already splits.
     """
     if LABEL in fields[0]:
         classes = tuple(sorted({each[LABEL] for each in fields}))
@@ -88,8 +90,12 @@ def apply_fields(
 
 
 def choose(option: str, value: str, fields: Fields, name: str) -> list[int]:
-    """Returns the positions of the files that a choice such as "speaker=ann,bob" names. Raises: UserError for an unknown field
-    or value.
+    """Returns the positions of the files that a choice such as "speaker=ann,bob" selects.
+
+    option, value: the name of the option, such as test, and the choice. fields: of each file. name: the --data.name,
+    for errors.
+
+    Raises: UserError for a field or a value that no file has.
     """
     field, _, text = value.partition("=")
     if field not in fields[0]:

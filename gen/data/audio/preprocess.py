@@ -10,8 +10,8 @@ from gen.core import Array, Batch, Key
 from gen.data.audio.augment import Augmentation, augment
 
 LEVELS = 2**15
-"""The integer sample of amplitude 1. Batches are sent to the device as int16, which has half of the bytes of float32, and is exact for
-most files."""
+"""The integer sample of amplitude 1. Batches are sent to the device as int16, which has half of the bytes of float32,
+and is exact for files of at most 16 bits."""
 
 
 def to_integers(x: np.ndarray) -> np.ndarray:

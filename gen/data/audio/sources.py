@@ -81,6 +81,7 @@ def tones(rate: int, seconds: float, slices: Mapping[str, str]) -> Source:
     """
     if rate < MIN_RATE:
         raise UserError(f"tones need --data.rate {MIN_RATE} or more, and it is {rate}")
+    # A fixed seed: the sounds are a data set, so they are the same in every run.
     rng, n, names = np.random.default_rng(0), sum(N_TONES.values()), (*NOTES, *CHORDS)
     labels = rng.permutation(np.arange(n) % len(names)).astype(np.int32)
     pitches = [(steps,) for steps in NOTES.values()] + list(CHORDS.values())
@@ -100,7 +101,7 @@ def tones(rate: int, seconds: float, slices: Mapping[str, str]) -> Source:
 
 
 def _play(steps: Sequence[int], rate: int, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns a tone, or several at once, as float64 [samples] in [-1, 1]. steps: half-tones above C4."""
+    """Returns tones that sound together, float64 [samples] in [-1, 1]. steps: of each tone, the half-tones above C4."""
     t = np.arange(samples) / rate - rng.uniform(0, 0.1) * samples / rate
     # Random tuning, up to a quarter of a half-tone.
     tuning = 2 ** (rng.uniform(-0.25, 0.25) / 12)

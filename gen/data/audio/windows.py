@@ -58,8 +58,9 @@ class Windows:
 def cut(source: Source, rate: int, samples: int, channels: int, long: Long) -> Windows:
     """Cuts the recordings of a source into windows.
 
-    samples: length of a window. long: "windows" cuts consecutive windows. The rest of a recording becomes one more window, filled up
-        with silence, if it is at least half a window long. "start" takes only the first window of each recording.
+    samples: length of a window, per channel, at `rate` samples per second. long: "windows" cuts consecutive windows.
+    The rest of a recording becomes one more window, filled up with silence, if it
+        is at least half a window long; otherwise it is left out. "start" takes only the first window of each recording.
     """
     # Lengths after resampling. The decoded recording may be one sample longer or shorter.
     lengths = np.ceil(source.seconds * rate - 1e-6).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Image data sets: a folder, a prepared TFDS set, or built-in digits."""
+"""Image data sets: a folder of images or of pairs, a TFDS set that was prepared on disk, or built-in digits."""
 
 from gen.data.images.dataset import Images
 from gen.data.images.pixels import to_bytes

@@ -1,4 +1,7 @@
-"""Captioned images: a folder of pictures with one text each. All variants of a picture are in the same split."""
+"""Captioned images: a folder of pictures with one text each.
+
+All pictures of a group, such as variants of one picture, are in the same split.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,7 @@ class Captioned(CaptionOptions, core.Data):
         source = open_pictures(self, root, listing)
         shape = check_shape(images, source)
         texts = captions.encode_pairs(self, pairs, self.name)
+        # The captions decide the splits: a group of examples, such as equal captions, is never in two of them.
         reader = open_reader(images, source, texts.splits, shape)
         examples = Examples(
             sizes={split: len(positions) for split, positions in texts.splits.items()},
@@ -90,12 +94,12 @@ class Captioned(CaptionOptions, core.Data):
 
 
 def open_pictures(config: Captioned, root: Path, listing: Listing) -> Source:
-    """Returns a source of the pictures, in the order of the listing. Sub-folders are neither classes nor splits."""
+    """Opens the listed pictures below `root`, in the order of the listing, as one split without classes."""
     whole = config.check == "all"
     options = folder.FolderOptions(config.name, {}, config.size, config.background, skip_bad=False, whole=whole)
     # .txt and .jsonl files hold the captions, so they are not reported as left out.
     others = {reason: n for reason, n in listing.left_out.items() if reason not in (".txt", ".jsonl")}
     listing = listing._replace(left_out=others)
-    # One split and no classes: `divide` makes the splits, and sub-folders have no meaning.
+    # One split and no classes: `captions.encode_pairs` makes the splits, and sub-folders have no meaning.
     n = len(listing.files)
     return folder.open_listed(root, listing, Layout({WHOLE: list(range(n))}, None, [0] * n), options)

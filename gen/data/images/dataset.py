@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from gen import core, errors, files
+from gen import core, errors, memory
 from gen.core import HostBatch
 from gen.data import digest
 from gen.data.examples import Examples
@@ -27,7 +27,11 @@ from gen.errors import UserError
 
 @dataclass(frozen=True)
 class Images(core.Data):
-    """Images: "image" float32 [B, H, W, C] in [-1, 1], and "label", "source" or "tokens" if the options or the data give them."""
+    """A data set of images. Batches have "image" float32 [B, H, W, C] in [-1, 1].
+
+    If the data have classes, batches also have "label" int32 [B]. Pairs have "source", of the shape and range of
+    "image", which is then the target. With the option `patch`, batches have "tokens" int32 [B, *grid].
+    """
 
     name: str = "digits"
     """digits or stacked_digits, which are built in; the name of a prepared TFDS set, such as mnist or name/config:1.0.0; folder:PATH, whose
@@ -57,11 +61,13 @@ class Images(core.Data):
     """Make each pixel 1 with a probability equal to its grey level, scaled to [0, 1], and otherwise -1. static: drawn once for each example.
     dynamic: drawn again each time that the example is seen. None: keep the grey levels."""
     dequantize: bool = False
-    """Add uniform noise that is as wide as one grey level. The density of a continuous model then bounds the probability of the levels."""
+    """Add uniform noise that is as wide as one grey level. The density of a continuous model then gives a lower bound
+    of the probability of the levels."""
     patch: tuple[int, ...] = ()
-    """Also give the image as a grid of tokens, "tokens" int32. One number: the side, in pixels, of the square patch that becomes one token.
-    For example, 2x2 binary pixels make a vocabulary of 16. Two numbers: the side of a cell of the grid, then the side of a patch. The
-    tokens of all patches in a cell are then the last axis. Empty: no tokens."""
+    """Also give the image as a grid of tokens, "tokens" int32. One number: the side, in pixels, of the square patch
+    that becomes one token. For example, patches of 2x2 binary pixels have a vocabulary of 16. Two numbers, such as 4 2:
+    the side of a square cell of the grid, then the side of a patch. Each cell then has a last axis of tokens, one for
+    each of its patches. Empty: no tokens."""
     skip_bad: bool = False
     """Skip images of a folder that cannot be read, and print how many there are. Otherwise such an image is an error."""
     in_memory: int = 2**31
@@ -72,7 +78,10 @@ class Images(core.Data):
     1 MiB. all: it compares every byte."""
 
     def resolve(self) -> Images:
-        """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
+        """Returns the config with slices in place of None for train, validation and test.
+
+        Raises: UserError if an option is wrong, or if the images are missing or can't be used.
+        """
         check(self)
         given = {split: getattr(self, split) for split in Slices._fields}
         if None not in given.values():
@@ -86,7 +95,10 @@ class Images(core.Data):
         return replace(self, **fill_in(given, splits, self.name))
 
     def build(self) -> core.Dataset:
-        """Opens the images, and decodes them if the set is small enough. Raises: UserError for a wrong option or image."""
+        """Returns the data set. Decodes all images now if they fit into `in_memory`; otherwise when they are needed.
+
+        Raises: UserError for a wrong option or image.
+        """
         config = self.resolve()
         slices = {name: getattr(config, name) for name in Slices._fields}
         source = open_source(self, slices)
@@ -126,7 +138,7 @@ class Images(core.Data):
 
 
 def check(config: Images) -> None:
-    """Checks the options that do not depend on the images. Raises: UserError if one is wrong."""
+    """Checks the options, as far as possible without opening the images. Raises: UserError if one is wrong."""
     errors.check_positive(**{"--data.batch-size": config.batch_size})
     errors.check_not_negative(**{"--data.in-memory": config.in_memory})
     if config.size is not None:
@@ -143,13 +155,14 @@ def check(config: Images) -> None:
         raise UserError("--data.binarize and --data.dequantize exclude each other: choose one")
     if config.patch and config.dequantize:
         raise UserError("--data.patch needs levels, and --data.dequantize adds noise to them: choose one")
+    # Called for its error alone: a wrong colour is found before any image is read.
     pixels.parse_color(config.background)
 
 
 def open_source(config: Images, slices: Mapping[str, str]) -> Source:
     """Opens the images that the config names. Raises: UserError if they are missing or cannot be used.
 
-    slices: {field: value} of --data.train, --data.validation and --data.test.
+    slices: {"train", "validation" or "test": slice}. {}: the slices are not known yet.
     """
     whole = config.check == "all"
     if config.name == "digits":
@@ -164,19 +177,32 @@ def open_source(config: Images, slices: Mapping[str, str]) -> Source:
 
 
 def check_shape(config: Images, source: Source) -> Shape:
-    """Returns the shape of a decoded image or pair. Raises: UserError if an image, or a batch of them, is too large."""
+    """Returns the shape of an image after decoding and resizing.
+
+    It is (height, width, channels) for an image, and (2, height, width, channels) for a pair.
+
+    Raises: UserError if an image has more than core.MAX_SIZE numbers, or if a batch needs more memory than the machine
+    has.
+    """
     height, width, channels = source.shape
     height, width = config.size or height, config.size or width
     shape = (*(2,) * source.paired, height, width, config.colors or channels)
     if math.prod(shape) > core.MAX_SIZE:
         raise UserError(f"{config.name}: images of {height}x{width} are too large. Give a size, such as --data.size 64")
     # A batch that does not fit would end the process without a message.
-    files.check_memory(config.batch_size * math.prod(shape), f"a batch of {config.batch_size} images")
+    memory.check_memory(config.batch_size * math.prod(shape), f"a batch of {config.batch_size} images")
     return shape
 
 
 def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray], shape: Shape) -> Reader:
-    """Returns a reader from memory if the images of all splits fit into `config.in_memory`, otherwise from the source."""
+    """Returns a reader of decoded images by position.
+
+    If the images of all splits fit into `config.in_memory`, they are decoded now and held in memory. Otherwise images
+    are decoded whenever they are read.
+
+    splits: {split: positions of its images in the source, int64}. shape: of a decoded image or pair, as from
+    `check_shape`.
+    """
     # Splits may overlap or leave images out. Each used image is decoded once.
     used = np.unique(np.concatenate(list(splits.values())))
     n = len(splits["train"])
@@ -191,7 +217,10 @@ def open_reader(config: Images, source: Source, splits: Mapping[str, np.ndarray]
 
 
 def read_pairs(reader: SplitReader, split: str, index: np.ndarray) -> HostBatch:
-    """Returns the pairs of a split: "image" and "source", uint8 [n, H, W, C] each."""
+    """Reads pairs of a split. Returns targets as "image", sources as "source", uint8 [n, H, W, C], and "label" if any.
+
+    index: positions in the split, int64 [n].
+    """
     # Image and source were decoded as one array, so that they share one cache entry and are cropped alike.
     examples = reader.read(split, index)
     target, source = np.moveaxis(examples["image"], 1, 0)

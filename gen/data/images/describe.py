@@ -14,7 +14,7 @@ from gen.errors import note
 
 
 class Facts(NamedTuple):
-    """Facts of the readable images of a folder."""
+    """Facts of the readable images of a folder, from which `describe` makes its lines."""
 
     layout: Layout
     counts: Mapping[str, int]
@@ -30,9 +30,10 @@ class Facts(NamedTuple):
 
 
 def print_lines(name: str, facts: Facts, left_out: str, background: str) -> None:
-    """Prints the lines of `describe` to stderr.
+    """Prints a description of a folder of images to stderr. Each line begins with `name`, the --data.name.
 
-    left_out: description of the files that were left out, or "". background: name of the colour behind transparent pixels.
+    left_out: description of the files that were left out, or "". background: name of the colour behind transparent
+    pixels.
     """
     note(*(f"{name}: {line}" for line in describe(facts, left_out, background)))
 
@@ -84,7 +85,10 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 def describe_sizes(sizes: np.ndarray) -> str:
-    """Returns the common size as height x width, or the smallest and largest height and width."""
+    """Returns a text about the sizes of images. sizes: height and width of each image, [N, 2].
+
+    It is "28x28" (height x width) if all sizes are equal, otherwise like "heights 20 to 28 and widths 24 to 32".
+    """
     (low_height, low_width), (high_height, high_width) = sizes.min(0).tolist(), sizes.max(0).tolist()
     if (low_height, low_width) == (high_height, high_width):
         return f"{low_height}x{low_width}"

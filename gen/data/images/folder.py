@@ -58,7 +58,11 @@ def open_folder(options: FolderOptions) -> Source:
 
 
 def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOptions) -> Source:
-    """Opens the images of a listing that the layout uses, in its order. Raises: UserError as `open_folder`."""
+    """Opens the listed images that are in a split of the layout, split by split. Prints a description of them.
+
+    root: folder of the listing. Raises: UserError if an image can't be read, if images differ in size, or if none can
+    be read.
+    """
     name = options.name
     used = [i for positions in layout.splits.values() for i in positions]
     stamp = stamp_files(root, listing, used, layout, options)
@@ -96,7 +100,10 @@ def open_listed(root: Path, listing: Listing, layout: Layout, options: FolderOpt
 
 
 def count_images(name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of images]} of "folder:PATH", to suggest slices if no option names a split. Raises: UserError as `open_folder`."""
+    """Returns {split: [number of images]} of "folder:PATH", to suggest slices if no option names a split.
+
+    Raises: UserError if the folder is missing or has no images, or if the meaning of its sub-folders is not clear.
+    """
     return count_splits([file.path for file in list_found(find_root(name), name).files], name)
 
 
@@ -110,7 +117,7 @@ def find_root(name: str) -> Path:
 
 
 def list_found(root: Path, name: str) -> Listing:
-    """Returns the images below a folder. Raises: UserError if there are none."""
+    """Lists the images below a folder. name: the --data.name, for errors. Raises: UserError if there are none."""
     listing = list_images(root)
     if not listing.files:
         others = describe_left_out(listing.left_out)
@@ -150,11 +157,14 @@ class Stamp(NamedTuple):
     content: list[str]
     """Relative path, size and hash of the content of each file."""
     fingerprint: str
-    """Digest that changes if a file changes, or the meaning of a sub-folder."""
+    """Digest that changes if a file, a class, a split or options.skip_bad changes."""
 
 
 def stamp_files(root: Path, listing: Listing, used: Sequence[int], layout: Layout, options: FolderOptions) -> Stamp:
-    """Returns the stamp of the files at these positions of the listing. The content of a new or changed file is read."""
+    """Returns texts and a digest that identify the files at the positions `used` of the listing, in this order.
+
+    Reads the content of files that are new or changed. The hashes of other files are in the cache.
+    """
     wanted = np.zeros(len(listing.files), bool)
     wanted[used] = True
     paths, facts = [file.path for file in listing.files], [file.facts for file in listing.files]

@@ -20,30 +20,32 @@ Parts = tuple[str, ...]
 
 
 class Level(NamedTuple):
-    """The outermost level of sub-folders at which the images are divided among several sub-folders."""
+    """A level of sub-folders that may be splits or classes, as `find_level` returns it."""
 
     depth: int
-    """Number of levels above. At each of them, one sub-folder holds all images, so it is neither a class nor a split."""
+    """Number of levels above. If it is 1, the sub-folder of "a/b/c.png" at this level is b."""
     names: list[str]
-    """Sorted names of the sub-folders of this level. []: there are none, and the images lie directly in the folder above."""
+    """Sorted names of the sub-folders at this level. []: images lie directly at this level, so sub-folders have no
+    meaning."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The splits and classes of a folder."""
+    """The splits and classes of a folder, as `lay_out` finds them."""
 
     splits: dict[str, list[int]]
-    """{split: positions of its images among the paths}. The order is train, validation, test, others."""
+    """{split: positions of its images in the list of all paths}. The order is train, validation, test, others."""
     classes: tuple[str, ...] | None
     """Sorted names of the classes. None: the images have no classes."""
     labels: list[int]
     """Class of each image, in the order of `splits`. All are 0 if there are no classes."""
     unused: dict[str, int] = field(default_factory=dict)
-    """{sub-folder: number of its images} for sub-folders next to the splits that no option names."""
+    """{sub-folder: number of its images}, for splits that no option names. Their images are not used."""
     are_splits: bool = False
     """Whether the splits are sub-folders. Otherwise there is one split, WHOLE."""
     wrapper: Parts = ()
-    """Sub-folders that hold all images, from the outermost on."""
+    """Sub-folders that hold all images, so they are neither splits nor classes, from the outermost on. (): there are
+    none."""
 
 
 def lay_out(paths: Sequence[str], options: Mapping[str, str], name: str) -> Layout:
@@ -74,6 +76,7 @@ def lay_out(paths: Sequence[str], options: Mapping[str, str], name: str) -> Layo
             if not NAME.fullmatch(found):
                 raise UserError(f"{name}: rename {found!r} to letters, digits, _ and -, so that an option can slice it")
             used.add(found)
+    # Left out before classes are looked for, because unused splits may have other sub-folders.
     unused = {split: len(splits.pop(split)) for split in list(splits) if split not in used}
     kept = [parts[i] for positions in splits.values() for i in positions]
     try:
@@ -85,7 +88,11 @@ def lay_out(paths: Sequence[str], options: Mapping[str, str], name: str) -> Layo
 
 
 def count_splits(paths: Sequence[str], name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of images]} of all splits of a folder, when no option names a split. Raises: UserError as `lay_out`."""
+    """Returns {split: [number of images]} of all splits of a folder, for use when no option names a split.
+
+    Without sub-folders that are splits, the result is {WHOLE: [number of all images]}. paths, name, errors: as for
+    `lay_out`.
+    """
     parts = [tuple(path.split("/")) for path in paths]
     top = find_level(parts, 0)
     return in_order(count(parts, top)) if are_splits(parts, top, (), name) else {WHOLE: [len(parts)]}
@@ -97,7 +104,7 @@ def count(parts: Sequence[Parts], level: Level) -> dict[str, int]:
 
 
 def in_order(counts: Mapping[str, int]) -> dict[str, list[int]]:
-    """Returns {split: [number of images]}: train, validation, test, and then others by name."""
+    """Returns {split: [number of images]}, sorted: train, validation, test, then others by name."""
     kinds = (*KINDS, None)
     return {split: [counts[split]] for split in sorted(counts, key=lambda split: (kinds.index(kind_of(split)), split))}
 
@@ -121,7 +128,15 @@ def find_level(parts: Sequence[Parts], start: int) -> Level:
 
 
 def are_splits(parts: Sequence[Parts], top: Level, options: Iterable[str], name: str) -> bool:
-    """Returns whether sub-folders are splits. Raises: UserError if some look like splits and others do not."""
+    """Returns whether the sub-folders at the level `top` are splits.
+
+    They are if all have names of splits, such as train and val, or if an option names one of them (other than train).
+
+    options: values of --data.train, --data.validation and --data.test. name: the --data.name, for errors.
+
+    Raises: UserError if no option decides it, and sub-folders such as train and test lie next to sub-folders with other
+    names.
+    """
     named = {split for option in options for split in names_in(option)} & set(top.names)
     kinds = [kind_of(split) for split in top.names]
     if not top.names:
@@ -140,7 +155,10 @@ def are_splits(parts: Sequence[Parts], top: Level, options: Iterable[str], name:
 
 
 def label(parts: Sequence[Parts], level: Level) -> tuple[tuple[str, ...] | None, list[int]]:
-    """Returns the classes of images, and the label of each: its sub-folder of the level."""
+    """Returns (classes, labels): the names of the level's sub-folders, and for each image the index of its sub-folder.
+
+    If the level has no sub-folders, the classes are None and all labels are 0.
+    """
     if not level.names:
         return None, [0] * len(parts)
     number = {each: i for i, each in enumerate(level.names)}

@@ -23,7 +23,7 @@ MAX_ENDING = 12  # characters of an ending that is printed; longer ones are not 
 
 
 class ListedFile(NamedTuple):
-    """A file with one of the endings."""
+    """A file with one of the endings that `list_files` was asked for."""
 
     path: str
     """Relative to the listed folder, with slashes."""
@@ -32,12 +32,12 @@ class ListedFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The content of a folder."""
+    """The result of `list_files`: the files with one of the endings, and the numbers of all other entries."""
 
     files: list[ListedFile]
     """Sorted by the SHA-256 of their paths. This order mixes the classes, and a new file does not change the order of the other files."""
     left_out: Mapping[str, int]
-    """{reason: number of entries} for everything else."""
+    """{reason: number of entries} for all other entries, such as {".heic": 12, "links to folders": 3}."""
 
 
 def list_images(root: Path) -> Listing:
@@ -76,7 +76,10 @@ def _visit(
     folders: list[str],
     left_out: Counter[str],
 ) -> None:
-    """Adds an entry of a folder to the files, to the folders to visit, or to what is left out."""
+    """Adds an entry of a folder to `files`, to `folders` (still to be visited), or to the counts in `left_out`.
+
+    path: of the entry, relative to the listed folder.
+    """
     is_folder = entry.is_dir(follow_symlinks=False)
     hidden = entry.name.startswith(".") or entry.name.lower() in (SYSTEM_FOLDERS if is_folder else SYSTEM_FILES)
     if is_folder and not hidden:

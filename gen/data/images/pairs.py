@@ -35,9 +35,15 @@ class Part(NamedTuple):
 
 
 def open_pairs(options: FolderOptions, source: Place) -> Source:
-    """Opens the pairs of "pairs:PATH", in the order of their targets. The sub-folders of targets are classes or splits.
+    """Opens the pairs of pictures in the folder of options.name, "pairs:PATH".
 
-    Raises: UserError as `folder.open_folder`, or for a picture without a partner.
+    Sub-folders of the targets are classes or splits. The pairs of a split are sorted by the SHA-256 of the targets'
+    paths.
+
+    source: where the sources are, see `Place`.
+
+    Raises: UserError for a picture that has no partner or can't be read, if pictures differ in size, or if the meaning
+    of sub-folders is not clear.
     """
     parts = list_parts(options.name, source)
     layout = lay_out([file.path for file in parts[0].listing.files], options.splits, options.name)
@@ -60,10 +66,13 @@ def open_pairs(options: FolderOptions, source: Place) -> Source:
 
 
 def count_pairs(name: str, source: Place) -> dict[str, list[int]]:
-    """Returns {split: [number of pairs]} of "pairs:PATH". If sub-folders are named like splits, such as train and val,
-    they are the splits. Otherwise there is one split.
+    """Returns {split: [number of pairs]} of "pairs:PATH", to suggest slices if no option names a split.
 
-    Raises: UserError as `open_pairs`.
+    If sub-folders are named like splits, such as train and val, they are the splits. Otherwise the only split is
+    "train".
+
+    source: where the sources are, see `Place`. Raises: UserError if a folder does not exist, or a picture has no
+    partner.
     """
     return count_splits([file.path for file in list_parts(name, source)[0].listing.files], name)
 
@@ -135,10 +144,14 @@ class Pairs:
 def decode_pair(
     paths: tuple[Path, ...], size: int | None, channels: int, background: Color = WHITE, *, source: Place
 ) -> np.ndarray:
-    """Returns target and source as uint8 [2, height, width, channels]. See `pixels.decode` for the arguments.
+    """Returns target and source as uint8 [2, height, width, channels].
+
+    paths: (target, source), or (picture that holds both,) if `source` is left or right: the half that is the source.
+    size, channels, background: as for `pixels.decode`.
 
     Raises: ValueError with the reason if one of them cannot be read, or if they differ in size.
     """
+    # In full size: a picture that holds both is halved first, and the two sizes must be compared.
     found = [pixels.decode(path, None, channels, background) for path in paths]
     if source != "folder":
         if found[0].shape[1] % 2:

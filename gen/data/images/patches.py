@@ -1,4 +1,4 @@
-"""Converts images with few grey levels to grids of tokens and back, without a tokenizer.
+"""Converts images with few grey levels to grids of tokens and back, without a trained tokenizer.
 
 The token of a patch is a number whose digits, in base `levels`, are the pixels of the patch.
 """
@@ -22,9 +22,13 @@ MAX_VOCAB = 2**16
 
 
 def patch_tokens(image: Feature, patch: tuple[int, ...], name: str) -> Feature:
-    """Returns the feature of the tokens of images. patch: see Images.patch. name: the --data.name, for errors.
+    """Returns the feature of the tokens of images: the shape and axes of their grid, and the size of the vocabulary.
 
-    Raises: UserError if the patches do not divide the image, or have too many values.
+    image: feature of the images. patch: (side of a patch,), or (side of a cell of the grid, side of a patch), in
+    pixels. With two numbers, the grid has a last axis: the patches of a cell. name: the --data.name, for errors.
+
+    Raises: UserError if the patches do not divide the image, if the number of its levels is unknown, or if a patch has
+    more than MAX_VOCAB possible values.
     """
     height, width, channels = image.shape
     square, side = patch[0], patch[-1]
@@ -48,24 +52,36 @@ def patch_tokens(image: Feature, patch: tuple[int, ...], name: str) -> Feature:
 
 
 def tokenize(batch: Batch, key: Key, training: bool, *, preprocess: Transform, spec: Spec) -> Batch:
-    """Preprocesses a batch of images and adds their "tokens", int32 [B, *grid]. Runs in the compiled step."""
+    """Applies `preprocess` to a batch of images and adds their "tokens", int32 [B, *grid]. Runs in the compiled step.
+
+    spec: features of the data, with "image" and "tokens".
+    """
     seen = preprocess(batch, key, training)
     return {**seen, "tokens": to_tokens(seen["image"], spec)}
 
 
 def to_tokens(images: Array, spec: Spec) -> Array:
-    """Returns the tokens, int32 [B, *grid], of images, float [B, H, W, C] in [-1, 1]. spec: has "image" and "tokens"."""
+    """Returns the tokens, int32 [B, *grid], of images, float [B, H, W, C] in [-1, 1].
+
+    The token of a patch is the sum over its pixels i of v_i * levels^i, where v_i is the level of the pixel, in [0,
+    levels).
+
+    spec: features of the data, with "image" and "tokens".
+    """
     levels, (rows, columns, a, p) = spec["tokens"].levels or 2, _divide(spec)
     # Rounded, because dividing by levels - 1 was not exact.
     v = jnp.round((images + 1) / 2 * (levels - 1)).astype(jnp.int32)
-    # A square has a x a patches of p x p pixels.
+    # A cell of the grid has a x a patches of p x p pixels.
     v = v.reshape(len(v), rows, a, p, columns, a, p, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
     digits = v.reshape(*v.shape[:5], -1)
     return (digits * _places(digits.shape[-1], levels, digits.ndim)).sum(-1).reshape(len(v), *spec["tokens"].shape)
 
 
 def to_pictures(tokens: Array, spec: Spec) -> Array:
-    """Returns the images, float32 [B, H, W, C] in [-1, 1], of tokens, int32 [B, *grid]: the inverse of `to_tokens`."""
+    """Returns the images, float32 [B, H, W, C] in [-1, 1], of tokens, int32 [B, *grid]: the inverse of `to_tokens`.
+
+    spec: features of the data, with "image" and "tokens".
+    """
     levels, (rows, columns, a, p) = spec["tokens"].levels or 2, _divide(spec)
     height, width, channels = spec["image"].shape
     places = _places(p * p * channels, levels, 6)
@@ -75,7 +91,11 @@ def to_pictures(tokens: Array, spec: Spec) -> Array:
 
 
 def show_samples(arrays: Mapping[str, A], spec: Spec) -> dict[str, A | Array]:
-    """Returns the arrays of a model's `generate`, in which "samples" become images if they are tokens of patches."""
+    """Converts "samples" to images, float32 [n, H, W, C] in [-1, 1], if they are tokens of patches.
+
+    Otherwise the arrays are returned unchanged. arrays: the result of a model's `generate`. spec: features of the run's
+    data.
+    """
     tokens, samples = spec.get("tokens"), arrays["samples"]
     if tokens is None or tokens.levels is None or not jnp.issubdtype(samples.dtype, jnp.integer):
         return dict(arrays)
@@ -83,12 +103,12 @@ def show_samples(arrays: Mapping[str, A], spec: Spec) -> dict[str, A | Array]:
 
 
 def _divide(spec: Spec) -> tuple[int, int, int, int]:
-    """Returns (rows and columns of squares, patches per side of a square, pixels per side of a patch)."""
+    """Returns (rows, columns, a, p). The grid has rows x columns cells, each of a x a patches of p x p pixels."""
     rows, columns, *parts = spec["tokens"].shape
     a = math.isqrt(math.prod(parts))
     return rows, columns, a, spec["image"].shape[0] // (rows * a)
 
 
 def _places(digits: int, levels: int, ndim: int) -> Array:
-    """Returns the place value of each digit of a token, levels^i, int32 [1, ..., digits] with `ndim` axes."""
+    """Returns the place value of each digit of a token, levels^i, int32 [1, ..., 1, digits] with `ndim` axes."""
     return (levels ** jnp.arange(digits, dtype=jnp.int32)).reshape(*[1] * (ndim - 1), -1)

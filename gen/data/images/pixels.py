@@ -26,11 +26,12 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Number of channels -> mode of Pillow."""
 WHITE: Color = (255, 255, 255)
 MAX_ASPECT = 8
-"""Images whose longer side is more than this number of shorter sides are cropped before they are resized, too."""
+"""If the longer side of an image is more than this number times the shorter side, it is cropped to this ratio before it
+is resized."""
 LARGE_PIXELS = 2**24
 """Images with more pixels are decoded one at a time."""
 STRIP_PIXELS = 2**20
-"""Number of pixels in a strip of an image, whose transparency is replaced strip by strip."""
+"""The transparency of an image is replaced in strips of about this number of pixels, to bound the memory."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -66,8 +67,9 @@ def decode(
     """Returns an image as uint8 [height, width, channels], upright as its EXIF orientation says.
 
     encoded: content of an image file, its path, or pixels uint8 [height, width] or [height, width, 3].
-    size: resize the shorter side to this number of pixels (bicubic, antialiased) and crop the centre to [size, size]. None: keep the
-        size.
+    size: resize the shorter side to this number of pixels (bicubic, antialiased) and crop the centre to [size, size].
+        None: keep the size.
+    channels: 1 (grey), 3 (RGB) or 4 (RGBA).
     background: the colour behind transparent pixels. It has no effect on 4 channels, which keep the transparency.
 
     Raises: ValueError with the reason if the image cannot be read.
@@ -94,7 +96,7 @@ def _alone(image: Image.Image) -> Iterator[None]:
 
 
 def parse_color(text: str) -> Color:
-    """Returns the colour of a name or of #RRGGBB. Raises: UserError if it is neither."""
+    """Parses a colour, given by its name, such as black, or as #RRGGBB. Raises: UserError if the text is neither."""
     try:
         red, green, blue = ImageColor.getrgb(text)[:3]
     except ValueError:

@@ -28,12 +28,12 @@ def preprocess(
 
     - By default x = 2 v / (levels - 1) - 1, so the first and the last level are -1 and 1.
     - `dequantize`: x = 2 (v + u) / levels - 1 with u ~ U[0, 1). Each level becomes an interval of width 2 / levels.
-    - `binarize`: x = 1 with probability v / (levels - 1), otherwise -1. If "static", the draw depends on the "index" of the
-      example alone, so each example always has the same binary image. If "dynamic", it depends on (key, row).
-    - `flip`, if `training`: the image is mirrored left to right with probability 1/2. This comes last, so that it mirrors the binary image
-      of "static" too.
+    - `binarize`: x = 1 with probability v / (levels - 1), otherwise -1. If "static", the draw depends on the "index" of
+      the example alone, so each example always has the same binary image. If "dynamic", it depends on (key, row).
+    - `flip`, if `training`: the image is mirrored left to right with probability 1/2. This comes last, so that it
+      mirrors the binary image of "static" too.
 
-    Noise depends on (key, "row") alone, so it is the same however the batch is sharded.
+    Except for "static", random numbers depend on (key, "row") alone. So they are the same however the batch is sharded.
     """
     noise_key, flip_key = jax.random.split(key)
     v = batch["image"].astype(jnp.float32)

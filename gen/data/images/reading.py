@@ -35,9 +35,10 @@ THREAD_RECORDS = 16  # records that a thread decodes at once. With fewer, thread
 
 
 def hold_in_memory(source: Source, used: np.ndarray, decoding: Decoding, whole: bool = False) -> Held:
-    """Decodes the images at the positions `used` (sorted), or maps them from the cache if they were decoded before.
+    """Decodes the images at the positions `used`, or maps them from the cache if they were decoded before.
 
-    whole: check every byte of the cache against its hash, not only a sample.
+    used: positions in the source, sorted, int64 [N]. whole: check every byte of the cache against its hash, not only a
+    sample.
     """
     # Other versions of Pillow and of `pixels.decode` may give other pixels. Raise the number here if you change `pixels.decode`.
     key = digest.sha256(str(source.fingerprint), str(tuple(decoding)), used, f"pillow {PIL.__version__}, decode 2")

@@ -18,7 +18,8 @@ KINDS = {
 """{split: names that data sets give to this split}, in lower case."""
 _KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 Splits = Mapping[str, Sequence[int]]
-"""{split: number of examples in each of its shards}. The positions of a split follow those of the split before."""
+"""{split: number of examples in each of its shards}. Positions of examples count through all splits, one split after
+the other."""
 
 
 class Slices(NamedTuple):
@@ -48,9 +49,9 @@ def find_split(name: str, splits: Mapping[str, object]) -> str | None:
 
 
 def positions(field: str, option: str, splits: Splits, name: str) -> np.ndarray:
-    """Returns the positions, int64 [n], of the images of a slice such as "train[:90%]". Positions count through all splits.
+    """Returns the positions, int64 [n], that a slice such as "train[:90%]" selects, counted through all splits.
 
-    option: the slice. field: name of the option, for errors. name: the --data.name, for errors.
+    option: the slice. field: "train", "validation" or "test", for errors. name: the --data.name, for errors.
 
     Raises: UserError if the syntax is wrong, the split does not exist, or no examples are left.
     """
@@ -71,7 +72,10 @@ def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
 
 
 def cut(option: str, splits: Splits) -> np.ndarray:
-    """Returns the positions of an option, int64 [n]. Raises: ValueError or NotImplementedError, as TFDS does."""
+    """Returns the positions that a slice such as "train[:90%]+val" selects, int64 [n], counted through all splits.
+
+    Raises: ValueError or NotImplementedError if TFDS can't parse the slice, or if there is no such split.
+    """
     # TFDS itself parses the slice, so that percentages round exactly as in TFDS.
     import tensorflow_datasets as tfds
 
@@ -93,9 +97,10 @@ def translate(option: str, splits: Splits) -> str:
 
 
 def suggest(splits: Splits) -> Slices:
-    """Returns slices for train, validation and test: the splits with the usual names, and parts of other splits for missing ones.
+    """Returns slices for train, validation and test: the splits with the usual names.
 
-    No slice is empty. If there are too few examples to hold any out, all three are the same split.
+    If one of these splits is missing, its slice is a part of another split. No slice is empty. If a split has too few
+    examples to be divided, each of its slices is the whole split.
     """
     known = {kind: next((split for split in splits if kind_of(split) == kind), None) for kind in KINDS}
     train = known["train"] or next(iter(splits))
@@ -130,7 +135,7 @@ def fill_in(given: Mapping[str, str | None], splits: Splits, name: str) -> dict[
 
 
 def _overlap(a: str, b: str, splits: Splits) -> bool:
-    """Returns whether two slices share examples. A slice that can't be cut shares none: it is reported when the data are opened."""
+    """Returns whether two slices share examples. False if one is wrong: this is reported when the data are opened."""
     try:
         return len(np.intersect1d(cut(a, splits), cut(b, splits))) > 0
     except (ValueError, NotImplementedError):

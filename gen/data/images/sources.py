@@ -35,7 +35,7 @@ class Source(NamedTuple):
     classes: tuple[str, ...] | None
     """Name of each class. None: there are no labels."""
     read: Callable[[Sequence[int]], list[Record]]
-    """Positions -> records."""
+    """(positions) -> the record of each: its image, still encoded, and its label. See `Record`."""
     unreadable: Callable[[int, str], UserError]
     """(position, reason) -> the error for an image that cannot be decoded."""
     content: str
@@ -45,7 +45,7 @@ class Source(NamedTuple):
     decode: Callable[..., np.ndarray] = pixels.decode
     """Decodes an image, with the arguments of `pixels.decode`. For pairs it returns target and source, uint8 [2, H, W, C]."""
     paired: bool = False
-    """Whether the images are pairs."""
+    """Whether each image is a pair of a source and a target, which are decoded as one array."""
     older_content: str | None = None
     """The value of `content` that older versions of gen computed for the same examples, from names and sizes of files. None: equal to
     `content`."""
@@ -57,12 +57,12 @@ class ArrayImages:
 
     name: str
     images: np.ndarray
-    """uint8 [N, H, W, C]."""
+    """uint8 [N, H, W, C], or [N, H, W] for grey images."""
     labels: np.ndarray
     """Integers [N]."""
 
     def read(self, positions: Sequence[int]) -> list[Record]:
-        """Returns the pixels and labels of these positions."""
+        """Returns (pixels, label) of each of these positions."""
         return [(self.images[i], int(self.labels[i])) for i in positions]
 
     def unreadable(self, position: int, reason: str) -> UserError:

@@ -1,4 +1,4 @@
-"""The images of a prepared TFDS set."""
+"""Opens the images of a TFDS (TensorFlow Datasets) set that was prepared on disk."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from gen.errors import UserError
 
 
 def open_images(name: str, data_dir: str | None, size: int | None, whole: bool = False) -> Source:
-    """Opens a prepared TFDS set. Reads its features "image" and "label".
+    """Opens a TFDS set that was prepared on disk, as a `Source` of its images and class labels.
 
-    If no image feature is named "image", the first one in alphabetical order is read. Likewise for a class label.
+    The image feature "image" is read. If no image feature has this name, the first in alphabetical order is read.
+    Likewise for the class label "label". A set without class labels gives a source without classes.
 
-    size: the --data.size of the config. Without it, all images must have one size. whole: compare every byte of the files with the
-    hashes from their first reading, not only a sample.
+    name: TFDS name, such as mnist or name/config:1.0.0.
+    data_dir: directory of prepared sets. None: ~/tensorflow_datasets.
+    size: the --data.size of the config. None: the images keep their size.
+    whole: compare every byte of the files with the hashes from their first reading, not only a random sample.
 
-    Raises: UserError if the set is not prepared, has no random access, or has no 8-bit images.
+    Raises: UserError if the set is not prepared, is not in the random-access format array_record, or has no images of 8
+    bits with 1, 3 or 4 channels. Also if its images differ in size and `size` is None.
     """
     path = tfds_sets.find(name, data_dir)
     if path is None:
@@ -69,7 +73,7 @@ def open_images(name: str, data_dir: str | None, size: int | None, whole: bool =
 
 @dataclass(frozen=True)
 class TfdsImages:
-    """Reads the records of a prepared TFDS set."""
+    """Reads and deserializes the examples of a prepared TFDS set, by their positions."""
 
     name: str
     records: Any
@@ -77,7 +81,7 @@ class TfdsImages:
     features: Any
     """The features that are deserialized: the image and the label."""
     decoders: dict[str, object]
-    """Keeps the image encoded."""
+    """{image feature: a decoder of TFDS that skips decoding}. So an image stays encoded, such as a PNG."""
     image: str
     """Name of the image feature."""
     label: str | None
@@ -86,7 +90,11 @@ class TfdsImages:
     """Number of classes. 0: there is no label."""
 
     def read(self, positions: Sequence[int]) -> list[Record]:
-        """Returns the encoded images and their labels. Raises: UserError if an example has no label, or one out of range."""
+        """Returns (encoded image, label) of each position. The label is 0 if the set has no labels.
+
+        Raises: UserError if an example has the label -1, which means that it has none, or a label of at least
+        `classes`.
+        """
         # One call for all positions: array_record is ten times slower if each is read alone.
         serialized = self.records.__getitems__(positions)
         examples = [self.features.deserialize_example_np(each, decoders=self.decoders) for each in serialized]

@@ -72,9 +72,10 @@ def join_tokens(windows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def contexts_of(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns, for each kind of context, the hash of each token's context, uint64 [tokens]. Kinds go from the least detail to the most.
+    """Returns one array for each kind of context: the hash of each token's context, uint64 [tokens].
 
-    Each kind contains all facts of the kind before it, and adds facts: see ORDER.
+    A context consists of facts about a token's surroundings, such as the previous token of its voice (see `_describe`).
+    Each kind of context has all facts of the kind before it, and more (see ORDER).
     """
     parts = [_describe(window) for window in windows]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -94,9 +95,10 @@ ORDER = (("voice", "own"), ("beat", "age"), ("above",), ("others",), ("before",)
 def _describe(window: np.ndarray) -> dict[str, np.ndarray]:
     """Returns {fact: its value for each token of a window, int64 [tokens]}. Contexts are made of these facts.
 
-    voice: number of the token's voice. own: token of this voice in the previous frame. above: tokens of the lower-numbered voices in
-    this frame. beat: position of the frame in its quarter note. age: number of frames since the note of this voice began, at most
-    BEAT. others: all tokens of the previous frame. before: token of this voice before its current note.
+    voice: number of the token's voice. own: token of this voice in the previous frame. above: tokens of the
+    lower-numbered voices in this frame. beat: position of the frame in its quarter note. age: number of frames for
+    which the pitch of `own` had sounded before the previous frame, at most BEAT. others: tokens of all voices in the
+    previous frame. before: token of this voice in the frame before the pitch of `own` began.
     """
     frames, voices = window.shape
     tokens = window.astype(np.int64)
@@ -110,11 +112,11 @@ def _describe(window: np.ndarray) -> dict[str, np.ndarray]:
         others = others * 1009 + last[:, voice] + 2
     changed = np.ones((frames, voices), bool)
     changed[1:] = pitches_of(last[1:]) != pitches_of(np.concatenate([np.full((1, voices), START), last[:-1]])[1:])
-    # The frame in which the note of the frame before began.
+    # The frame after the pitch of the previous frame began, because `last` is one frame late.
     index = np.arange(frames)[:, None]
     since = np.maximum.accumulate(np.where(changed, index, 0), axis=0)
     age = np.minimum(index - since, BEAT)
-    # The note before the one that sounded in the frame before.
+    # The token before that pitch began.
     earlier = np.take_along_axis(last, np.maximum(since - 1, 0), axis=0)
     earlier = np.where(since > 0, earlier, START)
     shape = (frames, voices)
@@ -130,14 +132,17 @@ def _describe(window: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _mix(state: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns hashes uint64 [N] of states and integers [N]."""
+    """Returns hashes, uint64 [N]: each of a hash in `state`, uint64 [N], together with an integer in `values`, [N]."""
     # Products wrap around, and the shift brings the high bits, which depend on all others, to the low ones.
     mixed = (state ^ values.astype(np.uint64)) * MIX
     return mixed ^ (mixed >> np.uint64(29))
 
 
 def count(contexts: np.ndarray, tokens: np.ndarray) -> Counts:
-    """Counts the tokens, int64 [N], after each context, hashes uint64 [N]."""
+    """Counts which tokens, int64 [N], occur after which contexts.
+
+    contexts: hash of each token's context, uint64 [N].
+    """
     pairs, first, counts = np.unique(_mix(contexts, tokens), return_index=True, return_counts=True)
     # The context of each different pair, so that the pairs of a context can be counted.
     found, number = np.unique(contexts[first], return_inverse=True)
@@ -146,7 +151,11 @@ def count(contexts: np.ndarray, tokens: np.ndarray) -> Counts:
 
 
 def interpolate(seen: Counts, contexts: np.ndarray, tokens: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Returns the probability p_k of each token, float64 [N], from the counts and p_{k-1}, `lower`. See `count_nats`."""
+    """Returns the probability p_k of each token, float64 [N], by the formula of `count_nats`.
+
+    seen: counts of the training tokens for contexts of kind k. contexts: hash of each token's context, uint64 [N].
+    tokens: int64 [N]. lower: probability p_{k-1} of each token, float64 [N].
+    """
     # For a context without counts, the result is `lower`.
     total, kinds = _look_up(seen.contexts, seen.totals, contexts), _look_up(seen.contexts, seen.kinds, contexts)
     n = _look_up(seen.pairs, seen.counts, _mix(contexts, tokens))
@@ -154,7 +163,7 @@ def interpolate(seen: Counts, contexts: np.ndarray, tokens: np.ndarray, lower: n
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Returns the value of each key in `asked`, or 0 if it is not in `keys`, which are sorted."""
+    """Returns the value of each key in `asked`, or 0 if it is not in `keys`. values: of each of the sorted `keys`."""
     # searchsorted returns len(keys) for keys above the last one, which is no valid index.
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where(keys[at] == asked, values[at], 0)

@@ -25,15 +25,17 @@ from gen.data.readers import SplitReader
 from gen.errors import UserError
 
 MAX_STEPS = 96
-"""Largest number of frames in a quarter note. A MIDI file has at most 32,767 ticks in a quarter note."""
+"""Largest number of frames in a quarter note. A MIDI file has at most 32,767 ticks in a quarter note, and gen writes
+120 per frame."""
 
 
 @dataclass(frozen=True)
 class Music(core.Data):
-    """A set of scores as windows of one length: "tokens" int32 [B, frames, voices], "counted" of the same shape, and "label" if
-    there are classes.
+    """A set of scores, cut into windows of one length. Batches have "tokens" int32 [B, frames, voices].
 
-    gen.data.music.roll defines the tokens. "counted" is float32: 0 after the end of a piece, otherwise 1.
+    A token is the note or the rest of a voice in a frame, as gen.data.music.roll defines it. Batches also have
+    "counted", float32 of the same shape: 0 after the end of a piece, otherwise 1. If there are classes, they have
+    "label" int32 [B]. With the option `excerpt`, training batches have this number of frames.
     """
 
     name: str = "canons"
@@ -67,7 +69,10 @@ class Music(core.Data):
     """How each later start looks for changed files. sample: it compares a random sample of their content. all: it compares every byte."""
 
     def resolve(self) -> Music:
-        """Returns the config with slices in place of None for train, validation and test. Raises: UserError as `build`."""
+        """Returns the config with slices in place of None for train, validation and test.
+
+        Raises: UserError if an option is wrong, or if there are no scores.
+        """
         check(self)
         given = {split: getattr(self, split) for split in Slices._fields}
         if None not in given.values():
@@ -80,7 +85,7 @@ class Music(core.Data):
         return folder.count(self.name) if self.name.startswith(folder.PREFIX) else rolls.count(self.name)
 
     def build(self) -> core.Dataset:
-        """Opens the scores. Raises: UserError for a wrong option or score."""
+        """Returns the data set, with all scores in memory. Raises: UserError for a wrong option or score."""
         config = self.resolve()
         source = open_source(config)
         chosen = {name: positions(name, value, source.splits, source.name) for name, value in source.options.items()}
@@ -116,7 +121,7 @@ class Music(core.Data):
 
 
 def check(config: Music) -> None:
-    """Checks the options that do not depend on the scores. Raises: UserError if one is wrong."""
+    """Checks the options, as far as possible without opening the scores. Raises: UserError if one is wrong."""
     counts = {"batch-size": config.batch_size, "steps": config.steps, "frames": config.frames, "voices": config.voices}
     errors.check_positive(**{f"--data.{name}": value for name, value in counts.items()})
     errors.check_not_negative(**{"--data.transpose": config.transpose})
@@ -138,7 +143,10 @@ def check(config: Music) -> None:
 
 
 def open_source(config: Music) -> Source:
-    """Opens the scores that a resolved config names. Raises: UserError if they cannot be used."""
+    """Opens the scores that a config names, which must have its slices (see `Music.resolve`).
+
+    Raises: UserError if the scores cannot be used.
+    """
     slices = {name: getattr(config, name) for name in Slices._fields}
     if config.name == "canons":
         return canons(config.voices, config.onsets, slices)
@@ -150,9 +158,11 @@ def open_source(config: Music) -> Source:
 
 
 def baselines(pieces: Mapping[str, Sequence[np.ndarray]], frames: int, vocab: int, key: str) -> dict[str, float]:
-    """Returns {"counting_nats_per_token": mean of `counting.count_nats` on the test split, with counts of the training split}.
+    """Returns {"counting_nats_per_token": mean of -log p per token of the test split}, for a model without a network.
 
-    pieces: {split: rolls}. frames: length of the windows into which they are cut. key: digest of the data, for the cache.
+    The model predicts each token from counts of the training split, see `counting.count_nats`. pieces: {split: rolls}.
+    frames: length of the windows into which rolls are cut. vocab: size of the vocabulary. key: digest of the data, for
+    the cache.
     """
 
     def make() -> Arrays:

@@ -13,12 +13,12 @@ from gen.errors import note
 
 
 def print_lines(source: Source, windows: Windows, pieces: Mapping[str, int]) -> None:
-    """Prints the lines of `describe` to stderr. pieces: {split: number of pieces}."""
+    """Prints a description of the pieces and their windows to stderr. pieces: {split: number of pieces}."""
     note(*(f"{source.name}: {line}" for line in describe(source, windows, pieces)))
 
 
 def describe(source: Source, windows: Windows, pieces: Mapping[str, int]) -> Iterator[str]:
-    """Yields lines about the pieces, the windows, and the transpositions."""
+    """Yields lines about the pieces, the windows, and the transpositions. pieces: {split: number of pieces}."""
     lengths = np.array([len(piece) for piece in source.pieces])
     classes = source.classes
     many = "no classes" if classes is None else f"{len(classes)} classes, {describe_classes(classes, source.labels)}"

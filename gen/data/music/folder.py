@@ -45,14 +45,20 @@ def find(name: str) -> Found:
 
 
 def count(name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of files]}, to suggest slices if no option names a split. Raises: UserError as `find`."""
+    """Returns {split: [number of files]} of "midi:PATH", to suggest slices if no option names a split.
+
+    Raises: UserError if there are no MIDI files, or if the meaning of sub-folders is not clear.
+    """
     return count_splits([file.path for file in find(name).listing.files], name)
 
 
 def open_folder(options: FolderOptions, steps: int, voices: int) -> Source:
-    """Opens all MIDI files below a folder, and prints how many of them don't fit. The order is by the SHA-256 of the path.
+    """Opens all MIDI files below a folder. The order within a split is by the SHA-256 of the relative path.
 
-    Raises: UserError as `find`, or if a file does not fit and options.skip_bad is not given.
+    steps: frames of a quarter note. voices: voices of a roll. A file doesn't fit if `midi.decode` can't convert it to
+    such a roll. With options.skip_bad, these files are left out, and their numbers are printed by reason.
+
+    Raises: UserError if there are no MIDI files or none fits, or if a file does not fit and options.skip_bad is False.
     """
     name = options.name
     root, listing = find(name)
@@ -89,9 +95,11 @@ def open_folder(options: FolderOptions, steps: int, voices: int) -> Source:
 
 
 def read_all(paths: Sequence[Path], steps: int, voices: int) -> Arrays:
-    """Reads the files. Returns {"notes": their rolls one after the other, int16 [F, voices], "frames": int64 [N], "reasons": text [N]}.
+    """Reads the files as rolls of `steps` frames per quarter note.
 
-    A file that does not fit has 0 frames, and a reason. The reasons of all other files are "".
+    Returns {"notes": all rolls one after the other, int16 [F, voices], "frames": length of each roll, int64 [N],
+    "reasons": text [N]}. A file that can't be read as such a roll has 0 frames, and the reason as text. The reasons of
+    all other files are "".
     """
     read = [read_file(path, steps, voices) for path in paths]
     rolls = [np.zeros((0, voices), np.int16) if isinstance(found, str) else found for found in read]
@@ -100,7 +108,10 @@ def read_all(paths: Sequence[Path], steps: int, voices: int) -> Arrays:
 
 
 def read_file(path: Path, steps: int, voices: int) -> np.ndarray | str:
-    """Returns the roll of a file, or the reason why it does not fit."""
+    """Returns the roll of a file, int16 [frames, voices], or the reason why it can't be read as one.
+
+    steps: frames of a quarter note.
+    """
     try:
         return midi.decode(read_bytes(path, MAX_BYTES), steps, voices)
     except ValueError as error:
@@ -110,5 +121,5 @@ def read_file(path: Path, steps: int, voices: int) -> np.ndarray | str:
 
 
 def kind_of(reason: str) -> str:
-    """Returns a reason without its details, so that files with the same kind of reason can be counted."""
+    """Returns a reason without its details, to count similar files: "is off the grid" for "is off the grid: ..."."""
     return reason.partition(":")[0].partition("(")[0].partition(", in frame")[0].strip()

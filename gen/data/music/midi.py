@@ -50,12 +50,13 @@ def load_mido() -> ModuleType:
 
 
 def decode(content: bytes, steps: int, voices: int) -> np.ndarray:
-    """Returns a MIDI file as a roll with HELD tokens, int16 [frames, voices]. The roll ends where the last note ends.
+    """Converts a MIDI file to a roll with HELD tokens, int16 [frames, voices], as gen.data.music.roll defines it.
 
-    steps: frames of a quarter note. A file with fewer voices has rests in the last ones. Tempo, loudness and instruments are left out.
+    The roll ends where the last note ends. content: bytes of the file. steps: frames of a quarter note. voices: voices
+    of the roll. If the file has fewer, the last ones are silent. Tempo, loudness and instruments are left out.
 
-    Raises: ValueError with the reason if it can't be read, has no notes, has notes that are not on the grid, or notes that sound at
-    once in a voice, or has more voices.
+    Raises: ValueError with the reason if the file can't be read, has no notes, has more voices, or is too long. Also if
+    a note does not begin and end on the grid of frames, or if notes of one voice overlap.
     """
     file = _parse(content)
     # The notes are checked before the roll is made, because a wrong time could require any amount of memory.
@@ -96,7 +97,7 @@ def _parse(content: bytes) -> Any:
 
 
 def _find_voices(file: Any) -> dict[int, list[Note]]:
-    """Returns {number of the voice from 0: its notes}, without voices that have none."""
+    """Returns {number of the voice from 0: its notes}. Each channel of each track that has notes is a voice."""
     named: dict[int, list[Note]] = {}
     found: list[list[Note]] = []
     for track in file.tracks:
@@ -111,7 +112,7 @@ def _find_voices(file: Any) -> dict[int, list[Note]]:
 
 
 def _read_notes(track: Any) -> dict[int, list[Note]]:
-    """Returns {channel: notes} of a track. Raises: ValueError if a note does not end."""
+    """Returns {channel: notes, in ticks} of a track of a mido.MidiFile. Raises: ValueError if a note does not end."""
     notes: dict[int, list[Note]] = defaultdict(list)
     sounding: dict[tuple[int, int], list[int]] = defaultdict(list)
     tick = 0
@@ -132,7 +133,11 @@ def _read_notes(track: Any) -> dict[int, list[Note]]:
 
 
 def _fill(column: np.ndarray, notes: list[Note], steps: int, beat: int, voice: int) -> None:
-    """Writes the notes of a voice into its column of a roll. beat: ticks of a quarter note. Raises: ValueError as `decode`."""
+    """Writes the notes of a voice, in ticks, into its column of a roll, int16 [frames].
+
+    steps, beat: frames and ticks of a quarter note. voice: number of the voice, for errors. Raises: ValueError if a
+    note is not on the grid of frames, or if notes overlap.
+    """
     # Notes are sorted by their beginnings, so that comparing neighbours finds all overlaps.
     end = 0
     for note in sorted(notes):
@@ -149,8 +154,9 @@ def _fill(column: np.ndarray, notes: list[Note], steps: int, beat: int, voice: i
 
 
 def encode(roll: np.ndarray, steps: int) -> bytes:
-    """Returns the content of a MIDI file with a track for each voice of a roll, int [frames, voices]. It is the inverse of `decode`, which
-    drops rests at the end.
+    """Returns the content of a MIDI file with a track for each voice of a roll, int [frames, voices].
+
+    It is the inverse of `decode`, except that `decode` drops rests at the end.
 
     steps: frames of a quarter note. A HELD token that does not continue a note begins a note.
     """
@@ -164,6 +170,7 @@ def encode(roll: np.ndarray, steps: int) -> bytes:
         channel, now = voice + (voice >= DRUMS), 0
         for note in notes_of(column):
             start, end = (TICKS_PER_STEP * tick for tick in note[:2])
+            # MIDI counts the time of an event from the event before it.
             track.append(mido.Message("note_on", channel=channel, note=note.pitch, velocity=VELOCITY, time=start - now))
             track.append(mido.Message("note_off", channel=channel, note=note.pitch, velocity=0, time=end - start))
             now = end
@@ -174,8 +181,9 @@ def encode(roll: np.ndarray, steps: int) -> bytes:
 
 
 def notes_of(column: np.ndarray) -> Iterator[Note]:
-    """Yields the notes of one voice of a roll, int [frames], in frames. A HELD token that does not continue a note
-    begins a note.
+    """Yields the notes of one voice of a roll, int [frames]. Their starts and ends count frames.
+
+    A HELD token that does not continue a note begins a note.
     """
     pitch = pitches_of(column)
     begins = (column < HELD) | (np.concatenate([[REST], pitch[:-1]]) != pitch)

@@ -19,9 +19,11 @@ excerpt tells a model the beat."""
 def preprocess(batch: Batch, key: Key, training: bool, *, excerpt: int) -> Batch:
     """Returns the batch with "counted", float32 of the shape of "tokens": 0 on padding, otherwise 1.
 
-    In training, "tokens" int32 [B, frames, voices] are an excerpt of each window, [B, excerpt, voices], transposed by a number
-    of semitones in [limits[0], limits[1]]. Excerpt and transposition are drawn uniformly from (key, row). An excerpt begins at a multiple of
-    EXCERPT_STEP, and has no padding if the window has at least `excerpt` frames of its piece.
+    If `training`, "tokens" int32 [B, frames, voices] become an excerpt of each window, [B, excerpt, voices], transposed
+    by a random number of semitones within "limits" int32 [B, 2]. Excerpt and transposition are drawn uniformly from
+    (key, row). An excerpt begins at a multiple of EXCERPT_STEP, and has no padding if the window has at least `excerpt`
+    frames of its piece. Otherwise "tokens" are unchanged. The entries "limits" and "frames", int32 [B], the length of
+    each window without padding, are removed.
     """
     tokens, frames = batch["tokens"], batch["frames"]
     if training:
@@ -42,7 +44,11 @@ def preprocess(batch: Batch, key: Key, training: bool, *, excerpt: int) -> Batch
 
 
 def draw_excerpt(frames: Array, keys: Key, *, excerpt: int) -> Array:
-    """Draws the first frame of the excerpt of each window, int32 [B]. frames: frames without padding, int32 [B]. keys: [B]."""
+    """Draws the first frame of the excerpt of each window, a multiple of EXCERPT_STEP, int32 [B].
+
+    frames: number of frames of each window without padding, int32 [B]. excerpt: number of frames of an excerpt. keys:
+    [B].
+    """
     # The last place leaves at least `excerpt` frames if there are that many.
     places = jnp.maximum(frames - excerpt, 0) // EXCERPT_STEP + 1
 
@@ -62,5 +68,5 @@ def draw_shift(limits: Array, keys: Key) -> Array:
 
 
 def transpose(tokens: Array, shift: Array) -> Array:
-    """Returns tokens int32 [B, frames, voices] with all notes moved by int32 [B] semitones. Rests stay."""
+    """Returns tokens int32 [B, frames, voices] with all notes moved by `shift`, int32 [B], semitones. Rests stay."""
     return jnp.where(tokens == REST, tokens, tokens + shift[:, None, None])

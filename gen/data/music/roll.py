@@ -23,7 +23,7 @@ STEPS_PER_QUARTER = 4
 
 
 def vocabulary(onsets: bool) -> int:
-    """Returns the size of the vocabulary of rolls. onsets: whether rolls have HELD tokens."""
+    """Returns the size of the vocabulary of rolls. onsets: whether rolls have HELD tokens, which continue a note."""
     return HELD + PITCHES if onsets else HELD
 
 
@@ -33,7 +33,11 @@ def pitches_of(roll: np.ndarray) -> np.ndarray:
 
 
 def hold(roll: np.ndarray) -> np.ndarray:
-    """Returns a roll with HELD tokens for a roll [frames, voices] without them: equal consecutive pitches become one held note."""
+    """Returns a roll, int [frames, voices], with HELD tokens in place of repeated notes.
+
+    A run of equal notes becomes one note, which begins in the first frame and is held in the others.
+    roll: without HELD tokens.
+    """
     # The first frame holds nothing.
     held = np.zeros(roll.shape, bool)
     held[1:] = (roll[1:] == roll[:-1]) & (roll[1:] < REST)
@@ -41,7 +45,7 @@ def hold(roll: np.ndarray) -> np.ndarray:
 
 
 def check_roll(roll: np.ndarray) -> None:
-    """Raises: ValueError with the reason if a held token does not continue a note, or if no note begins."""
+    """Raises: ValueError with the reason if a HELD token does not continue a note, or if there are no notes."""
     pitch, held = pitches_of(roll), roll >= HELD
     # Silence before the first frame.
     before = np.concatenate([np.full_like(pitch[:1], REST), pitch[:-1]])

@@ -42,12 +42,15 @@ def read(name: str) -> dict[str, list[Any]]:
 
 
 def count(name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of pieces]}. Raises: UserError as `read`."""
+    """Returns {split: [number of pieces]} of "rolls:FILE". Raises: UserError if the file can't be read."""
     return {split: [len(pieces)] for split, pieces in read(name).items()}
 
 
 def open_rolls(name: str, voices: int, slices: Mapping[str, str]) -> Source:
-    """Opens the pieces of "rolls:FILE". slices: {field: value} of --data.train, ... Raises: UserError as `read`, or for a wrong piece."""
+    """Opens the pieces of "rolls:FILE". slices: {"train", "validation" or "test": slice}.
+
+    Raises: UserError if the file can't be read, or if a piece is wrong, such as one with another number of voices.
+    """
     splits = read(name)
     pieces = [
         _piece(x, voices, f"{name}: piece {i} of {split}")

@@ -22,14 +22,14 @@ class Windows:
     frames: np.ndarray
     """Number of frames of each window without padding, int32 [W]."""
     limits: np.ndarray
-    """Lowest and highest transposition of the piece of each window, in semitones, int32 [W, 2]."""
+    """Lowest and highest transposition that training may draw for each window, in semitones, int32 [W, 2]."""
     labels: np.ndarray
     """Class of each window, int32 [W]."""
     first: np.ndarray
-    """Position of the first window of each piece, and the number of windows, int64 [N + 1]."""
+    """Position of the first window of each piece, then the total number of windows, int64 [N + 1]."""
 
     def expand(self, pieces: np.ndarray) -> np.ndarray:
-        """Returns the positions of the windows of these pieces, in order, int64."""
+        """Returns the positions of all windows of these pieces, int64, in the order of `pieces`, int64 [n]."""
         return np.concatenate([np.arange(int(self.first[i]), int(self.first[i + 1])) for i in pieces.tolist()])
 
     def read(self, positions: np.ndarray) -> HostBatch:
@@ -40,9 +40,10 @@ class Windows:
 
 
 def cut(source: Source, frames: int, training: np.ndarray, semitones: int) -> Windows:
-    """Returns the consecutive windows of each piece of a source. The last window of a piece may be shorter, and is padded.
+    """Returns the consecutive windows of each piece of a source. The last window of a piece is padded with rests.
 
-    training: positions of the training pieces. Transposed pieces stay in the range of their voices. semitones: see Music.transpose.
+    frames: length of a window. training: positions of the training pieces. Transpositions keep each voice in the range
+    that it has in these pieces. semitones: largest transposition, up or down.
     """
     # Consecutive and not overlapping, so that each token counts once.
     rows, lengths, first = [], [], [0]

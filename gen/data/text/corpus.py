@@ -1,4 +1,4 @@
-"""Cleans, splits and tokenizes documents once, and then maps the tokens from the cache."""
+"""Cleans documents, divides them into splits and tokenizes them once. Later starts map the tokens from the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gen.data.text.tokenizers import Tokenizer
 from gen.errors import UserError
 
 VERSION = "corpus 2"  # part of the cache key: raise it when the cached arrays change
-MAX_LABELS = 1000  # labels with more different values are not treated as classes
+MAX_LABELS = 1000  # if there are more different labels, they are not treated as classes
 
 
 class Corpus(NamedTuple):
@@ -38,19 +38,19 @@ class Corpus(NamedTuple):
     counts: Counter[str]
     """Numbers of kept and dropped documents and characters. See `gen.data.text.cleaning.clean`."""
     labels: list[str]
-    """The different labels, sorted. []: there are none, or more than MAX_LABELS."""
+    """The different labels of pairs of a text and a label, sorted. []: there are none, or more than MAX_LABELS."""
 
     def streams(self) -> Streams:
-        """Returns the tokens with the facts of the tokenizer that examples need."""
+        """Returns the tokens with the end token and the token widths of the tokenizer."""
         return Streams(self.tokens, tokenizers.end(self.tokenizer), tokenizers.widths(self.tokenizer))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that decide a corpus, as in gen.data.text.Text."""
+    """The settings that decide a corpus. The fields are those of gen.data.text.Text."""
 
     name: str
-    """Name of the documents, for errors."""
+    """Name of the documents, the --data.name, for errors."""
     split: str
     tokenizer: str
     vocabulary: int
@@ -59,7 +59,10 @@ class Recipe:
     template: str
 
     def key(self, source: Source, tokenizer: bytes) -> str:
-        """Returns the cache key of the corpus. tokenizer: content of the tokenizer.json that the recipe names."""
+        """Returns the cache key of the corpus, a SHA-256 in hexadecimal.
+
+        tokenizer: content of the tokenizer.json that the recipe names. b"": it names none.
+        """
         # Only settings that change the tokens are part of the key. A change of another setting does not tokenize again.
         settings = (
             self.split,
@@ -73,9 +76,9 @@ class Recipe:
 
 
 def build_corpus(source: Source, recipe: Recipe, whole: bool = False) -> Corpus:
-    """Returns the corpus of a source, from the cache if it was built before.
+    """Returns the corpus of a source of documents, from the cache if it was built before.
 
-    whole: compare every byte of the cache with its hash, not only a sample.
+    whole: compare every byte of the cache with its hash, not only a random sample.
 
     Raises: UserError for documents that cannot be read, an unknown field in the template, or a split without documents.
     """
@@ -98,9 +101,10 @@ def build_corpus(source: Source, recipe: Recipe, whole: bool = False) -> Corpus:
 
 
 class Survey(NamedTuple):
-    """Facts that one pass over the cleaned documents collects."""
+    """Results of one pass over the cleaned documents, before they are tokenized."""
 
     counts: Counter[str]
+    """Numbers of kept and dropped documents and characters. See `gen.data.text.cleaning.clean`."""
     labels: set[str]
     """The different labels of pairs. At most MAX_LABELS + 1 are collected."""
     alphabet: set[str]
@@ -115,11 +119,15 @@ class Builder:
     recipe: Recipe
     split: Split
     content: bytes
-    """Content of the tokenizer.json that the recipe names, or b""."""
+    """Content of the tokenizer.json that the recipe names. b"": it names none."""
     writing: Writing
 
     def make(self) -> Arrays:
-        """Returns the arrays that are cached: the tokens of each split, the tokenizer.json, and facts as JSON."""
+        """Returns the arrays that are cached: {split: tokens}, and uint8 arrays with the bytes of two files.
+
+        The files are "tokenizer", the tokenizer.json, and "facts", a JSON object with the digest, the counts and the
+        labels.
+        """
         survey = self.survey()
         # The split "tail" needs the total before it can assign the first text, so a first pass counts.
         total = survey.counts["documents" if self.source.pair else "characters"]
@@ -134,15 +142,15 @@ class Builder:
         return {**tokens, "tokenizer": _as_array(dump), "facts": _as_array(json.dumps(facts).encode())}
 
     def documents(self, counts: Counter[str]) -> Iterator[Document]:
-        """Yields the cleaned documents. `counts` is increased: see gen.data.text.cleaning.clean."""
+        """Yields the documents of the source, cleaned. `counts` is increased as in `gen.data.text.cleaning.clean`."""
         pair = self.source.pair
         body, separator = (pair.target, None) if pair else ("text", self.recipe.document_break)
         return cleaning.clean(self.source.read(), body, separator, self.recipe.min_characters, counts)
 
     def survey(self) -> Survey:
-        """Returns the counts, labels and characters of all documents, which it reads once.
+        """Reads all documents once. Returns their counts and labels, and their characters for a character tokenizer.
 
-        Raises: UserError if nothing is kept, or all labels are the same.
+        Raises: UserError if all documents are dropped, or all labels are the same.
         """
         found, pair = Survey(Counter(), set(), set()), self.source.pair
         for document in self.documents(found.counts):
@@ -162,12 +170,15 @@ class Builder:
         return found
 
     def split_texts(self, total: int) -> Iterator[tuple[str, str]]:
-        """Yields (split, text) of all texts that are tokenized. total: number of characters, or of pairs."""
+        """Yields (split, text) of all texts that are tokenized. total: number of characters, or of pairs for pairs."""
         # Documents are counted in the first pass only.
         return splits.assign(self.documents(Counter()), self.split, total, self.writing)
 
     def make_tokenizer(self, alphabet: set[str], total: int) -> Tokenizer:
-        """Trains or loads the tokenizer. A bpe is trained on the training split alone."""
+        """Trains or loads the tokenizer. A bpe is trained on the training split alone.
+
+        alphabet: characters of all texts, for a character tokenizer. total: as in `split_texts`.
+        """
         kind = self.recipe.tokenizer
         if kind == "bpe":
             train = (text for part, text in self.split_texts(total) if part == "train")
@@ -179,7 +190,10 @@ class Builder:
         return tokenizers.load(self.content, kind)
 
     def check_splits(self, tokens: Mapping[str, np.ndarray], documents: int) -> None:
-        """Raises: UserError for a split without documents. Only "hash" needs a test split; others use validation for it."""
+        """Raises: UserError for a split without documents. Only "hash" needs a test split: others test on validation.
+
+        tokens: {split: its tokens}, without empty splits. documents: number of all documents, for the error.
+        """
         for part in ("train", "validation", "test"):
             if part not in tokens and (part != "test" or self.split.kind == "hash"):
                 raise UserError(

@@ -25,20 +25,23 @@ from gen.data.text.windows import make_windows
 from gen.errors import UserError
 
 MIN_BPE = 257  # smallest vocabulary of a bpe: the bytes and the end token
-MAX_COUNTED = 2**23  # largest number of tokens of a split from which the baselines are computed. They take about 4 GiB
+MAX_COUNTED = 2**23  # largest number of tokens of a split that the baselines read. This takes about 4 GiB of memory
 
 
 @dataclass(frozen=True)
 class Text(core.Data):
-    """Texts as tokens: "tokens" int32 [B, length + 1], and "source" int32 [B, source_length] for separate pairs."""
+    """Texts as tokens: "tokens" int32 [B, length + 1], and "source" int32 [B, source_length] for separate pairs.
+
+    Batches also have "counted" and "bytes": see gen.data.text.streams.Streams.examples.
+    """
 
     name: str = "pydoc"
     """pydoc, Python's own documentation; text:PATH, a file or folder of UTF-8; jsonl:PATH, JSON lines or a JSON array with "text",
     with "source" and "target", or with "text" and "label"; or the name of a prepared TFDS set, such as tiny_shakespeare or
     name/config:1.0.0."""
     keys: tuple[str, ...] = ()
-    """Keys of the JSON lines, if they are not "text", "source", "target" or "label": text=content, or source=question target=answer. If keys
-    are given, only these are read, so text=text reads texts without their labels."""
+    """Keys of the JSON lines, if they are not "text", "source", "target" or "label": text=content, or source=question
+    target=answer. text=text reads texts without their labels."""
     data_dir: str | None = field(default=None, metadata=core.LAUNCH)
     """Directory of prepared TFDS sets. None: ~/tensorflow_datasets, the directory that TFDS uses."""
     split: str = "hash:0.1"
@@ -48,24 +51,27 @@ class Text(core.Data):
     length: int = 256
     """Number of tokens that a model predicts in an example. An example has one token more, because the first is not predicted."""
     stride: int | None = None
-    """Number of tokens from the start of an evaluation window to the start of the next. Each window predicts only its last `stride` tokens,
-    so a smaller stride gives each prediction more context. None: disjoint windows, which is the same as `length`."""
+    """Number of tokens from the start of an evaluation window to the start of the next. Each window but the first
+    predicts only its last `stride` tokens, so a smaller stride gives each prediction more context. None: the same as
+    `length`, so windows are disjoint."""
     tokenizer: str = "byte"
     """byte: one token for each byte. character: one token for each character that occurs. bpe: trained on the training split. Or the path
     of a tokenizer.json, or of a folder with a tokenizer.json, such as a run directory."""
     vocabulary: int = 1024
     """Largest number of tokens in the vocabulary of a trained bpe, at least 257."""
     document_break: str | None = None
-    r"""Regular expression that divides each text into documents, such as (?=^CHAPTER ). None: each file is a document."""
+    r"""Regular expression whose matches divide each text into documents, such as (?=^CHAPTER ). None: each file, each
+    JSON line or each TFDS example is one document."""
     min_characters: int = 1
-    """Drop documents, or targets of pairs, with fewer characters."""
+    """Drop documents with fewer characters, and pairs whose target has fewer characters."""
     template: str = "{source}\n"
     """Prompt of a pair: {source}, {text} and other keys of its JSON line are replaced by their values. (A newline in a shell:
     $'{source}\\n')"""
     pairs: Literal["joined", "separate"] = "joined"
-    """joined: an example is the prompt and then the target. separate: the prompt is the feature "source", for an encoder."""
+    """For pairs. joined: an example is the prompt and then the target. separate: the prompt is the feature "source",
+    for an encoder."""
     source_length: int | None = None
-    """Number of tokens of a separate source. None: the same as `length`."""
+    """For separate pairs: number of tokens of a source. None: the same as `length`."""
     check: Literal["sample", "all"] = field(default="sample", metadata=core.LAUNCH)
     """How each later start looks for changed files and a damaged cache. sample: it compares a random sample of the content, 128 chunks of
     1 MiB. all: it compares every byte."""
@@ -103,7 +109,7 @@ class Text(core.Data):
         )
 
     def recipe(self) -> Recipe:
-        """Returns the settings that decide the corpus."""
+        """Returns the settings that decide how the texts are divided and tokenized, without the lengths of examples."""
         return Recipe(
             name=self.name,
             split=self.split,
@@ -116,7 +122,7 @@ class Text(core.Data):
 
 
 def check(config: Text) -> None:
-    """Checks the options that do not depend on the documents. Raises: UserError if one is wrong."""
+    """Checks the options that can be checked without reading documents. Raises: UserError if one is wrong."""
     errors.check_positive(
         **{
             "--data.batch-size": config.batch_size,
@@ -133,6 +139,7 @@ def check(config: Text) -> None:
     if config.tokenizer == "bpe" and config.vocabulary < MIN_BPE:
         raise UserError(f"--data.vocabulary is {config.vocabulary}; for a bpe it must be at least {MIN_BPE}")
     try:
+        # Compiled for the error alone, which comes before any document is read.
         re.compile(config.document_break or "", re.MULTILINE)
     except re.error as error:
         raise UserError(
@@ -146,7 +153,7 @@ def keep(batch: Batch, key: Key, training: bool) -> Batch:
 
 
 def run_files(found: Corpus) -> dict[str, bytes]:
-    """Returns {name: content} of the files that a run keeps: the tokenizer, and the labels if there are any."""
+    """Returns {name: content} of the files that a run keeps: tokenizer.json, and labels.json if there are labels."""
     files = {tokenizers.FILE: tokenizers.dump(found.tokenizer)}
     if found.labels:
         files["labels.json"] = (json.dumps(found.labels, ensure_ascii=False) + "\n").encode()
@@ -154,23 +161,23 @@ def run_files(found: Corpus) -> dict[str, bytes]:
 
 
 def describe_tokenizer(tokenizer: tokenizers.Tokenizer) -> str:
-    """Returns a phrase that identifies a tokenizer, whether it was trained or read from a file."""
+    """Returns a phrase that identifies a tokenizer, such as "of 257 tokens, sha256 0123456789abcdef"."""
     sha256 = hashlib.sha256(tokenizers.dump(tokenizer)).hexdigest()
     return f"of {tokenizers.size(tokenizer)} tokens, sha256 {sha256[:16]}"
 
 
 class Layout(NamedTuple):
-    """Examples of a corpus, and how they were made from the tokens."""
+    """The examples of a corpus, and how they were cut out of its tokens."""
 
     examples: Examples
     lengths: Mapping[str, int]
     """{feature: number of tokens in an example}."""
     protocol: Mapping[str, str | int]
-    """How the held-out splits are divided into examples. It is stored with the scores."""
+    """Entries of gen.core.Dataset.protocol that say how the held-out splits are divided into examples."""
 
 
 def lay_out_windows(config: Text, found: Corpus) -> Layout:
-    """Makes examples that are windows of the token stream."""
+    """Makes examples that are windows of the token stream, as `make_windows` says."""
     examples = make_windows(found.streams(), config.length, config.stride, config.batch_size)
     how = f"strided by {config.stride}" if config.stride else "disjoint"
     protocol = {"windows": f"{how}, {config.length} tokens"}
@@ -180,7 +187,7 @@ def lay_out_windows(config: Text, found: Corpus) -> Layout:
 
 
 def lay_out_pairs(config: Text, found: Corpus) -> Layout:
-    """Makes examples that are one pair each. Prints how many prompts are cut and how many pairs are dropped."""
+    """Makes examples of one pair each, as `make_pairs` says. Prints how many prompts are cut and pairs dropped."""
     separate = (config.source_length or config.length) if config.pairs == "separate" else None
     examples, lost = make_pairs(found.streams(), config.length, separate, config.batch_size)
     cut, dropped = sum(each.cut for each in lost.values()), sum(each.dropped for each in lost.values())
@@ -195,11 +202,13 @@ def lay_out_pairs(config: Text, found: Corpus) -> Layout:
 
 
 def baselines(found: Corpus, counted_by_token: bool) -> dict[str, float]:
-    """Returns the scores of n-grams and xz on the test split, trained on the training split. Documents are joined with a zero byte.
+    """Returns the scores of n-grams and xz on the test split, with the training split as training text.
 
-    The names are "kneser_ney_bits_per_byte", "kneser_ney_order" and "xz_bits_per_byte" (see `ngram.baselines`). If counted_by_token,
-    also "kneser_ney": the score of n-grams of tokens, in nats per token. Only the last MAX_COUNTED training tokens and the first
-    MAX_COUNTED test tokens are used.
+    They are baselines for the scores of language models. The names are "kneser_ney_bits_per_byte", "kneser_ney_order"
+    and "xz_bits_per_byte", see `ngram.baselines`. Only the last MAX_COUNTED training tokens and the first MAX_COUNTED
+    test tokens are used. Documents are joined with a zero byte. The scores are cached.
+
+    counted_by_token: also return "kneser_ney", the loss of n-grams of tokens, in nats per token.
     """
     train, test = found.tokens["train"][-MAX_COUNTED:], found.tokens["test"][:MAX_COUNTED]
     # Both baselines get bytes: the bytes of the tokens, with a zero byte for each end token. So xz and the n-grams over bytes see the

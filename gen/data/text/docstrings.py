@@ -1,5 +1,6 @@
-"""Writes pairs of a function and the first paragraph of its docstring, from the Python source files of a folder:
-`python -m gen.data.text.docstrings OUT.jsonl [FOLDER]`. The default folder is Python's standard library.
+"""Writes a data set of pairs of a function and the first paragraph of its docstring, from Python source files.
+
+Run it as `python -m gen.data.text.docstrings OUT.jsonl [FOLDER]`. The default folder is Python's standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gen.errors import UserError, run_command, say
 from gen.files import expand_paths
 
 EXCLUDED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
-MAX_CHARACTERS = 2000  # longest function that becomes a pair
+MAX_CHARACTERS = 2000  # number of characters of the longest function that becomes a pair
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -37,9 +38,10 @@ class Options:
 
 
 def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
-    """Yields (path in the folder, function, first paragraph of its docstring) for all functions that have one, by path.
+    """Yields (path in the folder, function, first paragraph of its docstring) for each function with a docstring.
 
-    Skips the folders EXCLUDED_FOLDERS, and files that are not valid Python or not UTF-8.
+    Files are read in the order of their paths. Skips the folders EXCLUDED_FOLDERS, and files that are not valid Python
+    or not UTF-8.
     """
     for path in sorted(folder.rglob("*.py")):
         place = path.relative_to(folder)
@@ -59,7 +61,10 @@ def functions(folder: Path) -> Iterator[tuple[Path, Function, str]]:
 
 
 def pairs(folder: Path) -> Iterator[dict[str, str]]:
-    """Yields {"source": a function without its docstring, "target": the first paragraph of the docstring}."""
+    """Yields {"source": code of a function without its docstring, "target": the first paragraph of the docstring}.
+
+    Functions without other code, or with more than MAX_CHARACTERS characters, are left out.
+    """
     for _, node, target in functions(folder):
         # The first statement is the docstring. A function without other statements has no code that could explain the target.
         node.body = node.body[1:]
@@ -69,7 +74,7 @@ def pairs(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def write(options: Options) -> None:
-    """Writes the pairs of a folder. Raises: UserError if there is no such folder, or no pairs."""
+    """Writes the pairs of options.folder to options.out. Raises: UserError if there is no such folder, or no pairs."""
     folder = options.folder
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of Python source files")
@@ -81,7 +86,7 @@ def write(options: Options) -> None:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Runs `python -m gen.data.text.docstrings` with the arguments of the command line."""
     write(expand_paths(tyro.cli(Options, prog="python -m gen.data.text.docstrings")))
 
 

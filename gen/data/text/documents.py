@@ -22,7 +22,7 @@ HEADING = re.compile(r"^(\S.*)\n([*=~-])\2+$", re.MULTILINE)  # a heading of reS
 
 
 class Document(NamedTuple):
-    """One document, or one pair of a source and its target."""
+    """One document, or one pair of a source (which becomes the prompt) and its target."""
 
     fields: Mapping[str, str]
     """{"text": the document}. For a pair: all texts and numbers of its JSON line."""
@@ -41,7 +41,7 @@ class Source(NamedTuple):
     """Documents in a fixed order. They can be read several times."""
 
     read: Callable[[], Iterator[Document]]
-    """Yields the documents. Raises: UserError for a file that cannot be read."""
+    """() -> the documents. Each call starts with the first one. Raises: UserError for a file that cannot be read."""
     keys: frozenset[str]
     """Names of the fields of each document."""
     fingerprint: str
@@ -49,7 +49,7 @@ class Source(NamedTuple):
     pair: PairFields | None = None
     """Names of the fields that are source and target. None: the documents are not pairs."""
     facts: Mapping[str, str] = {}
-    """Other facts that decide which documents there are, such as a version. They are stored with the scores."""
+    """{name: value} that also decide the documents, such as {"python": "3.12"}. They are stored with the scores."""
 
 
 def pydoc() -> Source:
@@ -74,9 +74,11 @@ def pydoc() -> Source:
 
 
 def text(path: Path, whole: bool = False) -> Source:
-    """Returns a text file, or all files below a folder, each as one document. Raises: UserError if there are none.
+    """Returns a source with one document for each file: a text file, or all files below a folder.
 
-    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
+    whole: compare every byte of the files with the hashes from their first reading, not only a random sample.
+
+    Raises: UserError if there are no files.
     """
     files = find_files(path, "")
 
@@ -89,7 +91,7 @@ def text(path: Path, whole: bool = False) -> Source:
 
 
 def find_files(path: Path, ending: str) -> list[Path]:
-    """Returns [path] if it is a file. If it is a folder, returns the sorted files below it whose names have this ending.
+    """Returns [path] if it is a file. If it is a folder, returns the sorted files below it with this ending ("": all).
 
     A link to a regular file is followed, even out of the folder: data stores such as DVC, git-annex and the cache of Hugging
     Face consist of links. Names that begin with a dot are ignored. Links to folders, pipes and devices are left out. Prints a
@@ -105,6 +107,7 @@ def find_files(path: Path, ending: str) -> list[Path]:
         return [path]
     found, outside, others, counts = [], 0, Counter[str](), Counter[str]()
     for entry in _entries(path):
+        # `_entries` goes into real folders itself. Only links to folders are left out.
         if entry.is_dir():
             counts["links to folders"] += entry.is_symlink()
             continue
@@ -129,7 +132,10 @@ def find_files(path: Path, ending: str) -> list[Path]:
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """Yields everything below a folder whose name does not begin with a dot. Links to folders are not entered."""
+    """Yields all files, folders and links below a folder, except names that begin with a dot and what is below these.
+
+    Links to folders are not entered.
+    """
     # Entries know their kind without a system call each, which matters for 100,000 files.
     with os.scandir(folder) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
@@ -144,9 +150,10 @@ def _join_counts(endings: Counter[str]) -> str:
 
 
 def fingerprint(root: Path, files: list[Path], whole: bool) -> str:
-    """Returns a digest of the content of the files. Only new and changed files are read as a whole.
+    """Returns a SHA-256 of the content of the files. Only new and changed files are read as a whole.
 
-    root: the file or folder that the user named. whole: compare every byte with the hashes from the first reading, not only a sample.
+    root: the file or folder that the user named. whole: compare every byte of unchanged files with the hashes from
+    their first reading, not only a random sample.
     """
     paths = [os.path.abspath(file) for file in files]
     return sha256(
@@ -157,9 +164,9 @@ def fingerprint(root: Path, files: list[Path], whole: bool) -> str:
 
 
 def decode(content: bytes, where: str, offset: int = 0) -> str:
-    """Decodes strict UTF-8.
+    """Returns a content as text. It must be UTF-8 without errors.
 
-    where: where the content is, such as a path, for errors. offset: position of the content in its file.
+    where: where the content is, such as a path, for errors. offset: position of the content in its file, in bytes.
 
     Raises: UserError with the place and the first wrong byte, or with the kind of file if it is not a text.
     """
@@ -175,11 +182,14 @@ def decode(content: bytes, where: str, offset: int = 0) -> str:
 
 
 def check_kind(start: bytes, where: str) -> None:
-    """Raises: UserError that names the kind of a file if its first bytes show that it is not a text in UTF-8."""
+    """Raises: UserError that names the kind of a file, such as PDF, if its first bytes show that it is not UTF-8 text.
+
+    where: the path, for the error.
+    """
     if found := kinds.recognize(start):
         raise UserError(f"{where}: is {found.name}, and not a text in UTF-8; {found.fix}")
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Returns the sorted names as a list for an error message."""
+    """Returns the sorted names, separated by commas, for an error message."""
     return ", ".join(sorted(names)) or "(none)"

@@ -1,4 +1,4 @@
-"""Documents and pairs from files of JSON objects, one per line, or in one array."""
+"""Reads documents and pairs from files of JSON objects, one per line, or in one array."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ MAX_ARRAY_VALUES = 2**23  # largest number of objects and arrays in it, which ma
 BLANK = "\ufeff \t\r\n"
 START_BYTES = 4096  # bytes at the start of a file that show what kind of file it is
 PAIRS = (("source", "target"), ("text", "label"), ("text", "target"), ("source", "label"))
-"""Keys of the source and the target of a pair. If a line has the keys of several of these pairs, the first such pair is read."""
+"""(key of the source, key of the target) of a pair. If a line has the keys of several of these, the first is read."""
 
 
 class Line(NamedTuple):
     """A JSON object, and its place in a file."""
 
     where: str
-    """The place: file:line, or the file and the number of the object in an array."""
+    """The place: "file:line", or "file: object 3" in an array."""
     value: Mapping[str, object]
+    """The object."""
 
 
 def jsonl(path: Path, keys: Sequence[str] = (), whole: bool = False) -> Source:
@@ -46,13 +47,14 @@ def jsonl(path: Path, keys: Sequence[str] = (), whole: bool = False) -> Source:
 
     A file may also be one JSON array of objects.
 
-    Fields: "text" for documents; "source" and "target", or "text" and "label", for pairs. If a line has "text", "label" and
-    "source", the label belongs to the text, because "source" then says where the text is from.
+    Fields: "text" for documents; "source" and "target", or "text" and "label", for pairs. If a line has "text", "label"
+    and "source", it is a pair of text and label, because "source" then says where the text is from.
 
-    keys: NAME=KEY for fields with other keys. If keys are given, only these fields are read.
-    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
+    keys: FIELD=KEY for each of these fields, such as text=content. They decide alone whether the lines are documents or
+    pairs. (): the keys are the names of the fields.
+    whole: compare every byte of the files with the hashes from their first reading, not only a random sample.
 
-    Raises: UserError if there are no lines, the first one cannot be used, or `keys` are wrong.
+    Raises: UserError if there are no lines, the first line cannot be used, or `keys` are wrong.
     """
     named = parse_keys(keys)
     files = find_files(path, ".jsonl")
@@ -73,9 +75,9 @@ def jsonl(path: Path, keys: Sequence[str] = (), whole: bool = False) -> Source:
 
 
 def parse_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Parses texts NAME=KEY. Returns {name of a field: key in the JSON lines}. {}: no keys are given.
+    """Parses texts FIELD=KEY, such as text=content. Returns {field: key in the JSON lines}, or {} if `keys` is empty.
 
-    Raises: UserError if a text has another form, or the names are neither "text" nor the names of a pair.
+    Raises: UserError if a text has another form, or the fields are neither "text" alone nor one of PAIRS.
     """
     parts = (key.partition("=") for key in keys)
     found = {name: key for name, _, key in parts}
@@ -91,7 +93,7 @@ def parse_keys(keys: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Form:
-    """The keys that all lines have, as found in the first line."""
+    """The keys of all lines, and which of them are read. The first line decides it."""
 
     where: str
     """Place of the first line, for errors."""
@@ -103,7 +105,10 @@ class Form:
     """Fields of the source and the target. None: the lines are documents."""
 
     def read_fields(self, line: Line) -> dict[str, str]:
-        """Returns the fields of a line as texts. Raises: UserError if it has other keys, or a value is not a text."""
+        """Returns {field: value as text} of a line.
+
+        Raises: UserError if the line has other keys than the first one, or a value is neither a text nor a number.
+        """
         where, value = line
         if value.keys() != self.names:
             raise UserError(
@@ -120,9 +125,11 @@ class Form:
 
 
 def find_form(first: Line, named: Mapping[str, str]) -> Form:
-    """Returns the form of the lines. named: {field: key} that the user gave, or {}.
+    """Decides which keys of the lines are read. For pairs, all keys with a text or a number are, for the template.
 
-    Raises: UserError if the first line has none of the fields, or it is not clear which of them make a pair.
+    first: the first line. named: {field: key} that the user gave, or {}.
+
+    Raises: UserError if the first line lacks a key in `named`. Without `named`, as `guess_fields`.
     """
     names = first.value.keys()
     if missing := set(named.values()) - names:
@@ -137,9 +144,11 @@ def find_form(first: Line, named: Mapping[str, str]) -> Form:
 
 
 def guess_fields(where: str, names: Set[str]) -> tuple[str, ...]:
-    """Returns which of a line's keys are read: ("text",), or the two keys of a pair.
+    """Returns the fields of a line, by its keys: ("text",) for a document, or one of PAIRS.
 
-    Raises: UserError if the line has no such keys, or if its keys are ambiguous.
+    where: place of the line, for errors. names: keys of the line.
+
+    Raises: UserError if the line has no such keys, or all of "text", "label" and "target".
     """
     if {"text", "label", "target"} <= names:
         raise UserError(
@@ -156,11 +165,15 @@ def guess_fields(where: str, names: Set[str]) -> tuple[str, ...]:
 
 
 def read_lines(file: Path) -> Iterator[Line]:
-    """Yields the JSON objects of a file, without blank lines. Raises: UserError with the place of a wrong line."""
+    """Yields the JSON objects of a file: one per line (blank lines are skipped), or the objects of one array.
+
+    Raises: UserError with the place of a wrong line.
+    """
     check_regular(file)
     with open(file, "rb") as lines:
         start = lines.read(START_BYTES)
         check_kind(start, str(file))
+        # Some editors write a byte order mark before the first character.
         if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             yield from read_array(file)
             return
@@ -175,8 +188,9 @@ def read_lines(file: Path) -> Iterator[Line]:
 
 
 def read_array(file: Path) -> Iterator[Line]:
-    """Yields the JSON objects of a file that is one array. Raises: UserError if it is damaged, too large, or
-    not an array of objects.
+    """Yields the JSON objects of a file that is one array.
+
+    Raises: UserError if the file is damaged or too large, or an element of the array is not an object.
     """
     if file.stat().st_size > MAX_ARRAY_BYTES:
         raise UserError(
@@ -194,7 +208,7 @@ def read_array(file: Path) -> Iterator[Line]:
 
 
 def parse_json(content: str, where: str) -> object:
-    """Returns the value of a JSON text. Raises: UserError if it is damaged."""
+    """Returns the value of a JSON text. Raises: UserError, with the place `where`, if it is not valid JSON."""
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
@@ -210,7 +224,7 @@ def parse_json(content: str, where: str) -> object:
 
 
 def check_object(value: object, where: str) -> dict[str, object]:
-    """Returns the value, if it is a JSON object. Raises: UserError otherwise."""
+    """Returns the value if it is a JSON object. Otherwise raises: UserError, with the place `where`."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: is not a JSON object, such as {{"text": "..."}}')
     return value

@@ -10,9 +10,9 @@ class Kind(NamedTuple):
     """A kind of file that is not a text in UTF-8."""
 
     name: str
-    """The kind, with its article."""
+    """The kind, with its article, such as "a gzip file"."""
     fix: str
-    """How to make a text of it."""
+    """How a user can make a text in UTF-8 of the file, for error messages."""
 
 
 def _encoded(name: str, encoding: str) -> Kind:
@@ -57,9 +57,11 @@ MIN_ZEROS = 0.2
 
 
 def recognize(content: bytes) -> Kind | None:
-    """Returns the kind of a content, by its first bytes. None: it may be a text in UTF-8.
+    """Returns the kind of a file by its first bytes. None: the file may be a text in UTF-8.
 
     UTF-16 and UTF-32 without a byte order mark are recognized too, if many of the characters are ASCII.
+
+    content: the whole file, or at least its first bytes. SEARCHED bytes are enough.
     """
     plain = PLAIN.fullmatch(content[:64])
     for magic, kind in MAGIC:

@@ -12,8 +12,8 @@ import numpy as np
 
 from gen.errors import UserError
 
-MAX_WINDOW = 3 * 2**29  # bytes of the largest window that liblzma allows for compression
-MIN_WINDOW = 4096  # bytes of the smallest window
+MAX_WINDOW = 3 * 2**29  # number of bytes of the largest window that liblzma allows for compression
+MIN_WINDOW = 4096  # number of bytes of the smallest window
 
 
 class Score(NamedTuple):
@@ -139,7 +139,10 @@ def _losses_by_order(train: np.ndarray, test: np.ndarray, vocab: int) -> Iterato
 
 
 def _extend(below: _Grams, train: np.ndarray, test: np.ndarray, vocab: int) -> _Grams:
-    """Returns the n-grams made of (n-1)-grams and the tokens that follow them."""
+    """Returns the n-grams, made of the (n-1)-grams `below` and the token that follows each of them.
+
+    train, test: the tokens from the n-th token on, int64.
+    """
     grams, numbers = np.unique(below.train[:-1] * vocab + train, return_inverse=True)
     context = below.test[:-1]
     # An unknown context has the number -1, so its n-grams are negative and are not found either.
@@ -149,7 +152,10 @@ def _extend(below: _Grams, train: np.ndarray, test: np.ndarray, vocab: int) -> _
 
 
 def _continuations(below: _Grams, grams: _Grams) -> np.ndarray:
-    """Returns the number of different tokens that come before each (n-1)-gram: the number of n-grams that end with it."""
+    """Returns the continuation count of each (n-1)-gram: the number of different tokens that come before it.
+
+    below: the (n-1)-grams. grams: the n-grams. The count is the number of n-grams that end with the (n-1)-gram.
+    """
     end = np.empty(len(grams.context), np.int64)
     end[grams.train] = below.train[1:]
     counts = np.bincount(end, minlength=len(below.context))
@@ -159,7 +165,13 @@ def _continuations(below: _Grams, grams: _Grams) -> np.ndarray:
 
 
 def _interpolate(grams: _Grams, counts: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Returns (count - discount) / total + (discounts of the context) / total * lower for each n-gram of `test`."""
+    """Returns the probability of the last token of each n-gram of `test`, interpolated with the lower order.
+
+    It is (count - discount + (sum of the discounts in the context) * lower) / (sum of the counts in the context), or
+    `lower` if the context does not occur in `train`.
+
+    counts: of each n-gram of `train`, [G]. lower: probabilities by the order n - 1, float64 [N + 1 - n].
+    """
     discounts = np.append(0, _discounts(counts))[np.minimum(counts, 3)]
 
     def of_test(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -173,9 +185,12 @@ def _interpolate(grams: _Grams, counts: np.ndarray, lower: np.ndarray) -> np.nda
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """Returns the discounts of n-grams that are counted once, twice, and more often, [3].
+    """Returns the discounts of n-grams whose count is 1, 2, and 3 or more, [3].
 
-    Where the counts of counts are too few for an estimate in (0, count), the discount is half of the count.
+    The discount of count k is estimated from the numbers of n-grams with counts 1 to 4. If the estimate is not in (0,
+    k), the discount is k / 2.
+
+    counts: of each n-gram, [G].
 
     Source: Chen and Goodman 1999, equation 17.
     """

@@ -1,4 +1,4 @@
-"""Makes examples of pairs: each example is a prompt and a target."""
+"""Makes examples of pairs: each example is a prompt and the target that a model writes for it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Pairs(NamedTuple):
     """Where each of the n pairs of a split lies in the split's stream of tokens. Each field is int64 [n]."""
 
     prompt: np.ndarray
-    """First token of each prompt."""
+    """Position of the first token of each prompt."""
     target: np.ndarray
-    """First token of each target. The prompt ends one token earlier, because an end token lies between."""
+    """Position of the first token of each target. The token before it is the end token between prompt and target."""
     stop: np.ndarray
     """Position after the last token of each target."""
 
@@ -68,7 +68,10 @@ def make_pairs(
 
 
 def find_pairs(stream: np.ndarray, end: int) -> Pairs:
-    """Returns the positions of all pairs in a stream."""
+    """Returns the positions of all pairs in the token stream of a split. end: the end token.
+
+    stream: end, prompt, end, target, end, prompt, ...
+    """
     # A stream is END prompt END target END prompt ... So even end tokens precede prompts, and odd ones precede targets. The length of
     # the stream is added as the end of the last target.
     ends = np.append(np.flatnonzero(stream == end), len(stream))
@@ -76,9 +79,12 @@ def find_pairs(stream: np.ndarray, end: int) -> Pairs:
 
 
 def select_pairs(split: str, pairs: Pairs, length: int, source_length: int | None) -> tuple[Pairs, Lost]:
-    """Returns the pairs whose targets fit into `length` tokens with an end token, and the numbers of pairs that were cut or dropped.
+    """Drops pairs whose target and its end token do not fit into `length` tokens.
 
-    source_length: number of tokens of a separate source. None: the prompt and the target share the `length` tokens.
+    Returns (the other pairs, numbers of prompts that will be cut and of dropped pairs).
+
+    split: name of the split, for errors. source_length: number of tokens of a separate source. None: prompt and target
+    share the `length` tokens.
 
     Raises: UserError if no pair is left.
     """
@@ -103,12 +109,15 @@ class Layout:
     pairs: Mapping[str, Pairs]
     """The pairs of each split."""
     length: int
-    """Number of tokens of an example without the first, padding included."""
+    """Number of tokens of an example, with padding, minus 1 because the first token is not predicted."""
     source_length: int | None
     """Number of tokens of a separate source. None: the prompt is in front of the target."""
 
     def read(self, split: str, index: np.ndarray) -> HostBatch:
-        """Reads pairs by their positions, int64 [n]."""
+        """Returns examples: {"tokens", "counted", "bytes"}, see `Streams.examples`, and "source" if it is separate.
+
+        "source": int32 [n, source_length]. index: numbers of the pairs in the split, int64 [n].
+        """
         shape, end = (len(index), self.length + 1), self.streams.end
         x, counted = np.full(shape, end, np.int32), np.zeros(shape, bool)
         source = np.full((len(index), self.source_length or 0), end, np.int32)
@@ -126,7 +135,7 @@ class Layout:
         return self.streams.examples(x, counted) | ({"source": source} if self.source_length else {})
 
     def read_pair(self, split: str, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the tokens of the prompt, without a beginning that does not fit, and of the target."""
+        """Returns (prompt, target) of pair i of a split, as tokens. A prompt that does not fit loses its beginning."""
         stream = self.streams.tokens[split]
         start, middle, stop = (int(array[i]) for array in self.pairs[split])
         prompt, target = stream[start : middle - 1], stream[middle:stop]

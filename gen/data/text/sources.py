@@ -13,13 +13,14 @@ from gen.errors import UserError
 def open_source(
     name: str, data_dir: str | None, slices: Sequence[str] | None, keys: Sequence[str] = (), whole: bool = False
 ) -> Source:
-    """Returns the documents of pydoc, text:PATH, jsonl:PATH or a prepared TFDS set.
+    """Returns the documents of a --data.name: pydoc, text:PATH, jsonl:PATH or the name of a prepared TFDS set.
 
-    slices: of a TFDS set, the training, validation and test documents, in the slicing syntax of TFDS. None: no slices.
-    keys: of JSON lines, NAME=KEY for each field whose key differs from its name.
-    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
+    data_dir: directory of prepared TFDS sets. None: ~/tensorflow_datasets.
+    slices: for a TFDS set: its training, validation and test documents, such as train[:90%]. None: no slices.
+    keys: for JSON lines: FIELD=KEY for fields with other keys, see `jsonl.jsonl`.
+    whole: compare every byte of the files with the hashes from their first reading, not only a random sample.
 
-    Raises: UserError if nothing has this name, or if slices or keys are given for another kind of documents.
+    Raises: UserError if nothing has this name, or if slices or keys are given for documents that have none.
     """
     # A TFDS name may have a colon too, before its version.
     kind, colon, path = name.partition(":")

@@ -15,24 +15,24 @@ from gen.core import HostBatch
 from gen.data.text import tokenizers
 from gen.data.text.tokenizers import Tokenizer
 
-BATCH_CHARACTERS = 2**20  # characters that are tokenized at once
-PIECE_CHARACTERS = 2**16  # characters that one thread tokenizes at once
+BATCH_CHARACTERS = 2**20  # number of characters that are tokenized at once
+PIECE_CHARACTERS = 2**16  # number of characters that one thread tokenizes at once
 # A line break between two lines that are not blank. No token spans this place, so a text may be cut here.
 BETWEEN_LINES = re.compile(r"(?<=\S\n)(?=\S)")
 
 
 class Streams(NamedTuple):
-    """The tokens of a corpus, and the facts about its tokenizer that examples need."""
+    """The tokens of a corpus, and the end token and the token widths of its tokenizer."""
 
     tokens: Mapping[str, np.ndarray]
-    """{"train", "validation" or "test": integers [N]}."""
+    """{split: all its tokens, integers [N]} for "train", "validation" and "test"."""
     end: int
-    """The token before each text. It is also the padding."""
+    """The end token, which is before each text. It is also the padding."""
     widths: np.ndarray
     """Number of bytes that each token represents, int32 [V]."""
 
     def examples(self, tokens: np.ndarray, counted: np.ndarray) -> HostBatch:
-        """Returns the features of examples.
+        """Adds to tokens what the loss of a language model needs.
 
         tokens: integers [B, T + 1]. counted: bool [B, T + 1], whether the loss counts each token.
 
@@ -52,16 +52,19 @@ class Piece(NamedTuple):
     """A piece of a text that is tokenized alone."""
 
     split: str
+    """Split of the text."""
     begins: bool
     """Whether this is the first piece of its text."""
     text: str
 
 
 def tokenize(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """Tokenizes (split, text) pairs to {split: tokens [N]}, each text with the end token before it.
+    """Tokenizes texts. Returns {split: tokens of all its texts, [N]}, with the end token before each text.
 
-    The dtype is uint16 if the vocabulary fits, otherwise uint32. The arrays are mapped from temporary files without names,
-    so a corpus may be larger than the memory.
+    The dtype is uint16 if the vocabulary fits, otherwise uint32. The arrays are memory-mapped from temporary files
+    without names, so a corpus may be larger than the memory.
+
+    texts: (split, text) of each text. Raises: UserError if the tokenizer can't encode a text.
     """
     # uint16 halves the memory and the cache for all common vocabularies.
     dtype = np.dtype(np.uint16 if tokenizers.size(tokenizer) <= 2**16 else np.uint32)
@@ -83,7 +86,10 @@ def tokenize(texts: Iterable[tuple[str, str]], tokenizer: Tokenizer) -> dict[str
 
 
 def batch_pieces(texts: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
-    """Yields lists of pieces with about BATCH_CHARACTERS characters each."""
+    """Cuts texts into pieces, and yields lists of pieces with together about BATCH_CHARACTERS characters.
+
+    texts: (split, text) of each text.
+    """
     batch: list[Piece] = []
     size = 0
     for split, text in texts:
@@ -98,7 +104,10 @@ def batch_pieces(texts: Iterable[tuple[str, str]]) -> Iterator[list[Piece]]:
 
 
 def cut_pieces(text: str) -> Iterator[tuple[bool, str]]:
-    """Yields (whether it is the first piece, piece) of a text. Pieces end between lines, and have about PIECE_CHARACTERS characters."""
+    """Cuts a text into pieces. Yields (whether it is the first piece, piece).
+
+    A piece ends at the first BETWEEN_LINES after PIECE_CHARACTERS characters, otherwise at the end of the text.
+    """
     start = 0
     while match := BETWEEN_LINES.search(text, start + PIECE_CHARACTERS):
         yield start == 0, text[start : match.start()]

@@ -1,4 +1,4 @@
-"""The texts of a prepared TFDS set."""
+"""Reads the texts of a TFDS set that is prepared on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gen.data.digest import sha256
 from gen.data.text.documents import Document, Source, decode, join_names
 from gen.errors import UserError
 
-READ_RECORDS = 1024  # examples that are read at once
+READ_RECORDS = 1024  # number of examples that are read at once
 
 
 class Slice(NamedTuple):
@@ -20,16 +20,18 @@ class Slice(NamedTuple):
     split: str | None
     """"train", "validation" or "test". None: the documents are divided later."""
     slice: str
-    """The part, in the slicing syntax of TFDS."""
+    """The part in the slicing syntax of TFDS, such as train[:90%]."""
 
 
 def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None, whole: bool = False) -> Source:
-    """Opens a prepared TFDS set: its feature "text", or its only feature that is a text.
+    """Opens a prepared TFDS set. Its documents are its feature "text", otherwise its only feature that is a text.
 
-    slices: the training, validation and test documents. Validation and test may be the same. None: all documents.
-    whole: compare every byte of the files with the hashes from their first reading, not only a sample.
+    name: TFDS name, such as tiny_shakespeare or name/config:1.0.0. data_dir: directory of prepared sets. None:
+    ~/tensorflow_datasets. slices: the training, validation and test documents, such as train[:90%]. Validation and test
+    may be the same. None: all documents, which are divided later. whole: compare every byte of the files with the
+    hashes from their first reading, not only a random sample.
 
-    Raises: UserError if the set is not prepared, has no text, or has no such slices.
+    Raises: UserError if the set is not prepared, has no such text feature, or has no such slices.
     """
     if not tfds_sets.NAME.fullmatch(name):
         raise UserError(
@@ -71,7 +73,10 @@ def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None, wh
 
 
 def list_slices(opened: tfds_sets.PreparedSet, slices: Sequence[str] | None) -> list[Slice]:
-    """Returns the parts of the set to read, without a test part if it is the same as the validation part."""
+    """Returns the parts of a set to read. slices: as in `open_texts`.
+
+    If the test slice equals the validation slice, it is left out, so that no text is read twice.
+    """
     if not slices:
         return [Slice(None, "+".join(opened.splits))]
     train, validation, test = slices
@@ -81,7 +86,11 @@ def list_slices(opened: tfds_sets.PreparedSet, slices: Sequence[str] | None) -> 
 
 
 def read_records(name: str, opened: tfds_sets.PreparedSet, part: str) -> Any:
-    """Returns the serialized examples of a slice, by position. Raises: UserError if there is no such slice."""
+    """Returns a sequence of the serialized examples of a slice, as a data source of TFDS.
+
+    name: TFDS name of the set, for errors. part: the slice, such as train[:90%]. Raises: UserError if the set has no
+    such slice.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -94,16 +103,17 @@ def read_records(name: str, opened: tfds_sets.PreparedSet, part: str) -> Any:
 
 @dataclass(frozen=True)
 class TextSlice:
-    """Reads the texts of one slice."""
+    """Reads the texts of one slice of a TFDS set."""
 
     name: str
+    """TFDS name of the set, for errors."""
     part: Slice
     key: str
     """Name of the text feature."""
     features: Any
-    """The tfds.features.FeaturesDict with the text alone."""
+    """A tfds.features.FeaturesDict of the text feature alone, so that only the text is deserialized."""
     records: Any
-    """Serialized examples by position."""
+    """Serialized examples of the slice, as from `read_records`."""
 
     def read(self) -> Iterator[Document]:
         """Yields the texts in order. Raises: UserError for a text that is not UTF-8."""

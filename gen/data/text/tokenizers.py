@@ -1,7 +1,8 @@
-"""Tokenizers: convert texts to tokens and back.
+"""Makes, loads and uses tokenizers, which convert texts to tokens and back.
 
-A tokenizer is a Hugging Face `Tokenizer` that is kept as one tokenizer.json. It has one special token, `END`, which is
-placed before each document. Text is never encoded as this token: if a text spells it out, its letters are encoded.
+A tokenizer is a Hugging Face `Tokenizer` that is stored as one file, tokenizer.json. It has the special token `END`,
+which is placed before each document. Text is never encoded as this token: if a text spells it out, its letters are
+encoded.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def byte() -> Tokenizer:
 
 
 def character(alphabet: Iterable[str]) -> Tokenizer:
-    """Returns a tokenizer with one token for each character of the alphabet, in the order of code points from token 1 on."""
+    """Returns a tokenizer with one token for each character of the alphabet, in the order of code points.
+
+    The first character is token 1, because `END` is token 0.
+    """
     tokenizer = Tokenizer(models.BPE(vocab=_vocabulary(sorted(set(alphabet))), merges=[]))
     tokenizer.decoder = decoders.Fuse()
     return _with_end(tokenizer)
@@ -108,7 +112,7 @@ def read(path: Path) -> bytes:
 
 
 def dump(tokenizer: Tokenizer) -> bytes:
-    """Returns the content of the tokenizer.json."""
+    """Returns the content of the tokenizer.json of a tokenizer: the inverse of `load`."""
     return tokenizer.to_str().encode()
 
 
@@ -141,24 +145,27 @@ def _first_difference(a: str, b: str) -> int:
 
 
 def decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Returns the text of tokens. `END` and unknown tokens are left out. Bytes that are not UTF-8 become U+FFFD."""
+    """Returns the text of tokens. Special tokens, such as `END`, and tokens outside of the vocabulary are left out.
+
+    Bytes that are not UTF-8 become U+FFFD.
+    """
     return tokenizer.decode(list(tokens))
 
 
 def end(tokenizer: Tokenizer) -> int:
-    """Returns the token `END`."""
+    """Returns the number of the token `END`."""
     token = tokenizer.token_to_id(END)
     assert token is not None  # `load` refuses other tokenizers
     return token
 
 
 def size(tokenizer: Tokenizer) -> int:
-    """Returns the size of the vocabulary, V: the largest token + 1."""
+    """Returns the size of the vocabulary, V: the largest number of a token + 1."""
     return 1 + max(tokenizer.get_vocab().values())
 
 
 def pieces(tokenizer: Tokenizer) -> list[bytes]:
-    """Returns the UTF-8 bytes that each token represents: b"" for special tokens.
+    """Returns the UTF-8 bytes that each of the V tokens represents, by the number of the token: b"" for special tokens.
 
     Joining the bytes of all tokens of a text gives the bytes of the text.
     """
@@ -181,7 +188,7 @@ def widths(tokenizer: Tokenizer) -> np.ndarray:
 
 @contextmanager
 def _as_user_error(what: str) -> Iterator[None]:
-    """Raises: UserError, with `what` in front, for an error inside of the block."""
+    """Converts any error inside of the block to a UserError with the message "WHAT: MESSAGE"."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -192,9 +199,10 @@ def _as_user_error(what: str) -> Iterator[None]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """Returns {letter: byte} of byte-level tokenizers (Radford et al. 2019).
+    """Returns {letter: byte}: the character by which byte-level tokenizers write each byte (Radford et al. 2019).
 
-    A byte that is a visible character in Latin-1 has this character as its letter. The other bytes have the letters from U+0100 on.
+    A byte that is a visible character in Latin-1 is written as this character. The other bytes are written as the
+    characters from U+0100 on.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = sorted(set(range(256)) - set(visible))

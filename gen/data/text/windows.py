@@ -1,4 +1,4 @@
-"""Makes examples that are windows of a token stream."""
+"""Makes examples that are windows of a token stream: all texts of a split as one sequence of tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_windows(streams: Streams, length: int, stride: int | None, batch_size: 
             f"--data.length {length} needs {length + 1} tokens to train on, and there are {count}:"
             " choose a shorter length, or more text"
         )
-    # n windows need n * length + 1 tokens. The others are the room in which the phase moves all windows.
+    # n windows need n * length + 1 tokens. The phase can move all windows by the number of the other tokens.
     n = max(1, (count - length) // length)
     layout = Layout(streams, length, stride or length, phases=min(length, count - n * length))
     return Windows(
@@ -49,24 +49,27 @@ def make_windows(streams: Streams, length: int, stride: int | None, batch_size: 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where windows lie in the streams."""
+    """Computes the positions of windows in the token streams, and reads them."""
 
     streams: Streams
     length: int
-    """Number of tokens in a window without the first."""
+    """Number of tokens in a window, minus 1 because the first token is not predicted."""
     stride: int
     """Number of tokens from the start of an evaluation window to the start of the next."""
     phases: int
-    """Number of phases at which all windows of an epoch fit into the training stream."""
+    """Number of possible phases. The phase is the position of the first training window of an epoch in the stream."""
 
     def count(self, split: str) -> int:
-        """Returns the number of windows in which each token of the split but the first is a target once."""
+        """Returns the number of evaluation windows of a split. Each of its tokens but the first is a target once."""
         # The first window predicts `length` tokens, and each later one `stride` more.
         later = len(self.streams.tokens[split]) - 1 - self.length
         return 1 + max(0, -(-later // self.stride))
 
     def read_held_out(self, split: str, index: np.ndarray) -> HostBatch:
-        """Reads windows for evaluation by their positions, int64 [n]."""
+        """Returns evaluation windows: {"tokens", "counted", "bytes"}, see `Streams.examples`.
+
+        index: numbers of the windows, int64 [n]. Window k starts at token k * stride of the split.
+        """
         stream, column, k = self.streams.tokens[split], np.arange(self.length + 1), index[:, None]
         place = k * self.stride + column
         # The last window may reach over the end of the stream. It is filled with end tokens that are not counted.
@@ -77,7 +80,10 @@ class Layout:
         return self.streams.examples(found, counted)
 
     def read_training(self, start: np.ndarray) -> HostBatch:
-        """Reads windows for training by the positions of their first tokens, int64 [n]."""
+        """Returns training windows: {"tokens", "counted", "bytes"}, see `Streams.examples`.
+
+        start: positions of their first tokens in the stream, int64 [n].
+        """
         column = np.arange(self.length + 1)
         counted = np.broadcast_to(column > 0, (len(start), self.length + 1))
         return self.streams.examples(self.streams.tokens["train"][start[:, None] + column], counted)
@@ -85,12 +91,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Windows(Examples):
-    """Examples whose training windows begin at another phase in each epoch."""
+    """Examples that are windows. In each epoch, the first training window starts at a random position, the phase."""
 
     layout: Layout
 
     def batch(self, seed: int, step: int, rows: range) -> HostBatch:
-        """Returns these rows of the global training batch of a step, from 0."""
+        """Returns these rows of the training batch of a step, as `Examples.batch` does. "index" numbers the windows."""
         places, n = self.places(step, rows), self.sizes["train"]
         index = self.shuffle(seed, places)
         phase = [draw_phase(seed, place // n, self.layout.phases) for place in places]
@@ -98,14 +104,15 @@ class Windows(Examples):
         return found | number_rows(np.asarray(rows), index, np.ones(len(rows)))
 
     def count(self, split: str) -> int:
-        """Returns the number of windows of an evaluation. The training split has more windows in an evaluation
-        than in an epoch, because an epoch leaves out tokens at both ends.
+        """Returns the number of windows of a split in an evaluation.
+
+        For the training split it can be larger than in an epoch, because an epoch leaves out tokens at both ends.
         """
         return self.layout.count(split)
 
 
 @lru_cache(maxsize=4)
 def draw_phase(seed: int, epoch: int, phases: int) -> int:
-    """Returns the position of the first window of an epoch, in [0, phases)."""
+    """Draws the phase of an epoch: the position of its first training window in the stream, in [0, phases)."""
     # The 1 keeps this draw independent of the permutation, which is drawn from [seed, epoch].
     return int(np.random.default_rng([seed, epoch, 1]).integers(phases))

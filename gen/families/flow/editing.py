@@ -1,4 +1,4 @@
-"""Checks the pictures that a user gives to a flow, and turns them into the values of the samples that are known in advance."""
+"""Reads and checks the pictures that a user gives to a flow: to inpaint, upscale, colorize, edit or translate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from gen.families.flow.sampling import Request
 
 
 def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, ...], dtype: DTypeLike) -> Known | None:
-    """Returns the values that the request's mode fixes in its n samples, [n, *axes, C], and their mask, [n, *axes, 1].
+    """Returns the values that the user's pictures fix in the n samples, [n, *axes, C], and their mask, [n, *axes, 1].
 
-    Returns None in the modes `generate` and `edit`, which fix no values.
+    Returns None in the modes `generate` and `edit`, which fix no values. *axes are the axes of positions, here (height,
+    width).
 
     given: "image" [m, height, width, channels] in [-1, 1], and in mode `inpaint` "mask" [m, height, width, 1], 1 where the
-    picture is kept. Sample i uses picture i modulo m. shape: (*axes, C) of one sample.
+    picture is kept. Sample i uses picture i modulo m. shape: (*axes, C) of one sample. dtype: of the result.
 
     Raises: UserError if pictures are missing, or if the mode needs another size or number of channels.
     """
@@ -54,9 +55,11 @@ def read_known(request: Request, given: Mapping[str, Array], shape: tuple[int, .
 def read_picture(
     given: Mapping[str, Array], name: str, request: Request, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    """Returns the picture of each sample, [n, *shape], from the array `name` of `given`.
+    """Returns a picture for each of the request's n samples, [n, *shape], from given[name], [m, *shape].
 
-    Raises: UserError if there is no such array, or its pictures do not have this shape.
+    Sample i gets picture i modulo m.
+
+    Raises: UserError if `given` has no such array, or if its pictures do not have this shape.
     """
     x = take(given, name, request, dtype)
     check_shape("the picture", x.shape[1:], shape)
@@ -69,7 +72,7 @@ def take(given: Mapping[str, Array], name: str, request: Request, dtype: DTypeLi
     Raises: UserError if `given` has no array of this name.
     """
     if name not in given:
-        # sample.py has one option for both: --image is the source of a run on pairs.
+        # sample.py has no option --source: --image names the source if the run is on pairs.
         option = "image" if name == "source" else name
         raise UserError(f"mode {request.mode} needs a picture: give --{option} FILE")
     x = jnp.asarray(given[name], dtype)

@@ -1,5 +1,7 @@
 """Flow matching (Lipman et al. 2023; Liu et al. 2023) and MeanFlow (Geng et al. 2025), on images or latents.
 
+The modules of this folder:
+
 family      the hyper-parameters, and the model that they build
 objectives  training losses, from the line between an example and noise
 masks       masks that show the network a part of an example, so that it learns to complete the rest
@@ -73,10 +75,10 @@ class Flow(learner.LearnedFamily):
         return {**params, "velocity": change_classes(params["velocity"], like["velocity"])}
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        """Returns the model for images or latents of this spec.
+        """Returns the model for the images or latents that `spec`, the features of the data, describes.
 
-        Raises: UserError if the data have no images or latents, or no labels or captions for a conditional model, or if they do
-        not suit the network or the mask.
+        Raises: UserError if the data have no images or latents, if the model is conditional and the data have no labels
+        or captions, or if the data do not suit the network or the mask.
         """
         model, (_, feature) = self.flow_model(spec), find_feature(spec)
         weights = learner.make_learner(self, steps, "model", model.init).weights
@@ -102,11 +104,11 @@ class Flow(learner.LearnedFamily):
         return parts._replace(test=test, summarize=likelihood.summarize)
 
     def flow_model(self, spec: Spec) -> FlowModel:
-        """Returns the velocity network on images or latents of this spec. Raises: as `build`."""
+        """Returns the velocity network with its conditions, mask and sources. For `spec` and errors, see `build`."""
         name, feature = find_feature(spec)
         dtype, dtypes, width = self.real_dtype(), self.dtypes(), self.network.condition
         if self.given is not None:
-            # Draws a mask in the abstract, so that one that does not suit the examples raises before the run begins.
+            # Traces a draw without computing it, so that a mask that does not suit the examples raises before the run.
             jax.eval_shape(self.given.draw, jax.random.key(0), jax.ShapeDtypeStruct(feature.shape, dtype))
         source = find_source(spec, feature.shape)
         if source is not None and self.conditional:

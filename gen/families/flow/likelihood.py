@@ -42,6 +42,7 @@ def log_density(velocity: Velocity, x: Array, steps: int, probes: Probes) -> Arr
         u = jnp.asarray([i, jnp.minimum(i + 1, steps)]).astype(x.dtype) / steps
         (t, s), (rate, _) = warp(u)
         v, div = divergence(lambda x: velocity(x, t, t), x, probes(i))
+        # The trapezoidal rule gives the first and the last point half of the weight.
         inner = (i > 0) & (i < steps)
         total += jnp.where(inner, 1.0, 0.5) * rate / steps * div
         # In the last iteration s = t, so x does not move: only the divergence is needed.
@@ -60,9 +61,11 @@ def warp(u: Array) -> tuple[Array, Array]:
 
 
 def divergence(function: Callable[[Array], Array], x: Array, probes: Array) -> tuple[Array, Array]:
-    """Returns function(x) [B, ...], and v^T J v [K, B] for each probe v, where J is the Jacobian of the function at an example.
+    """Returns function(x) [B, ...], and K estimates of the trace of its Jacobian at each example, [K, B].
 
-    x: [B, ...]; probes: [K, B, ...]. Examples must not depend on each other.
+    The estimate of a probe v is v^T J v, where J is the Jacobian at the example (Hutchinson's estimator).
+
+    x: [B, ...]; probes: [K, B, ...], see `Probes`. The function must treat examples independently of each other.
     """
     value, pullback = jax.vjp(function, x)
     pulled = jax.vmap(lambda v: pullback(v)[0])(probes)
@@ -72,7 +75,8 @@ def divergence(function: Callable[[Array], Array], x: Array, probes: Array) -> t
 def draw_probes(keys: Key, probes: int, like: Array, step: Array) -> Array:
     """Draws vectors of random signs, -1 or 1, for each example: [probes, B, ...], in the dtype of `like` [B, ...].
 
-    keys: [B]; step: index of the solver's step, int32 [].
+    `divergence` reads them. keys: one per example, [B]. probes: number of vectors for each example. step: index of the
+    solver's step, int32 []. The vectors differ between steps.
     """
 
     def draw(key: Key) -> Array:
@@ -83,7 +87,7 @@ def draw_probes(keys: Key, probes: int, like: Array, step: Array) -> Array:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Estimates the likelihood of examples on a batch, and reports it for a split."""
+    """Estimates the log-likelihood of the examples of a batch under a flow, and reports its mean over a split."""
 
     model: FlowModel
     feature: Feature
@@ -105,9 +109,10 @@ class Likelihood:
         return None
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns sums over the axis "data": "nll_bound", a bound on -log p(x) in nats, and "variance", the squared standard error.
+        """Returns {name: (sum over examples, number of examples)} over the mapped axis "data" (see gen.axis).
 
-        Each example's bound is the mean over the probes.
+        The names are "nll_bound", the estimate of -log p(x) in nats, a mean over the probes; and "variance", the
+        squared standard error of this mean. For dequantized pixels, p(x) is a lower bound of the levels' probability.
         """
         x, condition = self.model.inputs(batch)
         # The likelihood of whole examples: no pixels are given. A model of pairs still reads the source.
@@ -117,20 +122,22 @@ class Likelihood:
         return axis.mean_sums(batch, {"nll_bound": nll.mean(0), "variance": nll.var(0, ddof=1) / self.probes})
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-        """Returns the metrics of a split from its sums, which may lack those of `evaluate`.
+        """Returns the metrics of a split, {metric: sum / number of examples}, from its sums.
 
-        For pixels with a known number of levels, it adds "bits_per_dim" and its standard error, "bits_per_dim_error".
+        If the sums contain the result of `evaluate`, and the pixels have a known number of levels, "bits_per_dim" and
+        its standard error "bits_per_dim_error" are added, in bits per pixel and channel.
         """
         value = means({name: sums[name] for name in sums if name != "variance"})
         if "variance" in sums and self.feature.levels is not None:
             total, count = (float(x) for x in sums["variance"])
             nats = math.prod(self.feature.shape) * math.log(2)
             value["bits_per_dim"] = value["nll_bound"] / nats
+            # The estimates of different examples are independent, so their variances add up.
             value["bits_per_dim_error"] = math.sqrt(total) / count / nats
         return value
 
     def protocol(self) -> dict[str, dict[str, object]]:
-        """Returns {metric: how it is estimated}. If a metric is not reported, "refused" holds the reason."""
+        """Returns {metric: how it is estimated}. If a metric is not reported, its entry "refused" holds the reason."""
         if self.mismatch is not None:
             return {"bits_per_dim": {"refused": self.mismatch}}
         solver = {"solver": "heun", "steps": self.steps, "warp": WARP, "probes": self.probes}

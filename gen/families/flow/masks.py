@@ -1,5 +1,8 @@
 """Masks that show a flow a part of an example: some pixels, the mean of each square of pixels, or the brightness without colour.
 
+A flow that reads such a part learns to complete the rest: to inpaint, upscale or colorize. Examples have the shape
+[*axes, C], where *axes are the axes of positions, such as (height, width) of an image, and C is the number of channels.
+
 A config names a mask: `given=Rectangle()`, or `given=AnyOf((Rectangle(), Coarse(4)))`. Subclass `Mask` to add one.
 """
 
@@ -20,7 +23,10 @@ NOTHING_GIVEN = 0.1
 
 
 class Known(NamedTuple):
-    """The known values of examples, and a mask of their positions. Both arrays have the same leading axes, such as a batch."""
+    """The known values of examples, and a mask of their positions. Both arrays have the same leading axes [...].
+
+    *axes are the axes of positions, such as (height, width), and C is the number of channels.
+    """
 
     image: Array
     """[..., *axes, C]. The known values, or 0 at hidden positions."""
@@ -29,7 +35,10 @@ class Known(NamedTuple):
     each of them."""
 
     def paste(self, x: Array) -> Array:
-        """Returns x, in the shape of `image`, with its values replaced where the mask is 1. Known means change nothing."""
+        """Returns x, in the shape of `image`, with the values of `image` copied into it where the mask is 1.
+
+        All other values of x are unchanged, also where only a mean is known.
+        """
         return jnp.where(self.mask == 1, self.image, x)
 
 
@@ -38,13 +47,13 @@ class Mask:
     """Base class of random masks, each of which hides a part of an example. Subclass it to add one."""
 
     def draw(self, key: Key, x: Array) -> Known:
-        """Draws a mask for one example x [*axes, C], and returns the values that it shows. All noise is drawn from the key."""
+        """Draws a random mask for one example x [*axes, C]. Returns the values of x that it shows, and the mask."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Rectangle(Mask):
-    """Hides a random rectangle (inpainting), or hides everything outside of it (outpainting)."""
+    """Hides a random rectangle (inpainting), or everything outside of the rectangle (outpainting)."""
 
     outside: float = 0.25
     """Probability that the outside of the rectangle is hidden, in [0, 1]. Otherwise the inside is hidden."""
@@ -133,9 +142,9 @@ class AnyOf(Mask):
 
 
 def draw_known(mask: Mask, keys: Key, x: Array) -> Known:
-    """Draws a mask for each training example x [B, *axes, C], and returns the values that it shows. keys: [B].
+    """Draws a random mask for each training example x [B, *axes, C]. Returns the values that are shown, and the masks.
 
-    With probability NOTHING_GIVEN, an example is hidden completely instead.
+    With probability NOTHING_GIVEN, an example is hidden completely instead. keys: one per example, [B].
     """
 
     def draw(key: Key, x: Array) -> Known:
@@ -147,20 +156,20 @@ def draw_known(mask: Mask, keys: Key, x: Array) -> Known:
 
 
 def along(size: int, axis: int, x: Array) -> Array:
-    """Returns the positions 0 ... size - 1 as an array that broadcasts along axis number `axis` of x [*axes, C].
+    """Returns the positions 0 ... size - 1 along axis number `axis` of x [*axes, C], in a shape that broadcasts to x.
 
-    size: the size of this axis. All other axes have size 1.
+    size: size of this axis of x. All other axes of the result have size 1.
     """
     return jnp.arange(size).reshape(tuple(size if i == axis else 1 for i in range(x.ndim)))
 
 
 def nothing(x: Array) -> Known:
-    """Returns a `Known` that hides all values of the examples x [..., C]."""
+    """Returns the known values and the mask of examples x [..., C] of which nothing is known: both are 0."""
     return Known(jnp.zeros_like(x), jnp.zeros_like(x[..., :1]))
 
 
 def show(x: Array, known: Array) -> Known:
-    """Returns a `Known` that shows the values of x [..., C] where `known`, bool [..., 1], is true."""
+    """Returns the known values, x [..., C] where `known`, bool [..., 1], is true and otherwise 0, and the mask."""
     # `where` and not a product with the mask, because 0 * nan is nan.
     mask = known.astype(x.dtype)
     return Known(jnp.where(known, x, 0), mask)
@@ -182,9 +191,10 @@ def shrink(x: Array, factor: int) -> Array:
 
 
 def enlarge(means: Array, factor: int) -> Known:
-    """Returns the `Known` of one example, of which the mean of each square of side `factor` is known.
+    """Returns the known values and the mask of one example, if only the mean of each square of side `factor` is known.
 
-    means: [*axes, C]. The example has `factor` times as many positions along each axis.
+    means: the mean of each square, [*axes, C]. The example, and so the result, has `factor` times as many positions
+    along each of the axes. A mean is repeated at all positions of its square. The mask is 1 / (positions in a square).
     """
     image = means
     for i in range(means.ndim - 1):
@@ -193,9 +203,10 @@ def enlarge(means: Array, factor: int) -> Known:
 
 
 def without_color(x: Array, channels: int) -> Known:
-    """Returns the `Known` of examples of which only the mean over channels is known.
+    """Returns the known values and the mask of examples, if only their mean over channels is known.
 
-    x: [..., C], any pictures with these means. channels: number of channels of the examples.
+    x: pictures with any number of channels, [..., C], of which only the mean over channels is read. channels: number of
+    channels of the examples, and so of the known values. The mask is 1 / channels.
     """
     mean = x.mean(-1, keepdims=True)
     return Known(mean.repeat(channels, axis=-1), jnp.full_like(mean, 1 / channels))

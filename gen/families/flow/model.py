@@ -48,11 +48,15 @@ class FlowModel:
     source: tuple[int, ...] | None = None
     """For data of pairs (source, example): shape (*axes, channels) of a source, which the network reads. None: no pairs."""
     intervals: bool = False
-    """Whether the network knows mean velocities over intervals of times, r < t. Otherwise it only knows velocities at t, r = t."""
+    """Whether the network was trained on mean velocities between two times r < t (MeanFlow). Otherwise it was only
+    trained on velocities at a single time, r = t."""
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of the features that the network reads in addition to x_t, for protocols: none, or label, caption, source."""
+        """Names of the features that the network reads next to the noisy example: some of label, caption and source.
+
+        They are stored with each metric, because metrics of models that read different features can't be compared.
+        """
         return (*self.conditions.names, *(() if self.source is None else ("source",)))
 
     def init(self, key: Key) -> dict[str, Params]:
@@ -65,15 +69,17 @@ class FlowModel:
     def apply(self, params: Params, condition: Condition, context: Array | None, x: Array, r: Array, t: Array) -> Array:
         """Returns the mean velocities from the time r [B] to the time t [B] at x [B, ...], in the shape of x.
 
-        If r = t, they are the velocities at t. r <= t; t = 1 is noise. context: returned by the method `context`.
+        0 <= r <= t <= 1, where t = 0 is an example and t = 1 is noise. If r = t, they are the velocities at t.
+        condition: labels and captions. context: returned by the method `context`.
         """
         variables, read = {"params": params["velocity"]}, add_channels(x, context)
         return self.network.apply(variables, read, r, t, *condition).astype(self.dtype)  # pyright: ignore
 
     def context(self, x: Array, batch: Mapping[str, Array], known: Known | None = None) -> Array | None:
-        """Returns the channels that the network reads in addition to x_t: known values, their mask and the source, [B, *axes, D].
+        """Returns the channels that the network reads in addition to the noisy example's, [B, *axes, D].
 
-        Returns None if the model has neither masks nor sources.
+        They are the known values and their mask, if the model was trained with masks, and the source, if it is a model
+        of pairs. Returns None if there are no such channels.
 
         x: [B, *axes, C]; only its shape and dtype are used. batch: has "source" [B, *axes, S] if the data are pairs.
         known: the known values of the examples. None: nothing is known.
@@ -84,13 +90,14 @@ class FlowModel:
         return jnp.concatenate(read, axis=-1) if read else None
 
     def inputs(self, batch: Batch) -> tuple[Array, Condition]:
-        """Returns the examples [B, ...] of a batch, and their conditions."""
+        """Returns the examples [B, *axes, C] of a batch, and their labels and captions."""
         return batch[self.name].astype(self.dtype), self.conditions.of(batch)
 
     def loss(self, objective: Objective, params: Params, batch: Batch, keys: Key, training: bool = True) -> Array:
-        """Returns the loss of each example under the objective, [B]. keys: [B].
+        """Returns the loss of each example under the objective, [B]. keys: one per example, [B].
 
-        training: leave out labels and captions at random, with probability `label_dropout`.
+        training: whether labels and captions are left out at random, with probability `label_dropout`. A model with
+        masks draws a mask for each example, in training and in evaluation.
         """
         noise_keys, drop_keys = split_keys(keys, 2)
         x, condition = self.inputs(batch)
@@ -111,9 +118,10 @@ class FlowModel:
     def velocity(
         self, params: Params, condition: Condition, request: Request = Request(), context: Array | None = None
     ) -> Velocity:
-        """Returns the velocity that samplers follow, with the request's guidance.
+        """Returns the velocity that samplers follow, a function (x, t, s) with the request's guidance.
 
-        context: returned by the method `context`. A model with masks or sources needs it.
+        condition: labels and captions of the samples. context: returned by the method `context`. A model with masks or
+        sources needs it.
 
         Raises: UserError if the request asks for guidance and the model can't be guided.
         """
@@ -145,7 +153,8 @@ class FlowModel:
     ) -> Array:
         """Returns the guided velocities, u + guidance * (v - u), where v is computed with the condition, and u without.
 
-        Arguments are those of `apply`. Ho and Salimans 2022, equation 6, with w = guidance - 1.
+        Ho and Salimans 2022, equation 6, with w = guidance - 1. request: has the guidance. All other arguments: see
+        `apply`.
         """
         # One call computes both velocities, on a batch of twice the size: first with the condition, then without.
         both = jax.tree.map(twice, condition, self.conditions.none(len(x)))
@@ -166,7 +175,11 @@ class FlowModel:
             raise UserError("guidance needs a model that was trained with label_dropout above 0; leave --guidance out")
 
     def check_mode(self, request: Request) -> None:
-        """Checks that the model supports the request's mode. Raises: UserError if it does not."""
+        """Checks that the model supports the request's mode, such as "inpaint". Raises: UserError if it does not.
+
+        All modes except "generate" need a flow of images without sources. All modes except "generate" and "edit" also
+        need a model that was trained with masks.
+        """
         if request.mode == "generate":
             return
         if self.name != "image":
@@ -186,12 +199,12 @@ class FlowModel:
         """Returns {"samples": float32 [n, *axes, C]}, in [-1, 1] for images.
 
         Also returns "labels" int32 [n] and "captions" int32 [n, L] if the model reads them, and "source" [n, *axes, S] if it is a
-        model of pairs.
+        model of pairs. In the mode "inpaint", samples keep the known pixels.
 
-        keys: [n].
+        keys: one per sample, [n].
         given: may hold labels and prompts (see labels_to_generate and captions_to_generate). It must hold the pictures that the
             request's mode needs (see `editing.read_known`), and for a model of pairs "source" [m, *axes, S]: sample i translates
-            source i modulo m. Samples keep the known pixels.
+            source i modulo m.
 
         Raises: UserError for guidance, a label or a mode that the model does not support, or for pictures of a wrong size.
         """
@@ -238,7 +251,10 @@ def twice(a: Array, b: Array) -> Array:
 
 
 def find_feature(spec: Spec) -> tuple[str, Feature]:
-    """Returns the name of the feature to model, and the feature. Raises: UserError if the data have none of FEATURES."""
+    """Returns the name of the feature that the flow models, "image" or "latent", and its description.
+
+    If the data have both, it is "image". Raises: UserError if the data have neither.
+    """
     for name in FEATURES:
         if name in spec:
             return name, spec[name]
@@ -246,7 +262,7 @@ def find_feature(spec: Spec) -> tuple[str, Feature]:
 
 
 def find_source(spec: Spec, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns the shape of the source of each example, or None if the data have no sources.
+    """Returns the shape (*axes, channels) of the sources, or None if the data are not pairs (source, example).
 
     shape: (*axes, channels) of an example. Raises: UserError if sources and examples differ in size. Channels may differ.
     """

@@ -30,17 +30,18 @@ MEAN_FLOW_C = 1e-3
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss of a flow. Subclass it to add one."""
+    """Base class of the training losses of a flow. Subclass it to add a loss."""
 
     request: ClassVar[type[Request]] = Request
     """Class of the sampling requests to a model with this loss. Its defaults, such as the number of steps, suit the loss."""
     intervals: ClassVar[bool] = False
-    """Whether the loss trains mean velocities over intervals of times, r < t. Otherwise it only trains velocities at t, r = t."""
+    """Whether the loss trains mean velocities between two times r < t. Otherwise it only trains velocities at a single
+    time, r = t."""
 
     def loss(self, u: Network, params: Params, x: Array, keys: Key) -> Array:
         """Returns the loss of each example, [B]. All noise of an example is drawn from its key.
 
-        u: the network. x: examples [B, *axes, C]; keys: [B].
+        u: the network. x: examples, [B, *axes, C] with positions on *axes. keys: one per example, [B].
         """
         raise NotImplementedError
 
@@ -74,7 +75,7 @@ class FlowMatching(Objective):
         return self.weigh(t) * mean_square(v - (e - x))
 
     def weigh(self, t: Array) -> Array:
-        """Returns the factor of the velocity's squared error at the times t [B], [B]. See `weight`."""
+        """Returns the factor of the velocity's squared error in the loss, [B], at the times t [B]. See `weight`."""
         match self.weight:
             case "data":  # x = x_t - t v
                 return t**2
@@ -104,7 +105,7 @@ class MeanFlow(Objective):
     """Probability that r is set to t, in [0, 1]. The loss is then the loss of flow matching."""
     power: float = 1.0
     """Exponent p of the weight 1 / (error + 0.001)^p of an example, which keeps large errors from dominating the gradient. The
-    error is the squared L2 norm, a sum over dimensions. 0: no weight."""
+    error is the squared L2 norm, a sum over dimensions. 0: all weights are 1."""
 
     def __post_init__(self):
         check_finite(mean=self.mean)
@@ -128,7 +129,11 @@ class MeanFlow(Objective):
         return jax.lax.stop_gradient(mean) + weight * (error - jax.lax.stop_gradient(error))
 
     def draw_times(self, x: Array, first: Key, second: Key, equal: Key) -> tuple[Array, Array]:
-        """Draws the times r <= t of each example, [B] each. With probability `equal`, r = t. Keys: [B] each."""
+        """Draws the times r <= t of each example. Returns (r, t), [B] each. With probability `equal`, r = t.
+
+        x: examples, for the dtype. first, second, equal: random keys, [B] each, for the two times and for the choice of
+        r = t.
+        """
         a, b = (draw_time(keys, x, self.mean, self.std) for keys in (first, second))
         t, r = jnp.maximum(a, b), jnp.minimum(a, b)
         same = jax.vmap(partial(jax.random.bernoulli, p=self.equal))(equal)

@@ -30,9 +30,10 @@ def no_jumps(t: Array) -> Array:
 
 
 def euler(velocity: Velocity, x: Array, times: Array, regime: Regime) -> Array:
-    """Uses the velocity at the beginning of each step. Order 1; one evaluation of the network per step.
+    """Solves dx/dt = velocity with Euler's method, which uses the velocity at the beginning of each step.
 
-    With exact mean velocities (MeanFlow), the result is exact for any number of steps.
+    Order 1; one evaluation of the network per step. With exact mean velocities (MeanFlow), the result is exact for any
+    number of steps. Returns x at times[-1], from x [B, ...] at times[0]. regime: not used.
     """
 
     def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
@@ -43,9 +44,10 @@ def euler(velocity: Velocity, x: Array, times: Array, regime: Regime) -> Array:
 
 
 def heun(velocity: Velocity, x: Array, times: Array, regime: Regime) -> Array:
-    """Uses the mean of the velocities at both ends of each step. Order 2; two evaluations of the network per step.
+    """Solves dx/dt = velocity with Heun's method, which uses the mean of the velocities at both ends of a step.
 
-    Karras et al. 2022, algorithm 1.
+    Karras et al. 2022, algorithm 1. Order 2; two evaluations of the network per step. Returns x at times[-1], from
+    x [B, ...] at times[0]. regime: not used.
     """
 
     def step(x: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
@@ -58,10 +60,11 @@ def heun(velocity: Velocity, x: Array, times: Array, regime: Regime) -> Array:
 
 
 def multistep(velocity: Velocity, x: Array, times: Array, regime: Regime) -> Array:
-    """Extrapolates the velocity linearly from its values at the beginnings of the previous step and of this step.
+    """Solves dx/dt = velocity with the two-step method of Adams and Bashforth.
 
-    This is the two-step method of Adams and Bashforth. Order 2; one evaluation of the network per step. Steps may have different
-    lengths. The first step is an Euler step.
+    In each step, the velocity is extrapolated linearly from its values at the beginnings of the previous step and of
+    this step. Order 2; one evaluation of the network per step. Steps may have different lengths. The first step is an
+    Euler step. Returns x at times[-1], from x [B, ...] at times[0].
 
     regime: function of t whose value changes where the velocity jumps, for instance at the ends of the interval of guidance. The
     first step after a change is an Euler step too, so that nothing is extrapolated across a jump.

@@ -59,7 +59,7 @@ class Request(LabelRequest):
         self._check_used()
 
     def _check_used(self) -> None:
-        """Raises: UserError for a field that was changed from its default although the mode or the guidance ignores it."""
+        """Raises: UserError for a field that differs from its default although the mode or the guidance ignores it."""
         if self.mode != "edit" and self.strength != type(self).strength:
             raise UserError(f"strength is not used by mode {self.mode}; the fix: --mode edit, or leave --strength out")
         for name in ("guidance_from", "guidance_to"):
@@ -83,7 +83,8 @@ class OneStepRequest(Request):
 def generate(velocity: Velocity, noise: Array, request: Request, start: float = 1.0) -> Array:
     """Moves noise [B, ...] along the velocity from t = 1 to t = 0, and returns the examples [B, ...].
 
-    start: time at which to begin, in (0, 1]. If it is below 1, `noise` must be x_t at the time t = start.
+    request: has the solver and its number of steps. start: time at which to begin, in (0, 1]. If it is below 1, `noise`
+    must be x_t at the time t = start, a mixture of an example and noise.
     """
     # Times fall from `start` to 0, because t = 1 is noise.
     return SAMPLERS[request.sampler](velocity, noise, start * _times(request, noise)[::-1], request.guided)

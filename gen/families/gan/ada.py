@@ -25,18 +25,20 @@ class ADA(Augmentation):
     """Adaptive discriminator augmentation: applies each transformation with probability p. Karras et al. 2020, section 3
     and appendix B.
 
-    p is 0 at first. It rises after each step in which the mean sign of D's scores of real images is above `target` (D
-    overfits), and falls if the mean is below. Differences from the paper: images are warped by bilinear interpolation,
-    without filters against aliasing, and grey images are never inverted by a luma flip.
+    p is 0 at first. After each step of the discriminator D, p rises if the mean of sign(D(x)) over real images x is
+    above `target`, because D overfits. If the mean is below `target`, p falls. Differences from the paper: images are
+    warped by bilinear interpolation, without filters against aliasing, and grey images are never inverted by a luma
+    flip.
     """
 
     policy: tuple[Literal["blit", "geometry", "color"], ...] = ("blit", "geometry", "color")
-    """Groups of transformations. blit: mirror, quarter turns, shifts by whole pixels. geometry: scale, rotation, stretch,
-    shifts by fractions of a pixel. color: brightness and contrast, and for RGB luma flip, hue and saturation."""
+    """Groups of transformations. blit: mirroring, rotations by multiples of 90 degrees, shifts by whole pixels.
+    geometry: scale, rotation, stretch, shifts by any distance. color: brightness and contrast, and for RGB luma flip,
+    hue and saturation."""
     target: float = 0.6
     """Target of the mean of sign(D(x)) over real images x, in (-1, 1). p rises while the mean is above it."""
     kimg: float = 500.0
-    """Speed of p: it goes from 0 to 1 in this many thousand real images, if it rises at every step."""
+    """Thousands of real images in which p goes from 0 to 1, if p rises at every step."""
 
     def __post_init__(self):
         check_policy(self.policy, ("blit", "geometry", "color"))
@@ -61,12 +63,13 @@ class ADA(Augmentation):
 
 
 def warp(x: Array, linear: Array, shift: Array) -> Array:
-    """Returns the image x [H, W, C] under an affine map: its pixel at position q is x at position linear @ q + shift.
+    """Warps the image x [H, W, C] by an affine map: the result at position q is x at position linear @ q + shift.
 
     linear: [2, 2]; shift: [2]. Positions and shift are (down, right) in pixels, and positions are relative to the middle of
-    the image. x is interpolated bilinearly, and mirrored about its outermost pixels. Source positions that fall on a pixel
-    return its exact value.
+    the image. x is interpolated bilinearly, and continued beyond its border by reflection about the outermost pixels.
+    Where linear @ q + shift is the exact position of a pixel of x, the result has the exact value of this pixel.
     """
+    # Pixels are at 0 to n - 1, so a flip about (n - 1) / 2 maps pixels exactly onto pixels.
     middle = [(n - 1) / 2 for n in x.shape[:2]]
     down, right = jnp.meshgrid(*(jnp.arange(n) - m for n, m in zip(x.shape[:2], middle, strict=True)), indexing="ij")
     source = [a * down + b * right + (t + m) for (a, b), t, m in zip(linear, shift, middle, strict=True)]
@@ -90,10 +93,10 @@ def recolor(x: Array, brightness: Array, contrast: Array, luma: Array, hue: Arra
 
 
 def _random_motion(u: Array, size: Array, blit: Array, geometry: Array) -> tuple[Array, Array]:
-    """Draws the arguments `linear` [2, 2] and `shift` [2] of `warp`.
+    """Returns a random affine map for `warp`: its arguments `linear` [2, 2] and `shift` [2].
 
-    u: [8, 3], uniform in (0, 1). size: float32 [2], (H, W). blit, geometry: probability of each transformation of these
-    groups (see `ADA.policy`).
+    u: [8, 3], uniform random numbers in (0, 1). size: float32 [2], (H, W) of the image. blit, geometry: probability
+    with which each transformation of the group "blit" or "geometry" is applied (see `ADA.policy`).
     """
     # warp needs the map from a pixel back to its source. It is drawn directly, because each transformation is as likely as
     # its inverse.
@@ -117,9 +120,10 @@ def _random_motion(u: Array, size: Array, blit: Array, geometry: Array) -> tuple
 
 
 def _random_color(x: Array, u: Array, p: Array) -> Array:
-    """Changes brightness, contrast, luma, hue and saturation of x [H, W, C], each with probability p.
+    """Randomly changes brightness, contrast, luma, hue and saturation of the image x [H, W, C] (see `recolor`).
 
-    u: [5, 3], uniform in (0, 1).
+    Each of these changes is made with probability p. Luma, hue and saturation are only changed if C = 3. u: [5, 3],
+    uniform random numbers in (0, 1).
     """
     # Luma flip, hue and saturation need colours.
     rgb = p * (x.shape[-1] == 3)
@@ -134,7 +138,10 @@ def _random_color(x: Array, u: Array, p: Array) -> Array:
 
 
 def _maybe(u: Array, p: Array, draw: Sampler, otherwise: float) -> Array:
-    """Returns draw(u[1:]) with probability p, and otherwise the number `otherwise` twice: [2]. u: [3], uniform in (0, 1)."""
+    """Returns the two samples draw(u[1:]), [2], with probability p, and otherwise the number `otherwise` twice, [2].
+
+    u: [3], uniform random numbers in (0, 1).
+    """
     return jnp.where(u[0] < p, draw(u[1:]), otherwise)
 
 

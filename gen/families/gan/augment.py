@@ -19,9 +19,9 @@ from gen.errors import UserError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random transformation of images, with a strength p in [0, 1] that may change during training.
+    """Base class of random transformations of images, with a strength p in [0, 1] that may change during training.
 
-    Subclass it to add one.
+    A subclass defines `one`, and decides what p means. If p changes, the subclass also defines `start` and `adapt`.
     """
 
     def start(self) -> Array:
@@ -29,7 +29,9 @@ class Augmentation:
         return jnp.ones((), jnp.float32)
 
     def apply(self, images: Array, key: Key, row: Array, p: Array) -> Array:
-        """Returns the images transformed, in the same shape and dtype. Twice differentiable in the images, for R1 and R2.
+        """Returns the images transformed, in the same shape and dtype.
+
+        The result is twice differentiable in the images, which the gradient penalties R1 and R2 need.
 
         images: [B, H, W, C] in [-1, 1]; the result may leave this range. row: int32 [B], positions in the global batch. The
         noise of an image depends on (key, row) alone, and is the same in every dtype. p: strength in [0, 1], [].
@@ -43,13 +45,14 @@ class Augmentation:
         return jax.vmap(transform)(images.astype(real), axis.example_keys(key, row)).astype(images.dtype)
 
     def one(self, x: Array, key: Key, p: Array) -> Array:
-        """Returns one image x [H, W, C], float32 or float64, transformed. p: strength in [0, 1], float32 []."""
+        """Transforms one image x [H, W, C], float32 or float64, at random. p: strength in [0, 1], float32 []."""
         raise NotImplementedError
 
     def adapt(self, p: Array, signs: Array, batch: int | Array) -> Array:
-        """Returns the strength p [] for the next step of D. By default it stays the same.
+        """Returns the strength p [] for the next step of the discriminator D. By default p stays the same.
 
-        signs: mean of sign(D(x)) over the (transformed) real images of this step. batch: number of these images.
+        p: strength of this step. signs: [], mean of sign(D(x)) over the real images x of this step, as transformed.
+        batch: number of these images on all devices.
         """
         return p
 
@@ -102,6 +105,7 @@ def translate(x: Array, shift: Array) -> Array:
     Zeros (mid-grey) fill the gap.
     """
     h, w = x.shape[0] // 8, x.shape[1] // 8
+    # Cutting from higher up in the padded image moves its content down.
     corner = (h - shift[0], w - shift[1], jnp.zeros_like(shift[0]))
     return jax.lax.dynamic_slice(jnp.pad(x, ((h, h), (w, w), (0, 0))), corner, x.shape)
 
@@ -146,4 +150,4 @@ DIFFERENTIABLE: dict[str, Callable[[Array, Array], Array]] = {
     "translation": _random_translate,
     "cutout": _random_cutout,
 }
-"""The transformations of DiffAugment: (image [H, W, C], uniform numbers [3] in [0, 1)) -> image."""
+"""The transformations of DiffAugment by name: (image [H, W, C], uniform random numbers [3] in [0, 1)) -> image."""

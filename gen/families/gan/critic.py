@@ -21,7 +21,7 @@ class CriticBatch(NamedTuple):
     """The inputs of D's loss that have one entry per example. Microbatches divide these arrays."""
 
     real: Examples
-    """Real images, with their labels and rows."""
+    """Real images, with their labels and their positions in the global batch ("rows")."""
     fake: Array
     """Generated images [B, H, W, C], one for each real one, with the same labels and rows."""
 
@@ -39,7 +39,8 @@ class CriticAux(NamedTuple):
 class Critic:
     """A discriminator D with its losses and its optimizer.
 
-    In a State, the key "discriminator" holds D's parameters, its optimizer's state and its statistics.
+    In a State, `params`, `opt_state` and `stats` each have the key "discriminator": for D's parameters, its optimizer's
+    state and its statistics. If images are augmented, stats["augment"] is the strength of the augmentation.
     """
 
     discriminator: DiscriminatorModel
@@ -52,8 +53,9 @@ class Critic:
     def step(self, state: State, real: Examples, fake: Array, key: Key) -> tuple[State, Metrics]:
         """Makes one optimizer step of D, and adapts the strength of its augmentation. `state.step` does not change.
 
-        fake: one generated image for each real one, [B, H, W, C]. Returns the new state, and metrics averaged over the global
-        batch. Must run under the mapped axis "data" (see gen.axis).
+        real: real images with labels. fake: one generated image for each real image, [B, H, W, C]. key: for
+        augmentation, dropout and the penalties. Returns the new state, and metrics averaged over the global batch. Must
+        run under the mapped axis "data" (see gen.axis).
         """
 
         def loss(d: Params, batch: CriticBatch) -> tuple[Array, CriticAux]:
@@ -78,17 +80,19 @@ class Critic:
         return state, metrics | {"gradient/discriminator": descend.norm(gradients)}
 
     def loss(self, d: Params, stats: Stats, batch: CriticBatch, key: Key, step: Array) -> tuple[Array, CriticAux]:
-        """Returns D's loss on real and generated images plus its penalties, a mean over the examples, and the metrics.
+        """Returns D's loss on real and generated images plus its gradient penalties; and its metrics and statistics.
 
-        d: D's parameters. stats: statistics before the batch. step: int32 [], for the schedules of R1 and R2.
+        The loss is a scalar, a mean over the batch. d: D's parameters. stats: statistics before this batch.
+        step: int32 [], number of steps of the generator done, which the schedules of R1 and R2 read.
         """
         (x, label, row), x_fake = batch
         real_key, fake_key, penalty_key = jax.random.split(key, 3)
         real = self.discriminator.score(d, stats, x, label, real_key, row)
+        # The second pass continues with the statistics of the first, so that no update of them is lost.
         fake = self.discriminator.score(d, real.stats, x_fake, label, fake_key, row)
         stats = fake.stats
 
-        # The penalties see D with the noise and the statistics with which it scored these images.
+        # The penalties use the noise with which D scored these images, so that they belong to the same function D.
         def on_real(x: Array) -> Array:
             return self.discriminator.score(d, stats, x, label, real_key, row).scores
 

@@ -30,7 +30,7 @@ PROTOCOL = {
     "paired_accuracy": {"pairs": "each held-out image and a generated one, scores compared"},
     "saturation": {"threshold": "D's loss exceeds its minimum by less than 1% of its loss at scores of 0"},
 }
-"""How the metrics of a held-out split are estimated."""
+"""{metric: how it is estimated}, for metrics of a held-out split. Stored with each reported metric."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class GAN(core.Family):
     discriminator: discriminator.Architecture = discriminator.DCGAN()
     """Network of D."""
     conditioning: Conditioning | None = None
-    """How G and D read the label. concatenation: the label is appended to z and to the image. projection: each class scales
-    the normalizations of G, and D adds an inner product of class and features (Miyato and Koyama 2018). None: the model is
-    unconditional."""
+    """How G and D read the label. concatenation: the label is appended to z and to the image. projection: the
+    normalizations of G have a scale and a shift for each class, and D's score is increased by the inner product of an
+    embedding of the class and the features (Miyato and Koyama 2018). None: the model is unconditional."""
     objective: Objective = NonSaturating()
-    """Losses of both players (gen/families/gan/losses.py)."""
+    """Losses of D and of G (gen/families/gan/losses.py)."""
     feature_matching: float = 0.0
-    """Weight in G's loss of the distance between D's mean features of real and of generated images (feature matching,
-    Salimans et al. 2016). 0: off."""
+    """Weight, in G's loss, of the squared distance between the means of D's features over real and over generated
+    images (feature matching, Salimans et al. 2016). 0: off."""
     gradient_penalty: float = 0.0
     """Weight of the penalty (|grad D| - 1)^2 in D's loss, at random points between real and generated images. 10 in WGAN-GP
     (Gulrajani et al. 2017). 0: off."""
@@ -112,9 +112,10 @@ class GAN(core.Family):
             raise UserError("a pack of images has no single label; use pack 1, or no conditioning")
 
     def _check_coupling(self) -> None:
-        """Raises: UserError for penalties or microbatches, if losses depend on other examples of the batch.
+        """Checks that the examples of a batch are independent of each other where the config needs this.
 
-        Both need a loss of each example that depends on this example alone.
+        Raises: UserError if gradient penalties are used although D's scores depend on the whole batch, or if
+        microbatches are used although the loss of an example does.
         """
         penalties = [name for name in ("gradient_penalty", "r1", "r2") if getattr(self, name) != 0.0]
         if penalties and (causes := self.discriminator.couplings()):
@@ -130,7 +131,10 @@ class GAN(core.Family):
             )
 
     def _coupling(self) -> str | None:
-        """Returns why the loss of an example depends on other examples of the batch, or None if it does not."""
+        """Returns what makes the loss of an example depend on other examples of the batch, such as "feature matching".
+
+        Returns None if the loss of each example depends on this example alone.
+        """
         # A pack holds neighbouring images, but a microbatch takes every n-th example, so it would form other packs.
         return (
             next(iter(self.discriminator.couplings()), None)
@@ -196,9 +200,10 @@ class GAN(core.Family):
         )
 
     def players(self, spec: Spec) -> tuple[GeneratorModel, DiscriminatorModel]:
-        """Returns G and D for images of this spec.
+        """Returns G and D for the images that `spec`, the features of the data, describes.
 
-        Raises: UserError if the data have no images, or no labels for a conditional model, or images of an unsuitable size.
+        Raises: UserError if the data have no images, if the model is conditional and the data have no labels, or if the
+        networks can't have images of this size.
         """
         if "image" not in spec:
             raise UserError(f"a GAN models images, and the data have {', '.join(spec)}; choose a set of images")
@@ -216,9 +221,9 @@ class GAN(core.Family):
         )
 
     def penalties(self, steps: int) -> Penalties:
-        """Returns the gradient penalties of D with their weights. The weights of R1 and R2 may be schedules over the run.
+        """Returns the gradient penalties of D with their weights. The weights of R1 and R2 may be schedules.
 
-        steps: number of steps of G in the run.
+        steps: number of steps of G in the whole run, over which these schedules extend.
         """
         r1 = schedule(self.r1, steps) if self.r1 != 0.0 else None
         r2 = schedule(self.r2, steps) if self.r2 != 0.0 else None

@@ -22,7 +22,7 @@ LOG_2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses of D and of G. A config names one: `objective=Hinge()`.
+    """A pair of losses: for the discriminator D and for the generator G. A config names one: `objective=Hinge()`.
 
     To add an objective, subclass this and define `discriminator` and `generator`. Set the class variables if their defaults
     are wrong for your losses.
@@ -40,7 +40,7 @@ class Objective:
 
     @property
     def min_loss(self) -> float:
-        """Lower bound of D's loss, which a perfect D reaches."""
+        """Lower bound of D's loss, which a perfect D approaches. It has no meaning if `loss_at_zero` is 0."""
         return 0.0
 
     def discriminator(self, real: Array, fake: Array) -> Array:
@@ -77,7 +77,7 @@ class Minimax(Smoothed):
 
     @property
     def min_loss(self) -> float:
-        """Entropy of the target t: -t log t - (1 - t) log(1 - t)."""
+        """Lower bound of D's loss: the entropy of the target t, -t log t - (1 - t) log(1 - t)."""
         # The cross-entropy with a target cannot fall below the entropy of the target.
         return -sum(t * math.log(t) for t in (self.target, 1 - self.target) if t > 0)
 
@@ -93,7 +93,7 @@ class Minimax(Smoothed):
 
 @dataclass(frozen=True)
 class NonSaturating(Minimax):
-    """D's loss of Minimax, with a loss of G whose gradient does not vanish while D recognizes all generated images.
+    """Minimax with another loss of G, whose gradient does not vanish while D recognizes all generated images.
 
     Goodfellow et al. 2014, section 3.
     """
@@ -121,7 +121,7 @@ class LeastSquares(Smoothed):
 
 @dataclass(frozen=True)
 class Wasserstein(Objective):
-    """WGAN. Arjovsky et al. 2017, algorithm 1. D must be kept near Lipschitz, for instance by `gradient_penalty`."""
+    """WGAN. Arjovsky et al. 2017, algorithm 1. D must be nearly 1-Lipschitz, for instance by `gradient_penalty`."""
 
     shift_invariant: ClassVar[bool] = True
 
@@ -192,8 +192,9 @@ class RelativisticAverage(Objective):
 
 
 def feature_matching(real: Array, fake: Array) -> Array:
-    """Returns |E f(x) - E f(G(z))|^2, a scalar. The means are over the global batch, so it must run under the axis "data".
+    """Returns the feature matching loss |E f(x) - E f(G(z))|^2, a scalar. Salimans et al. 2016, section 3.1.
 
-    real, fake: D's features f of real and of generated images, [B, F] each. Salimans et al. 2016, section 3.1.
+    real, fake: D's features f of real and of generated images, [B, F] each. The means E are over the global batch, so
+    the function must run under the mapped axis "data" (see gen.axis).
     """
     return jnp.square(axis.mean(real.mean(0)) - axis.mean(fake.mean(0))).sum()

@@ -25,14 +25,15 @@ at scores of 0. D then has hardly anything left to learn from it."""
 
 @dataclass(frozen=True)
 class GANModel:
-    """A generator and a discriminator that are trained in turn. Its methods are the functions of a GenerativeModel."""
+    """A generator G and a discriminator D, trained in turn. The methods `init`, `update`, `evaluate` and `generate` are
+    the functions of a GenerativeModel."""
 
     generator: GeneratorModel
     g_optimizer: optax.GradientTransformation
     critic: Critic
     """D, its optimizer, and the objective of both players."""
     feature_matching: float
-    """Weight of feature matching in G's loss. 0: none."""
+    """Weight of the feature matching loss (Salimans et al. 2016) in G's loss. 0: off."""
     critic_steps: int
     """Steps of D for each step of G."""
     ema: float
@@ -53,7 +54,10 @@ class GANModel:
         )
 
     def examples(self, batch: Batch) -> Examples:
-        """Returns the images, one-hot labels and rows of a batch, in the dtype of G's images."""
+        """Returns the images of a batch, their one-hot labels, and their rows (positions in the global batch).
+
+        Images and labels get the dtype of G's images.
+        """
         image = batch["image"].astype(self.generator.dtype)
         return Examples(image, self.generator.one_hot(batch.get("label")), batch["row"])
 
@@ -62,7 +66,8 @@ class GANModel:
     def update(self, state: State, batches: Batch, key: Key) -> tuple[State, Metrics]:
         """Makes `critic_steps` steps of D, each on its own batch, then one step of G on the last of these batches.
 
-        batches: {name: [critic_steps, B, ...]}. D's metrics are averaged over its steps. Goodfellow et al. 2014, algorithm 1.
+        batches: {name: [critic_steps, B, ...]}. Returns the new state, and the metrics of both. D's metrics are
+        averaged over its steps. Goodfellow et al. 2014, algorithm 1.
         """
         *critic_keys, generator_key = jax.random.split(key, self.critic_steps + 1)
         each = [self.examples({name: x[i] for name, x in batches.items()}) for i in range(self.critic_steps)]
@@ -76,7 +81,10 @@ class GANModel:
         return replace(state, step=state.step + 1), averaged | metrics
 
     def critic_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
-        """Generates one image for each real one, and makes one optimizer step of D. `state.step` does not change."""
+        """Generates one image for each real image, and makes one optimizer step of D on both.
+
+        Returns the new state, whose `step` is unchanged, and D's metrics.
+        """
         z_key, loss_key = jax.random.split(key)
         z = self.generator.latents(z_key, real.row)
         # Images are generated outside of D's loss, so that its gradient does not run through G.
@@ -84,9 +92,13 @@ class GANModel:
         return self.critic.step(state, real, fake, loss_key)
 
     def generator_step(self, state: State, real: Examples, key: Key) -> tuple[State, Metrics]:
-        """Makes one optimizer step of G, and updates its moving average. `state.step` does not change."""
+        """Makes one optimizer step of G, and updates the moving average of its parameters.
+
+        Returns the new state, whose `step` is unchanged, and G's metrics.
+        """
 
         def loss(g: Params, real: Examples) -> tuple[Array, Stats]:
+            # D has already made its steps of this update. It is a constant here: the gradient is by g alone.
             return self.generator_loss(g, state.params["discriminator"], state.stats, real, key)
 
         g, opt_state = state.params["generator"], state.opt_state["generator"]
@@ -106,9 +118,9 @@ class GANModel:
         return state, {"loss/generator": axis.mean(value), "gradient/generator": descend.norm(gradients)}
 
     def generator_loss(self, g: Params, d: Params, stats: Stats, examples: Examples, key: Key) -> tuple[Array, Stats]:
-        """Returns G's loss against D, a mean over the examples, and the statistics, of which G's are updated.
+        """Returns G's loss against D, a scalar mean over the examples, and the statistics with G's entry updated.
 
-        examples: real images; G generates one image for the label and the row of each.
+        g, d: parameters of G and of D. examples: real images. For each, G generates one image with the same label.
         """
         x, label, row = examples
         z_key, real_key, fake_key = jax.random.split(key, 3)
@@ -126,10 +138,14 @@ class GANModel:
     # --- evaluation ---
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns sums of D's scores of held-out images and of generated images, one for each held-out image.
+        """Returns {metric: (sum, number of scores)} of held-out images and of one generated image for each of them.
 
-        batch: {name: [B, ...]}. A pack of images counts only if none of its images is padding (weight 0). The metric
-        "paired_accuracy" is 1 if the real image has the higher score of the two.
+        The metrics are: "score_real" and "score_fake", D's scores of held-out and of generated images;
+        "paired_accuracy", 1 if the held-out image has the higher score of a pair and otherwise 0; and "saturation" (see
+        MAX_SATURATED_LOSS), unless the objective's `loss_at_zero` is 0. A joint score of several images counts only if
+        none of them is padding (weight 0).
+
+        batch: {name: [B, ...]}. Sums are over the mapped axis "data" (see gen.axis).
         """
         # G's raw weights, because D was trained against them and not against their average.
         discriminator, objective, dtype = self.critic.discriminator, self.critic.objective, self.generator.dtype
@@ -156,7 +172,7 @@ class GANModel:
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """Generates images with the moving average of G if there is one, otherwise with its raw weights.
 
-        given: may hold the labels of the images (gen.families.labels.GIVEN).
+        given: may hold the class of each sample, int32, under the key gen.families.labels.GIVEN (see `draw_inputs`).
 
         Returns "samples", float32 [n, H, W, C] in [-1, 1], or [rows, ROW_LENGTH, H, W, C] for an interpolation. With N the number
         of images, it also returns "latents" [N, latent]; "scores" float32 [N], D's scores, if D scores each image alone; and

@@ -18,7 +18,10 @@ Score = Callable[[Array], Array]
 
 
 def squared_gradient(score: Score, x: Array) -> Array:
-    """Returns |grad_x D(x)|^2 of each score, [N]. It is R1 at real images, and R2 at generated images. Mescheder et al. 2018."""
+    """Returns |grad_x D(x)|^2 of each score, [N], at images x [B, ...]. Mescheder et al. 2018.
+
+    At real images it is the R1 penalty, and at generated images the R2 penalty, both without their factor gamma / 2.
+    """
 
     def total(x: Array) -> tuple[Array, Array]:
         scores = score(x)
@@ -41,12 +44,13 @@ def gradient_penalty(score: Score, x: Array, one_sided: bool) -> Array:
 
 
 def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
-    """Draws one point on the line between each real and generated image, [B, H, W, C], uniformly.
+    """Draws a random point on the line between each real image and its generated image, uniformly: [B, H, W, C].
 
     Gulrajani et al. 2017, algorithm 1.
 
-    real, fake: [B, H, W, C]. row: int32 [N], one for each pack of B / N images. All images of a pack are mixed in the same
-    proportion. The noise depends on (key, row) alone.
+    real, fake: [B, H, W, C]. row: int32 [N], position in the global batch of each pack, which is B / N neighbouring
+    images with one joint score. All images of a pack are mixed in the same proportion. The noise depends on (key, row)
+    alone.
     """
 
     def draw(key: Key) -> Array:
@@ -58,7 +62,7 @@ def between(real: Array, fake: Array, key: Key, row: Array) -> Array:
 
 
 class Penalties(NamedTuple):
-    """The weights of D's gradient penalties. Call it for their sum."""
+    """Gradient penalties of D, each with its weight. Calling the object computes their weighted sum."""
 
     gradient: float
     """Weight of `gradient_penalty` at points between real and generated images. 0: off."""
@@ -72,10 +76,11 @@ class Penalties(NamedTuple):
     def __call__(
         self, on_real: Score, on_fake: Score, real: Array, fake: Array, key: Key, row: Array, step: Array
     ) -> Array:
-        """Returns the sum of the penalties, a scalar: each is a mean over scores.
+        """Returns the weighted sum of the penalties, a scalar. Each penalty is a mean over scores.
 
         on_real, on_fake: D with the same augmentation and dropout as when it scored the real or the generated images.
-        real, fake: [B, H, W, C]. row: int32 [N], one for each score. The noise depends on (key, row) alone. step: int32 [].
+        real, fake: [B, H, W, C]. row: int32 [N], position of each score's first image in the global batch. The random
+        points of the gradient penalty depend on (key, row) alone. step: int32 [], read by the schedules of R1 and R2.
         """
         penalty = jnp.zeros((), real.dtype)
         if self.gradient:

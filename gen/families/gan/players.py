@@ -21,12 +21,13 @@ STANDING_SAMPLES = 1024
 """Number of images from which `GeneratorModel.standing_statistics` estimates the moments of G's batch normalizations."""
 
 Stats = dict[str, Params]
-"""Untrained statistics: "generator" and "discriminator" hold the statistics of normalizations, if the network has any. "augment" is
-the strength of the augmentation, float32 [], if there is one."""
+"""Values that training updates without gradients. "generator" and "discriminator": statistics of the network's
+normalizations, such as running moments, if it has any. "augment": strength of the augmentation, float32 [], if images
+are augmented."""
 
 
 class Scored(NamedTuple):
-    """Output of D for a batch of images. B / pack is the number of packs."""
+    """Output of D for a batch of B images. A pack is a group of `pack` neighbouring images with one joint score."""
 
     scores: Array
     """[B / pack]. High for images that look real."""
@@ -37,7 +38,7 @@ class Scored(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A batch of real images as G and D read it."""
+    """A batch of real images, in the form that the training of G and D reads."""
 
     image: Array
     """[B, H, W, C] in [-1, 1]."""
@@ -75,10 +76,11 @@ class GeneratorModel:
     def latents(self, key: Key, row: Array, truncation: float | None = None) -> Array:
         """Draws latents z ~ N(0, I), [B, latent]. truncation: draw only values in [-truncation, truncation]. None: all values.
 
-        row: int32 [B], positions in the global batch, or numbers of samples. The noise depends on (key, row) alone.
+        row: int32 [B], positions in the global batch, or in sampling the indices of the samples. Each latent depends on
+        key and its row alone.
         """
 
-        # So sample i does not depend on the number of samples or devices.
+        # Each latent has its own key, so sample i does not depend on the number of samples or devices.
         def draw(key: Key) -> Array:
             if truncation is None:
                 return jax.random.normal(key, (self.latent,), self.dtype)
@@ -97,16 +99,19 @@ class GeneratorModel:
         return images.astype(self.dtype), _with_new(stats, "generator", new)
 
     def standing_statistics(self, g: Params, stats: Stats) -> Stats:
-        """Returns the statistics with new moments for G's batch normalizations, from STANDING_SAMPLES samples of parameters g.
+        """Returns the statistics with new moments of G's batch normalizations, estimated on STANDING_SAMPLES images.
 
-        The moving average of G's parameters needs this: the running moments of training belong to the raw parameters.
-        Brock et al. 2019.
+        g: parameters of G, such as their moving average, which needs this: the running moments of training belong to
+        the raw parameters. If G has no batch normalization, `stats` is returned unchanged. Brock et al. 2019 ("standing
+        statistics").
         """
         if "generator" not in stats:
             return stats
         zero = stats | {"generator": jax.tree.map(jnp.zeros_like, stats["generator"])}
         label = self.one_hot(labels.labels_to_generate(STANDING_SAMPLES, None, self.classes))
+        # A fixed key: the same parameters must get the same statistics each time.
         z = self.latents(jax.random.key(0), jnp.arange(STANDING_SAMPLES))
+        # Batch normalization averages over the axis "data", which exists only in a mapped function.
         on_one_device = jax.vmap(self.make, in_axes=None, out_axes=None, axis_name="data", axis_size=1)
         _, new = on_one_device(g, zero, z, label)
         # A running average that starts at 0 holds (1 - MOMENTUM) times the moment after one batch.
@@ -150,10 +155,12 @@ class DiscriminatorModel:
         row: Array,
         weight: Array | None = None,
     ) -> Scored:
-        """Augments the images, and returns D's scores, features and new statistics.
+        """Returns D's scores and features of a batch of images, and the statistics after this batch.
 
-        x: [B, H, W, C] in [-1, 1]. label: one-hot [B, classes] or None. row: int32 [B]. The noise depends on (key, row) alone.
-        key: in training. None: evaluation, with running averages in normalizations, and without augmentation and dropout.
+        d: D's parameters. x: [B, H, W, C] in [-1, 1]. label: one-hot [B, classes], or None if unconditional.
+        key: given in training, for augmentation and dropout. None: evaluation, with running averages in normalizations,
+            and without augmentation and dropout.
+        row: int32 [B], positions in the global batch. The noise of an image depends on (key, row) alone.
         weight: [B / pack], 0 for packs of padding, so that they do not change the scores of others. None: no padding.
         """
         keys = None
@@ -182,8 +189,8 @@ def pack_images(x: Array, pack: int) -> Array:
 
 
 def _with_new(stats: Stats, player: str, new: Params) -> Stats:
-    """Returns the statistics, with those of a player ("generator" or "discriminator") updated if its network has any.
+    """Returns `stats` with the entry of one network replaced by new statistics, or unchanged if it has no such entry.
 
-    new: {"batch_stats": ...}, as Flax returns it.
+    player: key of the entry, "generator" or "discriminator". new: {"batch_stats": ...}, as Flax returns it.
     """
     return stats | {player: new["batch_stats"]} if player in stats else stats

@@ -1,4 +1,4 @@
-"""Inputs of a trained generator: the request, the latents and labels that it asks for, and interpolations between latents."""
+"""Inputs of a trained generator: the request, latents and labels drawn for it, and interpolations between latents."""
 
 from __future__ import annotations
 
@@ -52,9 +52,12 @@ class Draw(NamedTuple):
 
 
 def draw_inputs(generator: GeneratorModel, key: Key, given: Mapping[str, Array], request: Request) -> Draw:
-    """Draws the latents and the labels of a request. An interpolation has rows * ROW_LENGTH images.
+    """Draws the latents and the labels of the N images of a request.
 
-    given: may hold the labels of the images (gen.families.labels.GIVEN).
+    N is request.n in mode generate, and request.rows * ROW_LENGTH in mode interpolate, in the order of the rows.
+
+    given: input arrays of GenerativeModel.generate. They may hold the classes of the N images of mode generate, or of
+        the request.rows + 1 ends of mode interpolate, under the key gen.families.labels.GIVEN.
 
     Raises: UserError for a label that the model does not have.
     """
@@ -69,7 +72,10 @@ def draw_inputs(generator: GeneratorModel, key: Key, given: Mapping[str, Array],
 
 
 def interpolate(ends: Array) -> Array:
-    """Returns ROW_LENGTH points on the way from each latent of `ends` [rows + 1, D] to the next one, [rows * ROW_LENGTH, D]."""
+    """Returns ROW_LENGTH points on the path from each latent of `ends` to the next latent, both included.
+
+    ends: [rows + 1, D]. Returns [rows * ROW_LENGTH, D]. Paths are as in `slerp`.
+    """
 
     def at(t: Array) -> Array:
         return slerp(ends[:-1], ends[1:], t)
@@ -78,9 +84,9 @@ def interpolate(ends: Array) -> Array:
 
 
 def slerp(a: Array, b: Array, t: Array) -> Array:
-    """Returns the points at t in [0, 1] (a scalar) on the way from a [N, D] to b [N, D]. White 2016, equation 1.
+    """Returns the points [N, D] at fraction t of the paths from a [N, D] to b [N, D]. t: scalar in [0, 1].
 
-    The direction follows a great circle, and the length changes linearly.
+    The direction follows a great circle (White 2016, equation 1), and the length changes linearly.
     """
 
     def length(v: Array) -> Array:

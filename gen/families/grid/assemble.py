@@ -1,4 +1,4 @@
-"""Makes a GenerativeModel of the functions of a model of grids."""
+"""Builds the GenerativeModel of a model of token grids from the model's loss, evaluation and sampling functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gen.networks.transformer import RULES
 
 
 class GridFunctions(Protocol):
-    """The functions of a model of grids. They are arguments of `learner.family`, which describes them."""
+    """Interface of a model of token grids. `learner.family` takes loss, evaluate and sample, and describes them."""
 
     @property
     def config(self) -> GridModel: ...
@@ -26,12 +26,12 @@ class GridFunctions(Protocol):
 
 
 def assemble(model: GridFunctions, steps: int, request: type[GridRequest], how: str, name: str) -> GenerativeModel:
-    """Returns the GenerativeModel with the functions of `model`.
+    """Returns the GenerativeModel that is trained, evaluated and sampled with the functions of `model`.
 
-    steps: updates of the whole run.
-    request: the class of `sample`'s argument `request`.
-    how: how the nats of a token are estimated, as text for the protocol.
-    name: name of the metric "nats of a whole grid", such as "nll".
+    steps: number of updates of the whole run, which schedules read.
+    request: the class of the argument `request` of `model.sample`.
+    how: how the nats of a token are computed, such as "each given the tokens before it". Stored next to each score.
+    name: name of the metric that is the nats of a whole grid: "nll", or "nll_bound" for an upper bound.
     """
     built = learner.family(
         model.config,
@@ -48,9 +48,9 @@ def assemble(model: GridFunctions, steps: int, request: type[GridRequest], how: 
 
 
 def grid_protocol(grid: Grid, how: str, name: str) -> dict[str, dict[str, object]]:
-    """Returns the GenerativeModel.protocol of the metrics of `measure_grids`: how each is estimated.
+    """Returns how each metric of `measure_grids` is estimated, {metric: {setting: value}}. how, name: see `assemble`.
 
-    It is {metric: {setting: value}}. how, name: see `assemble`.
+    It is stored next to each score, so that only comparable scores are compared.
     """
     tokens: dict[str, object] = {"tokens": how, "conditional": grid.conditions.names}
     found = {"loss": tokens, name: tokens | {"unit": "nats"}}

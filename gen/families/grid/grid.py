@@ -1,4 +1,4 @@
-"""Parts that all models of grids share: facts about the grids, hyper-parameters, metrics, and the request."""
+"""Parts that all models of token grids share: the grids' sizes, hyper-parameters, metrics, and the sampling request."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from gen.networks.positions import PADDING
 
 @dataclass(frozen=True)
 class Grid:
-    """Facts about the grids of a data set, and conversions between grids and the rows that the network reads.
+    """Sizes of the token grids of a data set, and conversions between grids and the sequences that the network reads.
 
-    A row is the caption (L tokens, if there are captions), then the label, then the grid as T cells of J tokens each,
-    in raster order. The network's vocabulary begins with the V tokens of grids. From V on it has the labels, "no
-    label", the mask, and the tokens of captions.
+    A sequence (row) is the caption (L tokens, if there are captions), then the label, then the grid as T cells in
+    raster order. A cell is a position of the transformer, and has J tokens. The network's vocabulary begins with the V
+    tokens of grids. From V on it has the labels, "no label", the mask, and the tokens of captions.
     """
 
     shape: tuple[int, ...]
-    """Shape of a grid."""
+    """Shape of a grid of tokens."""
     cells: tuple[int, ...]
     """Number of cells on each axis. It is the shape of the grid. With `inner_layers` it lacks the last axis, because
     the tokens along that axis are one cell."""
     vocab: int
     """V, the size of the vocabulary of grids."""
     classes: int
-    """Number of labels. 0: the model has none."""
+    """Number of classes of the label. 0: the model reads no labels."""
     pixels: int | None
     """Number of pixel values in a grid whose tokens are patches of pixels. None: the tokens are something else."""
     caption: Feature | None = None
@@ -54,7 +54,7 @@ class Grid:
 
     @property
     def mask(self) -> int:
-        """The token that replaces a masked token."""
+        """The mask, the token that replaces a masked token, in the network's vocabulary."""
         return self.vocab + self.classes + 1
 
     @property
@@ -86,14 +86,14 @@ class Grid:
         return self.caption.shape[0] if self.caption else 0
 
     def split(self, tokens: Array) -> Array:
-        """Returns grids [B, *shape] as cells, int32 [B, T, J].
+        """Reshapes grids of tokens [B, *shape] to T cells (positions) of J tokens, int32 [B, T, J].
 
-        A grid may be cut on its first axis, and then has fewer cells.
+        The grids may be cut on their first axis. T is then smaller.
         """
         return tokens.reshape(len(tokens), -1, self.count).astype(jnp.int32)
 
     def weights(self, batch: Batch) -> Array:
-        """Returns batch["counted"] (1 for tokens that count, otherwise 0) as weights [B, T, J], at least float32."""
+        """Returns batch["counted"] (1 for tokens that count in the loss, otherwise 0), [B, T, J], at least float32."""
         counted = batch["counted"]
         weights = counted.reshape(len(counted), -1, self.count)
         return weights.astype(jnp.promote_types(counted.dtype, jnp.float32))
@@ -103,9 +103,10 @@ class Grid:
         return cells.reshape(len(cells), *self.shape)
 
     def front(self, n: int, condition: Condition) -> Array:
-        """Returns the beginning of each of n rows, the caption and the label, int32 [n, L + 1, J].
+        """Returns the tokens that the network reads before each of n grids: L of the caption, then the label.
 
-        A condition that is None becomes "no label" or an empty caption.
+        The result is int32 [n, L + 1, J], with J equal tokens at each position. A label that is None becomes "no
+        label", and a caption that is None becomes an empty caption.
         """
         label, caption = condition
         if label is None:
@@ -120,11 +121,10 @@ class Grid:
         return jnp.broadcast_to(front, (n, self.words + 1, self.count))
 
     def known(self, given: Mapping[str, Array], request: GridRequest) -> Array:
-        """Returns the known tokens of the grids to generate, int32 [n, T, J], with PADDING at unknown tokens.
+        """Returns the tokens of n grids that sampling keeps, int32 [n, T, J], with PADDING (-1) at tokens to draw.
 
-        given: "tokens" [1, *shape] or [n, *shape], and "known" bool of the same shape. Without "known", none is known.
-
-        Raises: UserError if `given` has no "known", but the request's mode needs known tokens.
+        given: "tokens" [1, *shape] or [n, *shape], and "known" bool of the same shape, which of them to keep. Without
+        "known", all tokens are to be drawn. Raises: UserError if the mode needs "known": any mode but "generate".
         """
         n = request.n
         if "known" not in given:
@@ -175,7 +175,7 @@ class GridModel(LanguageModel):
         return replace(self, network=network, inner_layers=base.inner_layers, conditional=base.conditional)
 
     def grid(self, spec: Spec) -> Grid:
-        """Returns the facts about the grids of this spec. Raises: UserError if the data don't fit this config."""
+        """Returns the sizes of this spec's token grids. Raises: UserError if the data don't fit this config."""
         feature = spec.get("tokens")
         if feature is None or feature.vocab is None or feature.axes is None:
             raise UserError(
@@ -202,11 +202,14 @@ class GridModel(LanguageModel):
             )
 
     def drop(self, grid: Grid, batch: Batch, keys: Key) -> Condition:
-        """Returns the conditions of training examples. Each is left out with probability `label_dropout`. keys: [B]."""
+        """Returns labels and captions of a training batch. An example loses both with probability `label_dropout`.
+
+        keys: random keys of the examples, [B]. Lost labels become "no label", and lost captions become empty.
+        """
         return grid.conditions.drop(grid.conditions.of(batch), keys, self.label_dropout)
 
     def condition(self, grid: Grid, request: GridRequest, given: Mapping[str, Array]) -> Condition:
-        """Returns the conditions of the request.n samples. given: may have labels and captions.
+        """Returns the label and caption of each of request.n samples, from request.label and `given`.
 
         See `Conditions.to_generate`. Raises: UserError for a label or guidance that the model does not support.
         """
@@ -228,12 +231,15 @@ tokens do not count, and `mean_over_tokens` removes it, so it is never reported.
 
 
 def weigh_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
-    """Returns the nats [B, T, J], with 0 for tokens that do not count. Without batch["counted"], all tokens count."""
+    """Returns the nats [B, T, J], with 0 where batch["counted"] is 0. Without "counted", they are unchanged."""
     return nats * grid.weights(batch) if "counted" in batch else nats
 
 
 def mean_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
-    """Returns the mean of nats [B, T, J] over the counted tokens of each example, [B], or 0 if it has none."""
+    """Returns the mean of nats [B, T, J] over the counted tokens of each example, [B], or 0 if there are none.
+
+    Counted tokens have batch["counted"] 1. Without "counted", all tokens are counted.
+    """
     if "counted" not in batch:
         return nats.mean((1, 2))
     weights = grid.weights(batch)
@@ -241,12 +247,12 @@ def mean_tokens(grid: Grid, batch: Batch, nats: Array) -> Array:
 
 
 def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Array, Metrics]:
-    """Returns the mean nats per counted token of each grid, [B], and metrics of each grid, {metric: [B]}.
+    """Returns (the mean nats per counted token of each grid, [B]; metrics of each grid, {metric: [B]}).
 
     The metrics are `name`, the sum of its nats; "bits_per_dim", the sum in bits per pixel value, if the tokens are
-    pixels; and COUNTED, the number of counted tokens, if the batch has "counted".
+    pixels; and COUNTED, the number of counted tokens, if the batch has "counted" (see `mean_tokens`).
 
-    nats: [B, T, J].
+    nats: [B, T, J], -log p of each token, or a bound of it.
     """
     total = weigh_tokens(grid, batch, nats).sum((1, 2))
     metrics = {name: total}
@@ -260,7 +266,7 @@ def measure_grids(grid: Grid, batch: Batch, nats: Array, name: str) -> tuple[Arr
 def mean_over_tokens(sums: Mapping[str, tuple[Any, Any]], name: str) -> dict[str, Any]:
     """Returns the metrics of a split: means over its grids, but "loss" is the mean over all its counted tokens.
 
-    So in "loss" a grid with few counted tokens has less weight.
+    So in "loss" a grid with few counted tokens has less weight. If all tokens are counted, both means are the same.
 
     sums: {metric: (total, weight)}, with the metrics of `measure_grids`. name: see `measure_grids`.
     """

@@ -23,10 +23,10 @@ Carry = tuple[Array, Cache | None]
 
 @dataclass(frozen=True)
 class GridLM(GridModel):
-    """A causal model of grids. It computes the exact likelihood of a grid."""
+    """Hyper-parameters of a causal model of token grids, which computes the exact likelihood of a grid."""
 
     def causal(self, spec: Spec) -> CausalGrids:
-        """Returns the object with the functions of `build`'s result.
+        """Returns the network with its loss, evaluation and sampling, from which `build` makes a GenerativeModel.
 
         Raises: UserError if the data don't fit this config.
         """
@@ -41,7 +41,7 @@ class GridLM(GridModel):
 class CausalGrids:
     """The causal model: p(grid | condition) = prod_t p(token_t | condition, tokens before t).
 
-    The condition is the label and the caption. GridNetwork describes `params`.
+    The condition is the label and the caption. The argument `params` of the methods is described at GridNetwork.
     """
 
     config: GridLM
@@ -50,9 +50,9 @@ class CausalGrids:
     def nats(
         self, params: dict[str, Params], batch: Batch, condition: Condition, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns -log p(token | condition, tokens before it) in nats, and log Z (see cross_entropy), [B, T, J] each.
+        """Returns (-log p(token | condition, tokens before it) in nats, log Z) for J tokens of T cells, [B, T, J] each.
 
-        keys: dropout keys [B]. None: no dropout.
+        Z is the normalizer of the softmax. batch: "tokens" [B, *grid]. keys: dropout keys [B]. None: no dropout.
         """
         cells = self.network.grid.split(batch["tokens"])
         front = self.network.grid.front(len(cells), condition)
@@ -64,9 +64,11 @@ class CausalGrids:
         return losses.cross_entropy(self.network.logits(params, output, cells), cells)
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the mean nats of each example's counted tokens, [B]. The gradient is of nats + z_loss log(Z)^2.
+        """Returns the mean of -log p(token) in nats over the counted tokens of each example, [B] (see `mean_tokens`).
 
-        keys: [B].
+        The gradient also has the term z_loss * log(Z)^2, where Z is the normalizer of the softmax.
+
+        keys: [B], for dropped labels and captions, and for dropout.
         """
         label_keys, dropout_keys = split_keys(keys, 2)
         condition = self.config.drop(self.network.grid, batch, label_keys)
@@ -74,14 +76,18 @@ class CausalGrids:
         return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
-        """Returns the mean nats per token of each grid, [B], and the metrics of `measure_grids` named "nll"."""
+        """Returns the mean nats per counted token of each grid, [B], and the metrics of `measure_grids`, {metric: [B]}.
+
+        "nll" is the nats of a whole grid. `keys` is not used.
+        """
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch))
         return measure_grids(self.network.grid, batch, nats, "nll")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: GridRequest) -> dict[str, Array]:
-        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid]}. See `Drawn` for "log_probs".
+        """Draws n = request.n grids, cell by cell in raster order. Returns "samples", int32 [n, *grid].
 
-        If the model reads labels or captions, also "labels" int32 [n] or "captions" int32 [n, L].
+        Also returns "log_probs", float32 [n, *grid], the log-probability of each drawn token in nats (see `Drawn`). If
+        the model reads labels or captions, it also returns "labels" int32 [n] or "captions" int32 [n, L].
 
         keys: [n]. given: may have labels and captions (see Conditions.to_generate), and "tokens" and "known" (see
         Grid.known). Known tokens are kept. Each unknown token is drawn given the tokens before it, so known tokens
@@ -96,12 +102,14 @@ class CausalGrids:
         front = network.fronts(request.n, condition, request.guidance)
         params, cache = network.begin_cache(params, len(front))
         before = front.shape[1]
+        # The last output, at the label, predicts the first cell.
         output, cache = network.read(params, front, network.positions[:before], cache=cache)
 
         def step(carry: Carry, t: Array) -> tuple[Carry, tuple[Array, Array]]:
-            """Draws the token of cell t, and feeds it to the network. The network's new output is in the carry.
+            """Draws the J tokens of cell t of all samples, and feeds them to the network.
 
-            Returns the new carry, and (tokens, log-probabilities) of the cell, each with the samples on the first axis.
+            Returns the new carry, with the network's output for the next cell, and (tokens, log-probabilities), [n, J]
+            each.
             """
             output, cache = carry
             tokens, log_probs = network.draw(

@@ -1,8 +1,8 @@
-"""Masked model of grids: predicts masked cells from all other cells (Chang et al. 2022; Austin et al. 2021).
+"""Masked model of token grids: predicts masked cells from all other cells (Chang et al. 2022; Austin et al. 2021).
 
 The fraction of masked cells is drawn from [0, 1] for each example, so the loss is a bound on the likelihood of a grid
-(Sahoo et al. 2024). A grid is sampled in a few turns. Each turn draws many cells at once, anywhere in the grid, so any
-gap can be filled.
+(Sahoo et al. 2024). A grid is sampled in a few turns (passes of the network). Each turn writes many cells at once,
+anywhere in the grid, so any gap can be filled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PRIMES = (2, 3, 5, 7, 11, 13)
 
 @dataclass(frozen=True)
 class GridMLM(GridModel):
-    """A masked model of grids. All tokens of a cell are masked together."""
+    """Hyper-parameters of a masked model of token grids. The tokens of a cell (a position) are masked together."""
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for grids of this spec. Raises: UserError if the data don't fit this config."""
@@ -46,7 +46,7 @@ class Request(GridRequest):
     """Settings for generating grids."""
 
     turns: int = 12
-    """Number of passes over the grid. Each pass writes some of the unknown cells."""
+    """Number of passes (turns) over the grid. Each turn draws all unknown cells, and keeps some of them."""
     order: Literal["spread", "confidence", "random"] = "spread"
     """Which of the drawn cells a turn keeps. spread: cells far from each other, few in the first turns and many in the
     last (Besnier et al. 2025). confidence: the cells of which the model is most certain, as many as with spread (Chang
@@ -76,7 +76,7 @@ class Draft(NamedTuple):
 class MaskedGrids:
     """The masked model: p(masked cell | cells that are not masked, condition).
 
-    The condition is the label and the caption. GridNetwork describes `params`.
+    The condition is the label and the caption. The argument `params` of the methods is described at GridNetwork.
     """
 
     config: GridMLM
@@ -96,10 +96,11 @@ class MaskedGrids:
     def nats(
         self, params: dict[str, Params], batch: Batch, condition: Condition, mask_keys: Key, keys: Key | None = None
     ) -> tuple[Array, Array]:
-        """Returns the nats of the tokens, and log Z (see cross_entropy), [B, T, J] each.
+        """Masks random cells. Returns (nats, log Z) for J tokens of T cells, [B, T, J] each.
 
-        The nats are -log p(token | shown cells, condition) / t at masked tokens, where t is the rate of the mask, and 0
-        at the others. On average, their sum is an upper bound on -log p(grid | condition).
+        nats: -log p(token | shown cells, condition) / t at masked tokens, where t is the probability with which the
+        example's cells are masked, and 0 at tokens that are not masked. On average, the sum of nats is an upper bound
+        on -log p(grid | condition). Z: normalizer of the softmax.
 
         mask_keys: [B]. keys: dropout keys [B]. None: no dropout.
         """
@@ -112,10 +113,10 @@ class MaskedGrids:
         return nats * (masks.chosen * masks.scale)[..., None], log_z
 
     def loss(self, params: dict[str, Params], batch: Batch, keys: Key) -> Array:
-        """Returns the bound on -log p(grid | condition) in nats, as the mean per counted token of each example, [B].
+        """Returns the bound on -log p(grid | condition) in nats per counted token of each example, [B].
 
-        All tokens count if the batch has no "counted". The gradient also has the term z_loss * log(Z)^2, where Z is the normalizer of the
-        softmax and z_loss is in the config.
+        All tokens are counted if the batch has no "counted". The gradient also has the term z_loss * log(Z)^2, where Z
+        is the normalizer of the softmax and z_loss is in the config.
 
         keys: [B], for the masks, for dropped labels and captions, and for dropout.
         """
@@ -125,15 +126,19 @@ class MaskedGrids:
         return mean_tokens(self.network.grid, batch, losses.with_z_loss(nats, log_z, self.config.z_loss))
 
     def evaluate(self, params: dict[str, Params], batch: Batch, keys: Key) -> tuple[Array, Metrics]:
-        """Returns the bound per token of each grid, in nats [B], and the metrics of `measure_grids` ("nll_bound")."""
+        """Returns the bound in nats per counted token of each grid, [B], and metrics of each grid, {metric: [B]}.
+
+        For the metrics, see `measure_grids`. "nll_bound" bounds the nats of a whole grid. keys: [B], for the masks.
+        """
         nats, _ = self.nats(params, batch, self.network.grid.conditions.of(batch), keys)
         return measure_grids(self.network.grid, batch, nats, "nll_bound")
 
     def sample(self, params: dict[str, Params], keys: Key, given: Batch, request: Request) -> dict[str, Array]:
-        """Returns {"samples": int32 [n, *grid], "log_probs": float32 [n, *grid]}.
+        """Draws n = request.n grids in request.turns turns. Returns "samples", int32 [n, *grid].
 
-        "log_probs" is the log-probability of each token in nats, given the cells that were known before its turn. See
-        `Drawn`. If the model reads labels or captions, also "labels" int32 [n] or "captions" int32 [n, L].
+        Also returns "log_probs", float32 [n, *grid], the log-probability of each drawn token in nats, given the cells
+        that were known before its turn (see `Drawn`). If the model reads labels or captions, it also returns "labels"
+        int32 [n] or "captions" int32 [n, L].
 
         keys: [n]. given: may have labels and captions (see Conditions.to_generate), and "tokens" and "known" (see
         Grid.known). Known tokens are kept, and the others are drawn given all known tokens.
@@ -171,13 +176,16 @@ class MaskedGrids:
     ) -> Draft:
         """Makes turn i of request.turns, counted from 0: draws all unknown cells, and keeps some of them.
 
-        to_write: int32 [n], number of unknown cells before the first turn. places: [n, T], see `spread`. keys: [n].
+        front: captions and labels, see GridNetwork.fronts. draft: the grids after the turns before. to_write: int32
+        [n], number of unknown cells before the first turn. places: [n, T], see `spread`. keys: [n], of this turn.
         """
         times = len(front) // request.n
+        # Unknown cells hold PADDING, which is no row of the embedding. They are masked, so any token will do.
         cells, masked = jnp.tile(jnp.maximum(draft.tokens, 0), (times, 1, 1)), jnp.tile(draft.unknown, (times, 1))
         output = self.output(params, front, cells, masked, None)
         # All cells of a turn are drawn independently of each other, given the cells of earlier turns.
         drawn = self.network.draw(params, output, draft.tokens, keys, request)
+        # `draw` folds in the indices 0 to J - 1 of a cell's tokens, so J is the first number that is free.
         order_keys = fold_in(keys, self.network.grid.count)
         if request.order == "random":
             now = masking.choose_any(draft.unknown, order_keys, request.turns - i)
@@ -202,7 +210,8 @@ def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, n
 
     Without noise, the easiest cells would always be kept first. Chang et al. 2022, section 3.2.
 
-    log_probs: [B, T]. keys: [B]. noise: [], temperature of the Gumbel noise. For the rest see `choose`.
+    Returns bool [B, T]. log_probs: [B, T], of the drawn cells. keys: [B]. noise: scalar, temperature of the Gumbel
+    noise. For `unknown` and `left`, see `choose`.
     """
 
     def draw(key: Key) -> Array:
@@ -212,9 +221,9 @@ def choose_confident(unknown: Array, log_probs: Array, left: Array, keys: Key, n
 
 
 def choose(unknown: Array, score: Array, left: Array) -> Array:
-    """Returns which unknown cells to keep, bool [B, T]: all but the `left` ones with the lowest scores.
+    """Returns which newly drawn cells to keep, bool [B, T]: all unknown cells but the `left` with the lowest scores.
 
-    If a row has unknown cells, at least one is kept, so that no turn is wasted.
+    If a grid has unknown cells, at least one is kept, so that no turn is wasted.
 
     unknown: bool [B, T]. score: [B, T]. left: int32 [B], number of cells that stay unknown.
     """
@@ -225,11 +234,11 @@ def choose(unknown: Array, score: Array, left: Array) -> Array:
 
 
 def spread(cells: tuple[int, ...], keys: Key) -> Array:
-    """Returns an order of the cells of a grid for each key, float32 [B, T]: each cell's place, counted from 0.
+    """Returns a random order of the cells of a grid for each key, float32 [B, T]: each cell's place in it, from 0.
 
-    Cells that follow each other in the order lie far apart in the grid. The cells of a turn are drawn independently, which
-    is more accurate if they are far apart. The order is that of `halton`, shifted along each axis by a random number of
-    cells. A cell that is shifted beyond an edge enters at the opposite edge.
+    Cells that follow each other in the order lie far apart in the grid. The cells of a turn are drawn independently,
+    which is more accurate if they are far apart. The order is that of `halton`, shifted along each axis by a random
+    number of cells. A cell that is shifted beyond an edge enters at the opposite edge.
 
     cells: number of cells on each axis. keys: [B].
     """
@@ -246,8 +255,10 @@ def spread(cells: tuple[int, ...], keys: Key) -> Array:
 def halton(cells: tuple[int, ...]) -> np.ndarray:
     """Returns the place of each cell in the order in which the Halton sequence first meets the cells, int32 [*cells].
 
-    The sequence fills a cube evenly. Its coordinate on axis a is the number of the point, written in the a-th prime base
-    with its digits mirrored at the point. Halton 1960.
+    The sequence fills a cube evenly. Coordinate a of its point number k is the radical inverse of k in the a-th prime
+    base, see `mirror`. Halton 1960.
+
+    cells: number of cells on each axis.
     """
     places, found, point = np.full(cells, -1, np.int32), 0, 0
     while found < places.size:
@@ -259,7 +270,10 @@ def halton(cells: tuple[int, ...]) -> np.ndarray:
 
 
 def mirror(number: int, base: int) -> float:
-    """Returns the number with its digits in this base mirrored at the point, in [0, 1): 6 = 110 in base 2 gives 0.011 = 3/8."""
+    """Returns the radical inverse, in [0, 1): the number's digits in this base, mirrored at the radix point.
+
+    For example, 6 = 110 in base 2 gives 0.011 = 3/8.
+    """
     value, place = 0.0, 1.0
     while number:
         number, digit = divmod(number, base)

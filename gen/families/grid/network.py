@@ -1,6 +1,7 @@
-"""The network of a model of grids, and drawing tokens from its logits.
+"""The network of a model of token grids, and drawing tokens from its logits.
 
-A transformer reads the cells. With `inner_layers`, a small head predicts the tokens of each cell.
+A transformer reads the cells (positions of the grid). With `inner_layers`, a small head predicts the tokens of each
+cell.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from gen.networks.transformer import Cache, InnerHead, Transformer, begin_decodi
 
 
 class Drawn(NamedTuple):
-    """Drawn tokens of cells, [B, S, J] each."""
+    """The J tokens of S cells of each sample after drawing, [B, S, J] each."""
 
     tokens: Array
-    """int32. Given tokens are kept."""
+    """int32. Drawn tokens, and the given tokens, which are kept."""
     log_probs: Array
     """float32. Log-probability of each drawn token in nats under the model with its conditions, without guidance,
     temperature and filters. 0 where the token was given."""
@@ -31,9 +32,9 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class GridNetwork:
-    """p(tokens of a cell | caption, label and cells that were read).
+    """The network that predicts the tokens of a cell from the caption, the label and the cells that it has read.
 
-    params: {"transformer": ...}, and with `inner_layers` also "inner".
+    The argument `params` of its methods is {"transformer": ...}, and with `inner` also "inner".
     """
 
     grid: Grid
@@ -42,7 +43,7 @@ class GridNetwork:
     """Head that predicts the J tokens of a cell. None: J = 1, and the transformer has the logits."""
 
     def init(self, key: Key) -> dict[str, Params]:
-        """Returns the parameters at step 0."""
+        """Returns random initial parameters, {"transformer": ...}, and with `inner` also "inner"."""
         transformer_key, inner_key = jax.random.split(key)
         tokens = jnp.zeros((1, 1, self.grid.count), jnp.int32)
         inputs = tokens, jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, len(self.grid.cells)), jnp.int32)
@@ -54,7 +55,7 @@ class GridNetwork:
 
     @property
     def positions(self) -> Array:
-        """Positions of the L tokens of the caption, the label and the T cells on the grid's A axes, int32 [L + 1 + T, A]."""
+        """Positions of the L tokens of the caption, the label and the T cells on A axes, int32 [L + 1 + T, A]."""
         return locate_cells(self.grid.cells, self.grid.words)
 
     def read(
@@ -66,13 +67,13 @@ class GridNetwork:
         cache: Cache | None = None,
         begins: bool = True,
     ) -> tuple[Array, Cache | None]:
-        """Runs the transformer on S cells. Returns (output [B, S, ...], the cache with these cells added).
+        """Runs the transformer on S positions. Returns (output [B, S, ...], the cache with these positions added).
 
         `logits` predicts cells from the output.
 
-        cells: a part of a row (caption, label or cells), int32 [B, S, J]. positions: int32 [S, A], the same part of
-        `self.positions`. keys: dropout keys [B]; None: no dropout. cache: holds the part before; None: no cache.
-        begins: whether the row begins with these cells.
+        cells: consecutive positions of the sequence caption, label, cells of the grid, int32 [B, S, J]. positions:
+        int32 [S, A], their rows of `self.positions`. keys: dropout keys [B]; None: no dropout. cache: holds the
+        positions before; None: no cache. begins: whether the sequence begins with these positions.
         """
         # The same number at another index j is another token, so each index has separate rows of the embedding.
         index = cells + self.grid.rows * jnp.arange(self.grid.count, dtype=jnp.int32)[None, None]
@@ -102,7 +103,8 @@ class GridNetwork:
         """Draws the unknown tokens of S cells.
 
         output: the output of `read` that predicts these cells, [B, S, ...]. With guidance [2 B, S, ...]: the second
-        half is without conditions. given: int32 [B, S, J], the known tokens, and PADDING at unknown tokens. keys: [B].
+        half is without conditions. given: int32 [B, S, J], the known tokens, and PADDING (-1) at tokens to draw.
+        keys: [B]. request: temperature, filters and guidance.
         """
         tokens, log_probs = jnp.maximum(given, 0), []
         # Each token of a cell depends on the tokens before it. J is small, so a Python loop compiles fast enough.
@@ -118,9 +120,9 @@ class GridNetwork:
         return Drawn(tokens, jnp.stack(log_probs, axis=-1))
 
     def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
-        """Returns the beginning of each row, its caption and label, for n samples: int32 [n, L + 1, J].
+        """Returns the caption and label of n samples, which the network reads before the grid: int32 [n, L + 1, J].
 
-        If guidance is not 1, int32 [2 n, L + 1, J]: the second half has a row without conditions for each sample.
+        If guidance is not 1, the result is int32 [2 n, L + 1, J]: the second half has no caption and "no label".
         """
         # One batch of twice the size, because two batches with separate caches took 1.05 times the CPU time (64 grids
         # of 7x7 cells, 1,024 tokens, 4 layers of width 128).
@@ -130,7 +132,7 @@ class GridNetwork:
     def begin_cache(self, params: dict[str, Any], rows: int) -> tuple[dict[str, Any], Cache]:
         """Returns (`params` in the form that decoding needs, an empty cache).
 
-        The cache has room for `rows` rows of L + 1 + T positions: caption, label and all cells.
+        The cache has room for `rows` sequences of L + 1 + T positions: caption, label and all cells.
         """
         transformer, empty = begin_decoding(self.transformer, params["transformer"], rows)
         return params | {"transformer": transformer}, empty(self.grid.words + 1 + self.grid.length)

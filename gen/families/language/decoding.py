@@ -24,7 +24,8 @@ MIN_GROWING_BYTES = 2**25
 Read = Callable[[Array, Array, Array, Cache, bool], tuple[Array, Cache]]
 """Runs the network: (tokens, segment, position, cache, begins) -> (logits [B, T, V], cache with these tokens added).
 
-tokens, segment, position: int32 [B, T]. begins: whether these tokens are the first in the cache."""
+tokens, segment, position: int32 [B, T]. segment: number of each token's document. position: index in the document.
+begins: whether these tokens are the first in the cache."""
 Listener = Callable[[Array], Array]
 """(newest token of each sample, int32 [B]; PADDING if the sample has ended) -> bool [B], whether to end the sample.
 
@@ -32,7 +33,7 @@ It runs on the host, after each token."""
 
 
 class Decoded(NamedTuple):
-    """Decoded tokens, [B, N] each."""
+    """Decoded tokens and their log-probabilities, [B, N] each: N tokens for each of B samples."""
 
     tokens: Array
     """int32; PADDING after the end of a sample."""
@@ -42,7 +43,7 @@ class Decoded(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """Samples that are not finished: the carry of the compiled loops."""
+    """B unfinished samples, with prompts of P tokens and up to N drawn tokens: the carry of the compiled loops."""
 
     drawn: Array
     """int32 []. Number of tokens drawn for each sample."""
@@ -68,7 +69,7 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoder:
-    """The steps of `decode`. The fields without a description are the arguments of `decode`."""
+    """The steps of `decode` as methods. A field without a description is an argument of `decode` with the same name."""
 
     read: Read
     empty: Callable[[int], Cache]
@@ -102,7 +103,7 @@ class Decoder:
         choice = filter_logits(logits, draft.seen, self.sampling)
         token = draw_tokens(choice, fold_in(self.keys, draft.drawn), self.sampling.temperature)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)
-        # Samples that have ended take part until all have: shapes are fixed. Nothing more is written for them.
+        # Tokens are drawn for ended samples, too, because shapes are fixed. They are replaced by padding.
         log_prob = jnp.where(draft.done[:, None], 0.0, log_prob).astype(jnp.float32)
         shown = jnp.where(draft.done, PADDING, token)
         text = jax.lax.dynamic_update_slice_in_dim(draft.text, shown[:, None], self.width + draft.drawn, axis=1)
@@ -119,9 +120,9 @@ class Decoder:
     def fill(self, draft: Draft, count: int) -> Draft:
         """Reads the last `count` tokens of the text into an empty cache, then draws tokens until the cache is full.
 
-        It stops earlier if all samples end. If the cache has room for prompt and sample, one call is enough. Otherwise
-        `decode` calls it again for each full cache. This forgets the oldest tokens, since only the end of the text is
-        read into the new cache.
+        It stops earlier if all samples have ended or have `n` tokens. If the cache has room for the prompt and `n`
+        tokens, one call is enough. Otherwise `decode` calls it again each time the cache is full. Each new call forgets
+        the oldest tokens, because it reads only the end of the text.
         """
         # A new cache, because old tokens can't just be removed: the keys and values of later tokens depend on them
         # above the first layer, and on positions in every layer.
@@ -186,12 +187,14 @@ def decode(
 ) -> Decoded:
     """Decodes up to n tokens after each prompt. A sample ends early after the token `end`, or if the listener ends it.
 
-    read: the network. empty: number of tokens -> an empty cache with room for them.
-    prompt: int32 [B, P], with PADDING on the left of shorter prompts. keys: [B], one per sample.
+    read: runs the network, see `Read`. empty: number of tokens -> an empty cache with room for them.
+    prompt: int32 [B, P], with PADDING (-1) on the left of shorter prompts. keys: [B], one per sample.
+    sampling: temperature, filters and repetition penalty.
     limit: maximum number of positions that the network can attend to. None: no limit. Each time the text reaches the
         limit, the network forgets all tokens but the last limit / 2, and reads these again.
     vocab: V, the number of tokens to draw from. The network may have more logits, which are ignored.
     end: token that ends a sample. None: no such token.
+    listen: called with the new tokens of all samples; may end samples. See `Listener`. None: not called.
     """
     width = prompt.shape[1]
     # Room for all tokens but the last, which is drawn and never read.

@@ -18,7 +18,7 @@ from gen.families.learner import LearnedFamily, Learner
 from gen.networks.positions import locate_tokens
 from gen.networks.transformer import RULES, Architecture, Transformer
 
-# Upper limit of the loss, in nats per token, from which the perplexity exp(loss) is computed, so that exp can't overflow.
+# Upper limit of the loss, in nats per token, from which the perplexity exp(loss) is computed: exp must not overflow.
 MAX_NATS = 30.0
 
 
@@ -46,7 +46,7 @@ class LanguageModel(LearnedFamily):
 
 
 class TokenModel(Protocol):
-    """The parts of a language model that `assemble` puts into a GenerativeModel."""
+    """Interface of the object from which `assemble` makes a GenerativeModel. GenerativeModel describes the methods."""
 
     @property
     def config(self) -> LanguageModel: ...
@@ -59,10 +59,10 @@ class TokenModel(Protocol):
 
 
 def assemble(model: TokenModel, request: type, protocol: Mapping[str, Mapping[str, object]]) -> GenerativeModel:
-    """Returns the GenerativeModel with the functions of `model`.
+    """Returns the GenerativeModel whose functions are the methods of `model`. The training loop calls these functions.
 
-    request: the class of `generate`'s argument `request`.
-    protocol: {metric: {setting: value}}, how each metric is estimated.
+    request: the class of the argument `request` of `model.generate`.
+    protocol: {metric: {setting: value}}, how each metric is estimated. It is stored next to each score.
     """
     return GenerativeModel(
         init=model.learner.init,
@@ -78,10 +78,10 @@ def assemble(model: TokenModel, request: type, protocol: Mapping[str, Mapping[st
 
 
 class Tokens(NamedTuple):
-    """Facts that a language model needs about its data."""
+    """Length, vocabulary and end token of the texts that a language model is trained on."""
 
     length: int
-    """T, the number of targets in a window. A window has T + 1 tokens."""
+    """T, the number of target tokens of an example. An example has T + 1 tokens, and the first is never a target."""
     vocab: int
     """V, the size of the vocabulary."""
     end: int | None
@@ -89,7 +89,7 @@ class Tokens(NamedTuple):
 
 
 def tokens(spec: Spec) -> Tokens:
-    """Returns the number of targets in a window, the size of the vocabulary, and the end token of the data with this spec.
+    """Reads the length, the vocabulary and the end token of the data's texts from the spec of the data.
 
     Raises: UserError if the data have no tokens, or have grids of tokens instead of texts.
     """
@@ -108,9 +108,9 @@ def tokens(spec: Spec) -> Tokens:
 
 
 def check_no_source(spec: Spec) -> None:
-    """Checks that the data have no separate source texts, for models without an encoder.
+    """Checks that the data are not pairs with a separate source, such as a text to translate.
 
-    Raises: UserError if the data have source texts.
+    Only models with an encoder can read a source. Raises: UserError if `spec` has the feature "source".
     """
     if "source" in spec:
         raise UserError(
@@ -120,9 +120,9 @@ def check_no_source(spec: Spec) -> None:
 
 
 def check_axes(arch: Architecture, axes: int) -> None:
-    """Checks that the positions of an architecture work on a grid with this number of axes.
+    """Checks that the position encoding of `arch` works on a grid of tokens with this number of axes.
 
-    Raises: UserError if they don't.
+    Raises: UserError if positions are relative, or if they are rotary and a head has fewer pairs of channels than axes.
     """
     if arch.positions == "relative":
         raise UserError(
@@ -151,57 +151,72 @@ def context(arch: Architecture, length: int) -> int:
 
 
 def init_params(network: Transformer, end: int | None, key: Key) -> dict[str, Params]:
-    """Returns {"transformer": the parameters of `network` at step 0}. end: token that separates documents, or None."""
+    """Returns random initial parameters, {"transformer": parameters of `network`}.
+
+    end: token that separates documents, or None. The parameters do not depend on it.
+    """
     one = jnp.zeros((1, 1), jnp.int32)
     return {"transformer": network.init(key, one, *locate_tokens(one, end))["params"]}
 
 
 def dropout_keys(arch: Architecture, key: Key, row: Array) -> Array | None:
-    """Returns one dropout key per example, [B], or None without dropout. row: int32 [B], see `axis.example_keys`."""
+    """Returns one random key per example for dropout, [B], or None if `arch` has no dropout.
+
+    row: int32 [B], positions of the examples in the global batch. Each key depends on (key, row) alone.
+    """
     if not arch.dropout:
         return None
     return axis.example_keys(key, row)
 
 
 def target_weights(batch: Batch, dtype: DTypeLike) -> Array:
-    """Returns the weight of each target, [B, T]: 0 for padding and for tokens that do not count in the loss, or 1."""
+    """Returns the weight in the loss of each token of an example but the first, [B, T].
+
+    A weight is 1 if the token counts in the loss. It is 0 if the token does not count, or if the example is padding.
+
+    batch: "counted" [B, T + 1], 1 for tokens that count, otherwise 0; "weight" [B], 0 for padding, otherwise 1.
+    """
     weight = batch["counted"].astype(dtype) * batch["weight"].astype(dtype)[:, None]
     return weight[:, 1:]
 
 
 def count_tokens(weight: Array) -> Array:
-    """Returns the number of tokens that count in the loss, averaged over devices, [].
+    """Returns how many tokens of a device's batch count in the loss, as the average over all devices, a scalar.
 
-    weight: [B, T], see `target_weights`.
+    weight: [B, T], 1 for tokens that count, otherwise 0, such as from `target_weights`.
 
-    Runs under the axis "data".
+    Must run under the mapped axis "data" (see gen.axis).
     """
     return axis.mean(weight.sum())
 
 
 def normalize_weights(weight: Array, count: Array) -> Array:
-    """Returns weights [B, T], scaled so that the average of `token_mean` over devices is the mean over counted tokens.
+    """Returns weight * B / count, [B, T], the weights for `token_mean`.
 
-    Devices may have different numbers of tokens that count, so the average of the devices' means would be wrong.
+    With these weights, the average of `token_mean` over devices is the mean over all tokens of the global batch that
+    count. Devices may have different numbers of tokens that count, so the average of the devices' means would be wrong.
 
-    count: `count_tokens(weight)`, [].
+    weight: [B, T], 1 for tokens that count, otherwise 0. count: `count_tokens(weight)`, a scalar.
     """
     # Not max(count, 1): the average is between 0 and 1 if fewer tokens count than there are devices.
     return weight * len(weight) / jnp.where(count > 0, count, 1)
 
 
 def token_mean(nats: Array, weight: Array) -> Array:
-    """Returns the weighted sum over tokens, averaged over examples, [].
+    """Returns sum(nats * weight) / B, a scalar. Its average over devices is the mean over all tokens that count.
 
-    nats: [B, T]. weight: [B, T], from `normalize_weights`.
+    nats: [B, T], a value per token, such as its loss in nats. weight: [B, T], from `normalize_weights`.
     """
     return (nats * weight).sum(1).mean()
 
 
 def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:
-    """Returns the `Sums` of a batch for "loss" (nats per token) and "bits_per_byte" (bits per byte of text).
+    """Returns {metric: (total, weight)} of a batch. A metric of a split is the sum of totals / the sum of weights.
 
-    nats, weight: [B, T].
+    The metrics are "loss" (nats per token) and "bits_per_byte" (bits per byte of text).
+
+    nats: [B, T], loss of each token. weight: [B, T], 1 for tokens that count, otherwise 0.
+    batch: "bytes" [B], bytes of text that the tokens that count represent; "weight" [B], 0 for padding, otherwise 1.
     """
     total = (nats * weight).sum()
     # Bytes of text do not depend on the tokenizer, so bits per byte compare models with different tokenizers.
@@ -210,9 +225,11 @@ def token_sums(nats: Array, weight: Array, batch: Batch) -> Sums:
 
 
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the metrics of a split: total / weight of each of the `Sums`, and "perplexity", exp of "loss".
+    """Returns {metric: total / weight} of a split, and "perplexity": exp of "loss", but at most exp(MAX_NATS).
 
     Vectors are divided entry by entry. An entry of weight 0 gives 0.
+
+    sums: {metric: (total, weight)}, summed over all batches of the split. It must have "loss".
     """
     value = {
         name: np.asarray(total, np.float64) / np.maximum(np.asarray(count, np.float64), 1e-9)

@@ -23,7 +23,7 @@ from gen.networks.transformer import Cache, Transformer, begin_decoding
 
 @dataclass(frozen=True)
 class LM(LanguageModel):
-    """A causal language model."""
+    """Hyper-parameters of a causal language model."""
 
     fill_in_the_middle: float = 0.0
     """Fraction of the training windows whose middle is moved to the end (Bavarian et al. 2022). Above 0, the trained
@@ -43,9 +43,12 @@ class LM(LanguageModel):
         return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> CausalModel:
-        """Returns the object with the functions of `build`'s result.
+        """Returns the network and its optimizer, with the methods from which `build` makes a GenerativeModel.
 
-        Raises: UserError if the data don't fit this config.
+        steps: number of updates of the whole run, which schedules read.
+
+        Raises: UserError if the data have no texts or have separate sources, if windows are longer than the learned
+            positions, or if `fill_in_the_middle` is above 0 and the data have no end token.
         """
         tokens = language.tokens(spec)
         language.check_no_source(spec)
@@ -86,14 +89,17 @@ class Examples(NamedTuple):
     weight: Array
     """[B, T]. Weight of each target. 0: the loss does not count it."""
     moved: Array | None = None
-    """bool [B]. Whether the middle of the row was moved to its end. None: no row was changed."""
+    """bool [B]. Whether the text's middle was moved to the end, see `middle.move_middles`. None: no text is changed."""
     dropout_keys: Array | None = None
     """[B], one per example. None: no dropout."""
 
 
 @dataclass(frozen=True)
 class CausalModel:
-    """The causal model: p(text) = prod_t p(token_t | tokens before t in its document). params: {"transformer": ...}."""
+    """The causal model: p(text) = prod_t p(token_t | tokens before t in its document).
+
+    The argument `params` of its methods is {"transformer": parameters of `network`}.
+    """
 
     config: LM
     tokens: Tokens
@@ -101,7 +107,7 @@ class CausalModel:
     learner: learner.Learner
 
     def nats(self, params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
-        """Returns -log p(target | tokens before it) in nats, and log Z (see `losses.cross_entropy`), [B, T] each."""
+        """Returns (-log p(target | tokens before) in nats, log Z), [B, T] each. Z is the normalizer of the softmax."""
         inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
         segment, position = locate_tokens(inputs, self.tokens.end)
         if examples.moved is not None:
@@ -115,9 +121,10 @@ class CausalModel:
         return losses.cross_entropy(logits, targets)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens that count (see `target_weights`).
+        """Makes one optimizer step. Returns the next state and the metrics.
 
-        The metric "loss" is the mean of the nats alone.
+        The loss is the mean of -log p(target) + z_loss * log(Z)^2 over the tokens that count, where Z is the normalizer
+        of the softmax. Metrics: "loss", the mean of -log p(target) alone, in nats; "gradient", the gradient's norm.
         """
 
         def loss(params: dict[str, Params], examples: Examples) -> tuple[Array, Array]:
@@ -130,7 +137,10 @@ class CausalModel:
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
     def examples(self, batch: Batch, key: Key) -> tuple[Examples, Array]:
-        """Returns the training examples of a batch, some with moved middles, and their `count_tokens`, []."""
+        """Returns (inputs of the training loss, average number of tokens per device that count in the loss, a scalar).
+
+        With `fill_in_the_middle`, the middles of some texts are moved to their ends, drawn from `key`.
+        """
         dropout_key, middle_key = jax.random.split(key)
         # Middles are moved in the compiled step, so that the data set does not depend on the rate.
         moved = None
@@ -144,7 +154,11 @@ class CausalModel:
         return Examples(batch["tokens"], language.normalize_weights(weight, count), moved, keys), count
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the `Sums` of loss, bits per byte, and "loss_by_place" [T], the loss at each position of a window."""
+        """Returns {metric: (total, weight)} of a held-out batch, summed over devices. `key` is not used.
+
+        "loss" is in nats per token, "bits_per_byte" in bits per byte of text. "loss_by_place" [T] is the loss at each
+        position of a window, in nats.
+        """
         weight = language.target_weights(batch, self.config.real_dtype())
         nats, _ = self.nats(self.learner.weights(state), Examples(batch["tokens"], weight))
         # The later a token is in its window, the more context it has: this curve shows how much the model uses.
@@ -159,16 +173,19 @@ class CausalModel:
         request: Request,
         listen: decoding.Listener | None = None,
     ) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}.
+        """Draws B = P * request.n texts: request.n texts for each of P prompts, grouped by prompt.
 
-        There are B = P request.n samples, in the order of the prompts, of N = request.tokens tokens. See
-        `decoding.Decoded`.
+        Returns "samples" int32 [B, N], the drawn tokens, without the prompt. N is request.tokens. PADDING (-1) fills a
+        sample after its end. "log_probs" float32 [B, N] are the log-probabilities of these tokens in nats, without
+        temperature and filters. "prompt" int32 [B, W] are the tokens that each sample continues.
 
         given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts. Or "prefix" int32 [1, X] and "suffix"
-            int32 [1, Y], to write a middle between them. If it has none of these, each sample begins a new document.
-        listen: see `decoding.Listener`.
+            int32 [1, Y], to write a middle between them. If it has none of these, P is 1, and samples begin a new
+            document.
+        listen: called with the new tokens of all samples; may end samples. See `decoding.Listener`.
 
-        Raises: UserError if the prompt is longer than the context, or the model was not trained to fill in the middle.
+        Raises: UserError if a prompt is longer than the context, or if there is a prefix and the model was not trained
+            to fill in the middle.
         """
         prompt = jnp.repeat(self.prompt(given), request.n, axis=0)
         arch = self.config.network
@@ -184,6 +201,7 @@ class CausalModel:
             read,
             empty,
             prompt,
+            # The noise of a sample depends on its index alone, and not on the number of samples.
             axis.example_keys(key, jnp.arange(len(prompt))),
             request,
             n=request.tokens,
@@ -195,7 +213,10 @@ class CausalModel:
         return {"samples": decoded.tokens, "log_probs": decoded.log_probs, "prompt": prompt}
 
     def prompt(self, given: Mapping[str, Array]) -> Array:
-        """Returns the prompts that samples continue, int32 [P, W]. given and errors: see `generate`."""
+        """Returns the tokens that samples continue, int32 [P, W]. For `given` and errors, see `generate`.
+
+        A prefix and a suffix become one prompt, see `middle.prompt`. Without a prompt, it is the end token alone.
+        """
         # Every document begins with `end`, so this token alone is the prompt for a new document.
         prompt = given.get("prompt", jnp.full((1, 1), self.tokens.end or 0, jnp.int32))
         if "prefix" in given:

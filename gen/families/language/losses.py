@@ -23,7 +23,7 @@ def cross_entropy(logits: Array, target: Array) -> tuple[Array, Array]:
 def with_z_loss(nats: Array, log_z: Array, z_loss: float) -> Array:
     """Returns the nats [...] unchanged, but with the gradient of nats + z_loss log(Z)^2.
 
-    So the value is the likelihood alone, and training and held-out losses can be compared.
+    So the value is -log p alone, and training and held-out losses can be compared.
 
     nats, log_z: [...], from `cross_entropy`. z_loss: weight of the term.
     """

@@ -1,6 +1,7 @@
 """Random masks for masked models.
 
-The rate is fixed (Devlin et al. 2019), or drawn for each example (absorbing diffusion: Sahoo et al. 2024).
+The rate, which is the probability that a token is masked, is fixed (Devlin et al. 2019), or drawn for each example
+(absorbing diffusion: Sahoo et al. 2024).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ MASKED_RATE, RANDOM_RATE = 0.8, 0.1
 
 
 class Shown(NamedTuple):
-    """Input tokens of the network, some of them replaced, [B, T] each."""
+    """Input of a masked model, and which tokens it predicts, [B, T] each."""
 
     tokens: Array
-    """int32."""
+    """int32. The text, with most of the chosen tokens replaced."""
     chosen: Array
     """bool. Whether to predict the original token here."""
 
@@ -33,18 +34,20 @@ class BoundMasks(NamedTuple):
     chosen: Array
     """bool [B, T]. Whether to mask and predict the token."""
     scale: Array
-    """[B, 1]. Weight 1 / t of the nats of each chosen token, where t is the rate of the example."""
+    """[B, 1]. Weight 1 / t of the nats of chosen tokens. t: probability with which the example's tokens are chosen."""
 
 
 def mask_at_rate(x: Array, counts: Array, keys: Key, vocab: int, dtype: DTypeLike, rate: float) -> Shown:
     """Chooses each token of x, int32 [B, T], with probability `rate`, and replaces most of the chosen tokens.
 
-    The replacement is the mask, which is the token `vocab`, or a random token: see MASKED_RATE.
+    Of the chosen tokens, 80% become the mask, which is the token `vocab`. 10% become a random token below `vocab`, and
+    10% are not replaced.
 
-    counts: bool [B, T], whether the token may be chosen. keys: [B]. dtype: of the random numbers.
+    counts: bool [B, T], whether the token may be chosen. keys: [B], one per example. dtype: of the random numbers.
     """
 
     def draw(key: Key) -> tuple[Array, Array, Array]:
+        # The first key drew the rate in older versions. It is still split off, so that older runs draw the same masks.
         _, choose_key, change_key, token_key = jax.random.split(key, 4)
         choice, change = (jax.random.uniform(k, x.shape[1:], dtype) for k in (choose_key, change_key))
         return choice, change, jax.random.randint(token_key, x.shape[1:], 0, vocab, jnp.int32)
@@ -57,11 +60,12 @@ def mask_at_rate(x: Array, counts: Array, keys: Key, vocab: int, dtype: DTypeLik
 
 
 def draw_bound_masks(keys: Key, length: int, dtype: DTypeLike) -> BoundMasks:
-    """Draws a rate t ~ U[0, 1] for each example, then chooses each of its `length` tokens with probability t.
+    """Draws t ~ U[0, 1] for each example, then chooses each of its `length` tokens with probability max(t, 1 / length).
 
-    The nats of the masked tokens, times 1 / t, are on average an upper bound on -log p(tokens). Sahoo et al. 2024.
+    If a model predicts the chosen tokens from the others, the sum of -log p over the chosen tokens, divided by this
+    probability, is on average an upper bound on -log p(tokens). Sahoo et al. 2024.
 
-    keys: [B]. dtype: of the random numbers and the scale.
+    keys: [B], one per example. dtype: of the random numbers and the scale.
     """
 
     def draw(key: Key) -> tuple[Array, Array]:
@@ -75,11 +79,13 @@ def draw_bound_masks(keys: Key, length: int, dtype: DTypeLike) -> BoundMasks:
 
 
 def choose_any(unknown: Array, keys: Key, turns: Array) -> Array:
-    """Chooses each unknown token with probability 1 / turns, so all of them in the last turn.
+    """Returns which tokens a turn (one pass of the sampler over the text) writes, bool [B, T].
 
-    Sahoo et al. 2024, section 3.2.
+    Each unknown token is chosen with probability 1 / turns, so the last turn chooses all that are left. Sahoo et al.
+    2024, section 3.2.
 
-    unknown: bool [B, T]. keys: [B]. turns: [], number of turns that are left, including this one. Returns bool [B, T].
+    unknown: bool [B, T], whether the token is still to be written. keys: [B], one per example.
+    turns: scalar, number of turns that are left, including this one.
     """
 
     def draw(key: Key) -> Array:

@@ -19,7 +19,7 @@ SENTINELS = 3
 
 
 class Rearranged(NamedTuple):
-    """Rows of tokens. In some of them, the middle of the text was moved to the end."""
+    """Rows of tokens, one per example. In some rows, the middle of the text was moved to the end."""
 
     tokens: Array
     """int32 [B, T + 1]."""
@@ -42,12 +42,14 @@ def prompt(prefix: Array, suffix: Array, vocab: int) -> Array:
 
 
 def move_middles(batch: Batch, key: Key, rate: float, vocab: int, end: int | None) -> Rearranged:
-    """Moves the middle of each row to its end, with probability `rate`. Bavarian et al. 2022, section 3 (PSM).
+    """Moves the middle of each row to the row's end, with probability `rate`. Bavarian et al. 2022, section 3 (PSM).
 
     A row is cut into a, b and c at two uniformly random points, and becomes [prefix] a [suffix] c [middle] b [end]. To
     keep its length, its last 4 tokens are dropped first. The loss counts the inserted `end`, but none of the sentinels.
 
-    batch: "tokens" and "counted" [B, T + 1], and "row" [B]. vocab: number of tokens without the sentinels.
+    batch: "tokens" int32 [B, T + 1]; "counted" [B, T + 1], 1 for tokens that count in the loss, otherwise 0; "row"
+        int32 [B], positions of the examples in the global batch. The draws of an example depend on (key, "row") alone.
+    vocab: number of tokens without the sentinels. end: token that ends a text.
     """
     tokens, counted = batch["tokens"], batch["counted"]
     kept = tokens.shape[1] - SENTINELS - 1

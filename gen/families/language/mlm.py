@@ -27,7 +27,7 @@ from gen.networks.transformer import Transformer
 
 @dataclass(frozen=True)
 class MLM(LanguageModel):
-    """A masked language model."""
+    """Hyper-parameters of a masked language model."""
 
     rate: float | None = 0.15
     """Fraction of tokens to mask and predict, in (0, 1]. The tokens that end documents are then never masked. None: a
@@ -43,9 +43,12 @@ class MLM(LanguageModel):
         return language.assemble(self.model(spec, steps), Request, self.protocol())
 
     def model(self, spec: Spec, steps: int) -> MaskedModel:
-        """Returns the object with the functions of `build`'s result.
+        """Returns the network and its optimizer, with the methods from which `build` makes a GenerativeModel.
 
-        Raises: UserError if the data don't fit this config.
+        steps: number of updates of the whole run, which schedules read.
+
+        Raises: UserError if the data have no texts or have separate sources, or if windows are longer than the learned
+            positions.
         """
         tokens = language.tokens(spec)
         language.check_no_source(spec)
@@ -78,7 +81,7 @@ class Request(core.Request, Sampling):
     tokens: int | None = None
     """Number of tokens to write. None: the rest of the context."""
     turns: int = 64
-    """Number of passes over the text. Each pass writes some of the masked tokens, anywhere in the text."""
+    """Number of passes over the text. Each pass (turn) writes some of the masked tokens, anywhere in the text."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,24 +99,24 @@ class Examples(NamedTuple):
     shown: Array
     """int32 [B, T]. The network's input: the targets, some of them replaced."""
     scale: Array
-    """[B, T]. Factor of each target's nats: 0 if the target was not chosen, otherwise 1. With rate None, 1 is replaced
-    by `BoundMasks.scale`."""
+    """[B, T]. Factor of each target's nats: 0 if the target is not to be predicted, otherwise 1. With rate None, 1 is
+    replaced by `BoundMasks.scale`."""
     chosen_weight: Array
-    """[B, T]. Weights for the mean accuracy: above 0 at the chosen tokens only."""
+    """[B, T]. Weights for the mean accuracy: above 0 only at targets that are to be predicted."""
     loss_weight: Array
-    """[B, T]. Weights for the mean nats: above 0 at the chosen tokens, or with rate None at all tokens that
-    count, because the likelihood bound is of the whole text."""
+    """[B, T]. Weights for the mean nats, above 0 at targets that are to be predicted. With rate None they are above 0
+    at all targets that count, because the likelihood bound is of the whole text."""
     dropout_keys: Array | None = None
     """[B], one per example. None: no dropout."""
 
 
 class Prediction(NamedTuple):
-    """Predictions for the targets of a batch, [B, T] each."""
+    """How well the model predicts the targets of a batch, [B, T] each."""
 
     nats: Array
-    """scale * -log p(target | tokens shown), in nats."""
+    """`Examples.scale` * -log p(target | shown tokens), in nats."""
     log_z: Array
-    """log Z, see `losses.cross_entropy`."""
+    """log Z, where Z is the normalizer of the softmax."""
     right: Array
     """1 where the most likely token is the target, otherwise 0."""
 
@@ -122,7 +125,7 @@ class Draft(NamedTuple):
     """Texts that are not finished, [B, T] each."""
 
     text: Array
-    """int32. The mask where a token is still to be written. PADDING on the left of a shorter prompt."""
+    """int32. The mask token where a token is still to be written. PADDING on the left of a shorter prompt."""
     log_probs: Array
     """float32. Log-probability of each written token under the model, in nats, without temperature and filters. 0 for
     other tokens."""
@@ -130,7 +133,10 @@ class Draft(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedModel:
-    """The masked model: p(masked token | tokens that are not masked). params: {"transformer": ...}."""
+    """The masked model: p(masked token | tokens that are not masked).
+
+    The argument `params` of its methods is {"transformer": parameters of `network`}.
+    """
 
     config: MLM
     tokens: Tokens
@@ -139,7 +145,7 @@ class MaskedModel:
 
     @property
     def mask(self) -> int:
-        """The token that replaces a masked token."""
+        """The mask: the token that replaces a masked token. It is V, one more than the largest token of a text."""
         return self.tokens.vocab
 
     def logits(
@@ -147,15 +153,16 @@ class MaskedModel:
     ) -> Array:
         """Returns logits [B, T, V] of all tokens but the mask.
 
-        shown, segment, position: int32 [B, T]. keys: dropout keys [B]. None: no dropout.
+        shown: int32 [B, T], texts in which some tokens are masked. segment, position: int32 [B, T], each token's
+        document and its index in the document. keys: dropout keys [B]. None: no dropout.
         """
         logits, _ = self.network.apply({"params": params["transformer"]}, shown, segment, position, keys)
         return logits[..., : self.tokens.vocab]
 
     def examples(self, batch: Batch, key: Key) -> Examples:
-        """Draws masks, and returns the examples of a batch.
+        """Masks random tokens of a batch, drawn from `key`, and returns the inputs of the loss.
 
-        The weights are not normalized (see `normalize_weights`).
+        The result has no dropout keys, and its weights are not normalized. `update` adds the keys and normalizes.
         """
         x, weight = batch["tokens"][:, 1:], language.target_weights(batch, self.config.real_dtype())
         counts, keys = batch["counted"][:, 1:] > 0, axis.example_keys(key, batch["row"])
@@ -171,7 +178,7 @@ class MaskedModel:
         return Examples(x, shown, chosen.astype(weight.dtype), chosen * weight, chosen * weight)
 
     def predict(self, params: dict[str, Params], examples: Examples) -> Prediction:
-        """Returns the predictions for the targets of each example."""
+        """Predicts all tokens from the masked texts, and compares the predictions with the targets."""
         # With rate None, ends are masked like all tokens. Segments would show where they are, so the whole window is
         # one segment.
         end = None if self.config.rate is None else self.tokens.end
@@ -182,9 +189,11 @@ class MaskedModel:
         return Prediction(nats * examples.scale, log_z, right)
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2, weighted with `Examples.loss_weight`.
+        """Makes one optimizer step. Returns the next state and the metrics.
 
-        The metric "loss" is the mean of the nats alone.
+        The loss is the mean of nats + z_loss * log(Z)^2, weighted with `Examples.loss_weight`. Nats and Z are described
+        at `Prediction`. Metrics: "loss", the mean nats alone; "accuracy" on the tokens that are to be predicted;
+        "gradient", the gradient's norm.
         """
         mask_key, dropout_key = jax.random.split(key)
         examples = self.examples(batch, mask_key)
@@ -204,9 +213,10 @@ class MaskedModel:
         return state, axis.mean(metrics) | {"gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the `Sums` of loss and accuracy.
+        """Returns {metric: (total, weight)} of a held-out batch, summed over devices. key: for the masks.
 
-        With rate None, the loss is a likelihood bound and gives bits per byte.
+        The metrics are "loss" and "accuracy". The loss is the mean nats of the tokens to be predicted. With rate None
+        it is a bound on the nats per token of the whole text, and there is also "bits_per_byte".
         """
         examples = self.examples(batch, key)
         nats, _, right = self.predict(self.learner.weights(state), examples)
@@ -219,13 +229,15 @@ class MaskedModel:
         return axis.total(sums)
 
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "prompt": int32 [B, W]}.
+        """Draws B = P * request.n texts: request.n texts for each of P prompts, grouped by prompt.
 
-        There are B = P request.n samples, in the order of the prompts, of N = request.tokens tokens.
+        Returns "samples" int32 [B, N], the drawn tokens, without the prompt. N is request.tokens, or by default the
+        rest of the context. "log_probs" float32 [B, N] are the log-probabilities of these tokens in nats, without
+        temperature and filters. "prompt" int32 [B, W] are the tokens before each sample.
 
-        given: "prompt" int32 [P, W], with PADDING on the left of shorter prompts. Or "prefix" int32 [1, W] and "suffix"
-            int32 [1, X], to write a middle between them; the prefix is then returned as "prompt". If it has none of
-            these, samples are like training windows, which begin anywhere in a document.
+        given: "prompt" int32 [P, W], with PADDING (-1) on the left of shorter prompts. Or "prefix" int32 [1, W] and
+            "suffix" int32 [1, X], to write a middle between them. The prefix is then returned as "prompt". If `given`
+            has none of these, P is 1, and samples are like training windows, which begin anywhere in a document.
 
         Raises: UserError if the context has no room for the tokens.
         """
@@ -253,13 +265,13 @@ class MaskedModel:
         return {"samples": draft.text[:, written], "log_probs": draft.log_probs[:, written], "prompt": before}
 
     def write(self, params: dict[str, Params], keys: Array, request: Request, i: Array, draft: Draft) -> Draft:
-        """Returns the draft after turn i of request.turns, counted from 0.
+        """Writes some of the masked tokens: turn (pass) i of request.turns, counted from 0.
 
-        Each token that is still masked is replaced by a drawn token with probability 1 / (turns - i), so the last turn replaces all. On
-        average, the turn reduces the masked fraction from t = (turns - i) / turns to s = t - 1 / turns, and (t - s) / t = 1 / (turns - i).
-        Sahoo et al. 2024, section 3.2.
+        Each token that is still masked is replaced by a drawn token with probability 1 / (turns - i), so the last turn
+        replaces all. On average, the turn reduces the masked fraction from t = (turns - i) / turns to s = t - 1 /
+        turns, and (t - s) / t = 1 / (turns - i). Sahoo et al. 2024, section 3.2.
 
-        keys: [B].
+        keys: [B], one per text.
         """
         # The whole text is one segment, because a middle continues both the prefix and the suffix.
         padding = draft.text < 0

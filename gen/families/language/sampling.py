@@ -60,7 +60,7 @@ class Sampling(Filters):
 
 
 def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
-    """Returns the logits [..., V] after the repetition penalty and `keep_likely`.
+    """Returns the logits [..., V] after the repetition penalty, the temperature and the filters (see `keep_likely`).
 
     seen: bool, broadcasts to [..., V]. Whether the token already occurs in the text.
     """
@@ -73,11 +73,12 @@ def filter_logits(logits: Array, seen: Array, sampling: Sampling) -> Array:
 def keep_likely(logits: Array, sampling: Filters) -> Array:
     """Returns the logits [..., V] divided by the temperature, with -inf for tokens that top_k, top_p or min_p exclude.
 
-    If equally likely tokens are at the limit, top_p keeps the first of them, and top_k and min_p keep all. With
-    temperature 0 the logits are returned unchanged.
+    If equally likely tokens are at the limit, top_p keeps only as many as it needs, those with the smallest numbers,
+    and top_k and min_p keep all of them. With temperature 0 the logits are returned unchanged.
     """
     if sampling.temperature == 0:
         return logits
+    # The temperature comes first, because top_p and min_p compare the probabilities that it gives.
     logits /= sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         last = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
@@ -102,7 +103,7 @@ def draw_tokens(logits: Array, keys: Key, temperature: float) -> Array:
 
 
 def fold_in(keys: Key, number: Array | int) -> Key:
-    """Returns keys [B]: each of the keys [B] with a number folded in, such as the index of a token or of a turn."""
+    """Returns jax.random.fold_in(key, number) of each of the keys [B]. number: for instance the index of a token."""
     return jax.vmap(partial(jax.random.fold_in, data=number))(keys)
 
 

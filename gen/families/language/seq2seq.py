@@ -26,7 +26,7 @@ from gen.networks.transformer import Cache, Transformer, begin_decoding
 
 @dataclass(frozen=True)
 class Seq2Seq(LanguageModel):
-    """A model of pairs: an encoder reads the source, and a decoder writes the target."""
+    """Hyper-parameters of a model of pairs: an encoder reads the source, and a decoder writes the target."""
 
     patch: tuple[int, ...] = (4,)
     """For sources that are pictures, log-mel frames or latents: sides of a patch, one for each axis, or one number for
@@ -47,9 +47,12 @@ class Seq2Seq(LanguageModel):
         return language.assemble(self.model(spec, steps), Request, {name: {"tokens": how} for name in names})
 
     def model(self, spec: Spec, steps: int) -> Seq2SeqModel:
-        """Returns the object with the functions of `build`'s result.
+        """Returns the networks and their optimizer, with the methods from which `build` makes a GenerativeModel.
 
-        Raises: UserError if the data don't fit this config.
+        steps: number of updates of the whole run, which schedules read.
+
+        Raises: UserError if the data have no texts or no separate sources, if targets are longer than the learned
+            positions, or if `make_reader` can't read the sources.
         """
         tokens, source = language.tokens(spec), spec.get("source")
         if source is None:
@@ -77,7 +80,7 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderDecoder:
-    """The networks of the model. params: {"encoder": ..., "decoder": ...}."""
+    """The encoder and the decoder. The argument `params` of the methods is {"encoder": ..., "decoder": ...}."""
 
     reader: Reader
     decoder: Transformer
@@ -85,7 +88,7 @@ class EncoderDecoder:
     """Token that ends a text."""
 
     def init(self, key: Key) -> dict[str, Params]:
-        """Returns the parameters at step 0."""
+        """Returns random initial parameters, {"encoder": ..., "decoder": ...}."""
         encoder_key, decoder_key = jax.random.split(key)
         target = jnp.zeros((1, 1), jnp.int32)
         # Shapes alone decide the parameters, so the decoder is initialized with an empty memory.
@@ -99,13 +102,13 @@ class EncoderDecoder:
         }
 
     def encode(self, params: dict[str, Params], source: Array, keys: Array | None) -> Memory:
-        """Encodes sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
+        """Runs the encoder on texts int32 [B, S] or grids [B, ...]. keys: dropout keys [B]. None: no dropout."""
         return self.reader.encode(params["encoder"], source, keys)
 
     def logits(self, params: dict[str, Params], source: Array, target: Array, keys: Array | None) -> Array:
-        """Returns logits [B, T, V]. Those at t predict the token that follows target[:, : t + 1].
+        """Returns logits [B, T, V]. The logits at position t predict the token that follows target[:, : t + 1].
 
-        source: [B, ...]. target: int32 [B, T]. keys: dropout keys [B]. None: no dropout.
+        source: texts int32 [B, S], or grids [B, ...]. target: int32 [B, T]. keys: dropout keys [B]. None: no dropout.
         """
         # A row is one target, then padding with `end`. The loss ignores the padding, and no token before it sees it, so
         # the whole row can be one segment.
@@ -131,8 +134,8 @@ class Seq2SeqModel:
     def predict(self, params: dict[str, Params], examples: Examples) -> tuple[Array, Array, Array]:
         """Returns (nats, log Z, right) of each token of the targets, [B, T] each.
 
-        nats: -log p(token | source, tokens before it). log Z: see `losses.cross_entropy`. right: 1 if the most likely
-        token is the target, otherwise 0.
+        nats: -log p(token | source, tokens before it). Z: normalizer of the softmax. right: 1 if the most likely token
+        is the target, otherwise 0.
         """
         inputs, targets = examples.tokens[:, :-1], examples.tokens[:, 1:]
         logits = self.network.logits(params, examples.source, inputs, examples.dropout_keys)
@@ -140,9 +143,11 @@ class Seq2SeqModel:
         return nats, log_z, (logits.argmax(-1) == targets).astype(self.config.real_dtype())
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step on the mean of nats + z_loss log(Z)^2 over the tokens of the targets.
+        """Makes one optimizer step. Returns the next state and the metrics.
 
-        The metric "loss" is the mean of the nats alone.
+        The loss is the mean of -log p(token) + z_loss * log(Z)^2 over the tokens of the targets, where Z is the
+        normalizer of the softmax. Metrics: "loss", the mean of -log p(token) alone, in nats; "gradient", the gradient's
+        norm.
         """
         keys = language.dropout_keys(self.config.network, key, batch["row"])
         weight = language.target_weights(batch, self.config.real_dtype())
@@ -158,7 +163,10 @@ class Seq2SeqModel:
         return state, {"loss": axis.mean(value), "gradient": gradient}
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the `Sums` of loss, bits per byte and accuracy."""
+        """Returns {metric: (total, weight)} of a held-out batch, summed over devices. `key` is not used.
+
+        The metrics are "loss" (nats per token of the targets), "bits_per_byte" (bits per byte of text) and "accuracy".
+        """
         weight = language.target_weights(batch, self.config.real_dtype())
         examples = Examples(batch["source"], batch["tokens"], weight)
         nats, _, right = self.predict(self.learner.weights(state), examples)
@@ -173,16 +181,17 @@ class Seq2SeqModel:
         request: Request,
         listen: decoding.Listener | None = None,
     ) -> dict[str, Array]:
-        """Returns {"samples": int32 [B, N], "log_probs": float32 [B, N], "source": [B, ...]}.
+        """Draws B = P * request.n targets: request.n targets for each of P sources, grouped by source.
 
-        There are B = P request.n samples, in the order of the sources. N is request.tokens, but below the decoder's
-        context. See `decoding.Decoded`.
+        Returns "samples" int32 [B, N], the drawn tokens, with PADDING (-1) after the end of a sample. N is the smaller
+        of request.tokens and the decoder's context - 1. "log_probs" float32 [B, N] are the log-probabilities of these
+        tokens in nats, without temperature and filters. "source" [B, ...] is the source of each sample.
 
         given: "source", texts int32 [P, S] with PADDING on the left of shorter texts, or grids [P, ...].
-        listen: see `decoding.Listener`.
+        listen: called with the new tokens of all samples; may end samples. See `decoding.Listener`.
 
-        Raises: UserError if `given` has no source, if a source text is longer than those in training, or if a source grid
-            has another shape.
+        Raises: UserError if `given` has no source, if a source text is longer than those in training, or if a source
+            grid has another shape.
         """
         if "source" not in given:
             raise UserError('the model writes a target for a source, and there is none; the fix: --source "..."')

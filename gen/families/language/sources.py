@@ -20,7 +20,8 @@ from gen.networks.positions import PADDING, locate_cells
 from gen.networks.transformer import Architecture, Transformer
 
 SHARED = ("book", "part")
-"""Names of last axes whose tokens share one position, because they describe the same place of the grid."""
+"""Names of last axes of a grid of tokens. The tokens along such an axis describe the same place of the grid, so they
+share one position of the transformer. "book": the codes of a vector. "part": the patches of a square of an image."""
 
 
 class Memory(NamedTuple):
@@ -68,7 +69,7 @@ class Reader:
         return self.encoder.init(key, *self.prepare(one))["params"]
 
     def encode(self, params: Params, source: Array, keys: Array | None) -> Memory:
-        """Encodes sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
+        """Returns the outputs of the encoder for sources [B, ...]. keys: dropout keys [B]. None: no dropout."""
         inputs = self.prepare(source)
         output, _ = self.encoder.apply({"params": params}, *inputs, keys)
         return Memory(output, inputs.segment)
@@ -101,7 +102,7 @@ class TextReader(Reader):
 class GridReader(Reader):
     """Encodes grids of tokens, int32 [B, *axes], or of vectors, floats [B, *axes, C].
 
-    If the last axis of a grid of tokens is in SHARED, the tokens along it are one position.
+    If the name of the last axis of a grid of tokens is in SHARED, the tokens along this axis share one position.
     """
 
     cells: tuple[int, ...]
@@ -135,7 +136,8 @@ def make_reader(
     arch: of the encoder. source: the feature of the sources. vocab, end: vocabulary size and end token of texts, which
     grids do not use. patch: sides of a patch of vectors, one for each axis, or one for all axes.
 
-    Raises: UserError if the network or the patches don't fit the sources.
+    Raises: UserError if `patch` does not have one side, or one for each axis, or if `arch.positions` does not work on
+        the grid (see `check_axes`).
     """
     if source.axes is None and len(source.shape) == 1:
         encoder = Transformer(arch, vocab, source.shape[0], causal=False, dtypes=dtypes, readout=False)
@@ -148,10 +150,12 @@ def make_reader(
                 "side, or one for each axis"
             )
         patch = patch * (len(sizes) // len(patch))
+        # Rounded up, because `to_patches` pads each axis to whole patches.
         cells, rows = tuple(-(-size // side) for size, side in zip(sizes, patch, strict=True)), None
     else:
         assert source.axes is not None
         cells = source.shape[:-1] if source.axes[-1] in SHARED else source.shape
+        # Tokens that share a position have separate rows of the embedding (see `GridReader.prepare`).
         patch, rows = (), source.vocab * (math.prod(source.shape) // math.prod(cells))
     check_axes(arch, len(cells))
     encoder = Transformer(arch, rows, math.prod(cells), causal=False, dtypes=dtypes, readout=False, axes=cells)

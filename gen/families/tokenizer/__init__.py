@@ -1,6 +1,7 @@
-"""Tokenizers: the family, its bottlenecks and losses, and the networks of sound, which a config can name.
+"""Tokenizers: autoencoders that turn images or sound into codes. Exports the classes that a config can name.
 
-A config chooses one bottleneck and one reconstruction loss. To add your own, subclass `Bottleneck`, `Quantizer` or `Reconstruction`.
+A config chooses one bottleneck and one reconstruction loss. To add your own, subclass `Bottleneck`, `Quantizer` or
+`Reconstruction`.
 """
 
 from gen.families.tokenizer.bottlenecks import KL, Bottleneck, Fixed

@@ -1,10 +1,11 @@
-"""Bottlenecks of tokenizers: they turn the encoder's outputs into codes. A config names one: `bottleneck=FSQ((8, 5, 5, 5))`.
+"""Bottlenecks of tokenizers turn the encoder's outputs into codes. A config names one: `bottleneck=FSQ((8, 5, 5, 5))`.
 
-A bottleneck reads the encoder's outputs h [B, *grid, inputs]. It returns codes, which can be stored and modelled, and vectors z
-[B, *grid, channels], which the decoder reads. `grid` is the shape of the codes of one example, such as (8, 8). If the codes are
-tokens, the base class is `Quantizer` (gen/families/tokenizer/quantizers.py).
+A bottleneck reads the encoder's outputs h [B, *grid, inputs]. It returns codes, which can be stored and modelled, and
+vectors z [B, *grid, channels], which the decoder reads. `grid` is the shape of the codes of one example, such as (8,
+8). If the codes are tokens, the base class is `Quantizer` (gen/families/tokenizer/quantizers.py).
 
-A bottleneck has no parameters that are trained by gradients. Its `Stats`, such as a codebook of moving averages, are in State.stats.
+A bottleneck has no parameters that are trained by gradients. Its `Stats`, such as a codebook of moving averages, are in
+State.stats.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ class Coded(NamedTuple):
     loss: Array
     """[B]. The bottleneck's term of the training loss, for each example."""
     seen: Stats
-    """Means over the examples of this device, from which `Bottleneck.learn` updates the statistics. {}: not in training, or
-    the bottleneck has no statistics."""
+    """Means over the examples of this device, from which `Bottleneck.learn` updates the statistics. {}: not in
+    training, or the bottleneck has no statistics."""
 
 
 class BatchFacts(NamedTuple):
-    """A training step's key and global batch, for `encode` and `learn`. Only `row` differs between devices."""
+    """The random key of a training step, and the position of this device's examples in the global batch.
+
+    `encode` and `learn` read it. Only `row` differs between devices.
+    """
 
     key: Key
     """Key of the training step."""
@@ -53,7 +57,10 @@ class BatchFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A map from the encoder's outputs to codes, and from codes to the decoder's inputs. Subclass it to add one."""
+    """Base class of maps from the encoder's outputs to codes, and from codes to the decoder's inputs.
+
+    Subclass it to add a kind of codes.
+    """
 
     @property
     def inputs(self) -> int:
@@ -66,18 +73,18 @@ class Bottleneck:
         raise NotImplementedError
 
     def feature(self, grid: tuple[int, ...], axes: tuple[str, ...]) -> Feature:
-        """Returns the `Feature` (shape, dtype, vocabulary) of one example's codes. axes: the name of each axis of the grid."""
+        """Returns the `Feature` (shape, dtype, vocabulary) of one example's codes. axes: names of the grid's axes."""
         raise NotImplementedError
 
     def begin(self, key: Key, dtype: DTypeLike) -> Stats:
-        """Returns the statistics of step 0."""
+        """Returns the initial statistics, such as a random codebook. By default {}: the bottleneck has none."""
         return {}
 
     def encode(self, stats: Stats, h: Array, keys: Key | None, batch: BatchFacts | None) -> Coded:
-        """Returns the codes of the encoder's outputs h [B, *grid, inputs].
+        """Returns the codes of the encoder's outputs h [B, *grid, inputs], the decoder's inputs, and the loss.
 
-        keys: [B], for the noise of training. None: no noise. batch: of a training step. None: not in training, so that
-        `Coded.seen` is {}.
+        keys: random keys [B] for the noise of training. None: no noise. batch: key and rows of a training step.
+        None: not in training, so that `Coded.seen` is {}.
         """
         raise NotImplementedError
 
@@ -90,7 +97,7 @@ class Bottleneck:
         raise NotImplementedError
 
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
-        """Returns the statistics after a training step. seen: mean of `Coded.seen` over all devices."""
+        """Returns the statistics after a training step. seen: mean of `Coded.seen` over devices. Default: unchanged."""
         return stats
 
     def tiny(self) -> Bottleneck:
@@ -104,7 +111,7 @@ MAX_LOG_STD = 10.0
 
 @dataclass(frozen=True)
 class KL(Bottleneck):
-    """Continuous latents: a Gaussian for each position, whose KL to N(0, I) is penalized a little. The codes are its means.
+    """Continuous latents: a Gaussian for each position, with a small penalty on its KL to N(0, I). Codes are its means.
 
     Rombach et al. 2022, section 3.1 and appendix G.
     """
@@ -112,8 +119,8 @@ class KL(Bottleneck):
     size: int = 4
     """Number of dimensions of the latent at each position of the grid."""
     weight: float = 1e-3
-    """Weight of the KL to N(0, I), in nats, averaged over all dimensions and positions. A small weight keeps latents near 0. They need
-    not follow N(0, I), because another model learns their distribution."""
+    """Weight of the KL to N(0, I), in nats, averaged over all dimensions and positions. A small weight keeps latents
+    near 0. They need not follow N(0, I), because another model learns their distribution."""
 
     def __post_init__(self):
         check_positive(size=self.size)

@@ -16,7 +16,8 @@ from gen.families.tokenizer.quantizers import Quantizer
 from gen.networks.kernels.sums import as_row
 
 REVIVAL_NOISE = 0.01
-"""Standard deviation of the noise on a revived code's vector, as a fraction of the root mean square of the encoder's outputs."""
+"""Standard deviation of the noise on a revived code's vector (see `VQ`), as a fraction of the root mean square of the
+encoder's outputs."""
 MAX_ONE_HOT = 2**24
 """Maximum number of elements of a matrix of one-hot codes. They take 64 MiB in float32."""
 
@@ -25,9 +26,9 @@ MAX_ONE_HOT = 2**24
 class VQ(Quantizer):
     """Vector quantization: each code's vector is a moving average of the encoder's outputs that were nearest to it.
 
-    van den Oord et al. 2017, section 3.2 and appendix A.1. A code that is hardly used is revived: it gets the encoder's output
-    at a random position of a random example, with a little noise, so that the codebook does not collapse (Dhariwal et al. 2020,
-    appendix B.1). All codes start as unused, so the first batch revives nearly all of them.
+    van den Oord et al. 2017, section 3.2 and appendix A.1. A code that is hardly used is revived: it gets the encoder's
+    output at a random position of a random example, with a little noise, so that the codebook does not collapse
+    (Dhariwal et al. 2020, appendix B.1). All codes start as unused, so the first batch revives nearly all of them.
     """
 
     codes: int = 1024
@@ -37,9 +38,10 @@ class VQ(Quantizer):
     decay: float = 0.99
     """Decay of the moving averages of the codes' vectors and of how often each code is used, in [0, 1)."""
     commitment: float = 0.25
-    """Weight of the loss term that pulls the encoder's outputs to the vectors of their codes: the mean squared difference."""
+    """Weight of the mean squared difference of the encoder's outputs and the vectors of their codes, a loss term that
+    trains the encoder."""
     revive: float = 0.1
-    """A code is revived if it is used less often than this fraction, in [0, 1), of the mean over all codes. 0: never."""
+    """A code is revived if its use is below this fraction, in [0, 1), of the mean use of all codes. 0: never."""
 
     def __post_init__(self):
         check_positive(**{"codes - 1": self.codes - 1, "size": self.size})
@@ -73,15 +75,16 @@ class VQ(Quantizer):
         return self.commitment * jnp.square(x - jax.lax.stop_gradient(embedded)).mean(range(1, x.ndim))
 
     def observe(self, x: Array, codes: Array, batch: BatchFacts) -> Stats:
-        """Returns the statistics of a training batch, as means over the examples of this device.
+        """Returns the statistics of a training batch, as means over the examples of this device, for `learn`.
 
-        x: the encoder's outputs [B, ..., size]; codes: int32 [B, ...]. The results are:
+        x: the encoder's outputs [B, ..., size]; codes: their codes, int32 [B, ...]. The results are:
 
-        "uses" [codes]: how often an example uses each code.
-        "sums" [codes, size]: sum of an example's vectors with each code.
+        "uses" [codes]: number of positions of an example that have each code.
+        "sums" [codes, size]: sum of the vectors of an example that have each code.
         "square" []: mean square of the elements of x.
-        "candidates" [codes, size]: for each code, the vector at a random position of a random example of the global batch, divided
-            by B. It is 0 on devices without this example, so the mean over devices is the vector divided by the global batch size.
+        "candidates" [codes, size]: for each code, the vector with which it may be revived, divided by B. The vector is
+            at a random position of a random example of the global batch. On devices without this example it is 0, so
+            the mean over devices is the vector divided by the global batch size.
         """
         whole = jnp.promote_types(x.dtype, jnp.float32)
         b, flat = len(x), x.reshape(len(x), -1, self.size).astype(whole)
@@ -98,18 +101,21 @@ class VQ(Quantizer):
     def learn(self, stats: Stats, seen: Stats, batch: BatchFacts) -> Stats:
         """Returns the statistics with updated moving averages, in which hardly used codes are revived.
 
-        "codebook" [codes, size]: the vector of each code, m / N in van den Oord et al. 2017, equations 6 to 8. "uses" [codes]: how
-        often an example uses each code, N.
+        "codebook" [codes, size]: the vector of each code, m / N in van den Oord et al. 2017, equations 6 to 8. "uses"
+        [codes]: average number of positions of an example that have each code, N. seen: mean of `observe` over devices.
         """
         e, before = stats["codebook"], stats["uses"]
         uses = self.decay * before + (1 - self.decay) * seen["uses"]
+        # The paper's moving sum m equals N e, so it need not be stored.
         sums = self.decay * before[:, None] * e + (1 - self.decay) * seen["sums"]
         moved = jnp.where(uses[:, None] > 0, sums / jnp.maximum(uses, jnp.finfo(uses.dtype).tiny)[:, None], e)
-        # A revived code starts with the mean number of uses. So it has many steps to attract vectors before it is revived again.
+        # A revived code starts with the mean number of uses. So it has many steps to attract vectors before it is
+        # revived again.
         mean_use = seen["uses"].mean()
         dead = uses < self.revive * mean_use
-        # Many positions of a batch may have equal vectors, such as those of a background. Without noise, codes revived from them
-        # would be equal, and rounding, which depends on the number of devices, would choose among them.
+        # Many positions of a batch may have equal vectors, such as positions of a background. Without noise, codes
+        # revived from them would be equal, and rounding, which depends on the number of devices, would choose among
+        # these codes.
         # `observe` uses the first two of these keys.
         _, _, noise_key = jax.random.split(batch.key, 3)
         noise = jax.random.normal(noise_key, e.shape, e.dtype)
@@ -124,9 +130,10 @@ class VQ(Quantizer):
 
 
 def sum_by_code(x: Array, codes: Array, n: int) -> tuple[Array, Array]:
-    """Returns how often each of n codes is used, [n], and the sum of the vectors with each code, [n, D], in the dtype of x.
+    """Returns how often each of n codes is used, [n], and the sum of the vectors with each code, [n, D], in x's dtype.
 
-    x: vectors [N, D]; codes: int32 [N] in [0, n). The result has the same bits in every run, and memory is bounded by MAX_ONE_HOT.
+    x: vectors [N, D]; codes: int32 [N] in [0, n). The result has the same bits in every run, and memory is bounded by
+        MAX_ONE_HOT.
     """
 
     def add(x: Array, codes: Array) -> tuple[Array, Array]:

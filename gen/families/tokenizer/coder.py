@@ -24,8 +24,8 @@ BOTTLENECK = "bottleneck"
 class Coder:
     """Encodes images or sound as codes, and decodes codes.
 
-    The argument `params` of its methods is {"encoder": ..., "decoder": ...}, without "encoder" if the encoder has no parameters.
-    The argument `stats` holds the bottleneck's statistics.
+    The argument `params` of its methods is {"encoder": ..., "decoder": ...}, without "encoder" if the encoder has no
+    parameters. The argument `stats` holds the bottleneck's statistics.
     """
 
     encoder: nn.Module
@@ -44,7 +44,7 @@ class Coder:
     """Dtype of examples, vectors and losses."""
 
     def init(self, key: Key) -> dict[str, Params]:
-        """Returns the parameters at step 0."""
+        """Returns random initial parameters, {"encoder": ..., "decoder": ...}. An encoder without any has no entry."""
         encoder_key, decoder_key = jax.random.split(key)
         # Flax only uses the shapes of these inputs.
         x, z = jnp.zeros((1, *self.example.shape)), jnp.zeros((1, *self.grid, self.bottleneck.channels))
@@ -58,12 +58,15 @@ class Coder:
     def encode(
         self, params: Params, stats: Stats, x: Array, keys: Key | None = None, batch: BatchFacts | None = None
     ) -> Coded:
-        """Encodes examples x [B, *axes, C] in [-1, 1]. keys, batch: only in training; see `Bottleneck.encode`."""
+        """Encodes examples x [B, *axes, C] in [-1, 1]. keys, batch: see `Bottleneck.encode`; None in evaluation."""
         h = _apply(self.encoder, params.get("encoder", {}), x.astype(self.dtype))
         return self.bottleneck.encode(stats, h, keys, batch)
 
     def decode(self, params: Params, z: Array) -> Array:
-        """Decodes vectors z [B, *grid, channels] to [B, *axes, outputs], from which `reconstruction` computes examples and losses."""
+        """Decodes vectors z [B, *grid, channels] to outputs [B, *axes, outputs].
+
+        The methods of `reconstruction` compute examples and losses from these outputs.
+        """
         return _apply(self.decoder, params["decoder"], z.astype(self.dtype))
 
     def reconstruct(self, params: Params, stats: Stats, x: Array) -> tuple[Array, Array]:
@@ -72,7 +75,7 @@ class Coder:
         return self.show(params, stats, codes), codes
 
     def show(self, params: Params, stats: Stats, codes: Array) -> Array:
-        """Decodes codes to examples, float32 [B, *axes, C] in [-1, 1]."""
+        """Decodes codes (see `Coded.codes`) to examples, float32 [B, *axes, C] in [-1, 1]."""
         return self.show_outputs(self.decode(params, self.bottleneck.decode(stats, codes)))
 
     def show_outputs(self, outputs: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Tokenizers: encode images or sound as a grid of codes, and decode codes (van den Oord et al. 2017; Esser et al. 2021).
+"""Tokenizers encode images or sound as a grid of codes, and decode codes (van den Oord et al. 2017; Esser et al. 2021).
 
 family          the hyper-parameters, and the model that they build
 coder           encoder, bottleneck and decoder as one object
@@ -40,12 +40,12 @@ from gen.optim import Optimizer, schedule
 FEATURES = ("image", "audio")
 """Names of the features that a tokenizer can encode. If the data have both, it encodes the first."""
 AXES = {1: ("time",), 2: ("row", "column"), 3: ("frame", "row", "column")}
-"""{number of axes: their names}."""
+"""{number of axes of an example: names of the axes of its grid of codes}."""
 
 
 @dataclass(frozen=True)
 class Tokenizer(LearnedFamily):
-    """A tokenizer: an encoder, a bottleneck that turns its outputs into codes, and a decoder that reconstructs examples."""
+    """Hyper-parameters of a tokenizer: an encoder, a bottleneck that turns its outputs into codes, and a decoder."""
 
     network: Architecture = Residual()
     """Layers of the encoder and the decoder."""
@@ -54,13 +54,13 @@ class Tokenizer(LearnedFamily):
     reconstruction: Reconstruction = L2()
     """Loss between an example and its reconstruction: L1, L2 or Likelihood; Spectral for sound."""
     adversary: Adversary | None = None
-    """Adds an adversarial loss: a discriminator learns to tell reconstructions from images, and the decoder to deceive it. Images
-    only. None: off."""
+    """Adds an adversarial loss: a discriminator learns to tell reconstructions from images, and the decoder to deceive
+    it. Images only. None: off."""
     discriminator_optim: Optimizer = Optimizer(lr=2e-4, b1=0.5)
     """Optimizer of the adversary's discriminator."""
     perceptual: Perceptual | None = None
-    """Adds a perceptual loss: the distance between a classifier's features of an image and of its reconstruction. It needs images
-    with labels. None: off."""
+    """Adds a perceptual loss: the distance between a classifier's features of an image and of its reconstruction. It
+    needs images with labels. None: off."""
     classifier_optim: Optimizer = Optimizer(lr=1e-3, weight_decay=0.1)
     """Optimizer of the classifier of the perceptual loss."""
 
@@ -100,7 +100,8 @@ class Tokenizer(LearnedFamily):
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
         """Returns the model for images or sound of this spec.
 
-        Raises: UserError if the data have no images or sound, or no labels for `perceptual`, or do not suit the loss or the network.
+        Raises: UserError if the data have no images or sound, or no labels for `perceptual`, or do not suit the loss or
+        the network.
         """
         coder = self.coder(spec)
         model = TokenizerModel(
@@ -122,6 +123,7 @@ class Tokenizer(LearnedFamily):
             losses=tuple(name for name, has_it in losses.items() if has_it),
             together=self.microbatches,
             inherited=(BOTTLENECK, "discriminator"),
+            # Latents have no vocabulary, so their codes are not counted.
             protocol={name: about[name] for name in about if coder.codes.vocab or name not in CODE_METRICS},
         )
 

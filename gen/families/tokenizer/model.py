@@ -27,7 +27,7 @@ from gen.optim import descend
 COLUMNS = 8
 """Examples in each row of a picture of reconstructions."""
 USES = "code_uses"
-"""Name in `Sums` of the counts of how often each code is used, [books, codes]. There is one book, except with `Residual`."""
+"""Key, in the sums of `evaluate`, of the uses of each code, [books, codes]. books: codes per position of the grid."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class Request(core.Request):
     """Which held-out examples a tokenizer reconstructs."""
 
     n: int = 64
-    """Number of examples to reconstruct, at most the number that the run keeps (64). The result shows rows of examples, each above
-    the row of their reconstructions."""
+    """Number of examples to reconstruct, at most the number that the run keeps (64). The result shows rows of examples,
+    each above the row of their reconstructions."""
 
 
 class Part(NamedTuple):
     """The inputs of the loss that have one entry per example. Microbatches divide these arrays."""
 
     example: Array
-    """[B, *axes, C]."""
+    """Images [B, H, W, C] or sound [B, T, C], in [-1, 1]."""
     row: Array
-    """int32 [B]. Positions in the global batch."""
+    """int32 [B]. Positions of the examples in the global batch."""
     keys: Key
-    """[B]. Keys of the bottleneck's noise."""
+    """[B]. Random keys of the bottleneck's noise, one per example."""
 
 
 class FeatureNetwork(NamedTuple):
@@ -61,7 +61,7 @@ class FeatureNetwork(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizerModel:
-    """A coder, and the networks of its adversarial and perceptual loss. Its methods are the functions of a GenerativeModel."""
+    """A coder (encoder, bottleneck, decoder) and the networks of its loss, with the functions of a GenerativeModel."""
 
     coder: Coder
     learner: Learner
@@ -74,7 +74,7 @@ class TokenizerModel:
     """The classifier of the perceptual loss. None: no perceptual loss."""
 
     def init(self, key: Key, params: dict[str, Params] | None = None) -> State:
-        """Returns the state of step 0. params: of all networks, to start from. None: random parameters."""
+        """Returns the state of step 0. params: parameters of all networks, to start from. None: random parameters."""
         coder_key, stats_key, critic_key, classifier_key = jax.random.split(key, 4)
         state = self.learner.init(coder_key, params and coder_parameters(params))
         stats: dict[str, Any] = {}
@@ -96,7 +96,11 @@ class TokenizerModel:
     # --- training ---
 
     def update(self, state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
-        """Makes one step of the discriminator and one of the classifier, if the loss has them, then one step of the coder."""
+        """Makes one step of the discriminator and one of the classifier, if the loss has them, then one of the coder.
+
+        batch: "image" or "audio" [B, *axes, C], "row" int32 [B], and for the classifier "label" int [B]. Returns the
+        next state, and the metrics of all steps, averaged over devices.
+        """
         noise_key, codes_key, fake_key, critic_key, adversary_key = jax.random.split(key, 5)
         x, row, metrics = batch[self.coder.name].astype(self.coder.dtype), batch["row"], {}
         if self.critic:
@@ -112,7 +116,10 @@ class TokenizerModel:
         return state, metrics | more
 
     def coder_step(self, state: State, examples: Part, facts: BatchFacts, key: Key) -> tuple[State, Metrics]:
-        """Makes one optimizer step of the encoder and the decoder, and updates the bottleneck's statistics."""
+        """Makes one optimizer step of the encoder and the decoder, and updates the bottleneck's statistics.
+
+        Returns the next state, and metrics averaged over devices. key: for the discriminator's noise.
+        """
 
         def loss(params: Params, part: Part) -> tuple[Array, tuple[Metrics, Stats]]:
             return self.loss(params, state, part, facts._replace(row=part.row), key)
@@ -133,8 +140,10 @@ class TokenizerModel:
     ) -> tuple[Array, tuple[Metrics, Stats]]:
         """Returns the coder's loss, and ({name: loss term}, `Coded.seen`). All terms are means over the examples.
 
-        The loss is reconstruction + bottleneck + weight * adversarial + weight * perceptual. Esser et al. 2021, equations 4 to 6.
-        The weights follow schedules.
+        The loss is reconstruction + bottleneck + weight * adversarial + weight * perceptual. Esser et al. 2021,
+        equations 4 to 6. The weights follow schedules.
+
+        params: of the coder. state: has the parameters of the other networks. key: for the discriminator's noise.
         """
         x, coder = part.example, self.coder
         coded = coder.encode(params, self.stats(state), x, part.keys, facts)
@@ -144,7 +153,7 @@ class TokenizerModel:
         if self.critic:
             terms["adversary"] = self.adversarial_loss(self.critic, state, x, y, part.row, key)
             total += self.adversary_weight(state.step) * terms["adversary"]
-        # This loss trains neither D nor the classifier: the gradient is taken with respect to the coder's parameters alone.
+        # This loss trains neither D nor the classifier: it is differentiated by the coder's parameters alone.
         if self.features:
             real, fake = (_classify(self.features, state.params["classifier"], image)[1] for image in (x, y))
             terms["features"] = feature_distance(jax.lax.stop_gradient(real), fake).mean()
@@ -152,7 +161,10 @@ class TokenizerModel:
         return total, ({"loss": total, **terms}, coded.seen)
 
     def adversarial_loss(self, critic: Critic, state: State, x: Array, y: Array, row: Array, key: Key) -> Array:
-        """Returns the decoder's loss against the discriminator D, a mean over images x and reconstructions y, [B, H, W, C]."""
+        """Returns the decoder's loss against the discriminator D, a scalar: the mean over the examples.
+
+        x, y: images and their reconstructions, [B, H, W, C]. row: int32 [B]. The noise of D is drawn from (key, row).
+        """
         real_key, fake_key = jax.random.split(key)
         d = state.params["discriminator"]
         # D's new statistics are dropped: only D's own steps update them.
@@ -161,7 +173,10 @@ class TokenizerModel:
         return critic.objective.generator(real.scores, fake.scores).mean()
 
     def classifier_step(self, state: State, features: FeatureNetwork, x: Array, label: Array) -> tuple[State, Metrics]:
-        """Makes one optimizer step of the classifier on images x [B, H, W, C] and labels int [B]. `state.step` does not change."""
+        """Makes one optimizer step of the classifier on images x [B, H, W, C] and labels int [B].
+
+        Returns the state, with the same `step`, and metrics averaged over devices.
+        """
 
         def loss(params: Params, examples: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
             logits, _ = _classify(features, params, examples[0])
@@ -180,17 +195,18 @@ class TokenizerModel:
     # --- evaluation and samples ---
 
     def stats(self, state: State) -> Stats:
-        """Returns the statistics of the bottleneck, which training and evaluation share.
+        """Returns the bottleneck's statistics, such as a codebook. Training and evaluation use the same ones.
 
-        With `ema`, evaluation uses averaged weights, but the codebook was learned from the outputs of the raw encoder. A codebook
-        learned from the averaged encoder was not better: on digits, its PSNR was 26.9 dB instead of 27.0.
+        With `ema`, evaluation uses averaged weights, but the codebook was learned from the outputs of the raw encoder.
+        A codebook learned from the averaged encoder was not better: on digits, its PSNR was 26.9 dB instead of 27.0.
         """
         return state.stats.get(BOTTLENECK, {})
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns the sums of a held-out batch: loss, quality of reconstructions, and if codes are tokens, the uses of each code.
+        """Returns {metric: (total, weight)} of a held-out batch, summed over devices. No noise is drawn from `key`.
 
-        This loss has no adversarial and no perceptual term.
+        The metrics are "loss" without adversarial and perceptual terms, its terms, and the quality of reconstructions.
+        If codes are tokens, USES has the uses of each code.
         """
         params, x = self.learner.weights(state), batch[self.coder.name].astype(self.coder.dtype)
         # Without keys: held-out images are encoded without noise.
@@ -210,7 +226,7 @@ class TokenizerModel:
         return sums | {USES: axis.total((self.count_codes(coded.codes, batch["weight"]), batch["weight"].sum()))}
 
     def count_codes(self, codes: Array, weight: Array) -> Array:
-        """Returns how often each code is used, [books, codes].
+        """Returns how often each code is used, [books, codes]. books: number of codes of each position of the grid.
 
         codes: int32 [B, *grid] or [B, *grid, books]. weight: [B], how much each example counts, 0 for padding.
         """
@@ -222,13 +238,12 @@ class TokenizerModel:
         return uses.at[book, codes].add(jnp.broadcast_to(weight[:, None, None], codes.shape))
 
     def generate(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Reconstructs the given examples. If none are given, decodes random codes.
+        """Reconstructs the first n = request.n of the given examples. If none are given, decodes n random codes.
 
-        given: may hold "image" [M, H, W, C] or "audio" [M, T, C], of which the first n are reconstructed. If n is the default, and M is
-            smaller, all M are reconstructed.
+        given: may hold "image" [M, H, W, C] or "audio" [M, T, C]. If n is the default, and M is smaller, n is M.
 
-        Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. The samples are rows of examples, each followed by the row
-        of their reconstructions, [2 * rows, columns, *axes, C]. Samples of random codes are [n, *axes, C].
+        Returns "samples", float32 in [-1, 1], and "codes", [n, *grid, ...]. Samples of random codes are [n, *axes, C].
+        Otherwise samples are [2 * rows, columns, *axes, C]: rows of examples, each followed by their reconstructions.
 
         Raises: UserError if n is not the default, and larger than M.
         """
@@ -254,7 +269,7 @@ class TokenizerModel:
 
 
 def coder_parameters(params: Mapping[str, Params]) -> dict[str, Params]:
-    """Selects the parameters of the encoder and the decoder from those of all networks."""
+    """Returns the entries "encoder", if there is one, and "decoder" of the parameters of all networks."""
     return {name: params[name] for name in CODER if name in params}
 
 
@@ -264,11 +279,14 @@ def _classify(features: FeatureNetwork, params: Params, x: Array) -> tuple[Array
 
 
 def summarize(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the metrics of a split from its sums: means over examples, and two metrics of codes that are tokens.
+    """Returns {metric: value} of a split: means over examples, and two metrics of the codes if they are tokens.
 
-    "codes_used" is the number of different codes in the split, divided by the largest number possible: the number of codes that there
-    are, or of codes in the split if that is smaller. "code_perplexity" is exp of the entropy of the codes, which equals the number of
-    codes if all are used equally often. With several books, both are means over the books.
+    "codes_used" is the number of different codes in the split, divided by the largest possible number: the size of the
+    vocabulary, or the number of positions in the split if this is smaller. "code_perplexity" is exp of the entropy of
+    the codes, which is the size of the vocabulary if all codes are used equally often. With several codes for each
+    position (books), both are means over the books.
+
+    sums: {metric: (total, weight)} from `evaluate`, summed over the batches of the split.
     """
     metrics = means({name: pair for name, pair in sums.items() if name != USES})
     if USES not in sums:

@@ -20,7 +20,7 @@ MIN_ERROR = 1e-10
 WINDOW, DEVIATION = 11, 1.5
 """Side and standard deviation of SSIM's Gaussian window, in pixels."""
 K1, K2 = 0.01, 0.03
-"""Constants that keep SSIM finite where an image is black or flat."""
+"""Constants that keep SSIM finite where the means or the variances of both images are 0."""
 
 
 CODE_PROTOCOL = {
@@ -66,7 +66,10 @@ def measure_quality(x: Array, y: Array, example: Feature, codes: Feature) -> dic
 
 
 def psnr(x: Array, y: Array) -> Array:
-    """Returns the peak signal-to-noise ratio of each example in dB, [B]: 10 log10(range^2 / mean squared error)."""
+    """Returns the peak signal-to-noise ratio of each example in dB, [B]: 10 log10(RANGE^2 / mean squared error).
+
+    x, y: examples and their reconstructions, [B, *axes, C] in [-1, 1].
+    """
     error = jnp.square(x - y).mean(range(1, x.ndim))
     return 10 * jnp.log10(RANGE**2 / jnp.maximum(error, MIN_ERROR))
 
@@ -74,8 +77,8 @@ def psnr(x: Array, y: Array) -> Array:
 def ssim(x: Array, y: Array) -> Array:
     """Returns the mean structural similarity [B] of x and y, [B, *axes, C] in [-1, 1] each. It is 1 for equal examples.
 
-    The mean is over channels and over all positions where the window fits. The window has 11 pixels, or fewer on a shorter axis.
-    Wang et al. 2004, equation 13, with the constants and the window of section 3.C.
+    The mean is over channels and over all positions where the window fits. The window has 11 pixels, or fewer on a
+    shorter axis. Wang et al. 2004, equation 13, with the constants and the window of section 3.C.
     """
     mean_x, mean_y = blur(x), blur(y)
     # Rounding must not make a variance negative.
@@ -89,7 +92,7 @@ def ssim(x: Array, y: Array) -> Array:
 
 
 def blur(x: Array) -> Array:
-    """Returns the Gaussian average of each window inside of x [B, *axes, C]: an axis of size n gets the size n - side + 1.
+    """Returns the Gaussian average of each window inside of x [B, *axes, C]. An axis of size n gets size n - side + 1.
 
     For the side of the window, see `window_matrix`.
     """

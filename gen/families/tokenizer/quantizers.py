@@ -22,8 +22,8 @@ MAX_VOCAB = 2**16
 class Quantizer(Bottleneck):
     """A bottleneck that gives each position of the grid one of `vocab` codes. Subclass it to add one.
 
-    The encoder's output h is bounded to x = bound(h), x is given the code assign(x), and the decoder reads the vector of the code,
-    embed(assign(x)).
+    The encoder's output h is bounded to x = bound(h), x is given the code assign(x), and the decoder reads the vector
+    of the code, embed(assign(x)).
     """
 
     @property
@@ -37,9 +37,9 @@ class Quantizer(Bottleneck):
 
     @property
     def spacing(self) -> Array | float:
-        """Factor by which the range of the remainder x - embed(assign(x)) is smaller than the range of x, for `Residual`.
+        """Range of the remainder x - embed(assign(x)), divided by the range of x: [channels], or one number for all.
 
-        [channels], or one number for all channels. At most 1; 1 if the remainder has no smaller range.
+        It is at most 1. `Residual` divides the remainder by it, so that the next book gets vectors in the range of x.
         """
         return 1.0
 
@@ -49,7 +49,7 @@ class Quantizer(Bottleneck):
         return Feature(grid, "int32", vocab=self.vocab, axes=axes)
 
     def bound(self, h: Array) -> Array:
-        """Maps the encoder's outputs h [..., channels] to the range of the codes' vectors, in the same shape."""
+        """Maps the encoder's outputs h [..., channels] to the range of the codes' vectors. By default the identity."""
         return h
 
     def assign(self, stats: Stats, x: Array) -> Array:
@@ -61,7 +61,7 @@ class Quantizer(Bottleneck):
         raise NotImplementedError
 
     def commit(self, x: Array, embedded: Array) -> Array:
-        """Returns the loss of each example, [B], that pulls vectors x to the vectors of their codes. By default it is 0.
+        """Returns the loss of each example, [B], that pulls vectors x to the vectors of their codes. By default 0.
 
         x, embedded: [B, ..., channels].
         """
@@ -99,11 +99,11 @@ def straight_through(x: Array, quantized: Array) -> Array:
 
 @dataclass(frozen=True)
 class FSQ(Quantizer):
-    """Finite scalar quantization: each dimension of a vector is rounded to one of a few levels. Mentzer et al. 2023, section 3.
+    """Finite scalar quantization rounds each dimension to one of a few levels. Mentzer et al. 2023, section 3.
 
-    A code is a combination of levels, so no codebook has to be learned, or can collapse. Levels are equally spaced from -1 to 1
-    (the paper shifts them by half a level if their number is even). With two levels per dimension it is lookup-free quantization
-    (Yu et al. 2024).
+    A code is a combination of levels, so no codebook has to be learned, or can collapse. Levels are equally spaced from
+    -1 to 1 (the paper shifts them by half a level if their number is even). With two levels per dimension it is
+    lookup-free quantization (Yu et al. 2024).
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -139,7 +139,7 @@ class FSQ(Quantizer):
         return 2 * (codes[..., None] // places % levels) / (levels - 1) - 1
 
     def _places(self) -> Array:
-        """Returns the place value of each dimension's level in the number of a code: 1, levels[0], levels[0] * levels[1], ..."""
+        """Returns the place value of each dimension's level in a code: 1, levels[0], levels[0] * levels[1], ..."""
         return jnp.array([math.prod(self.levels[:i]) for i in range(len(self.levels))])
 
     def tiny(self) -> FSQ:
@@ -148,7 +148,7 @@ class FSQ(Quantizer):
 
 @dataclass(frozen=True)
 class Residual(Bottleneck):
-    """Residual quantization: n codes for each position, each of which quantizes the remainder of the codes before it.
+    """Residual quantization: n codes for each position. Each code quantizes the remainder of the codes before it.
 
     Zeghidour et al. 2021, algorithm 1. The n codes are called books. They are the last axis of the codes, "book".
     """
@@ -183,7 +183,7 @@ class Residual(Bottleneck):
         # A Python loop and not a scan: there are few books.
         for i in range(self.n):
             own, scale = _book(stats, i), self._scale(i, x.ndim)
-            # An FSQ's remainder is smaller than the distance between levels, so it is scaled up to the range of the next book.
+            # An FSQ's remainder is smaller than the distance between levels, so it is scaled up for the next book.
             scaled = rest / scale
             found = self.of.assign(own, jax.lax.stop_gradient(scaled))
             embedded = self.of.embed(own, found).astype(x.dtype)
@@ -201,7 +201,7 @@ class Residual(Bottleneck):
         return sum(vectors[1:], vectors[0])
 
     def _scale(self, book: int, rank: int) -> Array:
-        """Returns the factor, at most 1, on the vectors of a book: [1, ..., 1, channels or 1], with `rank` axes."""
+        """Returns spacing^book, the factor on the vectors of a book: [1, ..., 1, channels or 1], with `rank` axes."""
         return as_row(jnp.atleast_1d(self.of.spacing) ** book, rank)
 
     def draw(self, grid: tuple[int, ...], key: Key) -> Array:
@@ -216,7 +216,7 @@ class Residual(Bottleneck):
 
 
 def _facts_of_book(batch: BatchFacts, i: int) -> BatchFacts:
-    """Returns the batch with another key for each book, so that the books draw different random codes to revive."""
+    """Returns the batch with a key for book i, so that each book draws different random vectors to revive its codes."""
     return batch._replace(key=jax.random.fold_in(batch.key, i))
 
 
@@ -225,5 +225,5 @@ def _book(stats: Stats, i: int) -> Stats:
 
 
 def _stack(stats: list[Stats]) -> Stats:
-    """Stacks the statistics of all books along a new first axis: {name: [books, ...]}. Returns {} if the list is empty."""
+    """Stacks the statistics of all books along a new first axis: {name: [books, ...]}. An empty list gives {}."""
     return {name: jnp.stack([own[name] for own in stats]) for name in stats[0]} if stats else {}

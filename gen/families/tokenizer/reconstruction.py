@@ -14,14 +14,20 @@ from gen.families.vae.likelihoods import Likelihood as PixelLikelihood
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Base class of reconstruction losses. It also maps the decoder's outputs to reconstructions. Subclass it to add one."""
+    """Base class of reconstruction losses, which also convert the decoder's outputs to reconstructions.
+
+    Subclass it to add a loss.
+    """
 
     def outputs(self, channels: int) -> int:
         """Returns the number of decoder outputs for each pixel. channels: number of channels of a pixel."""
         return channels
 
     def loss(self, outputs: Array, x: Array) -> Array:
-        """Returns the loss of each example, [B]: a mean over its pixels and channels. outputs: [B, *axes, outputs]; x: [B, *axes, C]."""
+        """Returns the loss of each example, [B]: a mean over its pixels (or samples of sound) and channels.
+
+        outputs: the decoder's outputs [B, *axes, outputs]; x: the examples [B, *axes, C].
+        """
         raise NotImplementedError
 
     def show(self, outputs: Array) -> Array:
@@ -42,7 +48,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class L1(Reconstruction):
-    """The mean absolute difference."""
+    """The mean absolute difference of an example and its reconstruction."""
 
     def loss(self, outputs: Array, x: Array) -> Array:
         return jnp.abs(outputs - x).mean(range(1, x.ndim))
@@ -58,7 +64,7 @@ class L2(Reconstruction):
 
 @dataclass(frozen=True)
 class Likelihood(Reconstruction):
-    """-log p(x | z) in nats, divided by the number of pixels times channels. Reconstructions are the mean of p(x | z)."""
+    """-log p(x | z) in nats, divided by the number of pixels times channels. Reconstructions are means of p(x | z)."""
 
     p: PixelLikelihood = Bernoulli()
     """Likelihood p(x | z), one of gen.families.vae."""

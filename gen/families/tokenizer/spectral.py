@@ -1,4 +1,4 @@
-"""Loss and metrics of reconstructed sound: differences of log-mels at several scales, and the signal-to-distortion ratio."""
+"""Loss and metrics of reconstructed sound: differences of log-mels at several scales, signal-to-distortion ratio."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from gen.families.tokenizer.reconstruction import Reconstruction
 from gen.networks.spectra import Mel, log_mels, mel_filters
 
 MEASURED_SECONDS = 0.032
-"""Minimum length in seconds of a frame of the metric `mel_distance`. The number of samples in a frame is rounded up to a power of 2."""
+"""Minimum length in seconds of a frame of the metric `mel_distance`. The number of samples of a frame is rounded up to
+a power of 2."""
 MIN_POWER = 1e-10
-"""Lower bound on the power of signal and distortion, so that the ratio in dB is finite for silence and for perfect copies."""
+"""Lower bound on the sums of squares in `si_sdr`, so that its dB are finite for silence and for perfect copies."""
 
 
 @dataclass(frozen=True)
 class Spectral(Reconstruction):
-    """Loss of sound: the mean absolute difference of log-mels, summed over several lengths of frames, plus that of the samples.
+    """Loss of sound: the sum of the mean absolute differences of log-mels at several scales, and of the samples.
 
-    Kumar et al. 2023, section 3.5.
+    A scale is a length of the frames from which log-mels are computed. Kumar et al. 2023, section 3.5.
     """
 
     windows: tuple[int, ...] = (64, 256, 1024)
@@ -45,7 +46,7 @@ class Spectral(Reconstruction):
             )
 
     def scales(self) -> list[Mel]:
-        """Returns the settings of the log-mels of each scale."""
+        """Returns the settings of the log-mels of each scale, a pair of `windows` and `bands`."""
         return [Mel(window, window // 4, bands) for window, bands in zip(self.windows, self.bands, strict=True)]
 
     def loss(self, outputs: Array, x: Array) -> Array:
@@ -73,12 +74,15 @@ class Spectral(Reconstruction):
 
 
 def mel_difference(x: Array, y: Array, rate: int, mel: Mel) -> Array:
-    """Returns the mean absolute difference of log-mels of each example, [B], in nats. x, y: waveforms [B, C, T]."""
+    """Returns the mean absolute difference of the log-mels of x and y for each example, [B], in nats.
+
+    x, y: waveforms [B, C, T]. rate: sample rate in Hz. mel: settings of the log-mels.
+    """
     return jnp.abs(log_mels(x, rate, mel) - log_mels(y, rate, mel)).mean((1, 2, 3))
 
 
 def measured_mel(rate: int) -> Mel:
-    """Returns the settings of the log-mels of the metric `mel_distance`, for this sample rate."""
+    """Returns the settings of the log-mels of the metric `mel_distance`. rate: sample rate in Hz."""
     window = 2 ** max(4, math.ceil(math.log2(MEASURED_SECONDS * rate)))
     return Mel(window, window // 4, min(40, window // 6))
 
@@ -92,9 +96,10 @@ def mel_distance(x: Array, y: Array, rate: int) -> Array:
 
 
 def si_sdr(x: Array, y: Array) -> Array:
-    """Returns the scale-invariant ratio of signal and distortion of y, in dB, for each example, [B]. Le Roux et al. 2019, equation 2.
+    """Returns the scale-invariant signal-to-distortion ratio of y in dB, [B]. Le Roux et al. 2019, equation 2.
 
-    x: the original sound; y: its reconstruction, [B, T, C] each. The ratio is computed over all samples of all channels.
+    x: the original sound; y: its reconstruction, [B, T, C] each. The ratio is computed over all samples of all
+        channels.
     """
     x, y = (v.reshape(len(v), -1) for v in (x, y))
     # The target is the projection of y on x.

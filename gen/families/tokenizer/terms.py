@@ -1,4 +1,4 @@
-"""Loss terms of a tokenizer that are computed by another network: a discriminator (`Adversary`) or a classifier (`Perceptual`)."""
+"""Loss terms of a tokenizer that need another network: a discriminator (`Adversary`) or a classifier (`Perceptual`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gen.optim.schedules import check_scalars
 
 @dataclass(frozen=True)
 class Adversary:
-    """Adversarial loss: a discriminator learns to tell reconstructions from images, and the decoder to deceive it, as in a VQ-GAN.
+    """Adversarial loss: a discriminator learns to tell reconstructions from images, and the decoder to deceive it.
 
-    Esser et al. 2021. The discriminator is trained as in gen.families.gan.
+    As in a VQ-GAN, Esser et al. 2021. The discriminator is trained as in gen.families.gan.
     """
 
     discriminator: discriminator.Architecture = discriminator.DCGAN()
@@ -26,8 +26,8 @@ class Adversary:
     objective: Objective = NonSaturating()
     """Losses of the discriminator and of the decoder."""
     weight: Scalar = 0.02
-    """Weight of the decoder's adversarial loss. For example, the schedule Piecewise((1000,), (0.0, 0.02)) adds this loss after 1,000
-    steps, when reconstructions are already good."""
+    """Weight of the decoder's adversarial loss. For example, the schedule Piecewise((1000,), (0.0, 0.02)) adds this
+    loss after 1,000 steps, when reconstructions are already good."""
     r1: Scalar = 0.0
     """Gamma of the R1 penalty: the discriminator's loss gets gamma / 2 |grad D|^2 at real images. 0: no penalty."""
 
@@ -40,7 +40,10 @@ class Adversary:
             )
 
     def coupling(self) -> str | None:
-        """Returns the cause, if the loss of an example depends on other examples of the batch, otherwise None."""
+        """Returns why the loss of an example depends on other examples of the batch, such as "batch normalization".
+
+        None: it depends on its own example only.
+        """
         objective = f"the objective {type(self.objective).__name__}" if self.objective.couples else None
         return next(iter(self.discriminator.couplings()), objective)
 
@@ -52,9 +55,9 @@ class Adversary:
 class Perceptual:
     """Perceptual loss: the distance between a classifier's features of an image and of its reconstruction.
 
-    Johnson et al. 2016, equation 2; Zhang et al. 2018. The classifier is trained together with the tokenizer, on the labels of the
-    images. gen.evaluate measures quality with another classifier, because a tokenizer that was trained on a classifier's
-    features gets better scores from it than it deserves.
+    Johnson et al. 2016, equation 2; Zhang et al. 2018. The classifier is trained together with the tokenizer, on the
+    labels of the images. gen.evaluate measures quality with another classifier, because a tokenizer that was trained on
+    a classifier's features gets better scores from it than it deserves.
     """
 
     weight: Scalar = 0.1

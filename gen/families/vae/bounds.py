@@ -1,4 +1,4 @@
-"""Bounds on the likelihood of held-out images: estimates them on a batch, and reports them for a split."""
+"""Bounds on the likelihood of held-out images: their estimates on a batch, and their report for a whole split."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ MIN_ACTIVE_VARIANCE = 0.01
 
 
 class Moments(NamedTuple):
-    """Averages over the posterior samples of each example. kl and reconstruction are in nats."""
+    """Averages over the K posterior samples z ~ q(z | x) of each of B examples. kl and reconstruction are in nats."""
 
     kl: Array
     """KL(q || p), [B]."""
     kl_per_latent: Array
-    """KL of each latent dimension, [B, D]. The D dimensions are those of all latent groups, top group first."""
+    """KL of each latent dimension, [B, D]. D counts the dimensions of all latent groups, top group first. For a group
+    whose prior has no KL in closed form, it is the KL to N(0, I)."""
     mean: Array
     """Posterior mean of each latent dimension, [B, D]."""
     reconstruction: Array
@@ -47,10 +48,11 @@ class BoundEstimator:
     """Number K of posterior samples of each example."""
 
     def evaluate(self, state: State, batch: Batch, key: Key) -> Sums:
-        """Returns {name: (sum, number of examples)} over the axis "data" (see gen.axis).
+        """Returns {name: (sum over examples, number of examples)} over the mapped axis "data" (see gen.axis).
 
-        The names are "neg_elbo", "nll_bound" (importance-weighted, Burda et al. 2016, equation 8), the fields of `Moments`, and
-        "mean_squared", the squared posterior means. Bounds are in nats per example.
+        The names are "neg_elbo", the negative evidence lower bound; "nll_bound", the negative importance-weighted bound
+        (Burda et al. 2016, equation 8); the fields of `Moments`; and "mean_squared" [D], the square of each latent
+        dimension's posterior mean. Bounds are in nats.
         """
         params = self.weights(state)
         x, label = self.model.inputs(batch)
@@ -62,8 +64,8 @@ class BoundEstimator:
             noise = self.model.noise(jax.random.fold_in(key, i), batch["row"], chunk)
             draw = self.model.infer(params, features, noise)
             terms = self.model.terms(params, x, label, draw)
-            # Accumulates log(sum of w) over chunks. w is computed from log q and log p of the drawn z, also where `terms` has
-            # the KL in closed form.
+            # Accumulates log(sum of w) over chunks. The bound is a mean of importance weights w, so w is computed from
+            # log q and log p of the drawn z, also where `terms` has the KL in closed form.
             log_w = jnp.logaddexp(log_w, jax.nn.logsumexp(self.model.log_weight(params, x, label, draw), axis=0))
 
             def add(total: Array, value: Array) -> Array:
@@ -104,10 +106,14 @@ class BoundReport:
     """Names of the features that the likelihood is conditioned on: ("label",) or ()."""
 
     def summarize(self, sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float | np.ndarray]:
-        """Returns the metrics of a split from its sums, as `BoundEstimator.evaluate` returns them.
+        """Returns the metrics of a split: {metric: value}.
 
-        bits_per_dim is in bits, and the other bounds are in nats. nll_bound and bits_per_dim are left out if the likelihood gives
-        no bound. bits_per_dim also needs pixels with a known number of levels.
+        They are "neg_elbo", "reconstruction", "kl", "kl_per_latent" [D] and "nll_bound" in nats per example;
+        "bits_per_dim", which is nll_bound in bits per pixel and channel; and "active_units", the number of active
+        latent dimensions (see MIN_ACTIVE_VARIANCE). nll_bound and bits_per_dim are left out if the likelihood gives no
+        bound. bits_per_dim also needs pixels with a known number of levels.
+
+        sums: the sums of `BoundEstimator.evaluate`, added over the batches of the split.
         """
         value = means(sums)
         # The variance over examples of each latent's posterior mean, E[m^2] - E[m]^2.
@@ -124,7 +130,7 @@ class BoundReport:
         return metrics
 
     def protocol(self) -> dict[str, dict[str, object]]:
-        """Returns {metric: how it is estimated}. If a metric is not reported, "refused" holds the reason."""
+        """Returns {metric: how it is estimated}. If a metric is not reported, its entry "refused" holds the reason."""
         given = {"conditional": self.conditional}
         bound: dict[str, object] = {"samples": self.samples, "source": "Burda et al. 2016, equation 8", **given}
         if self.mismatch is not None:
@@ -138,7 +144,10 @@ class BoundReport:
 
 
 def chunk_size(samples: int) -> int:
-    """Returns the largest divisor of `samples` up to MAX_CHUNK. It is 1 for a prime number above MAX_CHUNK."""
+    """Returns how many of `samples` posterior samples to compute at once: their largest divisor up to MAX_CHUNK.
+
+    It is 1 for a prime number above MAX_CHUNK.
+    """
     return max(c for c in range(1, min(samples, MAX_CHUNK) + 1) if samples % c == 0)
 
 
@@ -153,7 +162,11 @@ def _moments(draw: Draw, terms: Terms) -> Moments:
 
 
 def _kl_per_latent(q: Gaussian, kl: Array) -> Array:
-    """Returns the KL of each latent of a group, averaged over samples, [B, D]."""
+    """Returns the KL of each latent dimension of a group, averaged over posterior samples, [B, D].
+
+    q: posterior of the group, [K or 1, B, D]. kl: the group's KL from `Terms`, [K or 1, B, D], or [K, B, 1] if it has
+    no closed form. In this second case, the result is the KL to N(0, I) instead.
+    """
     if kl.shape[-1] != q.mean.shape[-1]:
         # This prior has no closed form for each dimension. The KL to N(0, I) is used instead, which suffices to order latents.
         kl = gaussian.gaussian_kl(q, Gaussian(jnp.zeros_like(q.mean), jnp.zeros_like(q.log_std)))

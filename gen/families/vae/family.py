@@ -1,7 +1,9 @@
 """Variational autoencoders (Kingma and Welling 2014; Rezende et al. 2014), with one latent group or a hierarchy of groups.
 
+The modules of this folder:
+
 family      the hyper-parameters, and the model that they build
-latent      q(z | x), p(z) and p(x | z) as one object; priors and likelihoods are its parts
+latent      q(z | x), p(z) and p(x | z) as one object, made from an encoder, a decoder, a prior and a likelihood
 objectives  training losses and the update
 losses      log-probabilities and bounds as functions of arrays
 priors      p(z) of the top latent group
@@ -34,7 +36,7 @@ from gen.optim.schedules import check_scalars
 
 @dataclass(frozen=True)
 class VAE(LearnedFamily):
-    """A variational autoencoder."""
+    """A variational autoencoder of images, with one group of latents or a hierarchy of groups."""
 
     latents: tuple[int, ...] = (20,)
     """Number of dimensions of each latent group, top group first. With one group it is a plain VAE."""
@@ -106,9 +108,10 @@ class VAE(LearnedFamily):
         return replace(self, **{name: getattr(base, name) for name in shaped})
 
     def build(self, spec: Spec, steps: int) -> GenerativeModel:
-        """Returns the model for images of this spec.
+        """Returns the model for the images that `spec`, the features of the data, describes.
 
-        Raises: UserError if the data have no images, or no labels for a conditional model, or do not suit the likelihood.
+        Raises: UserError if the data have no images, if the model is conditional and the data have no labels, or if the
+        images do not suit the likelihood or the network.
         """
         model = self.latent_model(spec)
         learner = make_learner(self, steps, "vae", partial(model.init, param_dtype=self.param_dtype))
@@ -128,7 +131,7 @@ class VAE(LearnedFamily):
         )
 
     def latent_model(self, spec: Spec) -> LatentModel:
-        """Returns the encoder, decoder, prior and likelihood for images of this spec. Raises: as `build`."""
+        """Returns the encoder, decoder, prior and likelihood as one object. For `spec` and errors, see `build`."""
         if "image" not in spec:
             raise UserError(f"a VAE models images, and the data have {', '.join(spec)}; choose data with images")
         image = spec["image"]

@@ -1,6 +1,8 @@
-"""A latent-variable model q(z | x), p(z), p(x | z) over groups of latents, as pure functions of its parameters.
+"""A latent-variable model q(z | x), p(z), p(x | z) as pure functions of its parameters.
 
-Arrays have the axes [K, B, ...]: K samples of z for each of B examples. K is 1 where all samples of an example share the value.
+The latents z are a list of groups. A plain VAE has one group. In a hierarchy, each group depends on the groups above
+it. Arrays have the axes [K, B, ...]: K samples of z for each of B examples. K is 1 where all samples of an example
+share the value.
 """
 
 from __future__ import annotations
@@ -24,22 +26,27 @@ from gen.networks.gaussian import Gaussian
 from gen.networks.vae import Decoder, Encoder
 
 Choose = Callable[[int, "Array | None", "Gaussian | None"], "tuple[Gaussian | None, Array]"]
-"""Chooses z of a latent group: (index of the group from 0, the top; decoder context; p(z) given the groups above) -> (q, z).
+"""(index of a latent group, context, p) -> (q, z): chooses the latents z of the group.
 
-Context and p are None for the top group. q is the posterior from which z was drawn, or None if there is none."""
+The top group has the index 0. context: the decoder's features of all groups above, [..., B, F]. p: the prior of z given
+these groups. For the top group both are None. q: the posterior from which z was drawn. None: z was not drawn from a
+posterior."""
 
 
 class Draw(NamedTuple):
-    """A sample of every latent group, top group first, with its posteriors and priors."""
+    """Latents of every group, top group first, with the posteriors and priors of the groups.
+
+    K is the number of samples for each of B examples, and D the number of dimensions of a group.
+    """
 
     z: list[Array]
     """Latents of each group, [K, B, D]."""
     q: list[Gaussian]
-    """Posterior of each group, [K or 1, B, D]. Empty if z was drawn from the prior."""
+    """Posterior of each group, [K or 1, B, D]. Empty if z was not drawn from posteriors."""
     p: list[Gaussian]
     """Prior of each group below the top, [K, B, D]. Empty if there is only one group."""
     context: Array | None
-    """The decoder's summary of all groups except the last, [K, B, F]. None if there is only one group."""
+    """The decoder's features of all groups except the last, [K, B, F]. None if there is only one group."""
 
 
 class Terms(NamedTuple):
@@ -74,7 +81,10 @@ class LatentModel:
         return self.encoder.latents
 
     def init(self, key: Key, param_dtype: DTypeLike) -> dict[str, Params]:
-        """Returns the parameters at step 0. param_dtype: dtype of the prior's; the networks already have their dtypes."""
+        """Returns the parameters at step 0.
+
+        param_dtype: dtype of the prior's parameters. The encoder and the decoder already know their dtypes.
+        """
         encoder_key, decoder_key, prior_key = jax.random.split(key, 3)
         label = None if self.classes is None else jnp.zeros((1, self.classes), self.dtype)
         x = jnp.zeros((1, *self.image.shape))
@@ -102,7 +112,7 @@ class LatentModel:
         return {**params, "prior": prior} if prior else params
 
     def inputs(self, batch: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        """Returns the images [B, H, W, C] of a batch and its one-hot labels [B, classes], or None if unconditional."""
+        """Returns the images [B, H, W, C] of a batch, and its one-hot labels [B, classes], or None if unconditional."""
         label = None if self.classes is None else self.one_hot(batch["label"])
         return batch["image"].astype(self.dtype), label
 
@@ -113,8 +123,10 @@ class LatentModel:
         return jax.nn.one_hot(label, self.classes, dtype=self.dtype)
 
     def noise(self, key: Key, row: Array, k: int) -> list[Array]:
-        """Draws standard normal noise for each group, [k, B, D]. row: int32 [B], positions in the global batch."""
-        # All groups of an example share one draw, which is split afterwards.
+        """Draws standard normal noise for k samples of each group, [k, B, D].
+
+        row: int32 [B], positions in the global batch. The noise of an example depends on (key, row) alone.
+        """
 
         def draw(key: Key) -> Array:
             return jax.random.normal(key, (k, sum(self.latents)), self.dtype)
@@ -122,7 +134,7 @@ class LatentModel:
         return self.split(jnp.moveaxis(axis.per_example(draw, key, row), 0, 1))
 
     def split(self, z: Array) -> list[Array]:
-        """Splits the latents of all groups, [..., sum of D], into groups [..., D]."""
+        """Splits the concatenated latents of all groups, [..., sum of D], into one array [..., D] for each group."""
         return jnp.split(z, np.cumsum(self.latents)[:-1], axis=-1)
 
     def encode(self, params: Params, x: Array, label: Array | None) -> Array:
@@ -131,9 +143,10 @@ class LatentModel:
         return self._encoder(params, x, label)[None]
 
     def infer(self, params: Params, features: Array, noise: Sequence[Array]) -> Draw:
-        """Draws z ~ q(z | x).
+        """Draws z ~ q(z | x), K samples for each example. The result has posteriors.
 
-        features: returned by `encode`, [1, B, F]. noise: standard normal, [K, B, D] for each group. With zeros, z is the mean.
+        features: returned by `encode`, [1, B, F]. noise: standard normal, [K, B, D] for each group. If it is 0, each
+        group's z is the mean of its posterior.
         """
 
         def choose(i: int, context: Array | None, p: Gaussian | None) -> tuple[Gaussian, Array]:
@@ -145,7 +158,7 @@ class LatentModel:
     def sample_lower(self, params: Params, top: Array, noise: Sequence[Array]) -> Draw:
         """Draws the groups below the top from their priors, given the top group. The result has no posteriors (q is empty).
 
-        top: [..., B, D]; noise: standard normal, [..., B, D] for each group below the top.
+        top: latents of the top group, [..., B, D]. noise: standard normal, [..., B, D] for each group below the top.
         """
 
         def choose(i: int, _: Array | None, p: Gaussian | None) -> tuple[None, Array]:
@@ -154,9 +167,10 @@ class LatentModel:
         return self._descend(params, choose)
 
     def with_latents(self, params: Params, z: Sequence[Array], q: Sequence[Gaussian] | None = None) -> Draw:
-        """Returns the `Draw` of given latents: computes the priors of the lower groups, and the context.
+        """Computes the priors of the lower groups and the context for known latents z. Returns them all as a `Draw`.
 
-        z: [K, B, D] for each group. q: the posteriors of z. None: the draw has no posteriors.
+        z: [K, B, D] for each group. q: the posteriors of z, to be part of the result. None: the result has no
+        posteriors.
         """
 
         def choose(i: int, *_: object) -> tuple[Gaussian | None, Array]:
@@ -165,7 +179,10 @@ class LatentModel:
         return self._descend(params, choose)
 
     def decode(self, params: Params, draw: Draw, label: Array | None) -> Array:
-        """Decodes latents to the arguments of the likelihood, [K, B, H, W, likelihood.outputs(C)]."""
+        """Decodes latents to the decoder outputs that the likelihood reads, [K, B, H, W, likelihood.outputs(C)].
+
+        label: one-hot [B, classes], or None for an unconditional model.
+        """
         return self._decoder(params, draw.context, draw.z[-1], label)
 
     def sample_top(self, params: Params, key: Key, temperature: float) -> Array:
@@ -185,7 +202,10 @@ class LatentModel:
         return Terms(self._log_px(params, x, label, draw), [top, *lower])
 
     def log_weight(self, params: Params, x: Array, label: Array | None, draw: Draw) -> Array:
-        """Returns log w = log p(x, z) - log q(z | x) in nats, [K, B]. Burda et al. 2016, equation 8."""
+        """Returns the log importance weights log p(x, z) - log q(z | x) in nats, [K, B]. Burda et al. 2016, equation 8.
+
+        x: [B, H, W, C]; label: one-hot [B, classes] or None; draw: with posteriors, from `infer`.
+        """
         log_w = self._log_px(params, x, label, draw) + self._log_p_top(params, draw)
         for z, p in zip(draw.z[1:], draw.p, strict=True):
             log_w += gaussian.gaussian_log_prob(z, p).sum(-1)
@@ -194,7 +214,10 @@ class LatentModel:
         return log_w
 
     def _descend(self, params: Params, choose: Choose) -> Draw:
-        """Collects a `Draw` from the top group down. `choose` returns q and z of each group."""
+        """Visits the groups from the top down, computes the prior of each, and calls `choose` for its q and z.
+
+        Returns all of them as a `Draw`.
+        """
         draw = Draw([], [], [], None)
         context, p = None, None
         for i in range(len(self.latents)):
@@ -216,7 +239,7 @@ class LatentModel:
         return self.prior.log_prob(params.get("prior"), self._top_posterior(params), draw.z[0])
 
     def _top_posterior(self, params: Params) -> Encode:
-        """Returns the function from images to q(z | x) of the top group, from which a VampPrior is made."""
+        """Returns the function images [N, H, W, C] -> q(z | x) [N, D] of the top group, which a VampPrior calls."""
 
         def encode(x: Array) -> Gaussian:
             # Pseudo-inputs have no label, so `VAE` refuses a VampPrior for a conditional model.

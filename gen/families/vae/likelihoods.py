@@ -27,31 +27,36 @@ PIXELS = (-3, -2, -1)
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Base class of the likelihoods p(x | z). Subclass it to add one."""
+    """Base class of the likelihoods p(x | z) of images x with C channels. Subclass it to add a likelihood.
+
+    The argument `outputs` of its methods is the output of the decoder at z, [..., H, W, self.outputs(C)].
+    """
 
     def outputs(self, channels: int) -> int:
-        """Returns the number of decoder outputs for each pixel. channels: number of channels of a pixel."""
+        """Returns the number of decoder outputs for each pixel. channels: number of channels C of a pixel."""
         return channels
 
     def log_prob(self, outputs: Array, x: Array) -> Array:
-        """Returns log p(x | z) of each image in nats, summed over its pixels, [...].
+        """Returns log p(x | z) of each image x [..., H, W, C] in nats, summed over its pixels and channels: [...].
 
-        It is the log of a density on [-1, 1], or of a probability for likelihoods of discrete pixels.
+        outputs: of the decoder, [..., H, W, self.outputs(C)]. For likelihoods of discrete pixels, p is a probability,
+        and otherwise a density on [-1, 1].
         """
         raise NotImplementedError
 
     def mean(self, outputs: Array) -> Array:
-        """Returns the mean image E[x | z], [..., H, W, C]."""
+        """Returns the mean images E[x | z], [..., H, W, C], from decoder outputs [..., H, W, self.outputs(C)]."""
         raise NotImplementedError
 
     def sample(self, outputs: Array, key: Key) -> Array:
-        """Draws an image x ~ p(x | z), [..., H, W, C]."""
+        """Draws images x ~ p(x | z), [..., H, W, C], from decoder outputs [..., H, W, self.outputs(C)]."""
         raise NotImplementedError
 
     def mismatch(self, image: Feature) -> str | None:
-        """Returns why `log_prob` is not a valid likelihood of such images, such as a density of discrete pixels. None: it is valid.
+        """Returns the reason why `log_prob` is not a valid likelihood of such images. None: it is valid.
 
-        With a mismatch, training works, but no bound on the likelihood is reported.
+        An example is a density for discrete pixels. With a mismatch, no bound on the likelihood is reported. Training
+        works, unless `check` raises.
         """
         if image.levels is not None and not image.dequantized:
             return f"{type(self).__name__} is a density, and the pixels are discrete; --data.dequantize makes them continuous"
@@ -177,6 +182,7 @@ class DiscretizedLogistic(Likelihood):
         mean, log_scale = (jnp.take_along_axis(a, index, axis=-2)[..., 0, :] for a in (mean, log_scale))
         x = mean + jnp.exp(log_scale) * jax.random.logistic(logistic, mean.shape, mean.dtype)
         step = 2 / (self.levels - 1)
+        # Clipping moves the tails to the first and the last level, whose cells extend to infinity.
         return jnp.clip(jnp.round((x + 1) / step) * step - 1, -1, 1)
 
     def mismatch(self, image: Feature) -> str | None:

@@ -52,25 +52,25 @@ def discretized_logistic_log_prob(mean: Array, log_scale: Array, x: Array, level
 def free_bits(kl: Array, average: Array, floor: float) -> Array:
     """Returns the KL [B, D] of each latent dimension, replaced by `floor` nats where its average is not above `floor`.
 
-    So the loss does not push the average KL of a dimension below `floor`. The mean of the result over the global batch is
-    max(floor, average). Kingma et al. 2016, equation 15.
+    So the loss does not push the average KL of a dimension below `floor`. For each dimension, the mean of the result
+    over the global batch is max(floor, average). Kingma et al. 2016, equation 15.
 
-    kl: [B, D]; average: [D], the mean of kl over the global batch.
+    kl: KL of this device's examples, [B, D]. average: [D], the mean of kl over the global batch.
     """
     # The average only decides where the floor applies. The gradient comes from this device's kl.
     return jnp.where(jax.lax.stop_gradient(average) > floor, kl, floor)
 
 
 def importance_weighted_bound(log_w: Array) -> Array:
-    """Returns log(1/K sum_k w_k) in nats from log_w, [K, ...] -> [...]. Burda et al. 2016, equation 8."""
+    """Returns log(1/K sum_k w_k) in nats, [...], from log_w [K, ...]. Burda et al. 2016, equation 8."""
     return logsumexp(log_w, axis=0) - jnp.log(jnp.asarray(log_w.shape[0], log_w.dtype))
 
 
 def doubly_reparameterized(log_weight: Callable[[Sequence[Array]], Array], z: Sequence[Array]) -> tuple[Array, Array]:
     """Returns the importance-weighted bound [B] in nats, and a surrogate [B]. Tucker et al. 2019, equation 8.
 
-    The surrogate's gradient is the doubly reparameterized gradient of the bound. Its value has no meaning. With v_k the weights
-    w_k divided by their sum, the gradients are:
+    The surrogate is for training: its gradient is the doubly reparameterized gradient of the bound. Its value has no
+    meaning. The bound has no gradient. With v_k the weights w_k divided by their sum, the surrogate's gradients are:
         Decoder and prior (theta): sum_k v_k d log w_k / dtheta.
         Encoder (phi):             sum_k v_k^2 d log w_k / dz_k  dz_k/dphi.
 

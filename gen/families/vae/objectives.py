@@ -18,7 +18,7 @@ from gen.families.vae.latent import LatentModel
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss of a latent-variable model."""
+    """Base class of the training losses of a latent-variable model."""
 
     model: LatentModel
 
@@ -51,10 +51,14 @@ class ELBO(Objective):
         kl = jnp.asarray(sum(k.sum(-1).mean() for k in terms.kl))
         penalty = self._penalty(terms.kl) if self.free_bits else kl
         loss = reconstruction + self.beta(step) * penalty
+        # "neg_elbo" has the KL itself, so it stays a bound, whatever beta and free bits do to the loss.
         return loss, {"loss": loss, "neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     def _penalty(self, kls: Sequence[Array]) -> Array | int:
-        """Returns the KL with free bits, summed over groups."""
+        """Returns the KL with free bits, summed over latent dimensions and groups, and averaged over examples.
+
+        kls: KL of each group, as in `latent.Terms`.
+        """
         # A KL without a closed form is one number for its whole group. Its floor is the sum of its dimensions' floors.
         floors = [self.free_bits * size / kl.shape[-1] for size, kl in zip(self.model.latents, kls, strict=True)]
         return sum(
@@ -78,8 +82,8 @@ class IWAE(Objective):
             bound = losses.importance_weighted_bound(self.model.log_weight(params, x, label, draw))
             return -bound.mean(), {"loss": -bound.mean()}
 
-        # The density of q is a constant, so the encoder gets its gradient through z alone. `losses.doubly_reparameterized` adds
-        # a term for the missing part, which has the same expectation and less variance.
+        # The density of q is a constant, so the encoder gets its gradient through z alone. The weights v^2 in
+        # `losses.doubly_reparameterized` make up for the missing part: same expectation, less variance.
         constant = jax.lax.stop_gradient(draw.q)
 
         def log_weight(z: Sequence[Array]) -> Array:
@@ -91,7 +95,7 @@ class IWAE(Objective):
 
 @dataclass(frozen=True)
 class Training:
-    """The training step of a latent-variable model."""
+    """Trains a latent-variable model: its `update` makes one training step."""
 
     objective: Objective
     learner: Learner

@@ -25,12 +25,16 @@ Encode = Callable[[Array], Gaussian]
 
 @dataclass(frozen=True)
 class Prior:
-    """Base class of the priors p(z) of the top latent group. Subclass it to add one."""
+    """Base class of the priors p(z) of the top latent group. Subclass it to add a prior.
+
+    The argument `params` of its methods holds the prior's parameters, as returned by `init`.
+    """
 
     def init(self, key: Key, latent: int, image: Feature, dtype: DTypeLike) -> Params:
         """Returns the parameters at step 0, which are trained together with the networks. {}: the prior has no parameters.
 
-        latent: number of dimensions D of z. image: the feature that the model encodes.
+        latent: number of dimensions D of z. image: describes the images that the model encodes. dtype: of the
+        parameters.
         """
         return {}
 
@@ -39,11 +43,17 @@ class Prior:
         return None
 
     def log_prob(self, params: Params, encode: Encode, z: Array) -> Array:
-        """Returns log p(z) in nats, [..., D] -> [...]. encode: the encoder, which a VampPrior applies to its pseudo-inputs."""
+        """Returns log p(z) in nats, [..., D] -> [...].
+
+        encode: the encoder, which a VampPrior applies to its pseudo-inputs. Other priors do not use it.
+        """
         raise NotImplementedError
 
     def sample(self, params: Params, encode: Encode, key: Key, latent: int, temperature: float) -> Array:
-        """Draws one z ~ p(z), [latent]. temperature: factor on the standard deviation (of each component, in a mixture)."""
+        """Draws one z ~ p(z), [latent]. encode: see `log_prob`. latent: number of dimensions of z.
+
+        temperature: factor on the standard deviation, in a mixture on the standard deviation of each component.
+        """
         raise NotImplementedError
 
     def tiny(self) -> Prior:
@@ -132,7 +142,10 @@ def _standard(like: Array) -> Gaussian:
 
 
 def _mixture_log_prob(p: Gaussian, logits: Array, z: Array) -> Array:
-    """Returns the log density at z, in nats, of the mixture of M Gaussians p [M, D]: [..., D] -> [...]. logits: weights, [M]."""
+    """Returns the log density at z of a mixture of M Gaussians, in nats, [...].
+
+    p: the Gaussians, [M, D]. logits: logarithms of the mixture weights up to a constant, [M]. z: [..., D].
+    """
     # (z - mean)^2 is multiplied out, so that it takes two matrix products and no array of shape [..., M, D].
     precision = jnp.exp(-2 * p.log_std)
     constant = jnp.sum(-0.5 * (gaussian.LOG_2PI + p.mean**2 * precision) - p.log_std, axis=-1)
@@ -149,7 +162,10 @@ def _mixture_log_prob(p: Gaussian, logits: Array, z: Array) -> Array:
 
 
 def _mixture_sample(p: Gaussian, logits: Array, key: Key, temperature: float) -> Array:
-    """Draws one sample [D] of the mixture. temperature: factor on the standard deviations. See `_mixture_log_prob`."""
+    """Draws one sample [D] from a mixture of Gaussians. temperature: factor on their standard deviations.
+
+    p, logits: see `_mixture_log_prob`.
+    """
     component, noise = jax.random.split(key)
     i = jax.random.categorical(component, logits)
     return p.mean[i] + temperature * jnp.exp(p.log_std[i]) * jax.random.normal(noise, p.mean.shape[1:], p.mean.dtype)

@@ -54,7 +54,7 @@ class Request(LabelRequest):
 
 @dataclass(frozen=True)
 class Sampler:
-    """Makes the images of a request.
+    """Makes the images that a `Request` asks for: one method for each mode, and `sample` to choose among them.
 
     Every result has "samples", float32 images in [-1, 1], and "latents", [N, D], where D counts the dimensions of all groups.
     """
@@ -64,13 +64,13 @@ class Sampler:
     """State -> the parameters to sample from."""
 
     def sample(self, state: State, key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Returns the images of a request and their latents, as the method for the request's mode does.
+        """Returns the images of a request and their latents: the result of the method that has the name of its mode.
 
-        given: for mode `generate`, it may hold the labels of the images (gen.families.labels.GIVEN). All other modes need
-            held-out examples: "image" [M, H, W, C], and "label" [M] if the model is conditional. `traverse` also needs
-            "kl_per_latent" [D], the mean KL of each latent dimension.
+        given: for mode `generate`, it may hold the class of each image, int32 [n], under the key
+            gen.families.labels.GIVEN. All other modes need held-out examples: "image" [M, H, W, C], and "label" [M] if
+            the model is conditional. `traverse` also needs "kl_per_latent" [D], the mean KL of each latent dimension.
 
-        Raises: UserError if `given` has too few examples, or the label does not exist.
+        Raises: UserError if `given` has too few examples or no "kl_per_latent", or if the label does not exist.
         """
         params = self.weights(state)
         z_key, x_key = jax.random.split(key)
@@ -85,7 +85,7 @@ class Sampler:
     def generate(
         self, params: Params, z_key: Key, x_key: Key, given: Mapping[str, Array], request: Request
     ) -> dict[str, Array]:
-        """Draws z from the prior, and decodes it. Keys: for z, and for the pixels.
+        """Draws z from the prior, and decodes it. z_key: for z. x_key: for the pixels, if they are drawn.
 
         Returns {"samples": [N, H, W, C], "latents": [N, D]}, and "labels", int32 [N], if the model is conditional.
         """
@@ -110,7 +110,10 @@ class Sampler:
         return {"samples": pairs, "latents": jnp.concatenate(z, axis=-1)}
 
     def interpolate(self, params: Params, x_key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
-        """Decodes 8 points on each line between the posterior means of consecutive held-out images: [rows, 8, H, W, C]."""
+        """Decodes 8 points on each straight line between the posterior means of consecutive held-out images.
+
+        The samples are [rows, 8, H, W, C]. For a conditional model, labels are interpolated, too.
+        """
         # Row i leads from example i to example i + 1, so there is one example more than rows.
         x, label = self._held_out(given, request.rows + 1, request)
         t = jnp.linspace(0, 1, COLUMNS)[None, :, None]
@@ -124,7 +127,8 @@ class Sampler:
     def traverse(self, params: Params, x_key: Key, given: Mapping[str, Array], request: Request) -> dict[str, Array]:
         """Decodes the posterior mean of the first held-out image, with one latent dimension changed in each row.
 
-        Its 8 values go from -3 to 3. The samples are [rows, 8, H, W, C].
+        In a row, this dimension has 8 values from -3 to 3. Rows are in the order of falling KL of their dimensions. The
+        samples are [rows, 8, H, W, C].
         """
         x, label = self._held_out(given, 1, request)
         if "kl_per_latent" not in given:
@@ -152,7 +156,10 @@ class Sampler:
         }
 
     def _images(self, params: Params, x_key: Key, z: Sequence[Array], label: Array | None, request: Request) -> Array:
-        """Decodes latents, [N, D] for each group, to images [N, H, W, C]."""
+        """Decodes latents, [N, D] for each group, to images float32 [N, H, W, C]. label: one-hot [N, classes] or None.
+
+        The images are means or samples of p(x | z), as `request.pixels` says. x_key: for samples.
+        """
 
         def decode(inputs: tuple[Sequence[Array], Array | None, Array]) -> Array:
             z, label, index = inputs
@@ -166,7 +173,10 @@ class Sampler:
         return map_chunks(decode, (z, label, jnp.arange(len(z[0]))), GENERATE_CHUNK)
 
     def _draw_prior(self, params: Params, key: Key, index: Array, temperature: float) -> list[Array]:
-        """Draws z ~ p(z), [N, D] for each group. A sample depends on (key, its index) alone. index: int32 [N]."""
+        """Draws z ~ p(z), [N, D] for each group. index: int32 [N]. Sample i depends on key and index[i] alone.
+
+        temperature: factor on the standard deviations of the priors.
+        """
         top_key, *keys = jax.random.split(key, len(self.model.latents))
 
         def draw_top(key: Key) -> Array:
@@ -180,7 +190,10 @@ class Sampler:
         return self.model.sample_lower(params, top, lower).z
 
     def _held_out(self, given: Mapping[str, Array], n: int, request: Request) -> tuple[Array, Array | None]:
-        """Returns images and one-hot labels of the first n given examples. Raises: UserError if there are fewer."""
+        """Returns the images and the one-hot labels (or None) of the first n examples in `given`.
+
+        Raises: UserError if there are fewer than n examples. request: named in this error.
+        """
         names = ("image",) if self.model.classes is None else ("image", "label")
         available = min((len(given[name]) if name in given else 0) for name in names)
         if n > available:
@@ -191,7 +204,7 @@ class Sampler:
         return self.model.inputs({name: given[name][:n] for name in names})
 
     def _posterior_means(self, params: Params, x: Array, label: Array | None) -> list[Array]:
-        """Returns the mean of q(z | x), [N, D] for each group."""
+        """Returns the mean of q(z | x), [N, D] for each group. Below the top, z is conditioned on the means above."""
         # Without noise, the means of the upper groups are also the context of the lower groups.
         zeros = [jnp.zeros((1, 1, size), x.dtype) for size in self.model.latents]
         draw = self.model.infer(params, self.model.encode(params, x, label), zeros)

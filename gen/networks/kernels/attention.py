@@ -1,4 +1,4 @@
-"""Causal attention by blocks of rows, which is faster on a CPU: it skips most of the scores that the mask hides."""
+"""Causal attention by blocks of rows (queries), which is faster on a CPU: it skips most scores that the mask hides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gen.core import Array
 from gen.networks.kernels.sums import sum_channels
 
-# Minimum rows of a block. Smaller blocks would skip more of the hidden scores, but their matrix products would be less efficient.
+# Minimum number of rows of a block. Smaller blocks would skip more hidden scores, but multiply less efficiently.
 MIN_ROWS = 128
 # Every block is written out in the compiled program, so this bounds the length of the program.
 MAX_BLOCKS = 16
@@ -33,8 +33,12 @@ def store_mask(mask: Array) -> Array:
 
 
 def attend_by_rows(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, mask_BNTT: Array) -> Array:
-    """Returns the same as `gen.networks.attention.attend_at_once` without a bias, for a mask that hides each s > t."""
+    """Returns the same as `gen.networks.attention.attend_at_once` without a bias, [B, T, N, H].
+
+    mask: bool, broadcasts to [B, N, T, T]. It must hide each key s > t from query t.
+    """
     groups = query_BTNH.shape[2] // key_BTKH.shape[2]
+    # Scaling a query changes H numbers, and scaling its scores would change T.
     q = query_BTNH.swapaxes(1, 2) / math.sqrt(query_BTNH.shape[-1])
     k, v = (jnp.repeat(x, groups, axis=2).swapaxes(1, 2) for x in (key_BTKH, value_BTKH))
     return causal_attention(q, k, v, mask_BNTT).swapaxes(1, 2)
@@ -48,15 +52,16 @@ class Kept(NamedTuple):
     v: Array
     y: Array
     blocks: list[tuple[Array, Array]]
-    """The softmax of each block of rows, in two factors: e = exp(s - max s) [B, N, rows, seen], and 1 / sum(e) [B, N, rows, 1]."""
+    """Softmax of each block of rows in two factors: e = exp(s - max s) [B, N, rows, seen], 1 / sum(e) [B, N, rows, 1].
+    s: scores. seen: number of keys up to the last row of the block."""
 
 
 @jax.custom_vjp
 def causal_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     """Returns softmax(where(mask, q k^T, -inf)) v, [B, N, T, H]. q, k, v: [B, N, T, H]; mask: bool, broadcasts to [B, N, T, T].
 
-    The mask must hide each s > t. So each block of rows t is only multiplied with the keys up to its last row. The scores are
-    not scaled: the caller divides q by sqrt(H).
+    The mask must hide each key s > t from query t. So each block of queries is only multiplied with the keys up to its
+    last query. The scores are not scaled: the caller divides q by sqrt(H).
     """
     return _forward(q, k, v, mask)[0]
 
@@ -79,7 +84,10 @@ def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Kept]:
 
 
 def _backward(kept: Kept, g: Array) -> tuple[Array, Array, Array, None]:
-    """With p = softmax(q k): dv = p^T g; ds = p (g v - y g), since sum_s p (g v) = y g; dq = ds k; dk = ds^T q."""
+    """Returns the gradients (dq, dk, dv, None for the mask), given the gradient g of the output y.
+
+    With p = softmax(q k): dv = p^T g; ds = p (g v - y g), since sum_s p (g v) = y g; dq = ds k; dk = ds^T q.
+    """
     q, k, v, y, blocks = kept
     q_transposed, v_transposed = transpose_in_memory(q), transpose_in_memory(v)
     dq, dk_transposed, dv_transposed = [], jnp.zeros_like(q_transposed), jnp.zeros_like(v_transposed)
@@ -109,7 +117,7 @@ def transpose_in_memory(x: Array) -> Array:
 
 
 def max_last(x: Array) -> Array:
-    """Returns x.max(-1, keepdims=True), by way of the maximum in each of LANES lanes, which XLA compiles to vector instructions."""
+    """Returns x.max(-1, keepdims=True). First takes the maximum in each of LANES lanes, which XLA can vectorize."""
     if x.shape[-1] % LANES:
         return x.max(-1, keepdims=True)
     # The barrier keeps XLA from merging both steps into one reduction again.
@@ -118,6 +126,6 @@ def max_last(x: Array) -> Array:
 
 
 def row_blocks(rows: int) -> list[slice]:
-    """Divides `rows` rows into at most MAX_BLOCKS blocks of at least MIN_ROWS rows (the last may be shorter)."""
+    """Divides range(rows) into at most MAX_BLOCKS slices of at least MIN_ROWS indices (the last may be shorter)."""
     size = max(MIN_ROWS, math.ceil(rows / MAX_BLOCKS))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

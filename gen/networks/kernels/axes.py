@@ -15,7 +15,7 @@ from gen.networks.kernels.dense import products
 
 
 def conv_axes(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, *axes, C], [*sides, C, O] -> [B, *(ceil(axis / stride)), O]: a convolution over 1 to 3 axes."""
+    """Convolves x [B, *axes, C] with a kernel [*sides, C, O] over 1 to 3 axes. Returns [B, *ceil(axes / stride), O]."""
     axes = x.ndim - 2
     if axes == 1 and stride > 1:
         return conv_blocks(x, kernel, stride)
@@ -23,7 +23,10 @@ def conv_axes(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def conv_axes_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, *axes, C], [*sides, C, O] -> [B, *(axis stride), O]: a transposed convolution over 1 to 3 axes, like flax's nn.ConvTranspose."""
+    """Applies a transposed convolution over 1 to 3 axes, like flax's nn.ConvTranspose without a bias.
+
+    x [B, *axes, C], kernel [*sides, C, O] -> [B, *(axes * stride), O].
+    """
     axes = x.ndim - 2
     if axes == 1 and stride > 1:
         return conv_blocks_transpose(x, kernel, stride)
@@ -36,7 +39,7 @@ def _dimensions(axes: int) -> tuple[str, str, str]:
 
 
 def conv_blocks(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, T, C], [taps, C, O] -> [B, ceil(T / stride), O]: a convolution over one axis."""
+    """Convolves x [B, T, C] with a kernel [taps, C, O], as a matrix product. Returns [B, ceil(T / stride), O]."""
     batch, length, inputs = x.shape
     ((before, _),) = jax.lax.padtype_to_pads((length,), kernel.shape[:1], (stride,), "SAME")
     kernel = whole_blocks(kernel, stride)
@@ -51,7 +54,7 @@ def conv_blocks(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def conv_blocks_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, T, C], [taps, C, O] -> [B, T stride, O]: a transposed convolution over one axis."""
+    """Applies a transposed convolution as a matrix product: x [B, T, C], kernel [taps, C, O] -> [B, T * stride, O]."""
     (batch, length, inputs), (taps, _, outputs) = x.shape, kernel.shape
     # Each position of x adds a frame of outputs. JAX's kernels are mirrored.
     weights = whole_blocks(kernel[::-1], stride).swapaxes(0, 1).reshape(inputs, -1)
@@ -63,14 +66,14 @@ def conv_blocks_transpose(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def whole_blocks(kernel: Array, stride: int) -> Array:
-    """Appends zeros to a kernel [taps, ...] until its length is a multiple of the stride."""
+    """Appends zeros to a kernel [taps, C, O] until the number of taps is a multiple of the stride."""
     return jnp.pad(kernel, ((0, -len(kernel) % stride), (0, 0), (0, 0)))
 
 
 def overlap_add(frames: Array, hop: int) -> Array:
-    """Returns the sum of frames [..., F, window], each `hop` samples after the one before: [..., (F - 1) * hop + window].
+    """Adds up frames [..., F, window], where frame f begins at sample f * hop: [..., (F - 1) * hop + window].
 
-    window: a multiple of hop.
+    The window must be a multiple of hop.
     """
     *rest, count, window = frames.shape
     parts = window // hop

@@ -36,7 +36,7 @@ Form = Callable[[Array, Array], Array]
 Shape = tuple[int, ...]
 # For images with at most this many channels, one product over taps is faster than XLA's convolution.
 MAX_TAPS_CHANNELS = 4
-# Number of pixels (4 images of 28x28) that are small enough to stay in the CPU's cache.
+# `kernel_gradient` takes about this many pixels at a time (4 images of 28x28), because they stay in the CPU's cache.
 CHUNK_PIXELS = 3136
 # `kernel_gradient` divides a batch into at most this many parts, because each part is written out in the compiled program.
 MAX_CHUNKS = 16
@@ -46,7 +46,7 @@ MAX_CHUNKS = 16
 def conv(x: Array, kernel: Array, stride: int) -> Array:
     """Convolves images with a kernel, like flax's nn.Conv without a bias.
 
-    [B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O].
+    x [B, H, W, C], kernel [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O].
     """
 
     def by_fourier(x: Array, kernel: Array) -> Array:
@@ -64,7 +64,7 @@ def conv(x: Array, kernel: Array, stride: int) -> Array:
 def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
     """Applies a transposed convolution, like flax's nn.ConvTranspose without a bias.
 
-    [B, H, W, C], [kh, kw, C, O] -> [B, H stride, W stride, O].
+    x [B, H, W, C], kernel [kh, kw, C, O] -> [B, H * stride, W * stride, O].
     """
     # A transposed convolution is the gradient of a convolution whose kernel is mirrored, with its channels exchanged.
     sides = (x.shape[1] * stride, x.shape[2] * stride)
@@ -107,6 +107,7 @@ def kernel_gradient(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> 
 
     def by_fourier(x: Array, g: Array) -> Array:
         f = fourier_factors(x.shape[1:3], sides, x.dtype)
+        # The batch is summed at each frequency, so one inverse transform is enough for all images.
         return jnp.tensordot(f.kernel.T, transform(f.image, x).mT @ transform(f.output, g), 1).reshape(shape)
 
     def plain(x: Array, g: Array) -> Array:
@@ -114,7 +115,7 @@ def kernel_gradient(x: Array, g: Array, stride: int, sides: tuple[int, int]) -> 
         return jax.linear_transpose(lambda kernel: plain_conv(x, kernel, stride), kernel)(g)[0]
 
     def by_chunks(x: Array, g: Array) -> Array:
-        """Sums over chunks of the batch that fit into the CPU's cache, which is up to three times as fast."""
+        """Adds up the gradients of chunks of the batch that fit into the CPU's cache: up to three times as fast."""
         size = max(CHUNK_PIXELS // math.prod(g.shape[1:3]), math.ceil(len(x) / MAX_CHUNKS))
         cuts = tuple(range(size, len(x), size))
         return reduce(jnp.add, map(plain, jnp.split(x, cuts), jnp.split(g, cuts)))
@@ -155,7 +156,7 @@ kernel_gradient.defvjp(_kernel_forward, _kernel_backward)
 
 
 def plain_conv(x: Array, kernel: Array, stride: int) -> Array:
-    """[B, H, W, C], [kh, kw, C, O] -> [B, ceil(H / stride), ceil(W / stride), O]: XLA's own convolution."""
+    """Returns the same as `conv`, [B, ceil(H / stride), ceil(W / stride), O], by XLA's own convolution."""
     # A 1x1 convolution is a product of matrices.
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return jnp.tensordot(x, kernel[0, 0], 1)
@@ -168,15 +169,16 @@ def choose(
 ) -> Array:
     """Returns plain(a, b), or on a CPU the result of the form that is probably the fastest.
 
-    On a CPU that is by_fourier(a, b) if it needs less than half of the multiplications of the plain form, otherwise cpu(a, b), or
-    plain(a, b) if cpu is None. For bfloat16 it is always plain(a, b), because the other forms round more often.
+    On a CPU that is by_fourier(a, b) if the stride is 1 and it needs less than half of the multiplications of the plain
+    form. Otherwise it is cpu(a, b), or plain(a, b) if cpu is None. Dtypes other than float32 and float64 always take
+    plain(a, b), because the other forms round more often.
 
-    x, kernel: shapes of the images and of the kernel, which are not always the shapes of a and b.
+    a, b: two of images, kernel and gradient. x: shape of the images, [B, H, W, C]. kernel: its shape, [kh, kw, C, O].
     """
     (batch, *sides, c), (*taps, _, o) = x, kernel
     # 1.5 real products per frequency: a complex product is 3 real ones, and half of the frequencies are conjugates.
     pixels, rank = math.prod(sides), 1.5 * math.prod(periods(sides, taps))
-    # Multiplications of the transforms of both arrays, and of the product of their spectra; against the plain convolution.
+    # Compares the multiplications of both transforms and of the product of the spectra with the plain convolution's.
     transforms = pixels * batch * (c + o) + math.prod(taps) * c * o
     if stride == 1 and 2 * rank * (transforms + batch * c * o) < pixels * math.prod(taps) * batch * c * o:
         cpu = by_fourier
@@ -186,9 +188,9 @@ def choose(
 
 
 def take_patches(x: Array, taps: Sequence[int], stride: int) -> Array:
-    """[B, H, W, C] -> [B, h, w, kh, kw, C]: the pixel under each tap of a kernel, for each output position (im2col).
+    """Returns the pixel under each tap of a kernel, for each output position (im2col): [B, h, w, kh, kw, C].
 
-    taps: (kh, kw). h = ceil(H / stride), w = ceil(W / stride).
+    x: [B, H, W, C]. taps: sides of the kernel, (kh, kw). h = ceil(H / stride), w = ceil(W / stride).
     """
     h, w = (-(-side // stride) for side in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), *padding(x.shape[1:3], taps, stride), (0, 0)))
@@ -200,7 +202,7 @@ def take_patches(x: Array, taps: Sequence[int], stride: int) -> Array:
 
 
 def add_patches(y: Array, stride: int, sides: Shape) -> Array:
-    """[B, h, w, kh, kw, C] -> [B, *sides, C]: adds each tap to its pixel (col2im), the adjoint of `take_patches`.
+    """Adds each tap to its pixel (col2im), the adjoint of `take_patches`: [B, h, w, kh, kw, C] -> [B, *sides, C].
 
     All pixels that a tap (i, j) reaches have the same row and the same column modulo the stride. So the taps are added
     up in stride^2 dense images [B, h, w, C], one for each pair of remainders. At the end these images are interleaved.
@@ -210,6 +212,7 @@ def add_patches(y: Array, stride: int, sides: Shape) -> Array:
     (top, _), (left, _) = padding(sides, taps, stride)
     sums: dict[Shape, Array] = {}
     for i, j in np.ndindex(*taps):
+        # For output (r, s), tap (i, j) reaches the pixel (stride * (r + down) + p, stride * (s + right) + q).
         (down, p), (right, q) = divmod(i - top, stride), divmod(j - left, stride)
         shifts = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
         shifted = jax.lax.pad(y[:, :, :, i, j], jnp.zeros((), y.dtype), shifts)
@@ -219,5 +222,5 @@ def add_patches(y: Array, stride: int, sides: Shape) -> Array:
 
 
 def padding(sides: Sequence[int], taps: Sequence[int], stride: int) -> Sequence[tuple[int, int]]:
-    """Returns the number of padding pixels (before, after) on each axis, for padding SAME."""
+    """Returns the padding (before, after) of each axis for padding SAME. sides: of the image. taps: of the kernel."""
     return jax.lax.padtype_to_pads(sides, taps, (stride, stride), "SAME")

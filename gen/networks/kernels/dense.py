@@ -28,7 +28,7 @@ def products(x: Array, kernels: Kernels) -> tuple[Array, ...]:
 
 @jax.custom_vjp
 def _products(x: Array, kernels: Kernels) -> tuple[Array, ...]:
-    """[B, D] -> [B, F] for each kernel."""
+    """Computes `products` for x [B, D]: [B, F] for each kernel. Its gradient rule is `_backward`."""
 
     def joined(x: Array, kernels: Kernels) -> tuple[Array, ...]:
         return split(x @ join(kernels), kernels)
@@ -44,7 +44,10 @@ def _forward(x: Array, kernels: Kernels) -> tuple[tuple[Array, ...], tuple[Array
 
 
 def _backward(kept: tuple[Array, Kernels], gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
-    """dx = sum g kernel^T over the kernels; dkernel = x^T g."""
+    """Returns (dx, dkernel for each kernel), given the gradient g [B, F] of each product.
+
+    dx is the sum of g kernel^T over the kernels. dkernel = x^T g.
+    """
 
     def joined(x: Array, kernels: Kernels, gs: tuple[Array, ...]) -> tuple[Array, Kernels]:
         # The sum over kernels in dx is a longer contraction, and all dkernel are columns of one product.
@@ -70,7 +73,7 @@ def contract(a: Array, b: Array, axis: int) -> Array:
 
 
 def join(xs: tuple[Array, ...]) -> Array:
-    """Joins matrices [R, F] along their columns: [R, sum of F]."""
+    """Joins matrices [R, F], with equal R, side by side: [R, sum of F]."""
     return xs[0] if len(xs) == 1 else jnp.concatenate(xs, axis=1)
 
 

@@ -26,11 +26,12 @@ class Factors(NamedTuple):
 
 @lru_cache
 def fourier_factors(sides: tuple[int, int], taps: tuple[int, int], dtype: np.dtype) -> Factors:
-    """Returns the factors for images of these sides (H, W) and kernels of these sides (kh, kw).
+    """Returns the factors for images of sides (H, W) and kernels of sides `taps` = (kh, kw), in this dtype.
 
-    The trilinear form is the mean of X K G over frequencies, where X is the transform of x, and K and G are the transforms of
-    the mirrored k and g. Opposite frequencies are conjugate, so one of the two is enough, counted twice. Re(X K G) is the sum
-    of three real products. Each kept frequency gives three of the R rows, one for each product:
+    The trilinear form sum(conv(x, k) * g) is the mean of X K G over frequencies, where X is the transform of x, and K
+    and G are the transforms of the mirrored k and g. Opposite frequencies are conjugate, so one of the two is enough,
+    counted twice. Re(X K G) is the sum of three real products. Each kept frequency gives three of the R rows, one for
+    each product:
 
     (Re X + Im X) Re K (Re G - Im G),  Re X (Im K - Re K) (-Im G),  Im X (Re K + Im K) (-Re G).
     """
@@ -38,6 +39,7 @@ def fourier_factors(sides: tuple[int, int], taps: tuple[int, int], dtype: np.dty
     n = np.array(periods(sides, taps))
     frequency = _grid(n)
     opposite = -frequency % n
+    # Of two opposite frequencies, the one that comes first in raster order is kept.
     kept = frequency @ (n[1], 1) <= opposite @ (n[1], 1)
     # Frequencies that are their own opposite count once.
     real = (frequency == opposite).all(1)
@@ -61,20 +63,20 @@ def _grid(shape: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def periods(sides: Sequence[int], taps: Sequence[int]) -> list[int]:
-    """Returns the shortest period of the transform on each axis: the image, and the zeros beside it that a kernel reaches."""
+    """Returns the period of the transform on each axis: side + tap // 2, so that convolutions do not wrap around."""
     return [side + tap // 2 for side, tap in zip(sides, taps, strict=True)]
 
 
 def flatten_sides(a: Array) -> Array:
-    """[H, W, ...] -> [H W, ...]."""
+    """Joins the first two axes: [H, W, ...] -> [H * W, ...]."""
     return a.reshape(-1, *a.shape[2:])
 
 
 def transform(m: np.ndarray, x: Array) -> Array:
-    """[R, H W], [B, H, W, C] -> [R, B, C]: the transform of each channel of each image."""
+    """Transforms each channel of each image by a matrix m of `Factors`: m [R, H W], x [B, H, W, C] -> [R, B, C]."""
     return jnp.tensordot(m, flatten_sides(x.transpose(1, 2, 0, 3)), 1)
 
 
 def inverse_transform(m: np.ndarray, x: Array, sides: tuple[int, ...]) -> Array:
-    """[R, H W], [R, B, C] -> [B, H, W, C]: the adjoint of `transform`."""
+    """Applies the adjoint of `transform`: m [R, H W], x [R, B, C] -> [B, H, W, C]. sides: (H, W)."""
     return jnp.tensordot(m.T, x, 1).reshape(*sides, *x.shape[1:]).transpose(2, 0, 1, 3)

@@ -33,6 +33,7 @@ def _normalize_examples(x: Array, scale: Array, centered: bool) -> Array:
 
 def _example_forward(x: Array, scale: Array, centered: bool) -> tuple[Array, tuple[Array, ...]]:
     d = x.shape[-1]
+    # Centred before squaring: E x^2 - (E x)^2 would lose digits where the mean is large.
     if centered:
         x -= sum_channels(x) / d
     inverse = jax.lax.rsqrt(sum_channels(jnp.square(x)) / d + EPSILON)
@@ -41,7 +42,11 @@ def _example_forward(x: Array, scale: Array, centered: bool) -> tuple[Array, tup
 
 
 def _example_backward(centered: bool, kept: tuple[Array, ...], g: Array) -> tuple[Array, Array]:
-    """With p = g y: dx = (g scale - mean(g scale) - y mean(p scale)) / deviation, and dscale is the sum of p over rows."""
+    """Returns (dx, dscale), given the gradient g of the output. y: x normalized, before the scale.
+
+    With p = g y: dx = (g scale - mean(g scale) - y mean(p scale)) / deviation, and dscale is the sum of p over all axes
+    but the last. Means are over the last axis. For RMSNorm, mean(g scale) is replaced by 0.
+    """
     y, inverse, scale = kept
     d, p = g.shape[-1], g * y
     mean = sum_channels(g, scale) / d if centered else jnp.zeros_like(inverse)
@@ -55,8 +60,8 @@ _normalize_examples.defvjp(_example_forward, _example_backward)
 def normalize_channels(x: Array, scale: Array) -> tuple[Array, Array, Array]:
     """Returns (y, mean [C], variance [C]), where y is x [B, ..., C] normalized over all axes but the last, times the scale [C].
 
-    Batch normalization (Ioffe and Szegedy 2015) over the global batch: it runs under the axis "data". No gradient flows through
-    the returned mean and variance.
+    Batch normalization (Ioffe and Szegedy 2015) over the global batch: it must run under the mapped axis "data". No
+    gradient flows through the returned mean and variance.
     """
     return _channel_forward(x, scale)[0]
 
@@ -73,7 +78,11 @@ def _channel_forward(x: Array, scale: Array) -> tuple[tuple[Array, Array, Array]
 
 
 def _channel_backward(kept: tuple[Array, ...], gs: tuple[Array, ...]) -> tuple[Array, Array]:
-    """With p = g y: dx = (g scale - mean(g scale) - y mean(p scale)) / deviation, and dscale is the sum of p over rows."""
+    """Returns (dx, dscale), given the gradient g of the first output. y: x normalized, before the scale.
+
+    With p = g y: dx = (g scale - mean(g scale) - y mean(p scale)) / deviation, and dscale is the sum of p over all axes
+    but the last. Means are over these axes and over all devices; dscale is of this device only.
+    """
     y, inverse, scale = kept
     g, *_ = gs
     p = g * y

@@ -1,4 +1,4 @@
-"""Sums of activations over rows and over channels.
+"""Sums of activations [..., C] over rows (all axes but the last) and over channels (the last axis).
 
 On a CPU they are products with a vector of ones, which take a fifth of the time of XLA's own reductions. The plain forms are
 `x.sum(0)` and `x.sum(-1)`.
@@ -19,7 +19,7 @@ MIN_SIZE = 2**14
 
 
 def sum_rows(x: Array) -> Array:
-    """[..., C] -> [C]: the sum over all axes but the last."""
+    """Returns the sum of x [..., C] over all axes but the last, [C]."""
     return _sum_rows(x)
 
 
@@ -28,7 +28,7 @@ def to_rows(x: Array, shape: tuple[int, ...]) -> Array:
     return _to_rows(x, shape)
 
 
-# The derivative of each is the other. Without these rules JAX would derive XLA's slow reduction from a broadcast.
+# The gradient of each function is the other function. Without these rules, the gradient of a broadcast is a slow sum.
 @jax.custom_vjp
 def _sum_rows(x: Array) -> Array:
     def product(x: Array) -> Array:
@@ -66,7 +66,7 @@ _to_rows.defvjp(_to_rows_forward, _to_rows_backward)
 
 
 def sum_channels(x: Array, weight: Array | None = None) -> Array:
-    """[..., C] -> [..., 1]: the sum over the last axis, each channel times its weight [C]. weight None: all weights are 1."""
+    """Returns the sum of x * weight over the last axis, [..., 1]. x: [..., C]. weight: [C]; None: all weights are 1."""
     weight = jnp.ones(x.shape[-1], x.dtype) if weight is None else weight
 
     def product(x: Array) -> Array:
@@ -79,12 +79,12 @@ def sum_channels(x: Array, weight: Array | None = None) -> Array:
 
 
 def as_row(x: Array, ndim: int) -> Array:
-    """[C] -> [1, ..., 1, C], which broadcasts over the rows of an array of `ndim` axes."""
+    """Reshapes x [C] to [1, ..., 1, C] with `ndim` axes, so that it broadcasts to an array [..., C]."""
     return x.reshape(*[1] * (ndim - 1), -1)
 
 
 def choose(product: Callable[[Array], Array], plain: Callable[[Array], Array], x: Array) -> Array:
-    """Returns product(x) on a CPU if x is large and of a dtype with fast products, otherwise plain(x)."""
+    """Returns product(x) on a CPU if x is float32 or float64 and has at least MIN_SIZE elements, otherwise plain(x)."""
     if x.size < MIN_SIZE or x.dtype not in (jnp.float32, jnp.float64):
         return plain(x)
     return jax.lax.platform_dependent(x, cpu=product, default=plain)

@@ -17,7 +17,7 @@ over the vocabulary."""
 
 @dataclass(frozen=True)
 class Architecture:
-    """The hyper-parameters of a transformer. The defaults are nanoGPT's for characters."""
+    """The hyper-parameters of a transformer. By default layers, width and heads are nanoGPT's for characters."""
 
     layers: int = 6
     """Number of blocks. A model with an encoder and a decoder has this many in each."""
@@ -36,15 +36,15 @@ class Architecture:
     """Adds a learned vector that depends on the position modulo this period, such as the beat in a bar. On a grid, the position is on the
     first axis. None: no such vector."""
     norm: Literal["layer", "rms"] = "layer"
-    """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each part of a block and before the logits."""
+    """LayerNorm, or RMSNorm (Zhang and Sennrich 2019), before each attention and feed-forward layer and the logits."""
     activation: Literal["gelu", "swiglu"] = "gelu"
     """Activation of the feed-forward layers: GELU (tanh form), or SwiGLU (Shazeer 2020)."""
     bias: bool = True
-    """Whether dense layers and norms add a bias."""
+    """Whether dense layers and LayerNorms add a bias."""
     tied: bool = True
     """Whether the logits use the matrix of the embedding. Otherwise they have their own matrix."""
     dropout: float = 0.0
-    """Dropout rate, in [0, 1), of the embeddings and of the output of each part of a block."""
+    """Dropout rate, in [0, 1), of the embeddings and of the output of each attention or feed-forward layer."""
     qk_norm: bool = False
     """Whether queries and keys are normalized (Dehghani et al. 2023)."""
     logit_cap: float | None = None
@@ -52,8 +52,8 @@ class Architecture:
     context: int | None = None
     """Largest number of positions that the model can read, and number of learned positions. None: the length of the training windows."""
     window: int | None = None
-    """Each position attends to this many positions only, itself included. Texts may then be longer than the training windows. None: no
-    such limit."""
+    """Positions attend only to positions at a distance below this number. Texts of a language model may then be longer
+    than the training windows, unless positions are learned. None: no such limit."""
     remat: bool = False
     """Whether the backward pass computes the activations of each block again, instead of storing them. This takes less memory and
     more time."""

@@ -16,8 +16,8 @@ from gen.networks.transformer.architecture import Architecture
 from gen.networks.transformer.cache import KeyValue, Slot, read_layer, write_slot
 from gen.networks.transformer.layers import FeedForward, Linear, linear, norm, residual_std
 
-# Number of dropout layers of a block: after attention, cross-attention and feed-forward. Each has a number, which makes its noise
-# differ. Number 0 is the dropout of the embedding.
+# Number of dropout layers of a block: after attention, cross-attention and feed-forward. All dropout layers of a model
+# are numbered, so that each has different noise. Number 0 is the dropout of the embedding.
 PARTS = 3
 
 
@@ -27,20 +27,20 @@ class Visibility(NamedTuple):
     mask: Array | None = None
     """bool, broadcasts to [B, N, T, S]. True: query t attends to key s. None: every query attends to every key."""
     bias: Array | None = None
-    """Added to the scores; broadcasts to [B, N, T, S]."""
+    """Added to the attention scores; broadcasts to [B, N, T, S]. None: no bias."""
     rotation: Array | None = None
-    """[2, B, T, 1, H / 2]. Cosines and sines that rotate queries and keys."""
+    """[2, B, T, 1, H / 2]. Cosines and sines of rotary positions, which rotate queries and keys. None: not rotated."""
 
 
 class Shared(NamedTuple):
-    """Inputs that are the same for all layers."""
+    """Inputs of a `Block` that are the same for all layers."""
 
     dropout_keys: Array | None
     """[B]. None: no dropout."""
     visible: Visibility
     """Mask, bias and rotation of the self-attention."""
     start: Array | None
-    """int32 []. Slot of the cache for the first new token. The others follow it. None: no cache."""
+    """int32 []. Index of the cache's slot for the first new token. The next tokens follow it. None: no cache."""
     memory_BSD: Array | None
     """Output of an encoder, [B, S, D]. None: no cross-attention."""
     memory_visible: Visibility
@@ -48,11 +48,13 @@ class Shared(NamedTuple):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then the same with cross-attention if there is an encoder, then x + feed_forward(norm(x))."""
+    """Computes x + attention(norm(x)), then x + cross_attention(norm(x)) if `cross`, then x + feed_forward(norm(x))."""
 
     arch: Architecture
     cross: bool
+    """Whether the block also attends to the output of an encoder."""
     causal: bool
+    """Whether the mask hides all later positions, see `Attention`."""
     dtypes: Dtypes
 
     @nn.compact
@@ -64,7 +66,7 @@ class Block(nn.Module):
         carry: (x [B, T, D], the cached keys and values or None). layer: number of the block from 0, int32 [].
         """
         (x, stored), arch, dtypes = carry, self.arch, self.dtypes
-        # Keeps activations sharded by example in each turn of the loop. Otherwise the compiler may choose another sharding.
+        # Keeps activations sharded by example in each layer. Otherwise the compiler may choose another sharding.
         x = shard_examples.get()(x)
 
         def drop(y: Array, part: int) -> Array:
@@ -83,7 +85,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """softmax(q k / sqrt(H) + bias) v over the visible positions, for each head; then a dense layer over all heads."""
+    """Computes softmax(q k / sqrt(H) + bias) v over visible positions in each head, then a dense layer over heads."""
 
     arch: Architecture
     causal: bool
@@ -99,13 +101,15 @@ class Attention(nn.Module):
         stored: KeyValue | None = None,
         slot: Slot | None = None,
     ) -> tuple[Array, KeyValue | None]:
-        """Returns (output [B, T, D], the cached keys and values with the new ones, or None without a cache).
+        """Returns (output [B, T, D], the cache with the new keys and values added, or None without a cache).
 
-        memory: output of an encoder, which the queries attend to instead of x. stored: cached keys and values of earlier tokens.
-        The new keys and values are written to `slot`, and the queries attend to the whole cache.
+        memory: output of an encoder, which the queries attend to instead of x; None: they attend to x. stored: cached
+        keys and values of earlier tokens; None: no cache. With a cache, the keys and values of x are written to it at
+        `slot`, and the queries attend to the whole cache.
         """
         arch = self.arch
         query_BTNH, key, value = self.project(x_BTD, memory_BSD, stored is not None)
+        # Before the rotation: a trained scale of each channel after it would make scores depend on absolute positions.
         if arch.qk_norm:
             query_BTNH, key = (
                 norm(arch, self.dtypes, "query_norm")(query_BTNH),
@@ -126,7 +130,10 @@ class Attention(nn.Module):
         return out, stored
 
     def project(self, x_BTD: Array, memory_BSD: Array | None, cached: bool) -> tuple[Array, Array, Array]:
-        """Returns queries [B, T, heads, H] of x, and keys and values [B, S, kv_heads, H] of the memory, or of x if it is None."""
+        """Returns queries [B, T, heads, H] of x; keys and values [B, S, kv_heads, H] of the memory, or of x without it.
+
+        cached: whether there is a cache of earlier tokens, so that T is small. It changes only the speed.
+        """
         arch, width = self.arch, self.arch.width // self.arch.heads
         n, k = arch.heads, arch.kv_heads or arch.heads
         of_query, of_key, of_value = (

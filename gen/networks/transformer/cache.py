@@ -1,7 +1,8 @@
 """The cache of keys and values of attention. With a cache, decoding a token computes only one position instead of the whole text.
 
-Keys and values are stored as [B K, S, H]: B examples with K heads each, S slots, H channels of a head. In this
-layout, attention from a single position needs no transposed copy of them (see `gen.networks.attention.attend_cached`).
+Keys and values are stored as [B K, S, H]: B examples with K heads each, S slots (one for each token), H channels of
+a head. In this layout, attention from a single position needs no transposed copy of them (see
+`gen.networks.attention.attend_cached`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Cache(NamedTuple):
     key: Stack
     value: Stack
     segment: Array
-    """int32 [B, S]. Segment of each slot, see `gen.networks.positions.locate_tokens`; PADDING where the slot is empty."""
+    """int32 [B, S]. Segment of each slot's token (`gen.networks.positions.locate_tokens`); PADDING in empty slots."""
     length: Array
     """int32 []. Number of slots that are filled, out of S. It is the same for all examples, as shorter prompts are padded."""
 
@@ -39,17 +40,19 @@ class KeyValue(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where an attention layer writes its new keys and values."""
+    """The place in the cache where an attention layer writes its new keys and values."""
 
     layer: Array | int
-    """int32 []. Index on the axis L. Ignored by arrays of one layer."""
+    """int32 []. Number of the layer: index on the axis L. Ignored if the arrays are of one layer, without this axis."""
     start: Array
-    """int32 []. First index on the axis S."""
+    """int32 []. Index on the axis S of the first new token."""
 
 
 def empty_cache(arch: Architecture, batch: int, slots: int, dtype: DTypeLike, unstacked: bool = False) -> Cache:
-    """Returns a cache with room for `slots` tokens of each example. unstacked: one array for each layer, as
-    parameters from `unstack_layers` need it.
+    """Returns an empty cache with room for `slots` tokens of each of `batch` examples.
+
+    dtype: of keys and values. unstacked: True gives each layer its own arrays, as parameters from `unstack_layers`
+    need. False stacks the layers in one array.
     """
     shape = (batch * (arch.kv_heads or arch.heads), slots, arch.width // arch.heads)
     stack = (jnp.zeros(shape, dtype),) * arch.layers if unstacked else jnp.zeros((arch.layers, *shape), dtype)
@@ -70,7 +73,10 @@ def grow_cache(cache: Cache, more: int) -> Cache:
 
 
 def write_slot(stored: KeyValue, key_BTKH: Array, value_BTKH: Array, slot: Slot) -> KeyValue:
-    """Writes T new keys and values, [B, T, K, H], from slot.start on. XLA updates the arrays in place if they are a loop's carry."""
+    """Returns `stored` with T new keys and values, [B, T, K, H] each, written from index slot.start on.
+
+    XLA updates the arrays in place if they are the carry of a loop.
+    """
     return KeyValue(_write(stored.key, key_BTKH, slot), _write(stored.value, value_BTKH, slot))
 
 
@@ -84,7 +90,7 @@ def _write(old: Array, new_BTKH: Array, slot: Slot) -> Array:
 
 
 def read_layer(stored: KeyValue, slot: Slot) -> KeyValue:
-    """Returns the keys and values of the slot's layer, [B K, S, H] each."""
+    """Returns the keys and values of layer `slot.layer`, [B K, S, H] each; `stored` itself if it is of one layer."""
     if stored.key.ndim == 3:
         return stored
     return KeyValue(*(jax.lax.dynamic_index_in_dim(x, slot.layer, keepdims=False) for x in stored))

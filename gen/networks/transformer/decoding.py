@@ -1,4 +1,4 @@
-"""Preparing a transformer to decode texts token by token."""
+"""Prepares a transformer to decode texts token by token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gen.networks.transformer.transformer import Transformer, unstack_layers
 
 
 def begin_decoding(network: Transformer, params: Params, rows: int) -> tuple[Params, Callable[[int], Cache]]:
-    """Returns (parameters in the form that decoding needs, function that maps a number of tokens to an empty cache for them).
+    """Returns (parameters for decoding, function from a number of tokens to an empty cache with room for them).
 
-    params: parameters of the network. rows: B, number of texts that are decoded together.
+    On a CPU each layer has its own arrays in both, see `unstack_layers`; otherwise the layers are stacked. params:
+    parameters of the network. rows: B, number of texts that are decoded together.
     """
     # On a CPU each layer has its own arrays: see `unstack_layers`.
     unstacked = jax.default_backend() == "cpu"

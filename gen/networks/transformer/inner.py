@@ -15,10 +15,11 @@ from gen.networks.transformer.layers import INIT_STD, FeedForward, cap_logits, n
 
 
 class InnerHead(nn.Module):
-    """p(token j | state, tokens before j) for each of the J tokens of a step. Lee et al. 2022 (RQ-Transformer), section 3.2.2.
+    """p(token j | state, tokens before j) for each of the J tokens of a step, which is one position of a grid.
 
-    The paper's depth transformer reads z_j = state + position_j + sum_{i < j} E_i(token_i). That sum already has all tokens before
-    j, each from its own table, so feed-forward layers replace the paper's attention: no cache, and a fraction of the time.
+    The state is the output of a transformer over the steps. The depth transformer of Lee et al. 2022 (RQ-Transformer),
+    section 3.2.2, reads z_j = state + position_j + sum_{i < j} E_i(token_i). That sum already has all tokens before j,
+    each from its own table, so feed-forward layers replace the paper's attention: no cache, and a fraction of the time.
     """
 
     arch: Architecture
@@ -34,8 +35,8 @@ class InnerHead(nn.Module):
     def __call__(self, state_BTD: Array, tokens_BTJ: Array, only: int | None = None) -> Array:
         """Returns logits [B, T, J, V] in at least float32. The logits of token j depend only on the tokens before j.
 
-        state: [B, T, D], the transformer's output without readout. tokens: int32 [B, T, J].
-        only: compute only the logits of this token j, [B, T, 1, V]. None: of all tokens.
+        state: [B, T, D], the output of a `Transformer` with readout=False. tokens: int32 [B, T, J], the tokens of
+        these steps. only: compute only the logits of this token j, [B, T, 1, V]. None: of all tokens.
         """
         width, dtypes = self.arch.width, self.dtypes
         index_J = jnp.arange(self.count, dtype=jnp.int32)

@@ -29,7 +29,8 @@ def normal(std: float) -> nn.initializers.Initializer:
 def residual_std(arch: Architecture) -> float:
     """Returns the initial std of matrices whose output is added to the residual stream (Radford et al. 2019, section 2.3).
 
-    Each layer adds two such outputs, so the variance of their sum does not depend on the number of layers.
+    A block without cross-attention adds two such outputs, so the variance of their sum does not depend on the number of
+    blocks.
     """
     return INIT_STD / math.sqrt(2 * arch.layers)
 
@@ -45,7 +46,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, width: int) -> tuple[Array, Array | None]:
-        """Returns the kernel [width, features] and the bias [features], or None."""
+        """Returns (kernel [width, features], bias [features]; None without a bias). width: number of input channels."""
         dtype, param_dtype = self.dtypes["dtype"], self.dtypes["param_dtype"]
         kernel = self.param("kernel", normal(self.std), (width, self.features), param_dtype).astype(dtype)
         if not self.bias:
@@ -63,14 +64,14 @@ def linear(x: Array, *layers: Linear) -> tuple[Array, ...]:
 
 
 class FeedForward(nn.Module):
-    """down(gelu(up(x))), or down(silu(gate(x)) * up(x)) with SwiGLU."""
+    """Computes down(gelu(up(x))), or down(silu(gate(x)) * up(x)) with SwiGLU. down, up and gate are dense layers."""
 
     arch: Architecture
     dtypes: Dtypes
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, T, D] -> [B, T, D]."""
+        """Returns [B, T, D] for x [B, T, D]."""
         arch = self.arch
         swiglu = arch.activation == "swiglu"
         # SwiGLU has a third matrix. With 8/3 width, rounded up, both kinds have about the same number of parameters.
@@ -95,8 +96,9 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[..., D] -> [..., D]."""
+        """Returns [..., D] for x [..., D]."""
         dtype, param_dtype = self.dtypes["dtype"], self.dtypes["param_dtype"]
+        # A sum of squares over D channels needs more digits than bfloat16 has.
         x = x.astype(jnp.promote_types(dtype, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], param_dtype).astype(x.dtype)
         y = normalize_examples(x, scale, self.centered)
@@ -107,7 +109,7 @@ class Norm(nn.Module):
 
 
 def norm(arch: Architecture, dtypes: Dtypes, name: str) -> Norm:
-    """Returns the kind of norm that the architecture chooses, as a submodule of this name."""
+    """Returns the LayerNorm or RMSNorm that `arch.norm` chooses, as a submodule of this name."""
     layer = arch.norm == "layer"
     return Norm(layer, layer and arch.bias, dtypes, name=name)
 

@@ -21,9 +21,10 @@ from gen.networks.transformer.layers import INIT_STD, cap_logits, norm, normal
 
 
 def unstack_layers(params: Params) -> Params:
-    """Returns the parameters with one tree for each layer, in a tuple, instead of one tree whose arrays are stacked over the layers.
+    """Returns the parameters with a tuple of L trees in "layers", one per layer, instead of a tree of arrays [L, ...].
 
-    Decoding on a CPU needs this, with an unstacked cache: XLA would otherwise copy each layer's slice for every token.
+    Decoding on a CPU needs this, and `empty_cache(unstacked=True)`: XLA would otherwise copy each layer's slice for
+    every token.
     """
     layers = params["layers"]
     count = len(jax.tree.leaves(layers)[0])
@@ -47,9 +48,9 @@ class Transformer(nn.Module):
     """Size of the vocabulary. None: the input is vectors, floats [B, T, C], instead of tokens. A linear layer embeds them, and there are
     no logits."""
     context: int
-    """Number of learned positions of a text. Not used on a grid."""
+    """Number of learned positions of a text. Not used on a grid, or without learned positions."""
     causal: bool
-    """Whether a position sees only itself and earlier ones."""
+    """Whether a position attends only to itself and earlier positions."""
     dtypes: Dtypes
     cross: bool = False
     """Whether each block also attends to the output of an encoder."""
@@ -74,10 +75,11 @@ class Transformer(nn.Module):
     ) -> tuple[Array, Cache | None]:
         """Returns (logits [B, T, V] in at least float32, cache with the new tokens). Without readout: (activations [B, T, D], cache).
 
-        tokens, segment and position: int32 [B, T], see `gen.networks.positions.locate_tokens`. A position sees only positions
-        of its own segment. keys: dropout keys [B]; None: no dropout. cache: cache of the earlier tokens; None: no cache.
-        memory [B, S, D], memory_segment int32 [B, S]: output of an encoder, with PADDING where there is no token.
-        begins: whether these tokens are the first of their text, so that the prefix comes before them.
+        tokens, segment and position: int32 [B, T], see `gen.networks.positions.locate_tokens`; on a grid see `axes`. A
+        position sees only positions of its own segment. keys: dropout keys [B]; None: no dropout. cache: cache of the
+        earlier tokens; None: no cache. memory: output of an encoder, [B, S, D]. memory_segment: int32 [B, S], PADDING
+        where memory has no token. begins: whether these tokens are the first of their text, so that the prefix comes
+        before them.
         """
         width = self.arch.width
         if self.vocab is None:
@@ -112,7 +114,7 @@ class Transformer(nn.Module):
         return self.read_logits(embedding, x), cache
 
     def embed(self, embedding: nn.Module, tokens_BT: Array, position_BT: Array, keys_B: Array | None) -> Array:
-        """Returns the input of the first block, [B, T, D]."""
+        """Returns the input of the first block, [B, T, D]: embedded tokens, with learned positions, after dropout."""
         x: Array = embedding(tokens_BT)
         if self.axes is not None and self.vocab is not None:
             x = x.sum(2)
@@ -126,7 +128,7 @@ class Transformer(nn.Module):
         return dropout(x, keys_B, 0, self.arch.dropout)
 
     def embed_positions(self, position_BT: Array) -> Array:
-        """Returns the learned vector of each position, [B, T, D]. On a grid it is a sum over the axes."""
+        """Returns the learned vector of each position, [B, T, D]. On a grid it is the sum of a vector for each axis."""
 
         def look_up(name: str, length: int, position: Array) -> Array:
             init = normal(INIT_STD)
@@ -168,6 +170,7 @@ class Transformer(nn.Module):
             distance_TS = jnp.where((index_S < prefix)[None], MAX_DISTANCE, distance_TS)
             bias = RelativeBias(arch.heads, self.causal, self.dtypes, name="relative")(distance_TS)[None]
         if arch.positions == "rotary":
+            # The angles are at least float32, because bfloat16 can't tell neighbouring positions above 256 apart.
             rotate = rotations if self.axes is None else grid_rotations
             rotation = rotate(position_BT, arch.width // arch.heads, jnp.promote_types(x.dtype, jnp.float32))
         return Visibility(mask, bias, rotation)
@@ -175,7 +178,7 @@ class Transformer(nn.Module):
     def run_layers(
         self, x: Array, segment_BS: Array, shared: Shared, cache: Cache | None
     ) -> tuple[Array, Cache | None]:
-        """Returns (output of the last block, cache with the new tokens)."""
+        """Returns (output of the last block [B, T, D], cache with the new tokens, or None). segment: of the keys."""
         arch = self.arch
         if cache is None:
             (x, _), _ = self.stack(self.causal)((x, None), jnp.arange(arch.layers, dtype=jnp.int32), shared)
@@ -196,6 +199,7 @@ class Transformer(nn.Module):
         loop = nn.scan(
             block,
             variable_axes={"params": 0},
+            # Each layer gets its own key at initialization. Otherwise all layers would begin with the same matrices.
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.arch.layers,
@@ -206,11 +210,12 @@ class Transformer(nn.Module):
     def run_unstacked(
         self, x: Array, shared: Shared, cache: Cache
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-        """Runs the blocks one by one, on parameters from `unstack_layers` and an unstacked cache."""
+        """Runs the blocks one by one, on an unstacked cache. Returns (output, keys of each block, values of each)."""
         # parent=None, because each call gets its parameters explicitly. causal is False: the mask hides later tokens in the cache.
         block, stored = Block(self.arch, self.cross, False, self.dtypes, parent=None), []
         layers = self.get_variable("params", "layers")
         for params, key, value in zip(layers, cache.key, cache.value, strict=True):
+            # A block needs its number for dropout and for a stacked cache. Decoding on an unstacked cache has neither.
             carry, _ = block.apply({"params": params}, (x, KeyValue(key, value)), 0, shared)
             x, of_layer = carry
             stored.append(of_layer)
@@ -218,7 +223,8 @@ class Transformer(nn.Module):
         return x, keys, values
 
     def read_logits(self, embedding: nn.Embed, x: Array) -> Array:
-        """[B, T, D] -> logits [B, T, V], accumulated in at least float32."""
+        """Returns logits [B, T, V] for x [B, T, D], accumulated in at least float32."""
+        # bfloat16 has 8 significant bits, too few for the logits of a cross-entropy, so products are summed in `real`.
         real = jnp.promote_types(x.dtype, jnp.float32)
         if self.arch.tied:
             table = embedding.embedding.astype(x.dtype)
@@ -238,7 +244,7 @@ class Transformer(nn.Module):
 
 
 def prepend(prefix_PD: Array, tokens: Embedded) -> Embedded:
-    """Returns the tokens with a prefix [P, D] before them, [B, P + T]. All other segments see the segment of the prefix.
+    """Returns the tokens with a prefix [P, D] before them, [B, P + T]. All tokens see its segment, PREFIX.
 
     The positions of the prefix are 0 to P - 1, or on a grid 0 on each axis.
     """
