@@ -158,9 +158,9 @@ def read_sums(folder: Path) -> dict[str, ArraySums]:
 
 
 def seal(content: object) -> str:
-    """Returns the SHA-256, in hexadecimal, that sums.json stores of itself under "sha256".
+    """Returns the SHA-256, in hexadecimal, of the JSON object `content`.
 
-    content: the JSON object in sums.json, without this key.
+    sums.json stores it under the key "sha256". So damage to its other keys, which are `content`, is found.
     """
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

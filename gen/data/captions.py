@@ -258,7 +258,10 @@ def divide(pairs: Sequence[Caption], held_out: float, name: str) -> dict[str, np
 
 
 def number_groups(pairs: Sequence[Caption]) -> np.ndarray:
-    """Returns the number of the group of each caption, int32 [N]. Groups are numbered from 0, sorted by name."""
+    """Returns the index of each caption's group, int32 [N]. Groups have the indices 0, 1, ... in the order of their names.
+
+    All pictures of a group, such as variants of a drawing, are in the same split.
+    """
     return np.unique([pair.group for pair in pairs], return_inverse=True)[1].astype(np.int32)
 
 

@@ -191,7 +191,10 @@ def encode_all(codec: Codec, images: Dataset, variants: int, tokenizer: str) -> 
 
 
 def check_latents(latents: Arrays, tokenizer: str) -> None:
-    """Raises: UserError if a latent of any split is not finite, or if all latents of the training split are equal."""
+    """Checks latents {split: array [N, ...]}. tokenizer: the run directory of the tokenizer that made them, for errors.
+
+    Raises: UserError if a latent is not finite, or if all latents of the training split are equal.
+    """
     for split in SPLITS:
         if bad := int((~np.isfinite(latents[split])).any(tuple(range(1, latents[split].ndim))).sum()):
             raise UserError(

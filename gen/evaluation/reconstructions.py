@@ -56,7 +56,7 @@ class ReconstructionSubject(ImageSubject):
 
     @property
     def request(self) -> dict[str, object]:
-        """{}: reconstructions are made without a request."""
+        """Returns {}. Samples have the settings of their generation here, and reconstructions have no such settings."""
         return {}
 
     def originals(self, rows: np.ndarray) -> Array:

@@ -27,7 +27,7 @@ PERCEPTRON = Recipe((), (256, 256), steps=2000, batch_size=128, learning_rate=2e
 
 
 class Score(NamedTuple):
-    """Test accuracy of classifiers with different seeds, in [0, 1]."""
+    """Accuracy on real test images, in [0, 1], of classifiers that are trained on generated images with different seeds."""
 
     mean: float
     """Mean over the seeds."""

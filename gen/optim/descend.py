@@ -110,7 +110,7 @@ def _average_parts(
 
 
 def at_least_float32(tree: Params) -> Params:
-    """Returns the tree with each array of less than 32 bits as float32.
+    """Returns the tree with all arrays as float32. Arrays of float64 are unchanged.
 
     A moving average in bfloat16 would not move: bfloat16 has 8 bits of precision, and with a decay of 0.99 a step changes
     an average by less than its last bit.

@@ -30,7 +30,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EB
 def hold_lock(workdir: Path) -> Iterator[None]:
     """Locks an existing run directory for this process, until the context ends.
 
-    Raises: UserError if another process holds the lock, or if `check_entries` raises it.
+    Raises: UserError if another process holds the lock, or if the directory has a folder where a run has a file, or a file
+    where a run has a folder.
     """
     check_entries(workdir)
     with ExitStack() as held:

@@ -76,11 +76,13 @@ class RunLog:
         self.mark, self.marked, self.waited = time.monotonic(), start, 0.0
 
     def step(self, call: range, metrics: Metrics, waited: float) -> list[StepMetrics]:
-        """Keeps the metrics of a dispatched call for later. Logs and returns the metrics of the previous call.
+        """Logs and returns the metrics of the previous call of the compiled update, and keeps those of this call.
 
         Reading metrics waits for the device. So they are read one call late, while the device already works on the next
-        call. call: 1-based steps of the call. metrics: arrays on the device. waited: seconds that the host waited for
-        the call's batch.
+        call. Returns the metrics of each step of the previous call, [] at the first call. `settle` reads the last ones.
+
+        call: 1-based steps of this call. metrics: its metrics, arrays on the device. waited: seconds that the host
+        waited for its batch.
         """
         self.waited += waited
         read = self.settle()

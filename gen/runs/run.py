@@ -104,9 +104,12 @@ class Start(NamedTuple):
 
 
 def open_start(run: Run, held: ExitStack) -> Start:
-    """Locks the run directory until `held` is closed, writes its files, and returns the start. All hosts call it.
+    """Decides from which step and weights training starts. All hosts call it.
 
-    Raises: UserError if the directory belongs to another run, is in use, or has no undamaged checkpoint.
+    Locks the run directory until `held` is closed, and writes the files that checkpoints don't hold, such as config.json. A new
+    run starts at step 0, and a resumed run at its newest undamaged checkpoint.
+
+    Raises: UserError if the directory belongs to another run, is in use, or has checkpoints that are all damaged.
     """
     found = hosts.broadcast(partial(_find_start, run, held))
     # Between hosts the result is sent as JSON, which turns a NamedTuple into a list.

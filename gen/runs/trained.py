@@ -71,7 +71,7 @@ class TrainedRun:
         return memory.check_fits(engine.on_one_device(shapes), self.workdir)
 
     def choose_step(self, step: int | None = None) -> int:
-        """Returns `step` if its checkpoint is undamaged. If `step` is None, returns the best undamaged step.
+        """Returns `step` if its checkpoint is undamaged. None: returns the step of the best undamaged checkpoint by `save.best`.
 
         Raises: UserError if there is no such checkpoint, or if it is damaged.
         """

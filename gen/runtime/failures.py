@@ -172,11 +172,12 @@ def _client() -> Any:
 
 @contextmanager
 def catch_abort() -> Iterator[None]:
-    """If JAX's runtime is started inside this context and later loses another host, it ends this process with status 75.
+    """Makes this process end with status 75 if it loses another host, also after the context.
 
-    By default JAX gives its client no callback for this, and the client aborts the process. A Python function does not work as the
-    callback: the C++ type of its argument has no Python type, so the call raises std::bad_cast in a thread of the runtime. Nothing
-    catches this exception, so C++ calls its terminate handler. Here the terminate handler does the work of the callback.
+    JAX's distributed runtime must be started inside the context. By default it aborts the process when it loses a host. It
+    accepts a callback instead, but a Python function can't be called: its argument has a C++ type without a Python type. The call
+    raises std::bad_cast in a thread of the runtime, where nothing catches it, so C++ calls its terminate handler. So this handler
+    is replaced, and ends the process.
     """
     # A later version of JAX may have another name for this function. Then the process is aborted, as without this context.
     start: Callable[..., Any] | None = getattr(_jax, "get_distributed_runtime_client", None)

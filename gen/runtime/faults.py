@@ -88,9 +88,10 @@ def limits(config: Faults, history: History, kind: Kind = LOSS) -> Limits:
 def after(
     history: History, values: Mapping[str, float], losses: Sequence[str] = ("loss",), kind: Kind = LOSS
 ) -> History:
-    """Returns the history with one more step.
+    """Returns the history of losses and gradient norms with one more step.
 
-    values: metrics of the step. losses: names of the losses in them. kind: how their sum may move in a good run.
+    values: {metric: value} of the step. losses: names of the metrics whose sum is the loss. kind: whether this loss may climb in
+    a good run, as it does if two networks compete.
     """
     # The update of a skipped step was discarded, so its metrics say nothing about the model's history.
     if values.get("skipped"):

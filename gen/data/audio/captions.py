@@ -130,7 +130,10 @@ def open_recordings(config: Transcribed, root: Path) -> tuple[Recordings, list[C
 
 
 def choose(source: Source, positions: np.ndarray) -> Source:
-    """Returns a source with only the recordings at these positions, int64 [n], as one split."""
+    """Returns a source with one split, which has only the recordings at `positions`.
+
+    positions: int64 [n], indices into the recordings of `source`, counted through all its splits.
+    """
     return source._replace(
         splits={WHOLE: [len(positions)]},
         seconds=source.seconds[positions],

@@ -55,13 +55,15 @@ def is_choice(option: str | None) -> bool:
 def apply_fields(
     layout: Layout, fields: Fields, options: Mapping[str, str], name: str
 ) -> tuple[Layout, dict[str, str]]:
-    """Returns (layout, options): classes and splits from the fields of the file names, and slices of these splits.
+    """Replaces the classes and splits of a folder by ones from the fields of its file names. Returns (layout, options).
 
-    The files that an option chooses by a field become a split with the option's name. All other files become the split
-    "train", or "rest" if --data.train chooses by a field too.
+    For example, --data.test "speaker=ann" makes the files of ann the split "test". All other files are the split
+    "train", or "rest" if --data.train chooses by a field too. In the returned options, "speaker=ann" is replaced by a
+    slice of the new split, such as "test".
 
     layout: classes and splits by the sub-folders. fields: the fields of each file, in the order of the listing.
-    options: {"train", "validation" or "test": value}, for options that are given. name: the --data.name, for errors.
+    options: {"train", "validation" or "test": a slice such as "train[:90%]", or a choice such as "speaker=ann"}, for
+    options that the user gave. name: the --data.name, for errors.
 
     Raises: UserError for a field or a value that no file has, or if an option chooses by a field and sub-folders are
     already splits.

@@ -29,8 +29,9 @@ from gen.errors import UserError
 class Images(core.Data):
     """A data set of images. Batches have "image" float32 [B, H, W, C] in [-1, 1].
 
-    If the data have classes, batches also have "label" int32 [B]. Pairs have "source", of the shape and range of
-    "image", which is then the target. With the option `patch`, batches have "tokens" int32 [B, *grid].
+    If the data have classes, batches also have "label" int32 [B]. If the data are pairs of pictures, "image" is the
+    target, and batches also have "source", with the same shape and range. If `patch` is set, batches also have "tokens",
+    int32 [B, H / patch[0], W / patch[0], ...].
     """
 
     name: str = "digits"

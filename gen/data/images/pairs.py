@@ -78,9 +78,10 @@ def count_pairs(name: str, source: Place) -> dict[str, list[int]]:
 
 
 def list_parts(name: str, source: Place) -> list[Part]:
-    """Returns [targets, sources] with files in the same order, or, if pictures hold both, [pictures].
+    """Lists the files of a data set of pairs. Returns [targets, sources], with the files in the same order.
 
-    Raises: UserError if a folder does not exist, or a picture has no partner.
+    If each file has its source and target side by side, returns one list, [files]. name: the --data.name. source: where the
+    sources are, as in `Images.source`. Raises: UserError if a folder does not exist, or a picture has no partner.
     """
     root = folder.find_root(name)
     if source != "folder":

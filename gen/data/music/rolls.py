@@ -21,7 +21,7 @@ SILENCE = -1
 
 
 def find(name: str) -> Path:
-    """Returns the file of "rolls:FILE". Raises: UserError if there is none."""
+    """Returns the path FILE of "rolls:FILE". Raises: UserError if the file does not exist."""
     path = expand_user(name.removeprefix(PREFIX))
     if not path.is_file():
         raise UserError(f"--data.name {name!r}: there is no such file")
@@ -42,7 +42,11 @@ def read(name: str) -> dict[str, list[Any]]:
 
 
 def count(name: str) -> dict[str, list[int]]:
-    """Returns {split: [number of pieces]} of "rolls:FILE". Raises: UserError if the file can't be read."""
+    """Returns {split: [number of pieces]} of "rolls:FILE", to suggest slices if no option names a split.
+
+    It is a list, because a folder may also have classes, and then has a number for each. Raises: UserError if the file
+    can't be read.
+    """
     return {split: [len(pieces)] for split, pieces in read(name).items()}
 
 

@@ -76,7 +76,8 @@ def pydoc() -> Source:
 def text(path: Path, whole: bool = False) -> Source:
     """Returns a source with one document for each file: a text file, or all files below a folder.
 
-    whole: compare every byte of the files with the hashes from their first reading, not only a random sample.
+    whole: compare all files with their hashes in the cache, which were computed when gen first read the files. False:
+    compare changed files and a random sample of the others.
 
     Raises: UserError if there are no files.
     """

@@ -128,15 +128,15 @@ class MeanFlow(Objective):
         # of the weighted error would be useless to report: with p = 1 it is always about 1.
         return jax.lax.stop_gradient(mean) + weight * (error - jax.lax.stop_gradient(error))
 
-    def draw_times(self, x: Array, first: Key, second: Key, equal: Key) -> tuple[Array, Array]:
-        """Draws the times r <= t of each example. Returns (r, t), [B] each. With probability `equal`, r = t.
+    def draw_times(self, x: Array, first: Key, second: Key, choice: Key) -> tuple[Array, Array]:
+        """Draws the times r <= t of each example. Returns (r, t), [B] each. With probability `self.equal`, r = t.
 
-        x: examples, for the dtype. first, second, equal: random keys, [B] each, for the two times and for the choice of
-        r = t.
+        x: examples [B, ...]; the times have its dtype. first, second, choice: random keys [B], for the two times and for
+        the choice of r = t.
         """
         a, b = (draw_time(keys, x, self.mean, self.std) for keys in (first, second))
         t, r = jnp.maximum(a, b), jnp.minimum(a, b)
-        same = jax.vmap(partial(jax.random.bernoulli, p=self.equal))(equal)
+        same = jax.vmap(partial(jax.random.bernoulli, p=self.equal))(choice)
         return jnp.where(same, t, r), t
 
 

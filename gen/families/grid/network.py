@@ -120,9 +120,11 @@ class GridNetwork:
         return Drawn(tokens, jnp.stack(log_probs, axis=-1))
 
     def fronts(self, n: int, condition: Condition, guidance: float) -> Array:
-        """Returns the caption and label of n samples, which the network reads before the grid: int32 [n, L + 1, J].
+        """Returns the tokens that the network reads before the grids of n samples: int32 [n, L + 1, J].
 
-        If guidance is not 1, the result is int32 [2 n, L + 1, J]: the second half has no caption and "no label".
+        They are L tokens of the caption, then the label. Each is repeated J times, because the network reads J tokens at
+        each position. condition: the caption and the label of each sample. If guidance is not 1, the result is
+        int32 [2 n, L + 1, J], and the second half has an empty caption and "no label".
         """
         # One batch of twice the size, because two batches with separate caches took 1.05 times the CPU time (64 grids
         # of 7x7 cells, 1,024 tokens, 4 layers of width 128).

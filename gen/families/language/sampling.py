@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Filters:
-    """Settings for drawing a token from the model's distribution."""
+    """Settings for drawing a token from the model's distribution, for texts and for grids of codes."""
 
     temperature: float = 1.0
     """Divides the logits. 0: always take the most likely token (greedy)."""
@@ -48,7 +48,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Sampling(Filters):
-    """Settings for drawing the next token of a text from the model's distribution."""
+    """Settings for drawing the next token of a text: those of `Filters`, and one that depends on the text so far."""
 
     repetition_penalty: float = 1.0
     """Lowers the logits of tokens that already occur in the text: positive logits are divided by this factor, and

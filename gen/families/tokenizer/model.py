@@ -173,9 +173,9 @@ class TokenizerModel:
         return critic.objective.generator(real.scores, fake.scores).mean()
 
     def classifier_step(self, state: State, features: FeatureNetwork, x: Array, label: Array) -> tuple[State, Metrics]:
-        """Makes one optimizer step of the classifier on images x [B, H, W, C] and labels int [B].
+        """Trains the classifier whose features the perceptual loss compares, by one optimizer step.
 
-        Returns the state, with the same `step`, and metrics averaged over devices.
+        features: its network. x: images [B, H, W, C]. label: int [B]. Returns the state, with the same `step`, and metrics.
         """
 
         def loss(params: Params, examples: tuple[Array, Array]) -> tuple[Array, tuple[()]]:
