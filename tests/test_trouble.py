@@ -96,6 +96,7 @@ def test_skipped_steps_leave_the_weights_of_an_exploding_run_as_they_were(explod
 
 def test_advice_is_a_third_of_the_learning_rate_and_a_clip_near_the_usual_norm():
     model: Any = load("vae_mnist_best").model
+    model = replace(model, optim=Optimizer(lr=WarmupCosine(3e-3, warmup=500), clip=50.0))
     unclipped = replace(model, optim=replace(model.optim, clip=None))
     assert advice(unclipped, 12.0) == (
         '--model.optim.lr "WarmupCosine(peak=0.001, warmup=500, end=0.0)" --model.optim.clip 40'
