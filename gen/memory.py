@@ -38,17 +38,20 @@ def check_memory(needed: int, what: str) -> None:
 
 
 def read_limits(groups: Path, own: Path) -> Iterator[int]:
-    """Yields the limits in bytes of the memory of this process's group, and of the groups that it is part of. Arguments: as GROUPS
-    and OWN_GROUP. Yields nothing on systems other than Linux."""
+    """Yields the limits of memory, in bytes, of this process's group and of the groups around it.
+
+    Yields nothing on systems other than Linux. groups, own: GROUPS and OWN_GROUP, or other paths in a test.
+    """
     try:
         lines = own.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return
     for line in lines:
         _, kinds, group = line.split(":", 2)
-        root, name = (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
         if kinds and "memory" not in kinds.split(","):
             continue
+        # Version 2 of groups has no kinds.
+        root, name = (groups / "memory", "memory.limit_in_bytes") if kinds else (groups, "memory.max")
         folder = root / group.strip("/")
         # Inside of a container, the group's name may be that of the host, whose folder can't be seen. The root is the container.
         for each in [folder, *folder.parents][: len(folder.relative_to(root).parts) + 1]:

@@ -203,7 +203,7 @@ def test_a_sweep_tells_runs_that_train_from_runs_that_explode_with_and_without_a
 
 def test_a_sweep_multiplies_learning_rates_and_shortens_warm_ups():
     config: Any = sweep.with_rate(load("vae_mnist_best"), 3)
-    assert config.model.optim.lr == WarmupCosine(3 * 3e-3, warmup=500)
+    assert config.model.optim.lr == WarmupCosine(3 * 5e-3, warmup=500)
     assert sweep.shorten(config.model, 100).optim.lr.warmup == 50
     assert sweep.shorten(config.model, 100).test_samples == 1
     both: Any = sweep.with_rate(load("gan_digits"), 10).model

@@ -477,6 +477,11 @@ def outside(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": "../x.safetensors"}}))
 
 
+def zero_byte(folder: Path) -> None:
+    sharded(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys("abc", "x\0y")}))
+
+
 def another_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(tokenizers.dump(tokenizers.bpe([TEXT * 3, "hello " * 9], 320)))
 
@@ -536,6 +541,7 @@ def unlink(name: str) -> Callable[[Path], None]:
         (pickled, r"weights only as pytorch_model\.bin, a pickle; .*save_pretrained\(OTHER\) writes safetensors"),
         (without_a_shard, r"model-00002-of-00002\.safetensors can't be read"),
         (outside, r"index\.json is damaged: it has no weight_map to files in its folder"),
+        (zero_byte, r"can't be read: embedded null byte"),
         (unlink("tokenizer.json"), r"has no tokenizer: neither tokenizer\.json, nor vocab\.json and merges\.txt"),
         (another_tokenizer, r"its tokenizer has \d+ tokens, but its model \d+"),
         (no_end, r"vocab\.json has no token <\|endoftext\|>"),

@@ -35,8 +35,9 @@ def test_the_group_and_the_groups_around_it_have_limits(groups, tmp_path):
 
 
 def test_version_1_has_a_folder_for_memory(groups, tmp_path):
-    (tmp_path / "own").write_text("9:name=systemd:/job\n4:cpu,memory:/job\n3:cpu:/\n")
+    (tmp_path / "own").write_text("9:name=systemd:/other\n4:cpu,memory:/job\n3:cpu:/other\n")
     group(groups / "memory" / "job", "5000", "memory.limit_in_bytes")
+    group(groups / "memory" / "other", "1", "memory.limit_in_bytes")
     group(groups, "1")
     assert list(read_limits(groups, tmp_path / "own")) == [5000]
 

@@ -119,7 +119,7 @@ def choose_classes(config: Config, arguments: Sequence[str], trust: Sequence[str
 def _object_hint(config: Config, path: Sequence[str]) -> object | None:
     """Returns the declared type of the field at a path, if it contains a dataclass, as `Network | None` does.
 
-    None: there is no such field, or its type has no dataclass or is `Scalar`.
+    Returns None if the field does not exist, if its type contains no dataclass, or if its type is `Scalar`.
     """
     *parents, last = path
     x: object = config

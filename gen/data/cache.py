@@ -98,7 +98,7 @@ def load_or_say(folder: Path, what: str, whole: bool = False) -> Arrays | None:
 
 
 def load(folder: Path, whole: bool = False) -> Arrays | None:
-    """Returns the arrays of an entry, {name: array}, and marks it as used now. None: there is no such folder.
+    """Returns the arrays of an entry, {name: array}, and marks it as used now. None if the folder does not exist.
 
     folder: the entry. whole: compare every byte with its hash, not only a random sample.
 
@@ -268,7 +268,7 @@ def keep_file(path: Path, content: bytes) -> None:
             return
         note(f"{path} has another content than it should have; it is made again")
     except FileNotFoundError:
-        pass
+        pass  # it is written below, for the first time
     except UserError as damage:
         note(f"{damage}; it is made again")
         limit.clear_away(path, note)

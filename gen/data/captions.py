@@ -185,7 +185,7 @@ def clean(text: str) -> str:
 def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[str, Caption]:
     """Reads captions from .txt files: a/b.txt is the caption of a/b.png. Returns {path: caption}.
 
-    The group of a caption is its text. Arguments are those of `pair_up`. Hidden files are skipped.
+    Pictures with the same caption are one group. Hidden files are skipped. The arguments have the same meaning as in `pair_up`.
 
     Raises: UserError for a .txt file without a picture or recording, or two of `paths` that differ only in the ending.
     """

@@ -184,7 +184,7 @@ def read_idx(source: Path, stem: str, rank: int) -> tuple[Path, np.ndarray]:
 
 
 def read_claimed(file: gzip.GzipFile | BinaryIO, path: Path, claimed: int, left: int) -> bytes:
-    """Returns the content of an IDX file after its header. It must have as many bytes as the header claims.
+    """Returns the content of an IDX file after its header. Its size must equal the size in the header.
 
     file: the open file, after its header. path: its path; the ending .gz means that the file is compressed. claimed:
     number of bytes by the header. left: for an uncompressed file, the number of bytes after the header.

@@ -17,8 +17,8 @@ LabelRule = Literal["training", "uniform"]
 def draw_labels(data: Dataset, n: int, rule: LabelRule, seed: int) -> np.ndarray:
     """Returns the classes of n images to generate, int32 [n]. The first labels don't depend on n.
 
-    - "training": the labels of the training examples in a random order. If n is the number of training examples, the proportions
-      are exactly those of the training split. If n is larger, the labels of the training split are used again, in a new order. The
+    - "training": the labels of the training examples in a random order. If n is the number of training examples, each class
+      is as frequent as in the training split. If n is larger, the labels of the training split are used again, in a new order. The
       labels of the held-out split are not used, because the model can't know how frequent they are.
     - "uniform": all classes in a random order, then all in a new order, and so on. The counts of two classes differ by at most 1.
 

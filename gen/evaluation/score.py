@@ -114,7 +114,7 @@ class Subject:
     def request(self) -> dict[str, object]:
         """{field: value} of the request's fields that --request sets to other values than their defaults.
 
-        Raises: UserError if the family's request has no such field, or if a value is wrong.
+        Raises: UserError if a field does not exist in the family's request, or if its value is wrong.
         """
         return parse_request(self.run.model.request, self.options.request, spec=self.run.spec)
 

@@ -56,7 +56,10 @@ def names(end: str) -> tuple[str, ...]:
 
 
 def speak(subject: CaptionedSound) -> np.ndarray:
-    """Generates speech for the first N held-out texts, at most MAX_RECORDINGS. Returns the log-mel frames, in the order of the split: float16 [N, F, bands]."""
+    """Generates speech for the held-out texts, and returns its log-mel frames: float16 [N, F, bands], in the order of the split.
+
+    N is the number of held-out texts, but at most MAX_RECORDINGS.
+    """
     model, audio, given = subject.run.model, subject.data.spec["audio"], subject.run.reference()
     request = model.request(n=SPEAK_CHUNK, **subject.request)
     assert subject.held_out.caption is not None

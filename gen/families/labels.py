@@ -77,7 +77,7 @@ def find_class(asked: str, spec: Spec) -> int:
 def with_class_number(request: R, spec: Spec) -> R:
     """Returns the request with the number of a class in its field "label" instead of the name of the class.
 
-    If the field is not a string, or the request has no such field, the request is returned unchanged.
+    The request is returned unchanged if it lacks the field, or if the field is not a string.
 
     Raises: UserError if no class of the data has this name (see `find_class`). spec: of the data.
     """

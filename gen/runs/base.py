@@ -54,7 +54,7 @@ class Base:
 def open_base(path: Path, step: int | None = None) -> Base:
     """Opens the base run in a directory. step: the checkpoint to start from; None: the best.
 
-    Raises: UserError if there is no such checkpoint, or if a file of the checkpoint or of the run has changed.
+    Raises: UserError if the checkpoint does not exist, or if a file of the checkpoint or of the run has changed.
     """
     config, _ = directory.read_config(path)
     checkpoint.check_owner(path, owner.warn)
@@ -106,20 +106,20 @@ def build_data(config: Config) -> Dataset:
     if config.init_from is None:
         return config.data.build()
     path = location(config)
-    if not (path / tokenizers.FILE).exists():
-        data = config.data.build()
-        _compare_codecs(data, path)
-        return data
-    data, known = with_tokenizers(config.data, text=path).build(), directory.read_spec(path)
+    text = path if (path / tokenizers.FILE).exists() else None
+    data = with_tokenizers(config.data, text).build()
     _compare_codecs(data, path)
+    if text is None:
+        return data
+    known = directory.read_spec(path)
     return data._replace(spec={name: _widen(feature, known.get(name)) for name, feature in data.spec.items()})
 
 
 def _compare_codecs(data: Dataset, base: Path) -> None:
     """Prints a warning if the data are codes of another tokenizer than the base's, or latents of another scale."""
-    if any(name in data.files and (base / name).exists() for name in CODEC_FILES) and any(
-        owner.sum_of(base / name) != hashlib.sha256(data.files.get(name, b"")).hexdigest() for name in CODEC_FILES
-    ):
+    ours = {name: hashlib.sha256(data.files[name]).hexdigest() for name in CODEC_FILES if name in data.files}
+    theirs = {name: owner.sum_of(base / name) for name in CODEC_FILES if (base / name).exists()}
+    if ours and theirs and ours != theirs:
         note(
             f"warning: {base} was trained on codes of another tokenizer, or of another scale, so its weights mean little here; "
             f"the fix: --data.tokenizer {base}"
@@ -141,9 +141,10 @@ def with_tokenizers(data: Data, text: Path | None = None, codec: Path | None = N
 
 
 def text_tokenizer(data: Data) -> str | None:
-    """Returns how the data, or the data that they wrap, say to choose a tokenizer of texts, such as "bpe". None: there is none."""
-    if not data.keeps_tokenizer and hasattr(data, "tokenizer"):
-        return getattr(data, "tokenizer")  # noqa: B009
+    """Returns the option `tokenizer` of data with texts, such as "bpe". Looks into wrapped data, too. None: the data have no texts."""
+    found = None if data.keeps_tokenizer else getattr(data, "tokenizer", None)
+    if found is not None:
+        return found
     inner = getattr(data, "data", None)
     return text_tokenizer(inner) if isinstance(inner, Data) else None
 

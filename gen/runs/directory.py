@@ -142,7 +142,7 @@ def check_same_run(workdir: Path, config: Config, data: Dataset, base: BaseRecor
 
 
 def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
-    """Returns whether `data` are those with the digest `then`, which the run in `workdir` stores.
+    """Returns whether the digest of `data` is `then`, which the run in `workdir` stores.
 
     Prints a warning if `then` is a digest of an older version of gen, which does not cover the content of the files.
     """

@@ -92,7 +92,7 @@ def check_owner(workdir: Path, warn: Callable[[str], None]) -> None:
 
 
 def scheduled(folder: Path) -> int | None:
-    """Returns the newest undamaged step that `save.every` asked for, to roll back to. None: there is none.
+    """Returns the newest undamaged step that `save.every` asked for, to roll back to. None if no step qualifies.
 
     Other steps were saved because the run was stopped, or by `save.best`, which may change between launches. So a rollback to
     them would not be reproducible.
@@ -101,7 +101,7 @@ def scheduled(folder: Path) -> int | None:
 
 
 def newest_with(folder: Path, fact: Literal["due", "healthy"]) -> int | None:
-    """Returns the newest undamaged step whose `Facts` have True in the field `fact`. None: there is none."""
+    """Returns the newest undamaged step whose `Facts` have True in the field `fact`. None if no step qualifies."""
     found = [step for step in sorted(steps(folder), reverse=True) if _has(folder, step, fact)]
     return next((step for step in found if damage(folder, step) is None), None)
 

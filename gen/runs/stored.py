@@ -75,14 +75,14 @@ def _check_folder(folder: Path, names: list[str], most: int, facts: tuple[str, .
     """
     is_array = ARRAY in names
     unpacked = _check_array(folder / ARRAY, most) if is_array else 0
-    for name in names:
-        if name in facts:
-            if name.startswith("_"):
-                _check_json(folder / name)
-        elif is_array and CHUNK.fullmatch(name):
-            _check_chunk(folder / name, unpacked)
-        elif name != ARRAY:
+    for name in set(names) & set(facts):
+        # Orbax's own facts begin with "_", and are JSON.
+        if name.startswith("_"):
+            _check_json(folder / name)
+    for name in sorted(set(names) - {*facts, ARRAY}):
+        if not (is_array and CHUNK.fullmatch(name)):
             raise _unknown(folder / name)
+        _check_chunk(folder / name, unpacked)
 
 
 def _check_array(path: Path, most: int) -> int:

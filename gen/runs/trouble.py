@@ -47,7 +47,7 @@ def stop_exploded(run: Run, step: int, reason: str, norm: float, save: checkpoin
 
 
 def _keep_healthy(folder: Path) -> int | None:
-    """Renames all checkpoints after the last healthy one. Returns the step of the healthy one. None: there is none."""
+    """Renames all checkpoints after the last healthy one. Returns the step of the healthy one, or None if all are unhealthy."""
     good = checkpoint.newest_with(folder, "healthy")
     for step in checkpoint.steps(folder):
         if step > (good or 0):

@@ -74,7 +74,7 @@ def report_overlap(name: str, splits: Mapping[str, np.ndarray]) -> None:
 def cut(option: str, splits: Splits) -> np.ndarray:
     """Returns the positions that a slice such as "train[:90%]+val" selects, int64 [n], counted through all splits.
 
-    Raises: ValueError or NotImplementedError if TFDS can't parse the slice, or if there is no such split.
+    Raises: ValueError or NotImplementedError if TFDS can't parse the slice, or if a split in it does not exist.
     """
     # TFDS itself parses the slice, so that percentages round exactly as in TFDS.
     import tensorflow_datasets as tfds

@@ -14,7 +14,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")
 # (separator of units). Without them, the words on both sides would become one. U+2028 and U+2029 are spaces, and are kept.
 LINE_SEPARATOR = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85]")
 WORD_SEPARATOR = "\x1f"
-DROPPED = ("duplicates", "short", "control characters")  # keys under which `clean` counts what it drops
+DROPPED = ("duplicates", "short", "control characters")  # `clean` counts dropped documents under these keys
 
 
 def clean(

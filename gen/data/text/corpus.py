@@ -47,7 +47,7 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that decide a corpus. The fields are those of gen.data.text.Text."""
+    """The settings of gen.data.text.Text that determine which texts are in a corpus, and in which split."""
 
     name: str
     """Name of the documents, the --data.name, for errors."""

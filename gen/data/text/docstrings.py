@@ -74,7 +74,10 @@ def pairs(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def write(options: Options) -> None:
-    """Writes the pairs of options.folder to options.out. Raises: UserError if there is no such folder, or no pairs."""
+    """Writes the pairs of options.folder to options.out.
+
+    Raises: UserError if the folder does not exist, or if its files contain no pairs.
+    """
     folder = options.folder
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of Python source files")

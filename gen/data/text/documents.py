@@ -133,9 +133,9 @@ def find_files(path: Path, ending: str) -> list[Path]:
 
 
 def _entries(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """Yields all files, folders and links below a folder, except names that begin with a dot and what is below these.
+    """Yields all files, folders and links below a folder.
 
-    Links to folders are not entered.
+    Names that begin with a dot are skipped, with all files in them. Links to folders are not followed.
     """
     # Entries know their kind without a system call each, which matters for 100,000 files.
     with os.scandir(folder) as entries:

@@ -148,7 +148,7 @@ def guess_fields(where: str, names: Set[str]) -> tuple[str, ...]:
 
     where: place of the line, for errors. names: keys of the line.
 
-    Raises: UserError if the line has no such keys, or all of "text", "label" and "target".
+    Raises: UserError if the line has none of the keys that gen knows, or all of "text", "label" and "target".
     """
     if {"text", "label", "target"} <= names:
         raise UserError(

@@ -32,7 +32,7 @@ class Streams(NamedTuple):
     """Number of bytes that each token represents, int32 [V]."""
 
     def examples(self, tokens: np.ndarray, counted: np.ndarray) -> HostBatch:
-        """Adds to tokens what the loss of a language model needs.
+        """Returns the arrays that the loss of a language model reads: the tokens, and which of them it counts.
 
         tokens: integers [B, T + 1]. counted: bool [B, T + 1], whether the loss counts each token.
 

@@ -31,7 +31,7 @@ def open_texts(name: str, data_dir: str | None, slices: Sequence[str] | None, wh
     may be the same. None: all documents, which are divided later. whole: compare every byte of the files with the
     hashes from their first reading, not only a random sample.
 
-    Raises: UserError if the set is not prepared, has no such text feature, or has no such slices.
+    Raises: UserError if the set is not prepared, or if the text feature or a slice does not exist.
     """
     if not tfds_sets.NAME.fullmatch(name):
         raise UserError(

@@ -97,7 +97,7 @@ def load(content: bytes, name: str = FILE) -> Tokenizer:
 
 
 def load_folder(folder: Path) -> Tokenizer:
-    """Returns the tokenizer of a run, or of any folder with a tokenizer.json. Raises: UserError if there is none."""
+    """Returns the tokenizer of a run, or of any folder with a tokenizer.json. Raises: UserError if the file is missing."""
     return load(read(folder), str(folder / FILE))
 
 

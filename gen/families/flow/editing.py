@@ -59,7 +59,7 @@ def read_picture(
 
     Sample i gets picture i modulo m.
 
-    Raises: UserError if `given` has no such array, or if its pictures do not have this shape.
+    Raises: UserError if the array is missing from `given`, or if its pictures have another shape.
     """
     x = take(given, name, request, dtype)
     check_shape("the picture", x.shape[1:], shape)

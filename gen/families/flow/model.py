@@ -79,7 +79,7 @@ class FlowModel:
         """Returns the channels that the network reads in addition to the noisy example's, [B, *axes, D].
 
         They are the known values and their mask, if the model was trained with masks, and the source, if it is a model
-        of pairs. Returns None if there are no such channels.
+        of pairs. Returns None if the model reads no such channels.
 
         x: [B, *axes, C]; only its shape and dtype are used. batch: has "source" [B, *axes, S] if the data are pairs.
         known: the known values of the examples. None: nothing is known.

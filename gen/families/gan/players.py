@@ -189,7 +189,7 @@ def pack_images(x: Array, pack: int) -> Array:
 
 
 def _with_new(stats: Stats, player: str, new: Params) -> Stats:
-    """Returns `stats` with the entry of one network replaced by new statistics, or unchanged if it has no such entry.
+    """Returns `stats` with the entry of one network replaced by new statistics. A network without statistics has no entry, and `stats` is returned unchanged.
 
     player: key of the entry, "generator" or "discriminator". new: {"batch_stats": ...}, as Flax returns it.
     """
