@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -65,30 +66,17 @@ def main(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     out: Path = Path("runs/sweep/results.json"),
     steps: int | None = None,
-    data: tuple[str, ...] = (),
-    data_dir: str | None = None,
+    options: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     rates: tuple[float, ...] = RATES,
 ) -> None:
     """Prints a table: a row for each config, a column for each learning rate.
 
     names: configs, or config files; default: all that need no accelerator. out: file of the results. Runs are trained in its folder.
-    steps: steps of each run; default: a tenth of the config's. data: CONFIG=NAME, other data for a config, such as
-    vae_folder=folder:pictures. data_dir: where prepared data sets are. rates: factors on the learning rate.
+    steps: steps of each run; default: a tenth of the config's. options: a config and options of train.py for it, such as --options
+    "vae_folder --data.name folder:pictures". rates: factors on the learning rate.
     """
     names = names or tuple(sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in PLANNED))
-    other = dict(pair.split("=", 1) for pair in data if "=" in pair)
-    if len(other) < len(data) or other.keys() - set(names):
-        raise UserError(f"data is {' '.join(data)}; it must be CONFIG=NAME for configs of this sweep")
-
-    runs: dict[str, Config] = {}
-    for name in names:
-        config = configs.load(name)
-        shown = {"name": other.get(name), "data_dir": data_dir}
-        # Data from outside gen may not have these fields.
-        given = {k: v for k, v in shown.items() if v is not None and hasattr(config.data, k)}
-        config = replace(config, data=replace(config.data, **given), steps=steps or max(1, config.steps // SHARE))
-        config = replace(config, model=shorten(config.model, config.steps))
-        runs |= {title(name, rate): with_rate(config, rate) for rate in rates}
+    runs = plan(names, rates, steps, options)
 
     def run(method: str, seed: int) -> Numbers:
         return judge(
@@ -96,9 +84,28 @@ def main(
         )
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    # The file may also hold results of other configs and rates, but only of runs with the same length and data.
-    results = run_missing(out, {"steps": steps, "data": sorted(data)}, list(runs), 1, run)
+    # The file may also hold results of other configs and rates, but only of runs with the same length and options.
+    results = run_missing(out, {"steps": steps, "options": sorted(options)}, list(runs), 1, run)
     print(table(names, rates, results))
+
+
+def plan(names: Sequence[str], rates: Sequence[float], steps: int | None, options: Sequence[str]) -> dict[str, Config]:
+    """Returns the configs to train, by the names of their runs. The arguments are those of `main`.
+
+    Raises: UserError if an element of `options` does not begin with one of the names.
+    """
+    given = {words[0]: words[1:] for text in options if (words := shlex.split(text))}
+    if unknown := given.keys() - set(names):
+        raise UserError(
+            f"--options names {unknown.pop()}, which is not in this sweep; the fix: begin each with a config of the sweep"
+        )
+    runs: dict[str, Config] = {}
+    for name in names:
+        config = configs.override(configs.load(name), given.get(name, []), prog=f"train.py {name}").config
+        config = replace(config, steps=steps or max(1, config.steps // SHARE))
+        config = replace(config, model=shorten(config.model, config.steps))
+        runs |= {title(name, rate): with_rate(config, rate) for rate in rates}
+    return runs
 
 
 def title(name: str, rate: float) -> str:

@@ -211,6 +211,20 @@ def test_a_sweep_multiplies_learning_rates_and_shortens_warm_ups():
     assert sweep.multiply(Piecewise((5,), (1.0, 2.0)), 3) == Piecewise((5,), (3.0, 6.0))
 
 
+def test_a_sweep_takes_options_of_train_py_for_each_config():
+    names, options = ("vae_digits", "fsq_digits"), ("vae_digits --data.batch-size 7 --steps 50",)
+    runs = sweep.plan(names, (1, 3), None, options)
+    assert list(runs) == ["vae_digits x1", "vae_digits x3", "fsq_digits x1", "fsq_digits x3"]
+    changed: Any = runs["vae_digits x3"]
+    default: Any = load("vae_digits")
+    assert changed.data.batch_size == 7
+    assert changed.steps == 5, "a tenth"
+    assert changed.model.optim.lr == pytest.approx(3 * default.model.optim.lr)
+    assert sweep.plan(names, (1,), 20, ())["fsq_digits x1"].steps == 20
+    with pytest.raises(UserError, match="names vae_mnist, which is not in this sweep"):
+        sweep.plan(names, (1,), None, ("vae_mnist --steps 5",))
+
+
 def reading(seconds: float, idle: float = 0.0, own: float = 0.0, stolen: float = 0.0, **others: float) -> Reading:
     """The counters of two cores after some seconds. others: CPU seconds of other programs."""
     seen = {i: (name, used) for i, (name, used) in enumerate(others.items())}
