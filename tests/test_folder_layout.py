@@ -157,8 +157,14 @@ def test_classes_and_splits_lie_below_a_wrapping_folder(tmp_path):
     data = automatic(fill(tmp_path / "b", all__train__x=4, all__val__x=2, all__test__x=1)).build()
     assert data.sizes == {"train": 4, "validation": 2, "test": 1}
     assert "label" not in data.spec
-    # Images at several depths of a wrapping folder are no classes.
+    # One sub-folder next to images of a wrapping folder is no class.
     assert "label" not in images_of(fill(tmp_path / "c", all=2, all__more=2)).build().spec
+
+
+def test_a_picture_next_to_classes_below_a_wrapping_folder_is_refused(tmp_path):
+    fill(tmp_path, data__cat=4, data__dog=4, data=1)
+    with pytest.raises(UserError, match=r"data/\S+ lies next to the sub-folders such as cat"):
+        automatic(tmp_path).build()
 
 
 def test_the_order_of_classes_is_by_name_and_stays(tmp_path):

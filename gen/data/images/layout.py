@@ -112,13 +112,14 @@ def in_order(counts: Mapping[str, int]) -> dict[str, list[int]]:
 def find_level(parts: Sequence[Parts], start: int) -> Level:
     """Returns the first level at or below the depth `start` at which images lie in several sub-folders, or directly in a folder.
 
-    Raises: UserError if images lie next to the sub-folders of the level `start`.
+    Raises: UserError if images lie next to sub-folders that may be classes: any at the level `start`, several below it.
     """
     depth = start
     while True:
         names = sorted({each[depth] for each in parts if len(each) > depth + 1})
         loose = next((each for each in parts if len(each) == depth + 1), None)
-        if names and loose and depth == start:
+        # Below a wrapping folder, one sub-folder is no class anyway.
+        if loose and len(names) > (depth > start):
             raise UserError(
                 f"{'/'.join(loose)} lies next to the sub-folders such as {names[0]}: move it into one of them"
             )
