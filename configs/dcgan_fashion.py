@@ -1,8 +1,9 @@
-"""The DCGAN of TensorFlow's tutorial, unconditional, on Fashion-MNIST.
+"""A DCGAN on Fashion-MNIST, unconditional: the networks of TensorFlow's tutorial with half of their channels.
 
-The generator has a projection to 7x7x256 and transposed 5x5 convolutions with 128, 64 and 1 channels. The discriminator has two
-strided 5x5 convolutions with dropout 0.3. Adam has the learning rate 1e-4. Unlike in the tutorial, the slope of LeakyReLU is 0.2
-and not 0.3.
+The generator has a projection to 7x7x128 and transposed 5x5 convolutions with 64, 32 and 1 channels. The discriminator has two
+strided 5x5 convolutions with 32 and 64 channels and dropout 0.3. Unlike in the tutorial, batches have 64 images, Adam
+has the learning rate 2e-4 and the first beta 0.5 (Radford et al. 2016), and the slope of LeakyReLU is 0.2. A step of the tutorial's
+own size takes 16 times as long: --model.generator.widths 256 128 64 --model.discriminator.widths 64 128 --data.batch-size 256
 
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
@@ -16,13 +17,13 @@ from gen.optim import Optimizer
 config = Config(
     model=GAN(
         latent=100,
-        generator=generator.DCGAN(widths=(256, 128, 64), strides=(1, 2, 2)),
-        discriminator=discriminator.DCGAN(widths=(64, 128), dropout=0.3),
+        generator=generator.DCGAN(widths=(128, 64, 32), strides=(1, 2, 2)),
+        discriminator=discriminator.DCGAN(widths=(32, 64), dropout=0.3),
         objective=NonSaturating(),
-        generator_optim=Optimizer(lr=1e-4),
-        discriminator_optim=Optimizer(lr=1e-4),
+        generator_optim=Optimizer(lr=2e-4, b1=0.5),
+        discriminator_optim=Optimizer(lr=2e-4, b1=0.5),
     ),
-    data=Images(name="fashion_mnist", batch_size=256),
-    steps=10_000,
+    data=Images(name="fashion_mnist", batch_size=64),
+    steps=14_000,
     alarms=Alarms("warn"),
 )
