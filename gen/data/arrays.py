@@ -246,9 +246,11 @@ def check_feature(name: str, feature: Feature, parts: list[np.ndarray]) -> None:
 
 
 def add_counted(arrays: Arrays) -> Arrays:
-    """Returns the arrays of a split. If it has "tokens" [N, T + 1], adds "counted" and "bytes" unless it has them.
+    """Returns the arrays of a split, with "counted" and "bytes" added where they are missing. Losses of tokens read both.
 
-    "counted": uint8 [N, T + 1], 0 for the first token and 1 for the others. "bytes": int32 [N], the sum of "counted".
+    "counted", uint8 [N, T + 1]: 1 for the tokens that count in the loss. By default these are all but the first. "bytes", int32
+    [N]: number of bytes that the counted tokens of an example stand for. By default each is one byte. Arrays without "tokens"
+    [N, T + 1] are returned unchanged.
     """
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 2:

@@ -225,15 +225,16 @@ def map_array(path: Path, lock: int) -> np.ndarray:
 
 
 def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None:
-    """Writes an entry: the arrays go to a temporary folder that is renamed, so that a reader sees all of them or none.
+    """Writes an entry of the cache. A reader sees all of its arrays or none.
 
-    If two processes write at the same time, the content of one is kept. Both write the same content. Afterwards, if the
-    cache has become too large, the least recently used entries are removed.
+    The arrays are written to a temporary folder, which is then renamed. A rename that fails is no error: usually another process
+    has written the same entry first, with the same content. Afterwards, if the cache is larger than its limit, the least
+    recently used entries are removed, but not this one.
 
     folder: the entry. arrays: {name: array}. what: describes the arrays in messages and in `python -m gen.cache`.
     replace: replace an existing entry in any case. By default it is only replaced if it is damaged.
 
-    Raises: OSError.
+    Raises: OSError if the files can't be written, or if a damaged entry can't be moved away.
     """
     limit.make_folder(folder.parent, note)
     temporary = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))

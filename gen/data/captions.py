@@ -209,10 +209,13 @@ def read_texts(root: Path, paths: Sequence[str], name: str, kind: Kind) -> dict[
 
 
 def read_jsonl(file: Path, paths: set[str], name: str, kind: Kind) -> dict[str, Caption]:
-    """Reads captions from a .jsonl file with lines such as {"image": PATH, "text": CAPTION}. Returns {path: caption}.
+    """Reads captions from a .jsonl file. Returns {path: caption}.
 
-    A line may have a "group", otherwise the group of a caption is its text. paths: paths of all pictures or recordings.
-    name: the --data.name, for errors. kind: pictures or recordings.
+    A line is {"image": PATH, "text": CAPTION}, or {"audio": PATH, "text": CAPTION} for recordings. It may also have a "group":
+    all captions of a group go into the same split. Without it, the text is the group. Texts are cleaned by `clean`.
+
+    paths: paths of all pictures or recordings, relative to their folder. name: the --data.name, for errors. kind: pictures or
+    recordings.
 
     Raises: UserError for a wrong line, a path that is not in `paths`, or a second caption for a path.
     """

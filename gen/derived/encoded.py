@@ -207,14 +207,17 @@ def check_latents(latents: Arrays, tokenizer: str) -> None:
         )
 
 
-def split_codes(codec: Codec, images: Dataset, split: str, form: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
-    """Encodes a split in order. Returns (codes [n, *grid, ...], {"label" and "caption", if any: array [n, ...]}).
+def split_codes(codec: Codec, images: Dataset, split: str, variant: int, augmented: bool) -> tuple[np.ndarray, Arrays]:
+    """Encodes the examples of a split, in their order. Returns (codes, {name: array [n, ...]}).
 
-    form: index of the variant, which seeds the random numbers of the preprocessing. augmented: whether to augment as in
-    training.
+    The codes are tokens uint16 [n, *grid] or [n, *grid, books], or latents float16 [n, *grid, channels]. A latent that float16
+    can't hold becomes infinite. The names are "label" and "caption", if the data have them.
+
+    variant: index of the variant (see `encode_all`), which seeds the random numbers of the preprocessing. augmented: whether
+    the images are augmented as in training.
     """
     # A fixed key, because the codes are part of the data: they do not depend on the seed of a run.
-    key = jax.random.fold_in(jax.random.key(0), form)
+    key = jax.random.fold_in(jax.random.key(0), variant)
     stored = np.uint16 if codec.coder.codes.vocab else np.float16
 
     @jax.jit

@@ -38,9 +38,10 @@ class ImageMetric(Metric[ImageSubject]):
 
 @dataclass(frozen=True)
 class Tstr(ImageMetric):
-    """TSTR: accuracy on held-out images of classifiers that are trained on generated images only.
+    """TSTR (train on synthetic, test on real): classifiers are trained on generated images, and tested on held-out images.
 
-    Baselines: the same after training on real images ("trtr"), or on samples of one Gaussian per class ("tstr_gaussian").
+    The score is their mean accuracy. Baselines: the accuracy after training on real images ("trtr": train on real, test on
+    real), and on samples of one Gaussian per class ("tstr_gaussian").
     """
 
     name: str = "tstr"

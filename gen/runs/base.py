@@ -232,7 +232,13 @@ def check_unchanged(base: Base) -> None:
 
 
 def check_base(base: Base, abstract: State) -> None:
-    """Raises: UserError if the base's parameters differ in name or shape from those of the new run, whose state is `abstract`."""
+    """Checks that a new run can start from the parameters of its base.
+
+    abstract: shapes of the new run's state. Dtypes may differ. Shapes may differ where `Family.adopt` of the base replaces the
+    parameter, such as for another number of classes. For an adapter, its frozen parameters are compared.
+
+    Raises: UserError if any other parameter is missing on one side, or has another shape.
+    """
     # A run of an adapter has the base's parameters in `frozen`. Any other run has them in `params`.
     like = abstract.frozen or abstract.params
     adopted = jax.eval_shape(partial(base.config.model.adopt, like=like), base.abstract.frozen or base.abstract.params)

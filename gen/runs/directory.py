@@ -99,7 +99,7 @@ def lock_run(workdir: Path) -> Iterator[None]:
 
 
 def begin_run(workdir: Path, config: Config, data: Dataset, base: BaseRecord | None = None) -> None:
-    """Writes config.json, spec.json and the files of the data, if the directory holds no run yet or this same run.
+    """Writes config.json, spec.json and the entries of `data.files`, if the directory holds no run yet or this same run.
 
     base: the run whose checkpoint this run starts from or adapts. None: there is none.
 
@@ -157,7 +157,11 @@ def is_same_data(then: str, data: Dataset, workdir: Path) -> bool:
 def write_run(
     workdir: Path, config: Config, data: Dataset, base: BaseRecord | None, identities: Sequence[str] = ()
 ) -> None:
-    """Writes config.json, spec.json and the files of the data. identities: the result of `check_same_run`."""
+    """Writes config.json, spec.json and the entries of `data.files`, such as tokenizer.json.
+
+    base: the run whose checkpoint this run starts from or adapts. None: there is none. identities: the result of
+    `check_same_run`.
+    """
     content = {**data.files, "spec.json": files.encode_json(encode_spec(data.spec))}
     write_config(workdir, config, data.digest, base, content, identities)
     for name, text in content.items():

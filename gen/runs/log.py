@@ -78,11 +78,14 @@ class RunLog:
     def step(self, call: range, metrics: Metrics, waited: float) -> list[StepMetrics]:
         """Logs and returns the metrics of the previous call of the compiled update, and keeps those of this call.
 
-        Reading metrics waits for the device. So they are read one call late, while the device already works on the next
-        call. Returns the metrics of each step of the previous call, [] at the first call. `settle` reads the last ones.
+        One call makes one or several steps. Reading metrics waits for the device. So they are read one call late, while the
+        device already works on the next call. `settle` reads those of the last call.
 
-        call: 1-based steps of this call. metrics: its metrics, arrays on the device. waited: seconds that the host
-        waited for its batch.
+        call: numbers of the steps of this call, from 1. metrics: the metrics of this call, arrays on the device. waited:
+        seconds that the host waited for the batch of this call.
+
+        Returns the metrics of each step of the previous call. []: there is none, or they were read before.
+        Raises: UserError if a metric of the previous call is not finite, unless its step was skipped.
         """
         self.waited += waited
         read = self.settle()
@@ -220,10 +223,13 @@ class RunLog:
 def open_log(
     workdir: Path, config: Log, start: int, steps: int, batch_size: int, length: int, losses: Sequence[str]
 ) -> Iterator[RunLog]:
-    """Yields the log of a run that continues after step `start`. Writes the traceback of an error inside to logs/.
+    """Opens the log of a run that continues after step `start`, and yields it. All hosts must call it.
 
-    steps: number of steps of the whole run. length: bytes of metrics.jsonl at step `start`; later lines are cut off.
-    batch_size: examples per step, to compute the speed. losses: names of the metrics that the progress bar shows.
+    If an error leaves the `with` block, its traceback is written to this host's file in logs/, and the error is raised again.
+
+    config: settings of the log. steps: number of steps of the whole run. batch_size: examples per step, to compute the speed.
+    length: bytes of metrics.jsonl at step `start`; later lines are cut off. losses: names of the metrics that the progress
+    bar shows.
     """
     # The later lines are of steps that are made again. All hosts wait until the first host has cut them off.
     hosts.broadcast(lambda: curve.truncate(workdir / curve.METRICS, length))

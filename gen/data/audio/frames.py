@@ -12,7 +12,10 @@ LOUD = 2.0
 
 
 def frames_feature(audio: Feature, mel: Mel) -> Feature:
-    """Returns the feature [frames, bands] of the log-mel frames of sound. audio: feature [samples, channels]."""
+    """Returns the `Feature` that describes the log-mel frames of sound, of shape [frames, bands].
+
+    audio: the `Feature` of the sound, of shape [samples, channels]. mel: settings of the frames.
+    """
     return Feature((mel.frames(audio.shape[0]), mel.bands), sample_rate=audio.sample_rate, axes=("time", "band"))
 
 

@@ -46,16 +46,17 @@ class Lost(NamedTuple):
 def make_pairs(
     streams: Streams, length: int, source_length: int | None, batch_size: int
 ) -> tuple[Examples, dict[str, Lost]]:
-    """Returns examples of one pair each, and {split: numbers of prompts and pairs that do not fit}.
+    """Returns examples that hold one pair each, and {split: numbers of cut prompts and dropped pairs}.
 
-    - Without source_length, "tokens" are: end, prompt, target, end, and end tokens as padding up to length + 1 tokens.
-    - With source_length, the prompt is "source" int32 [B, source_length], padded with end tokens. "tokens" are: end, target, end,
+    - Without source_length, an example is "tokens" int32 [B, length + 1]: END prompt target END, and padding.
+    - With source_length, the prompt is separate: "source" int32 [B, source_length], and padding. "tokens" are END target END, and
       padding.
 
-    The loss counts the tokens of the target and the end token after it. A prompt that does not fit loses
-    its beginning. A pair is dropped if its target has more than length - 1 tokens.
+    END is the end token. The padding consists of end tokens, too. The loss counts the tokens of the target and the END after it.
+    A prompt that does not fit loses its beginning. A pair is dropped if its target has more than length - 1 tokens.
 
-    streams: in each split, end, prompt, end, target, end, prompt, ...
+    streams: in each split, the tokens are END prompt END target END prompt ... batch_size: pairs in a training batch, over all
+    devices and hosts.
 
     Raises: UserError if no pair of a split is left.
     """

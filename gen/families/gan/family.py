@@ -200,10 +200,10 @@ class GAN(core.Family):
         )
 
     def players(self, spec: Spec) -> tuple[GeneratorModel, DiscriminatorModel]:
-        """Returns G and D for the images that `spec`, the features of the data, describes.
+        """Returns G and D for the images of the data. spec: the features of the data.
 
-        Raises: UserError if the data have no images, if the model is conditional and the data have no labels, or if the
-        networks can't have images of this size.
+        Raises: UserError if the data have no images, if the model is conditional and the data have no labels, or if G can't
+        make images of this size.
         """
         if "image" not in spec:
             raise UserError(f"a GAN models images, and the data have {', '.join(spec)}; choose a set of images")

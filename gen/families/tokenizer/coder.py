@@ -70,7 +70,10 @@ class Coder:
         return _apply(self.decoder, params["decoder"], z.astype(self.dtype))
 
     def reconstruct(self, params: Params, stats: Stats, x: Array) -> tuple[Array, Array]:
-        """Returns the reconstructions of examples x, float32 [B, *axes, C] in [-1, 1], and the codes of x."""
+        """Encodes and decodes examples x [B, *axes, C] in [-1, 1], as in evaluation. Returns (reconstructions, codes).
+
+        The reconstructions are float32 [B, *axes, C] in [-1, 1]. The codes are as in `Coded.codes`.
+        """
         codes = self.encode(params, stats, x).codes
         return self.show(params, stats, codes), codes
 

@@ -42,7 +42,7 @@ class Reconstruction:
         return self
 
     def tiny(self) -> Reconstruction:
-        """Returns the same loss with the smallest sizes, for tests."""
+        """Returns a loss of the same kind that is quick to compute, for tests. By default the loss itself."""
         return self
 
 
