@@ -78,7 +78,7 @@ def report(verb: str, items: list[Item]) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Returns a size such as "50GB", "1.5TB" or "0" in bytes; 1 kB is 1000 bytes. Raises: UserError for another text."""
+    """Returns a size such as "50GB", "1.5TB" or "0" in bytes; 1 kB is 1000 bytes, and so is 1 KiB. Raises: UserError for another text."""
     match = SIZE.fullmatch(text.strip())
     if not match:
         raise UserError(f"--limit {text!r} is not a size; give one such as 50GB")

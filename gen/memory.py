@@ -19,7 +19,12 @@ OWN_GROUP = Path("/proc/self/cgroup")
 
 
 def check_fits(shapes: T, path: Path) -> T:
-    """Returns `shapes` if such arrays fit in memory. Raises: UserError if not. path: the run of the model that has them."""
+    """Returns `shapes`, a tree of shapes and dtypes, if arrays of these shapes fit in the memory of this host or container.
+
+    All of the memory counts, not only what is free. path: folder of the run, for the message.
+
+    Raises: UserError if they do not fit.
+    """
     check_memory(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)), f"the model of {path}")
     return shapes
 

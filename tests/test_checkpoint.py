@@ -1,6 +1,7 @@
 """Checkpoints are restored as they were saved, or a message says that they are damaged. Training never restarts silently."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,14 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     assert checkpoint.best(folder, Save(best=("loss", "max")), NEVER) == 50
     assert checkpoint.best(folder, Save(), NEVER) == 50
     assert checkpoint.newest(folder, NEVER) == 50
+
+
+@pytest.mark.parametrize("end", ["min", "max"])
+def test_a_checkpoint_whose_metric_is_nan_is_never_the_best(end, tmp_path):
+    config = Save(keep=2, best=("loss", end))
+    folder = saved(tmp_path / "c", config, {10: 2.0, 20: math.nan, 30: 2.5, 40: math.nan, 50: math.nan})
+    assert checkpoint.best(folder, config, NEVER) == {"min": 10, "max": 30}[end]
+    assert 20 not in checkpoint.steps(folder)
 
 
 def array_file(folder: Path, step: int) -> Path:

@@ -15,6 +15,7 @@ from untrained import make_run
 
 from gen import sample
 from gen.core import Feature, Request, RunView
+from gen.data.audio.frames import stretch
 from gen.derived import Encoded
 from gen.derived.code_sounds import CODE_SOUNDS, SoundOptions, find_kept
 from gen.derived.codec import open_codec
@@ -152,6 +153,15 @@ def codec(tiny, tmp_path_factory):
     return make_run(
         tmp_path_factory.mktemp("runs") / "codec", replace(config, model=replace(config.model, network=network))
     )
+
+
+def test_frames_are_resampled_along_time_or_bands():
+    x = jnp.arange(12.0).reshape(4, 3)
+    np.testing.assert_array_equal(stretch(x, jnp.float32(1), 0), x)
+    half = [[0, 1, 2], [1.5, 2.5, 3.5], [3, 4, 5], [4.5, 5.5, 6.5]]
+    np.testing.assert_allclose(stretch(x, jnp.float32(0.5), 0), half)
+    np.testing.assert_allclose(stretch(x, jnp.float32(2), 0), [[0, 1, 2], [6, 7, 8], [-1] * 3, [-1] * 3])
+    np.testing.assert_allclose(stretch(x, jnp.float32(2), 1), [[0, 2, -1], [3, 5, -1], [6, 8, -1], [9, 11, -1]])
 
 
 def test_a_vocoder_inverts_log_mels_by_frames():

@@ -123,7 +123,7 @@ class ImageSubject(Subject):
 
     @cached_property
     def generated_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Shapes of the arrays that the model generates for n = 1. Nothing is computed."""
+        """{name: shape and dtype} of the arrays that the model generates for n = 1, after `to_images`. Nothing is computed."""
         model, key = self.run.model, jax.random.key(0)
 
         def generate(state: State, given: dict[str, np.ndarray]) -> Mapping[str, Array]:

@@ -108,12 +108,16 @@ class MusicSubject(TextSubject):
 
 @dataclass(frozen=True)
 class Voices(Metric[MusicSubject]):
-    """-log p in nats of the held-out scores: the mean over frames, and the mean over the tokens of all voices but the first.
+    """How well the model predicts held-out pieces: -log p in nats. Lower is better.
 
-    A token is given all tokens before it: earlier frames, and the earlier voices of its frame. So the second number tells how well
-    a model harmonizes the melody in the first voice. With one voice, the second number is left out.
+    - nats_per_frame: the sum over the voices of a frame, averaged over frames.
+    - nats_given_first_voice: the mean over the tokens of all voices but the first. Left out if there is only one voice.
 
-    Baseline: counts of the training split (gen.data.music.counting). Its names begin with "counting_".
+    A token is predicted from all tokens before it: earlier frames, and the earlier voices of its frame. So the second number
+    tells how well a model harmonizes the melody in the first voice.
+
+    Baseline: a model that counts tokens of the training split (gen.data.music.counting). The names of its numbers begin with
+    "counting_".
     """
 
     name: str = "voices"

@@ -112,9 +112,9 @@ class Subject:
 
     @cached_property
     def request(self) -> dict[str, object]:
-        """{field: value} of the request's fields that --request sets to other values than their defaults.
+        """{field: value}: the settings of `generate` that --request changes. Fields with their default value are left out.
 
-        Raises: UserError if a field does not exist in the family's request, or if its value is wrong.
+        Raises: UserError if the family's request has no such field, or if a value is wrong.
         """
         return parse_request(self.run.model.request, self.options.request, spec=self.run.spec)
 

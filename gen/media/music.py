@@ -98,7 +98,7 @@ class Scores(Medium):
         return replace(options, midi=None, content=base64.b64encode(content).decode())
 
     def complete(self, options: ScoreOptions, request: Request, run: RunView) -> ScoreOptions:
-        """Returns the options with the default of --write for --mode harmonize: all voices but the first."""
+        """Returns the options. With --mode harmonize and without --write, `write` becomes all voices but the first."""
         if getattr(request, "mode", "generate") != "harmonize" or options.write:
             return options
         return replace(options, write=tuple(range(2, run.spec["tokens"].shape[1] + 1)))

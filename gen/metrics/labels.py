@@ -47,16 +47,17 @@ class Examples(NamedTuple):
 def score_labels(
     data: Dataset, model: GenerativeModel, state: State, split: str = "test", shots: int = 0, seed: int = 0
 ) -> Score:
-    """Returns the accuracy of the label that the model finds likeliest after each prompt of a split.
+    """Classifies each prompt of a split by a language model. The score is the accuracy.
 
-    The data must be joined pairs: each example is one sequence of the end token, a prompt, a label, and the end token.
-    A label is scored with the end token after it, as in training. With shots, it may also end with a new line, as the
-    label of each shot does. The probability of a label is then the sum over both endings.
+    The predicted label is the one with the highest probability after the prompt. The data must be joined pairs: each
+    example is one sequence of the end token, a prompt, a label, and the end token. The probability of a label includes the
+    end token after it, as in training. With shots, a label may also end with a new line, as the label of each shot does.
+    Its probability is then the sum over both endings. Without shots, a prompt that is too long loses its beginning.
 
     shots: number of labelled training examples that are put before each prompt (Brown et al. 2020). They are drawn
     separately for each prompt, by `seed`.
 
-    Raises: UserError if the data have no labels or too few training examples, or if the shots do not fit.
+    Raises: UserError if the data have no labels or fewer than `shots` training examples, or if a prompt with its shots does not fit.
     """
     if "labels.json" not in data.files or "source" in data.spec:
         raise UserError('labels are scored on joined pairs with a "label" in each line, and these data have no labels')

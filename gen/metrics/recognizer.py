@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from gen.axis import split_keys
 from gen.core import Array, Batch, Dataset, Feature, Key, Params
-from gen.data.audio.frames import to_frames
+from gen.data.audio.frames import stretch, to_frames
 from gen.data.cache import load_or_make
 from gen.data.digest import sha256
 from gen.data.order import permute
@@ -144,19 +144,6 @@ def fits(labels: np.ndarray, padding: np.ndarray, positions: int) -> np.ndarray:
     lengths = (1 - padding).sum(1)
     doubled = ((labels[:, 1:] == labels[:, :-1]) & (padding[:, 1:] == 0)).sum(1)
     return lengths + doubled <= positions
-
-
-def stretch(x: Array, factor: Array, axis: int) -> Array:
-    """Reads x [F, bands] at `factor` times each index along an axis, by linear interpolation. Beyond the end it is -1, which is silence."""
-    at = jnp.arange(x.shape[axis]) * factor
-    low = jnp.floor(at).astype(jnp.int32)
-    part = (at - low).astype(x.dtype)
-    shape = (-1, 1) if axis == 0 else (1, -1)
-
-    def read(index: Array) -> Array:
-        return jnp.take(x, index, axis=axis, mode="fill", fill_value=-1)
-
-    return read(low) * (1 - part).reshape(shape) + read(low + 1) * part.reshape(shape)
 
 
 def augment(x: Array, key: Key, recipe: Recipe) -> Array:

@@ -39,7 +39,10 @@ class DenseDown(nn.Module):
 
 
 class DenseUp(nn.Module):
-    """Trunk of the decoder of a `gen.networks.vae.Perceptron`: fully connected layers. shape: (H, W, outputs)."""
+    """Trunk of the decoder of a `gen.networks.vae.Perceptron`: fully connected layers.
+
+    shape: (H, W, number of outputs for each pixel). The outputs are the parameters of the likelihood.
+    """
 
     hidden: tuple[int, ...]
     shape: tuple[int, ...]
@@ -77,7 +80,8 @@ class ResidualDown(nn.Module):
 class ResidualUp(nn.Module):
     """Trunk of the decoder of a `gen.networks.vae.Residual`: in each stage blocks, then a transposed convolution.
 
-    widths: channels of each stage of the encoder; the decoder has them in reverse order. shape: (H, W, outputs).
+    widths: channels of each stage of the encoder; the decoder has them in reverse order. shape: (H, W, number of outputs
+    for each pixel).
     """
 
     widths: tuple[int, ...]

@@ -198,7 +198,7 @@ def score(folder: Path, step: int, config: Save) -> float:
 def value_of(validation: Mapping[str, float], config: Save) -> float:
     """Returns the value of the metric `save.best`, negated if lower is better, so that the best checkpoint has the largest value.
 
-    -inf: `validation` does not have the metric. 0 if `save.best` is None.
+    -inf: `validation` does not have the metric, or it is NaN. 0: `save.best` is None.
     """
     if config.best is None:
         return 0.0
@@ -206,6 +206,9 @@ def value_of(validation: Mapping[str, float], config: Save) -> float:
     try:
         value = float(validation[metric])
     except (KeyError, TypeError, ValueError, OverflowError):
+        return -math.inf
+    # NaN has no place in an order.
+    if math.isnan(value):
         return -math.inf
     return value if end == "max" else -value
 

@@ -41,7 +41,8 @@ def exit_on_signal(grace: float) -> Iterator[None]:
 def notice_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that returns whether SIGTERM, SIGUSR1 or Ctrl-C has come inside this context.
 
-    The first of them raises nothing, so that the state can be saved. A Ctrl-C after it raises KeyboardInterrupt.
+    SIGTERM and SIGUSR1 raise nothing, and neither does a first Ctrl-C, so that the state can be saved. A Ctrl-C after any of
+    these signals raises KeyboardInterrupt.
     """
     global _saves
     came = False

@@ -1,8 +1,10 @@
-"""Converts recordings to the log-mel frames that a model of speech reads."""
+"""Log-mel frames, which models of speech read: converts recordings to frames, and resamples frames."""
 
 from __future__ import annotations
 
 import math
+
+import jax.numpy as jnp
 
 from gen.core import Array, Feature
 from gen.networks.spectra import Mel, log_mels
@@ -26,3 +28,20 @@ def to_frames(audio: Array, rate: int, mel: Mel) -> Array:
     """
     low = math.log(mel.floor)
     return (log_mels(audio.mean(2), rate, mel) - low) * 2 / (LOUD - low) - 1
+
+
+def stretch(x: Array, factor: Array, axis: int) -> Array:
+    """Resamples log-mel frames x [F, bands] along an axis, by linear interpolation. The shape stays the same.
+
+    Position i of the result is x at i * factor, so a factor above 1 makes the content shorter. Positions beyond the end of x
+    become -1, which is silence. factor: float [].
+    """
+    at = jnp.arange(x.shape[axis]) * factor
+    low = jnp.floor(at).astype(jnp.int32)
+    part = (at - low).astype(x.dtype)
+    shape = (-1, 1) if axis == 0 else (1, -1)
+
+    def read(index: Array) -> Array:
+        return jnp.take(x, index, axis=axis, mode="fill", fill_value=-1)
+
+    return read(low) * (1 - part).reshape(shape) + read(low + 1) * part.reshape(shape)

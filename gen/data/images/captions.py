@@ -50,8 +50,10 @@ class Captioned(CaptionOptions, core.Data):
     """How each later start looks for changed files. sample: it compares a random sample of their content. all: it compares every byte."""
 
     def build(self) -> core.Dataset:
-        """Reads the captions and the images. Raises: UserError for a wrong option, image or caption, or for an
-        image without a caption, or a caption without an image.
+        """Returns the data set. Reads the captions now. Decodes the images now if they fit into 2 GiB, otherwise when they are
+        needed.
+
+        Raises: UserError for a wrong option, image or caption. Also if an image has no caption, or a caption has no image.
         """
         images = self.images()
         check(images)

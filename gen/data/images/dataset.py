@@ -79,9 +79,12 @@ class Images(core.Data):
     1 MiB. all: it compares every byte."""
 
     def resolve(self) -> Images:
-        """Returns the config with slices in place of None for train, validation and test.
+        """Returns a copy in which each of train, validation and test that was None is a slice of the data.
 
-        Raises: UserError if an option is wrong, or if the images are missing or can't be used.
+        If none of the three is None, the data are not read.
+
+        Raises: UserError if an option is wrong, if the images are needed and are missing or can't be used, or if a new slice
+        shares examples with a given one.
         """
         check(self)
         given = {split: getattr(self, split) for split in Slices._fields}

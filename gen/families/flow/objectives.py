@@ -161,5 +161,5 @@ def expand(t: Array, x: Array) -> Array:
 
 
 def mean_square(x: Array) -> Array:
-    """Returns the mean square of each example of x [B, ...], [B]."""
+    """Returns the mean square of each example, [B]. x: [B, ...]."""
     return jnp.square(x).mean(tuple(range(1, x.ndim)))

@@ -178,7 +178,11 @@ class Transformer(nn.Module):
     def run_layers(
         self, x: Array, segment_BS: Array, shared: Shared, cache: Cache | None
     ) -> tuple[Array, Cache | None]:
-        """Returns (output of the last block [B, T, D], cache with the new tokens, or None). segment: of the keys."""
+        """Runs all blocks. Returns (output of the last block [B, T, D], cache with the new tokens, None without a cache).
+
+        x: input of the first block, [B, T, D]. segment_BS: segment of each key, which the new cache holds. shared: inputs that
+        all blocks read.
+        """
         arch = self.arch
         if cache is None:
             (x, _), _ = self.stack(self.causal)((x, None), jnp.arange(arch.layers, dtype=jnp.int32), shared)
@@ -193,7 +197,10 @@ class Transformer(nn.Module):
         return x, Cache(keys, values, segment_BS, cache.length + new)
 
     def stack(self, causal: bool) -> Any:
-        """Returns the blocks as one loop over stacked parameters, so that the compiled program does not grow with the number of blocks."""
+        """Returns the blocks as one loop over stacked parameters: (carry, numbers of the layers, shared) -> (carry, _).
+
+        The compiled program does not grow with the number of blocks. causal: see `Block.causal`.
+        """
         # In a loop, XLA can't merge the recomputation with the first computation, so remat need not prevent it (prevent_cse).
         block = nn.remat(Block, prevent_cse=False) if self.arch.remat else Block
         loop = nn.scan(
