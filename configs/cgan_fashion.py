@@ -1,8 +1,8 @@
 """A conditional GAN on Fashion-MNIST: projection (Miyato and Koyama 2018), a small DCGAN generator, and the non-saturating loss
 with R1 (Mescheder et al. 2018).
 
-Its TSTR is 0.863: the test accuracy of a classifier that is trained on its samples only (docs/gans.md). The training takes 46
-minutes of CPU time on one core. On MNIST: --data.name mnist --steps 14000
+Its TSTR is 0.870 (real images: 0.884): the test accuracy of a classifier that is trained on 54,000 of its samples only. The training
+takes 71 minutes of CPU time on one core. On MNIST: --data.name mnist --data.batch-size 64 --model.r1 1 --steps 14000
 
 The discriminator is a perceptron. Convolutions with stride 2 miss small details, and the generator would use such details to mark
 the classes.
@@ -23,12 +23,12 @@ config = Config(
         discriminator=discriminator.Perceptron(widths=(1024, 512, 256)),
         conditioning="projection",
         objective=NonSaturating(),
-        r1=1.0,
+        r1=2.0,
         generator_optim=Optimizer(lr=WarmupCosine(5e-4, warmup=100), b1=0.0, b2=0.99),
         discriminator_optim=Optimizer(lr=WarmupCosine(5e-4, warmup=100), b1=0.0, b2=0.99),
     ),
-    data=Images(name="fashion_mnist", batch_size=64),
-    steps=36_000,
+    data=Images(name="fashion_mnist", batch_size=128),
+    steps=30_000,
     evaluate_every=6000,
     alarms=Alarms("warn"),
 )
