@@ -1,6 +1,9 @@
 """The objective of R3GAN (Huang et al. 2024) on Fashion-MNIST, unconditional: relativistic pairs with R1 and R2, and no batch
 normalization. The networks are DCGANs, unlike in the paper.
 
+The Fréchet distance of 10,000 samples is 12.9 (training images: 0.30), and coverage 0.46: worse than dcgan_fashion. The shapes are
+clear, and the textures are noisy. The training takes 38 minutes of CPU time.
+
 Prepare the data first, from the IDX files: python -m gen.data.prepare fashion_mnist --source DIR
 """
 

@@ -42,6 +42,10 @@ SOUND = {
     "heavy tails": (90 + RNG.standard_t(4, N), LOSS),
     "a KL that warms up": (fall(543, 60, 1) + 45 * np.minimum(1, STEPS / 3000), LOSS),
     "players that hover": (1.4 + 0.3 * np.sin(STEPS / 300) + 0.1 * NOISE, PLAYERS),
+    "players that leave an equal start": (
+        2 * math.log(2) + 0.45 * np.clip((STEPS - 45) / 10, 0, 1) + np.where(STEPS < 50, 0.003, 0.1) * NOISE,
+        PLAYERS,
+    ),
     "players that climb": (0.7 + 3 * STEPS / N + 0.1 * NOISE, PLAYERS),
     "critics around zero": (-5 + 20 * np.sin(STEPS / 700) + 3 * NOISE, PLAYERS),
     "gradients that grow": (np.exp(STEPS / 500) * np.exp(0.5 * NOISE), GRADIENT),

@@ -18,6 +18,8 @@ MAX_DEVIATIONS = 20.0
 """A loss can only be far outside its history if it is at least this number of standard deviations above it."""
 MIN_JUMP = 0.1
 """Minimum size of a jump, as a fraction of the size of the running mean."""
+MIN_PLAYERS_JUMP = 0.5
+"""The same for the losses of several players. They move by a third within a few steps when a GAN leaves its equal start."""
 MAX_START_RATIO = 10.0
 """Before START values are known, a loss is far away if it is above first + (MAX_START_RATIO - 1) * max(|first|, 1), where first is the
 first value."""
@@ -104,8 +106,8 @@ def jump(level: Level, kind: Kind) -> float:
     """
     if level.count < START or kind.ratio is not None:
         return limit(level, kind)
-    away = MAX_DEVIATIONS * level.deviation, 0.25 * (level.high - level.low), MIN_JUMP * abs(level.mean)
-    return level.mean + max(away)
+    least = (MIN_PLAYERS_JUMP if kind.climbs else MIN_JUMP) * abs(level.mean)
+    return level.mean + max(MAX_DEVIATIONS * level.deviation, 0.25 * (level.high - level.low), least)
 
 
 def after(level: Level, value: float, kind: Kind) -> Level:
