@@ -94,10 +94,13 @@ def plan(names: Sequence[str], rates: Sequence[float], steps: int | None, option
 
     Raises: UserError if an element of `options` does not begin with one of the names.
     """
-    given = {words[0]: words[1:] for text in options if (words := shlex.split(text))}
+    given: dict[str, list[str]] = {}
+    for text in options:
+        name, *words = shlex.split(text) or [""]
+        given.setdefault(name, []).extend(words)
     if unknown := given.keys() - set(names):
         raise UserError(
-            f"--options names {unknown.pop()}, which is not in this sweep; the fix: begin each with a config of the sweep"
+            f"--options names {unknown.pop()!r}, which is not in this sweep; the fix: begin each with a config of the sweep"
         )
     runs: dict[str, Config] = {}
     for name in names:

@@ -21,7 +21,7 @@ OWN_GROUP = Path("/proc/self/cgroup")
 def check_fits(shapes: T, path: Path) -> T:
     """Returns `shapes`, a tree of shapes and dtypes, if arrays of these shapes fit in the memory of this host or container.
 
-    All of the memory counts, not only what is free. path: folder of the run, for the message.
+    The size of the arrays is compared with the total memory, not with the free memory. path: folder of the run, for the message.
 
     Raises: UserError if they do not fit.
     """

@@ -212,7 +212,7 @@ def test_a_sweep_multiplies_learning_rates_and_shortens_warm_ups():
 
 
 def test_a_sweep_takes_options_of_train_py_for_each_config():
-    names, options = ("vae_digits", "fsq_digits"), ("vae_digits --data.batch-size 7 --steps 50",)
+    names, options = ("vae_digits", "fsq_digits"), ("vae_digits --data.batch-size 7", "vae_digits --steps 50")
     runs = sweep.plan(names, (1, 3), None, options)
     assert list(runs) == ["vae_digits x1", "vae_digits x3", "fsq_digits x1", "fsq_digits x3"]
     changed: Any = runs["vae_digits x3"]
@@ -221,7 +221,7 @@ def test_a_sweep_takes_options_of_train_py_for_each_config():
     assert changed.steps == 5, "a tenth"
     assert changed.model.optim.lr == pytest.approx(3 * default.model.optim.lr)
     assert sweep.plan(names, (1,), 20, ())["fsq_digits x1"].steps == 20
-    with pytest.raises(UserError, match="names vae_mnist, which is not in this sweep"):
+    with pytest.raises(UserError, match="names 'vae_mnist', which is not in this sweep"):
         sweep.plan(names, (1,), None, ("vae_mnist --steps 5",))
 
 

@@ -227,9 +227,9 @@ def map_array(path: Path, lock: int) -> np.ndarray:
 def save(folder: Path, arrays: Arrays, what: str, replace: bool = False) -> None:
     """Writes an entry of the cache. A reader sees all of its arrays or none.
 
-    The arrays are written to a temporary folder, which is then renamed. A rename that fails is no error: usually another process
-    has written the same entry first, with the same content. Afterwards, if the cache is larger than its limit, the least
-    recently used entries are removed, but not this one.
+    The arrays are written to a temporary folder, and then the folder is renamed. If another process has written the same entry
+    first, the rename fails, and the other entry is kept. It has the same content, so no error is raised. Then, if the cache is
+    larger than its limit, the least recently used entries are removed, but not this one.
 
     folder: the entry. arrays: {name: array}. what: describes the arrays in messages and in `python -m gen.cache`.
     replace: replace an existing entry in any case. By default it is only replaced if it is damaged.

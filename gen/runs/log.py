@@ -78,8 +78,8 @@ class RunLog:
     def step(self, call: range, metrics: Metrics, waited: float) -> list[StepMetrics]:
         """Logs and returns the metrics of the previous call of the compiled update, and keeps those of this call.
 
-        One call makes one or several steps. Reading metrics waits for the device. So they are read one call late, while the
-        device already works on the next call. `settle` reads those of the last call.
+        One call makes one or several steps. To read metrics, the host must wait for the device. So the metrics of a call are read
+        at the next call, when the device has new work. After the last call, use `settle`.
 
         call: numbers of the steps of this call, from 1. metrics: the metrics of this call, arrays on the device. waited:
         seconds that the host waited for the batch of this call.

@@ -118,8 +118,8 @@ def find_level(parts: Sequence[Parts], start: int) -> Level:
     while True:
         names = sorted({each[depth] for each in parts if len(each) > depth + 1})
         loose = next((each for each in parts if len(each) == depth + 1), None)
-        # Below a wrapping folder, one sub-folder is no class anyway.
-        if loose and len(names) > (depth > start):
+        # A single sub-folder of a wrapping folder can't be one of several classes, so images may lie next to it.
+        if loose and names and (depth == start or len(names) > 1):
             raise UserError(
                 f"{'/'.join(loose)} lies next to the sub-folders such as {names[0]}: move it into one of them"
             )
